@@ -1,0 +1,59 @@
+"""mmllm: any-to-any multimodal language models that train and run at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmllm.conversation import Audio, Image, Medium, Message, Text, Video, assistant, system, user
+from mmllm.errors import (
+    AssetError,
+    CheckpointError,
+    ConfigError,
+    ContextError,
+    MediaError,
+    MmllmError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from mmllm.chat import Chat
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AssetError",
+    "Audio",
+    "CheckpointError",
+    "ConfigError",
+    "ContextError",
+    "Image",
+    "MediaError",
+    "Medium",
+    "Message",
+    "MmllmError",
+    "Text",
+    "TrainingError",
+    "Video",
+    "assistant",
+    "load",
+    "system",
+    "user",
+]
+
+
+def load(source: str = "mini", *, device: str | None = None, dtype: str | None = None) -> Chat:
+    """A model to talk to: a name ("mini"), a checkpoint or run folder, or a YAML (untrained).
+
+    `device`: cpu, cuda, mps (best available unless given); `dtype`: float32 or bfloat16.
+    """
+    from mmllm.chat import load as load_chat
+
+    return load_chat(source, device=device, dtype=dtype)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Chat":
+        from mmllm.chat import Chat
+
+        return Chat
+    raise AttributeError(f"module 'mmllm' has no attribute {name!r}")

@@ -1,0 +1,307 @@
+"""Checkpoints: a folder with the config, a manifest, and what trains as safetensors.
+
+    config.yaml                       system and stage, as they were
+    manifest.json                     step, versions, fingerprints of frozen parts, files' hashes
+    input_projections.safetensors     output_projections.safetensors     rows.safetensors
+    adapter/                          LoRA, in peft's own format (absent before it is trained)
+    training/                         optimiser and counters (absent in a model that is only used)
+
+A checkpoint is written next to its place and renamed, the manifest last: what carries its name is
+complete. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from mmllm import config as configs
+from mmllm.config import RunConfig, SystemConfig
+from mmllm.errors import CheckpointError
+from mmllm.model import AnyToAny
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_PACKAGES = ("torch", "transformers", "peft", "diffusers", "accelerate", "safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk, its manifest read and its files' sizes checked."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    def system(self) -> SystemConfig:
+        return configs.parse_system(self._config()["system"])
+
+    def run(self) -> RunConfig:
+        """System and stage; raises CheckpointError for a checkpoint that no stage wrote."""
+        tree = self._config()
+        if "stage" not in tree:
+            raise CheckpointError(f"{self.folder}: holds a model but no stage of training")
+        return configs.parse_run(tree, str(self.folder / "config.yaml"))
+
+    def _config(self) -> dict[str, Any]:
+        return configs.read_yaml(self.folder / "config.yaml")
+
+
+def save(
+    folder: Path,
+    model: AnyToAny,
+    *,
+    step: int,
+    stage: Any = None,
+    training: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    chosen: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a checkpoint to `folder`. `training` (JSON) and `tensors` go to training/; `chosen`
+    is what was decided by measurement; `dtype` converts the weights (None: as they are).
+
+    Raises CheckpointError when the disk is full; what was there before is then untouched.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    needed = _bytes_needed(model, tensors or {})
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder}: a checkpoint takes {needed / 2**20:.0f} MiB but {free / 2**20:.0f} MiB are "
+            "free; free some space and resume from the previous checkpoint"
+        )
+    try:
+        draft.mkdir()
+        _write(draft, model, step, stage, training, tensors, chosen, dtype)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written: {error}; the previous checkpoint is untouched"
+        ) from error
+    return folder
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """A checkpoint folder, or a run folder (then its newest complete checkpoint)."""
+    folder = Path(folder).expanduser()
+    if (folder / "manifest.json").is_file():
+        return _open(folder)
+    newest = latest(folder)
+    if newest is None:
+        raise CheckpointError(
+            f"{folder}: no checkpoint there; expected a folder with manifest.json, or a run folder "
+            "with checkpoints/"
+        )
+    return newest
+
+
+def latest(run_folder: str | Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a run; damaged ones are passed over, saying so."""
+    folder = Path(run_folder) / "checkpoints"
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return _open(candidate)
+        except CheckpointError as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+    return None
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints of a run."""
+    for old in sorted((run_folder / "checkpoints").glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_model(
+    source: Checkpoint, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> AnyToAny:
+    """Build the checkpoint's system and load what was trained."""
+    from mmllm import model as models
+
+    model = models.build(source.system(), dtype=dtype)
+    load_weights(model, source)
+    model.to(device)
+    for decoder in model.decoders.values():
+        decoder.to(device)
+    return model.eval()
+
+
+def load_weights(model: AnyToAny, source: Checkpoint) -> None:
+    """Into a model that was built already. Strict: raises CheckpointError naming what differs."""
+    from safetensors.torch import load_file
+
+    saved = source.manifest["fingerprints"]
+    for part, own in fingerprints(model).items():
+        if part in saved and saved[part] != own:
+            raise CheckpointError(
+                f"{source.folder}: {part} differs: the checkpoint was trained with {saved[part]}, "
+                f"this system has {own}; use the same weights and preprocessing"
+            )
+    for file, parameters in _parameters(model).items():
+        _copy_into(parameters, load_file(source.folder / file), source.folder / file)
+    if (source.folder / "adapter").is_dir():
+        model.llm.load_lora(source.folder / "adapter")
+
+
+def training_state(source: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save` was given as `training` and `tensors`; raises CheckpointError if absent."""
+    from safetensors.torch import load_file
+
+    folder = source.folder / "training"
+    if not folder.is_dir():
+        raise CheckpointError(f"{source.folder}: holds no training state; it cannot be resumed")
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return state, load_file(folder / "optimizer.safetensors")
+
+
+def verify(source: Checkpoint) -> None:
+    """Compare every file with its hash in the manifest; raises CheckpointError."""
+    for name, entry in source.manifest["files"].items():
+        if _sha256(source.folder / name) != entry["sha256"]:
+            raise CheckpointError(f"{source.folder / name}: damaged (its hash differs)")
+
+
+def fingerprints(model: AnyToAny) -> dict[str, str]:
+    """What every frozen part is, so that trained weights never meet another one silently."""
+    parts = {"llm": _llm_fingerprint(model)}
+    for key, encoder in model.encoders.items():
+        parts[f"encoders.{key}"] = str(encoder.fingerprint)
+    for key, decoder in model.decoders.items():
+        parts[f"decoders.{key}"] = decoder.fingerprint
+    return parts
+
+
+def _write(
+    draft: Path,
+    model: AnyToAny,
+    step: int,
+    stage: Any,
+    training: Mapping[str, Any] | None,
+    tensors: Mapping[str, Tensor] | None,
+    chosen: Mapping[str, Any] | None,
+    dtype: torch.dtype | None,
+) -> None:
+    from safetensors.torch import save_file
+
+    tree = {"system": configs.dump(model.config)}
+    if stage is not None:
+        tree["stage"] = configs.dump(stage)
+    (draft / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    for file, parameters in _parameters(model).items():
+        save_file(
+            {
+                name: value.detach().to("cpu", dtype or value.dtype).contiguous()
+                for name, value in parameters.items()
+            },
+            draft / file,
+        )
+    if model.llm.has_lora:
+        model.llm.save_lora(draft / "adapter", dtype)
+    if training is not None:
+        (draft / "training").mkdir()
+        (draft / "training" / "state.json").write_text(json.dumps(training), encoding="utf-8")
+        save_file(dict(tensors or {}), draft / "training" / "optimizer.safetensors")
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "system": model.config.name,
+        "stage": getattr(stage, "name", None),
+        "versions": {"mmllm": _own_version(), **{name: version(name) for name in _PACKAGES}},
+        "fingerprints": fingerprints(model),
+        "chosen": dict(chosen or {}),
+        "files": {
+            str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(draft.rglob("*"))
+            if file.is_file()
+        },
+    }
+    (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _open(folder: Path) -> Checkpoint:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: no readable manifest.json: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder}: checkpoint format {manifest.get('format')!r}, expected {FORMAT}"
+        )
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{file}: expected {entry['bytes']} bytes, got {size}")
+    return Checkpoint(folder, manifest)
+
+
+def _parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
+    """File -> name -> parameter, for all that is saved as plain safetensors."""
+    return {
+        "input_projections.safetensors": dict(model.input_projections.named_parameters()),
+        "output_projections.safetensors": dict(model.output_projections.named_parameters()),
+        "rows.safetensors": {"rows": model.llm.rows, "head_rows": model.llm.head_rows},
+    }
+
+
+def _copy_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], file: Path) -> None:
+    for name in sorted(own.keys() | saved.keys()):
+        expected = list(own[name].shape) if name in own else "absent"
+        got = list(saved[name].shape) if name in saved else "absent"
+        if expected != got:
+            raise CheckpointError(
+                f"{file}: entry {name!r}: expected {expected}, got {got}; was it trained with "
+                "another LLM, encoder, decoder or projection?"
+            )
+    for name, value in own.items():
+        value.data.copy_(saved[name])
+
+
+def _llm_fingerprint(model: AnyToAny) -> str:
+    """Of the table's shape and a sample of its rows, rounded so that the dtype does not matter."""
+    table = model.llm.embedding.weight.detach()
+    rows = table[:: max(len(table) // 64, 1)].to("cpu", torch.bfloat16).float()
+    digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    return f"{table.shape[0]}x{table.shape[1]}:{digest}"
+
+
+def _bytes_needed(model: AnyToAny, tensors: Mapping[str, Tensor]) -> int:
+    trained = sum(value.numel() * 4 for _, value in model.named_adapters())
+    return trained + sum(value.numel() * value.element_size() for value in tensors.values()) + 2**20
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _own_version() -> str:
+    try:
+        return version("mmllm")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        import mmllm
+
+        return mmllm.__version__

@@ -1,0 +1,370 @@
+"""Strict configuration: YAML -> frozen dataclasses, and the one place that looks up components.
+
+Every key is known or an error that suggests the near one; every value is checked against the
+type of its field. A component is named by its `type`; its Config stands next to its class, and
+its module is imported only when a config names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mmllm.errors import ConfigError
+
+COMPONENTS: dict[str, dict[str, str]] = {
+    "llm": {"causal_lm": "mmllm.llm.causal_lm:CausalLMConfig"},
+    "encoders": {
+        "efficientnet": "mmllm.encoders.efficientnet:EfficientNetConfig",
+        "frames": "mmllm.encoders.frames:FramesConfig",
+        "aisfx": "mmllm.encoders.aisfx:AisfxConfig",
+    },
+    "input_projections": {
+        "linear": "mmllm.projections.input:LinearConfig",
+        "mlp": "mmllm.projections.input:MLPConfig",
+        "grouping": "mmllm.projections.input:GroupingConfig",
+        "resampler": "mmllm.projections.input:ResamplerConfig",
+    },
+    "output_projections": {
+        "transformer": "mmllm.projections.output:TransformerConfig",
+    },
+    "decoders": {
+        "pixart": "mmllm.decoders.pixart:PixArtConfig",
+        "wan": "mmllm.decoders.wan:WanConfig",
+        "stable_audio": "mmllm.decoders.stable_audio:StableAudioConfig",
+    },
+    "data": {
+        "pairs": "mmllm.data.pairs:PairsConfig",
+        "dialogues": "mmllm.data.dialogues:DialoguesConfig",
+    },
+}
+"""Room -> type -> "module:Config". A new component is one file and one entry here."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """The joined model: which parts, under which keys. Keys tie a projection to its part."""
+
+    name: str
+    llm: Any
+    encoders: Mapping[str, Any] = field(default_factory=dict)
+    input_projections: Mapping[str, Any] = field(default_factory=dict)
+    decoders: Mapping[str, Any] = field(default_factory=dict)
+    output_projections: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for parts, projections in (
+            ("encoders", "input_projections"),
+            ("decoders", "output_projections"),
+        ):
+            have, want = set(getattr(self, projections)), set(getattr(self, parts))
+            if have != want:
+                raise ConfigError(
+                    f"system.{projections}: expected the keys of system.{parts} {sorted(want)}, "
+                    f"got {sorted(have)}; each part needs one projection under its own key"
+                )
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out loss, measured every `every` steps on `batches` batches of `data`."""
+
+    data: Mapping[str, Any]
+    every: int = 100
+    batches: int = 4
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Fixed prompts answered every `every` steps; written as a gallery next to the curves."""
+
+    every: int = 200
+    prompts: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training, as data: what trains, on what, by which losses.
+
+    `train` maps a pattern of parameter names (shell wildcards) to its learning rate and is the
+    only place that says what trains. `losses` maps text, align and denoise to their weights.
+    `data` maps a name to a dataset; `share` in it is its part of every batch.
+    `start` is the checkpoint that the stage continues from (None: from nothing trained).
+    `batch_size` counts conversations over all processes and accumulation steps.
+    """
+
+    name: str
+    train: Mapping[str, float]
+    losses: Mapping[str, float]
+    data: Mapping[str, Any]
+    output: str
+    start: str | None = None
+    steps: int = 1000
+    batch_size: int = 32
+    accumulation: int = 1
+    max_length: int = 512
+    warmup: float = 0.05
+    schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    precision: typing.Literal["auto", "no", "bf16", "fp16"] = "auto"
+    distance: typing.Literal["mse", "smooth_l1", "cosine"] = "mse"
+    pack: bool = False
+    workers: int = 0
+    cache: typing.Literal["memory", "none"] = "memory"
+    seed: int = 0
+    checkpoint_every: int = 200
+    keep: int = 2
+    max_bad_share: float = 0.01
+    max_nonfinite: int = 10
+    validation: ValidationConfig | None = None
+    samples: SamplesConfig | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What one YAML of `configs/` holds: a system and one stage of its training."""
+
+    system: SystemConfig
+    stage: StageConfig
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a stage's YAML; `overrides` are `dotted.key=value`, checked like the YAML itself."""
+    tree = read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    return parse_run(tree, Path(path).name)
+
+
+def parse_run(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """The same, from plain data."""
+    _check_keys(RunConfig, tree, where)
+    return RunConfig(
+        system=parse_system(tree["system"]),
+        stage=parse_stage(tree["stage"]),
+    )
+
+
+def parse_system(tree: Any) -> SystemConfig:
+    """Plain data -> SystemConfig with every component's own Config inside."""
+    where = "system"
+    tree = dict(_mapping(tree, where))
+    _check_keys(SystemConfig, tree, where)
+    parsed: dict[str, Any] = {"name": tree["name"]}
+    parsed["llm"] = parse_component("llm", tree["llm"], "llm", default="causal_lm")
+    for room in ("encoders", "input_projections", "decoders", "output_projections"):
+        entries = _mapping(tree.get(room, {}), room)
+        parsed[room] = {
+            key: parse_component(room, value, f"{room}.{key}") for key, value in entries.items()
+        }
+    return parse(SystemConfig, parsed, where)
+
+
+def parse_stage(tree: Any) -> StageConfig:
+    """Plain data -> StageConfig with every dataset's own Config inside."""
+    where = "stage"
+    tree = dict(_mapping(tree, where))
+    _check_keys(StageConfig, tree, where)
+    tree["data"] = _datasets(tree["data"], f"{where}.data")
+    if tree.get("validation") is not None:
+        validation = dict(_mapping(tree["validation"], f"{where}.validation"))
+        _check_keys(ValidationConfig, validation, f"{where}.validation")
+        validation["data"] = _datasets(validation["data"], f"{where}.validation.data")
+        tree["validation"] = validation
+    stage = parse(StageConfig, tree, where)
+    unknown = set(stage.losses) - {"text", "align", "denoise"}
+    if unknown:
+        raise ConfigError(
+            f"stage.losses: unknown loss {sorted(unknown)}; known are text, align and denoise"
+        )
+    for name in ("steps", "batch_size", "accumulation", "max_length", "checkpoint_every", "keep"):
+        if getattr(stage, name) < 1:
+            raise ConfigError(f"stage.{name}: expected at least 1, got {getattr(stage, name)}")
+    if stage.batch_size % stage.accumulation:
+        raise ConfigError(
+            f"stage.batch_size {stage.batch_size} is not a multiple of "
+            f"stage.accumulation {stage.accumulation}"
+        )
+    return stage
+
+
+def _datasets(tree: Any, where: str) -> dict[str, Any]:
+    return {
+        key: parse_component("data", value, f"{where}.{key}")
+        for key, value in _mapping(tree, where).items()
+    }
+
+
+def component_class(room: str, kind: str, where: str | None = None) -> type:
+    """The Config class of a component type; imports its module. "module:Config" names your own."""
+    entry = COMPONENTS[room].get(kind, kind if ":" in kind else None)
+    if entry is None:
+        raise ConfigError(
+            f"{where or room}: unknown type {kind!r}{_suggest(kind, COMPONENTS[room])}; known are "
+            f"{', '.join(sorted(COMPONENTS[room]))}, or 'your.module:YourConfig'"
+        )
+    module, _, name = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where or room}: type {kind!r} cannot be loaded: {error}") from error
+
+
+def parse_component(room: str, tree: Any, where: str, *, default: str | None = None) -> Any:
+    """`{type: …, …}` -> the Config of that type."""
+    if dataclasses.is_dataclass(tree):
+        return tree
+    tree = dict(_mapping(tree, where))
+    kind = tree.pop("type", default)
+    if not isinstance(kind, str):
+        known = ", ".join(sorted(COMPONENTS[room]))
+        raise ConfigError(f"{where}: missing key 'type'; known are {known}")
+    return parse(component_class(room, kind, where), tree, where)
+
+
+def build(config: Any, **context: Any) -> Any:
+    """Make the component that a Config describes: `build` of the module where the Config lives."""
+    return importlib.import_module(type(config).__module__).build(config, **context)
+
+
+def parse(cls: type[T], tree: Any, where: str) -> T:
+    """Plain data -> a dataclass, every key and every type checked; raises ConfigError."""
+    tree = _mapping(tree, where)
+    _check_keys(cls, tree, where)
+    hints = _hints(cls)
+    values = {key: _value(hints[key], value, f"{where}.{key}") for key, value in tree.items()}
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def dump(config: Any) -> Any:
+    """A dataclass -> plain data that `parse_*` reads back; component types are written out."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        tree: dict[str, Any] = {}
+        kind = _component_type(type(config))
+        if kind is not None:
+            tree["type"] = kind
+        for entry in dataclasses.fields(config):
+            tree[entry.name] = dump(getattr(config, entry.name))
+        return tree
+    if isinstance(config, Mapping):
+        return {key: dump(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [dump(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; a `system:` that names a file is read from next to it."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    tree = dict(_mapping(tree, str(path)))
+    if isinstance(tree.get("system"), str):
+        tree["system"] = read_yaml(path.parent / tree["system"])
+    return tree
+
+
+def _component_type(cls: type) -> str | None:
+    entry = f"{cls.__module__}:{cls.__name__}"
+    for kinds in COMPONENTS.values():
+        for kind, known in kinds.items():
+            if known == entry:
+                return kind
+    return entry if hasattr(importlib.import_module(cls.__module__), "build") else None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r}: expected dotted.key=value")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a mapping")
+    node[last] = yaml.safe_load(value)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _check_keys(cls: type, tree: Mapping[str, Any], where: str) -> None:
+    fields = {entry.name: entry for entry in dataclasses.fields(cls) if entry.init}
+    for key in tree:
+        if key not in fields:
+            raise ConfigError(
+                f"{where}: unknown key {key!r}{_suggest(key, fields)}; "
+                f"known are {', '.join(sorted(fields))}"
+            )
+    missing = [
+        name
+        for name, entry in fields.items()
+        if name not in tree
+        and entry.default is dataclasses.MISSING
+        and entry.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where}: missing key {', '.join(map(repr, missing))}")
+
+
+def _suggest(key: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _mapping(tree: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of keys, got {tree!r}")
+    return tree
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """One field: nested dataclasses by `parse`, everything else by pydantic."""
+    options = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
+    nested = [option for option in options if dataclasses.is_dataclass(option)]
+    if nested and not dataclasses.is_dataclass(value):
+        if value is None and type(None) in options:
+            return None
+        return parse(typing.cast(type, nested[0]), value, where)
+    import pydantic
+
+    try:
+        return _adapter(hint).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        raise ConfigError(f"{place}: {first['msg'].lower()}, got {first['input']!r}") from error
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True))

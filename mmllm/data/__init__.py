@@ -1,0 +1,1 @@
+"""Data: rendering, batching, mixing, and what the frozen parts say of it."""

@@ -1,0 +1,184 @@
+"""Rendered conversations -> one batch of tensors.
+
+Legend: B rows, T positions, M media of one key in the batch (may be 0), N placeholders a medium,
+K signal tokens a medium, P supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmllm.conversation import Medium
+from mmllm.data.rendering import UNSUPERVISED, Rendered
+
+
+@dataclass
+class InputMedia:
+    """Input media of one encoder: raw `samples` float[M, *S] or ready `features` float[M, L, C]
+    (`feature_mask` bool[M, L] or None), and their flat `places` int[M * N] in B * T."""
+
+    places: Tensor
+    samples: Tensor | None = None
+    features: Tensor | None = None
+    feature_mask: Tensor | None = None
+
+
+@dataclass
+class OutputMedia:
+    """Output media of one decoder: flat `places` int[M, K], the alignment `targets` by tensor
+    name, `latents` float[M, …] for the denoising loss (None without it), and `seeds` int[M] that
+    name the noise of each item."""
+
+    places: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    latents: Tensor | None = None
+    seeds: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """`ids` int[B, T]; `mask` bool[B, T] or None when packed; `positions` int[B, T];
+    `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]."""
+
+    ids: Tensor
+    mask: Tensor | None
+    positions: Tensor
+    supervised: Tensor
+    labels: Tensor
+    inputs: dict[str, InputMedia]
+    outputs: dict[str, OutputMedia]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Every tensor on `device`."""
+        return _moved(self, device)
+
+
+class Lookup(Protocol):
+    """Where a batch gets the frozen parts' work from: a cache, or the parts themselves."""
+
+    def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
+        """`samples`, or `features` and `feature_mask`, of M >= 1 media."""
+        ...
+
+    def targets(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor]:
+        """The caption embeddings of M >= 1 media, by tensor name."""
+        ...
+
+    def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
+        """The decoder's latents of M >= 1 media; None where no denoising loss is used."""
+        ...
+
+
+def collate(
+    items: Sequence[Rendered],
+    lookup: Lookup | None,
+    *,
+    input_widths: Mapping[str, int],
+    output_widths: Mapping[str, int],
+    pad_id: int,
+    pack: bool = False,
+    seeds: Sequence[int] | None = None,
+    targets: bool = True,
+) -> Batch:
+    """Pad on the right, or pack into one row without padding. `targets`: look up what the
+    output media are aligned with (not needed to generate).
+
+    `input_widths` and `output_widths` name every key of the model with its N or K: a key that no
+    item uses gets zero rows, so that what trains always gets a gradient. `seeds`: one number per
+    item, from which the noise of its media is drawn.
+    """
+    lengths = [len(item) for item in items]
+    if pack:
+        offsets = [sum(lengths[:index]) for index in range(len(items))]
+        total, rows = sum(lengths), 1
+    else:
+        total, rows = max(lengths), len(items)
+        offsets = [row * total for row in range(rows)]
+    ids = torch.full((rows * total,), pad_id)
+    positions = torch.zeros(rows * total, dtype=torch.long)
+    mask = torch.zeros(rows * total, dtype=torch.bool)
+    supervised: list[int] = []
+    labels: list[int] = []
+    for item, offset in zip(items, offsets, strict=True):
+        end = offset + len(item)
+        ids[offset:end] = torch.tensor(item.ids)
+        positions[offset:end] = torch.arange(len(item))
+        mask[offset:end] = True
+        for index, label in enumerate(item.labels):
+            if label != UNSUPERVISED:  # the state before a token predicts it
+                supervised.append(offset + index - 1)
+                labels.append(label)
+
+    inputs = {key: _input_media(items, offsets, key, lookup) for key in input_widths}
+    outputs = {
+        key: _output_media(items, offsets, key, width, lookup if targets else None, seeds)
+        for key, width in output_widths.items()
+    }
+    return Batch(
+        ids=ids.view(rows, total),
+        mask=None if pack else mask.view(rows, total),
+        positions=positions.view(rows, total),
+        supervised=torch.tensor(supervised, dtype=torch.long),
+        labels=torch.tensor(labels, dtype=torch.long),
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def _input_media(
+    items: Sequence[Rendered], offsets: Sequence[int], key: str, lookup: Lookup | None
+) -> InputMedia:
+    media: list[Medium] = []
+    places: list[int] = []
+    for item, offset in zip(items, offsets, strict=True):
+        for place in item.inputs:
+            if place.key == key:
+                media.append(place.medium)
+                places.extend(range(offset + place.start, offset + place.start + place.length))
+    found = lookup.input_media(key, media) if media and lookup is not None else {}
+    return InputMedia(places=torch.tensor(places, dtype=torch.long), **found)
+
+
+def _output_media(
+    items: Sequence[Rendered],
+    offsets: Sequence[int],
+    key: str,
+    width: int,
+    lookup: Lookup | None,
+    seeds: Sequence[int] | None,
+) -> OutputMedia:
+    media: list[Medium] = []
+    places: list[range] = []
+    names: list[int] = []
+    for index, (item, offset) in enumerate(zip(items, offsets, strict=True)):
+        for number, place in enumerate(item.outputs):
+            if place.key == key:
+                media.append(place.medium)
+                places.append(range(offset + place.start, offset + place.start + place.length))
+                names.append((seeds[index] if seeds is not None else index) * 64 + number)
+    table = torch.tensor([list(place) for place in places], dtype=torch.long).view(-1, width)
+    if not media or lookup is None:
+        return OutputMedia(places=table)
+    return OutputMedia(
+        places=table,
+        targets=lookup.targets(key, media),
+        latents=lookup.latents(key, media),
+        seeds=torch.tensor(names, dtype=torch.long),
+    )
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _moved(entry, device) for key, entry in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(
+            **{entry.name: _moved(getattr(value, entry.name), device) for entry in fields(value)}
+        )
+    return value

@@ -1,0 +1,81 @@
+"""What datasets share: a file of rows under one root, and the conversations made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmllm.conversation import MEDIA, Medium, Message
+from mmllm.errors import ConfigError, MediaError
+from mmllm.weights import locate
+
+
+class Source(Protocol):
+    """A dataset: numbered conversations. `rng` decides what may vary from visit to visit."""
+
+    share: float
+
+    def __len__(self) -> int: ...
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """Conversation `index`; media are named, not opened. Raises MediaError."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a report calls this item."""
+        ...
+
+
+def read_rows(file: str, root: str | None, where: str) -> tuple[list[dict[str, Any]], Path]:
+    """Rows of a .json (a list) or .jsonl file, and the folder that its media are named from.
+
+    `file` may begin with `mini:data/…`; `root` is the file's folder unless given.
+    """
+    path = resolve(file)
+    if not path.is_file():
+        raise ConfigError(f"{where}.file: {file!r} does not exist (looked at {path})")
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}.file: {path}: not valid JSON: {error}") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{where}.file: {path}: expected a non-empty list of objects")
+    return rows, resolve(root) if root else path.parent
+
+
+def select(rows: list[dict[str, Any]], where: dict[str, Any], place: str) -> list[dict[str, Any]]:
+    """Rows whose fields have the wanted values (a list means any of them)."""
+    for key, wanted in where.items():
+        values = wanted if isinstance(wanted, list) else [wanted]
+        rows = [row for row in rows if row.get(key) in values]
+        if not rows:
+            raise ConfigError(f"{place}.where: no row has {key} = {wanted!r}")
+    return rows
+
+
+def medium(modality: str, file: str | None, root: Path, caption: str | None) -> Medium:
+    """A medium of a dataset; its file must lie under the dataset's root."""
+    if modality not in MEDIA:
+        raise MediaError(f"unknown modality {modality!r}; known are {', '.join(MEDIA)}")
+    if file is None:
+        return MEDIA[modality](caption=caption)
+    path = root / file
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise MediaError(f"{file!r} lies outside the dataset's root {root}")
+    return MEDIA[modality](source=path, caption=caption)
+
+
+def resolve(name: str) -> Path:
+    """A path as configs write it: `mini:data/…` is inside the package."""
+    if name.startswith("mini:"):
+        head, _, rest = name.partition("/")
+        return Path(locate(head, "data")) / rest
+    return Path(name).expanduser()

@@ -1,0 +1,1 @@
+"""Frozen diffusion decoders: one file per family of diffusers pipelines."""

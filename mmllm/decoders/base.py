@@ -1,0 +1,360 @@
+"""The contract of frozen diffusion decoders, and what all diffusers pipelines share.
+
+Legend: M media, P x E one tensor of the condition, S latent shape. A condition is a dict of
+tensors, because real pipelines take several; they bear the pipeline's own names. A name that ends
+in `mask` is a 0/1 mask over the positions P of its sequence and is predicted like every other
+tensor (above 0.5 counts as 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmllm.conversation import MEDIA, Medium
+from mmllm.decoders.schedules import noised
+from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.weights import locate
+
+Condition = dict[str, Tensor]
+OnStep = Callable[[int, int], None]
+"""Called with (step, steps) while sampling; may raise Cancelled."""
+
+
+class Cancelled(Exception):
+    """Raised by a callback to stop sampling; the decoder stays usable."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """`weights`: a diffusers folder, a hub id, or `mini:…`. `steps`, `guidance` and `negative`
+    are the defaults of `sample`; guidance of 1 or less is none. `max_caption_tokens`: P of the
+    caption's sequence."""
+
+    weights: str
+    steps: int = 20
+    guidance: float = 3.0
+    negative: str = ""
+    max_caption_tokens: int = 24
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "max_caption_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+class ModalityDecoder:
+    """A frozen pipeline that turns a condition into media. Not an nn.Module: its weights never
+    train and stay out of the model's checkpoint; the pipeline is loaded on first use.
+
+    A family of pipelines fills in `condition_shapes` and the underscored methods at the end, each a
+    few lines. All else is the same for all.
+    """
+
+    modality: ClassVar[str]
+    """What it makes: "image", "audio" or "video"."""
+    masks: ClassVar[Mapping[str, str]] = {}
+    """Sequence -> the mask over its positions, both names of condition tensors."""
+
+    def __init__(self, config: DecoderConfig):
+        self.config: Any = config
+        self.folder = _folder(config.weights)
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self._pipeline: Any = None
+        self._negative: Condition | None = None
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of one condition, read from the pipeline's own configs."""
+        raise NotImplementedError
+
+    def encode_captions(self, captions: Sequence[str]) -> Condition:
+        """What the pipeline's own text encoder says of captions: the targets of alignment.
+
+        M >= 1 captions -> float32[M, …]. Embeddings at masked positions, which no pipeline looks
+        at, are zero: a definite target.
+        """
+        return self._read(captions)
+
+    def unconditional(self, num: int) -> Condition:
+        """The condition of the negative caption, for guidance: float32[num, …]."""
+        if self._negative is None:
+            self._negative = self._read([self.config.negative])
+        return {name: value.expand(num, *value.shape[1:]) for name, value in self._negative.items()}
+
+    def preprocess(self, medium: Medium) -> Tensor:
+        """A medium of this modality -> what `encode_media` takes, on the CPU; else MediaError."""
+        if not isinstance(medium, MEDIA[self.modality]):
+            raise MediaError(f"the {self.modality} decoder cannot take {medium!r}")
+        return self._preprocess(medium)
+
+    @torch.no_grad()
+    def encode_media(self, samples: Tensor) -> Tensor:
+        """Preprocessed media [M, …] -> normalised latents float32[M, *S], cacheable: the mode of
+        the codec's distribution, so that the same medium always gives the same latents."""
+        mode = self.pipeline.vae.encode(samples.to(self.device, self.dtype)).latent_dist.mode()
+        return self._normalise(mode).float()
+
+    def denoising_loss(
+        self, condition: Condition, latents: Tensor, *, noise: Tensor, times: Tensor
+    ) -> Tensor:
+        """The pipeline's own training loss -> float[M]; `times` float[M] in (0, 1), 1 = noise.
+
+        Mean squared error, per sample, to the target that the scheduler's config prescribes;
+        latents and noise float[M, *S]. The gradient reaches the condition's embeddings; masks
+        count as 0 or 1 here as in sampling, and get a gradient of zero.
+        """
+        latents, noise, times = (
+            tensor.to(self.device, torch.float32) for tensor in (latents, noise, times)
+        )
+        step = noised(self.pipeline.scheduler, latents, noise, times)
+        predicted = self._denoise(
+            self._ready(condition), step.inputs.to(self.dtype), step.timesteps
+        )
+        predicted = predicted[:, : latents.shape[1]]  # some models predict a variance behind it
+        return (predicted.float() - step.target).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: Condition,
+        *,
+        generators: Sequence[torch.Generator],
+        steps: int | None = None,
+        guidance: float | None = None,
+        negative: Condition | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Medium]:
+        """Run the pipeline on M >= 1 conditions at once, one generator each."""
+        self._check(condition, len(generators))
+        steps = self.config.steps if steps is None else steps
+        guidance = self.config.guidance if guidance is None else guidance
+        arguments = self._ready(condition)
+        if guidance > 1:  # as the pipelines count it: 1 is the condition alone
+            if negative is None:
+                negative = self.unconditional(len(generators))
+            arguments |= self._guided(negative)
+        output = self.pipeline(
+            **arguments,
+            **self._options(),
+            **cancel_on_step(self.pipeline, on_step, steps),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=list(generators),
+            output_type="np",
+        )
+        return self._media(output)
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline, loaded once."""
+        if self._pipeline is None:
+            # Weights that are born in inference mode could never take part in a training step.
+            with torch.inference_mode(False):
+                self._pipeline = load_pipeline(self.folder, self.dtype).to(self.device)
+        return self._pipeline
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ModalityDecoder:
+        """Where the pipeline lives (moved now if it is loaded; loaded again for another dtype,
+        because parts of some transformers must stay float32, which only loading respects)."""
+        if dtype != self.dtype:
+            self.release()
+        self.device, self.dtype = torch.device(device), dtype
+        self._negative = None
+        if self._pipeline is not None:
+            self._pipeline.to(self.device)
+        return self
+
+    def release(self) -> None:
+        """Forget the loaded pipeline; the next use loads it again."""
+        self._pipeline = self._negative = None
+
+    def component_config(self, name: str) -> dict[str, Any]:
+        """The JSON config of one part of the pipeline, read without loading weights."""
+        folder = self.folder / name
+        for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+            if (folder / file).is_file():
+                return json.loads((folder / file).read_text(encoding="utf-8"))
+        raise AssetError(f"{folder}: no config found; is this a complete diffusers folder?")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides what captions and latents become; not of where the folder
+        lies, nor of how it is sampled from."""
+        settings = dataclasses.asdict(self.config)
+        for name in ("weights", "steps", "guidance", "negative"):
+            del settings[name]
+        digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
+        for file in sorted(self.folder.rglob("*")):
+            if file.suffix in {".json", ".safetensors"}:
+                name = file.relative_to(self.folder).as_posix()
+                digest.update(f"{name}:{file.stat().st_size}".encode())
+                if file.suffix == ".json" or file.stat().st_size < 64 * 2**20:
+                    digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    # What differs between families of pipelines.
+
+    def _preprocess(self, medium: Any) -> Tensor:
+        """A medium of this modality -> what the codec takes, [*shape], on the CPU."""
+        raise NotImplementedError
+
+    def _clean(self, caption: str) -> str:
+        """A caption as the pipeline hands it to its tokenizer."""
+        return caption
+
+    def _normalise(self, latents: Tensor) -> Tensor:
+        """The codec's latents [M, *S] -> as the denoiser takes them."""
+        return latents
+
+    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """One call of the transformer, as the pipeline makes it: [M, *S] -> [M, *S]."""
+        raise NotImplementedError
+
+    def _options(self) -> dict[str, Any]:
+        """What else the pipeline is called with."""
+        return {}
+
+    def _guided(self, negative: Condition) -> dict[str, Tensor]:
+        """The negative condition under the names of the pipeline's arguments."""
+        return {f"negative_{name}": value for name, value in self._ready(negative).items()}
+
+    def _media(self, output: Any) -> list[Medium]:
+        """The pipeline's output -> media."""
+        raise NotImplementedError
+
+    def _ready(self, condition: Condition) -> Condition:
+        """On the pipeline's device and dtype, masks 0 or 1 with one position at least."""
+        ready = {name: value.to(self.device, self.dtype) for name, value in condition.items()}
+        for name in self.masks.values():
+            ready[name] = _binary(ready[name])
+        return ready
+
+    @torch.no_grad()
+    def _read(self, captions: Sequence[str]) -> Condition:
+        """The text path that all these pipelines have in common: tokenizer, T5, padding."""
+        if not captions:
+            raise ValueError(f"{self.modality}: no captions; expected at least one")
+        pipeline = self.pipeline
+        tokens = pipeline.tokenizer(
+            [self._clean(caption) for caption in captions],
+            padding="max_length",
+            max_length=self.config.max_caption_tokens,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.device)
+        mask = tokens.attention_mask
+        states = pipeline.text_encoder(tokens.input_ids, attention_mask=mask)[0].float()
+        condition = {"prompt_embeds": states * mask[..., None]}
+        return condition | {name: mask.float() for name in self.masks.values()}
+
+    def _check(self, condition: Condition, num: int) -> None:
+        """Exactly the tensors of `condition_shapes`, one row per generator, one row at least."""
+        got = {name: tuple(value.shape) for name, value in condition.items()}
+        want = {name: (num, *shape) for name, shape in self.condition_shapes.items()}
+        if num < 1 or got != want:
+            raise ValueError(
+                f"{self.modality}: expected a condition {want} for {num} generators, got {got}; "
+                "was the output projection trained for another decoder, or is a generator missing?"
+            )
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """`DiffusionPipeline.from_pretrained`, safetensors only, our own codecs registered first,
+    every part frozen."""
+    from diffusers import DiffusionPipeline
+
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
+    for entry in json.loads(index.read_text(encoding="utf-8")).values():
+        if isinstance(entry, list) and str(entry[0]).startswith("mmllm."):
+            importlib.import_module(entry[0])
+    with _quietly():
+        pipeline = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return pipeline
+
+
+def cancel_on_step(pipeline: Any, on_step: OnStep | None, steps: int) -> dict[str, Any]:
+    """Our callback under the name that this pipeline has for it. An exception from it leaves the
+    denoising loop at once; the next call sets the scheduler's state anew."""
+    if on_step is None:
+        return {}
+
+    def callback(_pipeline: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(step + 1, steps)
+        return tensors
+
+    def legacy(step: int, _time: Any, _latents: Tensor) -> None:
+        on_step(step + 1, steps)
+
+    if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
+        return {"callback_on_step_end": callback}
+    return {"callback": legacy}
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without progress bars of seconds, and without the warning that a codec is one of ours;
+    other warnings, such as weights that do not fit, stay."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    def telling(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not ("Expected types for" in message and "mmllm." in message)
+
+    libraries = (diffusers_logging, transformers_logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    log = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    log.addFilter(telling)
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.removeFilter(telling)
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _folder(weights: str) -> Path:
+    """The pipeline's folder; a hub id is downloaded (configs and safetensors) or found cached."""
+    folder = Path(locate(weights, "decoders weights"))
+    if folder.is_dir():
+        return folder
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(weights, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise AssetError(f"decoders weights: {weights!r} cannot be fetched: {error}") from error
+
+
+def _binary(mask: Tensor) -> Tensor:
+    """float[M, P] -> 0 or 1; where nothing is above 0.5, the highest position is kept, because
+    attention over no position is not defined. Tied to its input by a gradient of zero, so that a
+    distributed reducer never waits for the part that predicts it."""
+    real = mask > 0.5
+    best = F.one_hot(mask.argmax(-1), mask.shape[-1]).bool()
+    real = real | (best & ~real.any(-1, keepdim=True))
+    return real.to(mask.dtype) + 0.0 * mask

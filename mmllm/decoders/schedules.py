@@ -1,0 +1,109 @@
+"""What a scheduler's config prescribes for training: the noise path, the model's clock, the target.
+
+The schedulers' own `add_noise` cannot serve: Euler and Heun return unscaled samples, multistep
+solvers are off by a step, flow matching has none. So the path is taken from the config alone.
+Legend: M samples, S latent shape, x0 clean, n noise, x noisy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import ConfigError
+
+FLOW = {"flow_prediction", "sample", "epsilon"}
+VARIANCE_PRESERVING = {"epsilon", "sample", "v_prediction"}
+
+
+@dataclass(frozen=True)
+class Noised:
+    """One training step of a denoiser: `inputs` float[M, *S] and `timesteps` [M] as its pipeline
+    would pass them, `target` float[M, *S] that it should answer."""
+
+    inputs: Tensor
+    timesteps: Tensor
+    target: Tensor
+
+
+def noised(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noised:
+    """Latents and noise float[M, *S], times float[M] in (0, 1) -> the step at these times.
+
+    - flow (FlowMatch…, or `use_flow_sigmas`): x = (1 - s) x0 + s n with s = times, clock 1000 s
+      (Lipman et al. 2023);
+    - EDM preconditioning: x = x0 + sigma n, scaled (Karras et al. 2022, table 1);
+    - else variance preserving: x = alpha x0 + sigma n from `alphas_cumprod`, integer clock
+      (Ho et al. 2020).
+    """
+    config = scheduler.config
+    wide = times.view(-1, *[1] * (latents.ndim - 1))
+    if type(scheduler).__name__.startswith("FlowMatch") or config.get("use_flow_sigmas", False):
+        kind = config.get("prediction_type", "flow_prediction")
+        target = _target(scheduler, kind, FLOW, latents, noise)
+        return Noised(
+            (1 - wide) * latents + wide * noise, times * config.num_train_timesteps, target
+        )
+    if hasattr(scheduler, "precondition_outputs"):
+        return _preconditioned(scheduler, latents, noise, wide)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ConfigError(
+            f"{type(scheduler).__name__}: no training target is known for this scheduler; expected "
+            "flow matching, EDM, or one with alphas_cumprod (DDPM, DDIM, DPM-Solver, UniPC, Euler)"
+        )
+    num = config.num_train_timesteps
+    steps = (times * num).long().clamp(max=num - 1)
+    kept = scheduler.alphas_cumprod.to(latents)[steps].view_as(wide)
+    alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+    target = _target(
+        scheduler, config.prediction_type, VARIANCE_PRESERVING, latents, noise, alpha, sigma
+    )
+    return Noised(alpha * latents + sigma * noise, steps, target)
+
+
+def _preconditioned(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noised:
+    """The scheduler says how it scales inputs, times and outputs: c_in, c_noise, c_skip, c_out.
+
+    Levels are uniform in the angle atan(sigma / sigma_data) between signal and noise, the very
+    clock of the cosine scheduler that Stable Audio was trained on. `times` float[M, 1, …].
+    """
+    config = scheduler.config
+    sigma = config.sigma_data * torch.tan(times * math.pi / 2)
+    sigma = sigma.clamp(config.sigma_min, config.sigma_max)
+    noisy = latents + sigma * noise
+    skipped = scheduler.precondition_outputs(noisy, torch.zeros_like(noisy), sigma)  # c_skip x
+    scale = scheduler.precondition_outputs(
+        torch.zeros_like(sigma), torch.ones_like(sigma), sigma
+    )  # c_out
+    return Noised(
+        scheduler.precondition_inputs(noisy, sigma),
+        scheduler.precondition_noise(sigma).flatten(),
+        (latents - skipped) / scale,
+    )
+
+
+def _target(
+    scheduler: Any,
+    kind: str,
+    known: set[str],
+    clean: Tensor,
+    noise: Tensor,
+    alpha: Tensor | float = 1.0,
+    sigma: Tensor | float = 1.0,
+) -> Tensor:
+    """What `prediction_type` names; v: Salimans & Ho 2022, sec. 4; flow: dx/ds."""
+    if kind not in known:
+        raise ConfigError(
+            f"{type(scheduler).__name__}: prediction_type {kind!r} has no meaning on its noise "
+            f"path; expected one of {', '.join(sorted(known))}"
+        )
+    if kind == "epsilon":
+        return noise
+    if kind == "sample":
+        return clean
+    if kind == "v_prediction":
+        return alpha * noise - sigma * clean
+    return noise - clean

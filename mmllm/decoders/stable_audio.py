@@ -1,0 +1,120 @@
+"""Sounds by Stable Audio pipelines (Evans et al. 2024): a DiT over latent tokens of a waveform.
+
+Legend: M sounds, C channels, N waveform samples, P caption tokens, E their width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmllm.conversation import Audio, Medium
+from mmllm.decoders.base import Condition, DecoderConfig, ModalityDecoder
+from mmllm.errors import ConfigError
+from mmllm.media import resample
+
+
+@dataclass(frozen=True)
+class StableAudioConfig(DecoderConfig):
+    """A `StableAudioPipeline`. `seconds`: how long sounds are; None is the pipeline's longest."""
+
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seconds is not None and self.seconds <= 0:
+            raise ConfigError(f"seconds: expected more than 0, got {self.seconds}")
+
+
+class StableAudioDecoder(ModalityDecoder):
+    """Condition: `prompt_embeds` [P, E] and `attention_mask` [P]; the pipeline's projection model
+    adds the duration."""
+
+    modality = "audio"
+    masks: ClassVar = {"prompt_embeds": "attention_mask"}
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        tokens = self.config.max_caption_tokens
+        width = self.component_config("projection_model")["text_encoder_dim"]
+        return {"prompt_embeds": (tokens, width), "attention_mask": (tokens,)}
+
+    @property
+    def seconds(self) -> float:
+        """How long a sound is."""
+        vae = self.pipeline.vae
+        return self.config.seconds or self._samples / vae.config.sampling_rate
+
+    def unconditional(self, num: int) -> Condition:
+        """Without a negative caption: zeros under an empty mask, which `sample` leaves to the
+        pipeline's own absence of a caption (zeros in place of the durations, too)."""
+        if self.config.negative:
+            return super().unconditional(num)
+        return {
+            name: torch.zeros(num, *shape, device=self.device)
+            for name, shape in self.condition_shapes.items()
+        }
+
+    def _preprocess(self, medium: Audio) -> Tensor:
+        """Resampled, cut to `seconds`, padded with silence to the codec's length -> float[C, N]."""
+        codec = self.pipeline.vae.config
+        rate, channels = codec.sampling_rate, codec.audio_channels
+        wave = torch.from_numpy(resample(medium, rate, mono=channels == 1).to_numpy())
+        if len(wave) < channels:
+            wave = wave[:1].expand(channels, -1)
+        wave = wave[:channels, : int(self.seconds * rate)]
+        return F.pad(wave, (0, self._samples - wave.shape[-1]))
+
+    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+        pipeline, num = self.pipeline, len(noisy)
+        words = pipeline.encode_prompt(None, self.device, False, **condition)
+        start, end = pipeline.encode_duration(0.0, self.seconds, self.device, False, num)
+        rotary = get_1d_rotary_pos_embed(
+            pipeline.rotary_embed_dim,
+            noisy.shape[-1] + 1,  # the durations are one more token in front
+            use_real=True,
+            repeat_interleave_real=False,
+        )
+        return pipeline.transformer(
+            noisy,
+            timesteps,
+            encoder_hidden_states=torch.cat([words, start, end], dim=1),
+            global_hidden_states=torch.cat([start, end], dim=2),
+            rotary_embedding=rotary,
+            return_dict=False,
+        )[0]
+
+    def _options(self) -> dict[str, Any]:
+        return {"audio_end_in_s": self.config.seconds}
+
+    def _guided(self, negative: Condition) -> dict[str, Tensor]:
+        return super()._guided(negative) if negative["attention_mask"].any() else {}
+
+    def _ready(self, condition: Condition) -> Condition:
+        """The transformer attends to padding too: as many zeros as the pipeline itself pads."""
+        ready = super()._ready(condition)
+        missing = self.pipeline.tokenizer.model_max_length - self.config.max_caption_tokens
+        if missing > 0:
+            ready["prompt_embeds"] = F.pad(ready["prompt_embeds"], (0, 0, 0, missing))
+            ready["attention_mask"] = F.pad(ready["attention_mask"], (0, missing))
+        return ready
+
+    def _media(self, output: Any) -> list[Medium]:
+        rate = self.pipeline.vae.config.sampling_rate
+        waves = output.audios.clip(-1, 1)  # float32[M, C, N]
+        return [Audio.from_numpy(wave, sample_rate=rate) for wave in waves]
+
+    @property
+    def _samples(self) -> int:
+        """N of what the codec encodes: the transformer has a fixed number of latent tokens."""
+        return self.pipeline.transformer.config.sample_size * self.pipeline.vae.hop_length
+
+
+def build(config: StableAudioConfig) -> StableAudioDecoder:
+    return StableAudioDecoder(config)

@@ -1,0 +1,1 @@
+"""Frozen modality encoders: one file per family."""

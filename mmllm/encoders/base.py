@@ -1,0 +1,56 @@
+"""The contract of frozen modality encoders: media in, a grid of feature tokens out.
+
+Legend: M media, S sample shape, L tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.conversation import Medium
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder says of M media: `tokens` float[M, L, C], `mask` bool[M, L] or None (all)."""
+
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
+class ModalityEncoder(nn.Module):
+    """A frozen encoder of one modality. Subclasses are built from their own `Config`."""
+
+    modality: ClassVar[str]
+    """What it reads: "image", "audio" or "video"."""
+    sample_shape: tuple[int, ...]
+    """S: the shape of one preprocessed medium."""
+    feature_shape: tuple[int, int]
+    """(L, C): tokens per medium and their width."""
+
+    def preprocess(self, medium: Medium) -> Tensor:
+        """A medium -> float[*S]; on the CPU, in data workers; raises MediaError."""
+        raise NotImplementedError
+
+    def forward(self, samples: Tensor) -> Features:
+        """float[M, *S] -> Features of float[M, L, C]; M >= 1."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """Component, weights, preprocessing and layer: equal fingerprints give equal features."""
+        raise NotImplementedError
+
+    def freeze(self) -> ModalityEncoder:
+        """Weights that never train and layers that never see a batch statistic."""
+        return self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode(self, media: list[Medium]) -> Features:
+        """Preprocess and encode a list of media at once."""
+        device = next(self.parameters()).device
+        return self(torch.stack([self.preprocess(medium) for medium in media]).to(device))

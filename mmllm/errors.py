@@ -1,0 +1,29 @@
+"""What users can be told: each class names a kind of trouble, each message what, where and how."""
+
+
+class MmllmError(Exception):
+    """Base of all errors that mmllm raises on purpose; the CLI shows it without a stack trace."""
+
+
+class ConfigError(MmllmError, ValueError):
+    """A configuration that cannot be meant."""
+
+
+class MediaError(MmllmError, ValueError):
+    """A medium that is missing, damaged, empty, too large or of another kind."""
+
+
+class AssetError(MmllmError, OSError):
+    """A component's weights or a data file that cannot be had."""
+
+
+class CheckpointError(MmllmError, ValueError):
+    """A checkpoint that is absent, damaged, or made for another model."""
+
+
+class ContextError(MmllmError, ValueError):
+    """A message that does not fit into the language model's context."""
+
+
+class TrainingError(MmllmError, RuntimeError):
+    """Training cannot go on: too many bad items, losses that are not finite, no progress."""

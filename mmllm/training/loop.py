@@ -1,0 +1,395 @@
+"""The one training loop: load, choose what trains, step, save. All stages run through `train`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from mmllm import checkpoints, losses
+from mmllm import config as configs
+from mmllm import model as models
+from mmllm.config import RunConfig, StageConfig
+from mmllm.data.frozen import FrozenWork
+from mmllm.data.mixture import Mixture
+from mmllm.errors import CheckpointError, ConfigError, TrainingError
+from mmllm.model import AnyToAny
+from mmllm.precision import fast_dtype
+from mmllm.training import report
+from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
+from mmllm.training.stage import Group, choose_trainable
+
+logger = logging.getLogger(__name__)
+
+_MAY_CHANGE = {"steps", "output", "checkpoint_every", "keep", "validation", "samples", "workers"}
+"""Keys of a stage that a resumed run may give another value than the checkpoint has."""
+
+
+def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Path:
+    """Train one stage; returns its output folder. `accelerate launch` decides on what machines.
+
+    Interrupting (Ctrl-C, SIGTERM) saves a checkpoint after the step in hand; `resume` goes on
+    from the newest one exactly as if nothing had happened.
+    """
+    stage, output = run.stage, Path(run.stage.output)
+    source = _starting_point(stage, output, resume)
+    chosen = dict(source.manifest["chosen"]) if resume and source else {}
+    precision = chosen.setdefault("precision", _choose_precision(stage.precision))
+    accelerator = Accelerator(mixed_precision=precision)
+    main = accelerator.is_main_process
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = models.build(run.system, dtype=dtype, device=str(accelerator.device), seed=stage.seed)
+    if source:
+        checkpoints.load_weights(model, source)
+    groups = choose_trainable(model, stage.train)
+    optimizer = _optimizer(stage, groups)
+    start = _restore(source, optimizer, groups, stage) if resume and source else 0
+
+    mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
+    work = FrozenWork(
+        model, remember=stage.cache == "memory", denoise=bool(stage.losses.get("denoise"))
+    )
+    feed = Feed(
+        model,
+        mixture,
+        work,
+        stage,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    validation = _validation_feed(model, work, stage)
+    journal = report.Journal(output, start, main=main)
+    if main:
+        _announce(run, groups, start, output, accelerator)
+    for name, error in work.warm(every_item(model, mixture.sources), progress=progress and main):
+        logger.warning("cannot be read, will be skipped: %s: %s", name, error)
+
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    save = _Saver(accelerator, model, optimizer, groups, run, chosen)
+    nonfinite = 0
+    bar = tqdm(
+        total=stage.steps,
+        initial=start,
+        desc=stage.name,
+        unit="step",
+        disable=not (main and progress),
+    )
+    with bar, _Interrupt() as interrupt:
+        for step, data in enumerate(feed.steps(start, stage.steps), start):
+            began = time.perf_counter()
+            model.train()
+            seed_step(stage.seed, step, accelerator.process_index)
+            rate = learning_rate_factor(stage, step)
+            for entry, group in zip(optimizer.param_groups, groups, strict=True):
+                entry["lr"] = group.learning_rate * rate
+            values = _step(accelerator, wrapped, optimizer, data, stage, model)
+            nonfinite = 0 if math.isfinite(values["loss"]) else nonfinite + 1
+            if nonfinite > stage.max_nonfinite:
+                raise TrainingError(
+                    f"{stage.name}: the loss was not finite in {nonfinite} steps in a row, last at "
+                    f"step {step}; lower the learning rates or train in float32 (precision=no)"
+                )
+            journal.step(step, values, data.skipped, seconds=time.perf_counter() - began)
+            journal.check_skipped(stage, step)
+            bar.set_postfix(journal.latest(), refresh=False)
+            bar.update()
+            done = step + 1
+            if validation and (done % stage.validation.every == 0 or done == stage.steps):  # pyright: ignore
+                journal.validation(done, _validate(accelerator, wrapped, validation, stage, model))
+            if stage.samples and main and (done % stage.samples.every == 0 or done == stage.steps):
+                report.write_samples(model, stage.samples, output, done)
+            stopped = interrupt.agreed(accelerator)
+            if done % stage.checkpoint_every == 0 or done == stage.steps or stopped:
+                save(output, done)
+                journal.curves()
+            if stopped:
+                logger.warning("stopped at step %d; go on with --resume", done)
+                break
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return output
+
+
+def _step(
+    accelerator: Accelerator,
+    wrapped: Any,
+    optimizer: Any,
+    data: Step,
+    stage: StageConfig,
+    model: AnyToAny,
+) -> dict[str, float]:
+    """One optimiser step over the micro-batches of this process; returns mean losses by name."""
+    local: dict[str, int] = {}
+    for micro in data.micros:
+        for name, count in losses.counts(micro, stage.losses).items():
+            local[name] = local.get(name, 0) + count
+    names = sorted(local)
+    counts = accelerator.reduce(torch.tensor([local[n] for n in names], device=accelerator.device))
+    totals = dict(zip(names, counts.tolist(), strict=True))  # pyright: ignore
+    sums: dict[str, Tensor] = {}
+    for number, micro in enumerate(data.micros):
+        last = number == len(data.micros) - 1
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            batch = micro.to(accelerator.device)
+            terms = losses.compute(
+                wrapped(batch),
+                batch,
+                stage.losses,
+                decoders=model.decoders,
+                distance=stage.distance,
+            )
+            # Gradients are averaged over processes, but each term is divided by its global count.
+            loss = losses.weigh(terms, stage.losses, totals) * accelerator.num_processes
+            accelerator.backward(loss)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, torch.zeros(())) + term.total.detach().float().cpu()
+    norm = accelerator.clip_grad_norm_(
+        [p for group in optimizer.param_groups for p in group["params"]], stage.clip
+    )
+    finite = norm is None or bool(torch.isfinite(torch.as_tensor(norm)))
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad()
+    reduced = accelerator.reduce(torch.stack([sums[n] for n in names]).to(accelerator.device))
+    values = {
+        name: total / totals[name]
+        for name, total in zip(names, reduced.tolist(), strict=True)  # pyright: ignore
+        if totals[name]
+    }
+    values["loss"] = (
+        sum(stage.losses[name.partition("/")[0]] * value for name, value in values.items())
+        if finite
+        else math.nan
+    )
+    return values
+
+
+@torch.no_grad()
+def _validate(
+    accelerator: Accelerator, wrapped: Any, feed: Feed, stage: StageConfig, model: AnyToAny
+) -> dict[str, float]:
+    """Mean losses over the validation batches, the same ones every time."""
+    assert stage.validation is not None
+    model.eval()
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for data in feed.steps(0, stage.validation.batches):
+        for micro in data.micros:
+            batch = micro.to(accelerator.device)
+            terms = losses.compute(
+                wrapped(batch),
+                batch,
+                stage.losses,
+                decoders=model.decoders,
+                distance=stage.distance,
+            )
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(term.total)
+                counts[name] = counts.get(name, 0) + term.count
+    names = sorted(sums)
+    pairs = torch.tensor([[sums[name], counts[name]] for name in names], device=accelerator.device)
+    reduced = accelerator.reduce(pairs).tolist()  # pyright: ignore
+    return {
+        name: total / count for name, (total, count) in zip(names, reduced, strict=True) if count
+    }
+
+
+def learning_rate_factor(stage: StageConfig, step: int) -> float:
+    """Warm-up, then the stage's schedule down to a tenth (cosine) or to zero (linear)."""
+    warm = max(round(stage.warmup * stage.steps), 1)
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(stage.steps - warm, 1)
+    if stage.schedule == "cosine":
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if stage.schedule == "linear" else 1.0
+
+
+def _starting_point(
+    stage: StageConfig, output: Path, resume: bool
+) -> checkpoints.Checkpoint | None:
+    """The checkpoint to resume, or the one that the stage starts from, or None."""
+    existing = checkpoints.latest(output)
+    if resume:
+        if existing:
+            _compare_stage(existing, stage)
+            return existing
+        logger.warning("%s: nothing to resume; starting from the beginning", output)
+    elif existing:
+        raise ConfigError(
+            f"{output} already holds a run (step {existing.step}): go on with --resume, or give "
+            "another folder with stage.output=…, or delete it"
+        )
+    if stage.start is None:
+        return None
+    try:
+        return checkpoints.open_checkpoint(stage.start)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"stage {stage.name!r} starts from {stage.start!r}, which is absent: train the stage "
+            f"before it first, or name another checkpoint with stage.start=… ({error})"
+        ) from error
+
+
+def _compare_stage(existing: checkpoints.Checkpoint, stage: StageConfig) -> None:
+    """A resumed run must be the run that was stopped."""
+    before, now = configs.dump(existing.run().stage), configs.dump(stage)
+    odd = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
+    if odd:
+        raise ConfigError(
+            f"{existing.folder}: cannot resume with another stage.{odd[0]}: the checkpoint has "
+            f"{before.get(odd[0])!r}, the config {now[odd[0]]!r}"
+        )
+
+
+def _optimizer(stage: StageConfig, groups: list[Group]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [
+            {"params": list(group.parameters.values()), "lr": group.learning_rate}
+            for group in groups
+        ],
+        betas=stage.betas,
+        weight_decay=stage.weight_decay,
+        fused=True,
+    )
+
+
+def _optimizer_tensors(optimizer: Any, groups: list[Group]) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name, for safetensors."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    return {
+        f"{kind}/{name}": value.detach().cpu().contiguous()
+        for group in groups
+        for name, parameter in group.parameters.items()
+        for kind, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore(
+    source: checkpoints.Checkpoint,
+    optimizer: torch.optim.AdamW,
+    groups: list[Group],
+    stage: StageConfig,
+) -> int:
+    """Load the optimiser's state; returns the step to go on with."""
+    _, tensors = checkpoints.training_state(source)
+    parameters = {n: p for group in groups for n, p in group.parameters.items()}
+    for entry, value in tensors.items():
+        kind, _, name = entry.partition("/")
+        if name not in parameters:
+            raise CheckpointError(
+                f"{source.folder}: optimiser state for {name!r}, not in the table"
+            )
+        place = value if kind == "step" else value.to(parameters[name].device)
+        optimizer.state[parameters[name]][kind] = place
+    return source.step
+
+
+def _validation_feed(model: AnyToAny, work: FrozenWork, stage: StageConfig) -> Feed | None:
+    if stage.validation is None:
+        return None
+    sources = open_sources(stage.validation.data, "stage.validation.data")
+    # One process sees all of it: a few batches, and sums that need no care about slices.
+    return Feed(model, Mixture(sources, stage.seed), work, replace(stage, accumulation=1))
+
+
+def _choose_precision(wanted: str) -> str:
+    """auto: bf16 where the device has fast bf16 products (measured on a CPU), else float32."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if fast_dtype() is torch.bfloat16 else "no"
+
+
+def _announce(
+    run: RunConfig, groups: list[Group], start: int, output: Path, accelerator: Accelerator
+) -> None:
+    """Say what trains, on what, and where it goes; write the config next to the results."""
+    output.mkdir(parents=True, exist_ok=True)
+    tree = configs.dump(run)
+    (output / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    logger.info("stage %s -> %s, from step %d", run.stage.name, output, start)
+    logger.info(
+        "%d process(es) on %s, precision %s",
+        accelerator.num_processes,
+        accelerator.device.type,
+        accelerator.mixed_precision,
+    )
+    for group in groups:
+        logger.info(
+            "  trains %-28s %3d tensors %12s parameters  learning rate %g",
+            group.pattern,
+            len(group.parameters),
+            f"{group.size:,}",
+            group.learning_rate,
+        )
+    logger.info("  in all %s parameters", f"{sum(group.size for group in groups):,}")
+
+
+@dataclass
+class _Saver:
+    """Writes checkpoints from the main process."""
+
+    accelerator: Accelerator
+    model: AnyToAny
+    optimizer: Any
+    groups: list[Group]
+    run: RunConfig
+    chosen: dict[str, Any]
+
+    def __call__(self, output: Path, step: int) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpoints.save(
+                output / "checkpoints" / f"step-{step:08d}",
+                self.model,
+                step=step,
+                stage=self.run.stage,
+                training={"step": step},
+                tensors=_optimizer_tensors(self.optimizer, self.groups),
+                chosen=self.chosen,
+            )
+            checkpoints.prune(output, self.run.stage.keep)
+        self.accelerator.wait_for_everyone()
+
+
+class _Interrupt:
+    """Turns Ctrl-C and SIGTERM into a flag that is read after each step; a second one ends."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.seen:
+            raise KeyboardInterrupt
+        self.seen = True
+        logger.warning("stopping after this step; once more to stop at once")
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """True on every process if any of them was interrupted."""
+        if accelerator.num_processes == 1:
+            return self.seen
+        flag = torch.tensor(int(self.seen), device=accelerator.device)
+        return bool(accelerator.reduce(flag) > 0)  # pyright: ignore

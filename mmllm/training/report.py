@@ -1,0 +1,153 @@
+"""What a person sees of a run while it goes on: numbers, curves, samples, skipped items."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from mmllm.config import SamplesConfig, StageConfig
+from mmllm.conversation import MEDIA, Medium, Message, user
+from mmllm.errors import TrainingError
+from mmllm.model import AnyToAny
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """metrics.jsonl, one line a step; skipped.json; curves.png."""
+
+    def __init__(self, output: Path, start: int, *, main: bool):
+        self.output = output
+        self.main = main
+        self.items = 0
+        self.skipped: list[tuple[str, str]] = []
+        self._recent: deque[dict[str, float]] = deque(maxlen=20)
+        self._file = output / "metrics.jsonl"
+        if main:
+            output.mkdir(parents=True, exist_ok=True)
+            kept = [row for row in self._rows() if row["step"] <= start]
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            self._file.write_text(text, encoding="utf-8")
+
+    def step(
+        self, step: int, values: dict[str, float], skipped: list[tuple[str, str]], *, seconds: float
+    ) -> None:
+        """Note one step; `values` are mean losses by name."""
+        self._recent.append(values)
+        for name, error in skipped:
+            logger.warning("skipped %s: %s", name, error)
+        self.skipped += skipped
+        if self.main:
+            rounded = {name: round(value, 6) for name, value in values.items()}
+            self._write({"step": step + 1, "seconds": round(seconds, 3), **rounded})
+            if skipped:
+                rows = [{"item": name, "error": error} for name, error in self.skipped]
+                text = json.dumps(rows, indent=1)
+                (self.output / "skipped.json").write_text(text, encoding="utf-8")
+
+    def check_skipped(self, stage: StageConfig, step: int) -> None:
+        """Raises TrainingError when more items cannot be read than the stage allows."""
+        self.items += stage.batch_size
+        allowed = max(10.0, stage.max_bad_share * self.items)
+        if len(self.skipped) > allowed:
+            names = "; ".join(f"{name}: {error}" for name, error in self.skipped[:5])
+            raise TrainingError(
+                f"{len(self.skipped)} of {self.items} items could not be read by step {step + 1} "
+                f"(stage.max_bad_share {stage.max_bad_share}); see {self.output}/skipped.json; "
+                f"first: {names}"
+            )
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Note a held-out loss."""
+        if self.main:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            logger.info("step %d  held out: %s", step, shown)
+            self._write({"step": step, **{f"validation/{k}": v for k, v in values.items()}})
+
+    def latest(self) -> dict[str, str]:
+        """Means over the last steps, for the progress bar."""
+        names = {name for values in self._recent for name in values}
+        means = {}
+        for name in sorted(names):
+            found = [values[name] for values in self._recent if name in values]
+            means[name] = f"{sum(found) / len(found):.3f}"
+        return means
+
+    def curves(self) -> None:
+        """curves.png: one panel a loss, training and held out."""
+        if not self.main:
+            return
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        rows = self._rows()
+        skip = {"step", "seconds"}
+        names = sorted({n for row in rows for n in row if n not in skip and "validation" not in n})
+        figure, axes = pyplot.subplots(
+            1, len(names), figsize=(4 * len(names), 3), squeeze=False, layout="constrained"
+        )
+        for axis, name in zip(axes[0], names, strict=True):
+            steps = [row["step"] for row in rows if name in row]
+            values = [row[name] for row in rows if name in row]
+            axis.plot(steps, values, linewidth=0.6, alpha=0.5)
+            axis.plot(steps, _smooth(values), linewidth=1.4, label="training")
+            held = [row for row in rows if f"validation/{name}" in row]
+            if held:
+                axis.plot(
+                    [row["step"] for row in held],
+                    [row[f"validation/{name}"] for row in held],
+                    "o-",
+                    markersize=3,
+                    label="held out",
+                )
+            axis.set_title(name)
+            axis.set_xlabel("step")
+            axis.legend(fontsize="small")
+        figure.savefig(self.output / "curves.png", dpi=100)
+        pyplot.close(figure)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if not self._file.is_file():
+            return []
+        lines = self._file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def write_samples(model: AnyToAny, samples: SamplesConfig, output: Path, step: int) -> None:
+    """Answer the fixed prompts and write samples/step-N/ with a page that shows them."""
+    from mmllm.chat import Chat
+    from mmllm.gallery import Entry, write_gallery
+
+    prompts: list[Message] = [user(text) for text in samples.prompts]
+    for line in samples.media:  # "image mini:data/pictures/x.webp What is this?"
+        modality, file, text = line.split(" ", 2)
+        prompts.append(user(_shown(modality, file), text))
+    chat = Chat(model)
+    replies = chat.reply_many([[p] for p in prompts], seeds=[0] * len(prompts), max_new_tokens=48)
+    folder = output / "samples" / f"step-{step:08d}"
+    entries = [
+        Entry((prompt, reply.message)) for prompt, reply in zip(prompts, replies, strict=True)
+    ]
+    write_gallery(folder, f"{model.config.name}, step {step}", entries)
+
+
+def _shown(modality: str, file: str) -> Medium:
+    from mmllm.data.sources import resolve
+
+    return MEDIA[modality](source=resolve(file))
+
+
+def _smooth(values: list[float], window: int = 20) -> list[float]:
+    return [
+        sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1])
+        for i in range(len(values))
+    ]

@@ -1,0 +1,68 @@
+"""What a stage trains: one table of name patterns and learning rates, applied and asserted."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmllm.errors import ConfigError
+from mmllm.model import AnyToAny
+
+
+@dataclass(frozen=True)
+class Group:
+    """The parameters that one pattern of the table matched."""
+
+    pattern: str
+    learning_rate: float
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def size(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+
+def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Group]:
+    """Unfreeze exactly what the table names and nothing else; a pattern without a match is an
+    error, and so is a parameter that two patterns match."""
+    if any(pattern.startswith("llm.lora") for pattern in table):
+        model.llm.attach_lora()
+    adapters = dict(model.named_adapters())
+    owner: dict[str, str] = {}
+    groups = []
+    for pattern, learning_rate in table.items():
+        matched = {n: p for n, p in adapters.items() if fnmatch.fnmatchcase(n, pattern)}
+        if not matched:
+            rooms = sorted({".".join(name.split(".")[:2]) for name in adapters})
+            raise ConfigError(
+                f"stage.train: pattern {pattern!r} matches no parameter; there are "
+                f"{', '.join(rooms)}"
+            )
+        for name in matched:
+            if name in owner:
+                raise ConfigError(
+                    f"stage.train: {name} is matched by {owner[name]!r} and by {pattern!r}"
+                )
+            owner[name] = pattern
+        groups.append(Group(pattern, learning_rate, matched))
+    model.requires_grad_(False)
+    for group in groups:
+        for parameter in group.parameters.values():
+            parameter.requires_grad_(True)
+    assert_trainable(model, groups)
+    return groups
+
+
+def assert_trainable(model: AnyToAny, groups: list[Group]) -> None:
+    """The model's trainable tensors are exactly the groups'."""
+    expected = {id(p) for group in groups for p in group.parameters.values()}
+    actual = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if expected != actual.keys():
+        odd = [name for key, name in actual.items() if key not in expected]
+        raise ConfigError(
+            f"stage.train: the trainable set differs from the table: {len(expected)} tensors "
+            f"expected, {len(actual)} found; not in the table: {odd[:5]}"
+        )

@@ -1,0 +1,37 @@
+"""Tiny pipelines on disk, once a session; a fresh decoder for each test that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmllm import config
+from mmllm.decoders.base import ModalityDecoder
+from tests.decoders import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return tiny.save_pipelines(tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture
+def make(folders: dict[str, Path]) -> Callable[..., ModalityDecoder]:
+    """`make("image", guidance=1.0)`: a decoder, nothing loaded yet."""
+
+    def build(modality: str, **changes: Any) -> ModalityDecoder:
+        return config.build(tiny.configs(folders, **changes)[modality])
+
+    return build

@@ -1,0 +1,432 @@
+"""Decoders against diffusers' own pipelines on captions, and against themselves in other orders."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from diffusers.utils import logging as diffusers_logging
+
+from mmllm import config
+from mmllm.conversation import Audio, Image, Video
+from mmllm.decoders.base import Cancelled, DecoderConfig, ModalityDecoder
+from mmllm.errors import AssetError, ConfigError, MediaError
+from tests.decoders import tiny
+
+ALL = pytest.mark.parametrize("modality", ["image", "video", "audio"])
+CAPTIONS = ["a red apple", "a blue dog runs ."]
+CALL = {
+    "image": {"max_sequence_length": tiny.TOKENS, "use_resolution_binning": False},
+    "video": {
+        "max_sequence_length": tiny.TOKENS,
+        "num_frames": tiny.FRAMES,
+        "height": tiny.SIZE,
+        "width": tiny.SIZE,
+    },
+    "audio": {},
+}
+OUTPUT = {"image": "images", "video": "frames", "audio": "audios"}
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def arrays(media: list) -> np.ndarray:
+    """[M, …] in the range 0..1 (-1..1 for sounds)."""
+    stacked = np.stack([medium.to_numpy() for medium in media])
+    return stacked / 255 if stacked.dtype == np.uint8 else stacked
+
+
+def close(media: list, expected: np.ndarray) -> None:
+    """Equal to 1e-4; pixels to that and the rounding to bytes."""
+    rounding = 0.5 / 255 if media[0].to_numpy().dtype == np.uint8 else 0.0
+    np.testing.assert_allclose(arrays(media), expected, rtol=0, atol=1e-4 + rounding)
+
+
+class Calls(list):
+    """Arguments of each call of a transformer, noisy samples and times apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.noisy: list[torch.Tensor] = []
+        self.times: list[torch.Tensor] = []
+
+
+def spy(decoder: ModalityDecoder, monkeypatch) -> Calls:
+    forward, calls = decoder.pipeline.transformer.forward, Calls()
+    signature = inspect.signature(forward)
+
+    def listening(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        calls.noisy.append(given.pop("hidden_states"))
+        calls.times.append(given.pop("timestep"))
+        given.pop("return_dict")
+        calls.append({name: value for name, value in given.items() if value is not None})
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(decoder.pipeline.transformer, "forward", listening)
+    return calls
+
+
+def same(one, other) -> bool:
+    """Equal through dicts and tuples, tensors within rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.allclose(one, other)
+    return one == other
+
+
+def training_inputs(decoder: ModalityDecoder, num: int = 2):
+    samples = torch.stack(
+        [decoder.preprocess(tiny.medium(decoder.modality, seed)) for seed in range(num)]
+    )
+    latents = decoder.encode_media(samples)
+    noise = torch.randn(latents.shape, generator=seeded(0)[0])
+    return latents, {"noise": noise, "times": torch.linspace(0.2, 0.8, num)}
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("guidance", "negative"), [(3.0, ""), (3.0, "a dog"), (1.0, ""), (0.0, "")]
+)
+def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
+    make, modality, guidance, negative
+):
+    decoder = make(modality, guidance=guidance, negative=negative)
+    media = decoder.sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
+    expected = decoder.pipeline(
+        CAPTIONS,
+        **CALL[modality],
+        **({"negative_prompt": [negative] * 2} if negative else {}),
+        guidance_scale=guidance,
+        num_inference_steps=4,
+        generator=seeded(1, 2),
+        output_type="np",
+    )
+    close(media, getattr(expected, OUTPUT[modality]))
+    assert np.ptp(arrays(media)) > 0.01  # not all of one value, which would equal anything
+
+
+@ALL
+def test_a_caption_and_guidance_change_what_is_made(make, modality):
+    decoder = make(modality)
+    conditions = [decoder.encode_captions([caption]) for caption in CAPTIONS]
+    one, two = (arrays(decoder.sample(each, generators=seeded(0))) for each in conditions)
+    free = arrays(decoder.sample(conditions[0], generators=seeded(0), guidance=1.0))
+    assert np.abs(one - two).max() > 1e-3
+    assert np.abs(one - free).max() > 1e-3
+
+
+@ALL
+def test_a_batch_equals_singles(make, modality):
+    decoder = make(modality)
+    condition = decoder.encode_captions(CAPTIONS)
+    batch = arrays(decoder.sample(condition, generators=seeded(3, 4)))
+    for row, seed in enumerate((3, 4)):
+        single = {name: value[row : row + 1] for name, value in condition.items()}
+        alone = arrays(decoder.sample(single, generators=seeded(seed)))
+        # 1e-4, and one byte where a value lies on the edge between two.
+        np.testing.assert_allclose(alone[0], batch[row], rtol=0, atol=1e-4 + 1 / 255)
+
+
+@ALL
+def test_media_have_their_kind_size_and_rate(make, modality):
+    decoder = make(modality)
+    medium = decoder.sample(decoder.encode_captions(["a dog"]), generators=seeded(0))[0]
+    if isinstance(medium, Image):
+        assert medium.to_numpy().shape == (tiny.SIZE, tiny.SIZE, 3)
+    elif isinstance(medium, Video):
+        assert medium.to_numpy().shape == (tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3)
+        assert medium.fps == 4.0
+    else:
+        assert isinstance(medium, Audio)
+        assert medium.to_numpy().shape == (1, 2048)
+        assert medium.sample_rate == 8000
+    assert medium.modality == decoder.modality == modality
+
+
+@ALL
+def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, modality):
+    decoder = make(modality)
+    shapes = decoder.condition_shapes
+    assert decoder._pipeline is None
+    condition = decoder.encode_captions(CAPTIONS)
+    assert {name: tuple(value.shape[1:]) for name, value in condition.items()} == shapes
+    assert {value.dtype for value in condition.values()} == {torch.float32}
+    assert {name: len(value) for name, value in decoder.unconditional(3).items()} == dict.fromkeys(
+        shapes, 3
+    )
+    for sequence, mask in decoder.masks.items():
+        assert shapes[mask] == shapes[sequence][:1]
+        assert not condition[sequence][condition[mask] == 0].any()
+        assert condition[mask].sum(1).tolist() == [5, 7]  # the words between [CLS] and [SEP]
+
+
+@ALL
+def test_generation_reads_no_caption(make, modality, monkeypatch):
+    decoder = make(modality)
+    condition = decoder.encode_captions(["a dog"])
+    monkeypatch.setattr(ModalityDecoder, "encode_captions", None)
+    assert len(decoder.sample(condition, generators=seeded(0))) == 1
+
+
+@ALL
+def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, modality, monkeypatch):
+    decoder = make(modality, guidance=1.0)
+    calls = spy(decoder, monkeypatch)
+    condition = decoder.encode_captions(CAPTIONS)
+    decoder.sample(condition, generators=seeded(0, 1))
+    latents, noising = training_inputs(decoder)
+    decoder.denoising_loss(condition, latents, **noising)
+    assert len(calls) == 5
+    assert same(calls[-1], calls[0])
+
+
+def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
+    make, tmp_path, monkeypatch
+):
+    """PixArt-XL at 1024 px: `sample_size` 128 adds two conditions, half the channels are variance,
+    the noise path is an ordinary one."""
+    pipeline = tiny.pixart_pipeline()
+    settings = dict(pipeline.transformer.config) | {
+        "sample_size": 128,
+        "attention_head_dim": 12,  # three embeddings share the width of 2 heads
+        "cross_attention_dim": 24,
+        "patch_size": 32,
+        "out_channels": 6,
+        "use_additional_conditions": True,
+    }
+    pipeline.transformer = PixArtTransformer2DModel.from_config(settings)
+    pipeline.scheduler = DPMSolverMultistepScheduler()
+    pipeline.save_pretrained(tmp_path)
+    decoder = config.build(dataclasses.replace(make("image").config, weights=str(tmp_path)))
+    calls = spy(decoder, monkeypatch)
+    condition = decoder.encode_captions(["a dog"])
+    media = decoder.sample(condition, generators=seeded(0), guidance=1.0)
+    assert media[0].to_numpy().shape == (128, 128, 3)
+    latents, noising = training_inputs(decoder, 1)
+    losses = decoder.denoising_loss(condition, latents, **noising)
+    assert same(calls[-1], calls[0])
+    added = calls[-1]["added_cond_kwargs"]
+    assert added["resolution"].tolist() == [[128.0, 128.0]]
+    assert added["aspect_ratio"].tolist() == [[1.0]]
+    predicted = decoder.pipeline.transformer(
+        **calls[-1], hidden_states=calls.noisy[-1], timestep=calls.times[-1], return_dict=False
+    )[0]
+    torch.testing.assert_close(losses[0], (predicted[:, :3] - noising["noise"]).square().mean())
+
+
+@ALL
+def test_half_precision_samples_and_trains(make, modality):
+    decoder = make(modality).to("cpu", torch.bfloat16)
+    exact = make(modality)
+    latents, noising = training_inputs(exact)
+    condition = decoder.encode_captions(CAPTIONS)
+    losses = decoder.denoising_loss(condition, latents, **noising)
+    assert losses.dtype == condition["prompt_embeds"].dtype == torch.float32
+    torch.testing.assert_close(
+        losses, exact.denoising_loss(condition, latents, **noising), rtol=0.05, atol=0.02
+    )
+    made = arrays(decoder.sample(condition, generators=seeded(0, 1)))
+    assert np.isfinite(made).all()
+    assert made.shape == arrays(exact.sample(condition, generators=seeded(0, 1))).shape
+
+
+@ALL
+def test_loading_shows_nothing_and_hides_no_other_warning(make, modality, capfd, caplog):
+    assert make(modality).pipeline is not None
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+    assert not caplog.records
+    assert diffusers_logging.is_progress_bar_enabled()
+
+
+@ALL
+def test_the_gradient_reaches_the_condition_and_no_weight(make, modality):
+    decoder = make(modality)
+    latents, noising = training_inputs(decoder)
+    condition = {
+        name: value.clone().requires_grad_()
+        for name, value in decoder.encode_captions(CAPTIONS).items()
+    }
+    losses = decoder.denoising_loss(condition, latents, **noising)
+    assert losses.shape == (2,)
+    losses[0].backward()
+    embeds = condition["prompt_embeds"].grad
+    assert embeds[0].abs().max() > 0
+    assert not embeds[1].any()  # the losses are per sample
+    for mask in decoder.masks.values():
+        assert torch.equal(condition[mask].grad, torch.zeros(2, tiny.TOKENS))
+    parts = [part for part in decoder.pipeline.components.values() if hasattr(part, "parameters")]
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    assert len(parameters) > 20
+    assert all(p.grad is None and not p.requires_grad for p in parameters)
+
+
+@ALL
+def test_the_loss_trains_after_a_pipeline_was_loaded_in_inference_mode(make, modality):
+    decoder = make(modality)
+    with torch.inference_mode():
+        decoder.sample(decoder.encode_captions(["a dog"]), generators=seeded(0))
+    latents, noising = training_inputs(decoder)
+    condition = {name: torch.randn(2, *s) for name, s in decoder.condition_shapes.items()}
+    condition["prompt_embeds"].requires_grad_()
+    decoder.denoising_loss(condition, latents, **noising).sum().backward()
+    assert condition["prompt_embeds"].grad.any()
+
+
+@ALL
+def test_losses_of_a_batch_are_those_of_its_items(make, modality):
+    decoder = make(modality)
+    latents, noising = training_inputs(decoder)
+    condition = decoder.encode_captions(CAPTIONS)
+    together = decoder.denoising_loss(condition, latents, **noising)
+    alone = [
+        decoder.denoising_loss(
+            {name: value[row : row + 1] for name, value in condition.items()},
+            latents[row : row + 1],
+            **{name: value[row : row + 1] for name, value in noising.items()},
+        )
+        for row in range(2)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+@ALL
+def test_a_cancelled_run_leaves_the_decoder_as_new(make, modality):
+    decoder = make(modality, steps=5)
+    condition = decoder.encode_captions(["a dog"])
+    seen = []
+
+    def stop_at_two(step: int, steps: int) -> None:
+        seen.append((step, steps))
+        if step == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        decoder.sample(condition, generators=seeded(0), on_step=stop_at_two)
+    assert seen == [(1, 5), (2, 5)]
+    again = decoder.sample(condition, generators=seeded(0), on_step=lambda *at: seen.append(at))
+    assert seen[2:] == [(step, 5) for step in range(1, 6)]
+    fresh = make(modality, steps=5).sample(condition, generators=seeded(0))
+    assert np.array_equal(arrays(again), arrays(fresh))
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_predicted_masks_count_as_zero_or_one(make, modality):
+    decoder = make(modality)
+    mask = decoder.masks["prompt_embeds"]
+    soft = decoder.encode_captions(["a dog"])
+    hard = dict(soft)
+    soft[mask] = torch.tensor([[0.6, 0.9, 0.4, 0.7, 0.1, -0.3, 0.2, 0.5]])
+    hard[mask] = torch.tensor([[1.0, 1, 0, 1, 0, 0, 0, 0]])
+    none, one = dict(soft), dict(soft)
+    none[mask], one[mask] = soft[mask] / 10, torch.tensor([[0.0, 1, 0, 0, 0, 0, 0, 0]])
+    latents, noising = training_inputs(decoder, 1)
+    for predicted, meant in ((soft, hard), (none, one)):
+        assert np.array_equal(
+            arrays(decoder.sample(predicted, generators=seeded(0))),
+            arrays(decoder.sample(meant, generators=seeded(0))),
+        )
+        assert torch.equal(
+            decoder.denoising_loss(predicted, latents, **noising),
+            decoder.denoising_loss(meant, latents, **noising),
+        )
+
+
+def test_a_shorter_sound_caption_is_padded_as_its_pipeline_pads(make):
+    decoder = make("audio", max_caption_tokens=5)
+    caption = "a red apple"  # five tokens of the eight that the pipeline reads
+    media = decoder.sample(decoder.encode_captions([caption]), generators=seeded(1))
+    pipeline = decoder.pipeline
+    expected = pipeline([caption], guidance_scale=3.0, num_inference_steps=4, generator=seeded(1))
+    close(media, expected.audios.numpy())
+
+
+def test_a_sound_has_the_seconds_that_were_configured(folders):
+    settings = tiny.configs(folders)["audio"]
+    decoder = config.build(dataclasses.replace(settings, seconds=0.1))
+    sound = decoder.sample(decoder.encode_captions(["a dog"]), generators=seeded(0))[0]
+    assert sound.to_numpy().shape == (1, 800)
+    samples = decoder.preprocess(tiny.medium("audio"))
+    assert samples.shape == (1, 2048)
+    assert samples[:, :800].any()
+    assert not samples[:, 800:].any()
+
+
+def test_preprocessing_brings_media_to_the_codecs_size(make):
+    wide = np.zeros((20, 40, 3), dtype=np.uint8)
+    wide[:, 10:30] = 255  # the central square is white, all else black
+    picture = make("image").preprocess(Image.from_numpy(wide))
+    assert picture.shape == (3, tiny.SIZE, tiny.SIZE)
+    assert torch.equal(picture[:, :, 1:-1], torch.ones(3, tiny.SIZE, tiny.SIZE - 2))
+    frames = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.full((20, 40, 3), 20, np.uint8)
+    clip = make("video").preprocess(Video.from_numpy(frames, fps=8))
+    assert clip.shape == (3, tiny.FRAMES, tiny.SIZE, tiny.SIZE)
+    levels = (clip[0, :, 0, 0] + 1) * 127.5 / 20
+    torch.testing.assert_close(levels, torch.tensor([1.0, 3, 5, 7, 9]))
+    stereo = np.stack([np.full(16_000, 0.5), np.zeros(16_000)]).astype(np.float32)
+    wave = make("audio").preprocess(Audio.from_numpy(stereo, 16_000))
+    assert wave.shape == (1, 2048)
+    torch.testing.assert_close(wave[0, 500:1500], torch.full((1000,), 0.25), atol=0.01, rtol=0)
+
+
+def test_fingerprints_follow_content_not_place(folders, tmp_path):
+    decoders = {key: config.build(entry) for key, entry in tiny.configs(folders).items()}
+    prints = {key: decoder.fingerprint for key, decoder in decoders.items()}
+    assert len(set(prints.values())) == 3
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(folders["image"], target_is_directory=True)
+    entry = tiny.configs(folders, steps=9)["image"]
+    entry = dataclasses.replace(entry, weights=str(moved))
+    assert config.build(entry).fingerprint == prints["image"]
+    longer = dataclasses.replace(entry, max_caption_tokens=7)
+    assert config.build(longer).fingerprint != prints["image"]
+
+
+def test_bad_input_is_told_apart(make, folders, tmp_path):
+    decoder = make("image")
+    condition = decoder.encode_captions(CAPTIONS)
+    with pytest.raises(ValueError, match="a generator missing"):
+        decoder.sample(condition, generators=seeded(0))
+    with pytest.raises(ValueError, match="no captions"):
+        decoder.encode_captions([])
+    with pytest.raises(MediaError, match="image decoder cannot take"):
+        decoder.preprocess(tiny.medium("audio"))
+    with pytest.raises(AssetError, match="model_index"):
+        _ = config.build(dataclasses.replace(decoder.config, weights=str(tmp_path))).pipeline
+    with pytest.raises(ConfigError, match="steps"):
+        DecoderConfig("weights", steps=0)
+    video = tiny.configs(folders)["video"]
+    with pytest.raises(ConfigError, match="9 would do"):
+        config.build(dataclasses.replace(video, frames=10))
+    with pytest.raises(ConfigError, match="height: expected a multiple of 16"):
+        config.build(dataclasses.replace(video, height=20))
+
+
+def test_a_hub_id_is_downloaded_as_safetensors(folders, monkeypatch):
+    import diffusers
+
+    asked = []
+
+    def download(name: str, **options: object) -> str:
+        asked.append((name, options))
+        return str(folders["image"])
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    settings = dataclasses.replace(tiny.configs(folders)["image"], weights="someone/pictures")
+    assert config.build(settings).condition_shapes["prompt_embeds"] == (tiny.TOKENS, tiny.WIDTH)
+    assert asked == [("someone/pictures", {"use_safetensors": True})]
+
+
+def test_configs_survive_yaml(folders):
+    for entry in tiny.configs(folders).values():
+        assert config.parse_component("decoders", config.dump(entry), "decoders.test") == entry

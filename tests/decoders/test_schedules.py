@@ -1,0 +1,157 @@
+"""An oracle in place of the transformer: the loss must vanish, the real sampler must recover x0.
+
+The oracle knows x0 and the time that the transformer is told, nothing else; alpha and sigma it
+computes here, from the papers' formulas.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.schedules import noised
+from mmllm.errors import ConfigError
+from tests.decoders import tiny
+
+FLOWS = {"use_flow_sigmas": True, "final_sigmas_type": "zero"}
+ZERO = {"final_sigmas_type": "zero"}
+SOLVERS = [
+    ("DPMSolverMultistep", {**FLOWS, "prediction_type": "sample"}),
+    ("DPMSolverMultistep", {**FLOWS, "prediction_type": "sample", "flow_shift": 3.0}),
+    ("DPMSolverMultistep", {**FLOWS, "prediction_type": "flow_prediction"}),
+    ("UniPCMultistep", {**FLOWS, "prediction_type": "flow_prediction", "flow_shift": 3.0}),
+    *[
+        (name, {**ZERO, "prediction_type": kind})
+        for name in ("DPMSolverMultistep", "UniPCMultistep")
+        for kind in ("epsilon", "v_prediction", "sample")
+    ],
+]
+SCALING = [  # these need a pipeline that scales its noise and its inputs, which Wan does not
+    *[
+        (name, {**settings, "prediction_type": kind})
+        for name, settings in (
+            ("DDIM", {"clip_sample": False}),
+            ("DDPM", {"clip_sample": False}),
+            ("EulerDiscrete", {}),
+        )
+        for kind in ("epsilon", "v_prediction", "sample")
+    ],
+    ("EDMDPMSolverMultistep", {"prediction_type": "epsilon"}),
+    ("EDMDPMSolverMultistep", {"prediction_type": "v_prediction", "sigma_data": 1.0}),
+    ("EDMEuler", {"prediction_type": "epsilon"}),
+]
+CASES = [
+    *[(modality, *each) for modality in ("image", "audio") for each in SOLVERS + SCALING],
+    *[("video", *each) for each in SOLVERS],
+    ("video", "FlowMatchEulerDiscrete", {"shift": 3.0}),  # the others ask for its initial sigma
+]
+
+
+def oracle(scheduler: Any, clean: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+    """What a perfect model answers to inputs float[B, *S] at times [B] or [1]."""
+    times = times.to(torch.float64).view(-1, *[1] * (noisy.ndim - 1))
+    config, noisy, clean = scheduler.config, noisy.double(), clean.double()
+    name = type(scheduler).__name__
+    if "Cosine" in name:  # alpha = cos, sigma = sin of the angle: an ordinary v
+        alpha, sigma = torch.cos(times * torch.pi / 2), torch.sin(times * torch.pi / 2)
+        return alpha * (noisy - alpha * clean) / sigma - sigma * clean
+    if "EDM" in name:  # Karras et al. 2022, table 1
+        level, data = torch.exp(4 * times), config.sigma_data
+        total = level**2 + data**2
+        sign = -1 if config.prediction_type == "v_prediction" else 1
+        return sign * (clean - data**2 / total * noisy * total**0.5) / (level * data / total**0.5)
+    kind = config.get("prediction_type", "flow_prediction")
+    if "FlowMatch" in name or config.get("use_flow_sigmas", False):
+        alpha, sigma = 1 - times / 1000, times / 1000
+    else:
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        kept = (1 - betas).cumprod(0)
+        whole = times.floor().long()  # Euler walks between the steps of training
+        kept = torch.exp(
+            torch.lerp(kept.log()[whole], kept.log()[whole.add(1).clamp(max=999)], times - whole)
+        )
+        alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+    noise = (noisy - alpha * clean) / sigma
+    return {
+        "epsilon": noise,
+        "sample": clean.expand_as(noisy),
+        "v_prediction": alpha * noise - sigma * clean,
+        "flow_prediction": noise - clean,
+    }[kind]
+
+
+def with_oracle(decoder: ModalityDecoder, scheduler: Any, clean: Tensor, monkeypatch) -> None:
+    """The decoder's pipeline with another scheduler, its transformer replaced by the oracle."""
+
+    def forward(hidden_states: Tensor, timestep: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+        repeats = len(hidden_states) // len(clean)  # guidance doubles the batch
+        known = clean.repeat(repeats, *[1] * (clean.ndim - 1))
+        return (oracle(scheduler, known, hidden_states, timestep).to(hidden_states.dtype),)
+
+    decoder.pipeline.scheduler = scheduler
+    monkeypatch.setattr(decoder.pipeline.transformer, "forward", forward)
+
+
+@pytest.mark.parametrize(("modality", "name", "settings"), CASES)
+def test_an_oracle_has_no_loss_and_is_recovered_by_the_sampler(
+    make, monkeypatch, modality, name, settings
+):
+    decoder = make(modality, steps=10)
+    scheduler = getattr(diffusers, f"{name}Scheduler")(**settings)
+    media = [tiny.medium(modality, seed) for seed in range(2)]
+    clean = decoder.encode_media(torch.stack([decoder.preprocess(each) for each in media]))
+    with_oracle(decoder, scheduler, clean, monkeypatch)
+    condition = decoder.encode_captions(["a dog", "a red apple"])
+
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for times in ([0.05, 0.3], [0.6, 0.95]):
+        losses = decoder.denoising_loss(condition, clean, noise=noise, times=torch.tensor(times))
+        torch.testing.assert_close(losses, torch.zeros(2), rtol=0, atol=1e-6)
+    wrong = decoder.denoising_loss(
+        condition, clean.flip(0), noise=noise, times=torch.full((2,), 0.4)
+    )
+    assert wrong.min() > 1e-3
+
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    made = decoder.sample(condition, generators=generators)
+    for row, medium in enumerate(made):
+        if modality == "audio":  # what the codec makes of the true latents
+            wave = decoder.pipeline.vae.decode(clean).sample[row].numpy()
+            np.testing.assert_allclose(medium.to_numpy(), wave, rtol=0, atol=0.02)
+        else:
+            difference = medium.to_numpy().astype(int) - media[row].to_numpy()
+            assert np.abs(difference).max() <= 2
+
+
+def test_stable_audios_own_cosine_scheduler(monkeypatch):
+    """Its sampler, which draws noise by torchsde, is not run: its denoiser is asked directly."""
+    monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
+    name = "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"
+    scheduler = importlib.import_module(name).CosineDPMSolverMultistepScheduler()
+    clean, noise = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([0.25, 0.5, 0.7, 0.95])
+    step = noised(scheduler, clean, noise, times)
+    torch.testing.assert_close(step.timesteps, times)  # the clock that the model was trained with
+    torch.testing.assert_close(
+        step.target, oracle(scheduler, clean, step.inputs, step.timesteps).float()
+    )
+    sigma = torch.tan(times * torch.pi / 2)[:, None, None]
+    recovered = scheduler.precondition_outputs(clean + sigma * noise, step.target, sigma)
+    torch.testing.assert_close(recovered, clean, rtol=0, atol=1e-4)
+
+
+def test_what_has_no_meaning_is_refused():
+    latents, times = torch.zeros(1, 3), torch.full((1,), 0.5)
+    with pytest.raises(ConfigError, match="'v_prediction' has no meaning"):
+        noised(tiny.flow_scheduler(prediction_type="v_prediction"), latents, latents, times)
+    with pytest.raises(ConfigError, match="no training target is known"):
+        noised(diffusers.SCMScheduler(), latents, latents, times)

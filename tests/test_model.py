@@ -1,0 +1,231 @@
+"""The joined model: each tensor lands where it should, every mix of modalities works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmllm import losses
+from mmllm.conversation import Message, assistant, user
+from mmllm.data.batch import Batch, collate
+from mmllm.data.frozen import FrozenWork
+from mmllm.errors import CheckpointError
+from mmllm.losses import Term
+from mmllm.model import AnyToAny
+from mmllm.training.stage import choose_trainable
+from tests.test_rendering import clip, picture, sound
+
+WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
+EVERYTHING = {
+    "input_projections.*": 1e-3,
+    "output_projections.*": 1e-3,
+    "llm.rows": 1e-3,
+    "llm.head_rows": 1e-3,
+    "llm.lora.*": 1e-3,
+}
+MIXED = [
+    [user(picture(30), "what is this?"), assistant("a red apple")],
+    [user("draw"), assistant("here", picture(90, caption="a red apple"))],
+    [
+        user(sound(0.5), "and", clip(60), "and", picture(200)),
+        assistant("one", sound(0.1, caption="a violin"), "two", clip(9, caption="a rocket")),
+        user("hello"),
+        assistant("three four"),
+    ],
+    [user("hello"), assistant("one two three")],
+]
+
+
+def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **options) -> Batch:
+    options.setdefault("seeds", list(range(len(conversations))))
+    return collate(
+        [model.renderer.render(conversation) for conversation in conversations],
+        FrozenWork(model, denoise=True),
+        input_widths=model.input_widths,
+        output_widths=model.output_widths,
+        pad_id=0,
+        **options,
+    )
+
+
+def terms_of(model: AnyToAny, batch: Batch) -> dict[str, Term]:
+    return losses.compute(model(batch), batch, WEIGHTS, decoders=model.decoders)
+
+
+def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
+    """Projections that answer with the mean of their samples: red, green and blue."""
+    conversation = [user(picture(10), "one", clip(20), "two", picture(30), sound(0.4))]
+    batch = batch_of(tiny_model, [MIXED[3], conversation])
+    for key, projection in tiny_model.input_projections.items():
+        width = tiny_model.input_widths[key]
+
+        def constant(features, mask, width=width):
+            return features.mean((1, 2))[:, None, None].expand(-1, width, tiny_model.llm.width)
+
+        projection.forward = constant
+    embeds = tiny_model.embed(batch)
+    plain = tiny_model.llm.embed(batch.ids)
+    rendered = tiny_model.renderer.render(conversation)
+    taken = torch.zeros(len(rendered), dtype=torch.bool)
+    for place in rendered.inputs:
+        expected = tiny_model.encoders[place.key].encode([place.medium]).tokens.mean()
+        span = slice(place.start, place.start + place.length)
+        assert torch.allclose(embeds[1, span], expected.expand_as(embeds[1, span]))
+        taken[span] = True
+    rest = embeds[1, : len(rendered)][~taken]
+    assert torch.equal(rest, plain[1, : len(rendered)][~taken])
+    assert torch.equal(embeds[0], plain[0])
+
+
+def test_every_output_reads_its_own_states(tiny_model: AnyToAny) -> None:
+    batch = batch_of(tiny_model, MIXED)
+    output = tiny_model(batch)
+    row = tiny_model.renderer.render(MIXED[2])
+    for place in row.outputs:
+        span = slice(place.start, place.start + place.length)
+        states = output.hidden[2, span][None]
+        alone = tiny_model.condition({place.key: states})[place.key]
+        for name, value in alone.items():
+            assert torch.allclose(output.conditions[place.key][name][-1], value[0], atol=1e-6)
+
+
+def test_a_batch_without_a_modality_still_gives_every_parameter_a_gradient(
+    make_model: Callable[..., AnyToAny],
+) -> None:
+    for conversations in ([MIXED[3]], [MIXED[0]], [MIXED[1]], MIXED):
+        model = make_model()
+        groups = choose_trainable(model, EVERYTHING)
+        batch = batch_of(model, conversations)
+        losses.weigh(terms_of(model, batch), WEIGHTS, losses.counts(batch, WEIGHTS)).backward()
+        for group in groups:
+            for name, parameter in group.parameters.items():
+                assert parameter.grad is not None, name
+                assert parameter.grad.isfinite().all(), name
+
+
+def test_mixed_and_single_batches_give_the_same_losses(tiny_model: AnyToAny) -> None:
+    mixed = terms_of(tiny_model, batch_of(tiny_model, MIXED))
+    singles: dict[str, list[Term]] = {}
+    for seed, conversation in enumerate(MIXED):
+        batch = batch_of(tiny_model, [conversation], seeds=[seed])
+        for name, term in terms_of(tiny_model, batch).items():
+            singles.setdefault(name, []).append(term)
+    assert {"text", "align/image", "denoise/video", "denoise/audio"} <= mixed.keys()
+    for name, term in mixed.items():
+        assert term.count == sum(single.count for single in singles[name])
+        total = sum(single.total for single in singles[name])
+        assert torch.allclose(term.total, torch.as_tensor(total), atol=1e-4), name
+
+
+def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) -> None:
+    padded = terms_of(tiny_model, batch_of(tiny_model, MIXED))
+    batch = batch_of(tiny_model, MIXED, pack=True)
+    assert batch.ids.shape[0] == 1
+    assert batch.mask is None
+    for name, term in terms_of(tiny_model, batch).items():
+        assert term.count == padded[name].count
+        assert torch.allclose(term.total, padded[name].total, atol=1e-4), name
+
+
+def test_text_loss_equals_the_language_models_own(tiny_model: AnyToAny) -> None:
+    """Against transformers' loss on the same ids, where no medium is involved."""
+    rendered = tiny_model.renderer.render(MIXED[3])
+    logits = tiny_model.llm.model(torch.tensor([rendered.ids])).logits[0, :-1]
+    expected = F.cross_entropy(logits, torch.tensor(rendered.labels[1:]), reduction="sum")
+    rows = tiny_model.llm.head_rows.data.clone()
+    tiny_model.llm.head_rows.data.zero_()
+    zero_rows = terms_of(tiny_model, batch_of(tiny_model, [MIXED[3]]))["text"].total
+    tiny_model.llm.head_rows.data.copy_(rows)
+    # Three more rows of the head, with logit zero, enlarge each sum of exponentials by 3.
+    keep = torch.tensor(rendered.labels[1:]) != -100
+    larger = torch.logaddexp(logits[keep].logsumexp(-1), torch.tensor(3.0).log())
+    correction = (larger - logits[keep].logsumexp(-1)).sum()
+    assert torch.allclose(zero_rows, expected + correction, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("table", "trained"),
+    [
+        ({"input_projections.*": 1e-3}, ["input_projections"]),
+        (
+            {"output_projections.*": 1e-3, "llm.rows": 1e-3, "llm.head_rows": 1e-3},
+            ["output_projections", "llm.rows", "llm.head_rows"],
+        ),
+        (EVERYTHING, ["input_projections", "output_projections", "llm.rows", "llm.head", "lora_"]),
+    ],
+)
+def test_exactly_the_stages_table_trains(
+    make_model: Callable[..., AnyToAny], table: dict[str, float], trained: list[str]
+) -> None:
+    model = make_model()
+    groups = choose_trainable(model, table)
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert names == {
+        name for name, _ in model.named_parameters() if any(part in name for part in trained)
+    }
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pipelines = {
+        (key, part, name): value.clone()
+        for key, decoder in model.decoders.items()
+        for part, module in decoder.pipeline.components.items()
+        if isinstance(module, torch.nn.Module)
+        for name, value in module.state_dict().items()
+    }
+    parameters = [p for group in groups for p in group.parameters.values()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+    for _ in range(2):  # LoRA's A gets its first gradient when B is no longer zero
+        optimizer.zero_grad()
+        batch = batch_of(model, MIXED)
+        losses.weigh(terms_of(model, batch), WEIGHTS, losses.counts(batch, WEIGHTS)).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in names), name
+        assert (parameter.grad is None) == (name not in names), name
+    for (key, part, name), value in pipelines.items():
+        assert torch.equal(value, model.decoders[key].pipeline.components[part].state_dict()[name])
+
+
+def test_a_pattern_without_a_match_is_an_error(tiny_model: AnyToAny) -> None:
+    with pytest.raises(ValueError, match="matches no parameter"):
+        choose_trainable(tiny_model, {"input_projection.*": 1e-3})
+    with pytest.raises(ValueError, match="is matched by"):
+        choose_trainable(tiny_model, {"llm.rows": 1e-3, "llm.*": 1e-3})
+
+
+def test_another_encoder_grid_is_refused(tiny_model: AnyToAny) -> None:
+    batch = batch_of(tiny_model, [MIXED[0]])
+    features = batch.inputs["image"].features
+    assert features is not None
+    batch.inputs["image"].features = features[:, :2]
+    with pytest.raises(ValueError, match="expected features"):
+        tiny_model(batch)
+
+
+def test_noise_belongs_to_the_item(tiny_model: AnyToAny) -> None:
+    latents = torch.zeros(3, 2, 4)
+    noise, times = losses.draw_noise(latents, torch.tensor([5, 6, 7]))
+    again, time = losses.draw_noise(latents[:1], torch.tensor([7]))
+    assert torch.equal(noise[2], again[0])
+    assert times[2] == time[0]
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_weigh_divides_by_the_count_over_all_processes() -> None:
+    one = {"text": Term(torch.tensor(6.0), 3), "align/image": Term(torch.tensor(0.0), 0)}
+    value = losses.weigh(one, {"text": 1.0, "align": 2.0}, {"text": 6, "align/image": 4})
+    assert value == 1.0
+    assert np.isfinite(losses.weigh(one, {"text": 1, "align": 1}, {"text": 3, "align/image": 0}))
+
+
+def test_lora_of_another_rank_is_refused(make_model: Callable[..., AnyToAny], tmp_path) -> None:
+    model = make_model()
+    model.llm.attach_lora()
+    model.llm.save_lora(tmp_path)
+    tree = {**model.config.llm.__dict__, "lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
+    other = make_model(llm=tree)
+    with pytest.raises(CheckpointError, match=r"lora\.rank"):
+        other.llm.load_lora(tmp_path)

@@ -1,0 +1,887 @@
+"""Trains the decoders that ship with mini: captions -> pictures, clips and sounds.
+
+    python train/mini_decoders.py image --words FOLDER --minutes 70 --run runs/decoders/image
+    python train/mini_decoders.py image --resume --run runs/decoders/image
+    python train/mini_decoders.py image --ship mmllm/mini/decoders/image --run runs/decoders/image
+
+Each decoder is a standard diffusers pipeline without a learned autoencoder: a small DiT denoises
+pixels or log-mel frames, and a small T5 trained with it reads the caption. Targets are clean
+samples (Li & He 2025, "Back to basics") on the straight path x_s = (1 - s) x_0 + s n (Lipman et
+al. 2023), with the error weighted as a velocity; the sampler is DPM-Solver++ (Lu et al. 2022).
+
+Word vectors start from, and stay at, those of a sentence encoder (`--words`: an unpacked
+all-MiniLM-L6-v2), reduced to the width of the T5: a synonym that no caption of the training set
+contains then lies near the words that one does.
+
+Dimensions: B samples, T caption tokens, E width of the text encoder, N items, S latent shape.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import math
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    StableAudioDiTModel,
+    StableAudioPipeline,
+    StableAudioProjectionModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from PIL import Image, ImageDraw, ImageSequence
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertTokenizer,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder, PixelAutoencoder
+
+logger = logging.getLogger("mini_decoders")
+
+DATA = Path(__file__).parents[1] / "mmllm" / "mini" / "data"
+TEXT_LENGTH = 24  # tokens of a caption; Wan and Stable Audio read the padding too, so it is fixed
+TEXT_WIDTH = 128
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+# ---------------------------------------------------------------------------- captions and words
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What concepts are called: phrasings with slots, and per concept what fills them.
+
+    Slots are {caption}, and for sounds also {label} and {thing}; a concept has one filling for its
+    canonical name and one for each training synonym.
+    """
+
+    train: list[str]
+    heldout: list[str]
+    names: list[list[dict[str, str]]]
+
+    def draw(self, concept: int, rng: random.Random) -> str:
+        """One training caption; the canonical name as often as all synonyms together."""
+        names = self.names[concept]
+        name = names[0] if rng.random() < 0.5 else rng.choice(names)
+        return rng.choice(self.train).format(**name)
+
+    def test(self, concept: int, index: int) -> str:
+        """The canonical name in one of the phrasings that training never sees."""
+        return self.heldout[index % len(self.heldout)].format(**self.names[concept][0])
+
+    def texts(self) -> list[str]:
+        """Everything that a training caption is made of."""
+        return self.train + [
+            text for names in self.names for name in names for text in name.values()
+        ]
+
+
+def with_article(name: str, like: str) -> str:
+    """A synonym as a noun phrase like the canonical one: 'puppy', 'a dog' -> 'a puppy'."""
+    first = like.split()[0]
+    if first == "the":
+        return f"the {name}"
+    if first not in ("a", "an", "some"):
+        return name
+    if first == "some" and name.endswith("s"):
+        return f"some {name}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def names_of(concept: dict) -> list[dict[str, str]]:
+    """The fillings of a row of concepts.json or sounds.json."""
+    thing = concept.get("thing", concept["caption"])
+    things = [thing] + [with_article(name, thing) for name in concept["synonyms"]]
+    labels = [concept["label"], *concept["synonyms"]]
+    return [
+        {"label": label, "thing": other, "caption": concept["caption"].replace(thing, other)}
+        for label, other in zip(labels, things, strict=True)
+    ]
+
+
+def vocabulary(texts: list[str], folder: Path) -> tuple[list[str], Tensor]:
+    """Words and pieces with their vectors float[V, E]: those of the texts, the encoder's words
+    nearest to them in meaning (3,000) or most frequent (1,000), letters and endings."""
+    pieces = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    known = [piece for piece in pieces if re.fullmatch("[a-z]{2,}", piece)]
+    words = list(dict.fromkeys(re.findall("[a-z]+|[0-9]+", " ".join(texts).lower())))
+    candidates = list(dict.fromkeys(words + known))
+    vectors = word_vectors(candidates, folder)
+    nearness = (vectors[len(words) :] @ vectors[: len(words)].T).amax(dim=1)
+    near = [candidates[len(words) + place] for place in nearness.topk(3000).indices.tolist()]
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789")
+    endings = [*letters, "es", "ed", "ing", "er", "ly", "ness", "man", "like"]
+    other = [*SPECIAL, *".,!?'\"-:;&()", *letters, *(f"##{ending}" for ending in endings)]
+    chosen = list(dict.fromkeys([*other, *words, *near, *known[:1000]]))
+    # Half-whitened principal axes of the words; what is no word starts small and random.
+    place = {word: index for index, word in enumerate(candidates)}
+    rows = [place[word] for word in chosen if word in place]
+    left, values, _ = torch.linalg.svd(vectors[rows] - vectors[rows].mean(0), full_matrices=False)
+    reduced = left[:, :TEXT_WIDTH] * values[:TEXT_WIDTH].sqrt()
+    table = 0.5 * torch.randn(len(chosen), TEXT_WIDTH)
+    table[[word in place for word in chosen]] = reduced / reduced.std()
+    return chosen, table
+
+
+@torch.inference_mode()
+def word_vectors(words: list[str], folder: Path) -> Tensor:
+    """The sentence encoder's vectors of single words, float[V, 384], each of length 1."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = AutoModel.from_pretrained(folder).eval()
+    rows = []
+    for start in tqdm(range(0, len(words), 512), desc="word vectors"):
+        inputs = tokenizer(words[start : start + 512], padding=True, return_tensors="pt")
+        states, mask = encoder(**inputs).last_hidden_state, inputs.attention_mask[..., None]
+        rows.append((states * mask).sum(1) / mask.sum(1))
+    return functional.normalize(torch.cat(rows).float(), dim=-1)
+
+
+def text_encoder(kind: type, config: type, texts: list[str], folder: Path):
+    """A tokenizer over words and pieces, and a T5 whose word vectors are frozen."""
+    words, vectors = vocabulary(texts, folder)
+    tokenizer = BertTokenizer(
+        vocab={word: index for index, word in enumerate(words)}, model_max_length=TEXT_LENGTH
+    )
+    encoder = kind(
+        config(
+            vocab_size=len(words),
+            d_model=TEXT_WIDTH,
+            d_kv=32,
+            num_heads=4,
+            d_ff=256,
+            num_layers=2,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.1,
+            is_encoder_decoder=False,
+            use_cache=False,
+            pad_token_id=0,
+            eos_token_id=words.index("[SEP]"),
+        )
+    )
+    encoder.shared.weight.data.copy_(vectors)
+    encoder.shared.weight.requires_grad_(False)
+    return tokenizer, encoder
+
+
+# ------------------------------------------------------------------- the table of three decoders
+
+
+def scheduler(shift: float) -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(
+        prediction_type="sample", use_flow_sigmas=True, flow_shift=shift, final_sigmas_type="zero"
+    )
+
+
+def picture_pipeline(texts: list[str], folder: Path) -> PixArtAlphaPipeline:
+    tokenizer, encoder = text_encoder(T5EncoderModel, T5Config, texts, folder)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=48,
+        in_channels=3,
+        out_channels=3,
+        num_layers=6,
+        cross_attention_dim=192,
+        sample_size=64,
+        patch_size=8,
+        caption_channels=TEXT_WIDTH,
+    )
+    return PixArtAlphaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=PixelAutoencoder(),
+        transformer=transformer,
+        scheduler=scheduler(1.0),
+    )
+
+
+def clip_pipeline(texts: list[str], folder: Path) -> WanPipeline:
+    tokenizer, encoder = text_encoder(UMT5EncoderModel, UMT5Config, texts, folder)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 8, 8),
+        num_attention_heads=6,
+        attention_head_dim=32,
+        in_channels=12,
+        out_channels=12,
+        text_dim=TEXT_WIDTH,
+        ffn_dim=576,
+        num_layers=5,
+        rope_max_seq_len=32,
+    )
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=ClipAutoencoder(),
+        transformer=transformer,
+        scheduler=scheduler(2.0),
+    )
+
+
+def sound_pipeline(texts: list[str], folder: Path) -> StableAudioPipeline:
+    tokenizer, encoder = text_encoder(T5EncoderModel, T5Config, texts, folder)
+    codec = MelAutoencoder()
+    channels = codec.config.n_mels * codec.config.frames_per_token
+    transformer = StableAudioDiTModel(
+        sample_size=64,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=5,
+        num_key_value_attention_heads=5,
+        cross_attention_dim=160,
+        cross_attention_input_dim=TEXT_WIDTH,
+        global_states_input_dim=2 * TEXT_WIDTH,
+        time_proj_dim=128,
+    )
+    # The class expects times of 0..1; this pipeline's scheduler counts to 1000.
+    frequencies = torch.logspace(-1, 1.2, 64) / 1000
+    transformer.time_proj.weight.data.copy_(frequencies.half())  # as it is shipped
+    return StableAudioPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        projection_model=StableAudioProjectionModel(TEXT_WIDTH, TEXT_WIDTH, 0, 4),
+        vae=codec,
+        transformer=transformer,
+        scheduler=scheduler(1.0),
+    )
+
+
+def denoise_picture(pipe, noisy: Tensor, times: Tensor, text: "Text") -> Tensor:
+    return pipe.transformer(
+        noisy,
+        encoder_hidden_states=text.states,
+        encoder_attention_mask=text.mask,
+        timestep=times,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        return_dict=False,
+    )[0]
+
+
+def denoise_clip(pipe, noisy: Tensor, times: Tensor, text: "Text") -> Tensor:
+    states = text.states * text.mask[..., None]  # Wan pads with zeros and masks nothing
+    return pipe.transformer(noisy, times, states, return_dict=False)[0]
+
+
+def denoise_sound(pipe, noisy: Tensor, times: Tensor, text: "Text") -> Tensor:
+    size = len(noisy)
+    seconds = noisy.shape[-1] * pipe.vae.hop_length / pipe.vae.sampling_rate
+    projected = pipe.projection_model(text.states, torch.zeros(size), torch.full((size,), seconds))
+    start, end = projected.seconds_start_hidden_states, projected.seconds_end_hidden_states
+    words = projected.text_hidden_states * text.mask[..., None]
+    # Without a caption this pipeline zeroes the whole sequence, durations included.
+    condition = torch.cat([words, start, end], dim=1) * ~text.empty[:, None, None]
+    return pipe.transformer(
+        noisy,
+        times,
+        encoder_hidden_states=condition,
+        global_hidden_states=torch.cat([start, end], dim=2),
+        rotary_embedding=_rotary(pipe, noisy.shape[-1] + 1),
+        return_dict=False,
+    )[0]
+
+
+def _rotary(pipe: StableAudioPipeline, length: int):
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    return get_1d_rotary_pos_embed(
+        pipe.rotary_embed_dim, length, use_real=True, repeat_interleave_real=False
+    )
+
+
+def read_picture(path: Path) -> Tensor:
+    """uint8[3, 64, 64], on white."""
+    image = Image.open(path).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image).convert("RGB").resize((64, 64), Image.LANCZOS)
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def read_clip(path: Path) -> Tensor:
+    """uint8[3, F, 64, 64], on white."""
+    frames = []
+    for frame in ImageSequence.Iterator(Image.open(path)):
+        image = frame.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB").resize((64, 64), Image.LANCZOS)
+        frames.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
+    return torch.stack(frames, dim=1)
+
+
+def read_sound(path: Path) -> Tensor:
+    """float[1, 32768] at 16 kHz, cut or padded with silence."""
+    wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if rate != 16_000:
+        raise ValueError(f"{path} is sampled at {rate} Hz; 16,000 expected: resample it first")
+    wave = torch.from_numpy(wave.mean(axis=1))[None, :32_768]
+    return functional.pad(wave, (0, 32_768 - wave.shape[-1]))
+
+
+def vary_pixels(samples: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8[B, 3, ..., 64, 64] -> float in -1..1, shifted, scaled by up to 6 %."""
+    shape = samples.shape
+    flat = samples.flatten(1, -3).float() / 127.5 - 1  # [B, C, 64, 64]; frames move together
+    draw = torch.rand(len(flat), 3, generator=generator) * 2 - 1
+    theta = torch.zeros(len(flat), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + 0.05 * draw[:, 0]
+    theta[:, :, 2] = 0.06 * draw[:, 1:]
+    grid = functional.affine_grid(theta, list(flat.shape), align_corners=False)
+    # Outside lies the background: white, so the sampler's zero padding is moved to +1.
+    flat = functional.grid_sample(flat - 1, grid, mode="bicubic", align_corners=False) + 1
+    return flat.clamp(-1, 1).view(shape)
+
+
+def vary_sounds(samples: Tensor, generator: torch.Generator) -> Tensor:
+    """float[B, 1, N] -> the same, up to 20 ms later and 3 dB louder or softer."""
+    draw = torch.rand(len(samples), 2, generator=generator)
+    gains = 10 ** ((draw[:, 0] * 6 - 3) / 20)
+    moved = [
+        functional.pad(wave, (int(delay * 320), 0))[..., : wave.shape[-1]]
+        for wave, delay in zip(samples, draw[:, 1], strict=True)
+    ]
+    return torch.stack(moved) * gains[:, None, None]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One row of the table: all that differs between the three trainings."""
+
+    build: Callable[[list[str], Path], DiffusionPipeline]
+    denoise: Callable[..., Tensor]  # (pipe, noisy, times, text) -> clean
+    read: Callable[[Path], Tensor]
+    vary: Callable[[Tensor, torch.Generator], Tensor]
+    output: str  # the field of the pipeline's result
+    call: dict  # what the pipeline is called with beside the captions
+    batch: int = 64
+    steps: int = 6000
+    learning_rate: float = 1e-3
+    noise: tuple[float, float] = (0.4, 1.2)  # mean and spread of logit(s)
+
+
+DECODERS = {
+    "image": Decoder(
+        build=picture_pipeline,
+        denoise=denoise_picture,
+        read=read_picture,
+        vary=vary_pixels,
+        output="images",
+        call={
+            "height": 64,
+            "width": 64,
+            "num_inference_steps": 20,
+            "guidance_scale": 3.0,
+            "use_resolution_binning": False,
+            "clean_caption": False,
+            "max_sequence_length": TEXT_LENGTH,
+        },
+    ),
+    "video": Decoder(
+        build=clip_pipeline,
+        denoise=denoise_clip,
+        read=read_clip,
+        vary=vary_pixels,
+        output="frames",
+        call={
+            "height": 64,
+            "width": 64,
+            "num_frames": 9,
+            "num_inference_steps": 20,
+            "guidance_scale": 3.0,
+            "max_sequence_length": TEXT_LENGTH,
+        },
+        batch=16,
+        noise=(0.9, 1.2),  # nine alike frames hide noise from each other: more of it is needed
+    ),
+    "audio": Decoder(
+        build=sound_pipeline,
+        denoise=denoise_sound,
+        read=read_sound,
+        vary=vary_sounds,
+        output="audios",
+        call={"num_inference_steps": 20, "guidance_scale": 3.0},
+        batch=64,
+    ),
+}
+
+
+# -------------------------------------------------------------------------------- data and steps
+
+
+@dataclass(frozen=True)
+class Items:
+    """Training items of one modality, decoded, in memory."""
+
+    samples: Tensor  # [N, ...] as `read` gives them
+    concepts: list[int]  # per item: its index among `labels`
+    labels: list[str]
+    captions: Captions
+
+
+def read_items(data: Path, modality: str, read: Callable[[Path], Tensor]) -> Items:
+    """The training split of one modality; pictures in the 3-D style only."""
+    concepts = json.loads((data / "concepts.json").read_text(encoding="utf-8"))
+    items = json.loads((data / "items.json").read_text(encoding="utf-8"))
+    phrasings = json.loads((data / "captions.json").read_text(encoding="utf-8"))
+    sounds = data / "sounds.json"
+    if modality == "audio":
+        sounds = json.loads(sounds.read_text(encoding="utf-8"))
+        concepts, items = sounds["concepts"], sounds["items"]
+        phrasings = {"audio": sounds["captions"]}
+    by_id = {concept["id"]: concept for concept in concepts}
+    chosen = [
+        item
+        for item in items
+        if item.get("modality", "audio") == modality
+        and item["split"] == "train"
+        and (modality != "image" or item["style"] == "fluent-3d")
+        and by_id[item["concept"]].get("split", "train") == "train"
+    ]
+    if not chosen:
+        raise ValueError(f"{data} lists no training item of modality {modality}")
+    order = list(dict.fromkeys(item["concept"] for item in chosen))
+    names = [names_of(by_id[name]) for name in order]
+    captions = Captions(phrasings[modality]["train"], phrasings[modality]["heldout"], names)
+    samples = torch.stack([read(data / item["file"]) for item in tqdm(chosen, desc="reading")])
+    index = {name: position for position, name in enumerate(order)}
+    labels = [by_id[name]["label"] for name in order]
+    return Items(samples, [index[item["concept"]] for item in chosen], labels, captions)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Captions as a denoiser reads them."""
+
+    states: Tensor  # float[B, T, E]
+    mask: Tensor  # [B, T], 1 at words
+    empty: Tensor  # bool[B], captions left out for guidance
+
+
+def read_captions(pipe: DiffusionPipeline, captions: list[str]) -> Text:
+    inputs = pipe.tokenizer(
+        captions,
+        padding="max_length",
+        max_length=TEXT_LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    )
+    states = pipe.text_encoder(inputs.input_ids, attention_mask=inputs.attention_mask)[0]
+    empty = torch.tensor([not caption for caption in captions])
+    return Text(states, inputs.attention_mask.to(states.dtype), empty)
+
+
+def training_batch(
+    row: Decoder, items: Items, step: int, seed: int
+) -> tuple[Tensor, list[str], torch.Generator]:
+    """Samples [B, ...] and captions of one step: a pure function of (seed, step)."""
+    rng = random.Random(f"{seed}/{step}")
+    generator = torch.Generator().manual_seed(rng.getrandbits(60))
+    takes: dict[int, list[int]] = {}
+    for position, concept in enumerate(items.concepts):
+        takes.setdefault(concept, []).append(position)
+    # Every concept equally often, in a new order for each epoch; a take of it at random.
+    concepts = []
+    for position in range(step * row.batch, (step + 1) * row.batch):
+        epoch, place = divmod(position, len(takes))
+        concepts.append(epoch_order(len(takes), epoch, seed)[place])
+    samples = items.samples[[rng.choice(takes[concept]) for concept in concepts]]
+    captions = [
+        "" if rng.random() < 0.12 else items.captions.draw(concept, rng) for concept in concepts
+    ]
+    return row.vary(samples, generator), captions, generator
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
+    return random.Random(f"{seed}/epoch {epoch}").sample(range(count), count)
+
+
+def denoising_loss(
+    row: Decoder, pipe: DiffusionPipeline, clean: Tensor, captions: list[str], generator
+) -> Tensor:
+    """Squared error of the clean sample / s^2, the error of the velocity; s from a logit normal."""
+    mean, spread = row.noise
+    level = torch.sigmoid(mean + spread * torch.randn(len(clean), generator=generator))
+    noise = torch.randn(clean.shape, generator=generator)
+    wide = level.view(-1, *[1] * (clean.ndim - 1))
+    noisy = (1 - wide) * clean + wide * noise
+    predicted = row.denoise(pipe, noisy, 1000 * level, read_captions(pipe, captions))
+    error = (predicted.float() - clean).square().flatten(1).mean(1)
+    return (error / level.clamp(min=0.1).square()).mean()
+
+
+# ------------------------------------------------------------------- weights, state, the one loop
+
+
+def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    parts = {name: getattr(pipe, name) for name in pipe.components}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def parameters(pipe: DiffusionPipeline) -> dict[str, int]:
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in modules(pipe).items()
+    }
+
+
+def trained(pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:
+    """What the loop trains: every parameter but word vectors and audio time frequencies."""
+    frozen = ("text_encoder.shared.weight", "transformer.time_proj.weight")
+    weights = {}
+    for name, part in modules(pipe).items():
+        for key, parameter in part.named_parameters():
+            parameter.requires_grad_(f"{name}.{key}" not in frozen)
+            if parameter.requires_grad:
+                weights[f"{name}.{key}"] = parameter
+    return weights
+
+
+@dataclass
+class Progress:
+    """Where a run stands: goes into progress.json."""
+
+    decoder: str
+    seed: int
+    steps: int
+    minutes: float | None
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # means over 50 steps
+
+    def share(self) -> float:
+        """0 at the start, 1 when the steps or the minutes are used up."""
+        minutes = self.seconds / 60 / self.minutes if self.minutes else 0.0
+        return min(1.0, max(self.step / self.steps, minutes))
+
+
+class Run:
+    """Pipeline, averaged weights and optimizer of a training, on disk without pickle."""
+
+    def __init__(self, folder: Path, pipe: DiffusionPipeline, progress: Progress):
+        self.folder, self.pipe, self.progress = folder, pipe, progress
+        self.row = DECODERS[progress.decoder]
+        self.weights = trained(pipe)
+        self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=self.row.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+
+    @classmethod
+    def start(cls, folder: Path, items: Items, words: Path, progress: Progress) -> "Run":
+        torch.manual_seed(progress.seed)
+        pipe = DECODERS[progress.decoder].build(items.captions.texts(), words)
+        pipe.save_pretrained(folder / "start")
+        return cls(folder, pipe, progress)
+
+    @classmethod
+    def resume(cls, folder: Path) -> "Run":
+        progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+        run = cls(folder, DiffusionPipeline.from_pretrained(folder / "start"), progress)
+        state = load_file(folder / f"state-{progress.step}.safetensors")
+        for name, weight in run.weights.items():
+            weight.data.copy_(state[f"weight/{name}"])
+            run.averages[name].copy_(state[f"average/{name}"])
+            run.optimizer.state[weight] = {
+                key: state[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        return run
+
+    def save(self) -> None:
+        """The state of a step beside the previous one, then the JSON that names it."""
+        state = {}
+        for name, weight in self.weights.items():
+            state[f"weight/{name}"] = weight.detach()
+            state[f"average/{name}"] = self.averages[name]
+            state |= {f"{k}/{name}": v for k, v in self.optimizer.state[weight].items()}
+        current = self.folder / f"state-{self.progress.step}.safetensors"
+        save_file(state, current)
+        fresh = self.folder / "progress.json.new"
+        fresh.write_text(json.dumps(asdict(self.progress), indent=1), encoding="utf-8")
+        fresh.replace(self.folder / "progress.json")
+        for old in self.folder.glob("state-*.safetensors"):
+            if old != current:
+                old.unlink()
+
+    def rate(self) -> float:
+        """Warm-up over 200 steps, then a cosine to 2 % of the full learning rate."""
+        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * self.progress.share())) / 2
+        return self.row.learning_rate * min(1.0, (self.progress.step + 1) / 200) * cosine
+
+    def take_step(self, items: Items) -> float:
+        """One optimizer step; float32 weights, bfloat16 products."""
+        progress = self.progress
+        torch.manual_seed(hash((progress.seed, progress.step)))  # dropout in the text encoder
+        samples, captions, generator = training_batch(self.row, items, progress.step, progress.seed)
+        clean = self.pipe.vae.encode(samples).latent_dist.mode()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = denoising_loss(self.row, self.pipe, clean, captions, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimizer.param_groups[0]["lr"] = self.rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        progress.step += 1
+        decay = min(0.999, (1 + progress.step) / (10 + progress.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.averages.values()), list(self.weights.values()), 1 - decay
+            )
+        return loss.item()
+
+    def averaged(self) -> DiffusionPipeline:
+        """A second pipeline that carries the averaged weights, for sampling and shipping."""
+        pipe = DiffusionPipeline.from_pretrained(self.folder / "start")
+        for name, weight in trained(pipe).items():
+            weight.data.copy_(self.averages[name])
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def train(run: Run, items: Items, every: float) -> None:
+    """Steps until the share is used up; a checkpoint and a sheet of samples every few minutes."""
+    progress = run.progress
+    for part in modules(run.pipe).values():
+        part.train()
+    bar = tqdm(total=progress.steps, initial=progress.step, unit="step", mininterval=20)
+    saved = last = time.monotonic()
+    losses: list[float] = []
+    # The fused attention kernel is slow backward on CPUs: 1.15 against 0.77 s a step.
+    with sdpa_kernel(SDPBackend.MATH):
+        while progress.share() < 1:
+            losses.append(run.take_step(items))
+            now = time.monotonic()
+            progress.seconds, last = progress.seconds + now - last, now
+            bar.update()
+            if len(losses) == 50:
+                progress.losses.append(sum(losses) / 50)
+                bar.set_postfix(loss=f"{progress.losses[-1]:.4f}", done=f"{progress.share():.0%}")
+                losses.clear()
+            if now - saved > every * 60:
+                run.save()
+                sheet(run, items)
+                saved = last = time.monotonic()
+    bar.close()
+    run.save()
+    sheet(run, items)
+
+
+# -------------------------------------------------------------------------- samples, scores, shipping
+
+
+@torch.inference_mode()
+def sample(pipe: DiffusionPipeline, row: Decoder, captions: list[str], seed: int = 0) -> Tensor:
+    """What the pipeline makes of captions, in the space of `read`: [B, ...] in -1..1."""
+    made = []
+    for start in range(0, len(captions), 16):
+        part = captions[start : start + 16]
+        generators = [
+            torch.Generator().manual_seed(seed + start + index) for index in range(len(part))
+        ]
+        made.append(pipe(part, generator=generators, output_type="pt", **row.call)[row.output])
+    made = torch.cat(made).float()
+    if row.output == "frames":
+        made = made.transpose(1, 2)  # [B, F, 3, H, W] -> [B, 3, F, H, W]
+    return made if row.output == "audios" else 2 * made - 1
+
+
+def picture(sample: Tensor, codec) -> Image.Image:
+    """A picture, the frames of a clip in a row, or the spectrogram of a sound."""
+    if sample.ndim == 2:  # float[1, N]
+        mel = codec.encode(sample[None]).latent_dist.mode()[0].T  # [K, frames * M]
+        mel = mel.unflatten(1, (codec.config.frames_per_token, -1)).flatten(0, 1).T.flip(0)
+        sample = ((mel + 1.5) / 2 - 1)[None].expand(3, -1, -1)
+    if sample.ndim == 4:
+        sample = torch.cat(list(sample.unbind(1)), dim=-1)
+    pixels = ((sample.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy())
+
+
+def sheet(run: Run, items: Items, count: int = 32) -> None:
+    """samples-STEP.png: what the averaged weights make of unseen phrasings, with their labels."""
+    pipe = run.averaged()
+    stride = max(1, len(items.labels) // count)
+    chosen = range(0, len(items.labels), stride)[:count]
+    captions = [items.captions.test(concept, place) for place, concept in enumerate(chosen)]
+    made = sample(pipe, run.row, captions)
+    tiles = [picture(one, pipe.vae) for one in made]
+    scale = 2 if tiles[0].width < 200 else 1
+    width, height = tiles[0].width * scale, tiles[0].height * scale
+    columns = 1152 // width
+    rows = math.ceil(len(tiles) / columns)
+    page = Image.new("RGB", (columns * width, rows * (height + 12)), "white")
+    pen = ImageDraw.Draw(page)
+    for place, (tile, concept) in enumerate(zip(tiles, chosen, strict=True)):
+        x, y = place % columns * width, place // columns * (height + 12)
+        page.paste(tile.resize((width, height)), (x, y + 12))
+        pen.text((x + 2, y), items.labels[concept], fill="black")
+    page.save(run.folder / f"samples-{run.progress.step}.png")
+    if run.row.output == "audios":
+        for one, concept in zip(made, chosen, strict=True):
+            name = items.labels[concept].replace(" ", "-")
+            soundfile.write(run.folder / f"{name}.wav", one[0].numpy(), 16_000)
+
+
+def features(samples: Tensor, codec) -> Tensor:
+    """What scores compare, float[B, n]: pixels or log-mel frames, averaged over small patches."""
+    if samples.ndim == 3:  # float[B, 1, N] sounds
+        mel = codec.encode(samples).latent_dist.mode().transpose(1, 2)  # [B, K, frames * M]
+        mel = mel.unflatten(2, (codec.config.frames_per_token, -1)).flatten(1, 2)
+        return functional.avg_pool2d(mel, (8, 2)).flatten(1)
+    return functional.avg_pool2d(samples.flatten(1, -3), 4).flatten(1)
+
+
+@torch.inference_mode()
+def score(pipe: DiffusionPipeline, row: Decoder, items: Items, rounds: int) -> dict[str, float]:
+    """Share of samples of unseen phrasings whose nearest concept is their own (top 1, top 5).
+
+    The gallery is every training item; a concept is as near as the nearest of its items.
+    """
+    real = items.samples if items.samples.is_floating_point() else items.samples / 127.5 - 1
+    owners = torch.tensor(items.concepts)
+    concepts = list(range(len(items.labels))) * rounds
+    captions = [items.captions.test(concept, place) for place, concept in enumerate(concepts)]
+    made = sample(pipe, row, captions)
+    distances = torch.cdist(features(made, pipe.vae), features(real, pipe.vae))  # [B, N]
+    nearest = torch.full((len(made), len(items.labels)), float("inf"))
+    nearest.scatter_reduce_(1, owners.expand(len(made), -1), distances, "amin")
+    own = nearest.gather(1, torch.tensor(concepts)[:, None])
+    rank = (nearest < own).sum(1)
+    result = {
+        "samples": len(made),
+        "concepts": len(items.labels),
+        "top1": (rank < 1).float().mean().item(),
+        "top5": (rank < 5).float().mean().item(),
+    }
+    if row.output == "frames":
+        moved = [clips.diff(dim=2).abs().mean((1, 2, 3, 4)) for clips in (made, real)]
+        ratio = moved[0] / moved[1][concepts]
+        result["motion_ratio_median"] = ratio.median().item()
+        result["motion_ratio_in_half_to_two"] = ((ratio > 0.5) & (ratio < 2)).float().mean().item()
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+def ship(run: Run, items: Items, folder: Path) -> None:
+    """The averaged weights in float16, scored as reloaded, and their card."""
+    pipe = run.averaged()
+    for part in modules(pipe).values():
+        part.half()
+    pipe.save_pretrained(folder)
+    for file in folder.rglob("*.json"):  # diffusers notes the folder that it loaded from
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None):
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    scores = score(pipe, run.row, items, rounds=3 if len(items.labels) < 100 else 1)
+    logger.info("scores %s", scores)
+    counts = parameters(pipe)
+    call = ", ".join(f"{name}={value!r}" for name, value in run.row.call.items())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    lines = "".join(f"| {name.replace('_', ' ')} | {value} |\n" for name, value in scores.items())
+    card = CARD.format(
+        decoder=run.progress.decoder,
+        pipeline=type(pipe).__name__,
+        call=call,
+        output=run.row.output,
+        counts=", ".join(f"{name} {count:,}" for name, count in counts.items() if count),
+        size=size,
+        items=len(items.concepts),
+        concepts=len(items.labels),
+        steps=run.progress.step,
+        batch=run.row.batch,
+        minutes=run.progress.seconds / 60,
+        scores=lines,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+CARD = """# The {decoder} decoder of mini
+
+A `{pipeline}` of diffusers whose every weight was trained by `train/mini_decoders.py`.
+
+```python
+import mmllm.mini.codecs  # the class in the VAE slot
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("mmllm/mini/decoders/{decoder}")
+pipe("a caption", {call}).{output}
+```
+
+- **Parameters**: {counts}; float16, {size:.1f} MB.
+- **Data**: {items} items of {concepts} concepts, split `train` only, with the training phrasings
+  and synonyms; credits and licences are in `mmllm/mini/data/README.md`.
+- **Word vectors**: reduced from all-MiniLM-L6-v2 (Apache-2.0), frozen.
+- **Licence** of these weights: Apache-2.0.
+- **Training**: {steps} steps of {batch}, {minutes:.0f} minutes on one busy CPU core:
+  `python train/mini_decoders.py {decoder} --words FOLDER --run runs/decoders/{decoder}
+  --minutes {minutes:.0f}`; then the same with `--ship mmllm/mini/decoders/{decoder}`.
+
+| held-out phrasings | |
+|---|---|
+{scores}
+A sample counts if its own concept is the nearest (among the nearest five) of all concepts, by
+squared distance of coarse pixels or log-mel patches to the training items. What it was not trained
+on it cannot make: an unknown caption gives some mixture of known things.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("decoder", choices=DECODERS)
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and samples")
+    parser.add_argument("--words", type=Path, help="folder of the sentence encoder (first start)")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--minutes", type=float, help="anneal and stop by then")
+    parser.add_argument("--every", type=float, default=6, help="minutes between checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write the decoder of a run")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    row = DECODERS[arguments.decoder]
+    items = read_items(arguments.data, arguments.decoder, row.read)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    if arguments.resume or arguments.ship:
+        run = Run.resume(arguments.run)
+    elif arguments.words:
+        steps = arguments.steps or row.steps
+        progress = Progress(arguments.decoder, arguments.seed, steps, arguments.minutes)
+        run = Run.start(arguments.run, items, arguments.words, progress)
+    else:
+        parser.error("a first start needs --words, a later one --resume")
+    logger.info("%d items, %d concepts", len(items.concepts), len(items.labels))
+    logger.info("parameters %s", parameters(run.pipe))
+    if arguments.ship:
+        ship(run, items, arguments.ship)
+    else:
+        train(run, items, arguments.every)
+
+
+if __name__ == "__main__":
+    main()
