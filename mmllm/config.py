@@ -50,6 +50,9 @@ COMPONENTS: dict[str, dict[str, str]] = {
 }
 """Room -> type -> "module:Config". A new component is one file and one entry here."""
 
+_FOREIGN: set[str] = set()
+"""Components from outside the table that were named as "module:Config"."""
+
 T = TypeVar("T")
 
 
@@ -220,9 +223,12 @@ def component_class(room: str, kind: str, where: str | None = None) -> type:
         )
     module, _, name = entry.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{where or room}: type {kind!r} cannot be loaded: {error}") from error
+    if kind not in COMPONENTS[room]:
+        _FOREIGN.add(entry)
+    return found
 
 
 def parse_component(room: str, tree: Any, where: str, *, default: str | None = None) -> Any:
@@ -289,12 +295,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _component_type(cls: type) -> str | None:
+    """What a config wrote, or would write, as the `type` of this class; None for no component."""
     entry = f"{cls.__module__}:{cls.__name__}"
     for kinds in COMPONENTS.values():
         for kind, known in kinds.items():
             if known == entry:
                 return kind
-    return entry if hasattr(importlib.import_module(cls.__module__), "build") else None
+    return entry if entry in _FOREIGN else None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

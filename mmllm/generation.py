@@ -27,7 +27,8 @@ Choice = Literal["auto", "force", "forbid"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy. `max_media` bounds a reply's media."""
+    """How tokens are chosen. `temperature` 0 is greedy. `max_media` bounds a reply's media.
+    Forced media come in the order in which `modalities` names them, at the latest at the end."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -95,8 +96,8 @@ class _Row:
         self.done = False
         self._seen: set[int] = set()
         keys = model.renderer.output_keys
-        for modality in sampling.modalities:
-            if modality not in keys and sampling.modalities[modality] == "force":
+        for modality, choice in sampling.modalities.items():
+            if modality not in keys and choice == "force":
                 raise ConfigError(
                     f"modalities: cannot force {modality!r}; this model makes "
                     f"{', '.join(sorted(keys)) or 'text only'}"
@@ -105,7 +106,7 @@ class _Row:
         self.forbidden = {
             key for key in self.tokens.outputs if choices.get(key, "forbid") == "forbid"
         }
-        self.owed = [key for key in self.tokens.outputs if choices.get(key) == "force"]
+        self.owed = [keys[name] for name, wish in sampling.modalities.items() if wish == "force"]
 
     def choose(self, logits: Tensor) -> list[int]:
         """float[V + O] -> the ids to feed next: one token, a whole run, or nothing at the end."""

@@ -72,8 +72,8 @@ class AnyToAny(nn.Module):
                     for key, decoder in decoders.items()
                 }
             )
-        signal_tokens = {
-            key: projection.signal_tokens for key, projection in self.output_projections.items()
+        signal_tokens: dict[str, int] = {
+            key: entry.signal_tokens for key, entry in config.output_projections.items()
         }
         llm.add_outputs(signal_tokens, torch.Generator().manual_seed(seed))
         self.requires_grad_(False)
@@ -121,7 +121,7 @@ class AnyToAny(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """The same in all stages, for every mix of modalities, none included."""
         embeds = self.embed(batch)
-        hidden = self.llm(embeds, mask=batch.mask, positions=batch.positions)
+        hidden = self.llm(embeds, mask=batch.mask, positions=batch.positions, shared=batch.shared)
         flat = hidden.flatten(0, 1)  # [B * T, D]
         return Output(
             hidden=hidden,

@@ -133,8 +133,7 @@ def system_tree(folder: Path, **changes: object) -> dict:
             "video": {"type": "resampler", "num_tokens": 3, "width": 16, "heads": 2, "layers": 1},
         },
         "decoders": {
-            key: config.dump(decoder)
-            for key, decoder in tiny.configs(pipelines, steps=2).items()
+            key: config.dump(decoder) for key, decoder in tiny.configs(pipelines, steps=2).items()
         },
         "output_projections": {
             key: {

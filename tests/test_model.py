@@ -131,6 +131,27 @@ def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) ->
         assert torch.allclose(term.total, padded[name].total, atol=1e-4), name
 
 
+def test_a_shared_opening_is_computed_once_and_changes_nothing(tiny_model: AnyToAny) -> None:
+    choose_trainable(tiny_model, EVERYTHING)
+    for _, parameter in tiny_model.llm.lora_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    batch = batch_of(tiny_model, MIXED)
+    assert batch.shared >= len(tiny_model.llm.tokenizer("<|im_start|>system\nYou see.").input_ids)
+    found = []
+    for shared in (batch.shared, 0):
+        batch.shared = shared
+        tiny_model.zero_grad()
+        terms = terms_of(tiny_model, batch)
+        losses.weigh(terms, WEIGHTS, losses.counts(batch, WEIGHTS)).backward()
+        gradients = [p.grad.clone() for _, p in tiny_model.named_adapters() if p.grad is not None]
+        found.append((terms, gradients))
+    (once, gradients_once), (each, gradients_each) = found
+    for name, term in once.items():
+        assert torch.allclose(term.total, each[name].total, atol=1e-4), name
+    for one, other in zip(gradients_once, gradients_each, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
 def test_text_loss_equals_the_language_models_own(tiny_model: AnyToAny) -> None:
     """Against transformers' loss on the same ids, where no medium is involved."""
     rendered = tiny_model.renderer.render(MIXED[3])

@@ -43,7 +43,8 @@ class OutputMedia:
 @dataclass
 class Batch:
     """`ids` int[B, T]; `mask` bool[B, T] or None when packed; `positions` int[B, T];
-    `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]."""
+    `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]; `shared`: the
+    first positions that are the same text in every row (0 when packed)."""
 
     ids: Tensor
     mask: Tensor | None
@@ -52,6 +53,7 @@ class Batch:
     labels: Tensor
     inputs: dict[str, InputMedia]
     outputs: dict[str, OutputMedia]
+    shared: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """Every tensor on `device`."""
@@ -127,7 +129,21 @@ def collate(
         labels=torch.tensor(labels, dtype=torch.long),
         inputs=inputs,
         outputs=outputs,
+        shared=0 if pack else _common_opening(items),
     )
+
+
+def _common_opening(items: Sequence[Rendered]) -> int:
+    """How many first positions are equal in all rows: no medium, and one position left to each."""
+    first = items[0]
+    limit = min(len(item) for item in items) - 1
+    for item in items:
+        limit = min([limit, *(place.start for place in [*item.inputs, *item.outputs])])
+        for index in range(limit):
+            if item.ids[index] != first.ids[index]:
+                limit = index
+                break
+    return limit if len(items) > 1 else 0
 
 
 def _input_media(

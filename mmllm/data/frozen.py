@@ -71,6 +71,14 @@ class FrozenWork:
                 self._latents[key, identity(medium)] = decoder.encode_media(samples)[0].clone()
         return torch.stack([self._latents[key, identity(medium)] for medium in media])
 
+    def check(self, item: Rendered) -> None:
+        """Look up everything that a batch with this item will ask; raises MediaError."""
+        for place in item.inputs:
+            self.input_media(place.key, [place.medium])
+        for place in item.outputs:
+            self.targets(place.key, [place.medium])
+            self.latents(place.key, [place.medium])
+
     def warm(self, items: Iterable[Rendered], *, progress: bool = True) -> list[tuple[str, str]]:
         """Run the frozen parts once over every distinct medium and caption of `items`.
 

@@ -80,7 +80,8 @@ class Renderer:
         self.input_keys = dict(input_keys)
         self.output_keys = dict(output_keys)
         self.system_prompt = system_prompt
-        self.template = tokenizer.chat_template or _PLAIN_TEMPLATE
+        own = tokenizer.chat_template
+        self.template = own if isinstance(own, str) and own else _PLAIN_TEMPLATE
         self._pieces: dict[str, list[int]] = {}
 
     def render(self, conversation: Sequence[Message], *, for_reply: bool = False) -> Rendered:

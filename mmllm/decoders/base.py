@@ -141,19 +141,19 @@ class ModalityDecoder:
     ) -> list[Medium]:
         """Run the pipeline on M >= 1 conditions at once, one generator each."""
         self._check(condition, len(generators))
-        steps = self.config.steps if steps is None else steps
-        guidance = self.config.guidance if guidance is None else guidance
+        num_steps: int = self.config.steps if steps is None else steps
+        scale: float = self.config.guidance if guidance is None else guidance
         arguments = self._ready(condition)
-        if guidance > 1:  # as the pipelines count it: 1 is the condition alone
+        if scale > 1:  # as the pipelines count it: 1 is the condition alone
             if negative is None:
                 negative = self.unconditional(len(generators))
             arguments |= self._guided(negative)
         output = self.pipeline(
             **arguments,
             **self._options(),
-            **cancel_on_step(self.pipeline, on_step, steps),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            **cancel_on_step(self.pipeline, on_step, num_steps),
+            num_inference_steps=num_steps,
+            guidance_scale=scale,
             generator=list(generators),
             output_type="np",
         )
@@ -277,7 +277,7 @@ class ModalityDecoder:
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """`DiffusionPipeline.from_pretrained`, safetensors only, our own codecs registered first,
     every part frozen."""
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     index = folder / "model_index.json"
     if not index.is_file():
@@ -342,7 +342,7 @@ def _folder(weights: str) -> Path:
     folder = Path(locate(weights, "decoders weights"))
     if folder.is_dir():
         return folder
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
         return Path(DiffusionPipeline.download(weights, use_safetensors=True))

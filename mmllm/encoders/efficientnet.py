@@ -95,13 +95,10 @@ class EfficientNetEncoder(ModalityEncoder):
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, 3, size, size] -> float[M, grid * grid, 1280]."""
-        features = self.network.forward_features(samples.to(self._dtype))  # [M, C, h, w]
-        pooled = F.adaptive_avg_pool2d(features, self.config.grid)  # [M, C, grid, grid]
+        samples = samples.to(next(self.parameters()).dtype)
+        features = self.network.forward_features(samples)  # pyright: ignore[reportCallIssue]
+        pooled = F.adaptive_avg_pool2d(features, self.config.grid)  # [M, C, h, w] -> [M, C, g, g]
         return Features(pooled.flatten(2).transpose(1, 2))
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
 
 def to_square(image: Image, size: int) -> Tensor:

@@ -85,10 +85,16 @@ class LanguageModel(nn.Module):
     @property
     def end_ids(self) -> frozenset[int]:
         """Ids that end a turn: the tokenizer's and the generation config's."""
-        ends = {self.tokenizer.eos_token_id}
         configured = self._base.generation_config.eos_token_id
-        ends.update(configured if isinstance(configured, list) else [configured])
-        return frozenset(token for token in ends if token is not None)
+        ends = [self.tokenizer.eos_token_id]
+        ends += configured if isinstance(configured, list) else [configured]
+        return frozenset(token for token in ends if isinstance(token, int))
+
+    @property
+    def pad_id(self) -> int:
+        """What fills the end of a shorter row; masked, so that its value does not matter."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
 
     @property
     def embedding_scale(self) -> float:
@@ -125,16 +131,16 @@ class LanguageModel(nn.Module):
 
         options = self.config.lora
         targets = options.targets
-        self.model = get_peft_model(
-            self.model,
-            LoraConfig(
-                r=options.rank,
-                lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType] - floats work
-                lora_dropout=options.dropout,
-                target_modules=targets if isinstance(targets, str) else list(targets),
-                task_type="CAUSAL_LM",
-            ),
+        lora = LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType] - floats work
+            lora_dropout=options.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
         )
+        with torch.random.fork_rng(devices=[]):  # the same adapters in every process and run
+            torch.manual_seed(0)
+            self.model = get_peft_model(self.model, lora)  # pyright: ignore[reportArgumentType]
         for name, parameter in self.lora_parameters():
             parameter.requires_grad_(False)
             assert "lora_" in name
@@ -199,13 +205,29 @@ class LanguageModel(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
+        shared: int = 0,
     ) -> Tensor:
         """float[B, T, D] -> last hidden states float[B, T, D], after the final norm.
 
         `mask` bool[B, T (+ cached)] marks real positions. `positions` int[B, T] that restart at 0
         without a mask are packed sequences: transformers then keeps them apart. `cache`: a
-        transformers Cache that is read and extended.
+        transformers Cache that is read and extended. `shared`: the first positions are the same
+        in all rows (a system prompt, say) and are computed once for all of them.
         """
+        if shared == 0:
+            return self._run(embeds, mask, positions, cache)
+        assert mask is not None
+        assert positions is not None
+        assert cache is None
+        cache = self.new_cache()
+        opening = self._run(embeds[:1, :shared], mask[:1, :shared], positions[:1, :shared], cache)
+        cache.batch_repeat_interleave(len(embeds))
+        rest = self._run(embeds[:, shared:], mask, positions[:, shared:], cache)
+        return torch.cat([opening.expand(len(embeds), -1, -1), rest], dim=1)
+
+    def _run(
+        self, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any
+    ) -> Tensor:
         return self._decoder(
             inputs_embeds=embeds,
             attention_mask=None if mask is None else mask.long(),
@@ -251,7 +273,7 @@ def build(
         raise CheckpointError(
             f"llm.weights {config.weights!r} cannot be loaded: {error}"
         ) from error
-    return LanguageModel(config, model.to(device), tokenizer)
+    return LanguageModel(config, model.to(device), tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def _adapter_key(name: str) -> str:

@@ -31,12 +31,10 @@ def opened(source: Source) -> Iterator[BinaryIO]:
     """
     name, allowed = name_of(source), current_limits().bytes
     try:
-        if isinstance(source, bytes):
-            size = len(source)
-        elif (path := Path(source).expanduser()).is_dir():
+        path = None if isinstance(source, bytes) else Path(source).expanduser()
+        if path is not None and path.is_dir():
             raise MediaError(f"{name}: expected a file, got a folder")
-        else:
-            size = path.stat().st_size
+        size = path.stat().st_size if path is not None else len(source)  # type: ignore[arg-type]
         if size == 0:
             raise MediaError(f"{name}: the file is empty (0 bytes); was it copied completely?")
         if size > allowed:
@@ -44,7 +42,7 @@ def opened(source: Source) -> Iterator[BinaryIO]:
                 f"{name}: {size} bytes, more than the limit of {allowed}; make it smaller or use "
                 f"`with mmllm.media.limits(bytes={size}):`"
             )
-        file = io.BytesIO(source) if isinstance(source, bytes) else path.open("rb")
+        file = path.open("rb") if path is not None else io.BytesIO(source)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         remedy = " (download it first: only local files are read)" if "://" in name else ""
         raise MediaError(f"{name}: no such file{remedy}") from error

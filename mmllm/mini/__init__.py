@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmllm.errors import AssetError
+
 FOLDER = Path(__file__).parent
+MADE_HERE = {
+    "decoders": "train it with train/mini_decoders.py, which says how in its first lines",
+    "checkpoint": "train it with `make mini`",
+}
+"""What a script of the repository makes, and which."""
 
 
 def locate(name: str) -> Path:
@@ -17,6 +24,9 @@ def locate(name: str) -> Path:
     shipped = (FOLDER / name).resolve()
     if shipped.is_relative_to(FOLDER.resolve()) and shipped.is_dir():
         return shipped
+    part = name.partition("/")[0]
+    if part in MADE_HERE:
+        raise AssetError(f"mini:{name} is not in this installation; {MADE_HERE[part]}")
     from mmllm.mini.assets import fetch
 
     return fetch(name)

@@ -7,6 +7,9 @@ that slot. `import mmllm.mini.codecs` before `DiffusionPipeline.from_pretrained(
 Dimensions: B samples, H x W pixels, F frames, N waveform samples, M mel bands, K latent tokens.
 """
 
+# diffusers types `self.config` as a plain dict, but it answers to attributes.
+# pyright: basic, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
+
 import math
 
 import torch

@@ -99,7 +99,7 @@ class Feed(Dataset):
             self.work,
             input_widths=self.model.input_widths,
             output_widths=self.model.output_widths,
-            pad_id=self.model.llm.tokenizer.pad_token_id or 0,
+            pad_id=self.model.llm.pad_id,
             pack=self.stage.pack,
             seeds=seeds,
         )
@@ -111,8 +111,7 @@ class Feed(Dataset):
             candidate = Draw(draw.source, (draw.index + attempt) % size, draw.seed)
             try:
                 rendered = self.render(candidate)
-                for place in rendered.inputs:
-                    self.work.input_media(place.key, [place.medium])
+                self.work.check(rendered)
                 return rendered
             except (MediaError, ContextError) as error:
                 name = self.mixture.sources[draw.source].name(candidate.index)

@@ -28,7 +28,7 @@ class Group:
 def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Group]:
     """Unfreeze exactly what the table names and nothing else; a pattern without a match is an
     error, and so is a parameter that two patterns match."""
-    if any(pattern.startswith("llm.lora") for pattern in table):
+    if any(fnmatch.fnmatchcase("llm.lora.", pattern) for pattern in table):
         model.llm.attach_lora()
     adapters = dict(model.named_adapters())
     owner: dict[str, str] = {}

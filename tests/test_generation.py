@@ -1,0 +1,200 @@
+"""Generation: complete runs, the caller's wishes, and a batch that gives what singles give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mmllm.chat import Chat
+from mmllm.conversation import Audio, Image, Text, Video, assistant, user
+from mmllm.data.frozen import FrozenWork
+from mmllm.errors import ConfigError, ContextError
+from mmllm.generation import Run, Sampling, generate
+from mmllm.model import AnyToAny
+from tests.test_model import batch_of
+from tests.test_rendering import clip, picture, sound
+
+PROMPTS = [
+    [user("hello")],
+    [user(picture(40), "what is this? one two three four")],
+    [user(sound(0.2), "and", clip(80)), assistant("one"), user("draw a red apple")],
+]
+ALL = {"image": "force", "audio": "force", "video": "force"}
+
+
+def eager(model: AnyToAny, key: str) -> AnyToAny:
+    """Make the model begin runs of `key` by itself, whenever it may."""
+    head = model.llm.head
+
+    def biased(hidden: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden)
+        logits[..., model.llm.tokens.head_row(key)] += 1e4
+        return logits
+
+    model.llm.head = biased
+    return model
+
+
+def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> None:
+    """The reply, rendered as training renders it, gives the very states that were generated."""
+    chat = Chat(tiny_model)
+    for prompt in PROMPTS:
+        rendered = tiny_model.renderer.render(prompt, for_reply=True)
+        answer = generate(
+            tiny_model,
+            [rendered],
+            FrozenWork(tiny_model),
+            sampling=Sampling(max_new_tokens=6, modalities=ALL),
+        )[0]
+        assert {run.key for run in answer.runs} == {"image", "audio", "video"}
+        message = chat._message(answer, {})
+        made = [
+            {"image": Image, "audio": Audio, "video": Video}[piece.key](caption="x")
+            for piece in answer.pieces
+            if isinstance(piece, Run)
+        ]
+        reply = assistant(*message.parts, *made)  # random text ends at the limit, then the runs
+        batch = batch_of(tiny_model, [[*prompt, reply]], targets=False)
+        ids = batch.ids[0].tolist()
+        generated = [i for p in answer.pieces for i in _ids(tiny_model, p)]
+        if ids[len(rendered.ids) :][: len(generated)] != generated:
+            pytest.fail("the tokenizer does not round-trip the random reply; choose another seed")
+        output = tiny_model(batch)
+        for run in answer.runs:
+            trained = output.hidden.flatten(0, 1)[batch.outputs[run.key].places[-1]]
+            assert torch.allclose(trained, run.states, atol=1e-4)
+
+
+def _ids(model: AnyToAny, piece: int | Run) -> list[int]:
+    return [piece] if isinstance(piece, int) else model.llm.tokens.run(piece.key)
+
+
+def test_a_batch_gives_what_single_calls_give(tiny_model: AnyToAny) -> None:
+    eager(tiny_model, "audio")
+    chat = Chat(tiny_model)
+    options = {"max_new_tokens": 7, "temperature": 1.0, "max_media": 2}
+    wishes = {"image": "force"}
+    together = chat.reply_many(PROMPTS, seeds=[3, 4, 5], modalities=wishes, **options)
+    for prompt, seed, batched in zip(PROMPTS, (3, 4, 5), together, strict=True):
+        alone = chat.reply(prompt, seed=seed, modalities=wishes, **options)
+        assert alone.ids == batched.ids
+        assert len(alone.message.parts) == len(batched.message.parts) > 0
+        for one, many in zip(alone.message.parts, batched.message.parts, strict=True):
+            assert type(one) is type(many)
+            if isinstance(one, Text):
+                assert one == many
+            else:
+                difference = one.to_numpy().astype(float) - many.to_numpy().astype(float)
+                assert abs(difference).max() <= (1e-4 if isinstance(one, Audio) else 1)
+
+
+def test_same_seed_same_reply_other_seed_other_media(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model)
+    first, again, other = (
+        chat.reply([user("draw")], seed=seed, modalities={"image": "force"}, max_new_tokens=3)
+        for seed in (1, 1, 2)
+    )
+    assert first.ids == again.ids
+    assert (first.media[0].to_numpy() == again.media[0].to_numpy()).all()
+    assert (first.media[0].to_numpy() != other.media[0].to_numpy()).any()
+
+
+@pytest.mark.parametrize("key", ["image", "audio", "video"])
+def test_a_run_once_begun_completes_and_is_fed_in_one_step(tiny_model: AnyToAny, key: str) -> None:
+    eager(tiny_model, key)
+    widths = []
+    forward = tiny_model.llm.forward
+    tiny_model.llm.forward = lambda embeds, **rest: (
+        widths.append(embeds.shape[1]) or forward(embeds, **rest)
+    )
+    answer = generate(
+        tiny_model,
+        [tiny_model.renderer.render(PROMPTS[0], for_reply=True)],
+        FrozenWork(tiny_model),
+        sampling=Sampling(max_new_tokens=4, max_media=3),
+    )[0]
+    length = len(tiny_model.llm.tokens.run(key))
+    assert len(answer.runs) == 3
+    assert [tuple(run.states.shape) for run in answer.runs] == [(length, 32)] * 3
+    assert widths[1:].count(length) >= 3
+    assert set(widths[1:]) <= {1, length}
+
+
+def test_force_and_forbid_are_kept(tiny_model: AnyToAny) -> None:
+    chat = Chat(eager(tiny_model, "image"))
+    forbidden = chat.reply([user("draw")], seed=0, modalities={"image": "forbid"}, max_new_tokens=5)
+    assert forbidden.media == []
+    assert forbidden.text
+    forced = chat.reply(
+        [user("hello")],
+        seed=0,
+        modalities={"image": "forbid", "audio": "force", "video": "force"},
+        max_new_tokens=2,
+    )
+    assert [type(medium) for medium in forced.media] == [Audio, Video]
+    with pytest.raises(ConfigError, match="unknown modality 'smell'"):
+        chat.reply([user("hello")], modalities={"smell": "force"})
+    with pytest.raises(ConfigError, match="auto, force or forbid"):
+        chat.reply([user("hello")], modalities={"image": "always"})
+
+
+def test_a_reply_keeps_the_order_of_text_and_media(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model)
+    tokenizer = tiny_model.llm.tokenizer
+    one, two = (chat.model.renderer.encode_text(text) for text in ("one", "two"))
+    from mmllm.generation import Generated
+
+    runs = [Run("image", torch.zeros(4, 32)), Run("audio", torch.zeros(3, 32))]
+    answer = Generated([*one, runs[0], *two, runs[1]], "end")
+    made = chat._make([answer], [0], {}, None)
+    kinds = [type(part) for part in chat._message(answer, made[0]).parts]
+    assert kinds == [Text, Image, Text, Audio]
+    assert tokenizer.decode(one) == chat._message(answer, made[0]).parts[0].text
+
+
+def test_made_media_and_replies_continue_the_conversation(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model)
+    conversation = [user("draw")]
+    reply = chat.reply(conversation, seed=0, modalities={"image": "force"}, max_new_tokens=2)
+    provenance = reply.media[0].provenance
+    assert provenance
+    assert provenance["ai_generated"] is True
+    assert provenance["seed"] == 0
+    following = chat.reply(
+        [*conversation, reply.message, user("make it blue")], seed=1, max_new_tokens=2
+    )
+    assert following.message.role == "assistant"
+
+
+def test_captions_never_cross(tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generation conditions the decoder by projected states only."""
+    unconditional = {k: d.unconditional(1) for k, d in tiny_model.decoders.items()}
+    for key, decoder in tiny_model.decoders.items():
+
+        def refuse(captions, key=key):
+            raise AssertionError(f"{key}: a caption reached the decoder: {captions}")
+
+        monkeypatch.setattr(decoder, "encode_captions", refuse)
+        monkeypatch.setattr(
+            decoder,
+            "unconditional",
+            lambda num, key=key: {
+                name: value.expand(num, *value.shape[1:])
+                for name, value in unconditional[key].items()
+            },
+        )
+    reply = Chat(tiny_model).reply([user("draw")], seed=0, modalities=ALL, max_new_tokens=2)
+    assert sorted(medium.modality for medium in reply.media) == ["audio", "image", "video"]
+
+
+def test_context_overflow_is_said_or_refused(make_model: Callable[..., AnyToAny]) -> None:
+    chat = Chat(make_model())
+    history = [user("one " * 20), assistant("two " * 20)] * 10
+    reply = chat.reply([*history, user("three")], seed=0, max_new_tokens=2)
+    assert "left out" in reply.notes[0]
+    with pytest.raises(ContextError):
+        chat.reply([user("six " * 400)])
+    with pytest.raises(ConfigError, match="unknown sampling option"):
+        chat.reply([user("one")], heat=2)

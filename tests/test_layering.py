@@ -1,0 +1,261 @@
+"""Who may import whom, what stays free of torch, and that what is imported is declared."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mmllm"
+
+ALLOWED: dict[str, set[str]] = {
+    # Plain data and words, at the bottom.
+    "errors": set(),
+    "tokens": set(),
+    "precision": set(),
+    "console": set(),
+    "config": {"errors"},
+    "conversation": {"media"},  # opens a file when somebody asks for its pixels or samples
+    "media": {"conversation", "errors"},
+    "weights": {"errors", "mini"},  # the one door to the shipped weights
+    "mini": {"errors"},
+    "gallery": {"conversation"},
+    # The parts, which do not know one another.
+    "projections": {"errors"},
+    "llm": {"errors", "tokens", "weights"},
+    # `frames` wraps the encoder that its config names, so it builds one.
+    "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
+    "decoders": {"conversation", "errors", "media", "weights"},
+    # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
+    "data": {"conversation", "errors", "model", "tokens", "weights"},
+    # What joins them.
+    "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
+    "losses": {"data", "decoders", "model"},
+    "checkpoints": {"config", "errors", "model"},
+    "generation": {"data", "errors", "model"},
+    "chat": {
+        "checkpoints",
+        "config",
+        "conversation",
+        "data",
+        "errors",
+        "generation",
+        "mini",
+        "model",
+        "precision",
+    },
+    "training": {
+        "chat",  # the fixed prompts of the samples are answered as users' are
+        "checkpoints",
+        "config",
+        "conversation",
+        "data",
+        "errors",
+        "gallery",
+        "losses",
+        "model",
+        "precision",
+    },
+    # What people hold in their hands may use everything below it.
+    "evaluation": {
+        "chat",
+        "checkpoints",
+        "config",
+        "console",
+        "conversation",
+        "data",
+        "encoders",
+        "errors",
+        "gallery",
+        "generation",
+        "losses",
+        "media",
+        "mini",
+        "model",
+        "precision",
+        "weights",
+    },
+    "repl": {"chat", "console", "conversation", "errors", "media"},
+    "cli": {
+        "checkpoints",
+        "config",
+        "console",
+        "conversation",
+        "errors",
+        "evaluation",
+        "media",
+        "mini",
+        "repl",
+        "training",
+    },
+    "__main__": {"cli"},
+    "__init__": {"chat", "conversation", "errors"},
+}
+"""Room -> rooms it may import. A new room is a new line; a new word needs a reason."""
+
+HEAVY = {"accelerate", "diffusers", "peft", "timm", "torch", "torchaudio", "transformers"}
+
+LIGHT = (
+    "__init__",
+    "cli",
+    "config",
+    "console",
+    "conversation",
+    "errors",
+    "gallery",
+    "media",
+    "mini",
+    "mini.assets",
+    "repl",
+    "tokens",
+    "weights",
+)
+"""Modules whose import, with all that it pulls in, costs no heavy package."""
+
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""Import name -> name of the package, where they differ."""
+
+NEEDED_BY_OTHERS = {
+    "gguf": "transformers, to read the language model's file",
+    "pip": "mmllm.mini.assets runs it",
+    "scikit-learn": "the linear probes of mmllm.evaluation",
+    "torchvision": "timm; pinned, or another torch's would be installed",
+}
+"""Declared and not imported: why."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement of a module: `target` is a dotted name; `eager` runs on import."""
+
+    target: str
+    eager: bool
+    line: int
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below mmllm ("media.image", "media", "__init__") -> file."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
+        found[name] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> list[Import]:
+    return list(_walk(ast.parse(path.read_text(encoding="utf-8")), eager=True))
+
+
+def _walk(node: ast.AST, *, eager: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(alias.name, eager, child.lineno)
+        elif isinstance(child, ast.ImportFrom):
+            assert not child.level, "imports are absolute"
+            assert child.module
+            for alias in child.names:
+                yield Import(_target(child.module, alias.name), eager, child.lineno)
+        else:
+            for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+            later = for_types or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from _walk(child, eager=eager and not later)
+
+
+def _target(module: str, name: str) -> str:
+    """`from mmllm import media` means mmllm.media; `from mmllm import Chat` means mmllm."""
+    inside = f"{module}.{name}".removeprefix("mmllm.")
+    return f"mmllm.{inside}" if module.startswith("mmllm") and inside in MODULES else module
+
+
+def _room(target: str) -> str:
+    return target.split(".")[1] if "." in target else "__init__"
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert {name.split(".")[0] for name in MODULES} - ALLOWED.keys() == set()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_rooms_import_only_what_they_may(name: str) -> None:
+    room = name.split(".")[0]
+    odd = [
+        f"{MODULES[name].relative_to(ROOT)}:{entry.line} imports {entry.target}"
+        for entry in imports(MODULES[name])
+        if entry.target.split(".")[0] == "mmllm"
+        and _room(entry.target) not in {room, "__init__", *ALLOWED.get(room, set())}
+    ]
+    assert odd == [], f"{room} may import {sorted(ALLOWED.get(room, set()))}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    eager = {
+        name: {
+            entry.target.removeprefix("mmllm.")
+            for entry in imports(path)
+            if entry.eager and entry.target.startswith("mmllm.")
+        }
+        for name, path in MODULES.items()
+    }
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"circle: {' -> '.join((*path, name))}"
+        for follower in eager.get(name, ()):
+            visit(follower, (*path, name))
+
+    for name in eager:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_pull_in_nothing_heavy(name: str) -> None:
+    reached, waiting = set(), [name]
+    while waiting:
+        current = waiting.pop()
+        if current in reached or current not in MODULES:
+            continue
+        reached.add(current)
+        for entry in imports(MODULES[current]):
+            if not entry.eager:
+                continue
+            top, _, rest = entry.target.partition(".")
+            assert top not in HEAVY, f"mmllm.{name} imports {top}, by way of {current}"
+            if top == "mmllm":
+                waiting.append(rest or "__init__")
+
+
+def test_importing_mmllm_loads_nothing_heavy() -> None:
+    """The same in a real process, for what the walk above cannot see."""
+    program = (
+        "import sys, mmllm, mmllm.cli, mmllm.config, mmllm.media;"
+        f"print(sorted({HEAVY!r} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_imported_packages_are_declared_and_declared_ones_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    imported = {
+        DISTRIBUTIONS.get(top, top)
+        for path in MODULES.values()
+        for entry in imports(path)
+        if (top := entry.target.split(".")[0]) not in {"mmllm", *sys.stdlib_module_names}
+    }
+    assert imported - declared == set()
+    assert declared - imported - NEEDED_BY_OTHERS.keys() == set()

@@ -1,0 +1,259 @@
+"""The loop: the stage's table, exact resume, interrupts, skipped items, damaged checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmllm import checkpoints, config
+from mmllm import model as models
+from mmllm.chat import Chat
+from mmllm.config import RunConfig
+from mmllm.conversation import Audio, Image, Video, user
+from mmllm.errors import CheckpointError, ConfigError, TrainingError
+from mmllm.training import loop
+from mmllm.training.loop import train
+from tests import parts
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve real files and their pairs, in the format that users have."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(4):
+        pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        frames = rng.integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
+        wave = rng.uniform(-0.5, 0.5, (1, 2048)).astype(np.float32)
+        media = {
+            f"{number}.png": Image.from_numpy(pixels),
+            f"{number}.wav": Audio.from_numpy(wave, 8000),
+            f"{number}.webp": Video.from_numpy(frames, 4.0),
+        }
+        for name, medium in media.items():
+            medium.save(tmp_path / "media" / name)
+            caption = f"a red apple {number}"
+            rows.append({"file": name, "modality": medium.modality, "caption": caption})
+    (tmp_path / "media" / "pairs.json").write_text(json.dumps(rows))
+    return tmp_path / "media" / "pairs.json"
+
+
+@pytest.fixture
+def make_run(system_tree: dict, data: Path, tmp_path: Path):
+    """`make_run(output="a", steps=3)`: a stage that trains everything on both directions."""
+
+    def make(**changes) -> RunConfig:
+        both = {
+            f"{direction}-{modality}": {
+                "type": "pairs",
+                "file": str(data),
+                "modality": modality,
+                "direction": direction,
+                "prompts": ["what is this?", "draw"],
+            }
+            for direction in ("understand", "generate")
+            for modality in ("image", "audio", "video")
+        }
+        stage = {
+            "name": "test",
+            "train": {"*_projections.*": 1e-3, "llm.*": 1e-3},
+            "losses": {"text": 1.0, "align": 1.0, "denoise": 0.1},
+            "data": both,
+            "steps": 4,
+            "batch_size": 4,
+            "accumulation": 2,
+            "precision": "no",
+            "checkpoint_every": 2,
+            **changes,
+            "output": str(tmp_path / changes.get("output", "run")),
+        }
+        return config.parse_run({"system": system_tree, "stage": stage})
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoints.open_checkpoint(folder).folder
+    found = {}
+    for file in sorted(newest.rglob("*.safetensors")):
+        found |= {f"{file.stem}/{name}": value for name, value in load_file(file).items()}
+    return found
+
+
+def loss_curve(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows]
+
+
+def test_resume_equals_a_run_that_never_stopped(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_run(output="whole", steps=6, checkpoint_every=6), progress=False)
+
+    step = loop._step
+    taken = []
+
+    def killed(*arguments):
+        if len(taken) == 3:  # after the checkpoint of step 2, in the middle of step 4
+            raise KeyboardInterrupt
+        taken.append(1)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_run(output="parts", steps=6), progress=False)
+    monkeypatch.setattr(loop, "_step", step)
+    assert checkpoints.open_checkpoint(tmp_path / "parts").step == 2
+    train(make_run(output="parts", steps=6), resume=True, progress=False)
+
+    assert loss_curve(tmp_path / "parts") == loss_curve(tmp_path / "whole")
+    whole, parts_ = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts_.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, parts_[name]), name
+
+
+def test_ctrl_c_saves_after_the_step_in_hand(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop._step
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "_step", interrupted)
+    train(make_run(steps=50, checkpoint_every=50), progress=False)
+    assert checkpoints.open_checkpoint(tmp_path / "run").step == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_losses_fall_and_the_saved_model_answers_alike(make_run, tmp_path: Path) -> None:
+    table = {"*_projections.*": 1e-2, "llm.*": 1e-2}
+    run = make_run(steps=30, checkpoint_every=30, accumulation=1, train=table)
+    train(run, progress=False)
+    curve = loss_curve(tmp_path / "run")
+    assert np.mean(curve[-5:]) < 0.8 * np.mean(curve[:5])
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+    checkpoint = checkpoints.open_checkpoint(tmp_path / "run")
+    first, second = (checkpoints.load_model(checkpoint) for _ in range(2))
+    ids = torch.tensor([[5, 6, first.llm.tokens.run("audio")[0], 7]])
+    logits = [m.llm.head(m.llm(m.llm.embed(ids)).flatten(0, 1)) for m in (first, second)]
+    assert torch.equal(*logits)
+    untrained = models.build(run.system).llm
+    assert not torch.equal(first.llm.rows, untrained.rows)
+    assert (tmp_path / "run/checkpoints/step-00000030/adapter/adapter_config.json").is_file()
+    reply = Chat(first).reply([user("draw")], seed=0, modalities={"video": "force"})
+    assert isinstance(reply.media[-1], Video)
+
+
+def test_a_stage_starts_from_the_one_before(make_run, tmp_path: Path) -> None:
+    train(make_run(output="one", steps=2), progress=False)
+    start = str(tmp_path / "one")
+    table = {"output_projections.*": 1e-3}
+    train(make_run(output="two", steps=1, start=start, train=table), progress=False)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in two.items():
+        if name.startswith(("input_projections", "rows", "adapter_model")):
+            assert torch.equal(value, one[name]), name
+    with pytest.raises(CheckpointError, match="train the stage before it first"):
+        train(make_run(output="three", start=str(tmp_path / "absent")), progress=False)
+
+
+def test_a_run_is_never_overwritten_or_resumed_as_another(make_run) -> None:
+    train(make_run(steps=2), progress=False)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(make_run(steps=2), progress=False)
+    with pytest.raises(ConfigError, match=r"cannot resume with another stage\.batch_size"):
+        train(make_run(steps=4, batch_size=8), resume=True, progress=False)
+
+
+def test_bad_items_are_skipped_counted_and_listed(make_run, data: Path, tmp_path: Path) -> None:
+    (data.parent / "0.png").write_bytes(b"")
+    (data.parent / "1.wav").unlink()
+    (data.parent / "2.webp").write_bytes((data.parent / "2.webp").read_bytes()[:60])
+    train(make_run(steps=4), progress=False)
+    skipped = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    names = {row["item"].rpartition("/")[2] for row in skipped}
+    assert names <= {"0.png", "1.wav", "2.webp"}
+    assert names
+    assert all(row["error"] for row in skipped)
+
+
+def test_too_many_bad_items_end_the_run_with_the_list(make_run, data: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        for suffix in ("png", "wav", "webp"):
+            (data.parent / f"{number}.{suffix}").write_bytes(b"x")
+    with pytest.raises(TrainingError, match=r"could not be read.*skipped\.json"):
+        train(make_run(steps=40, batch_size=12), progress=False)
+    assert (tmp_path / "run" / "skipped.json").is_file()
+
+
+def test_a_damaged_checkpoint_is_passed_over(make_run, tmp_path: Path, caplog) -> None:
+    train(make_run(steps=4), progress=False)
+    newest = tmp_path / "run" / "checkpoints" / "step-00000004"
+    (newest / "rows.safetensors").write_bytes(b"half")
+    assert checkpoints.open_checkpoint(tmp_path / "run").step == 2
+    assert "passing over a damaged checkpoint" in caplog.text
+
+
+def test_a_full_disk_loses_nothing(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_run(steps=2), progress=False)
+    folder = checkpoints.open_checkpoint(tmp_path / "run").folder
+    model = checkpoints.load_model(checkpoints.open_checkpoint(folder))
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(CheckpointError, match="free some space"):
+            checkpoints.save(folder, model, step=3)
+
+    def no_space(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_write", no_space)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoints.save(folder, model, step=3)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def test_another_llm_or_shape_is_refused_by_name(
+    make_run, system_tree: dict, tmp_path: Path
+) -> None:
+    train(make_run(steps=2), progress=False)
+    checkpoint = checkpoints.open_checkpoint(tmp_path / "run")
+
+    parts.write_llm(tmp_path / "other", seed=5)
+    llm = {**system_tree["llm"], "weights": str(tmp_path / "other")}
+    other = models.build(config.parse_system({**system_tree, "llm": llm}))
+    with pytest.raises(CheckpointError, match="llm differs"):
+        checkpoints.load_weights(other, checkpoint)
+
+    projections = {**system_tree["input_projections"], "audio": {"type": "mlp", "hidden": 8}}
+    tree = {**system_tree, "input_projections": projections}
+    differs = r"'audio\.layers\.0\.bias': expected \[8\], got \[16"
+    with pytest.raises(CheckpointError, match=differs):
+        checkpoints.load_weights(models.build(config.parse_system(tree)), checkpoint)
+
+
+def test_losses_that_are_not_finite_end_the_run(make_run, monkeypatch) -> None:
+    monkeypatch.setattr(loop.losses, "text", lambda logits, labels: _not_a_number(logits, labels))
+    with pytest.raises(TrainingError, match="not finite in 3 steps"):
+        train(make_run(steps=9, max_nonfinite=2), progress=False)
+
+
+def _not_a_number(logits: torch.Tensor, labels: torch.Tensor) -> loop.losses.Term:
+    return loop.losses.Term(logits.sum() * float("nan"), len(labels))
