@@ -83,10 +83,10 @@ def evaluate(
     make a last column. Raises ConfigError for a row that does not exist.
     """
     wanted = _wanted(rows)
-    session = _Session(wanted, limit)
-    report, answers = session.measure(model)
+    bench = _Bench(wanted, limit)
+    report, answers = bench.measure(model)
     if beside:
-        report = replace(report, beside=session.measure(beside)[0])
+        report = replace(report, beside=bench.measure(beside)[0])
     if json_path:
         report.save(json_path)
     if gallery:
@@ -108,7 +108,7 @@ def _means(name: str, row: str) -> bool:
     return row == name or row.startswith(f"{name}/")
 
 
-class _Session:
+class _Bench:
     """What two models that are measured side by side have in common."""
 
     def __init__(self, wanted: Sequence[str], limit: int | None):
@@ -167,8 +167,8 @@ class _Session:
 class _Run:
     """One model's figures as they come."""
 
-    def __init__(self, session: _Session, source: str, chat: Chat):
-        self.session = session
+    def __init__(self, bench: _Bench, source: str, chat: Chat):
+        self.bench = bench
         self.source = source
         self.chat = chat
         self.figures: list[Figure] = []
@@ -177,7 +177,7 @@ class _Run:
 
     def row(self, row: Row, bar: Any) -> None:
         """Ask one row's items and mark them."""
-        questions = self.session.chosen(row)
+        questions = self.bench.chosen(row)
         missing = self._missing(questions)
         if missing or not questions:
             logger.warning("%s: left out, %s", row.name, missing or "no such test items")
@@ -210,11 +210,11 @@ class _Run:
         """Of every text in data/text, and of all together."""
         start = time.perf_counter()
         together = perplexity.Perplexity(0, 0.0, 0.0)
-        for file in sorted((self.session.data / "text").glob("*.txt")):
+        for file in sorted((self.bench.data / "text").glob("*.txt")):
             bar.set_description(f"perplexity {file.stem}")
             begun = time.perf_counter()
             text = file.read_text(encoding="utf-8")
-            num = self.session.limit
+            num = self.bench.limit
             figures = perplexity.measure(self.chat.model, text, num=num)
             together += figures
             self._ratio(f"perplexity/{file.stem}", figures, begun)
@@ -222,7 +222,7 @@ class _Run:
 
     def batch_of_8(self) -> None:
         """In float32 the bars hold; in bfloat16 the share of equal replies is reported."""
-        questions = [self.session.questions[name][0] for name in _BATCH_ROWS]
+        questions = [self.bench.questions[name][0] for name in _BATCH_ROWS]
         missing = self._missing(questions)
         if missing:
             logger.warning("batch of 8: left out, %s", missing)
@@ -234,22 +234,35 @@ class _Run:
             figure = _share(f"batch of 8/{dtype}, same ids", found.same, start)
             if dtype == "float32":
                 self.figures.append(_barred(figure, 1.0))
-                bar = f"<= {rows.MEDIA_TOLERANCE:.0e}"
-                met = found.media > 0 and found.difference <= rows.MEDIA_TOLERANCE
-                name = f"batch of 8/{dtype}, media apart"
-                self.figures.append(Figure(name, found.media, found.difference, bar=bar, met=met))
+                self._apart(found)
             else:
                 self.figures.append(figure)
 
+    def _apart(self, found: batching.Agreement) -> None:
+        """The largest difference of media, by modality; where none was made, the bar is missed."""
+        for modality in self.chat.model.renderer.output_keys:
+            apart = found.differences.get(modality, [])
+            largest = max(apart, default=0.0)
+            self.figures.append(
+                Figure(
+                    f"batch of 8/float32, {modality} apart",
+                    len(apart),
+                    largest,
+                    bar=f"<= {rows.MEDIA_TOLERANCE:.0e}",
+                    met=bool(apart) and largest <= rows.MEDIA_TOLERANCE,
+                )
+            )
+
     def finished(self) -> list[Figure]:
         """All figures, the bars of the table filled in."""
-        routed = [mark.right for mark in self.marks if mark.row.startswith("routing/")]
-        if routed:
-            figure = _share("routing", routed, time.perf_counter())
+        classes = {row.name for row in ROWS if row.task == "route"}
+        routed = [mark for mark in self.marks if mark.row in classes]
+        if {mark.row for mark in routed} == classes:
+            figure = _share("routing", [mark.right for mark in routed], time.perf_counter())
             self.figures.append(_barred(figure, rows.ROUTING_BAR))
         values = {figure.row: figure.value for figure in self.figures}
         by_name = {row.name: row for row in ROWS}
-        figures = self.session.validations()
+        figures = self.bench.validations()
         for figure in self.figures:
             row = by_name.get(figure.row)
             if row is None or row.bar is None:
@@ -299,12 +312,12 @@ class _Run:
 
     def _judged(self, answers: Sequence[Answer]) -> list[Marked]:
         modalities = {m for answer in answers for m in answer.question.modalities}
-        return rows.mark_make(answers, {m: self.session.judge(m)[0] for m in sorted(modalities)})
+        return rows.mark_make(answers, {m: self.bench.judge(m)[0] for m in sorted(modalities)})
 
     def _names(self, question: Question) -> Names:
         """Sounds have a vocabulary of their own."""
         heard = {medium.modality for turn in question.turns for m in turn for medium in m.media}
-        return self.session.names["audio" if heard == {"audio"} else ""]
+        return self.bench.names["audio" if heard == {"audio"} else ""]
 
     def _add(self, name: str, marks: Sequence[Marked], start: float) -> None:
         self.marks += marks
@@ -316,12 +329,12 @@ class _Run:
     def _probe(self, modality: str, questions: Sequence[Question]) -> None:
         model = self.chat.model
         key, _ = model.renderer.input_keys[modality]
-        known = self.session.probes
+        known = self.bench.probes
         name = f"{modality} {model.encoders[key].fingerprint}"
         if name not in known:  # models that are measured side by side often share encoders
             start = time.perf_counter()
             tests = [(question.concept, _medium(question)) for question in questions]
-            named = probe(model, modality, tests, data=self.session.data)
+            named = probe(model, modality, tests, data=self.bench.data)
             right = [name == concept for name, (concept, _) in zip(named, tests, strict=True)]
             known[name] = _barred(_share(f"probe/{modality}", right, start), rows.PROBE_BAR)
         self.figures.append(known[name])
@@ -329,7 +342,7 @@ class _Run:
     def _motion(self, answers: Sequence[Answer]) -> None:
         """How much clips move, compared with the real clips of their concepts."""
         start = time.perf_counter()
-        real = self.session.judge("video")[0].gallery
+        real = self.bench.judge("video")[0].gallery
         pairs = [(motion(a.media[0]), motion(real[a.question.concept])) for a in answers]
         made, wanted = np.array(pairs).T
         low, high = rows.MOTION_BAR
@@ -351,7 +364,7 @@ class _Run:
     def _as_input(self, answers: Sequence[Answer]) -> None:
         """The same generated media as pictures from the user: what the model makes of them."""
         start = time.perf_counter()
-        asked = _read(self.session.data / "prompts.json")["ask_image"]["heldout"]
+        asked = _read(self.bench.data / "prompts.json")["ask_image"]["heldout"]
         questions = []
         for number, answer in enumerate(answers):
             drawn = [medium for message in answer.messages[:-1] for medium in message.media]
@@ -367,7 +380,7 @@ class _Run:
                 )
         with no_captions(self.chat.model), muted(self.chat.model):
             replies = ask(self.chat, questions)
-        marks = [rows.mark_name(reply, self.session.names[""]) for reply in replies]
+        marks = [rows.mark_name(reply, self.bench.names[""]) for reply in replies]
         self._add("what-did-you-draw/as input", marks, start)
 
     def _ratio(self, name: str, figures: perplexity.Perplexity, start: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,11 @@ from mmllm.evaluation.asking import MAX_NEW_TOKENS, Asked, Question
 
 @dataclass(frozen=True)
 class Agreement:
-    """`same`: per reply, whether ids and modalities agree. `difference`: the largest of `media`
-    pairs of media, as `difference` has it; infinite where media do not correspond."""
+    """`same`: per reply, whether ids and modalities agree. `differences`: by modality, of each
+    pair of media, as `difference` has it; media that do not correspond make no pair."""
 
     same: tuple[bool, ...]
-    media: int
-    difference: float
+    differences: Mapping[str, Sequence[float]]
 
 
 def compare(chat: Asked, questions: Sequence[Question]) -> Agreement:
@@ -30,17 +29,14 @@ def compare(chat: Asked, questions: Sequence[Question]) -> Agreement:
         chat.reply_many([talk], seeds=[seed], max_new_tokens=MAX_NEW_TOKENS)[0]
         for talk, seed in zip(talks, seeds, strict=True)
     ]
-    same, pairs, largest = [], 0, 0.0
+    same, differences = [], {}
     for one, other in zip(together, alone, strict=True):
         kinds = [[medium.modality for medium in reply.media] for reply in (one, other)]
         same.append(one.ids == other.ids and kinds[0] == kinds[1])
         if kinds[0] == kinds[1]:
-            pairs += len(one.media)
-            differences = map(difference, one.media, other.media)
-            largest = max(largest, *differences, 0.0)
-        else:
-            largest = float("inf")
-    return Agreement(tuple(same), pairs, largest)
+            for a, b in zip(one.media, other.media, strict=True):
+                differences.setdefault(a.modality, []).append(difference(a, b))
+    return Agreement(tuple(same), differences)
 
 
 def difference(one: Medium, other: Medium) -> float:
