@@ -68,6 +68,8 @@ class ModalityDecoder:
     """What it makes: "image", "audio" or "video"."""
     masks: ClassVar[Mapping[str, str]] = {}
     """Sequence -> the mask over its positions, both names of condition tensors."""
+    min_steps: ClassVar[int] = 1
+    """The fewest steps that the pipeline can sample in."""
 
     def __init__(self, config: DecoderConfig):
         self.config: Any = config
@@ -142,6 +144,8 @@ class ModalityDecoder:
         """Run the pipeline on M >= 1 conditions at once, one generator each."""
         self._check(condition, len(generators))
         num_steps: int = self.config.steps if steps is None else steps
+        if num_steps < self.min_steps:
+            raise ConfigError(f"steps: expected at least {self.min_steps}, got {num_steps}")
         scale: float = self.config.guidance if guidance is None else guidance
         arguments = self._ready(condition)
         if scale > 1:  # as the pipelines count it: 1 is the condition alone

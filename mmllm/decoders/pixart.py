@@ -28,6 +28,9 @@ class PixArtDecoder(ModalityDecoder):
 
     modality = "image"
     masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
+    min_steps: ClassVar[int] = (
+        2  # with one, the pipeline reads a clean sample that few solvers give
+    )
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

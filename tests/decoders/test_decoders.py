@@ -430,3 +430,11 @@ def test_a_hub_id_is_downloaded_as_safetensors(folders, monkeypatch):
 def test_configs_survive_yaml(folders):
     for entry in tiny.configs(folders).values():
         assert config.parse_component("decoders", config.dump(entry), "decoders.test") == entry
+
+
+@pytest.mark.parametrize(("modality", "steps"), [("image", 1), ("audio", 0), ("video", 0)])
+def test_too_few_steps_are_refused(make, modality: str, steps: int) -> None:
+    decoder = make(modality)
+    condition = decoder.encode_captions(["a"])
+    with pytest.raises(ConfigError, match="steps: expected at least"):
+        decoder.sample(condition, generators=[torch.Generator()], steps=steps)
