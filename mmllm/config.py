@@ -99,6 +99,17 @@ class SamplesConfig:
 
 
 @dataclass(frozen=True)
+class PrealignConfig:
+    """Before the first step, the input projections are drawn to the LLM's embeddings of the
+    replies, without running the LLM (mmllm.training.prealign). Needs `cache: memory`."""
+
+    steps: int = 300
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    temperature: float = 0.07
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage of training, as data: what trains, on what, by which losses.
 
@@ -134,6 +145,7 @@ class StageConfig:
     keep: int = 2
     max_bad_share: float = 0.01
     max_nonfinite: int = 10
+    prealign: PrealignConfig | None = None
     validation: ValidationConfig | None = None
     samples: SamplesConfig | None = None
 
@@ -198,6 +210,8 @@ def parse_stage(tree: Any) -> StageConfig:
     for name in ("steps", "batch_size", "accumulation", "max_length", "checkpoint_every", "keep"):
         if getattr(stage, name) < 1:
             raise ConfigError(f"stage.{name}: expected at least 1, got {getattr(stage, name)}")
+    if stage.prealign and stage.cache == "none":
+        raise ConfigError("stage.prealign reads every medium many times: it needs cache: memory")
     if stage.batch_size % stage.accumulation:
         raise ConfigError(
             f"stage.batch_size {stage.batch_size} is not a multiple of "

@@ -1,13 +1,15 @@
 """Trains the decoders that ship with mini: captions -> pictures, clips and sounds.
 
-    python train/mini_decoders.py image --words FOLDER --minutes 70 --run runs/decoders/image
+    python train/mini_codec.py --out runs/decoders/codec
+    python train/mini_decoders.py image --words FOLDER --codec runs/decoders/codec \\
+        --minutes 60 --run runs/decoders/image
     python train/mini_decoders.py image --resume --run runs/decoders/image
     python train/mini_decoders.py image --ship mmllm/mini/decoders/image --run runs/decoders/image
 
-Each decoder is a standard diffusers pipeline without a learned autoencoder: a small DiT denoises
-pixels or log-mel frames, and a small T5 trained with it reads the caption. Targets are clean
-samples (Li & He 2025, "Back to basics") on the straight path x_s = (1 - s) x_0 + s n (Lipman et
-al. 2023), with the error weighted as a velocity; the sampler is DPM-Solver++ (Lu et al. 2022).
+Each decoder is a standard diffusers pipeline: a small DiT denoises latents (of an autoencoder of
+pictures, or stacked log-mel frames), and a small T5 trained with it reads the caption. Targets are
+clean samples (Li & He 2025, "Back to basics") on the straight path x_s = (1 - s) x_0 + s n (Lipman
+et al. 2023), with the error weighted as a velocity; the sampler is DPM-Solver++ (Lu et al. 2022).
 
 Word vectors start from those of a sentence encoder (`--words`: an unpacked all-MiniLM-L6-v2),
 reduced to the width of the T5. They learn five times faster than the rest: frozen, they left the
@@ -33,6 +35,7 @@ import numpy as np
 import soundfile
 import torch
 from diffusers import (
+    AutoencoderKL,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     PixArtAlphaPipeline,
@@ -60,7 +63,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder, PixelAutoencoder
+from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder
 
 logger = logging.getLogger("mini_decoders")
 
@@ -220,36 +223,38 @@ def scheduler(shift: float) -> DPMSolverMultistepScheduler:
     )
 
 
-def picture_pipeline(texts: list[str], folder: Path) -> PixArtAlphaPipeline:
-    tokenizer, encoder = text_encoder(T5EncoderModel, T5Config, texts, folder, 4400)
+def picture_pipeline(texts: list[str], folder: Path, codec: Path) -> PixArtAlphaPipeline:
+    vae = AutoencoderKL.from_pretrained(codec)
+    tokenizer, encoder = text_encoder(T5EncoderModel, T5Config, texts, folder, 2600)
     transformer = PixArtTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=48,
-        in_channels=3,
-        out_channels=3,
-        num_layers=6,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        num_layers=5,
         cross_attention_dim=192,
-        sample_size=64,
-        patch_size=8,
+        sample_size=8,
+        patch_size=2,
         caption_channels=TEXT_WIDTH,
     )
     return PixArtAlphaPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
-        vae=PixelAutoencoder(),
+        vae=vae,
         transformer=open_text_path(transformer, 1.0),
         scheduler=scheduler(1.0),
     )
 
 
-def clip_pipeline(texts: list[str], folder: Path) -> WanPipeline:
-    tokenizer, encoder = text_encoder(UMT5EncoderModel, UMT5Config, texts, folder, 3700)
+def clip_pipeline(texts: list[str], folder: Path, codec: Path) -> WanPipeline:
+    vae = ClipAutoencoder.around(AutoencoderKL.from_pretrained(codec))
+    tokenizer, encoder = text_encoder(UMT5EncoderModel, UMT5Config, texts, folder, 1600)
     transformer = WanTransformer3DModel(
-        patch_size=(1, 8, 8),
+        patch_size=(1, 2, 2),
         num_attention_heads=6,
         attention_head_dim=32,
-        in_channels=12,
-        out_channels=12,
+        in_channels=vae.config.z_dim,
+        out_channels=vae.config.z_dim,
         text_dim=TEXT_WIDTH,
         ffn_dim=576,
         num_layers=5,
@@ -258,14 +263,14 @@ def clip_pipeline(texts: list[str], folder: Path) -> WanPipeline:
     return WanPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
-        vae=ClipAutoencoder(),
+        vae=vae,
         transformer=open_text_path(transformer, 1.2),
         scheduler=scheduler(2.0),
     )
 
 
-def sound_pipeline(texts: list[str], folder: Path) -> StableAudioPipeline:
-    tokenizer, encoder = text_encoder(T5EncoderModel, T5Config, texts, folder, 3000)
+def sound_pipeline(texts: list[str], folder: Path, _: Path | None) -> StableAudioPipeline:
+    tokenizer, encoder = text_encoder(T5EncoderModel, T5Config, texts, folder, 1600)
     codec = MelAutoencoder()
     channels = codec.config.n_mels * codec.config.frames_per_token
     transformer = StableAudioDiTModel(
@@ -359,20 +364,6 @@ def read_sound(path: Path) -> Tensor:
     return functional.pad(wave, (0, 32_768 - wave.shape[-1]))
 
 
-def vary_pixels(samples: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8[B, 3, ..., 64, 64] -> float in -1..1, shifted by up to 2 pixels, scaled by 5 %."""
-    shape = samples.shape
-    flat = samples.flatten(1, -3).float() / 127.5 - 1  # [B, C, 64, 64]; frames move together
-    draw = torch.rand(len(flat), 3, generator=generator) * 2 - 1
-    theta = torch.zeros(len(flat), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 + 0.05 * draw[:, 0]
-    theta[:, :, 2] = 0.06 * draw[:, 1:]
-    grid = functional.affine_grid(theta, list(flat.shape), align_corners=False)
-    # Outside lies the background: white, so the sampler's zero padding is moved to +1.
-    flat = functional.grid_sample(flat - 1, grid, mode="bicubic", align_corners=False) + 1
-    return flat.clamp(-1, 1).view(shape)
-
-
 def vary_sounds(samples: Tensor, generator: torch.Generator) -> Tensor:
     """float[B, 1, N] -> the same, up to 20 ms later and 3 dB louder or softer."""
     draw = torch.rand(len(samples), 2, generator=generator)
@@ -388,18 +379,19 @@ def vary_sounds(samples: Tensor, generator: torch.Generator) -> Tensor:
 class Decoder:
     """One row of the table: all that differs between the three trainings."""
 
-    build: Callable[[list[str], Path], DiffusionPipeline]
+    build: Callable[[list[str], Path, Path | None], DiffusionPipeline]
     denoise: Callable[..., Tensor]  # (pipe, noisy, times, text) -> clean
     read: Callable[[Path], Tensor]
-    vary: Callable[[Tensor, torch.Generator], Tensor]
+    scale: Callable[[nn.Module], float]  # of latents, from the codec's config
     output: str  # the field of the pipeline's result
     call: dict  # what the pipeline is called with beside the captions
+    vary: Callable[[Tensor, torch.Generator], Tensor] | None = None
     batch: int = 32
-    steps: int = 6000
+    steps: int = 100_000
     learning_rate: float = 1e-3
     # Mean of logit(s) at the start and at the end, and its spread: what is drawn is decided at high
     # noise, by the caption alone, so that is learned first.
-    noise: tuple[float, float, float] = (2.0, 0.9, 1.2)
+    noise: tuple[float, float, float] = (1.0, 0.2, 1.2)
 
 
 DECODERS = {
@@ -407,7 +399,7 @@ DECODERS = {
         build=picture_pipeline,
         denoise=denoise_picture,
         read=read_picture,
-        vary=vary_pixels,
+        scale=lambda vae: vae.config.scaling_factor,
         output="images",
         call={
             "height": 64,
@@ -423,7 +415,7 @@ DECODERS = {
         build=clip_pipeline,
         denoise=denoise_clip,
         read=read_clip,
-        vary=vary_pixels,
+        scale=lambda vae: 1 / vae.config.latents_std[0],
         output="frames",
         call={
             "height": 64,
@@ -433,16 +425,17 @@ DECODERS = {
             "guidance_scale": 3.0,
             "max_sequence_length": TEXT_LENGTH,
         },
-        batch=16,
-        noise=(2.3, 1.2, 1.2),  # nine alike frames hide noise from each other
+        noise=(1.5, 0.6, 1.2),  # nine alike frames hide noise from each other
     ),
     "audio": Decoder(
         build=sound_pipeline,
         denoise=denoise_sound,
         read=read_sound,
+        scale=lambda vae: 1.0,
         vary=vary_sounds,
         output="audios",
         call={"num_inference_steps": 20, "guidance_scale": 3.0},
+        noise=(2.0, 0.9, 1.2),
     ),
 }
 
@@ -514,8 +507,8 @@ def read_captions(pipe: DiffusionPipeline, captions: list[str]) -> Text:
 
 def training_batch(
     row: Decoder, items: Items, step: int, seed: int
-) -> tuple[Tensor, list[str], torch.Generator]:
-    """Samples [B, ...] and captions of one step: a pure function of (seed, step)."""
+) -> tuple[list[int], list[str], torch.Generator]:
+    """Positions of B items and their captions for one step: a pure function of (seed, step)."""
     rng = random.Random(f"{seed}/{step}")
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     takes: dict[int, list[int]] = {}
@@ -526,11 +519,11 @@ def training_batch(
     for position in range(step * row.batch, (step + 1) * row.batch):
         epoch, place = divmod(position, len(takes))
         concepts.append(epoch_order(len(takes), epoch, seed)[place])
-    samples = items.samples[[rng.choice(takes[concept]) for concept in concepts]]
+    chosen = [rng.choice(takes[concept]) for concept in concepts]
     captions = [
         "" if rng.random() < 0.12 else items.captions.draw(concept, rng) for concept in concepts
     ]
-    return row.vary(samples, generator), captions, generator
+    return chosen, captions, generator
 
 
 @functools.lru_cache(maxsize=2)
@@ -563,6 +556,14 @@ def denoising_loss(
 # ------------------------------------------------------------------- weights, state, the one loop
 
 
+@torch.no_grad()
+def latents_of(row: Decoder, pipe: DiffusionPipeline, samples: Tensor) -> Tensor:
+    """What the denoiser sees of samples as `read` gives them: float[B, *S]."""
+    samples = samples if samples.is_floating_point() else samples / 127.5 - 1
+    parts = [pipe.vae.encode(part).latent_dist.mode() for part in samples.split(64)]
+    return torch.cat(parts) * row.scale(pipe.vae)
+
+
 def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     parts = {name: getattr(pipe, name) for name in pipe.components}
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
@@ -576,12 +577,12 @@ def parameters(pipe: DiffusionPipeline) -> dict[str, int]:
 
 
 def trained(pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:
-    """What the loop trains: every parameter but the time frequencies of the audio decoder."""
-    frozen = ("transformer.time_proj.weight",)
+    """What the loop trains: all but the codec and the time frequencies of the audio decoder."""
     weights = {}
     for name, part in modules(pipe).items():
         for key, parameter in part.named_parameters():
-            parameter.requires_grad_(f"{name}.{key}" not in frozen)
+            frozen = name == "vae" or f"{name}.{key}" == "transformer.time_proj.weight"
+            parameter.requires_grad_(not frozen)
             if parameter.requires_grad:
                 weights[f"{name}.{key}"] = parameter
     return weights
@@ -621,6 +622,7 @@ class Run:
     def __init__(self, folder: Path, pipe: DiffusionPipeline, progress: Progress):
         self.folder, self.pipe, self.progress = folder, pipe, progress
         self.row = DECODERS[progress.decoder]
+        self.latents: Tensor | None = None  # of all items, where nothing varies them
         self.weights = trained(pipe)
         self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
         groups: dict[float, list[nn.Parameter]] = {}
@@ -636,11 +638,17 @@ class Run:
 
     @classmethod
     def start(
-        cls, folder: Path, items: Items, words: Path, progress: Progress, after: Path | None
+        cls,
+        folder: Path,
+        items: Items,
+        words: Path,
+        codec: Path | None,
+        progress: Progress,
+        after: Path | None,
     ) -> "Run":
         """A new run; `after`: an earlier one whose transformer it takes, but for the text path."""
         torch.manual_seed(progress.seed)
-        pipe = DECODERS[progress.decoder].build(items.captions.texts(), words)
+        pipe = DECODERS[progress.decoder].build(items.captions.texts(), words, codec)
         if after:
             done = json.loads((after / "progress.json").read_text(encoding="utf-8"))
             state = load_file(after / f"state-{done['step']}.safetensors")
@@ -689,8 +697,13 @@ class Run:
         """One optimizer step; float32 weights, bfloat16 products."""
         progress = self.progress
         torch.manual_seed(hash((progress.seed, progress.step)))  # dropout in the text encoder
-        samples, captions, generator = training_batch(self.row, items, progress.step, progress.seed)
-        clean = self.pipe.vae.encode(samples).latent_dist.mode()
+        chosen, captions, generator = training_batch(self.row, items, progress.step, progress.seed)
+        if self.row.vary:
+            clean = latents_of(self.row, self.pipe, self.row.vary(items.samples[chosen], generator))
+        else:
+            if self.latents is None:
+                self.latents = latents_of(self.row, self.pipe, items.samples)
+            clean = self.latents[chosen]
         with torch.autocast("cpu", torch.bfloat16):
             loss = denoising_loss(self.row, self.pipe, clean, captions, generator, progress.share())
         loss.backward()
@@ -917,6 +930,7 @@ def main() -> None:
     parser.add_argument("decoder", choices=DECODERS)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and samples")
     parser.add_argument("--words", type=Path, help="folder of the sentence encoder (first start)")
+    parser.add_argument("--codec", type=Path, help="folder of train/mini_codec.py (first start)")
     parser.add_argument(
         "--after", type=Path, help="folder of a run whose transformer to begin with"
     )
@@ -939,7 +953,11 @@ def main() -> None:
     elif arguments.words:
         steps = arguments.steps or row.steps
         progress = Progress(arguments.decoder, arguments.seed, steps, arguments.minutes)
-        run = Run.start(arguments.run, items, arguments.words, progress, arguments.after)
+        if arguments.decoder != "audio" and not arguments.codec:
+            parser.error(f"{arguments.decoder} needs --codec: what train/mini_codec.py --out wrote")
+        run = Run.start(
+            arguments.run, items, arguments.words, arguments.codec, progress, arguments.after
+        )
     else:
         parser.error("a first start needs --words, a later one --resume")
     logger.info("%d items, %d concepts", len(items.concepts), len(items.labels))

@@ -29,6 +29,7 @@ from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype
 from mmllm.training import report
 from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
+from mmllm.training.prealign import prealign
 from mmllm.training.stage import Group, choose_trainable
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,13 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
         _announce(run, groups, start, output, accelerator)
     for name, error in work.warm(every_item(model, mixture.sources), progress=progress and main):
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)
+    if stage.prealign and start == 0:
+        items = every_item(model, mixture.sources)
+        scores = prealign(
+            model, items, work, stage.prealign, seed=stage.seed, progress=progress and main
+        )
+        for key, score in scores.items():
+            logger.info("pre-alignment: %.0f %% of %s media point at their reply", 100 * score, key)
 
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     save = _Saver(accelerator, model, optimizer, groups, run, chosen)

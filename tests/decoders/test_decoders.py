@@ -211,12 +211,12 @@ def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
     calls = spy(decoder, monkeypatch)
     condition = decoder.encode_captions(["a dog"])
     media = decoder.sample(condition, generators=seeded(0), guidance=1.0)
-    assert media[0].to_numpy().shape == (128, 128, 3)
+    assert media[0].to_numpy().shape == (256, 256, 3)
     latents, noising = training_inputs(decoder, 1)
     losses = decoder.denoising_loss(condition, latents, **noising)
     assert same(calls[-1], calls[0])
     added = calls[-1]["added_cond_kwargs"]
-    assert added["resolution"].tolist() == [[128.0, 128.0]]
+    assert added["resolution"].tolist() == [[256.0, 256.0]]
     assert added["aspect_ratio"].tolist() == [[1.0]]
     predicted = decoder.pipeline.transformer(
         **calls[-1], hidden_states=calls.noisy[-1], timestep=calls.times[-1], return_dict=False

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKL,
     DPMSolverMultistepScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
@@ -27,13 +28,25 @@ from mmllm.conversation import Audio, Image, Medium, Video
 from mmllm.decoders.pixart import PixArtConfig
 from mmllm.decoders.stable_audio import StableAudioConfig
 from mmllm.decoders.wan import WanConfig
-from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder, PixelAutoencoder
+from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder
 
 TOKENS = 8
 WIDTH = 16
 SIZE = 16
 FRAMES = 5
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "apple", "dog", "runs", "."]
+
+
+def picture_codec() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        latent_channels=3,
+        mid_block_add_attention=False,
+        scaling_factor=0.5,
+    )
 
 
 def pixart_pipeline() -> PixArtAlphaPipeline:
@@ -45,14 +58,14 @@ def pixart_pipeline() -> PixArtAlphaPipeline:
         out_channels=3,
         num_layers=2,
         cross_attention_dim=16,
-        sample_size=SIZE,
-        patch_size=4,
+        sample_size=SIZE // 2,
+        patch_size=2,
         caption_channels=WIDTH,
     )
     return PixArtAlphaPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
-        vae=PixelAutoencoder(scaling_factor=0.5),
+        vae=picture_codec(),
         transformer=transformer,
         scheduler=flow_scheduler(),
     )
@@ -61,7 +74,7 @@ def pixart_pipeline() -> PixArtAlphaPipeline:
 def wan_pipeline() -> WanPipeline:
     tokenizer, encoder = _text(UMT5EncoderModel, UMT5Config)
     transformer = WanTransformer3DModel(
-        patch_size=(1, 4, 4),
+        patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
         in_channels=12,
@@ -72,6 +85,9 @@ def wan_pipeline() -> WanPipeline:
         rope_max_seq_len=16,
     )
     codec = ClipAutoencoder(
+        frame_codec={k: v for k, v in picture_codec().config.items() if not k.startswith("_")},
+        z_dim=12,
+        scale_factor_spatial=2,
         latents_mean=tuple(0.1 * channel - 0.5 for channel in range(12)),
         latents_std=tuple(1 + 0.1 * channel for channel in range(12)),
     )

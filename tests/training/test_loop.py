@@ -16,11 +16,15 @@ from safetensors.torch import load_file
 from mmllm import checkpoints, config
 from mmllm import model as models
 from mmllm.chat import Chat
-from mmllm.config import RunConfig
+from mmllm.config import PrealignConfig, RunConfig
 from mmllm.conversation import Audio, Image, Video, user
+from mmllm.data.frozen import FrozenWork
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
 from mmllm.training import loop
+from mmllm.training.feed import every_item, open_sources
 from mmllm.training.loop import train
+from mmllm.training.prealign import prealign
+from mmllm.training.stage import choose_trainable
 from tests import parts
 
 
@@ -257,3 +261,39 @@ def test_losses_that_are_not_finite_end_the_run(make_run, monkeypatch) -> None:
 
 def _not_a_number(logits: torch.Tensor, labels: torch.Tensor) -> loop.losses.Term:
     return loop.losses.Term(logits.sum() * float("nan"), len(labels))
+
+
+def test_prealignment_points_media_at_their_own_replies(make_run):
+    """Clips of noise look all the same to the tiny encoder: pictures and sounds must be told."""
+    run = make_run()
+    scores, weights = [], []
+    for _ in range(2):
+        model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
+        choose_trainable(model, {"input_projections.*": 1e-3})
+        before = {name: weight.clone() for name, weight in model.llm.state_dict().items()}
+        items = list(every_item(model, open_sources(run.stage.data, "data")))
+        options = PrealignConfig(steps=150, batch_size=4, learning_rate=1e-2)
+        work = FrozenWork(model)
+        scores.append(prealign(model, items, work, options, seed=3, progress=False))
+        weights.append(model.input_projections.state_dict())
+        for name, weight in model.llm.state_dict().items():
+            assert torch.equal(weight, before[name]), name
+    assert scores[0].keys() == {"image", "audio", "video"}
+    assert scores[0]["image"] == scores[0]["audio"] == 1.0
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+
+
+def test_prealignment_comes_before_the_first_step_only(make_run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "prealign", lambda *_, **__: asked.append(1) or {})
+    run = make_run(steps=2, prealign={"steps": 1})
+    train(run, progress=False)
+    assert asked == [1]
+    train(make_run(steps=3, prealign={"steps": 1}), resume=True, progress=False)
+    assert asked == [1]
+
+
+def test_prealignment_without_a_memory_of_features_is_refused(make_run):
+    with pytest.raises(ConfigError, match="cache: memory"):
+        make_run(prealign={"steps": 1}, cache="none")
