@@ -23,7 +23,7 @@ from mmllm.data.frozen import FrozenWork
 from mmllm.errors import ConfigError
 from mmllm.generation import Choice, Generated, Run, Sampling, generate
 from mmllm.model import AnyToAny
-from mmllm.precision import best_device, fast_dtype
+from mmllm.precision import best_device, fast_dtype, named_dtype
 
 OnStep = Callable[[str, int, int], None]
 """Called with (output key, step, steps) while media are made."""
@@ -200,7 +200,7 @@ class Chat:
 def load(source: str | Path, *, device: str | None = None, dtype: str | None = None) -> Chat:
     """See mmllm.load. A YAML gives an untrained model, to try a configuration."""
     device = device or best_device()
-    precision = fast_dtype() if dtype is None else _dtype(dtype)
+    precision = fast_dtype() if dtype is None else named_dtype(dtype)
     if str(source).endswith((".yaml", ".yml")):
         tree = configs.read_yaml(source)
         system = configs.parse_system(tree.get("system", tree))
@@ -215,13 +215,6 @@ def _open(source: str) -> checkpoints.Checkpoint:
 
         return checkpoints.open_checkpoint(locate("checkpoint"))
     return checkpoints.open_checkpoint(source)
-
-
-def _dtype(name: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ConfigError(f"dtype: expected {', '.join(known)}, got {name!r}")
-    return known[name]
 
 
 def _messages(conversation: Conversation) -> list[Message]:

@@ -50,16 +50,17 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def system(self) -> SystemConfig:
-        return configs.parse_system(self._config()["system"])
+        return configs.parse_system(self.config()["system"])
 
     def run(self) -> RunConfig:
         """System and stage; raises CheckpointError for a checkpoint that no stage wrote."""
-        tree = self._config()
+        tree = self.config()
         if "stage" not in tree:
             raise CheckpointError(f"{self.folder}: holds a model but no stage of training")
         return configs.parse_run(tree, str(self.folder / "config.yaml"))
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
+        """What config.yaml says, as plain data."""
         return configs.read_yaml(self.folder / "config.yaml")
 
 
@@ -147,6 +148,14 @@ def load_model(
     for decoder in model.decoders.values():
         decoder.to(device)
     return model.eval()
+
+
+def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
+    """The model of a checkpoint alone, its weights in `dtype`, to be used or given away."""
+    stage = source.run().stage if "stage" in source.config() else None
+    model = load_model(source)
+    chosen = source.manifest["chosen"]
+    return save(folder, model, step=source.step, stage=stage, chosen=chosen, dtype=dtype)
 
 
 def load_weights(model: AnyToAny, source: Checkpoint) -> None:

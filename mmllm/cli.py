@@ -151,7 +151,8 @@ def chat(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A name, or a checkpoint or run folder.")],
     beside: Annotated[
-        str | None, typer.Option(help="A second model, shown in a second column.")
+        str | None,
+        typer.Option(help="A second model, or the JSON of a report, shown in a second column."),
     ] = None,
     rows: Annotated[
         list[str] | None, typer.Option(metavar="ROW", help="Only this row (repeatable).")
@@ -159,11 +160,49 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file.")
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Items per row at most, for a quick look.")
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a page of held-out items.")
+    ] = None,
+    short_run: Annotated[
+        bool, typer.Option("--short-run", help="Bars of a few minutes' training.")
+    ] = False,
 ) -> None:
     """Measure a model on held-out items and print the table."""
     from mmllm.evaluation import evaluate as measure
 
-    measure(model, rows=rows, json_path=json_file, beside=beside)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit: expected at least 1, got {limit}")
+    measure(
+        model,
+        rows=rows,
+        json_path=json_file,
+        beside=beside,
+        limit=limit,
+        gallery=gallery,
+        short_run=short_run,
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float16",
+) -> None:
+    """Write a trained model without its training state, ready to be used or given away."""
+    from mmllm import checkpoints
+    from mmllm.precision import named_dtype
+
+    precision = named_dtype(dtype)
+    source = checkpoints.open_checkpoint(model)
+    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: holds other files; name a new or an exported folder")
+    checkpoints.export(source, folder, dtype=precision)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    console.say(f"{folder}: step {source.step}, {size / 1e6:.1f} MB")
 
 
 @app.command()

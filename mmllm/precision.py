@@ -7,6 +7,16 @@ import time
 
 import torch
 
+from mmllm.errors import ConfigError
+
+
+def named_dtype(name: str) -> torch.dtype:
+    """float32, bfloat16 or float16 by name; raises ConfigError for another one."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigError(f"dtype: expected {', '.join(known)}, got {name!r}")
+    return known[name]
+
 
 @functools.cache
 def fast_dtype() -> torch.dtype:

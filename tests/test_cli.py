@@ -20,7 +20,7 @@ from mmllm.conversation import Image
 from mmllm.model import AnyToAny
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "chat", "evaluate", "provenance", "assets", "version")
+COMMANDS = ("train", "chat", "evaluate", "export", "provenance", "assets", "version")
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,10 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
         (["chat", "hello", "--steps", "0"], "--steps: expected at least 1, got 0"),
         (["chat", "hello", "--out", "apple.xyz"], "unknown suffix"),
         (["chat", "hello", "--model", "nothing"], "nothing: no checkpoint there"),
+        (["evaluate", "mini", "--limit", "0"], "--limit: expected at least 1, got 0"),
+        (["evaluate", "mini", "--beside", "no.json"], "no.json is no report"),
+        (["export", "nothing", "there"], "nothing: no checkpoint there"),
+        (["export", "nothing", "there", "--dtype", "int8"], "expected float32, bfloat16, float16"),
         (["assets", "list", "nothing"], "unknown asset 'nothing'"),
     ],
 )

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     # Plain data and words, at the bottom.
     "errors": set(),
     "tokens": set(),
-    "precision": set(),
+    "precision": {"errors"},
     "console": set(),
     "config": {"errors"},
     "conversation": {"media"},  # opens a file when somebody asks for its pixels or samples

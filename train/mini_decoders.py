@@ -410,6 +410,7 @@ DECODERS = {
             "clean_caption": False,
             "max_sequence_length": TEXT_LENGTH,
         },
+        batch=64,
     ),
     "video": Decoder(
         build=clip_pipeline,

@@ -7,7 +7,7 @@ A row is `{"messages": [{"role": "user", "content": [{"type": "text", "text": "â
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,16 @@ from mmllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class DialoguesConfig:
-    """`where` keeps the rows whose fields have these values, e.g. `{task: [text->image]}`."""
+    """`where` keeps the rows whose fields have these values, e.g. `{task: [text->image]}`.
+
+    either_order: a user's text that stands beside one medium comes before it half of the time,
+    and behind it otherwise; people do both.
+    """
 
     file: str
     root: str | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
+    either_order: bool = False
     share: float = 1.0
 
 
@@ -34,16 +39,33 @@ class Dialogues:
     def __init__(self, config: DialoguesConfig, where: str):
         rows, self.root = read_rows(config.file, config.root, where)
         self.rows = select(rows, dict(config.where), where)
+        self.either_order = config.either_order
         self.share = config.share
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
-        return parse_messages(self.rows[index]["messages"], self.root)
+        messages = parse_messages(self.rows[index]["messages"], self.root)
+        if self.either_order:
+            messages = [
+                replace(message, parts=message.parts[::-1])
+                if _one_medium_with_text(message) and rng.random() < 0.5
+                else message
+                for message in messages
+            ]
+        return messages
 
     def name(self, index: int) -> str:
         return str(self.rows[index].get("id", index))
+
+
+def _one_medium_with_text(message: Message) -> bool:
+    return (
+        message.role == "user"
+        and len(message.parts) == 2
+        and sum(isinstance(part, Medium) for part in message.parts) == 1
+    )
 
 
 def build(config: DialoguesConfig, *, where: str) -> Dialogues:

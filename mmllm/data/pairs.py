@@ -19,18 +19,18 @@ class PairsConfig:
     """Rows of `{file, modality, caption}` in a .json or .jsonl file.
 
     understand: the user shows the medium with one of `prompts` (half of the time the question
-    comes first), the reply is the caption (or one of `replies`). generate: the user asks by one of
-    `prompts`, the reply is the medium. `{caption}` in a prompt or reply is filled in; `{name}`
-    takes any other text field of the row. Prompts may stand in a JSON file:
-    `prompts.json#draw.train` is the list under these keys. `where` keeps the rows whose fields
-    have these values. `root`: the folder of the media.
+    comes first), the reply is one of `replies` (the caption, unless given). generate: the user asks
+    by one of `prompts`, the reply is the medium, after one of `replies` if there are any.
+    `{caption}` in a prompt or reply is filled in; `{name}` takes any other text field of the row.
+    Prompts may stand in a JSON file: `prompts.json#draw.train` is the list under these keys.
+    `where` keeps the rows whose fields have these values. `root`: the folder of the media.
     """
 
     file: str
     direction: Literal["understand", "generate"]
     prompts: tuple[str, ...] | str
     modality: str
-    replies: tuple[str, ...] = ("{caption}",)
+    replies: tuple[str, ...] = ()
     root: str | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     share: float = 1.0
@@ -54,11 +54,12 @@ class Pairs:
         row, config = self.rows[index], self.config
         shown = medium(config.modality, row.get("file"), self.root, row.get("caption"))
         prompt = _fill(self.prompts[int(rng.integers(len(self.prompts)))], row)
+        replies = config.replies or (() if config.direction == "generate" else ("{caption}",))
+        reply = [_fill(replies[int(rng.integers(len(replies)))], row)] if replies else []
         if config.direction == "generate":
-            return [user(prompt), assistant(shown)]
-        reply = _fill(config.replies[int(rng.integers(len(config.replies)))], row)
+            return [user(prompt), assistant(*reply, shown)]
         parts = (shown, prompt) if rng.random() < 0.5 else (prompt, shown)  # people do both
-        return [user(*parts), assistant(reply)]
+        return [user(*parts), assistant(*reply)]
 
     def name(self, index: int) -> str:
         row = self.rows[index]

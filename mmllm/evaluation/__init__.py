@@ -44,7 +44,7 @@ from mmllm.evaluation.judges import Judge, altered_items, build_judge, motion
 from mmllm.evaluation.naming import Names
 from mmllm.evaluation.probe import probe
 from mmllm.evaluation.report import Figure, Report, wilson
-from mmllm.evaluation.rows import ROWS, Marked, Row
+from mmllm.evaluation.rows import ROWS, Marked, Row, short_bar
 from mmllm.gallery import Entry, write_gallery
 
 __all__ = ["Figure", "Report", "evaluate"]
@@ -75,18 +75,21 @@ def evaluate(
     beside: str | None = None,
     limit: int | None = None,
     gallery: Path | None = None,
+    short_run: bool = False,
 ) -> Report:
     """Measure a model, print the table, and write JSON and a gallery where asked.
 
     `rows`: names of the table's rows, or their beginning ("routing"); all unless given. `limit`:
-    items per row at most, for a quick look. `beside`: a second model, measured alike, whose values
-    make a last column. Raises ConfigError for a row that does not exist.
+    items per row at most, for a quick look. `beside`: a second model, measured alike, or the JSON
+    file of a report; its values make a last column. `short_run`: hold the model to the bars of a
+    few minutes' training. Raises ConfigError for a row that does not exist.
     """
     wanted = _wanted(rows)
-    bench = _Bench(wanted, limit)
+    other = _saved_report(beside) if beside and beside.endswith(".json") else None
+    bench = _Bench(wanted, limit, short_run=short_run)
     report, answers = bench.measure(model)
     if beside:
-        report = replace(report, beside=bench.measure(beside)[0])
+        report = replace(report, beside=other or bench.measure(beside)[0])
     if json_path:
         report.save(json_path)
     if gallery:
@@ -104,6 +107,13 @@ def _wanted(names: Sequence[str] | None) -> list[str]:
     return [row for row in known if names is None or any(_means(name, row) for name in names)]
 
 
+def _saved_report(path: str) -> Report:
+    try:
+        return Report.load(Path(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"evaluate: {path} is no report of `mmllm evaluate`: {error}") from error
+
+
 def _means(name: str, row: str) -> bool:
     return row == name or row.startswith(f"{name}/")
 
@@ -111,7 +121,8 @@ def _means(name: str, row: str) -> bool:
 class _Bench:
     """What two models that are measured side by side have in common."""
 
-    def __init__(self, wanted: Sequence[str], limit: int | None):
+    def __init__(self, wanted: Sequence[str], limit: int | None, *, short_run: bool = False):
+        self.short_run = short_run
         self.data = mini.locate("data")
         self.wanted = wanted
         self.limit = limit
@@ -259,9 +270,12 @@ class _Run:
         routed = [mark for mark in self.marks if mark.row in classes]
         if {mark.row for mark in routed} == classes:
             figure = _share("routing", [mark.right for mark in routed], time.perf_counter())
-            self.figures.append(_barred(figure, rows.ROUTING_BAR))
+            self.figures.append(
+                figure if self.bench.short_run else _barred(figure, rows.ROUTING_BAR)
+            )
         values = {figure.row: figure.value for figure in self.figures}
-        by_name = {row.name: row for row in ROWS}
+        table = map(short_bar, ROWS) if self.bench.short_run else ROWS
+        by_name = {row.name: row for row in table}
         figures = self.bench.validations()
         for figure in self.figures:
             row = by_name.get(figure.row)

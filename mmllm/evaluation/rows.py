@@ -7,7 +7,7 @@ generation through the LLM against the decoder that is given the caption.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mmllm.conversation import Medium
@@ -68,6 +68,17 @@ JUDGE_BAR = 0.9
 PERPLEXITY_BAR = 1.02
 MOTION_BAR = (0.5, 2.0)
 MEDIA_TOLERANCE = 1e-4
+
+
+FULL_BAR, SHORT_BAR = 0.9, 0.6
+
+
+def short_bar(row: Row) -> Row:
+    """What a run of a few minutes is held to: 0.6 where the table says 0.9. Its decoders are the
+    shipped ones; everything else is measured without a bar."""
+    if row.name.startswith("decoder/"):
+        return row
+    return replace(row, bar=SHORT_BAR if row.bar == FULL_BAR else None)
 
 
 @dataclass(frozen=True)

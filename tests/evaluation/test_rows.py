@@ -315,3 +315,11 @@ def test_probe_separates_what_is_linearly_separable() -> None:
     concepts = [c for c in ("a", "b", "c") for _ in range(20)]
     features = np.repeat(centres, 20, axis=0) + 0.1 * rng.normal(size=(60, 8))
     assert list(fit(features, concepts).predict(centres)) == ["a", "b", "c"]
+
+
+def test_a_short_run_is_held_to_two_thirds_of_what_the_table_asks():
+    bars = {row.name: rows.short_bar(row).bar for row in rows.ROWS}
+    assert bars["image->text"] == bars["text->audio"] == bars["text->image+audio"] == 0.6
+    assert bars["decoder/image"] == 0.6
+    assert bars["decoder/audio"] == 0.5
+    assert bars["image->audio"] is bars["routing/text"] is bars["video->text"] is None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from mmllm import checkpoints, config
 from mmllm import model as models
 from mmllm.chat import Chat
+from mmllm.cli import FAILED, main
 from mmllm.config import PrealignConfig, RunConfig
 from mmllm.conversation import Audio, Image, Video, user
 from mmllm.data.frozen import FrozenWork
@@ -297,3 +298,21 @@ def test_prealignment_comes_before_the_first_step_only(make_run, monkeypatch):
 def test_prealignment_without_a_memory_of_features_is_refused(make_run):
     with pytest.raises(ConfigError, match="cache: memory"):
         make_run(prealign={"steps": 1}, cache="none")
+
+
+def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path: Path, capsys):
+    output = train(make_run(steps=1), progress=False)
+    assert main(["export", str(output), str(tmp_path / "given"), "--dtype", "float32"]) == 0
+    assert "step 1" in capsys.readouterr().out
+    own, given = (
+        checkpoints.load_model(checkpoints.open_checkpoint(folder))
+        for folder in (output, tmp_path / "given")
+    )
+    for name, weight in own.named_adapters():
+        assert torch.equal(weight, dict(given.named_adapters())[name]), name
+    assert not (tmp_path / "given" / "training").exists()
+    small = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
+    assert main(["export", str(output), str(tmp_path / "given")]) == 0  # float16, over the first
+    half = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
+    assert half < 0.7 * small
+    assert main(["export", str(output), str(tmp_path)]) == FAILED
