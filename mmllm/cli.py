@@ -87,6 +87,52 @@ def train(
 
 
 @app.command()
+def cache(
+    target: Annotated[
+        str, typer.Argument(metavar="CONFIG|info|verify|prune", help="What to cache, or to do.")
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…|FOLDER", help="For example stage.cache=FOLDER."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FINGERPRINT", help="prune: keep these rooms only (repeatable)."),
+    ] = None,
+) -> None:
+    """Run a stage's frozen parts over its data once and keep their answers in a folder; look at
+    such a folder, check it, or clear it up."""
+    from mmllm.data import store
+
+    if target not in ("info", "verify", "prune"):
+        from mmllm.config import load_run
+        from mmllm.training.caching import fill_cache
+
+        run = load_run(find_config(target), arguments or ())
+        _agree_on_cpu()
+        filled = fill_cache(run)
+        target, arguments = "info", [str(filled.folder)]
+    if len(arguments or ()) != 1:
+        raise ConfigError(f"mmllm cache {target}: expected one FOLDER, got {arguments or 'none'}")
+    folder = Path((arguments or [""])[0]).expanduser()
+    if target == "prune":
+        freed = store.prune(folder, set(keep) if keep else None)
+        console.say(f"{folder}: {freed / 1e6:.1f} MB freed")
+    if target == "verify":
+        damaged = store.verify(folder)
+        for path, why in damaged:
+            console.say(f"{path}: {why}")
+        if damaged:
+            console.tell("damaged; `mmllm cache prune` deletes these files")
+            raise typer.Exit(1)
+    for room in store.survey(folder):
+        console.say(
+            f"{room.kind:10} {room.part:16} {room.fingerprint}  {room.items:7,} items "
+            f"({room.duplicates} twice)  {room.shards} shards  {room.bytes / 1e6:.1f} MB"
+        )
+
+
+@app.command()
 def chat(
     prompt: Annotated[
         str | None, typer.Argument(help="What to say; a conversation begins without it.")

@@ -101,7 +101,7 @@ class SamplesConfig:
 @dataclass(frozen=True)
 class PrealignConfig:
     """Before the first step, the input projections are drawn to the LLM's embeddings of the
-    replies, without running the LLM (mmllm.training.prealign). Needs `cache: memory`."""
+    replies, without running the LLM (mmllm.training.prealign). Needs a `cache`."""
 
     steps: int = 300
     batch_size: int = 128
@@ -118,6 +118,9 @@ class StageConfig:
     `data` maps a name to a dataset; `share` in it is its part of every batch.
     `start` is the checkpoint that the stage continues from (None: from nothing trained).
     `batch_size` counts conversations over all processes and accumulation steps.
+    `cache` says where the frozen parts' work is kept: memory, none, or a folder that outlives the
+    run and that others may share (mmllm.data.store). With `cache_complete` the folder must hold
+    everything, nothing is computed, and no encoder stays in memory.
     """
 
     name: str
@@ -139,7 +142,8 @@ class StageConfig:
     distance: typing.Literal["mse", "smooth_l1", "cosine"] = "mse"
     pack: bool = False
     workers: int = 0
-    cache: typing.Literal["memory", "none"] = "memory"
+    cache: str = "memory"
+    cache_complete: bool = False
     seed: int = 0
     checkpoint_every: int = 200
     keep: int = 2
@@ -210,8 +214,14 @@ def parse_stage(tree: Any) -> StageConfig:
     for name in ("steps", "batch_size", "accumulation", "max_length", "checkpoint_every", "keep"):
         if getattr(stage, name) < 1:
             raise ConfigError(f"stage.{name}: expected at least 1, got {getattr(stage, name)}")
+    if stage.cache_complete and stage.cache in ("memory", "none"):
+        raise ConfigError(f"stage.cache_complete needs a folder as stage.cache, not {stage.cache}")
+    if stage.cache_complete and stage.samples:
+        raise ConfigError(
+            "stage.samples runs the encoders; with cache_complete they are not loaded"
+        )
     if stage.prealign and stage.cache == "none":
-        raise ConfigError("stage.prealign reads every medium many times: it needs cache: memory")
+        raise ConfigError("stage.prealign reads every medium many times: it needs a cache")
     if stage.batch_size % stage.accumulation:
         raise ConfigError(
             f"stage.batch_size {stage.batch_size} is not a multiple of "

@@ -17,6 +17,10 @@ class AssetError(MmllmError, OSError):
     """A component's weights or a data file that cannot be had."""
 
 
+class CacheError(MmllmError, ValueError):
+    """A feature cache that lacks what is needed, is damaged, or was made by other parts."""
+
+
 class CheckpointError(MmllmError, ValueError):
     """A checkpoint that is absent, damaged, or made for another model."""
 

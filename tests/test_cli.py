@@ -20,7 +20,7 @@ from mmllm.conversation import Image
 from mmllm.model import AnyToAny
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "chat", "evaluate", "export", "provenance", "assets", "version")
+COMMANDS = ("train", "cache", "chat", "evaluate", "export", "provenance", "assets", "version")
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +96,8 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
         (["evaluate", "mini", "--beside", "no.json"], "no.json is no report"),
         (["export", "nothing", "there"], "nothing: no checkpoint there"),
         (["export", "nothing", "there", "--dtype", "int8"], "expected float32, bfloat16, float16"),
+        (["cache", "info"], "mmllm cache info: expected one FOLDER"),
+        (["cache", "info", "nothing"], "nothing: no feature cache there"),
         (["assets", "list", "nothing"], "unknown asset 'nothing'"),
     ],
 )

@@ -1,14 +1,15 @@
 """What the frozen parts say of media and captions, computed once per item and remembered.
 
 Encoder features, caption embeddings and latents give the same answer in every epoch; `warm` runs
-them in batches before training, and a batch then only looks them up.
+them in batches before training, and a batch then only looks them up: in memory, or in a folder
+that outlives the run and that many processes share (mmllm.data.store).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,39 +18,50 @@ from tqdm import tqdm
 
 from mmllm.conversation import Medium
 from mmllm.data.rendering import Rendered
+from mmllm.data.store import Entry, FeatureStore, Room
 from mmllm.errors import MediaError
 from mmllm.model import AnyToAny
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 32
+FEATURES, CONDITIONS, LATENTS = "features", "conditions", "latents"
 
 
 class FrozenWork:
     """A Lookup for `collate` (mmllm.data.batch) over a model's encoders and decoders.
 
-    With `remember` False nothing is kept: samples go through the encoders in every step.
-    `denoise`: whether latents are wanted.
+    `store`: a folder on disk; None keeps all in memory. With `remember` False nothing is kept:
+    samples go through the encoders in every step. `denoise`: whether latents are wanted.
     """
 
-    def __init__(self, model: AnyToAny, *, remember: bool = True, denoise: bool = False):
+    def __init__(
+        self,
+        model: AnyToAny,
+        *,
+        remember: bool = True,
+        denoise: bool = False,
+        store: FeatureStore | None = None,
+    ):
         self.model = model
         self.remember = remember
         self.denoise = denoise
-        self._features: dict[tuple[str, str], tuple[Tensor, Tensor | None]] = {}
-        self._targets: dict[tuple[str, str], dict[str, Tensor]] = {}
-        self._latents: dict[tuple[str, str], Tensor] = {}
+        self.store = store
+        self._rooms: dict[tuple[str, str], MutableMapping[str, Entry] | Room] = {}
+        self._samples: dict[tuple[str, str], Tensor] = {}
 
     def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
         """See Lookup."""
-        encoder = self.model.encoders[key]
         if not self.remember:
-            return {"samples": torch.stack([encoder.preprocess(medium) for medium in media])}  # pyright: ignore
+            names = [(key, self._name(medium)) for medium in media]
+            samples = [self._take_sample(n, m) for n, m in zip(names, media, strict=True)]
+            return {"samples": torch.stack(samples)}
         self._encode(key, media)
-        found = [self._features[key, identity(medium)] for medium in media]
-        masks = [mask for _, mask in found if mask is not None]
+        room = self._room(FEATURES, key)
+        found = [room[self._name(medium)] for medium in media]
+        masks = [entry["mask"] for entry in found if "mask" in entry]
         return {
-            "features": torch.stack([tokens for tokens, _ in found]),
+            "features": torch.stack([entry["tokens"] for entry in found]),
             "feature_mask": torch.stack(masks) if masks else None,
         }
 
@@ -57,55 +69,101 @@ class FrozenWork:
         """See Lookup. Raises MediaError for a medium without a caption."""
         captions = [_caption(medium) for medium in media]
         self._embed(key, captions)
-        found = [self._targets[key, caption] for caption in captions]
+        room = self._room(CONDITIONS, key)
+        found = [room[_hash(caption)] for caption in captions]
         return {name: torch.stack([entry[name] for entry in found]) for name in found[0]}
 
     def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
         """See Lookup. A batch in which a medium has no data has no denoising loss."""
         if not self.denoise or not all(medium.has_data for medium in media):
             return None
-        decoder = self.model.decoders[key]
+        decoder, room = self.model.decoders[key], self._room(LATENTS, key)
         for medium in media:
-            if (key, identity(medium)) not in self._latents:
-                samples = decoder.preprocess(medium)[None]
-                self._latents[key, identity(medium)] = decoder.encode_media(samples)[0].clone()
-        return torch.stack([self._latents[key, identity(medium)] for medium in media])
+            if self._name(medium) not in room:
+                self._may_compute(LATENTS, key, repr(medium))
+                latents = decoder.encode_media(decoder.preprocess(medium)[None])[0]
+                room[self._name(medium)] = {"latents": latents.cpu().clone()}
+        return torch.stack([room[self._name(medium)]["latents"] for medium in media])
 
     def check(self, item: Rendered) -> None:
         """Look up everything that a batch with this item will ask; raises MediaError."""
         for place in item.inputs:
-            self.input_media(place.key, [place.medium])
+            if self.remember:
+                self.input_media(place.key, [place.medium])
+            else:  # read once: the batch takes what was read here
+                name = (place.key, self._name(place.medium))
+                self._samples[name] = self._take_sample(name, place.medium)
         for place in item.outputs:
             self.targets(place.key, [place.medium])
             self.latents(place.key, [place.medium])
 
-    def warm(self, items: Iterable[Rendered], *, progress: bool = True) -> list[tuple[str, str]]:
+    def warm(
+        self,
+        items: Iterable[Rendered],
+        *,
+        progress: bool = True,
+        part: tuple[int, int] = (0, 1),
+    ) -> list[tuple[str, str]]:
         """Run the frozen parts once over every distinct medium and caption of `items`.
 
-        Returns (name, error) of the media that cannot be read.
+        `part` (i, n): only every n-th of what is missing, beginning with the i-th, so that n
+        processes share the work. Returns (name, error) of the media that cannot be read.
         """
-        media: dict[tuple[str, str], tuple[str, Medium]] = {}
-        captions: dict[tuple[str, str], None] = {}
-        for item in items:
-            for place in item.inputs:
-                media.setdefault((place.key, identity(place.medium)), (place.key, place.medium))
-            for place in item.outputs:
-                captions.setdefault((place.key, _caption(place.medium)))
         bad: list[tuple[str, str]] = []
         if not self.remember:
             return bad
+        media: dict[tuple[str, str], tuple[str, Medium]] = {}
+        shown: dict[tuple[str, str], tuple[str, Medium]] = {}
+        captions: dict[tuple[str, str], None] = {}
+        for item in items:
+            for place in item.inputs:
+                self._note(media, FEATURES, place.key, place.medium, bad)
+            for place in item.outputs:
+                caption = _caption(place.medium)
+                if _hash(caption) not in self._room(CONDITIONS, place.key):
+                    captions.setdefault((place.key, caption))
+                if self.denoise and place.medium.has_data:
+                    self._note(shown, LATENTS, place.key, place.medium, bad)
+        first, step = part
+        encoded, drawn = list(media.values())[first::step], list(shown.values())[first::step]
+        said = list(captions)[first::step]
         with tqdm(
-            total=len(media) + len(captions),
+            total=len(encoded) + len(drawn) + len(said),
             desc="frozen parts",
             unit="item",
             disable=not progress,
             leave=False,
         ) as bar:
-            for key, group in _grouped(media.values()):
+            for key, group in _grouped(encoded):
                 bad += self._encode(key, group, skip_bad=True, tick=bar.update)
-            for key, group in _grouped(captions):
+            for key, group in _grouped(said):
                 self._embed(key, group, tick=bar.update)
+            for key, medium in drawn:
+                try:
+                    self.latents(key, [medium])
+                except MediaError as error:
+                    bad.append((repr(medium), str(error)))
+                bar.update()
+        if self.store:
+            self.store.flush()
         return bad
+
+    def _note(
+        self,
+        wanted: dict[tuple[str, str], tuple[str, Medium]],
+        kind: str,
+        key: str,
+        medium: Medium,
+        bad: list[tuple[str, str]],
+    ) -> None:
+        """Put a medium that its room lacks on the list."""
+        try:
+            name = self._name(medium)
+        except MediaError as error:
+            bad.append((repr(medium), str(error)))
+            return
+        if name not in self._room(kind, key):
+            wanted.setdefault((key, name), (key, medium))
 
     @torch.no_grad()
     def _encode(
@@ -117,13 +175,15 @@ class FrozenWork:
         tick: Callable[[int], object] = lambda _: None,
     ) -> list[tuple[str, str]]:
         """Fill in features that are missing; with `skip_bad`, unreadable media are returned."""
-        missing = {identity(m): m for m in media if (key, identity(m)) not in self._features}
+        room = self._room(FEATURES, key)
+        missing = {name: m for m in media if (name := self._name(m)) not in room}
         bad: list[tuple[str, str]] = []
         encoder = self.model.encoders[key]
         names = list(missing)
         for start in range(0, len(names), _BATCH):
             samples, kept = [], []
             for name in names[start : start + _BATCH]:
+                self._may_compute(FEATURES, key, repr(missing[name]))
                 try:
                     samples.append(encoder.preprocess(missing[name]))  # pyright: ignore
                     kept.append(name)
@@ -134,8 +194,10 @@ class FrozenWork:
             if samples:
                 features = encoder(torch.stack(samples).to(self.model.device))
                 for row, name in enumerate(kept):
-                    mask = None if features.mask is None else features.mask[row].cpu().clone()
-                    self._features[key, name] = (features.tokens[row].float().cpu().clone(), mask)
+                    entry = {"tokens": features.tokens[row].float().cpu().clone()}
+                    if features.mask is not None:
+                        entry["mask"] = features.mask[row].cpu().clone()
+                    room[name] = entry
             tick(len(names[start : start + _BATCH]))
         return bad
 
@@ -143,15 +205,43 @@ class FrozenWork:
     def _embed(
         self, key: str, captions: Sequence[str], *, tick: Callable[[int], object] = lambda _: None
     ) -> None:
-        missing = [c for c in dict.fromkeys(captions) if (key, c) not in self._targets]
+        room = self._room(CONDITIONS, key)
+        missing = [c for c in dict.fromkeys(captions) if _hash(c) not in room]
         for start in range(0, len(missing), _BATCH):
             group = missing[start : start + _BATCH]
+            self._may_compute(CONDITIONS, key, repr(group[0]))
             condition = self.model.decoders[key].encode_captions(group)
             for row, caption in enumerate(group):
-                self._targets[key, caption] = {
+                room[_hash(caption)] = {
                     name: value[row].float().cpu().clone() for name, value in condition.items()
                 }
             tick(len(group))
+
+    def _room(self, kind: str, key: str) -> MutableMapping[str, Entry] | Room:
+        if (kind, key) not in self._rooms:
+            self._rooms[kind, key] = (
+                self.store.room(kind, *self._part(kind, key)) if self.store else {}
+            )
+        return self._rooms[kind, key]
+
+    def _part(self, kind: str, key: str) -> tuple[str, str]:
+        """What a frozen part is called, and its fingerprint."""
+        part = (self.model.encoders if kind == FEATURES else self.model.decoders)[key]
+        room = "encoders" if kind == FEATURES else "decoders"
+        return f"{room}.{key}", str(part.fingerprint)
+
+    def _may_compute(self, kind: str, key: str, what: str) -> None:
+        if self.store and self.store.complete:
+            raise self.store.missing(kind, *self._part(kind, key), what)
+
+    def _name(self, medium: Medium) -> str:
+        return self.store.key(medium) if self.store else identity(medium)
+
+    def _take_sample(self, name: tuple[str, str], medium: Medium) -> Tensor:
+        """What `check` has read already, or the medium read now."""
+        ready = self._samples.pop(name, None)
+        encoder = self.model.encoders[name[0]]
+        return encoder.preprocess(medium) if ready is None else ready  # pyright: ignore
 
 
 def identity(medium: Medium) -> str:
@@ -160,6 +250,10 @@ def identity(medium: Medium) -> str:
         return str(medium.source)
     data = medium.source if medium.source is not None else medium.to_numpy().tobytes()
     return hashlib.sha256(data).hexdigest()
+
+
+def _hash(caption: str) -> str:
+    return hashlib.sha256(caption.encode()).hexdigest()
 
 
 def _caption(medium: Medium) -> str:

@@ -54,3 +54,18 @@ class ModalityEncoder(nn.Module):
         """Preprocess and encode a list of media at once."""
         device = next(self.parameters()).device
         return self(torch.stack([self.preprocess(medium) for medium in media]).to(device))
+
+
+class ReleasedEncoder(ModalityEncoder):
+    """What is left of an encoder whose weights were let go: what it was, and no answers."""
+
+    def __init__(self, encoder: ModalityEncoder):
+        super().__init__()
+        self.modality = encoder.modality  # pyright: ignore[reportAttributeAccessIssue]
+        self.sample_shape = encoder.sample_shape
+        self.feature_shape = encoder.feature_shape
+        self._fingerprint = encoder.fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint

@@ -87,7 +87,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         z = z.unflatten(1, (-1, group)).transpose(2, 3)  # [B, C, 1 + k, 4, h, w]
         first = z[:, :, 0].mean(dim=2, keepdim=True)
         z = torch.cat([first, z[:, :, 1:].flatten(2, 3)], dim=2).transpose(1, 2)
-        flat = self.frames.decode(z.flatten(0, 1)).sample  # [B (1 + 4k), 3, H, W]
+        flat = self.frames.decode(z.flatten(0, 1)).sample  # pyright: ignore - [B (1 + 4k), 3, H, W]
         x = flat.unflatten(0, (len(z), -1)).transpose(1, 2)
         return DecoderOutput(sample=x) if return_dict else (x,)
 

@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +25,9 @@ from mmllm import model as models
 from mmllm.config import RunConfig, StageConfig
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.mixture import Mixture
+from mmllm.data.rendering import Rendered
+from mmllm.data.store import FeatureStore
+from mmllm.encoders.base import ReleasedEncoder
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
 from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype
@@ -60,9 +64,7 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
     start = _restore(source, optimizer, groups, stage) if resume and source else 0
 
     mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
-    work = FrozenWork(
-        model, remember=stage.cache == "memory", denoise=bool(stage.losses.get("denoise"))
-    )
+    work = frozen_work(model, stage)
     feed = Feed(
         model,
         mixture,
@@ -75,8 +77,11 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
     journal = report.Journal(output, start, main=main)
     if main:
         _announce(run, groups, start, output, accelerator)
-    for name, error in work.warm(every_item(model, mixture.sources), progress=progress and main):
+    for name, error in warm(work, every_item(model, mixture.sources), accelerator, progress):
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)
+    if stage.cache_complete:
+        for key, encoder in model.encoders.items():
+            model.encoders[key] = ReleasedEncoder(encoder)  # pyright: ignore[reportArgumentType]
     if stage.prealign and start == 0:
         items = every_item(model, mixture.sources)
         scores = prealign(
@@ -126,9 +131,38 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
             if stopped:
                 logger.warning("stopped at step %d; go on with --resume", done)
                 break
+    if work.store:
+        work.store.flush()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output
+
+
+def frozen_work(model: AnyToAny, stage: StageConfig) -> FrozenWork:
+    """Where a stage keeps what its frozen parts say."""
+    on_disk = stage.cache not in ("memory", "none")
+    return FrozenWork(
+        model,
+        remember=stage.cache != "none",
+        denoise=bool(stage.losses.get("denoise")),
+        store=FeatureStore(stage.cache, complete=stage.cache_complete) if on_disk else None,
+    )
+
+
+def warm(
+    work: FrozenWork,
+    items: Iterable[Rendered],
+    state: Accelerator | PartialState,
+    progress: bool = True,
+) -> list[tuple[str, str]]:
+    """Run the frozen parts over all items: each process its part where a folder is shared, each
+    everything where it is kept in memory. Returns the media that cannot be read."""
+    part = (state.process_index, state.num_processes) if work.store else (0, 1)
+    bad = work.warm(items, progress=progress and state.is_main_process, part=part)
+    state.wait_for_everyone()
+    if work.store:
+        work.store.refresh()
+    return bad
 
 
 def _step(

@@ -1,0 +1,40 @@
+"""`mmllm cache CONFIG`: run the frozen parts of a stage over all its data, once, and keep it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from accelerate import PartialState
+
+from mmllm import model as models
+from mmllm.config import RunConfig
+from mmllm.data.mixture import Mixture
+from mmllm.data.store import FeatureStore
+from mmllm.errors import ConfigError
+from mmllm.training.feed import every_item, open_sources
+from mmllm.training.loop import frozen_work, warm
+
+logger = logging.getLogger(__name__)
+
+
+def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
+    """Fill the folder that the stage names as its `cache`. What is there is not computed again,
+    so an interrupted run goes on where it stopped; under `accelerate launch` the processes share
+    the work. Raises ConfigError if the stage names no folder."""
+    stage = replace(run.stage, cache_complete=False)
+    if stage.cache in ("memory", "none"):
+        raise ConfigError(
+            f"stage.cache: expected a folder, got {stage.cache!r}; give one: "
+            "mmllm cache CONFIG stage.cache=FOLDER"
+        )
+    state = PartialState()
+    model = models.build(run.system, device=str(state.device))
+    work = frozen_work(model, stage)
+    assert work.store is not None
+    data = [stage.data, *([stage.validation.data] if stage.validation else [])]
+    for datasets in data:
+        sources = Mixture(open_sources(datasets, "stage.data"), stage.seed).sources
+        for name, error in warm(work, every_item(model, sources), state, progress):
+            logger.warning("cannot be read: %s: %s", name, error)
+    return work.store

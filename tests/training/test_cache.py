@@ -1,0 +1,141 @@
+"""The feature cache: equal losses, nothing stale, nothing computed twice, damage found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmllm import model as models
+from mmllm.cli import main
+from mmllm.data import store
+from mmllm.data.frozen import FrozenWork
+from mmllm.data.store import FeatureStore
+from mmllm.decoders.base import ModalityDecoder
+from mmllm.errors import CacheError, ConfigError
+from mmllm.training.caching import fill_cache
+from mmllm.training.feed import every_item, open_sources
+from mmllm.training.loop import train
+from tests import parts
+
+LOSSES = {"text": 1.0, "align": 1.0}
+
+
+def losses(output: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+@pytest.fixture
+def filled(make_run, tmp_path: Path) -> Path:
+    fill_cache(make_run(cache=str(tmp_path / "cache")), progress=False)
+    return tmp_path / "cache"
+
+
+def test_training_from_the_cache_gives_the_same_losses_and_runs_no_frozen_part(
+    make_run, filled, monkeypatch
+):
+    fresh = losses(train(make_run(output="fresh", cache="none", losses=LOSSES), progress=False))
+    remembered = losses(train(make_run(output="remembered", losses=LOSSES), progress=False))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a frozen part was run")
+
+    for name in ("forward", "preprocess"):
+        monkeypatch.setattr(parts.ColourEncoder, name, refuse)
+    for name in ("encode_captions", "encode_media", "pipeline"):
+        monkeypatch.setattr(ModalityDecoder, name, refuse)
+    run = make_run(output="cached", cache=str(filled), cache_complete=True, losses=LOSSES)
+    cached = losses(train(run, progress=False))
+    assert cached == remembered == fresh
+
+
+def test_the_denoising_loss_takes_latents_from_the_cache(make_run, filled, monkeypatch):
+    fresh = losses(train(make_run(output="fresh"), progress=False))
+    assert any("denoise" in name for row in fresh for name in row)
+    monkeypatch.delattr(ModalityDecoder, "encode_media")
+    run = make_run(output="cached", cache=str(filled), cache_complete=True)
+    assert losses(train(run, progress=False)) == fresh
+
+
+def test_another_encoder_is_refused_with_both_fingerprints(make_run, filled, monkeypatch):
+    run = make_run(output="other", cache=str(filled), cache_complete=True)
+    monkeypatch.setattr(parts.ColourEncoder, "fingerprint", "something-else")
+    with pytest.raises(CacheError, match=r"something-else; the cache was made with .*colour-"):
+        train(run, progress=False)
+
+
+def test_filling_again_or_in_two_processes_computes_nothing_twice(make_run, tmp_path: Path):
+    run = make_run(cache=str(tmp_path / "cache"))
+    shown = tmp_path / "media"
+    shutil.copy(shown / "0.png", shown / "again.png")
+    rows = json.loads((shown / "pairs.json").read_text())
+    again = {"file": "again.png", "modality": "image", "caption": "a red apple 0"}
+    (shown / "pairs.json").write_text(json.dumps([*rows, again]))
+    model = models.build(run.system)
+    for rank in (0, 1):
+        work = FrozenWork(model, denoise=True, store=FeatureStore(run.stage.cache))
+        items = every_item(model, open_sources(run.stage.data, "data"))
+        assert work.warm(items, progress=False, part=(rank, 2)) == []
+    fill_cache(run, progress=False)  # finds what is missing: the list was halved when it was short
+    before = sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors"))
+    fill_cache(run, progress=False)
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors")) == before
+    sizes = {(room.kind, room.part): room for room in store.survey(tmp_path / "cache")}
+    assert sizes["features", "encoders.image"].items == 4  # again.png is 0.png
+    assert sizes["conditions", "decoders.audio"].items == 4
+    assert sizes["latents", "decoders.video"].items == 4
+    assert all(room.duplicates == 0 for room in sizes.values())
+
+
+def test_a_damaged_shard_is_passed_over_found_and_pruned(make_run, filled, capsys):
+    shard = next(filled.glob("features-*/*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+    (shard.parent / "killed.partial").write_bytes(b"half")
+    assert main(["cache", "verify", str(filled)]) == 1
+    assert shard.name in capsys.readouterr().out
+    train(make_run(output="on", cache=str(filled)), progress=False)  # computes what is gone
+    assert "damaged shard" in capsys.readouterr().err
+    assert main(["cache", "prune", str(filled)]) == 0
+    assert not shard.exists()
+    assert not list(filled.rglob("*.partial"))
+    assert main(["cache", "verify", str(filled)]) == 0
+
+
+def test_prune_keeps_the_rooms_that_are_named(filled):
+    rooms = store.survey(filled)
+    keep = {room.fingerprint for room in rooms if room.kind != "features"}
+    assert store.prune(filled, keep) > 0
+    assert {room.kind for room in store.survey(filled)} == {"conditions", "latents"}
+
+
+def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path):
+    entry = {"tokens": torch.randn(3, 5), "mask": torch.tensor([True, False, True])}
+    rooms = [FeatureStore(tmp_path).room("features", "encoders.image", "f") for _ in range(2)]
+    rooms[0]["a"] = entry
+    assert "a" not in rooms[1]
+    rooms[0].flush()
+    rooms[1].refresh()
+    for room in rooms:
+        assert room["a"].keys() == entry.keys()
+        assert all(torch.equal(room["a"][name], value) for name, value in entry.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cache_complete": True}, "needs a folder"),
+        ({"cache_complete": True, "cache": "x", "samples": {"prompts": ["a"]}}, "stage.samples"),
+    ],
+)
+def test_a_cache_that_cannot_be_meant_is_refused(make_run, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        make_run(**changes)
+
+
+def test_filling_needs_a_folder(make_run):
+    with pytest.raises(ConfigError, match="mmllm cache CONFIG stage"):
+        fill_cache(make_run(), progress=False)
