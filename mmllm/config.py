@@ -100,13 +100,15 @@ class SamplesConfig:
 
 @dataclass(frozen=True)
 class PrealignConfig:
-    """Before the first step, the input projections are drawn to the LLM's embeddings of the
-    replies, without running the LLM (mmllm.training.prealign). Needs a `cache`."""
+    """Before the first step, the projections that train learn alone (mmllm.training.prealign):
+    those of inputs against the LLM's embeddings of the replies, those of outputs from hidden
+    states that the LLM gives once for `variants` phrasings of each item. Needs a `cache`."""
 
     steps: int = 300
     batch_size: int = 128
     learning_rate: float = 1e-3
     temperature: float = 0.07
+    variants: int = 1
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,7 @@ class AnyToAny(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """The same in all stages, for every mix of modalities, none included."""
-        embeds = self.embed(batch)
-        hidden = self.llm(embeds, mask=batch.mask, positions=batch.positions, shared=batch.shared)
+        hidden = self.hidden(batch)
         flat = hidden.flatten(0, 1)  # [B * T, D]
         return Output(
             hidden=hidden,
@@ -130,6 +129,19 @@ class AnyToAny(nn.Module):
                 {key: flat[media.places] for key, media in batch.outputs.items()},
             ),
         )
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The LLM's last hidden states: float[B, T, D]."""
+        return self.llm(
+            self.embed(batch), mask=batch.mask, positions=batch.positions, shared=batch.shared
+        )
+
+    def signals(self, batch: Batch) -> dict[str, Tensor]:
+        """What the output projections read of a batch: float32[M, K, D] by key."""
+        flat = self.hidden(batch).flatten(0, 1)
+        return {
+            key: self.with_rows(key, flat[media.places]) for key, media in batch.outputs.items()
+        }
 
     def embed(self, batch: Batch) -> Tensor:
         """Token embeddings with every input medium in its place: float[B, T, D]."""
@@ -160,12 +172,16 @@ class AnyToAny(nn.Module):
             raise ValueError(f"{key}: the batch holds neither samples nor features")
         return projection(features.tokens, features.mask)
 
-    def condition(self, signals: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Hidden states of signal runs, float[M, K, D] by key -> the decoders' conditions.
+    def with_rows(self, key: str, states: Tensor) -> Tensor:
+        """Hidden states of signal runs with the tokens' own embeddings added: float32[M, K, D].
 
-        A token's own embedding is added to its state (NExT-GPT's code does so too), which gives
-        the new rows a short path to the loss.
+        NExT-GPT's code does so too; it gives the new rows a short path to the loss.
         """
+        start = self.llm.tokens.run(key)[0] - self.llm.tokens.vocabulary
+        return (states + self.llm.rows[start : start + states.shape[1]]).float()
+
+    def condition(self, signals: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Hidden states of signal runs, float[M, K, D] by key -> the decoders' conditions."""
         conditions = {}
         for key, states in signals.items():
             projection = self.output_projections[key]
@@ -175,9 +191,7 @@ class AnyToAny(nn.Module):
                     for name, shape in projection.condition_shapes.items()  # pyright: ignore
                 }
                 continue
-            start = self.llm.tokens.run(key)[0] - self.llm.tokens.vocabulary
-            rows = self.llm.rows[start : start + states.shape[1]]
-            conditions[key] = projection((states + rows).float())
+            conditions[key] = projection(self.with_rows(key, states))
         return conditions
 
 

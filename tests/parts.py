@@ -21,6 +21,7 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+KEYS = ("image", "audio", "video")
 SENTENCES = [
     "What is this? Draw a red apple, please. This is the sound of a violin.",
     "Here is a clip of a rocket. You can see, hear, draw, play and animate.",

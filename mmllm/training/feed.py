@@ -126,16 +126,19 @@ def open_sources(data: Mapping[str, object], where: str) -> dict[str, Source]:
     return {name: configs.build(entry, where=f"{where}.{name}") for name, entry in data.items()}
 
 
-def every_item(model: AnyToAny, sources: Mapping[str, Source]) -> Iterator[Rendered]:
-    """Each item of each source once: what the frozen parts will be asked about."""
+def every_item(
+    model: AnyToAny, sources: Mapping[str, Source], variants: int = 1
+) -> Iterator[Rendered]:
+    """Each item of each source, in so many of its phrasings: what the frozen parts will be asked
+    about."""
     for source in sources.values():
         for index in range(len(source)):
-            try:
-                yield model.renderer.render(
-                    source.conversation(index, np.random.default_rng([index]))
-                )
-            except MediaError:
-                continue  # reported when it is drawn
+            for variant in range(variants):
+                rng = np.random.default_rng([index, variant])
+                try:
+                    yield model.renderer.render(source.conversation(index, rng))
+                except MediaError:
+                    break  # reported when it is drawn
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

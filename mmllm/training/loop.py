@@ -83,12 +83,10 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
         for key, encoder in model.encoders.items():
             model.encoders[key] = ReleasedEncoder(encoder)  # pyright: ignore[reportArgumentType]
     if stage.prealign and start == 0:
-        items = every_item(model, mixture.sources)
-        scores = prealign(
-            model, items, work, stage.prealign, seed=stage.seed, progress=progress and main
-        )
-        for key, score in scores.items():
-            logger.info("pre-alignment: %.0f %% of %s media point at their reply", 100 * score, key)
+        items = every_item(model, mixture.sources, stage.prealign.variants)
+        with accelerator.autocast():
+            found = prealign(model, items, work, stage, stage.prealign, progress=progress and main)
+        journal.prealigned(found)
 
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     save = _Saver(accelerator, model, optimizer, groups, run, chosen)

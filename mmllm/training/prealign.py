@@ -1,90 +1,204 @@
-"""Pre-alignment: input projections learn to point at the words of a reply before the LLM is run.
+"""Pre-alignment: projections learn most of their task before the LLM is trained through.
 
-A frozen encoder's features and the frozen LLM's own word embeddings are all that this needs, so a
-few hundred steps take seconds where a step through the LLM takes one. Each projected token is
-drawn to the embedding of the reply about its medium and away from those of the other replies in
-the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP, Radford et al. 2021). What
-the LLM then reads is close to the word itself, which it can already repeat.
+Input side: a frozen encoder's features and the frozen LLM's own word embeddings are all that is
+needed, so a few hundred steps take seconds where a step through the LLM takes one. Each projected
+token is drawn to the embedding of the reply about its medium and away from those of the other
+replies in the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP, Radford et al.
+2021). What the LLM then reads is close to the word itself, which it can already repeat.
 
-Legend: M media of a batch, N tokens of a medium, R replies, D width of the LLM.
+Output side: the LLM is run once over each conversation, the hidden states of the signal tokens are
+kept, and the output projections learn to turn them into the decoders' conditions without it.
+
+Legend: M media of a batch, N tokens of a medium, K signal tokens, R replies, D width of the LLM.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mmllm.config import PrealignConfig
+from mmllm import losses
+from mmllm.config import PrealignConfig, StageConfig
 from mmllm.conversation import Medium
+from mmllm.data.batch import collate
 from mmllm.data.frozen import FrozenWork, identity
 from mmllm.data.rendering import Rendered
 from mmllm.model import AnyToAny
 
 Reply = tuple[int, ...]
+_BATCH = 32
 
 
 def prealign(
     model: AnyToAny,
     items: Iterable[Rendered],
     work: FrozenWork,
+    stage: StageConfig,
     options: PrealignConfig,
     *,
-    seed: int,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Train the input projections that have a gradient; returns the share of media whose tokens
-    are nearest to their own reply, by key of the encoder.
+    """Train the projections that have a gradient, inputs first. Returns, by name, the share of
+    media that the tokens of an input projection tell right, or the loss of an output projection.
 
     Every process does the same from the same seed, so there is nothing to exchange.
     """
+    items = list(items)
+    scores = _prealign_inputs(model, items, work, stage, options, progress)
+    return scores | _prealign_outputs(model, items, work, stage, options, progress)
+
+
+def _prealign_inputs(
+    model: AnyToAny,
+    items: list[Rendered],
+    work: FrozenWork,
+    stage: StageConfig,
+    options: PrealignConfig,
+    progress: bool,
+) -> dict[str, float]:
     scores = {}
     for key, pairs in _pairs(model, items).items():
-        projection = model.input_projections[key]
-        weights = [weight for weight in projection.parameters() if weight.requires_grad]
         replies = list(dict.fromkeys(reply for _, reply in pairs))
-        if not weights or len(replies) < 2:
+        projection = model.input_projections[key]
+        if not _trains(projection) or len(replies) < 2:
             continue
         targets = embed_replies(model, replies)  # [R, D]
         place = {reply: index for index, reply in enumerate(replies)}
         media = [medium for medium, _ in pairs]
         owners = torch.tensor([place[reply] for _, reply in pairs])
-        generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # the projections' dropout
-        optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=0.1)
-        model.train()
-        bar = tqdm(
-            range(options.steps),
-            desc=f"pre-alignment: {key}",
-            unit="step",
-            disable=not progress,
-            leave=False,
-        )
-        for _ in bar:
-            chosen = torch.randperm(len(media), generator=generator)[: options.batch_size]
+
+        def loss(chosen: Tensor, key=key, media=media, owners=owners, targets=targets) -> Tensor:
             rows, own = owners[chosen].unique(return_inverse=True)
             tokens = _tokens(model, work, key, [media[i] for i in chosen.tolist()])
-            scale = 1 / options.temperature
-            logits = scale * tokens @ targets[rows.to(targets.device)].T  # [M, N, R of this batch]
-            answer = own.to(logits.device).repeat_interleave(tokens.shape[1])
-            loss = F.cross_entropy(logits.flatten(0, 1), answer)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        optimizer.zero_grad()
-        model.eval()
-        with torch.no_grad():
+            logits = tokens @ targets[rows.to(targets.device)].T / options.temperature
+            answers = own.to(logits.device).repeat_interleave(tokens.shape[1])
+            return F.cross_entropy(logits.flatten(0, 1), answers)
+
+        name = f"input_projections.{key}"
+        _fit(projection, len(media), loss, options, stage.seed, name, progress)
+        with torch.no_grad(), _evaluating(projection):
             near = [
                 (_tokens(model, work, key, media[start : start + 64]) @ targets.T).mean(1).argmax(1)
                 for start in range(0, len(media), 64)
             ]
-        scores[key] = (torch.cat(near).cpu() == owners).float().mean().item()
+        scores[name] = (torch.cat(near).cpu() == owners).float().mean().item()
     return scores
+
+
+def _prealign_outputs(
+    model: AnyToAny,
+    items: list[Rendered],
+    work: FrozenWork,
+    stage: StageConfig,
+    options: PrealignConfig,
+    progress: bool,
+) -> dict[str, float]:
+    keys = [key for key, module in model.output_projections.items() if _trains(module)]
+    made = _signals(model, [item for item in items if item.outputs], work, keys, progress)
+    scores = {}
+    for key, kept in made.items():
+        projection, masks = model.output_projections[key], model.decoders[key].masks
+
+        def loss(chosen: Tensor, kept=kept, projection=projection, masks=masks) -> Tensor:
+            targets = {name: value[chosen] for name, value in kept.targets.items()}
+            term = losses.align(projection(kept.states[chosen]), targets, masks, stage.distance)
+            return term.total / term.count
+
+        name = f"output_projections.{key}"
+        scores[name] = _fit(projection, len(kept.states), loss, options, stage.seed, name, progress)
+    return scores
+
+
+@dataclass
+class _Signals:
+    """Of one output: `states` float[M, K, D] as its projection takes them, `targets` by name."""
+
+    states: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def _signals(
+    model: AnyToAny, items: list[Rendered], work: FrozenWork, keys: list[str], progress: bool
+) -> dict[str, _Signals]:
+    """What the LLM, as it stands, says at every signal run of `items`."""
+    found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {key: [] for key in keys}
+    items = sorted(items, key=len) if keys else []
+    bar = tqdm(
+        range(0, len(items), _BATCH),
+        desc="pre-alignment: hidden states",
+        unit="batch",
+        disable=not progress,
+        leave=False,
+    )
+    with _evaluating(model):
+        for start in bar:
+            group = items[start : start + _BATCH]
+            batch = collate(
+                group,
+                work,
+                input_widths=model.input_widths,
+                output_widths=model.output_widths,
+                pad_id=model.llm.pad_id,
+                seeds=[0] * len(group),
+            ).to(model.device)
+            signals = model.signals(batch)
+            for key in keys:
+                if len(signals[key]):
+                    found[key].append((signals[key], batch.outputs[key].targets))
+    return {
+        key: _Signals(
+            torch.cat([states for states, _ in parts]),
+            {name: torch.cat([t[name] for _, t in parts]) for name in parts[0][1]},
+        )
+        for key, parts in found.items()
+        if parts
+    }
+
+
+def _fit(
+    projection: nn.Module,
+    num: int,
+    loss: Callable[[Tensor], Tensor],
+    options: PrealignConfig,
+    seed: int,
+    name: str,
+    progress: bool,
+) -> float:
+    """Adam on batches of `num` items, warmed up and brought down to nothing; the last loss."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout
+    weights = [weight for weight in projection.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.98))
+    projection.train()
+    last = 0.0
+    bar = tqdm(
+        range(options.steps),
+        desc=f"pre-alignment: {name}",
+        unit="step",
+        disable=not progress,
+        leave=False,
+    )
+    for step in bar:
+        rate = min(1.0, (step + 1) / (0.05 * options.steps + 1)) * (1 - step / options.steps)
+        optimizer.param_groups[0]["lr"] = options.learning_rate * rate
+        value = loss(torch.randperm(num, generator=generator)[: options.batch_size])
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        if step == options.steps - 1:
+            last = value.item()
+    optimizer.zero_grad()
+    return last
 
 
 def embed_replies(model: AnyToAny, replies: list[Reply]) -> Tensor:
@@ -128,3 +242,18 @@ def _pairs(model: AnyToAny, items: Iterable[Rendered]) -> dict[str, list[tuple[M
     for (key, _, _), pair in found.items():
         grouped.setdefault(key, []).append(pair)
     return grouped
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout."""
+    was = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was)

@@ -32,6 +32,12 @@ class Journal:
             text = "".join(json.dumps(row) + "\n" for row in kept)
             self._file.write_text(text, encoding="utf-8")
 
+    def prealigned(self, found: dict[str, float]) -> None:
+        """Say what pre-alignment reached: shares of inputs, losses of outputs."""
+        for name, value in found.items():
+            what = "media told right" if name.startswith("input") else "loss"
+            logger.info("  pre-alignment %-32s %s %.3f", name, what, value)
+
     def step(
         self, step: int, values: dict[str, float], skipped: list[tuple[str, str]], *, seconds: float
     ) -> None:

@@ -208,25 +208,33 @@ def _not_a_number(logits: torch.Tensor, labels: torch.Tensor) -> loop.losses.Ter
     return loop.losses.Term(logits.sum() * float("nan"), len(labels))
 
 
-def test_prealignment_points_media_at_their_own_replies(make_run):
+def test_prealignment_trains_the_projections_alone(make_run):
     """Clips of noise look all the same to the tiny encoder: pictures and sounds must be told."""
     run = make_run()
-    scores, weights = [], []
+    options = PrealignConfig(steps=150, batch_size=4, learning_rate=1e-2)
+    found, weights = [], []
     for _ in range(2):
         model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
-        choose_trainable(model, {"input_projections.*": 1e-3})
+        choose_trainable(model, {"*_projections.*": 1e-3})
         before = {name: weight.clone() for name, weight in model.llm.state_dict().items()}
-        items = list(every_item(model, open_sources(run.stage.data, "data")))
-        options = PrealignConfig(steps=150, batch_size=4, learning_rate=1e-2)
-        work = FrozenWork(model)
-        scores.append(prealign(model, items, work, options, seed=3, progress=False))
-        weights.append(model.input_projections.state_dict())
+        items = list(every_item(model, open_sources(run.stage.data, "data"), variants=2))
+        found.append(prealign(model, items, FrozenWork(model), run.stage, options, progress=False))
+        weights.append(dict(model.named_adapters()))
         for name, weight in model.llm.state_dict().items():
             assert torch.equal(weight, before[name]), name
-    assert scores[0].keys() == {"image", "audio", "video"}
-    assert scores[0]["image"] == scores[0]["audio"] == 1.0
+    kinds = [f"{side}_projections.{key}" for side in ("input", "output") for key in parts.KEYS]
+    assert sorted(found[0]) == sorted(kinds)
+    assert found[0] == found[1]
+    assert found[0]["input_projections.image"] == found[0]["input_projections.audio"] == 1.0
     for name, weight in weights[0].items():
         assert torch.equal(weight, weights[1][name]), name
+    untouched = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
+    choose_trainable(untouched, {"*_projections.*": 1e-3})
+    none = PrealignConfig(steps=1, batch_size=4, learning_rate=0.0)
+    start = prealign(untouched, items, FrozenWork(untouched), run.stage, none, progress=False)
+    for key in parts.KEYS:
+        name = f"output_projections.{key}"
+        assert found[0][name] < 0.5 * start[name]
 
 
 def test_prealignment_comes_before_the_first_step_only(make_run, monkeypatch):
