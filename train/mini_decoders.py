@@ -93,6 +93,13 @@ class Captions:
         names = self.names[concept]
         name = names[0] if rng.random() < 0.5 else rng.choice(names)
         phrasing = self.train[0] if rng.random() < 0.4 else rng.choice(self.train)
+        if rng.random() < 0.35:  # words that it does not know, which must do no harm
+            words = [
+                "[UNK]" if "{" not in word and rng.random() < 0.5 else word
+                for word in phrasing.split()
+            ]
+            around = ["[UNK]"] * rng.randrange(3), ["[UNK]"] * rng.randrange(4)
+            phrasing = " ".join([*around[0], *words, *around[1]])
         return phrasing.format(**name)
 
     def test(self, concept: int, index: int) -> str:
@@ -130,8 +137,8 @@ def names_of(concept: dict) -> list[dict[str, str]]:
 
 
 def vocabulary(texts: list[str], folder: Path, size: int) -> tuple[list[str], Tensor]:
-    """Words and pieces with their vectors float[V, E]: those of the texts, letters and endings,
-    the encoder's 1,000 most frequent words, then those nearest in meaning to the texts' words."""
+    """Words with their vectors float[V, E]: those of the texts, endings, the encoder's 1,000 most
+    frequent words, then those nearest in meaning to the texts' words. Others become [UNK]."""
     pieces = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
     known = [piece for piece in pieces if re.fullmatch("[a-z]{2,}", piece)]
     words = list(dict.fromkeys(re.findall("[a-z]+|[0-9]+", " ".join(texts).lower())))
@@ -140,9 +147,9 @@ def vocabulary(texts: list[str], folder: Path, size: int) -> tuple[list[str], Te
     nearness = (vectors[len(words) :] @ vectors[: len(words)].T).amax(dim=1)
     order = nearness.argsort(descending=True).tolist()
     near = [candidates[len(words) + place] for place in order]
-    letters = list("abcdefghijklmnopqrstuvwxyz0123456789")
-    endings = [*letters, "es", "ed", "ing", "er", "ly", "ness", "man", "like"]
-    other = [*SPECIAL, *".,!?'\"-:;&()", *letters, *(f"##{ending}" for ending in endings)]
+    # No pieces of single letters: with them, a "cartoon" was read as a car and drawn as one.
+    endings = ["s", "es", "ed", "ing", "er", "ly", "ness"]
+    other = [*SPECIAL, *".,!?'\"-:;&()", *(f"##{ending}" for ending in endings)]
     chosen = list(dict.fromkeys([*other, *words, *known[:1000], *near]))[:size]
     # Half-whitened principal axes of the words; what is no word starts small and random.
     place = {word: index for index, word in enumerate(candidates)}

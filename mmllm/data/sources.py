@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,24 +32,31 @@ class Source(Protocol):
 
 
 def read_rows(file: str, root: str | None, where: str) -> tuple[list[dict[str, Any]], Path]:
-    """Rows of a .json (a list) or .jsonl file, and the folder that its media are named from.
+    """Rows of a .json (a list) or .jsonl file, or one of them gzipped (.gz), and the folder that
+    its media are named from.
 
     `file` may begin with `mini:data/…`; `root` is the file's folder unless given.
     """
     path = resolve(file)
     if not path.is_file():
         raise ConfigError(f"{where}.file: {file!r} does not exist (looked at {path})")
-    text = path.read_text(encoding="utf-8")
     try:
-        if path.suffix == ".jsonl":
+        text = read_text(path)
+        if ".jsonl" in path.suffixes:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, EOFError, gzip.BadGzipFile) as error:
         raise ConfigError(f"{where}.file: {path}: not valid JSON: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{where}.file: {path}: expected a non-empty list of objects")
     return rows, resolve(root) if root else path.parent
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, unpacked if its name ends in .gz."""
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
 
 
 def select(rows: list[dict[str, Any]], where: dict[str, Any], place: str) -> list[dict[str, Any]]:

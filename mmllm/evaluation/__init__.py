@@ -126,7 +126,7 @@ class _Bench:
         self.data = mini.locate("data")
         self.wanted = wanted
         self.limit = limit
-        self.questions = read_questions(self.data / "tests.jsonl")
+        self.questions = read_questions(self.data / "tests.jsonl.gz")
         self.names = {
             "audio": Names(_read(self.data / "sounds.json")["concepts"]),
             "": Names(_read(self.data / "concepts.json")),

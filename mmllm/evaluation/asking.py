@@ -19,6 +19,7 @@ import numpy as np
 
 from mmllm.conversation import MEDIA, Conversation, Medium, Message
 from mmllm.data.dialogues import parse_messages
+from mmllm.data.sources import read_text
 from mmllm.model import AnyToAny
 
 MAX_NEW_TOKENS = 40
@@ -87,7 +88,7 @@ class Answer:
 def read_questions(file: Path) -> dict[str, list[Question]]:
     """All test items by row."""
     found: dict[str, list[Question]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_text(file).splitlines():
         entry = json.loads(line)
         turns: list[list[Mapping[str, Any]]] = [[]]
         for message in entry.get("messages", ()):

@@ -212,7 +212,7 @@ def test_bars_that_are_shares_of_other_rows_name_rows_that_exist() -> None:
 
 
 def test_every_row_of_the_shipped_tests_has_a_place_in_the_table() -> None:
-    shipped = read_questions(Path(mmllm.__file__).parent / "mini" / "data" / "tests.jsonl")
+    shipped = read_questions(Path(mmllm.__file__).parent / "mini" / "data" / "tests.jsonl.gz")
     assert shipped.keys() == {row.name for row in rows.ROWS}
     for row in rows.ROWS:
         least = 50 if row.task == "route" else 80

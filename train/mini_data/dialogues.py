@@ -5,9 +5,9 @@
 
 In: `concepts.json`, `captions.json`, `sounds.json`, `items.json` and `prompts.json` (phrasings by
 kind: train, validation, heldout; written by hand).
-Out: `pairs.jsonl`, `dialogues.jsonl`, `validation.jsonl`, `tests.jsonl`. The same input gives the
-same bytes. Plain chat is answered by the untouched language model itself, greedily; its replies
-are kept in --replies (ten minutes on one core when that file is absent).
+Out: `pairs.jsonl`, `validation.jsonl`, and gzipped `dialogues.jsonl`, `tests.jsonl`. The same input
+gives the same text. Plain chat is answered by the untouched language model itself, greedily; its
+replies are kept in --replies (ten minutes on one core when that file is absent).
 
 Nothing is written before `check` has proved that no test phrasing, held-out name or test medium is
 in what trains.
@@ -16,6 +16,7 @@ in what trains.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import logging
 import random
@@ -65,14 +66,16 @@ def main() -> None:
     plain = {kind: [(t, known[t]) for t in said[kind] if fit(known[t], unseen)] for kind in said}
     files = {
         "pairs.jsonl": pairs(world),
-        "dialogues.jsonl": dialogues(world, prompts, "train", plain),
+        "dialogues.jsonl.gz": dialogues(world, prompts, "train", plain),
         "validation.jsonl": dialogues(world, prompts, "validation", plain),
-        "tests.jsonl": tests(world, prompts),
+        "tests.jsonl.gz": tests(world, prompts),
     }
     check(world, prompts, files)
     for name, rows in files.items():
         lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
-        (DATA / name).write_text("".join(line + "\n" for line in lines), "utf-8")
+        text = "".join(line + "\n" for line in lines).encode()
+        packed = gzip.compress(text, mtime=0) if name.endswith(".gz") else text
+        (DATA / name).write_bytes(packed)
         report(name, rows)
 
 
@@ -735,8 +738,8 @@ def tests(world: World, prompts: dict) -> list[Row]:
 
 def check(world: World, prompts: dict, files: dict[str, list[Row]]) -> None:
     """Raise unless nothing of the tests is in what trains, and every medium is there."""
-    trained = [row for name, rows in files.items() if name != "tests.jsonl" for row in rows]
-    tested = files["tests.jsonl"]
+    trained = [row for name, rows in files.items() if name != "tests.jsonl.gz" for row in rows]
+    tested = files["tests.jsonl.gz"]
     problems = []
 
     found = heldout_names(world)

@@ -994,7 +994,7 @@ def takes(concept: Concept, font: Path, samples: Path) -> list[np.ndarray]:
 
 
 def save(samples: np.ndarray, path: Path) -> None:
-    """float[N] -> Ogg Opus, about 26 kbit/s, whose *decoded* peak is close to -1 dBFS.
+    """float[N] -> Ogg Opus, about 16 kbit/s, whose *decoded* peak is close to -1 dBFS.
 
     Opus overshoots on clicks, so a pass measures the peak and the next one is scaled by it.
     A file that already sounds the same is left alone.
@@ -1002,7 +1002,7 @@ def save(samples: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     for _ in range(8):
-        soundfile.write(fresh, samples, RATE, format="OGG", subtype="OPUS", compression_level=0.935)
+        soundfile.write(fresh, samples, RATE, format="OGG", subtype="OPUS", compression_level=0.97)
         decoded, _ = soundfile.read(fresh)
         if abs(np.abs(decoded).max() - PEAK) < 0.08:
             break

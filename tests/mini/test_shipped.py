@@ -1,0 +1,112 @@
+"""What ships with mini: small, complete, and usable without anything of ours but the codecs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmllm
+from mmllm import Audio, Image, Video, mini, user
+from mmllm.chat import Chat
+
+DATA = mini.FOLDER / "data"
+
+ALONE = """
+import sys
+import torch
+from diffusers import DiffusionPipeline
+{codecs}
+pipe = DiffusionPipeline.from_pretrained({folder!r})
+pipe.set_progress_bar_config(disable=True)
+made = pipe({caption!r}, generator=torch.Generator().manual_seed(0), {call}).{output}
+print(tuple(getattr(made, "shape", None) or [len(made), *made[0].size]))
+"""
+CALLS = {
+    "image": (
+        "a cat",
+        "height=64, width=64, num_inference_steps=2, guidance_scale=3.0, "
+        "use_resolution_binning=False, clean_caption=False, max_sequence_length=24",
+        "images",
+        "(1, 64, 64)",
+    ),
+    "video": (
+        "a frog",
+        "height=64, width=64, num_frames=9, num_inference_steps=2, guidance_scale=3.0, "
+        "max_sequence_length=24",
+        "frames",
+        "(1, 9, 64, 64, 3)",
+    ),
+    "audio": (
+        "the sound of a piano",
+        "num_inference_steps=2, guidance_scale=3.0",
+        "audios",
+        "(1, 1, 32768)",
+    ),
+}
+
+
+@pytest.mark.parametrize("modality", CALLS)
+def test_a_decoder_runs_in_a_fresh_process_with_diffusers_alone(modality: str) -> None:
+    caption, call, output, shape = CALLS[modality]
+    program = ALONE.format(
+        codecs="" if modality == "image" else "import mmllm.mini.codecs",
+        folder=str(mini.FOLDER / "decoders" / modality),
+        caption=caption,
+        call=call,
+        output=output,
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == shape
+
+
+def test_data_and_weights_are_small() -> None:
+    files = [path for path in mini.FOLDER.rglob("*") if path.is_file() and path.suffix != ".py"]
+    files = [path for path in files if "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert max(path.stat().st_size for path in files) < 15e6
+
+
+def test_every_part_has_a_card_that_says_how_it_was_made() -> None:
+    for folder in ("decoders/image", "decoders/video", "decoders/audio", "checkpoint"):
+        card = (mini.FOLDER / folder / "README.md").read_text(encoding="utf-8")
+        for word in ("Licence", "Data", "Training", "python" if "dec" in folder else "make mini"):
+            assert word in card, f"{folder}: {word}"
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return mmllm.load("mini", device="cpu", dtype="float32")
+
+
+def test_mini_answers_straight_after_installation(chat: Chat) -> None:
+    assert not chat.reply([user("What is the capital of France?")]).media
+    shown = Image(DATA / "pictures" / "twemoji" / "cat.webp")
+    assert "cat" in chat.reply([user("What is this?", shown)]).text.lower()
+
+
+def test_mini_draws_plays_and_animates(chat: Chat) -> None:
+    asked = ["Draw a dog.", "Play the sound of a trumpet.", "Animate a frog."]
+    replies = chat.reply_many([[user(text)] for text in asked], seeds=[0, 0, 0])
+    picture, sound, clip = (reply.media[0] for reply in replies)
+    assert isinstance(picture, Image)
+    assert picture.to_numpy().shape == (64, 64, 3)
+    assert isinstance(sound, Audio)
+    assert np.sqrt(np.mean(sound.to_numpy() ** 2)) > 0.01
+    assert isinstance(clip, Video)
+    assert np.abs(np.diff(clip.to_numpy().astype(int), axis=0)).mean() > 0.5
+    again = chat.reply([user(asked[0])], seed=0)
+    assert again.ids == replies[0].ids
+    np.testing.assert_allclose(again.media[0].to_numpy(), picture.to_numpy(), atol=1)
+
+
+def test_a_picture_that_was_drawn_can_be_spoken_of(chat: Chat, tmp_path: Path) -> None:
+    conversation = [user("Draw a dog.")]
+    reply = chat.reply(conversation, seed=0)
+    reply.media[0].save(tmp_path / "dog.png")
+    answer = chat.reply([*conversation, reply.message, user("What did you draw?")])
+    assert "dog" in answer.text.lower()
