@@ -77,9 +77,9 @@ $(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
 # --- the shipped model --------------------------------------------------------------------------
 
 LONG := runs/mini-long
-LONG_1 ?=
-LONG_2 ?=
-LONG_3 ?=
+LONG_1 ?= stage.steps=200
+LONG_2 ?= stage.steps=120
+LONG_3 ?= stage.steps=500
 
 mini: $(RUN)/assets  ## train as `demo` does, for longer: the checkpoint that is shipped
 	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \

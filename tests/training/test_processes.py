@@ -1,0 +1,73 @@
+"""Several real processes: the same losses as one, whatever each of them happens to see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmllm import config
+
+ROOT = Path(__file__).parents[2]
+LOSSES = ("loss", "text", "align", "denoise")
+
+
+def launch(shape: str, run: config.RunConfig, folder: Path) -> list[dict[str, float]]:
+    """`accelerate launch` on a run; its losses by step."""
+    file = folder / f"{Path(run.stage.output).name}.yaml"
+    file.write_text(yaml.safe_dump(config.dump(run)))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [
+        str(ROOT / "configs" / "accelerate" / f"{shape}.yaml"),
+        str(ROOT / "train/train.py"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(file)], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (Path(run.stage.output) / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k.startswith(LOSSES)} for row in rows]
+
+
+@pytest.mark.parametrize("cache", ["memory", "folder"])
+def test_two_processes_have_the_losses_of_one(make_run, tmp_path: Path, cache: str) -> None:
+    """Four conversations a step of six kinds: most steps, each process sees other modalities than
+    the other one, and none of some; with accumulation every micro-batch is a single one."""
+    curves = {}
+    for shape in ("cpu", "cpu-2"):
+        changes = {"cache": str(tmp_path / f"cache-{shape}") if cache == "folder" else "memory"}
+        run = make_run(output=shape, steps=6, accumulation=2, **changes)
+        curves[shape] = launch(shape, run, tmp_path)
+    assert len(curves["cpu"]) == len(curves["cpu-2"]) == 6
+    for one, two in zip(curves["cpu"], curves["cpu-2"], strict=True):
+        assert one.keys() == two.keys()
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
+
+
+def test_a_process_that_sees_no_media_at_all_holds_nobody_up(make_run, tmp_path: Path) -> None:
+    """One process speaks of pictures while the other has only words, step after step."""
+    talk = tmp_path / "talk.jsonl"
+    row = {
+        "messages": [
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": "Hello world."},
+        ]
+    }
+    talk.write_text(json.dumps(row) + "\n")
+    run = make_run(output="mixed", steps=4, batch_size=2, accumulation=1)
+    data = {
+        "pictures": run.stage.data["understand-image"],
+        "talk": config.parse_component(
+            "data", {"type": "dialogues", "file": str(talk)}, "data.talk"
+        ),
+    }
+    run = replace(run, stage=replace(run.stage, data=data))
+    assert len(launch("cpu-2", run, tmp_path)) == 4
