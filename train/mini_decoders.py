@@ -897,6 +897,7 @@ def ship(run: Run, items: Items, folder: Path) -> None:
         steps=run.progress.step,
         earlier=f" after {run.progress.earlier} of an earlier run" if run.progress.earlier else "",
         batch=run.row.batch,
+        codec="" if run.progress.decoder == "audio" else " --codec runs/decoders/codec",
         minutes=run.progress.seconds / 60,
         scores=lines,
     )
@@ -921,8 +922,8 @@ pipe("a caption", {call}).{output}
 - **Word vectors**: start from all-MiniLM-L6-v2 (Apache-2.0), reduced.
 - **Licence** of these weights: Apache-2.0.
 - **Training**: {steps} steps of {batch}{earlier}, {minutes:.0f} minutes on one busy CPU core:
-  `python train/mini_decoders.py {decoder} --words FOLDER --run runs/decoders/{decoder}
-  --minutes {minutes:.0f}`; then the same with `--ship mmllm/mini/decoders/{decoder}`.
+  `python train/mini_decoders.py {decoder} --words FOLDER{codec} --run runs/decoders/{decoder}
+  --minutes {minutes:.0f} --threads 1`; then the same with `--ship mmllm/mini/decoders/{decoder}`.
 
 | held-out phrasings | |
 |---|---|

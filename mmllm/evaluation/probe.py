@@ -18,6 +18,7 @@ import numpy as np
 from mmllm import mini
 from mmllm.conversation import Medium
 from mmllm.data.frozen import FrozenWork
+from mmllm.data.sources import read_text
 from mmllm.evaluation.judges import open_item
 from mmllm.model import AnyToAny
 
@@ -39,7 +40,7 @@ def probe(
     data = data or mini.locate("data")
     trained = {
         row["file"]: row
-        for line in (data / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in read_text(data / "pairs.jsonl.gz").splitlines()
         if (row := json.loads(line))["modality"] == modality and row["split"] == "train"
     }
     concepts = [row["concept"] for row in trained.values()]

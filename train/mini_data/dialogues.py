@@ -5,7 +5,7 @@
 
 In: `concepts.json`, `captions.json`, `sounds.json`, `items.json` and `prompts.json` (phrasings by
 kind: train, validation, heldout; written by hand).
-Out: `pairs.jsonl`, `validation.jsonl`, and gzipped `dialogues.jsonl`, `tests.jsonl`. The same input
+Out: `validation.jsonl`, and gzipped `pairs.jsonl`, `dialogues.jsonl`, `tests.jsonl`. The same input
 gives the same text. Plain chat is answered by the untouched language model itself, greedily; its
 replies are kept in --replies (ten minutes on one core when that file is absent).
 
@@ -65,7 +65,7 @@ def main() -> None:
     unseen = heldout_names(world)
     plain = {kind: [(t, known[t]) for t in said[kind] if fit(known[t], unseen)] for kind in said}
     files = {
-        "pairs.jsonl": pairs(world),
+        "pairs.jsonl.gz": pairs(world),
         "dialogues.jsonl.gz": dialogues(world, prompts, "train", plain),
         "validation.jsonl": dialogues(world, prompts, "validation", plain),
         "tests.jsonl.gz": tests(world, prompts),
