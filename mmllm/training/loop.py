@@ -84,8 +84,15 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
             model.encoders[key] = ReleasedEncoder(encoder)  # pyright: ignore[reportArgumentType]
     if stage.prealign and start == 0:
         items = every_item(model, mixture.sources, stage.prealign.variants)
-        with accelerator.autocast():
-            found = prealign(model, items, work, stage, stage.prealign, progress=progress and main)
+        found = prealign(
+            model,
+            items,
+            work,
+            stage,
+            stage.prealign,
+            autocast=accelerator.autocast,
+            progress=progress and main,
+        )
         journal.prealigned(found)
 
     wrapped, optimizer = accelerator.prepare(model, optimizer)

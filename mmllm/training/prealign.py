@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +34,7 @@ from mmllm.data.rendering import Rendered
 from mmllm.model import AnyToAny
 
 Reply = tuple[int, ...]
+Autocast = Callable[[], AbstractContextManager]
 _BATCH = 32
 
 
@@ -44,25 +45,25 @@ def prealign(
     stage: StageConfig,
     options: PrealignConfig,
     *,
+    autocast: Autocast = nullcontext,
     progress: bool = True,
 ) -> dict[str, float]:
     """Train the projections that have a gradient, inputs first. Returns, by name, the share of
     media that the tokens of an input projection tell right, or the loss of an output projection.
 
-    Every process does the same from the same seed, so there is nothing to exchange.
+    `autocast` gives the context of one forward pass: not of many, because it keeps the weights that
+    it has cast. Every process does the same from the same seed, so there is nothing to exchange.
     """
-    items = list(items)
-    scores = _prealign_inputs(model, items, work, stage, options, progress)
-    return scores | _prealign_outputs(model, items, work, stage, options, progress)
+    items, fit = list(items), _Fit(options, stage.seed, autocast, progress)
+    scores = _prealign_inputs(model, items, work, fit)
+    return scores | _prealign_outputs(model, items, work, stage.distance, fit)
 
 
 def _prealign_inputs(
     model: AnyToAny,
     items: list[Rendered],
     work: FrozenWork,
-    stage: StageConfig,
-    options: PrealignConfig,
-    progress: bool,
+    fit: _Fit,
 ) -> dict[str, float]:
     scores = {}
     for key, pairs in _pairs(model, items).items():
@@ -78,12 +79,12 @@ def _prealign_inputs(
         def loss(chosen: Tensor, key=key, media=media, owners=owners, targets=targets) -> Tensor:
             rows, own = owners[chosen].unique(return_inverse=True)
             tokens = _tokens(model, work, key, [media[i] for i in chosen.tolist()])
-            logits = tokens @ targets[rows.to(targets.device)].T / options.temperature
+            logits = tokens @ targets[rows.to(targets.device)].T / fit.options.temperature
             answers = own.to(logits.device).repeat_interleave(tokens.shape[1])
             return F.cross_entropy(logits.flatten(0, 1), answers)
 
         name = f"input_projections.{key}"
-        _fit(projection, len(media), loss, options, stage.seed, name, progress)
+        fit(name, projection, len(media), loss)
         with torch.no_grad(), _evaluating(projection):
             near = [
                 (_tokens(model, work, key, media[start : start + 64]) @ targets.T).mean(1).argmax(1)
@@ -97,23 +98,22 @@ def _prealign_outputs(
     model: AnyToAny,
     items: list[Rendered],
     work: FrozenWork,
-    stage: StageConfig,
-    options: PrealignConfig,
-    progress: bool,
+    distance: str,
+    fit: _Fit,
 ) -> dict[str, float]:
     keys = [key for key, module in model.output_projections.items() if _trains(module)]
-    made = _signals(model, [item for item in items if item.outputs], work, keys, progress)
+    made = _signals(model, [item for item in items if item.outputs], work, keys, fit)
     scores = {}
     for key, kept in made.items():
         projection, masks = model.output_projections[key], model.decoders[key].masks
 
         def loss(chosen: Tensor, kept=kept, projection=projection, masks=masks) -> Tensor:
             targets = {name: value[chosen] for name, value in kept.targets.items()}
-            term = losses.align(projection(kept.states[chosen]), targets, masks, stage.distance)
+            term = losses.align(projection(kept.states[chosen]), targets, masks, distance)
             return term.total / term.count
 
         name = f"output_projections.{key}"
-        scores[name] = _fit(projection, len(kept.states), loss, options, stage.seed, name, progress)
+        scores[name] = fit(name, projection, len(kept.states), loss)
     return scores
 
 
@@ -127,7 +127,7 @@ class _Signals:
 
 @torch.no_grad()
 def _signals(
-    model: AnyToAny, items: list[Rendered], work: FrozenWork, keys: list[str], progress: bool
+    model: AnyToAny, items: list[Rendered], work: FrozenWork, keys: list[str], fit: _Fit
 ) -> dict[str, _Signals]:
     """What the LLM, as it stands, says at every signal run of `items`."""
     found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {key: [] for key in keys}
@@ -136,7 +136,7 @@ def _signals(
         range(0, len(items), _BATCH),
         desc="pre-alignment: hidden states",
         unit="batch",
-        disable=not progress,
+        disable=not fit.progress,
         leave=False,
     )
     with _evaluating(model):
@@ -150,7 +150,8 @@ def _signals(
                 pad_id=model.llm.pad_id,
                 seeds=[0] * len(group),
             ).to(model.device)
-            signals = model.signals(batch)
+            with fit.autocast():
+                signals = model.signals(batch)
             for key in keys:
                 if len(signals[key]):
                     found[key].append((signals[key], batch.outputs[key].targets))
@@ -164,41 +165,44 @@ def _signals(
     }
 
 
-def _fit(
-    projection: nn.Module,
-    num: int,
-    loss: Callable[[Tensor], Tensor],
-    options: PrealignConfig,
-    seed: int,
-    name: str,
-    progress: bool,
-) -> float:
-    """Adam on batches of `num` items, warmed up and brought down to nothing; the last loss."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout
-    weights = [weight for weight in projection.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.98))
-    projection.train()
-    last = 0.0
-    bar = tqdm(
-        range(options.steps),
-        desc=f"pre-alignment: {name}",
-        unit="step",
-        disable=not progress,
-        leave=False,
-    )
-    for step in bar:
-        rate = min(1.0, (step + 1) / (0.05 * options.steps + 1)) * (1 - step / options.steps)
-        optimizer.param_groups[0]["lr"] = options.learning_rate * rate
-        value = loss(torch.randperm(num, generator=generator)[: options.batch_size])
+@dataclass(frozen=True)
+class _Fit:
+    """How projections are fitted, and the fitting."""
+
+    options: PrealignConfig
+    seed: int
+    autocast: Autocast
+    progress: bool
+
+    def __call__(
+        self, name: str, projection: nn.Module, num: int, loss: Callable[[Tensor], Tensor]
+    ) -> float:
+        """Adam on batches of `num` items, warmed up and brought down to nothing; the last loss."""
+        options = self.options
+        generator = torch.Generator().manual_seed(self.seed)
+        torch.manual_seed(self.seed)  # dropout
+        weights = [weight for weight in projection.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.98))
+        projection.train()
+        value = torch.zeros(())
+        bar = tqdm(
+            range(options.steps),
+            desc=f"pre-alignment: {name}",
+            unit="step",
+            disable=not self.progress,
+            leave=False,
+        )
+        for step in bar:
+            rate = min(1.0, (step + 1) / (0.05 * options.steps + 1)) * (1 - step / options.steps)
+            optimizer.param_groups[0]["lr"] = options.learning_rate * rate
+            with self.autocast():
+                value = loss(torch.randperm(num, generator=generator)[: options.batch_size])
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
         optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        if step == options.steps - 1:
-            last = value.item()
-    optimizer.zero_grad()
-    return last
+        return value.item()
 
 
 def embed_replies(model: AnyToAny, replies: list[Reply]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -208,17 +209,23 @@ def _not_a_number(logits: torch.Tensor, labels: torch.Tensor) -> loop.losses.Ter
     return loop.losses.Term(logits.sum() * float("nan"), len(labels))
 
 
-def test_prealignment_trains_the_projections_alone(make_run):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prealignment_trains_the_projections_alone(make_run, dtype):
     """Clips of noise look all the same to the tiny encoder: pictures and sounds must be told."""
     run = make_run()
     options = PrealignConfig(steps=150, batch_size=4, learning_rate=1e-2)
+    cast = functools.partial(torch.autocast, "cpu", dtype, enabled=dtype == torch.bfloat16)
     found, weights = [], []
     for _ in range(2):
         model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
         choose_trainable(model, {"*_projections.*": 1e-3})
         before = {name: weight.clone() for name, weight in model.llm.state_dict().items()}
         items = list(every_item(model, open_sources(run.stage.data, "data"), variants=2))
-        found.append(prealign(model, items, FrozenWork(model), run.stage, options, progress=False))
+        found.append(
+            prealign(
+                model, items, FrozenWork(model), run.stage, options, autocast=cast, progress=False
+            )
+        )
         weights.append(dict(model.named_adapters()))
         for name, weight in model.llm.state_dict().items():
             assert torch.equal(weight, before[name]), name
