@@ -81,7 +81,7 @@ LONG_1 ?= stage.steps=200
 LONG_2 ?= stage.steps=120
 LONG_3 ?= stage.steps=500
 
-mini: $(RUN)/assets  ## train as `demo` does, for longer: the checkpoint that is shipped
+mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: what is shipped
 	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \
 		stage.output=$(LONG)/1_encoder_alignment $(LONG_1)
 	$(LAUNCH) train/train.py configs/mini/2_decoder_alignment.yaml --resume \
@@ -90,6 +90,9 @@ mini: $(RUN)/assets  ## train as `demo` does, for longer: the checkpoint that is
 	$(LAUNCH) train/train.py configs/mini/3_instruction_tuning.yaml --resume \
 		stage.output=$(LONG)/3_instruction_tuning \
 		stage.start=$(LONG)/2_decoder_alignment $(LONG_3)
+	$(BIN)/mmllm export $(LONG)/3_instruction_tuning mmllm/mini/checkpoint
+	$(BIN)/mmllm evaluate mini --json $(LONG)/evaluation.json \
+		--summary mmllm/mini/evaluation.json
 
 # --- checks -------------------------------------------------------------------------------------
 

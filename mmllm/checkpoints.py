@@ -151,11 +151,17 @@ def load_model(
 
 
 def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
-    """The model of a checkpoint alone, its weights in `dtype`, to be used or given away."""
+    """The model of a checkpoint alone, its weights in `dtype`, to be used or given away. A card
+    (README.md) that lies in the folder stays."""
     stage = source.run().stage if "stage" in source.config() else None
     model = load_model(source)
     chosen = source.manifest["chosen"]
-    return save(folder, model, step=source.step, stage=stage, chosen=chosen, dtype=dtype)
+    card = folder / "README.md"
+    kept = card.read_text(encoding="utf-8") if card.is_file() else None
+    save(folder, model, step=source.step, stage=stage, chosen=chosen, dtype=dtype)
+    if kept is not None:
+        card.write_text(kept, encoding="utf-8")
+    return folder
 
 
 def load_weights(model: AnyToAny, source: Checkpoint) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -206,6 +207,9 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file.")
     ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table's figures alone as JSON.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Items per row at most, for a quick look.")
     ] = None,
@@ -221,7 +225,7 @@ def evaluate(
 
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit: expected at least 1, got {limit}")
-    measure(
+    report = measure(
         model,
         rows=rows,
         json_path=json_file,
@@ -230,6 +234,8 @@ def evaluate(
         gallery=gallery,
         short_run=short_run,
     )
+    if summary:
+        replace(report, items=(), beside=None).save(summary)
 
 
 @app.command()
@@ -244,7 +250,8 @@ def export(
 
     precision = named_dtype(dtype)
     source = checkpoints.open_checkpoint(model)
-    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+    others = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if others - {"README.md"} and "manifest.json" not in others:
         raise ConfigError(f"{folder}: holds other files; name a new or an exported folder")
     checkpoints.export(source, folder, dtype=precision)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

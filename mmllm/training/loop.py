@@ -50,6 +50,7 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
     """
     stage, output = run.stage, Path(run.stage.output)
     source = _starting_point(stage, output, resume)
+    resume = resume and checkpoints.latest(output) is not None  # else it begins, as if not asked
     chosen = dict(source.manifest["chosen"]) if resume and source else {}
     precision = chosen.setdefault("precision", _choose_precision(stage.precision))
     accelerator = Accelerator(mixed_precision=precision)

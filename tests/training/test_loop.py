@@ -119,6 +119,20 @@ def test_a_stage_starts_from_the_one_before(make_run, tmp_path: Path) -> None:
         train(make_run(output="three", start=str(tmp_path / "absent")), progress=False)
 
 
+def test_resuming_a_stage_that_has_not_begun_begins_it(make_run, tmp_path: Path) -> None:
+    """`make demo` always says --resume: a first start must start from the stage before it."""
+    train(make_run(output="one", steps=1), progress=False)
+    table = {"output_projections.*": 1e-3}
+    start = str(tmp_path / "one")
+    run = make_run(output="two", steps=2, start=start, train=table, prealign={"steps": 2})
+    train(run, resume=True, progress=False)
+    assert len(loss_curve(tmp_path / "two")) == 2
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in two.items():
+        if name.startswith("input_projections"):
+            assert torch.equal(value, one[name]), name
+
+
 def test_a_run_is_never_overwritten_or_resumed_as_another(make_run) -> None:
     train(make_run(steps=2), progress=False)
     with pytest.raises(ConfigError, match="already holds a run"):
