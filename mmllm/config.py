@@ -102,7 +102,8 @@ class SamplesConfig:
 class PrealignConfig:
     """Before the first step, the projections that train learn alone (mmllm.training.prealign):
     those of inputs against the LLM's embeddings of the replies, those of outputs from hidden
-    states that the LLM gives once for `variants` phrasings of each item. Needs a `cache`."""
+    states that the LLM gives once for `variants` phrasings of each item. As a stage's `realign`:
+    the output side again, after the last step. Needs a `cache`."""
 
     steps: int = 300
     batch_size: int = 128
@@ -152,6 +153,7 @@ class StageConfig:
     max_bad_share: float = 0.01
     max_nonfinite: int = 10
     prealign: PrealignConfig | None = None
+    realign: PrealignConfig | None = None
     validation: ValidationConfig | None = None
     samples: SamplesConfig | None = None
 
@@ -222,7 +224,7 @@ def parse_stage(tree: Any) -> StageConfig:
         raise ConfigError(
             "stage.samples runs the encoders; with cache_complete they are not loaded"
         )
-    if stage.prealign and stage.cache == "none":
+    if (stage.prealign or stage.realign) and stage.cache == "none":
         raise ConfigError("stage.prealign reads every medium many times: it needs a cache")
     if stage.batch_size % stage.accumulation:
         raise ConfigError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from mmllm import checkpoints, losses
 from mmllm import config as configs
 from mmllm import model as models
-from mmllm.config import RunConfig, StageConfig
+from mmllm.config import PrealignConfig, RunConfig, StageConfig
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.mixture import Mixture
 from mmllm.data.rendering import Rendered
@@ -33,7 +34,7 @@ from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype
 from mmllm.training import report
 from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
-from mmllm.training.prealign import prealign
+from mmllm.training.prealign import prealign, realign
 from mmllm.training.stage import Group, choose_trainable
 
 logger = logging.getLogger(__name__)
@@ -83,18 +84,11 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
     if stage.cache_complete:
         for key, encoder in model.encoders.items():
             model.encoders[key] = ReleasedEncoder(encoder)  # pyright: ignore[reportArgumentType]
+    align = functools.partial(
+        _align, model, mixture, work, stage, accelerator, journal, progress and main
+    )
     if stage.prealign and start == 0:
-        items = every_item(model, mixture.sources, stage.prealign.variants)
-        found = prealign(
-            model,
-            items,
-            work,
-            stage,
-            stage.prealign,
-            autocast=accelerator.autocast,
-            progress=progress and main,
-        )
-        journal.prealigned(found)
+        align(prealign, stage.prealign)
 
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     save = _Saver(accelerator, model, optimizer, groups, run, chosen)
@@ -126,6 +120,8 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
             bar.set_postfix(journal.latest(), refresh=False)
             bar.update()
             done = step + 1
+            if stage.realign and done == stage.steps:
+                align(realign, stage.realign)
             if validation and (done % stage.validation.every == 0 or done == stage.steps):  # pyright: ignore
                 journal.validation(done, _validate(accelerator, wrapped, validation, stage, model))
             if stage.samples and main and (done % stage.samples.every == 0 or done == stage.steps):
@@ -142,6 +138,25 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output
+
+
+def _align(
+    model: AnyToAny,
+    mixture: Mixture,
+    work: FrozenWork,
+    stage: StageConfig,
+    accelerator: Accelerator,
+    journal: report.Journal,
+    progress: bool,
+    how: Callable[..., dict[str, float]],
+    options: PrealignConfig,
+) -> None:
+    """Pre-alignment or realignment over the stage's own data."""
+    items = every_item(model, mixture.sources, options.variants)
+    autocast = accelerator.autocast
+    journal.prealigned(
+        how(model, items, work, stage, options, autocast=autocast, progress=progress)
+    )
 
 
 def frozen_work(model: AnyToAny, stage: StageConfig) -> FrozenWork:

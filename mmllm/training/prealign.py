@@ -7,7 +7,8 @@ replies in the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP
 2021). What the LLM then reads is close to the word itself, which it can already repeat.
 
 Output side: the LLM is run once over each conversation, the hidden states of the signal tokens are
-kept, and the output projections learn to turn them into the decoders' conditions without it.
+kept, and the output projections learn to turn them into the decoders' conditions without it. At
+the end of a stage that has changed the LLM, `realign` does so again.
 
 Legend: M media of a batch, N tokens of a medium, K signal tokens, R replies, D width of the LLM.
 """
@@ -57,6 +58,21 @@ def prealign(
     items, fit = list(items), _Fit(options, stage.seed, autocast, progress)
     scores = _prealign_inputs(model, items, work, fit)
     return scores | _prealign_outputs(model, items, work, stage.distance, fit)
+
+
+def realign(
+    model: AnyToAny,
+    items: Iterable[Rendered],
+    work: FrozenWork,
+    stage: StageConfig,
+    options: PrealignConfig,
+    *,
+    autocast: Autocast = nullcontext,
+    progress: bool = True,
+) -> dict[str, float]:
+    """The output side once more, when a stage has changed what the LLM says: see `prealign`."""
+    fit = _Fit(options, stage.seed, autocast, progress)
+    return _prealign_outputs(model, list(items), work, stage.distance, fit)
 
 
 def _prealign_inputs(

@@ -268,6 +268,29 @@ def test_prealignment_comes_before_the_first_step_only(make_run, monkeypatch):
     assert asked == [1]
 
 
+def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run, tmp_path):
+    table = {"llm.lora.*": 1e-2}  # what the projections read moves, and they do not follow
+    options = {"steps": 100, "batch_size": 8, "learning_rate": 3e-3}
+    changes = {"steps": 3, "losses": {"text": 1.0, "align": 1.0}}
+    train(make_run(output="first", steps=1), progress=False)
+    start = str(tmp_path / "first")
+    aligned = {}
+    for output, realign in (("without", None), ("with", options)):
+        both = {**table, "output_projections.*": 1e-9}
+        run = make_run(output=output, start=start, train=both, realign=realign, **changes)
+        train(run, progress=False)
+        model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / output))
+        choose_trainable(model, {"output_projections.*": 1e-9})
+        still = PrealignConfig(steps=1, batch_size=64, learning_rate=0.0)
+        items = list(every_item(model, open_sources(run.stage.data, "data")))
+        aligned[output] = prealign(
+            model, items, FrozenWork(model), run.stage, still, progress=False
+        )
+    for key in parts.KEYS:
+        name = f"output_projections.{key}"
+        assert aligned["with"][name] < 0.7 * aligned["without"][name], name
+
+
 def test_prealignment_without_a_memory_of_features_is_refused(make_run):
     with pytest.raises(ConfigError, match="needs a cache"):
         make_run(prealign={"steps": 1}, cache="none")
