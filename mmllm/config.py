@@ -121,6 +121,9 @@ class StageConfig:
     `data` maps a name to a dataset; `share` in it is its part of every batch.
     `start` is the checkpoint that the stage continues from (None: from nothing trained).
     `batch_size` counts conversations over all processes and accumulation steps.
+    `best` names a held-out loss (validation/text): the model that has the lowest is kept in
+    `output`/best, beside the last `keep` checkpoints. `trackers` are accelerate's: tensorboard,
+    trackio, wandb and others; metrics.jsonl and report.html are written in any case.
     `cache` says where the frozen parts' work is kept: memory, none, or a folder that outlives the
     run and that others may share (mmllm.data.store). With `cache_complete` the folder must hold
     everything, nothing is computed, and no encoder stays in memory.
@@ -154,6 +157,8 @@ class StageConfig:
     max_nonfinite: int = 10
     prealign: PrealignConfig | None = None
     realign: PrealignConfig | None = None
+    best: str | None = None
+    trackers: tuple[str, ...] = ()
     validation: ValidationConfig | None = None
     samples: SamplesConfig | None = None
 
@@ -224,6 +229,8 @@ def parse_stage(tree: Any) -> StageConfig:
         raise ConfigError(
             "stage.samples runs the encoders; with cache_complete they are not loaded"
         )
+    if stage.best and not stage.validation:
+        raise ConfigError(f"stage.best: {stage.best} is measured by stage.validation: give one")
     if (stage.prealign or stage.realign) and stage.cache == "none":
         raise ConfigError("stage.prealign reads every medium many times: it needs a cache")
     if stage.batch_size % stage.accumulation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import math
 import signal
@@ -39,7 +40,10 @@ from mmllm.training.stage import Group, choose_trainable
 
 logger = logging.getLogger(__name__)
 
-_MAY_CHANGE = {"steps", "output", "checkpoint_every", "keep", "validation", "samples", "workers"}
+_MAY_CHANGE = {
+    *("steps", "output", "checkpoint_every", "keep", "best", "validation", "samples", "workers"),
+    *("trackers", "cache", "cache_complete"),
+}
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
 
@@ -54,7 +58,9 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
     resume = resume and checkpoints.latest(output) is not None  # else it begins, as if not asked
     chosen = dict(source.manifest["chosen"]) if resume and source else {}
     precision = chosen.setdefault("precision", _choose_precision(stage.precision))
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=_trackers(stage), project_dir=str(output)
+    )
     main = accelerator.is_main_process
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -76,7 +82,9 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
         world=accelerator.num_processes,
     )
     validation = _validation_feed(model, work, stage)
-    journal = report.Journal(output, start, main=main)
+    if stage.trackers:
+        accelerator.init_trackers(stage.name)
+    journal = report.Journal(output, start, main=main, log=accelerator.log)
     if main:
         _announce(run, groups, start, output, accelerator)
     for name, error in warm(work, every_item(model, mixture.sources), accelerator, progress):
@@ -124,6 +132,8 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
                 align(realign, stage.realign)
             if validation and (done % stage.validation.every == 0 or done == stage.steps):  # pyright: ignore
                 journal.validation(done, _validate(accelerator, wrapped, validation, stage, model))
+                if stage.best and main and journal.is_best(stage.best, done):
+                    checkpoints.save(output / "best", model, step=done, stage=stage, chosen=chosen)
             if stage.samples and main and (done % stage.samples.every == 0 or done == stage.steps):
                 report.write_samples(model, stage.samples, output, done)
             stopped = interrupt.agreed(accelerator)
@@ -135,6 +145,7 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
                 break
     if work.store:
         work.store.flush()
+    journal.finish(stage.batch_size)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output
@@ -367,6 +378,16 @@ def _validation_feed(model: AnyToAny, work: FrozenWork, stage: StageConfig) -> F
     sources = open_sources(stage.validation.data, "stage.validation.data")
     # One process sees all of it: a few batches, and sums that need no care about slices.
     return Feed(model, Mixture(sources, stage.seed), work, replace(stage, accumulation=1))
+
+
+def _trackers(stage: StageConfig) -> list[str] | None:
+    """What accelerate is asked to log with; raises ConfigError for one that is not installed."""
+    for name in stage.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"stage.trackers: {name!r} is not installed; pip install {name}, or leave it out"
+            )
+    return list(stage.trackers) or None
 
 
 def _choose_precision(wanted: str) -> str:

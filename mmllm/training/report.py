@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,25 @@ from mmllm.config import SamplesConfig, StageConfig
 from mmllm.conversation import MEDIA, Medium, Message, user
 from mmllm.errors import TrainingError
 from mmllm.model import AnyToAny
+from mmllm.training.summary import write_report
 
 logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """metrics.jsonl, one line a step; skipped.json; curves.png."""
+    """metrics.jsonl, one line a step; skipped.json; curves.png; report.html. `log` is told what
+    metrics.jsonl is told, for trackers."""
 
-    def __init__(self, output: Path, start: int, *, main: bool):
+    def __init__(
+        self,
+        output: Path,
+        start: int,
+        *,
+        main: bool,
+        log: Callable[[dict[str, float], int], object] = lambda *_: None,
+    ):
         self.output = output
+        self.log = log
         self.main = main
         self.items = 0
         self.skipped: list[tuple[str, str]] = []
@@ -46,6 +57,7 @@ class Journal:
         for name, error in skipped:
             logger.warning("skipped %s: %s", name, error)
         self.skipped += skipped
+        self.log(values, step + 1)
         if self.main:
             rounded = {name: round(value, 6) for name, value in values.items()}
             self._write({"step": step + 1, "seconds": round(seconds, 3), **rounded})
@@ -68,10 +80,21 @@ class Journal:
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Note a held-out loss."""
+        self.log({f"validation/{name}": value for name, value in values.items()}, step)
         if self.main:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
             logger.info("step %d  held out: %s", step, shown)
             self._write({"step": step, **{f"validation/{k}": v for k, v in values.items()}})
+
+    def is_best(self, name: str, step: int) -> bool:
+        """Whether the value of `name` at `step` is the lowest so far."""
+        values = {row["step"]: row[name] for row in self._rows() if name in row}
+        return step in values and values[step] <= min(values.values())
+
+    def finish(self, batch_size: int) -> None:
+        """The page of the whole stage."""
+        if self.main:
+            write_report(self.output, self._rows(), batch_size)
 
     def latest(self) -> dict[str, str]:
         """Means over the last steps, for the progress bar."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -312,3 +313,33 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
     half = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
     assert half < 0.7 * small
     assert main(["export", str(output), str(tmp_path)]) == FAILED
+
+
+def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(make_run, tmp_path: Path) -> None:
+    held = make_run().stage.data["understand-image"]
+    validation = {"every": 1, "batches": 1, "data": {"pictures": config.dump(held)}}
+    samples = {"every": 2, "prompts": ["draw"]}
+    run = make_run(steps=4, validation=validation, best="validation/text", samples=samples, keep=1)
+    output = train(run, progress=False)
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    curve = {row["step"]: row["validation/text"] for row in rows if "validation/text" in row}
+    best = checkpoints.open_checkpoint(output / "best")
+    assert len(curve) == 4
+    assert curve[best.step] == min(curve.values())
+    assert len(list((output / "checkpoints").iterdir())) == 1
+    page = (output / "report.html").read_text()
+    for word in ("a step, median", "Samples, step-00000002", "data:image/png", "Config", "torch"):
+        assert word in page, word
+    assert not re.search(r'src="(?!data:)', page)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"best": "validation/text"}, "stage.validation: give one"),
+        ({"trackers": ["no_such_tracker"]}, "no_such_tracker"),
+    ],
+)
+def test_what_cannot_be_tracked_is_refused(make_run, changes, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(make_run(**changes), progress=False)
