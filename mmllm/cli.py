@@ -72,6 +72,9 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]…", help="For example stage.steps=500."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One step of everything; nothing is kept.")
+    ] = False,
 ) -> None:
     """Train one stage (`accelerate launch … train/train.py`: in several processes)."""
     from mmllm.config import load_run
@@ -79,9 +82,12 @@ def train(
     run = load_run(find_config(config), overrides or ())
     _agree_on_cpu()
     from mmllm.checkpoints import latest
-    from mmllm.training.loop import train as train_stage
+    from mmllm.training import loop
 
-    output = train_stage(run, resume=resume)
+    if dry_run:
+        loop.dry_run(run)
+        return
+    output = loop.train(run, resume=resume)
     reached = latest(output)
     if reached is None or reached.step < run.stage.steps:
         raise typer.Exit(INTERRUPTED)

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -47,11 +48,34 @@ _MAY_CHANGE = {
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
 
-def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Path:
+def dry_run(run: RunConfig, *, progress: bool = True) -> None:
+    """One step of everything that a stage does, checkpoint, validation and samples included, in a
+    folder that is deleted: what is wrong is found in a minute instead of at the end."""
+    stage = run.stage
+    with tempfile.TemporaryDirectory() as folder:
+        once = replace(
+            stage,
+            output=folder,
+            steps=1,
+            cache="none" if stage.cache == "none" else "memory",
+            cache_complete=False,
+            prealign=None,
+            realign=None,
+            trackers=(),
+            validation=stage.validation and replace(stage.validation, every=1, batches=1),
+        )
+        train(replace(run, stage=once), progress=progress, ahead=False)
+    logger.info("dry run: one step of everything went well; nothing was kept")
+
+
+def train(
+    run: RunConfig, *, resume: bool = False, progress: bool = True, ahead: bool = True
+) -> Path:
     """Train one stage; returns its output folder. `accelerate launch` decides on what machines.
 
     Interrupting (Ctrl-C, SIGTERM) saves a checkpoint after the step in hand; `resume` goes on
-    from the newest one exactly as if nothing had happened.
+    from the newest one exactly as if nothing had happened. `ahead`: run the frozen parts over all
+    data before the first step, and not when a step asks.
     """
     stage, output = run.stage, Path(run.stage.output)
     source = _starting_point(stage, output, resume)
@@ -87,7 +111,8 @@ def train(run: RunConfig, *, resume: bool = False, progress: bool = True) -> Pat
     journal = report.Journal(output, start, main=main, log=accelerator.log)
     if main:
         _announce(run, groups, start, output, accelerator)
-    for name, error in warm(work, every_item(model, mixture.sources), accelerator, progress):
+    items = every_item(model, mixture.sources) if ahead else ()
+    for name, error in warm(work, items, accelerator, progress):
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)
     if stage.cache_complete:
         for key, encoder in model.encoders.items():

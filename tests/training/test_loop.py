@@ -343,3 +343,23 @@ def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(make_run, tmp_path
 def test_what_cannot_be_tracked_is_refused(make_run, changes, said) -> None:
     with pytest.raises(ConfigError, match=said):
         train(make_run(**changes), progress=False)
+
+
+def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = make_run().stage.data["understand-image"]
+    validation = {"every": 50, "batches": 9, "data": {"pictures": config.dump(held)}}
+    done = []
+    for name in ("_step", "_validate", "_Saver.__call__"):
+        owner, _, last = name.rpartition(".")
+        place = getattr(loop, owner) if owner else loop
+        own = getattr(place, last)
+        monkeypatch.setattr(
+            place, last, lambda *a, own=own, name=name, **k: done.append(name) or own(*a, **k)
+        )
+    before = sorted(tmp_path.iterdir())
+    run = make_run(steps=1000, validation=validation, samples={"every": 500, "prompts": ["draw"]})
+    loop.dry_run(run, progress=False)
+    assert done == ["_step", "_validate", "_Saver.__call__"]
+    assert sorted(tmp_path.iterdir()) == before
