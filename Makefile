@@ -78,8 +78,9 @@ $(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
 
 LONG := runs/mini-long
 LONG_1 ?= stage.steps=200
-LONG_2 ?= stage.steps=120
-LONG_3 ?= stage.steps=500
+LONG_2 ?= stage.steps=120 stage.prealign.variants=4
+LONG_3 ?= stage.steps=320 stage.batch_size=32 \
+	'stage.realign={steps: 1500, batch_size: 64, learning_rate: 2.0e-3}'
 
 mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: what is shipped
 	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = {
     *("steps", "output", "checkpoint_every", "keep", "best", "validation", "samples", "workers"),
-    *("trackers", "cache", "cache_complete"),
+    *("trackers", "cache", "cache_complete", "realign"),
 }
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
