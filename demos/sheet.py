@@ -1,8 +1,8 @@
 """One picture of what a model draws, animates and plays: the picture in the README.
 
-    python demos/sheet.py --model mini --out docs/mini.png [--seed 0]
+    python demos/sheet.py --model mini --out docs/mini.webp [--seed 0]
 
-Every prompt is asked once, with one seed; nothing is chosen afterwards.
+Every prompt is asked once, all with the same seed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OTHERS = (
     "Animate a penguin.",
     "Play the sound of a trumpet.",
     "Animate an alarm clock.",
-    "What does an ambulance sound like?",
+    "Play the sound of an ambulance.",
 )
 CELL, LINE, FRAMES = 144, 34, 4
 
@@ -54,7 +54,7 @@ def main() -> None:
         if x >= page.width:
             x, y = 0, y + image.height
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    page.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(options.out, optimize=True)
+    page.save(options.out, quality=90)
     console.say(f"{options.out}: {options.out.stat().st_size / 1e3:.0f} kB")
 
 
@@ -66,8 +66,7 @@ def cell(prompt: str, text: str, media: list[Medium], width: int) -> Image.Image
     middle = image.width // 2
     pen.text((middle, LINE // 2), prompt, "#555555", font, anchor="mm")
     pen.text((middle, CELL + LINE + LINE // 2), text, "black", font, anchor="mm")
-    for tile in tiles(media[0])[: FRAMES if width > 1 else 1] if media else []:
-        x, tile = tile
+    for x, tile in tiles(media[0]) if media else []:
         image.paste(tile, (x, LINE + (CELL - tile.height) // 2))
     return image
 
@@ -90,7 +89,7 @@ def tiles(medium: Medium) -> list[tuple[int, Image.Image]]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--out", type=Path, default=Path("docs/mini.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/mini.webp"))
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

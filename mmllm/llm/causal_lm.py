@@ -141,6 +141,8 @@ class LanguageModel(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the same adapters in every process and run
             torch.manual_seed(0)
             self.model = get_peft_model(self.model, lora)  # pyright: ignore[reportArgumentType]
+        # By the name that the config gives it, not by the folder that it was loaded from.
+        self.model.peft_config["default"].base_model_name_or_path = self.config.weights
         for name, parameter in self.lora_parameters():
             parameter.requires_grad_(False)
             assert "lora_" in name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,13 @@ def test_every_part_has_a_card_that_says_how_it_was_made() -> None:
         card = (mini.FOLDER / folder / "README.md").read_text(encoding="utf-8")
         for word in ("Licence", "Data", "Training", "python" if "dec" in folder else "make mini"):
             assert word in card, f"{folder}: {word}"
+
+
+def test_nothing_that_ships_names_a_folder_of_the_machine_that_made_it() -> None:
+    for part in ("decoders", "checkpoint"):
+        for path in (mini.FOLDER / part).rglob("*.*"):
+            if path.suffix in (".json", ".yaml", ".md"):
+                assert not re.search(r'["\s](/[a-z]+){2}', path.read_text("utf-8")), path
 
 
 @pytest.fixture(scope="module")
