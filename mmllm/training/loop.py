@@ -405,7 +405,7 @@ def _validation_feed(model: AnyToAny, work: FrozenWork, stage: StageConfig) -> F
     return Feed(model, Mixture(sources, stage.seed), work, replace(stage, accumulation=1))
 
 
-def _trackers(stage: StageConfig) -> list[str] | None:
+def _trackers(stage: StageConfig) -> Any:
     """What accelerate is asked to log with; raises ConfigError for one that is not installed."""
     for name in stage.trackers:
         if importlib.util.find_spec(name) is None:
