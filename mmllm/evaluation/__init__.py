@@ -92,9 +92,9 @@ def evaluate(
         report = replace(report, beside=other or bench.measure(beside)[0])
     if json_path:
         report.save(json_path)
+    console.say(report.table())
     if gallery:
         write_gallery(gallery, f"{model}: held-out items", _entries(report, answers))
-    console.say(report.table())
     return report
 
 
@@ -202,7 +202,8 @@ class _Run:
             quiet = muted(model) if row.task == "route" else contextlib.nullcontext()
             with no_captions(model), quiet:
                 answers = ask(self.chat, questions, tick=bar.update)
-        self.answers += answers[:_SHOWN]
+        if row.task != "route":  # its media are blank
+            self.answers += answers[:_SHOWN]
         if row.task == "name":
             marks = [rows.mark_name(answer, self._names(answer.question)) for answer in answers]
         elif row.task == "route":
