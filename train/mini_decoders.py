@@ -31,7 +31,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
 from diffusers import (
@@ -47,7 +46,8 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
-from PIL import Image, ImageDraw, ImageSequence
+from mini_codec import frames_of
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -343,23 +343,9 @@ def denoise_sound(pipe, noisy: Tensor, times: Tensor, text: "Text") -> Tensor:
     )[0]
 
 
-def on_white(image: Image.Image) -> Tensor:
-    """uint8[3, 64, 64]."""
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image).convert("RGB").resize((64, 64), Image.LANCZOS)
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-
-
 def read_picture(path: Path) -> Tensor:
     """uint8[3, 64, 64]."""
-    return on_white(Image.open(path))
-
-
-def read_clip(path: Path) -> Tensor:
-    """uint8[3, F, 64, 64]."""
-    frames = ImageSequence.Iterator(Image.open(path))
-    return torch.stack([on_white(frame) for frame in frames], dim=1)
+    return frames_of(path)[:, 0]
 
 
 def read_sound(path: Path) -> Tensor:
@@ -422,7 +408,7 @@ DECODERS = {
     "video": Decoder(
         build=clip_pipeline,
         denoise=denoise_clip,
-        read=read_clip,
+        read=frames_of,
         scale=lambda vae: 1 / vae.config.latents_std[0],
         output="frames",
         call={

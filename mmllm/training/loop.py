@@ -9,7 +9,7 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype
 from mmllm.training import report
 from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
-from mmllm.training.prealign import prealign, realign
+from mmllm.training.prealign import prealign
 from mmllm.training.stage import Group, choose_trainable
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def train(
         _align, model, mixture, work, stage, accelerator, journal, progress and main
     )
     if stage.prealign and start == 0:
-        align(prealign, stage.prealign)
+        align(stage.prealign)
 
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     save = _Saver(accelerator, model, optimizer, groups, run, chosen)
@@ -154,7 +154,7 @@ def train(
             bar.update()
             done = step + 1
             if stage.realign and done == stage.steps:
-                align(realign, stage.realign)
+                align(stage.realign, inputs=False)
             if validation and (done % stage.validation.every == 0 or done == stage.steps):  # pyright: ignore
                 journal.validation(done, _validate(accelerator, wrapped, validation, stage, model))
                 if stage.best and main and journal.is_best(stage.best, done):
@@ -184,14 +184,23 @@ def _align(
     accelerator: Accelerator,
     journal: report.Journal,
     progress: bool,
-    how: Callable[..., dict[str, float]],
     options: PrealignConfig,
+    *,
+    inputs: bool = True,
 ) -> None:
-    """Pre-alignment or realignment over the stage's own data."""
+    """Pre-alignment or, without inputs, realignment over the stage's own data."""
     items = every_item(model, mixture.sources, options.variants)
-    autocast = accelerator.autocast
     journal.prealigned(
-        how(model, items, work, stage, options, autocast=autocast, progress=progress)
+        prealign(
+            model,
+            items,
+            work,
+            stage,
+            options,
+            inputs=inputs,
+            autocast=accelerator.autocast,  # pyright: ignore[reportArgumentType] - its own default
+            progress=progress,
+        )
     )
 
 

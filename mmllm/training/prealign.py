@@ -8,7 +8,7 @@ replies in the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP
 
 Output side: the LLM is run once over each conversation, the hidden states of the signal tokens are
 kept, and the output projections learn to turn them into the decoders' conditions without it. At
-the end of a stage that has changed the LLM, `realign` does so again.
+the end of a stage that has changed the LLM, realignment does so again.
 
 Legend: M media of a batch, N tokens of a medium, K signal tokens, R replies, D width of the LLM.
 """
@@ -46,33 +46,20 @@ def prealign(
     stage: StageConfig,
     options: PrealignConfig,
     *,
+    inputs: bool = True,
     autocast: Autocast = nullcontext,
     progress: bool = True,
 ) -> dict[str, float]:
     """Train the projections that have a gradient, inputs first. Returns, by name, the share of
     media that the tokens of an input projection tell right, or the loss of an output projection.
 
+    Without `inputs` it is realignment: the output side alone, when a stage has changed the LLM.
     `autocast` gives the context of one forward pass: not of many, because it keeps the weights that
     it has cast. Every process does the same from the same seed, so there is nothing to exchange.
     """
     items, fit = list(items), _Fit(options, stage.seed, autocast, progress)
-    scores = _prealign_inputs(model, items, work, fit)
+    scores = _prealign_inputs(model, items, work, fit) if inputs else {}
     return scores | _prealign_outputs(model, items, work, stage.distance, fit)
-
-
-def realign(
-    model: AnyToAny,
-    items: Iterable[Rendered],
-    work: FrozenWork,
-    stage: StageConfig,
-    options: PrealignConfig,
-    *,
-    autocast: Autocast = nullcontext,
-    progress: bool = True,
-) -> dict[str, float]:
-    """The output side once more, when a stage has changed what the LLM says: see `prealign`."""
-    fit = _Fit(options, stage.seed, autocast, progress)
-    return _prealign_outputs(model, list(items), work, stage.distance, fit)
 
 
 def _prealign_inputs(
