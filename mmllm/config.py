@@ -32,6 +32,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "input_projections": {
         "linear": "mmllm.projections.input:LinearConfig",
         "mlp": "mmllm.projections.input:MLPConfig",
+        "words": "mmllm.projections.input:WordsConfig",
         "grouping": "mmllm.projections.input:GroupingConfig",
         "resampler": "mmllm.projections.input:ResamplerConfig",
     },
@@ -113,11 +114,23 @@ class PrealignConfig:
 
 
 @dataclass(frozen=True)
+class RetainConfig:
+    """Plain text on which the adapted LLM is held to the untouched one by the loss `retain`
+    (mmllm.data.plain): `file` of rows {"text"}, cut into windows of `length` tokens, `batch_size`
+    of them in every step, over all processes and accumulation steps. The untouched LLM's own words
+    serve well, and need no other data."""
+
+    file: str
+    length: int = 160
+    batch_size: int = 2
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage of training, as data: what trains, on what, by which losses.
 
     `train` maps a pattern of parameter names (shell wildcards) to its learning rate and is the
-    only place that says what trains. `losses` maps text, align and denoise to their weights.
+    only place that says what trains. `losses` maps text, align, denoise and retain to weights.
     `data` maps a name to a dataset; `share` in it is its part of every batch.
     `start` is the checkpoint that the stage continues from (None: from nothing trained).
     `batch_size` counts conversations over all processes and accumulation steps.
@@ -157,6 +170,7 @@ class StageConfig:
     max_nonfinite: int = 10
     prealign: PrealignConfig | None = None
     realign: PrealignConfig | None = None
+    retain: RetainConfig | None = None
     best: str | None = None
     trackers: tuple[str, ...] = ()
     validation: ValidationConfig | None = None
@@ -215,10 +229,15 @@ def parse_stage(tree: Any) -> StageConfig:
         validation["data"] = _datasets(validation["data"], f"{where}.validation.data")
         tree["validation"] = validation
     stage = parse(StageConfig, tree, where)
-    unknown = set(stage.losses) - {"text", "align", "denoise"}
+    unknown = set(stage.losses) - {"text", "align", "denoise", "retain"}
     if unknown:
         raise ConfigError(
-            f"stage.losses: unknown loss {sorted(unknown)}; known are text, align and denoise"
+            f"stage.losses: unknown loss {sorted(unknown)}; known are text, align, denoise and "
+            "retain"
+        )
+    if ("retain" in stage.losses) != (stage.retain is not None):
+        raise ConfigError(
+            "stage.losses.retain is the weight of what stage.retain describes: give both or neither"
         )
     for name in ("steps", "batch_size", "accumulation", "max_length", "checkpoint_every", "keep"):
         if getattr(stage, name) < 1:

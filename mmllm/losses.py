@@ -1,4 +1,4 @@
-"""The three losses: text, alignment, denoising. Each is a sum and a count, never a mean.
+"""The losses: text, alignment, denoising, retention. Each is a sum and a count, never a mean.
 
 A mean over zero rows is not a number, and a mean per process weighs tokens wrongly when processes
 hold different numbers of them: one place, `weigh`, divides by the count over all of them.
@@ -75,6 +75,15 @@ def denoise(
     return Term(each.sum(), media)
 
 
+def retain(adapted: Tensor, untouched: Tensor) -> Term:
+    """Kullback-Leibler divergence of the adapted LLM from the untouched one, over all positions of
+    plain text (learning without forgetting, Li and Hoiem 2016); logits float[P, V + O] and
+    float[P, V]. What the adapted one would rather draw than say counts against it."""
+    said = adapted.float().log_softmax(-1)[:, : untouched.shape[-1]]
+    wanted = untouched.float().log_softmax(-1)
+    return Term(F.kl_div(said, wanted, reduction="sum", log_target=True), len(untouched))
+
+
 def draw_noise(latents: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
     """Noise like `latents` and times float[M] in (0, 1), each row from its own seed."""
     noise, times = [], []
@@ -96,10 +105,12 @@ def compute(
     decoders: Mapping[str, ModalityDecoder],
     distance: str = "mse",
 ) -> dict[str, Term]:
-    """Every loss of a stage: `text`, `align/KEY`, `denoise/KEY`."""
+    """Every loss of a stage: `text`, `retain`, `align/KEY`, `denoise/KEY`."""
     terms: dict[str, Term] = (
         {"text": text(output.logits, batch.labels)} if "text" in weights else {}
     )
+    if output.plain is not None and output.untouched is not None:
+        terms["retain"] = retain(output.plain, output.untouched)
     for key, condition in output.conditions.items():
         media = batch.outputs[key]
         if "align" in weights:
@@ -113,6 +124,8 @@ def compute(
 def counts(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
     """What `compute` will count, known before the forward pass."""
     found = {"text": len(batch.labels)} if "text" in weights else {}
+    if batch.plain is not None:
+        found["retain"] = batch.plain.numel()
     for key, media in batch.outputs.items():
         if "align" in weights:
             found[f"align/{key}"] = len(media.places)

@@ -44,7 +44,8 @@ class OutputMedia:
 class Batch:
     """`ids` int[B, T]; `mask` bool[B, T] or None when packed; `positions` int[B, T];
     `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]; `shared`: the
-    first positions that are the same text in every row (0 when packed)."""
+    first positions that are the same text in every row (0 when packed). `plain` int[W, S]: windows
+    of plain text beside the conversations, for the loss `retain`."""
 
     ids: Tensor
     mask: Tensor | None
@@ -54,6 +55,7 @@ class Batch:
     inputs: dict[str, InputMedia]
     outputs: dict[str, OutputMedia]
     shared: int = 0
+    plain: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Every tensor on `device`."""

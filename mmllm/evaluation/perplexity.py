@@ -5,7 +5,6 @@ Legend: B windows, T = 512 positions, V text vocabulary, O outputs.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def measure(
     adapted = untouched = 0.0
     for group in windows.split(_BATCH):
         adapted += _nats(model, group, rows=True)
-        with llm.model.disable_adapter() if llm.has_lora else contextlib.nullcontext():
+        with llm.untouched():
             untouched += _nats(model, group, rows=False)
         tick(len(group))
     return Perplexity(len(windows) * (window - 1), adapted, untouched)

@@ -7,6 +7,7 @@ P gathered positions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -190,6 +191,10 @@ class LanguageModel(nn.Module):
             for name, parameter in self.model.named_parameters():
                 if "lora_" in name:
                     yield name, parameter
+
+    def untouched(self) -> AbstractContextManager:
+        """Within it the adapters do nothing."""
+        return self.model.disable_adapter() if self.has_lora else nullcontext()
 
     def embed(self, ids: Tensor) -> Tensor:
         """int[B, T] -> float[B, T, D]; placeholders are zero until media are placed there."""

@@ -33,6 +33,22 @@ class MLPConfig:
 
 
 @dataclass(frozen=True)
+class WordsConfig:
+    """Media as mixtures of learned words (probabilistic visual tokens with an embedding table of
+    their own: Ovis, Lu et al. 2024, sec. 3.1): N = num_tokens.
+
+    One distribution over `words` words for each medium, each word `num_tokens` embeddings. What the
+    LLM has learned of a word holds for every medium that is read as that word, in a style never
+    trained on too. Pre-alignment gives each reply its word, so `words` is at least the number of
+    different replies about such media. For media that show one thing of a known vocabulary.
+    """
+
+    words: int = 512
+    num_tokens: int = 3
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class GroupingConfig:
     """Concept tokens that divide the features among themselves (NExT-GPT, Wu et al. 2023, sec. 3.1;
     grouping block of GroupViT, Xu et al. 2022, sec. 3.2): N = num_tokens."""
@@ -55,7 +71,7 @@ class ResamplerConfig:
     dropout: float = 0.0
 
 
-InputProjectionConfig = LinearConfig | MLPConfig | GroupingConfig | ResamplerConfig
+InputProjectionConfig = LinearConfig | MLPConfig | WordsConfig | GroupingConfig | ResamplerConfig
 
 
 class InputProjection(nn.Module):
@@ -119,6 +135,40 @@ class MLPProjection(InputProjection):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.finish(self.layers(self.prepare(features)))
+
+
+class WordsProjection(InputProjection):
+    """A linear classifier over K words, averaged over the encoder's tokens, mixes their embeddings.
+
+    A mixture of embeddings is at most as long as they are; the less certain, the shorter. What is
+    `shared` is added to every word and works as a soft prompt ("this is what I see").
+    """
+
+    def __init__(
+        self, config: WordsConfig, feature_shape: tuple[int, int], width: int, scale: float
+    ):
+        super().__init__(feature_shape, width, config.num_tokens, config.dropout, scale)
+        self.classifier = nn.Linear(feature_shape[1], config.words)
+        self.table = nn.Parameter(torch.randn(config.words, config.num_tokens, width))
+        self.shared = nn.Parameter(torch.zeros(config.num_tokens, width))
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        shares = self.scores(features, mask).float().softmax(dim=-1).to(self.table.dtype)
+        mixed = torch.einsum("mk,knd->mnd", shares, self.table)
+        return (mixed + self.shared) * self.gain
+
+    def scores(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of the words: float[M, L, C] -> float[M, K]."""
+        scores = self.classifier(self.prepare(features))  # [M, L, K]
+        if mask is None:
+            return scores.mean(dim=1)
+        weights = mask.to(scores.dtype)[..., None]
+        return (scores * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+
+    @torch.no_grad()
+    def set_words(self, embeddings: Tensor) -> None:
+        """The first R words say these embeddings of the LLM: float[R, N, D]."""
+        self.table[: len(embeddings)] = embeddings / self.gain
 
 
 class GroupingProjection(InputProjection):
@@ -213,6 +263,7 @@ class ResamplerProjection(InputProjection):
 _CLASSES: dict[type, type] = {
     LinearConfig: LinearProjection,
     MLPConfig: MLPProjection,
+    WordsConfig: WordsProjection,
     GroupingConfig: GroupingProjection,
     ResamplerConfig: ResamplerProjection,
 }

@@ -15,6 +15,7 @@ from mmllm.config import StageConfig
 from mmllm.data.batch import Batch, collate
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.mixture import Draw, Mixture
+from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.sources import Source
 from mmllm.errors import ContextError, MediaError, TrainingError
@@ -45,25 +46,32 @@ class Feed(Dataset):
         *,
         rank: int = 0,
         world: int = 1,
+        plain: PlainText | None = None,
     ):
-        if stage.batch_size % (stage.accumulation * world):
-            raise configs.ConfigError(
-                f"stage.batch_size {stage.batch_size} cannot be divided among {world} processes "
-                f"and {stage.accumulation} accumulation steps"
-            )
+        for name, size in (("", stage.batch_size), ("retain.", plain.batch_size if plain else 0)):
+            if size % (stage.accumulation * world):
+                raise configs.ConfigError(
+                    f"stage.{name}batch_size {size} cannot be divided among {world} processes "
+                    f"and {stage.accumulation} accumulation steps"
+                )
         self.model = model
         self.mixture = mixture
         self.work = work
         self.stage = stage
         self.rank, self.world = rank, world
+        self.plain = plain
 
     def __getitem__(self, step: int) -> Step:
         draws = self.mixture.batch(step, self.stage.batch_size)
-        size = len(draws) // (self.stage.accumulation * self.world)
+        windows = self.plain.batch(step) if self.plain else None
+        parts = self.stage.accumulation * self.world
+        size = len(draws) // parts
         result = Step([])
         for micro in range(self.stage.accumulation):
-            start = (micro * self.world + self.rank) * size
-            result.micros.append(self._collate(draws[start : start + size], result.skipped))
+            part = micro * self.world + self.rank
+            batch = self._collate(draws[part * size : (part + 1) * size], result.skipped)
+            batch.plain = None if windows is None else windows.chunk(parts)[part]
+            result.micros.append(batch)
         return result
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:

@@ -28,6 +28,7 @@ from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.mixture import Mixture
+from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import ReleasedEncoder
@@ -104,6 +105,7 @@ def train(
         stage,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        plain=PlainText(stage.retain, model.llm, stage.seed) if stage.retain else None,
     )
     validation = _validation_feed(model, work, stage)
     if stage.trackers:

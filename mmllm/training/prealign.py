@@ -4,7 +4,9 @@ Input side: a frozen encoder's features and the frozen LLM's own word embeddings
 needed, so a few hundred steps take seconds where a step through the LLM takes one. Each projected
 token is drawn to the embedding of the reply about its medium and away from those of the other
 replies in the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP, Radford et al.
-2021). What the LLM then reads is close to the word itself, which it can already repeat.
+2021). What the LLM then reads is close to the word itself, which it can already repeat. A
+projection into words of its own (WordsProjection) takes one word for each reply, spelled as the
+LLM spells it, and learns to classify.
 
 Output side: the LLM is run once over each conversation, the hidden states of the signal tokens are
 kept, and the output projections learn to turn them into the decoders' conditions without it. At
@@ -20,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +35,9 @@ from mmllm.conversation import Medium
 from mmllm.data.batch import collate
 from mmllm.data.frozen import FrozenWork, identity
 from mmllm.data.rendering import Rendered
+from mmllm.errors import ConfigError
 from mmllm.model import AnyToAny
+from mmllm.projections.input import WordsProjection
 
 Reply = tuple[int, ...]
 Autocast = Callable[[], AbstractContextManager]
@@ -74,26 +79,20 @@ def _prealign_inputs(
         projection = model.input_projections[key]
         if not _trains(projection) or len(replies) < 2:
             continue
-        targets = embed_replies(model, replies)  # [R, D]
         place = {reply: index for index, reply in enumerate(replies)}
         media = [medium for medium, _ in pairs]
-        owners = torch.tensor([place[reply] for _, reply in pairs])
+        owners = torch.tensor([place[reply] for _, reply in pairs], device=model.device)
+        kind = _Words if isinstance(projection, WordsProjection) else _Tokens
+        reader = kind(model, work, key, replies, fit.options.temperature)
 
-        def loss(chosen: Tensor, key=key, media=media, owners=owners, targets=targets) -> Tensor:
-            rows, own = owners[chosen].unique(return_inverse=True)
-            tokens = _tokens(model, work, key, [media[i] for i in chosen.tolist()])
-            logits = tokens @ targets[rows.to(targets.device)].T / fit.options.temperature
-            answers = own.to(logits.device).repeat_interleave(tokens.shape[1])
-            return F.cross_entropy(logits.flatten(0, 1), answers)
+        def loss(chosen: Tensor, reader=reader, media=media, owners=owners) -> Tensor:
+            return reader.loss([media[i] for i in chosen.tolist()], owners[chosen])
 
         name = f"input_projections.{key}"
         fit(name, projection, len(media), loss)
         with torch.no_grad(), _evaluating(projection):
-            near = [
-                (_tokens(model, work, key, media[start : start + 64]) @ targets.T).mean(1).argmax(1)
-                for start in range(0, len(media), 64)
-            ]
-        scores[name] = (torch.cat(near).cpu() == owners).float().mean().item()
+            near = [reader.nearest(media[i : i + 64]) for i in range(0, len(media), 64)]
+        scores[name] = (torch.cat(near) == owners).float().mean().item()
     return scores
 
 
@@ -208,6 +207,24 @@ class _Fit:
         return value.item()
 
 
+def spell_replies(model: AnyToAny, replies: list[Reply], num_tokens: int) -> Tensor:
+    """The LLM's embeddings of what each reply says that most do not: float32[R, N, D].
+
+    In the reply's order, its rarest tokens if there are more than N; if there are fewer, the rest
+    is filled with the last token of its text (a full stop, say).
+    """
+    table = model.llm.embedding.weight.detach()
+    frequency = Counter(token for reply in replies for token in set(reply))
+    rows = []
+    for reply in replies:
+        text = [token for token in reply if token not in model.llm.end_ids] or list(reply)
+        own = [place for place, token in enumerate(text) if 2 * frequency[token] <= len(replies)]
+        rarest = sorted(own, key=lambda place: frequency[text[place]])[:num_tokens]
+        ids = [text[place] for place in sorted(rarest)]
+        rows.append(ids + text[-1:] * (num_tokens - len(ids)))
+    return table[torch.tensor(rows, device=table.device)].float()
+
+
 def embed_replies(model: AnyToAny, replies: list[Reply]) -> Tensor:
     """The mean embedding of each reply's tokens, float32[R, D], centred, of length 1.
 
@@ -224,15 +241,73 @@ def embed_replies(model: AnyToAny, replies: list[Reply]) -> Tensor:
     return F.normalize(stacked - stacked.mean(0), dim=-1)
 
 
-def _tokens(model: AnyToAny, work: FrozenWork, key: str, media: list[Medium]) -> Tensor:
-    """What the projection makes of media, each token of length 1: float32[M, N, D]."""
-    found = work.input_media(key, media)
-    features, mask = found["features"], found["feature_mask"]
-    assert features is not None
-    projected = model.input_projections[key](
-        features.to(model.device), None if mask is None else mask.to(model.device)
-    )
-    return F.normalize(projected.float(), dim=-1)
+class _Reader:
+    """How one input projection tells which of the `replies` is about a medium."""
+
+    def __init__(
+        self,
+        model: AnyToAny,
+        work: FrozenWork,
+        key: str,
+        replies: list[Reply],
+        temperature: float,
+    ):
+        self.device, self.work, self.key = model.device, work, key
+        self.projection: Any = model.input_projections[key]
+        self.temperature = temperature
+
+    def features(self, media: list[Medium]) -> tuple[Tensor, Tensor | None]:
+        """float[M, L, C] and its mask."""
+        found = self.work.input_media(self.key, media)
+        features, mask = found["features"], found["feature_mask"]
+        assert features is not None
+        return features.to(self.device), None if mask is None else mask.to(self.device)
+
+
+class _Tokens(_Reader):
+    """Each projected token is compared with what the LLM's own embeddings say of a reply."""
+
+    def __init__(self, model: AnyToAny, *rest: Any):
+        super().__init__(model, *rest)
+        self.targets = embed_replies(model, rest[2])  # [R, D]
+
+    def tokens(self, media: list[Medium]) -> Tensor:
+        """Of length 1: float32[M, N, D]."""
+        return F.normalize(self.projection(*self.features(media)).float(), dim=-1)
+
+    def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
+        rows, own = owners.unique(return_inverse=True)
+        tokens = self.tokens(media)
+        logits = tokens @ self.targets[rows].T / self.temperature
+        return F.cross_entropy(logits.flatten(0, 1), own.repeat_interleave(tokens.shape[1]))
+
+    def nearest(self, media: list[Medium]) -> Tensor:
+        return (self.tokens(media) @ self.targets.T).mean(1).argmax(1)
+
+
+class _Words(_Reader):
+    """Each reply is a word of the projection: it starts as the LLM spells it, and is told by
+    the projection's own classifier."""
+
+    def __init__(self, model: AnyToAny, *rest: Any):
+        super().__init__(model, *rest)
+        key, replies = rest[1], rest[2]
+        words = self.projection.classifier.out_features
+        if len(replies) > words:
+            raise ConfigError(
+                f"input_projections.{key}: {len(replies)} different replies to pre-align with, but "
+                f"words={words}; raise it, or choose another type of projection"
+            )
+        self.projection.set_words(spell_replies(model, replies, self.projection.num_tokens))
+
+    def scores(self, media: list[Medium]) -> Tensor:
+        return self.projection.scores(*self.features(media)).float()
+
+    def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
+        return F.cross_entropy(self.scores(media), owners)
+
+    def nearest(self, media: list[Medium]) -> Tensor:
+        return self.scores(media).argmax(1)
 
 
 def _pairs(model: AnyToAny, items: Iterable[Rendered]) -> dict[str, list[tuple[Medium, Reply]]]:

@@ -15,7 +15,7 @@ import yaml
 from mmllm import config
 
 ROOT = Path(__file__).parents[2]
-LOSSES = ("loss", "text", "align", "denoise")
+LOSSES = ("loss", "text", "align", "denoise", "retain")
 
 
 def launch(shape: str, run: config.RunConfig, folder: Path) -> list[dict[str, float]]:

@@ -1,0 +1,100 @@
+"""The loss that holds the adapted language model to the untouched one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmllm import checkpoints, losses
+from mmllm import model as models
+from mmllm.config import RetainConfig
+from mmllm.data.frozen import FrozenWork
+from mmllm.data.mixture import Mixture
+from mmllm.data.plain import PlainText
+from mmllm.errors import ConfigError
+from mmllm.training.feed import Feed, open_sources
+from mmllm.training.loop import train
+from mmllm.training.stage import choose_trainable
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> str:
+    sentences = [f"{word} three four five six seven eight nine ten " for word in ("one", "two")]
+    rows = [{"text": sentence * 6} for sentence in sentences]
+    path = tmp_path / "plain.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_windows_are_a_function_of_the_step(make_run, plain):
+    run = make_run()
+    llm = models.build(run.system).llm
+    options = RetainConfig(plain, length=8, batch_size=4)
+    text = PlainText(options, llm, seed=1)
+    assert text.windows.shape[1] == 8
+    assert torch.equal(text.batch(3), PlainText(options, llm, seed=1).batch(3))
+    steps = range(len(text.windows))  # four epochs, four windows a step
+    drawn = sorted(row for step in steps for row in text.batch(step).tolist())
+    assert drawn == sorted(text.windows.tolist() * 4)
+
+
+def test_processes_share_the_windows_of_a_step(make_run, plain):
+    run = make_run(retain={"file": plain, "length": 8, "batch_size": 4}, losses={"retain": 1.0})
+    model = models.build(run.system)
+    mixture = Mixture(open_sources(run.stage.data, "data"), 0)
+    text = PlainText(run.stage.retain, model.llm, 0)
+    parts = [
+        Feed(model, mixture, FrozenWork(model), run.stage, rank=rank, world=2, plain=text)[5]
+        for rank in range(2)
+    ]
+    order = [parts[rank].micros[micro].plain for micro in range(2) for rank in range(2)]
+    assert torch.equal(torch.cat(order), text.batch(5))
+
+
+def test_fresh_adapters_differ_by_the_new_rows_alone(make_run, plain):
+    model = models.build(make_run().system)
+    choose_trainable(model, {"llm.lora.*": 1e-3})
+    ids = torch.randint(5, 200, (2, 9))
+    adapted, untouched = model.read_plain(ids)
+    torch.testing.assert_close(adapted[:, : untouched.shape[1]], untouched)
+    assert adapted.requires_grad
+    assert not untouched.requires_grad
+    assert all(p.requires_grad for name, p in model.llm.lora_parameters())
+    rows = adapted.float().softmax(-1)[:, untouched.shape[1] :].sum(-1)
+    wanted = -(1 - rows).log().sum()  # all that is missing is what the new rows took
+    torch.testing.assert_close(losses.retain(adapted, untouched).total, wanted)
+
+
+def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
+    apart = {}
+    train(make_run(output="first", steps=1), progress=False)
+    for weight in (0.0, 10.0):
+        run = make_run(
+            output=f"run-{weight}",
+            start=str(tmp_path / "first"),
+            train={"llm.lora.*": 1e-2, "llm.head_rows": 1e-2},
+            steps=15,
+            losses={"text": 1.0, "retain": weight},
+            retain={"file": plain, "length": 16, "batch_size": 4},
+        )
+        train(run, progress=False)
+        model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / f"run-{weight}"))
+        windows = PlainText(RetainConfig(plain, 16, 4), model.llm, 0).windows
+        with torch.no_grad():
+            term = losses.retain(*model.read_plain(windows))
+        apart[weight] = float(term.total) / term.count
+    assert apart[10.0] < 0.5 * apart[0.0]
+
+
+def test_a_weight_without_text_is_refused(make_run):
+    with pytest.raises(ConfigError, match="both or neither"):
+        make_run(losses={"text": 1.0, "retain": 1.0})
+
+
+def test_texts_that_are_too_short_are_refused(make_run, plain):
+    llm = models.build(make_run().system).llm
+    with pytest.raises(ConfigError, match="no text of .* has 9999 tokens"):
+        PlainText(RetainConfig(plain, length=9999), llm, 0)

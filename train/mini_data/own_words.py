@@ -1,0 +1,119 @@
+"""Write `text/own_words.jsonl.gz`: plain text that the untouched language model makes up.
+
+    python train/mini_data/own_words.py    # about five minutes on two cores
+
+Stage 3 holds the adapted model to the untouched one on it (the loss `retain`): text of the model's
+own needs no other source, and no held-out text can be in it. Every text begins with one of the
+openings below and is sampled at temperature 1 from the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mmllm.mini.assets import fetch
+
+OUT = Path(__file__).resolve().parents[2] / "mmllm" / "mini" / "data" / "text"
+TOKENS = 176
+SAMPLES = 4
+OPENINGS = """
+The old house at the end of the lane
+Once upon a time there was a
+“Where are you going?” said
+She looked at him and
+It was a cold morning when
+My dear friend,
+He opened the door, and
+In the middle of the night
+“I don't know,” the boy answered,
+At last they came to
+The king and his daughter
+Nobody in the village had ever
+Call a function with
+The following example shows
+Returns a list of
+To install the package, run
+If the argument is omitted,
+A class that
+Changed in version
+This module provides
+Raises an error if
+import os
+def main(
+The file is opened for
+Note that the value
+When an exception occurs,
+In 1911, the city of
+The river rises in
+He was born in
+The species is found in
+According to the report,
+The government announced on Monday
+Scientists have discovered that
+The battle began
+The company was founded
+Water boils at
+In mathematics, a
+The human heart
+Light travels
+Plants need
+First, preheat the oven to
+Cut the vegetables into
+To change a tyre,
+Dear Sir or Madam,
+We are pleased to
+The patient should
+Section 3. The parties agree
+Question: What is
+Here are five tips for
+There are several reasons why
+On the other hand,
+As a result,
+The most important thing about
+I have always thought that
+We went to the market and
+The train to the coast
+When I was a child,
+All day long the rain
+Between the two mountains
+For more than a hundred years
+""".strip().splitlines()
+
+
+@torch.inference_mode()
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = fetch("smollm2-135m-instruct")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    torch.manual_seed(0)
+    texts = []
+    for start in tqdm(range(0, len(OPENINGS), 10), unit="batch"):
+        openings = OPENINGS[start : start + 10] * SAMPLES
+        batch = tokenizer(openings, return_tensors="pt", padding=True)
+        ids = model.generate(
+            **batch,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=TOKENS,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path = OUT / "own_words.jsonl.gz"
+    path.write_bytes(gzip.compress(rows.encode(), mtime=0))
+    logging.info("%d texts, %d bytes, %s", len(texts), path.stat().st_size, path)
+
+
+if __name__ == "__main__":
+    main()
