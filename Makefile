@@ -77,10 +77,9 @@ $(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
 # --- the shipped model --------------------------------------------------------------------------
 
 LONG := runs/mini-long
-LONG_1 ?= stage.steps=200
-LONG_2 ?= stage.steps=120 stage.prealign.variants=4
-LONG_3 ?= stage.steps=320 stage.batch_size=32 \
-	'stage.realign={steps: 1500, batch_size: 64, learning_rate: 2.0e-3}'
+LONG_1 ?= stage.steps=100
+LONG_2 ?= stage.steps=60 stage.prealign.steps=800
+LONG_3 ?= stage.steps=300 stage.batch_size=32 stage.realign.steps=1500
 
 mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: what is shipped
 	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \

@@ -883,6 +883,7 @@ def ship(run: Run, items: Items, folder: Path) -> None:
         steps=run.progress.step,
         earlier=f" after {run.progress.earlier} of an earlier run" if run.progress.earlier else "",
         batch=run.row.batch,
+        classes="" if run.progress.decoder == "image" else CLASSES,
         codec="" if run.progress.decoder == "audio" else " --codec runs/decoders/codec",
         minutes=run.progress.seconds / 60,
         scores=lines,
@@ -890,13 +891,13 @@ def ship(run: Run, items: Items, folder: Path) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+CLASSES = "import mmllm.mini.codecs  # the class in the VAE slot\n"
 CARD = """# The {decoder} decoder of mini
 
 A `{pipeline}` of diffusers whose every weight was trained by `train/mini_decoders.py`.
 
 ```python
-import mmllm.mini.codecs  # the class in the VAE slot
-from diffusers import DiffusionPipeline
+{classes}from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("mmllm/mini/decoders/{decoder}")
 pipe("a caption", {call}).{output}

@@ -65,6 +65,8 @@ _BATCH_ROWS = (
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "timm", "scikit-learn", "numpy")
 _SHOWN = 4
 """Items of a row that the gallery shows."""
+_SHORT_WINDOWS = 20
+"""Windows of each plain text for a short run, which has no bar there."""
 
 
 def evaluate(
@@ -81,12 +83,13 @@ def evaluate(
 
     `rows`: names of the table's rows, or their beginning ("routing"); all unless given. `limit`:
     items per row at most, for a quick look. `beside`: a second model, measured alike, or the JSON
-    file of a report; its values make a last column. `short_run`: hold the model to the bars of a
-    few minutes' training. Raises ConfigError for a row that does not exist.
+    file of a report; its values make a last column, and what it says of frozen parts that both
+    models have is not measured again. `short_run`: hold the model to the bars of a few minutes'
+    training. Raises ConfigError for a row that does not exist.
     """
     wanted = _wanted(rows)
     other = _saved_report(beside) if beside and beside.endswith(".json") else None
-    bench = _Bench(wanted, limit, short_run=short_run)
+    bench = _Bench(wanted, limit, short_run=short_run, known=other)
     report, answers = bench.measure(model)
     if beside:
         report = replace(report, beside=other or bench.measure(beside)[0])
@@ -121,8 +124,16 @@ def _means(name: str, row: str) -> bool:
 class _Bench:
     """What two models that are measured side by side have in common."""
 
-    def __init__(self, wanted: Sequence[str], limit: int | None, *, short_run: bool = False):
+    def __init__(
+        self,
+        wanted: Sequence[str],
+        limit: int | None,
+        *,
+        short_run: bool = False,
+        known: Report | None = None,
+    ):
         self.short_run = short_run
+        self.known = known if limit is None else None
         self.data = mini.locate("data")
         self.wanted = wanted
         self.limit = limit
@@ -147,6 +158,12 @@ class _Bench:
             figure = _barred(_share(row, right, start), rows.JUDGE_BAR)
             self._judges[modality] = judge, figure
         return self._judges[modality]
+
+    def settled(self, row: str, part: str, fingerprint: str) -> list[Figure]:
+        """What a report of the very same frozen part says of a row and its additions."""
+        if self.known is None or self.known.facts["fingerprints"].get(part) != fingerprint:
+            return []
+        return [f for f in self.known.figures if f.row == row or f.row.startswith(f"{row},")]
 
     def validations(self) -> list[Figure]:
         """Of the judges that were needed."""
@@ -196,6 +213,10 @@ class _Run:
             return
         start = time.perf_counter()
         if row.name.startswith("decoder/"):
+            if found := self._settled_decoder(row.name):
+                self.figures += found
+                bar.update(len(questions))
+                return
             answers = self._decode(questions, bar)
         else:
             model = self.chat.model
@@ -226,7 +247,7 @@ class _Run:
             bar.set_description(f"perplexity {file.stem}")
             begun = time.perf_counter()
             text = file.read_text(encoding="utf-8")
-            num = self.bench.limit
+            num = self.bench.limit or (_SHORT_WINDOWS if self.bench.short_run else None)
             figures = perplexity.measure(self.chat.model, text, num=num)
             together += figures
             self._ratio(f"perplexity/{file.stem}", figures, begun)
@@ -307,6 +328,11 @@ class _Run:
         lacking += [f"no decoder of {modality}" for modality in asked - renderer.output_keys.keys()]
         return ", ".join(sorted(lacking))
 
+    def _settled_decoder(self, row: str) -> list[Figure]:
+        key = self.chat.model.renderer.output_keys[row.partition("/")[2]]
+        decoder = self.chat.model.decoders[key]
+        return self.bench.settled(row, f"decoders.{key}", decoder.fingerprint)
+
     def _decode(self, questions: Sequence[Question], bar: Any, batch: int = 16) -> list[Answer]:
         """The decoder alone, given the captions."""
         key = self.chat.model.renderer.output_keys[questions[0].modalities[0]]
@@ -345,7 +371,10 @@ class _Run:
         model = self.chat.model
         key, _ = model.renderer.input_keys[modality]
         known = self.bench.probes
-        name = f"{modality} {model.encoders[key].fingerprint}"
+        fingerprint = str(model.encoders[key].fingerprint)
+        name = f"{modality} {fingerprint}"
+        if found := self.bench.settled(f"probe/{modality}", f"encoders.{key}", fingerprint):
+            known[name] = found[0]
         if name not in known:  # models that are measured side by side often share encoders
             start = time.perf_counter()
             tests = [(question.concept, _medium(question)) for question in questions]

@@ -323,3 +323,17 @@ def test_a_short_run_is_held_to_two_thirds_of_what_the_table_asks():
     assert bars["decoder/image"] == 0.6
     assert bars["decoder/audio"] == 0.5
     assert bars["image->audio"] is bars["routing/text"] is bars["video->text"] is None
+
+
+def test_what_is_known_of_the_same_frozen_part_is_not_measured_again() -> None:
+    figures = tuple(
+        evaluation.Figure(row, 200, 0.9)
+        for row in ("decoder/image", "decoder/image, top 1", "decoder/video", "text->image")
+    )
+    known = evaluation.Report("mini", figures, facts={"fingerprints": {"decoders.image": "a"}})
+    bench = evaluation._Bench([], None, known=known)
+    assert bench.settled("decoder/image", "decoders.image", "a") == list(figures[:2])
+    assert bench.settled("decoder/image", "decoders.image", "b") == []
+    assert bench.settled("decoder/video", "decoders.video", "a") == []
+    sample = evaluation._Bench([], 20, known=known)  # fewer items: another figure
+    assert sample.settled("decoder/image", "decoders.image", "a") == []
