@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mmllm import console
+
 MINI = "configs/mini/1_encoder_alignment.yaml"
 QUICK = ["stage.steps=12", "stage.batch_size=4", "stage.checkpoint_every=2", "stage.prealign=null"]
 QUICK += ["stage.validation=null", "stage.samples=null"]
@@ -49,12 +51,12 @@ def main() -> int:
                 if finished(command, parts, delay):
                     break
                 kills += 1
-                print(f"kill {kills} after {delay:.2f} s: {state(parts)}", flush=True)
+                console.say(f"kill {kills} after {delay:.2f} s: {state(parts)}")
             problems = differences(whole, parts)
             if problems:
-                print("\n".join(problems))
+                console.say("\n".join(problems))
                 return 1
-        print(f"{kills} kills in {runs} runs of {lasts:.1f} s: losses and weights are equal")
+        console.say(f"{kills} kills in {runs} runs of {lasts:.1f} s: losses and weights are equal")
     return 0
 
 

@@ -6,7 +6,7 @@ Legend: W windows of a step, S tokens of a window.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,26 +15,30 @@ from torch import Tensor
 from mmllm.data.sources import read_rows
 from mmllm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from mmllm.config import RetainConfig
-    from mmllm.llm.causal_lm import LanguageModel
-
 
 class PlainText:
-    """See mmllm.config.RetainConfig."""
+    """Rows {"text"} of `file`, encoded and cut into windows of `length` tokens."""
 
-    def __init__(self, config: RetainConfig, llm: LanguageModel, seed: int):
-        rows, _ = read_rows(config.file, None, "stage.retain")
-        size, self.batch_size, self.seed = config.length, config.batch_size, seed
+    def __init__(
+        self,
+        file: str,
+        encode: Callable[[str], Sequence[int]],
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+    ):
+        self.batch_size, self.seed = batch_size, seed
+        rows, _ = read_rows(file, None, "stage.retain")
         if not all(isinstance(row.get("text"), str) for row in rows):
-            raise ConfigError(f'stage.retain.file: {config.file}: expected rows {{"text": "…"}}')
+            raise ConfigError(f'stage.retain.file: {file}: expected rows {{"text": "…"}}')
         windows = []
         for row in rows:
-            ids = llm.tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-            windows += [ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
+            ids = encode(row["text"])
+            windows += [ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
         if not windows:
             raise ConfigError(
-                f"stage.retain.length: no text of {config.file} has {size} tokens; lower it"
+                f"stage.retain.length: no text of {file} has {length} tokens; lower it"
             )
         self.windows = torch.tensor(windows)
 

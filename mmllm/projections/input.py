@@ -79,6 +79,8 @@ class InputProjection(nn.Module):
 
     num_tokens: int
     """N"""
+    words: int | None = None
+    """K, of a projection that reads a medium as one of its words."""
 
     def __init__(
         self,
@@ -148,6 +150,7 @@ class WordsProjection(InputProjection):
         self, config: WordsConfig, feature_shape: tuple[int, int], width: int, scale: float
     ):
         super().__init__(feature_shape, width, config.num_tokens, config.dropout, scale)
+        self.words = config.words
         self.classifier = nn.Linear(feature_shape[1], config.words)
         self.table = nn.Parameter(torch.randn(config.words, config.num_tokens, width))
         self.shared = nn.Parameter(torch.zeros(config.num_tokens, width))

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -105,7 +105,7 @@ def train(
         stage,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        plain=PlainText(stage.retain, model.llm, stage.seed) if stage.retain else None,
+        plain=_plain_text(model, stage),
     )
     validation = _validation_feed(model, work, stage)
     if stage.trackers:
@@ -204,6 +204,14 @@ def _align(
             progress=progress,
         )
     )
+
+
+def _plain_text(model: AnyToAny, stage: StageConfig) -> PlainText | None:
+    """What the loss `retain` reads."""
+    if stage.retain is None:
+        return None
+    options = asdict(stage.retain)
+    return PlainText(encode=model.renderer.encode_text, seed=stage.seed, **options)
 
 
 def frozen_work(model: AnyToAny, stage: StageConfig) -> FrozenWork:

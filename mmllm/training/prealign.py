@@ -37,7 +37,6 @@ from mmllm.data.frozen import FrozenWork, identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.model import AnyToAny
-from mmllm.projections.input import WordsProjection
 
 Reply = tuple[int, ...]
 Autocast = Callable[[], AbstractContextManager]
@@ -76,13 +75,13 @@ def _prealign_inputs(
     scores = {}
     for key, pairs in _pairs(model, items).items():
         replies = list(dict.fromkeys(reply for _, reply in pairs))
-        projection = model.input_projections[key]
+        projection: Any = model.input_projections[key]
         if not _trains(projection) or len(replies) < 2:
             continue
         place = {reply: index for index, reply in enumerate(replies)}
         media = [medium for medium, _ in pairs]
         owners = torch.tensor([place[reply] for _, reply in pairs], device=model.device)
-        kind = _Words if isinstance(projection, WordsProjection) else _Tokens
+        kind = _Words if projection.words else _Tokens
         reader = kind(model, work, key, replies, fit.options.temperature)
 
         def loss(chosen: Tensor, reader=reader, media=media, owners=owners) -> Tensor:
@@ -292,7 +291,7 @@ class _Words(_Reader):
     def __init__(self, model: AnyToAny, *rest: Any):
         super().__init__(model, *rest)
         key, replies = rest[1], rest[2]
-        words = self.projection.classifier.out_features
+        words = self.projection.words
         if len(replies) > words:
             raise ConfigError(
                 f"input_projections.{key}: {len(replies)} different replies to pre-align with, but "

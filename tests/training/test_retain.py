@@ -10,11 +10,11 @@ import torch
 
 from mmllm import checkpoints, losses
 from mmllm import model as models
-from mmllm.config import RetainConfig
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.mixture import Mixture
 from mmllm.data.plain import PlainText
 from mmllm.errors import ConfigError
+from mmllm.training import loop
 from mmllm.training.feed import Feed, open_sources
 from mmllm.training.loop import train
 from mmllm.training.stage import choose_trainable
@@ -31,11 +31,11 @@ def plain(tmp_path: Path) -> str:
 
 def test_windows_are_a_function_of_the_step(make_run, plain):
     run = make_run()
-    llm = models.build(run.system).llm
-    options = RetainConfig(plain, length=8, batch_size=4)
-    text = PlainText(options, llm, seed=1)
+    encode = models.build(run.system).renderer.encode_text
+    options = {"length": 8, "batch_size": 4, "seed": 1}
+    text = PlainText(plain, encode, **options)
     assert text.windows.shape[1] == 8
-    assert torch.equal(text.batch(3), PlainText(options, llm, seed=1).batch(3))
+    assert torch.equal(text.batch(3), PlainText(plain, encode, **options).batch(3))
     steps = range(len(text.windows))  # four epochs, four windows a step
     drawn = sorted(row for step in steps for row in text.batch(step).tolist())
     assert drawn == sorted(text.windows.tolist() * 4)
@@ -45,7 +45,7 @@ def test_processes_share_the_windows_of_a_step(make_run, plain):
     run = make_run(retain={"file": plain, "length": 8, "batch_size": 4}, losses={"retain": 1.0})
     model = models.build(run.system)
     mixture = Mixture(open_sources(run.stage.data, "data"), 0)
-    text = PlainText(run.stage.retain, model.llm, 0)
+    text = loop._plain_text(model, run.stage)
     parts = [
         Feed(model, mixture, FrozenWork(model), run.stage, rank=rank, world=2, plain=text)[5]
         for rank in range(2)
@@ -82,7 +82,7 @@ def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
         )
         train(run, progress=False)
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / f"run-{weight}"))
-        windows = PlainText(RetainConfig(plain, 16, 4), model.llm, 0).windows
+        windows = loop._plain_text(model, run.stage).windows
         with torch.no_grad():
             term = losses.retain(*model.read_plain(windows))
         apart[weight] = float(term.total) / term.count
@@ -95,6 +95,6 @@ def test_a_weight_without_text_is_refused(make_run):
 
 
 def test_texts_that_are_too_short_are_refused(make_run, plain):
-    llm = models.build(make_run().system).llm
-    with pytest.raises(ConfigError, match="no text of .* has 9999 tokens"):
-        PlainText(RetainConfig(plain, length=9999), llm, 0)
+    encode = models.build(make_run().system).renderer.encode_text
+    with pytest.raises(ConfigError, match=r"no text of .* has 9999 tokens"):
+        PlainText(plain, encode, length=9999, batch_size=1, seed=0)
