@@ -28,6 +28,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "efficientnet": "mmllm.encoders.efficientnet:EfficientNetConfig",
         "frames": "mmllm.encoders.frames:FramesConfig",
         "aisfx": "mmllm.encoders.aisfx:AisfxConfig",
+        "transformers_vision": "mmllm.encoders.transformers_vision:TransformersVisionConfig",
     },
     "input_projections": {
         "linear": "mmllm.projections.input:LinearConfig",

@@ -1,0 +1,282 @@
+"""Encoders of public libraries, each against upstream's own preprocessing and forward."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmllm import config
+from mmllm.conversation import Audio, Image
+from mmllm.encoders import pretrained
+from mmllm.errors import AssetError, ConfigError, MediaError
+from tests.encoders import twins
+from tests.encoders.twins import TWINS
+
+names = pytest.mark.parametrize("name", TWINS)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of a twin, written once."""
+    written: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in written:
+            written[name] = tmp_path_factory.mktemp(name)
+            TWINS[name].write(written[name])
+        return written[name]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(folders):
+    """The encoder of a twin, with options; built once."""
+    made: dict[tuple, object] = {}
+
+    def build(name: str, **options):
+        key = (name, *sorted(options.items()))
+        if key not in made:
+            made[key] = TWINS[name].build(folders(name), **options)
+        return made[key]
+
+    return build
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """A twin's folder that a test may change."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(folders(name), tmp_path / name))
+
+    return copy
+
+
+@names
+@torch.no_grad()
+def test_tokens_equal_upstream_and_a_batch_equals_singles(name, folders, built):
+    encoder, media = built(name), TWINS[name].media()
+    features = encoder.encode(media)
+    assert features.tokens.shape == (len(media), *encoder.feature_shape)
+    assert features.tokens.dtype == torch.float32
+    for row, medium in enumerate(media):
+        sample = encoder.preprocess(medium)
+        assert sample.shape == encoder.sample_shape
+        assert sample.dtype == torch.float32
+        assert torch.allclose(encoder(sample[None]).tokens[0], features.tokens[row], atol=1e-5)
+        expected = TWINS[name].tokens(folders(name), medium)
+        assert torch.allclose(features.tokens[row], expected, atol=1e-4)
+    assert (features.tokens[0] - features.tokens[1]).abs().max() > 1e-2
+
+
+@names
+def test_nothing_trains_and_no_gradient_arrives(name, built):
+    encoder = built(name)
+    samples = torch.stack([encoder.preprocess(medium) for medium in TWINS[name].media()])
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not any(module.training for module in encoder.modules())
+    assert not encoder(samples).tokens.requires_grad
+    weight = torch.ones(encoder.feature_shape[1], requires_grad=True)
+    (encoder(samples).tokens * weight).sum().backward()
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+@names
+def test_the_fingerprint_tells_what_changes_features(name, built, copied):
+    twin, folder = TWINS[name], copied(name)
+    before = built(name).fingerprint
+    assert twin.build(folder).fingerprint == before
+    prints = {before, twin.build(folder, dtype="bfloat16").fingerprint}
+    preprocessor = next(path.name for path in folder.glob("*.json") if "processor" in path.name)
+    twins.rewrite(folder, preprocessor, **twin.changed)
+    prints.add(twin.build(folder).fingerprint)
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    key = next(key for key, value in weights.items() if value.ndim > 1)
+    weights[key] = weights[key] + 1e-3
+    save_file(weights, file, {"format": "pt"})
+    prints.add(twin.build(folder).fingerprint)
+    assert len(prints) == 4
+
+
+def test_fingerprints_are_the_same_in_another_process(folders, built):
+    program = (
+        "from tests.encoders.twins import TWINS; import sys; from pathlib import Path;"
+        "print(*(TWINS[n].build(Path(f)).fingerprint for n, f in zip(*[iter(sys.argv[1:])] * 2)))"
+    )
+    some = [name for name in ("clip", "open_clip", "whisper") if name in TWINS]
+    arguments = [word for name in some for word in (name, str(folders(name)))]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [built(name).fingerprint for name in some]
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2", "dinov3_vit"])
+@torch.no_grad()
+def test_a_layer_is_the_hidden_state_of_its_number(name, folders, built):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folders(name)).eval()
+    model = getattr(model, "vision_model", model)
+    samples = torch.stack([built(name).preprocess(medium) for medium in twins.pictures()])
+    states = model(samples, output_hidden_states=True).hidden_states
+    for layer, index in ((-2, 2), (2, 2), (1, 1), (-3, 1)):
+        tokens = built(name, layer=layer)(samples).tokens
+        assert torch.allclose(tokens, states[index][:, -16:], atol=1e-5)
+    assert torch.equal(built(name, layer=3)(samples).tokens, built(name)(samples).tokens)
+    assert built(name, layer=3).fingerprint == built(name).fingerprint
+    assert built(name, layer=-2).fingerprint != built(name).fingerprint
+
+
+@torch.no_grad()
+def test_a_grid_is_the_mean_of_its_quarters_behind_the_class_token(built):
+    samples = torch.stack([built("dinov3_vit").preprocess(m) for m in twins.pictures()])
+    every = built("dinov3_vit")(samples).tokens.view(3, 4, 4, 16)
+    encoder = built("dinov3_vit", grid=2, class_token=True)
+    tokens = encoder(samples).tokens
+    assert tokens.shape[1:] == encoder.feature_shape == (5, 16)
+    assert torch.allclose(tokens[:, 2], every[:, :2, 2:].mean((1, 2)), atol=1e-5)  # top right
+    upstream = encoder.network(samples).last_hidden_state
+    assert torch.allclose(tokens[:, 0], upstream[:, 0], atol=1e-6)
+
+
+@torch.no_grad()
+def test_pictures_of_any_aspect_are_masked_or_pooled_alone(built):
+    encoder = built("siglip2")
+    assert encoder.sample_shape == (21, 192)
+    wide = Image.from_numpy(np.zeros((16, 64, 3), np.uint8))
+    features = encoder.encode([wide, twins.pictures()[2]])
+    assert features.mask is not None
+    rows = [encoder.preprocess(wide)[0, :2].tolist(), [4.0, 4.0]]
+    assert features.mask.sum(dim=1).tolist() == [height * width for height, width in rows]
+    pooled = built("siglip2", grid=2).encode([wide])
+    assert pooled.mask is None
+    height, width = map(int, rows[0])
+    every = features.tokens[0, : height * width].view(height, width, -1)
+    mean = every[: height // 2, : width // 2].mean((0, 1))
+    assert height % 2 == width % 2 == 0
+    assert torch.allclose(pooled.tokens[0, 0], mean, atol=1e-5)
+
+
+def test_half_precision_is_near(built):
+    near = built("clip", dtype="bfloat16").encode(twins.pictures()).tokens
+    exact = built("clip").encode(twins.pictures()).tokens
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["clip", "siglip2"])
+def test_any_picture_encoder_sees_frames(name, folders, built):
+    tree = {"type": "transformers_vision", "weights": str(folders(name))}
+    tree = {"type": "frames", "frames": 3, "encoder": tree}
+    encoder = config.build(config.parse_component("encoders", tree, "video"))
+    clips = twins.clips()
+    features = encoder.encode(clips)
+    assert features.tokens.shape == (3, *encoder.feature_shape)
+    frames = [Image.from_numpy(frame) for frame in clips[2].to_numpy()]
+    alone = built(name).encode(frames)
+    assert torch.allclose(features.tokens[2], alone.tokens.flatten(0, 1), atol=1e-5)
+    if alone.mask is not None:
+        assert torch.equal(features.mask[2], alone.mask.flatten())
+
+
+# --- what cannot be meant -----------------------------------------------------------------------
+
+
+def test_what_a_model_does_not_have(built):
+    with pytest.raises(ConfigError, match=r"layer: expected 1 to 3, or -3 to -1 .*, got -4"):
+        built("clip", layer=-4)
+    with pytest.raises(ConfigError, match=r"grid: expected 1 to 4 .* 4 x 4 patches\), got 5"):
+        built("clip", grid=5)
+    with pytest.raises(ConfigError, match=r"class_token: .*'siglip' has none"):
+        built("siglip", class_token=True)
+    with pytest.raises(ConfigError, match=r"twin\.dtype: input should be 'float32'"):
+        built("clip", dtype="int8")
+    with pytest.raises(MediaError, match="expected Image, got Audio"):
+        built("clip").preprocess(Audio.from_numpy(np.zeros(8, np.float32), 8))
+
+
+def test_wrong_folders_say_what_is_there(copied, tmp_path):
+    twin = TWINS["clip"]
+    with pytest.raises(AssetError, match="does not exist"):
+        twin.build(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("here")
+    with pytest.raises(AssetError, match=r"no readable config\.json \(notes\.txt\)"):
+        twin.build(tmp_path)
+    with pytest.raises(AssetError, match="expected a folder, got the file"):
+        twin.build(tmp_path / "notes.txt")
+    folder = copied("clip")
+    twins.rewrite(folder, "config.json", model_type="dinov4")
+    with pytest.raises(AssetError, match=r"type 'dinov4'; did you mean 'dinov2'\?; this encoder"):
+        twin.build(folder)
+
+
+def test_weights_that_lack_a_part(copied):
+    folder = copied("clip")
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["vision_model.encoder.layers.1.mlp.fc1.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(AssetError, match=r"lacks 1 weights of CLIPVisionModel, .*layers\.1\.mlp"):
+        TWINS["clip"].build(folder)
+    file.write_bytes(b"no tensors")
+    with pytest.raises(AssetError, match="cannot be loaded as CLIPVisionModel"):
+        TWINS["clip"].build(folder)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(AssetError, match=r"copy preprocessor_config\.json"):
+        TWINS["clip"].build(folder)
+
+
+def test_a_pickle_is_refused_and_the_command_converts_it(copied, built):
+    folder = copied("clip")
+    file = folder / "model.safetensors"
+    torch.save(load_file(file), folder / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(AssetError, match=r"only pytorch_model\.bin, a pickle") as caught:
+        TWINS["clip"].build(folder)
+    command = str(caught.value).splitlines()[1].strip()
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    media = twins.pictures()
+    same = TWINS["clip"].build(folder).encode(media).tokens
+    assert torch.equal(same, built("clip").encode(media).tokens)
+
+
+def test_hub_ids_are_fetched_once_as_safetensors(monkeypatch, folders, built):
+    asked = {}
+
+    def snapshot_download(name, **options):
+        asked.update(name=name, **options)
+        return str(folders("clip"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    encoder = TWINS["clip"].build("someone/clip", revision="abc")  # pyright: ignore
+    assert asked["name"] == "someone/clip"
+    assert asked["revision"] == "abc"
+    assert not any(pattern.endswith(("bin", "*")) for pattern in asked["allow_patterns"])
+    assert encoder.fingerprint == built("clip").fingerprint
+
+
+def test_a_hub_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(AssetError, match="'someone/nothing' is no folder here and cannot be"):
+        TWINS["clip"].build("someone/nothing")  # pyright: ignore
+
+
+def test_pooling_over_time_means_equal_parts():
+    tokens = torch.arange(24.0).view(1, 6, 2, 2)
+    pooled = pretrained.pool_time(tokens, 3)
+    assert torch.equal(pooled, tokens.view(1, 3, 2, 2, 2).mean(2))
+    assert torch.equal(pretrained.pool_time(tokens[:, :, 0], 2)[0, 1], tokens[0, 3:, 0].mean(0))

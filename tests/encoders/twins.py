@@ -1,0 +1,140 @@
+"""Tiny random twins of public encoders, written as upstream saves them, and upstream's own answer.
+
+A twin knows how to write its folder, how a config names it, and what upstream says of a medium:
+upstream's preprocessor and upstream's forward, with nothing of ours between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmllm import config
+from mmllm.conversation import Audio, Image, Medium, Video
+from mmllm.encoders.base import ModalityEncoder
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+PICTURE = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 3, **SMALL}
+TEXT = {"vocab_size": 8, "num_hidden_layers": 1, **SMALL}
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """`write(folder)`, `tokens(folder, medium)` -> float[L, C] by upstream alone."""
+
+    type: str
+    write: Callable[[Path], None]
+    tokens: Callable[[Path, Medium], Tensor]
+    media: Callable[[], list[Medium]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changed: Mapping[str, Any] = field(default_factory=lambda: {"image_mean": [0.4, 0.4, 0.4]})
+    """Keys of the preprocessor's file that make it another one."""
+
+    def build(self, folder: Path, **options: Any) -> ModalityEncoder:
+        tree = {"type": self.type, "weights": str(folder), **self.options, **options}
+        return config.build(config.parse_component("encoders", tree, "encoders.twin"))
+
+
+def pictures() -> list[Medium]:
+    random = np.random.default_rng(0)
+    sizes = ((40, 56), (64, 48), (32, 32))
+    return [Image.from_numpy(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+def sounds() -> list[Medium]:
+    """Of 0.3, 1 and 2.5 seconds: shorter and longer than the twins listen; one in stereo."""
+    random = np.random.default_rng(0)
+    made: list[Medium] = []
+    for seconds, rate, channels in ((0.3, 16_000, 1), (1.0, 48_000, 2), (2.5, 16_000, 1)):
+        time = np.arange(round(seconds * rate)) / rate
+        wave = 0.3 * np.sin(2 * np.pi * 440 * time) + 0.1 * random.standard_normal(len(time))
+        made.append(Audio.from_numpy(np.tile(wave.astype("f4"), (channels, 1)), rate))
+    return made
+
+
+def clips() -> list[Medium]:
+    random = np.random.default_rng(0)
+    return [
+        Video.from_numpy(random.integers(0, 256, (frames, 40, 48, 3), dtype=np.uint8), 8.0)
+        for frames in (9, 4, 3)
+    ]
+
+
+def _save(folder: Path, model: Any, processor: Any) -> None:
+    """Weights of a visible size in every layer, so that no layer is nearly the identity."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter) + (parameter == 1).float())
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _picture_tokens(prefix: int) -> Callable[[Path, Medium], Tensor]:
+    """AutoModel's vision tower on AutoImageProcessor's pixels, without its first tokens."""
+
+    def tokens(folder: Path, medium: Medium) -> Tensor:
+        from transformers import AutoImageProcessor, AutoModel
+
+        model = AutoModel.from_pretrained(folder).eval()
+        model = getattr(model, "vision_model", model)
+        inputs = AutoImageProcessor.from_pretrained(folder)(medium.to_pil(), return_tensors="pt")
+        return model(**inputs).last_hidden_state[0, prefix:]
+
+    return tokens
+
+
+def _write_pictures(kind: str, **more: Any) -> Callable[[Path], None]:
+    """A tiny vision model of transformers, by the prefix of its classes' names."""
+
+    def write(folder: Path) -> None:
+        import transformers as t
+
+        torch.manual_seed(0)
+        edge, square = {"shortest_edge": 36}, {"height": 32, "width": 32}
+        if kind in ("CLIP", "Siglip", "Siglip2"):
+            made = getattr(t, f"{kind}Config")(
+                vision_config={**PICTURE, **more}, text_config={**TEXT, **IDS}
+            )
+        else:
+            made = getattr(t, f"{kind}Config")(**{**PICTURE, **more})
+        processor = {
+            "CLIP": lambda: t.CLIPImageProcessor(size=edge, crop_size=square),
+            "Siglip": lambda: t.SiglipImageProcessor(size=square),
+            "Siglip2": lambda: t.Siglip2ImageProcessor(patch_size=8, max_num_patches=20),
+            "DINOv3ViT": lambda: t.DINOv3ViTImageProcessor(size=square),
+            "DINOv3ConvNext": lambda: t.DINOv3ViTImageProcessor(size={"height": 64, "width": 64}),
+        }.get(kind, lambda: t.BitImageProcessor(size=edge, crop_size=square))()
+        _save(folder, getattr(t, f"{kind}Model")(made), processor)
+
+    return write
+
+
+def _vision(kind: str, prefix: int, **more: Any) -> Twin:
+    return Twin(
+        "transformers_vision", _write_pictures(kind, **more), _picture_tokens(prefix), pictures
+    )
+
+
+TWINS = {
+    "clip": _vision("CLIP", 1),
+    "siglip": _vision("Siglip", 0),
+    "siglip2": _vision("Siglip2", 0, num_patches=16),
+    "dinov2": _vision("Dinov2", 1),
+    "dinov2_with_registers": _vision("Dinov2WithRegisters", 5),
+    "dinov3_vit": _vision("DINOv3ViT", 5, num_register_tokens=4),
+    "dinov3_convnext": _vision("DINOv3ConvNext", 1, hidden_sizes=[8, 8, 12, 16], depths=[1] * 4),
+}
+
+
+def rewrite(folder: Path, name: str, **changes: Any) -> None:
+    """Change keys of a JSON file in a folder."""
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
