@@ -28,6 +28,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "efficientnet": "mmllm.encoders.efficientnet:EfficientNetConfig",
         "frames": "mmllm.encoders.frames:FramesConfig",
         "aisfx": "mmllm.encoders.aisfx:AisfxConfig",
+        "open_clip": "mmllm.encoders.open_clip:OpenClipConfig",
         "transformers_vision": "mmllm.encoders.transformers_vision:TransformersVisionConfig",
     },
     "input_projections": {

@@ -57,7 +57,7 @@ def open_folder(
     except (OSError, ValueError) as error:
         raise AssetError(
             f"{where}.weights: {weights!r} is no folder here and cannot be fetched from the hub: "
-            f"{str(error).splitlines()[0]}; give a folder, correct the id or the revision, or log "
+            f"{_first_line(error)}; give a folder, correct the id or the revision, or log "
             "in with `hf auth login` if it is gated"
         ) from error
     return Path(folder)
@@ -143,7 +143,8 @@ class Source:
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise AssetError(
-                f"{self.where}.weights: {self.folder} cannot be loaded as {cls.__name__}: {error}"
+                f"{self.where}.weights: {self.folder} cannot be loaded as {cls.__name__}: "
+                f"{_first_line(error)}"
             ) from error
         missing = sorted(report["missing_keys"])
         if missing:
@@ -161,9 +162,13 @@ class Source:
         except (OSError, ValueError, ImportError) as error:
             raise AssetError(
                 f"{self.where}.weights: {self.folder} has no usable preprocessor for "
-                f"{cls.__name__}: {str(error).splitlines()[0]}; copy preprocessor_config.json of "
+                f"{cls.__name__}: {_first_line(error)}; copy preprocessor_config.json of "
                 "the published model next to its weights"
             ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextmanager

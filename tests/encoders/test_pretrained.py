@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -95,8 +96,7 @@ def test_the_fingerprint_tells_what_changes_features(name, built, copied):
     before = built(name).fingerprint
     assert twin.build(folder).fingerprint == before
     prints = {before, twin.build(folder, dtype="bfloat16").fingerprint}
-    preprocessor = next(path.name for path in folder.glob("*.json") if "processor" in path.name)
-    twins.rewrite(folder, preprocessor, **twin.changed)
+    twins.rewrite(folder, twin.preprocessor, **twin.changed)
     prints.add(twin.build(folder).fingerprint)
     file = next(folder.glob("*.safetensors"))
     weights = load_file(file)
@@ -193,6 +193,111 @@ def test_any_picture_encoder_sees_frames(name, folders, built):
         assert torch.equal(features.mask[2], alone.mask.flatten())
 
 
+# --- open_clip ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_open_clip_layers_class_token_and_grid(folders, built):
+    import open_clip
+
+    visual = open_clip.create_model(f"local-dir:{folders('open_clip')}").eval().visual
+    samples = torch.stack([built("open_clip").preprocess(m) for m in twins.pictures()])
+    states = [visual._embeds(samples)]
+    for block in visual.transformer.resblocks:
+        states.append(block(states[-1]))
+    for layer, index in ((-2, 2), (1, 1)):
+        tokens = built("open_clip", layer=layer)(samples).tokens
+        assert torch.allclose(tokens, states[index][:, 1:], atol=1e-5)
+    encoder = built("open_clip", grid=2, class_token=True)
+    tokens, normed = encoder(samples).tokens, visual.ln_post(states[-1])
+    assert tokens.shape[1:] == encoder.feature_shape == (5, 16)
+    assert torch.allclose(tokens[:, 0], normed[:, 0], atol=1e-5)
+    quarter = normed[:, 1:].view(3, 4, 4, 16)[:, 2:, :2].mean((1, 2))  # bottom left
+    assert torch.allclose(tokens[:, 3], quarter, atol=1e-5)
+
+
+@torch.no_grad()
+def test_open_clip_by_name_in_its_list(monkeypatch, folders, built, tmp_path):
+    """A folder of weights alone, the architecture by name; its preprocessing is open_clip's."""
+    import open_clip
+
+    folder = folders("open_clip")
+    (tmp_path / "tiny-vit.json").write_text(
+        json.dumps(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"])
+    )
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {})
+    open_clip.add_model_config(tmp_path)
+    shutil.copy(folder / "open_clip_model.safetensors", tmp_path / "model.safetensors")
+    encoder = TWINS["open_clip"].build(tmp_path, architecture="tiny-vit")
+    _, _, transform = open_clip.create_model_and_transforms("tiny-vit")
+    picture = twins.pictures()[0]
+    assert torch.equal(encoder.preprocess(picture), transform(picture.to_pil()))
+    samples = built("open_clip").preprocess(picture)[None]
+    assert torch.equal(encoder(samples).tokens, built("open_clip")(samples).tokens)
+
+
+def test_tags_of_open_clip_are_fetched_from_their_repository(monkeypatch, tmp_path):
+    asked = {}
+
+    def snapshot_download(name, **options):
+        asked.update(name=name, **options)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(AssetError, match=r"has no \*?\.safetensors"):
+        TWINS["open_clip"].build("laion2b_s34b_b79k", architecture="ViT-B-32")
+    assert asked["name"].count("/") == 1
+    assert asked["name"] != "laion2b_s34b_b79k"
+    with pytest.raises(ConfigError, match=r"another activation .* use ViT-B-32-quickgelu"):
+        TWINS["open_clip"].build("openai", architecture="ViT-B-32")
+    with pytest.raises(ConfigError, match=r"open_clip has no 'ViT-B32'; did you mean 'ViT-B-32'"):
+        TWINS["open_clip"].build("openai", architecture="ViT-B32")
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "width"),
+    [
+        ("ViT-S-32", 7, 384),
+        ("coca_ViT-B-32", 7, 768),
+        ("roberta-ViT-B-32", 7, 768),
+        ("RN50", 7, 2048),
+        ("ViT-B-32-SigLIP2-256", 8, 768),
+        ("EVA02-B-16", 14, 768),
+        ("PE-Core-T-16-384", 24, 192),
+        ("MobileCLIP2-S0", 8, 512),
+        ("ViTamin-S", 14, 384),
+        ("convnext_tiny", 7, 768),
+        ("swin_base_patch4_window7_224", 7, 1024),
+        ("vit_relpos_medium_patch16_cls_224", 14, 512),
+    ],
+)
+def test_every_kind_of_tower_gives_patches(name, grid, width):
+    """Of open_clip's list one of each kind, with shapes only."""
+    from mmllm.encoders import open_clip as ours
+
+    settings = ours.OpenClipConfig("somewhere", architecture=name)
+    with torch.device("meta"):
+        tower = ours.make_tower(ours._architecture(name))
+    encoder = ours.OpenClipEncoder(settings, tower, {}, "none")
+    assert encoder.feature_shape == (grid * grid, width)
+
+
+def test_open_clip_folders_that_do_not_fit(copied, tmp_path):
+    twin, folder = TWINS["open_clip"], copied("open_clip")
+    with pytest.raises(AssetError, match=r"no readable open_clip_config\.json"):
+        twin.build(tmp_path)
+    with pytest.raises(AssetError, match=r"vision tower .* \d+ tensors differ, first .*: expected"):
+        twin.build(folder, architecture="ViT-S-32-alt")
+    file = folder / "open_clip_model.safetensors"
+    torch.save(load_file(file), folder / "open_clip_pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(AssetError, match=r"only open_clip_pytorch_model\.bin, a pickle"):
+        twin.build(f"local-dir:{folder}")
+    with pytest.raises(ConfigError, match="class_token: this tower has none"):
+        TWINS["open_clip_resnet"].build(copied("open_clip_resnet"), class_token=True)
+
+
 # --- what cannot be meant -----------------------------------------------------------------------
 
 
@@ -262,7 +367,7 @@ def test_hub_ids_are_fetched_once_as_safetensors(monkeypatch, folders, built):
         return str(folders("clip"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    encoder = TWINS["clip"].build("someone/clip", revision="abc")  # pyright: ignore
+    encoder = TWINS["clip"].build("someone/clip", revision="abc")
     assert asked["name"] == "someone/clip"
     assert asked["revision"] == "abc"
     assert not any(pattern.endswith(("bin", "*")) for pattern in asked["allow_patterns"])
@@ -272,7 +377,7 @@ def test_hub_ids_are_fetched_once_as_safetensors(monkeypatch, folders, built):
 def test_a_hub_that_does_not_answer(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(AssetError, match="'someone/nothing' is no folder here and cannot be"):
-        TWINS["clip"].build("someone/nothing")  # pyright: ignore
+        TWINS["clip"].build("someone/nothing")
 
 
 def test_pooling_over_time_means_equal_parts():

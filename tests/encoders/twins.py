@@ -37,8 +37,9 @@ class Twin:
     options: Mapping[str, Any] = field(default_factory=dict)
     changed: Mapping[str, Any] = field(default_factory=lambda: {"image_mean": [0.4, 0.4, 0.4]})
     """Keys of the preprocessor's file that make it another one."""
+    preprocessor: str = "preprocessor_config.json"
 
-    def build(self, folder: Path, **options: Any) -> ModalityEncoder:
+    def build(self, folder: Path | str, **options: Any) -> ModalityEncoder:
         tree = {"type": self.type, "weights": str(folder), **self.options, **options}
         return config.build(config.parse_component("encoders", tree, "encoders.twin"))
 
@@ -123,7 +124,80 @@ def _vision(kind: str, prefix: int, **more: Any) -> Twin:
     )
 
 
+def write_open_clip(folder: Path, *, quick_gelu: bool = False, **vision: Any) -> None:
+    """A model of open_clip as its `push_to_hf_hub` lays it out."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1}
+    model = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick_gelu}
+    preprocess = {"mean": [0.5, 0.4, 0.3], "interpolation": "bilinear", "resize_mode": "longest"}
+    written = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(written))
+    torch.manual_seed(0)
+    state = open_clip.create_model(f"local-dir:{folder}").state_dict()
+    state = {
+        key: value + 0.1 * torch.rand_like(value) if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+    save_file(state, folder / "open_clip_model.safetensors")
+
+
+def _open_clip_tokens(run: Callable[[Any, Tensor], Tensor]) -> Callable[[Path, Medium], Tensor]:
+    """`run(visual, samples)` -> [1, L, C], on the whole model as open_clip creates it."""
+
+    def tokens(folder: Path, medium: Medium) -> Tensor:
+        import open_clip
+
+        model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        return run(model.eval().visual, transform(medium.to_pil())[None])[0]
+
+    return tokens
+
+
+def _vit_tokens(visual: Any, samples: Tensor) -> Tensor:
+    visual.output_tokens = True
+    return visual(samples)[1]
+
+
+def _stage_tokens(visual: Any, samples: Tensor) -> Tensor:
+    for stage in (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        samples = stage(samples)
+    return samples.flatten(2).transpose(1, 2)
+
+
+def _open_clip(run: Callable[[Any, Tensor], Tensor], **vision: Any) -> Twin:
+    changed = {"preprocess_cfg": {"mean": [0.1, 0.1, 0.1]}}
+    return Twin(
+        "open_clip",
+        lambda folder: write_open_clip(folder, **vision),
+        _open_clip_tokens(run),
+        pictures,
+        changed=changed,
+        preprocessor="open_clip_config.json",
+    )
+
+
+VIT = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 3, "head_width": 8}
+RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
+TIMM = {"timm_proj": "linear", "image_size": 160}
+
 TWINS = {
+    "open_clip": _open_clip(_vit_tokens, **VIT),
+    "open_clip_quick_gelu": _open_clip(_vit_tokens, quick_gelu=True, **VIT),
+    "open_clip_resnet": _open_clip(_stage_tokens, **RESNET),
+    "open_clip_timm_vit": _open_clip(
+        lambda visual, samples: visual.trunk.forward_features(samples)[:, 1:],
+        timm_model_name="test_vit",
+        timm_pool="token",
+        **TIMM,
+    ),
+    "open_clip_timm_convnext": _open_clip(
+        lambda visual, samples: visual.trunk.forward_features(samples).flatten(2).transpose(1, 2),
+        timm_model_name="test_convnext",
+        timm_pool="avg",
+        **TIMM,
+    ),
     "clip": _vision("CLIP", 1),
     "siglip": _vision("Siglip", 0),
     "siglip2": _vision("Siglip2", 0, num_patches=16),
