@@ -16,12 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmllm.errors import AssetError, ConfigError
+from mmllm.conversation import Audio, Medium
+from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.weights import locate
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -235,3 +237,21 @@ def placed(samples: Tensor, module: nn.Module) -> Tensor:
     """Samples in the dtype and on the device of a module's weights."""
     like = next(module.parameters())
     return samples.to(like.device, like.dtype)
+
+
+def prepared(extractor: Any, medium: Medium, *, where: str, **options: Any) -> Any:
+    """What a feature extractor of transformers makes of a sound, at its own rate and with channels
+    averaged; raises MediaError."""
+    from mmllm import media
+
+    if not isinstance(medium, Audio):
+        raise MediaError(f"{where}: expected Audio, got {medium!r}")
+    rate = extractor.sampling_rate
+    wave = np.array(media.resample(medium, rate).to_numpy()[0])
+    try:
+        return extractor(wave, sampling_rate=rate, return_tensors="pt", **options)
+    except (ValueError, RuntimeError, AssertionError, IndexError) as error:
+        raise MediaError(
+            f"{where}: {medium!r} cannot be prepared ({len(wave)} samples at {rate} Hz): "
+            f"{_first_line(error)}"
+        ) from error

@@ -298,6 +298,89 @@ def test_open_clip_folders_that_do_not_fit(copied, tmp_path):
         TWINS["open_clip_resnet"].build(copied("open_clip_resnet"), class_token=True)
 
 
+# --- sounds -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_end_of_a_sound_is_masked_or_left_out_of_the_means(built):
+    short = twins.sounds()[0]  # 0.3 of the 1 s that the twin hears
+    encoder = built("whisper")
+    features = encoder.encode([short, twins.sounds()[2]])
+    assert features.mask is not None
+    assert features.mask.sum(dim=1).tolist() == [15, 50]
+    pooled = built("whisper", tokens=3).encode([short])
+    assert pooled.mask is None
+    thirds = features.tokens[0, :15].view(3, 5, -1).mean(dim=1)
+    assert torch.allclose(pooled.tokens[0], thirds, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "prefix"), [("whisper", 0), ("ast", 2)])
+def test_a_layer_is_what_its_block_says(name, prefix, built):
+    samples = torch.stack([built(name).preprocess(medium) for medium in twins.sounds()])
+    said = []
+    hooks = [
+        block.register_forward_hook(
+            lambda _, __, out: said.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for block in built(name).network.layers
+    ]
+    built(name)(samples)
+    for hook in hooks:
+        hook.remove()
+    for layer, index in ((-2, 1), (1, 0)):
+        tokens = built(name, layer=layer)(samples).tokens
+        assert torch.allclose(tokens, said[index][:, prefix:], atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "bands", "steps"), [("clap", 8, 32), ("ast", 4, 10)])
+def test_tokens_are_means_over_bands_and_equal_times(name, bands, steps, built):
+    samples = torch.stack([built(name).preprocess(medium) for medium in twins.sounds()])
+    every = built(name)(samples).tokens.view(3, bands, 2, steps // 2, 16)
+    halves = built(name, tokens=2)(samples).tokens
+    assert torch.allclose(halves, every.mean((1, 3)), atol=1e-5)
+    if name == "ast":
+        encoder = built(name, tokens=2, class_token=True)
+        first = encoder.network(samples).last_hidden_state[:, 0]
+        assert torch.allclose(encoder(samples).tokens[:, 0], first, atol=1e-6)
+        assert encoder.feature_shape == (3, 16)
+
+
+def test_clap_draws_the_same_part_and_leaves_the_generator_alone(built):
+    long = twins.sounds()[2]
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    first = built("clap").preprocess(long)
+    assert np.array_equal(np.random.get_state()[1], before)
+    np.random.seed(6)
+    assert torch.equal(built("clap").preprocess(long), first)
+
+
+def test_ears_that_do_not_fit(built, copied):
+    with pytest.raises(MediaError, match="clap: expected Audio, got Image"):
+        built("clap").preprocess(twins.pictures()[0])
+    click = Audio.from_numpy(np.zeros(40, np.float32), 16_000)
+    with pytest.raises(MediaError, match=r"ast: Audio.*cannot be prepared \(40 samples at 16000"):
+        built("ast").preprocess(click)
+    with pytest.raises(ConfigError, match=r"whisper\.tokens: expected 1 to 50, got 51"):
+        built("whisper", tokens=51)
+    folder = copied("clap")
+    twins.rewrite(folder, "preprocessor_config.json", truncation="fusion")
+    with pytest.raises(AssetError, match=r"enable_fusion is False .* truncation is 'fusion'"):
+        TWINS["clap"].build(folder)
+    folder = copied("whisper")
+    twins.rewrite(folder, "preprocessor_config.json", feature_size=128)
+    with pytest.raises(AssetError, match=r"80 bands of 100 frames, but .* makes 128 of 100"):
+        TWINS["whisper"].build(folder)
+    folder = copied("ast")
+    twins.rewrite(folder, "preprocessor_config.json", max_length=64)
+    with pytest.raises(AssetError, match=r"hears 98 frames of 32 bands, .* makes 64 of 32"):
+        TWINS["ast"].build(folder)
+    with pytest.raises(AssetError, match="type 'clip'; did you mean 'clap'"):
+        TWINS["clap"].build(copied("clip"))
+
+
 # --- what cannot be meant -----------------------------------------------------------------------
 
 

@@ -178,6 +178,101 @@ def _open_clip(run: Callable[[Any, Tensor], Tensor], **vision: Any) -> Twin:
     )
 
 
+def _wave(medium: Medium, rate: int) -> np.ndarray:
+    """float32[S], mixed and resampled with torchaudio alone."""
+    from torchaudio.functional import resample
+
+    assert isinstance(medium, Audio)
+    mixed = torch.from_numpy(medium.to_numpy()).mean(dim=0)
+    return resample(mixed, medium.sample_rate, rate).clamp(-1, 1).numpy()  # pyright: ignore
+
+
+def _write_clap(*, fusion: bool) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        import transformers as t
+
+        torch.manual_seed(0)
+        tower = {
+            "spec_size": 128,
+            "num_mel_bins": 64,
+            "depths": [1, 1],
+            "num_attention_heads": [2, 2],
+            "patch_embeds_hidden_size": 8,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "window_size": 4,
+            "enable_fusion": fusion,
+            "fusion_type": "aff_2d" if fusion else None,
+            "patch_embed_input_channels": 1,
+            "projection_dim": 8,
+        }
+        text = {**TEXT, **IDS, "projection_dim": 8}
+        made = t.ClapConfig(audio_config=tower, text_config=text, projection_dim=8)
+        truncation = "fusion" if fusion else "rand_trunc"
+        extractor = t.ClapFeatureExtractor(max_length_s=1, truncation=truncation)
+        _save(folder, t.ClapModel(made), extractor)
+
+    return write
+
+
+def _clap_tokens(folder: Path, medium: Medium) -> Tensor:
+    """From the whole model; upstream's draws are repeated by numpy's seed."""
+    from transformers import ClapFeatureExtractor, ClapModel
+
+    extractor = ClapFeatureExtractor.from_pretrained(folder)
+    np.random.seed(0)
+    inputs = extractor(_wave(medium, 48_000), sampling_rate=48_000, return_tensors="pt")
+    model = ClapModel.from_pretrained(folder).eval()
+    return model.audio_model(**inputs).last_hidden_state[0].flatten(1).T
+
+
+def _write_whisper(folder: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 3, "decoder_layers": 1, "d_model": 16, "num_mel_bins": 80}
+    sizes |= {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_ffn_dim": 24 for side in ("encoder", "decoder")}
+    made = t.WhisperConfig(
+        **sizes, **IDS, vocab_size=8, decoder_start_token_id=1, max_source_positions=50
+    )
+    extractor = t.WhisperFeatureExtractor(chunk_length=1)
+    _save(folder, t.WhisperModel(made), extractor)
+
+
+def _whisper_tokens(folder: Path, medium: Medium) -> Tensor:
+    from transformers import WhisperFeatureExtractor, WhisperModel
+
+    extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    inputs = extractor(_wave(medium, 16_000), sampling_rate=16_000, return_tensors="pt")
+    model = WhisperModel.from_pretrained(folder).eval()
+    return model.encoder(inputs["input_features"]).last_hidden_state[0]
+
+
+def _write_ast(folder: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    made = t.ASTConfig(
+        **SMALL,
+        num_hidden_layers=3,
+        patch_size=8,
+        max_length=98,
+        num_mel_bins=32,
+        frequency_stride=8,
+        time_stride=10,
+    )
+    _save(folder, t.ASTModel(made), t.ASTFeatureExtractor(max_length=98, num_mel_bins=32))
+
+
+def _ast_tokens(folder: Path, medium: Medium) -> Tensor:
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    inputs = extractor(_wave(medium, 16_000), sampling_rate=16_000, return_tensors="pt")
+    return AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state[0, 2:]
+
+
 VIT = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 3, "head_width": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
 TIMM = {"timm_proj": "linear", "image_size": 160}
@@ -205,6 +300,22 @@ TWINS = {
     "dinov2_with_registers": _vision("Dinov2WithRegisters", 5),
     "dinov3_vit": _vision("DINOv3ViT", 5, num_register_tokens=4),
     "dinov3_convnext": _vision("DINOv3ConvNext", 1, hidden_sizes=[8, 8, 12, 16], depths=[1] * 4),
+    "clap": Twin(
+        "clap",
+        _write_clap(fusion=False),
+        _clap_tokens,
+        sounds,
+        changed={"frequency_max": 12_000},
+    ),
+    "clap_fused": Twin(
+        "clap",
+        _write_clap(fusion=True),
+        _clap_tokens,
+        sounds,
+        changed={"frequency_max": 12_000},
+    ),
+    "whisper": Twin("whisper", _write_whisper, _whisper_tokens, sounds, changed={"dither": 0.1}),
+    "ast": Twin("ast", _write_ast, _ast_tokens, sounds, changed={"mean": -4.0}),
 }
 
 
