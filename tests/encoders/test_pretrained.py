@@ -381,6 +381,45 @@ def test_ears_that_do_not_fit(built, copied):
         TWINS["clap"].build(copied("clip"))
 
 
+# --- clips --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["videomae", "vjepa2"])
+def test_layers_steps_and_grid_of_clips(name, built):
+    samples = torch.stack([built(name).preprocess(medium) for medium in twins.clips()])
+    every = built(name)(samples).tokens
+    width = every.shape[-1]
+    assert every.shape == (3, 2 * 4 * 4, width)
+    pooled = built(name, steps=1, grid=2)
+    assert pooled.feature_shape == (4, width)
+    corner = every.view(3, 2, 4, 4, width)[:, :, 2:, :2].mean((1, 2, 3))  # bottom left
+    assert torch.allclose(pooled(samples).tokens[:, 2], corner, atol=1e-5)
+    said = []
+    hook = (
+        built(name)
+        .network.encoder.layer[1]
+        .register_forward_hook(
+            lambda _, __, out: said.append(out[0] if isinstance(out, tuple) else out)
+        )
+    )
+    built(name)(samples)
+    hook.remove()
+    assert torch.allclose(built(name, layer=-2)(samples).tokens, said[0], atol=1e-5)
+
+
+def test_clips_that_do_not_fit(built):
+    with pytest.raises(ConfigError, match="frames: this model takes 4, got 8"):
+        built("videomae", frames=8)
+    with pytest.raises(ConfigError, match="frames: expected a multiple of 2, got 5"):
+        built("vjepa2", frames=5)
+    assert built("vjepa2", frames=8).feature_shape[0] == 4 * 16
+    with pytest.raises(ConfigError, match="steps: expected 1 to 2, got 3"):
+        built("videomae", steps=3)
+    with pytest.raises(MediaError, match="expected Video, got Image"):
+        built("videomae").preprocess(twins.pictures()[0])
+
+
 # --- what cannot be meant -----------------------------------------------------------------------
 
 

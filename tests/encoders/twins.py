@@ -273,6 +273,57 @@ def _ast_tokens(folder: Path, medium: Medium) -> Tensor:
     return AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state[0, 2:]
 
 
+def _write_videomae(folder: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    made = t.VideoMAEConfig(
+        **PICTURE,
+        num_frames=4,
+        tubelet_size=2,
+        decoder_hidden_size=8,
+        use_mean_pooling=False,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=8,
+    )
+    sizes = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+    _save(folder, t.VideoMAEForPreTraining(made), t.VideoMAEImageProcessor(**sizes))
+
+
+def _write_vjepa2(folder: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    made = t.VJEPA2Config(
+        hidden_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=3,
+        mlp_ratio=1.5,
+        patch_size=8,
+        crop_size=32,
+        frames_per_clip=4,
+        pred_hidden_size=24,
+        pred_num_attention_heads=2,
+        pred_num_hidden_layers=1,
+        num_pooler_layers=1,
+    )
+    _save(folder, t.VJEPA2Model(made), t.VJEPA2VideoProcessor(crop_size=32))
+
+
+def _clip_tokens(folder: Path, medium: Medium) -> Tensor:
+    """On the middles of four equal parts, whatever the length."""
+    from transformers import AutoConfig, AutoVideoProcessor, VideoMAEModel, VJEPA2Model
+
+    frames = medium.to_numpy()
+    frames = frames[[int((i + 0.5) * len(frames) / 4) for i in range(4)]]
+    inputs = AutoVideoProcessor.from_pretrained(folder)(list(frames), return_tensors="pt")
+    if AutoConfig.from_pretrained(folder).model_type == "vjepa2":
+        model = VJEPA2Model.from_pretrained(folder).eval()
+        return model.get_vision_features(inputs["pixel_values_videos"])[0]
+    return VideoMAEModel.from_pretrained(folder).eval()(**inputs).last_hidden_state[0]
+
+
 VIT = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 3, "head_width": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
 TIMM = {"timm_proj": "linear", "image_size": 160}
@@ -316,6 +367,14 @@ TWINS = {
     ),
     "whisper": Twin("whisper", _write_whisper, _whisper_tokens, sounds, changed={"dither": 0.1}),
     "ast": Twin("ast", _write_ast, _ast_tokens, sounds, changed={"mean": -4.0}),
+    "videomae": Twin("transformers_video", _write_videomae, _clip_tokens, clips),
+    "vjepa2": Twin(
+        "transformers_video",
+        _write_vjepa2,
+        _clip_tokens,
+        clips,
+        preprocessor="video_preprocessor_config.json",
+    ),
 }
 
 
