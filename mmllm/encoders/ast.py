@@ -57,8 +57,8 @@ class AstEncoder(ModalityEncoder):
         self.extractor = source.preprocessor(transformers.ASTFeatureExtractor)
         self.network = source.load(transformers.ASTModel, config.dtype)
         of: Any = self.network.config
-        self._block = pretrained.block_number(config.layer, of.num_hidden_layers, where=_WHERE)
-        self._last = self._block == of.num_hidden_layers
+        block = pretrained.block_number(config.layer, of.num_hidden_layers, where=_WHERE)
+        self._after = None if block == of.num_hidden_layers else block
         self.sample_shape = (self.extractor.max_length, self.extractor.num_mel_bins)
         if self.sample_shape != (of.max_length, of.num_mel_bins):
             raise AssetError(
@@ -75,7 +75,7 @@ class AstEncoder(ModalityEncoder):
                 "component": _WHERE,
                 "weights": source.hash,
                 "preprocessing": self.extractor.to_dict(),
-                "layer": self._block,
+                "layer": block,
                 "tokens": config.tokens,
                 "class_token": config.class_token,
                 "dtype": config.dtype,
@@ -95,10 +95,7 @@ class AstEncoder(ModalityEncoder):
     def forward(self, samples: Tensor) -> Features:
         """float[M, T, B] -> float[M, L, C]."""
         samples = pretrained.placed(samples, self.network)
-        if self._last:
-            found = self.network(samples).last_hidden_state
-        else:
-            found = self.network(samples, output_hidden_states=True).hidden_states[self._block]
+        found = pretrained.hidden(self.network, self._after, input_values=samples)
         tokens = found[:, _PREFIX:]
         if self.config.tokens is not None:
             steps = tokens.unflatten(1, self._map).mean(dim=1)  # [M, t, C]

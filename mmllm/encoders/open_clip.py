@@ -66,7 +66,7 @@ class OpenClipEncoder(ModalityEncoder):
         size = self.network.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         preprocessing = {**preprocessing, "size": size}
-        self.transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
+        self.transform: Any = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
         blocks, has_class_token, self._normed = _anatomy(self.network)
         if config.class_token and not has_class_token:
             raise ConfigError(f"{_WHERE}.class_token: this tower has none")
@@ -100,7 +100,7 @@ class OpenClipEncoder(ModalityEncoder):
         """A picture -> float[3, H, W], as open_clip does at inference."""
         if not isinstance(medium, Image):
             raise MediaError(f"{_WHERE}: expected Image, got {medium!r}")
-        return self.transform(medium.to_pil())  # pyright: ignore[reportReturnType]
+        return self.transform(medium.to_pil())
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, 3, H, W] -> float[M, L, C]."""
@@ -190,11 +190,10 @@ def load_tower(model: dict[str, Any], file: Path, dtype: str) -> nn.Module:
 def make_tower(model: dict[str, Any]) -> nn.Module:
     """The vision tower of open_clip's model config, random. `create_model` would also build the
     text tower, which may be larger, and ask a hub for it."""
-    from open_clip.model import _build_vision_tower
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-    return _build_vision_tower(
-        model["embed_dim"], {**model["vision_cfg"]}, model.get("quick_gelu", False)
-    )
+    vision = CLIPVisionCfg(**model["vision_cfg"])
+    return _build_vision_tower(model["embed_dim"], vision, model.get("quick_gelu", False))
 
 
 def _architecture(name: str) -> dict[str, Any]:

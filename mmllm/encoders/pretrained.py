@@ -83,7 +83,11 @@ def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
         return found
     pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
     if not pickles:
-        raise AssetError(f"{where}.weights: {folder} has no {pattern}; is it the right folder?")
+        raise AssetError(
+            f"{where}.weights: {folder} has no {pattern}; is it the right folder? (Of a hub id "
+            "only safetensors are fetched: where it has none, download its pickle into a folder "
+            "and give that, to be told how to convert it)"
+        )
     target = folder / pattern.replace("*", "")
     program = _CONVERT.format(source=str(pickles[0]), target=str(target))
     raise AssetError(
@@ -231,6 +235,24 @@ def pool_time(tokens: Tensor, parts: int | None) -> Tensor:
     flat = tokens.flatten(2).transpose(1, 2)  # [M, ..., T]
     pooled = F.adaptive_avg_pool1d(flat, parts).transpose(1, 2)
     return pooled.unflatten(2, tokens.shape[2:]) if tokens.ndim > 3 else pooled
+
+
+def hidden(network: Any, block: int | None, **inputs: Any) -> Tensor:
+    """What a model of transformers says after a block; None is its `last_hidden_state`."""
+    if block is None:
+        return network(**inputs).last_hidden_state
+    return network(**inputs, output_hidden_states=True).hidden_states[block]
+
+
+def one_shape(wide: Tensor, high: Tensor, *, where: str) -> tuple[int, ...]:
+    """The shape of samples, given those of a wide and of a high medium; raises AssetError."""
+    if wide.shape != high.shape:
+        raise AssetError(
+            f"{where}.weights: the preprocessor makes samples of different shapes "
+            f"({list(wide.shape)} and {list(high.shape)}), which no batch can hold; set "
+            "do_center_crop or a fixed size in its preprocessor_config.json"
+        )
+    return tuple(wide.shape)
 
 
 def placed(samples: Tensor, module: nn.Module) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmllm.conversation import Medium, Video
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.errors import ConfigError, MediaError
 
 _WHERE = "transformers_video"
 _MODELS = {
@@ -76,10 +76,13 @@ class TransformersVideoEncoder(ModalityEncoder):
             raise ConfigError(
                 f"{_WHERE}.frames: expected a multiple of {of.tubelet_size}, got {self._frames}"
             )
-        self._block = pretrained.block_number(config.layer, of.num_hidden_layers, where=_WHERE)
-        self._last = self._block == of.num_hidden_layers
+        block = pretrained.block_number(config.layer, of.num_hidden_layers, where=_WHERE)
+        self._after = None if block == of.num_hidden_layers else block
 
-        self.sample_shape = self._sample_shape()
+        blanks = (
+            Video.from_numpy(np.zeros((1, *s, 3), np.uint8), 1.0) for s in ((48, 64), (64, 48))
+        )
+        self.sample_shape = pretrained.one_shape(*map(self.preprocess, blanks), where=_WHERE)
         height, width = self.sample_shape[2:]
         self._grid = (height // of.patch_size, width // of.patch_size)
         self._steps = self._frames // of.tubelet_size
@@ -92,7 +95,7 @@ class TransformersVideoEncoder(ModalityEncoder):
                 "component": _WHERE,
                 "weights": source.hash,
                 "preprocessing": [self.processor.to_dict(), self._frames, "middles"],
-                "layer": self._block,
+                "layer": block,
                 "steps": config.steps,
                 "grid": config.grid,
                 "dtype": config.dtype,
@@ -121,28 +124,11 @@ class TransformersVideoEncoder(ModalityEncoder):
     def forward(self, samples: Tensor) -> Features:
         """float[M, F, 3, H, W] -> float[M, L, C]."""
         inputs = {self._input: pretrained.placed(samples, self.network), **self._options}
-        if self._last:
-            found = self.network(**inputs).last_hidden_state
-        else:
-            found = self.network(**inputs, output_hidden_states=True).hidden_states[self._block]
+        found = pretrained.hidden(self.network, self._after, **inputs)
         found = found.unflatten(1, (self._steps, -1))  # [M, t, h * w, C]
         found = pretrained.pool_time(found, self.config.steps)
         found = pretrained.pool_grid(found, self._grid, self.config.grid)
         return Features(found.flatten(1, 2).float())
-
-    def _sample_shape(self) -> tuple[int, ...]:
-        """The shape of a sample, the same for wide and high clips; raises AssetError if not."""
-        wide, high = (
-            tuple(self.preprocess(Video.from_numpy(np.zeros(shape, np.uint8), 1.0)).shape)
-            for shape in ((1, 48, 64, 3), (1, 64, 48, 3))
-        )
-        if wide != high:
-            raise AssetError(
-                f"{_WHERE}.weights: the video processor makes frames of different sizes "
-                f"({list(wide)} and {list(high)}), which no batch can hold; set do_center_crop or "
-                "a fixed size in its preprocessor_config.json"
-            )
-        return wide
 
 
 def build(config: TransformersVideoConfig) -> ModalityEncoder:

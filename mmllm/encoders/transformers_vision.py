@@ -75,10 +75,11 @@ class TransformersVisionEncoder(ModalityEncoder):
             raise ConfigError(f"{_WHERE}.class_token: a model of type {kind!r} has none")
         # Stages of a convolutional network differ in width and size: only the last is offered.
         blocks = 1 if convolutional else of.num_hidden_layers
-        self._block = pretrained.block_number(config.layer, blocks, where=_WHERE)
-        self._last = self._block == blocks
+        block = pretrained.block_number(config.layer, blocks, where=_WHERE)
+        self._after = None if block == blocks else block
 
-        self.sample_shape = self._sample_shape()
+        blanks = (Image.from_numpy(np.zeros((*s, 3), np.uint8)) for s in ((48, 64), (64, 48)))
+        self.sample_shape = pretrained.one_shape(*map(self.preprocess, blanks), where=_WHERE)
         if self._ragged:
             self._grid = (0, 0)
             patches = self.sample_shape[0] - 1
@@ -87,6 +88,8 @@ class TransformersVisionEncoder(ModalityEncoder):
         else:
             stride = 2 ** (len(of.depths) + 1) if convolutional else of.patch_size
             height, width = self.sample_shape[1:]
+            if "clip" in kind or "siglip" in kind:  # their positions are for one size
+                _check_size((height, width), of.image_size, source)
             self._grid = (height // stride, width // stride)
             patches = self._grid[0] * self._grid[1]
             pretrained.check_grid(config.grid, self._grid, where=_WHERE)
@@ -98,7 +101,7 @@ class TransformersVisionEncoder(ModalityEncoder):
                 "component": _WHERE,
                 "weights": source.hash,
                 "preprocessing": self.processor.to_dict(),
-                "layer": self._block,
+                "layer": block,
                 "grid": config.grid,
                 "class_token": config.class_token,
                 "dtype": config.dtype,
@@ -127,7 +130,9 @@ class TransformersVisionEncoder(ModalityEncoder):
         """float[M, *S] -> float[M, L, C]; a mask where pictures have fewer patches than others."""
         if self._ragged:
             return self._forward_ragged(samples)
-        tokens = self._run(pixel_values=pretrained.placed(samples, self.network))
+        tokens = pretrained.hidden(
+            self.network, self._after, pixel_values=pretrained.placed(samples, self.network)
+        )
         count = self._grid[0] * self._grid[1]
         patches = pretrained.pool_grid(tokens[:, -count:], self._grid, self.config.grid)
         if self.config.class_token:
@@ -140,8 +145,12 @@ class TransformersVisionEncoder(ModalityEncoder):
         patches = pretrained.placed(samples[:, 1:], self.network)
         places = torch.arange(patches.shape[1], device=patches.device)
         mask = places < shapes.prod(dim=1, keepdim=True).to(patches.device)
-        tokens = self._run(
-            pixel_values=patches, pixel_attention_mask=mask.long(), spatial_shapes=shapes
+        tokens = pretrained.hidden(
+            self.network,
+            self._after,
+            pixel_values=patches,
+            pixel_attention_mask=mask.long(),
+            spatial_shapes=shapes,
         )
         if self.config.grid is None:
             return Features(tokens.float(), mask)
@@ -151,25 +160,13 @@ class TransformersVisionEncoder(ModalityEncoder):
         ]
         return Features(torch.cat(pooled).float())
 
-    def _run(self, **inputs: Tensor) -> Tensor:
-        """Upstream's answer at the chosen layer: float[M, prefix + patches, C]."""
-        if self._last:
-            return self.network(**inputs).last_hidden_state
-        return self.network(**inputs, output_hidden_states=True).hidden_states[self._block]
 
-    def _sample_shape(self) -> tuple[int, ...]:
-        """S, found by preprocessing a wide and a high picture; raises AssetError if they differ."""
-        wide, high = (
-            tuple(self.preprocess(Image.from_numpy(np.zeros(shape, np.uint8))).shape)
-            for shape in ((48, 64, 3), (64, 48, 3))
+def _check_size(made: tuple[int, int], wanted: int, source: pretrained.Source) -> None:
+    if made != (wanted, wanted):
+        raise AssetError(
+            f"{_WHERE}.weights: {source.folder}: the model sees {wanted} x {wanted} pixels, but "
+            f"preprocessor_config.json makes {made[0]} x {made[1]}; are both of the same model?"
         )
-        if wide != high:
-            raise AssetError(
-                f"{_WHERE}.weights: the image processor makes pictures of different sizes "
-                f"({list(wide)} and {list(high)}), which no batch can hold; set do_center_crop or "
-                "a fixed size in its preprocessor_config.json"
-            )
-        return wide
 
 
 def build(config: TransformersVisionConfig) -> ModalityEncoder:

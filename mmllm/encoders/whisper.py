@@ -54,8 +54,8 @@ class WhisperEncoder(ModalityEncoder):
         self.extractor = source.preprocessor(transformers.WhisperFeatureExtractor)
         self.network = source.load(transformers.WhisperModel, config.dtype).get_encoder()
         of: Any = self.network.config
-        self._block = pretrained.block_number(config.layer, of.encoder_layers, where=_WHERE)
-        self._last = self._block == of.encoder_layers
+        block = pretrained.block_number(config.layer, of.encoder_layers, where=_WHERE)
+        self._after = None if block == of.encoder_layers else block
         frames, length = self.extractor.nb_max_frames, of.max_source_positions
         if (frames, self.extractor.feature_size) != (2 * length, of.num_mel_bins):
             raise AssetError(
@@ -71,7 +71,7 @@ class WhisperEncoder(ModalityEncoder):
                 "component": _WHERE,
                 "weights": source.hash,
                 "preprocessing": self.extractor.to_dict(),
-                "layer": self._block,
+                "layer": block,
                 "tokens": config.tokens,
                 "dtype": config.dtype,
             }
@@ -91,10 +91,7 @@ class WhisperEncoder(ModalityEncoder):
         """float[M, 1 + B, T] -> float[M, L, C], with a mask unless pooled."""
         heard = samples[:, 0, ::2] > 0.5  # the second convolution has a stride of 2
         mels = pretrained.placed(samples[:, 1:], self.network)
-        if self._last:
-            found = self.network(mels).last_hidden_state
-        else:
-            found = self.network(mels, output_hidden_states=True).hidden_states[self._block]
+        found = pretrained.hidden(self.network, self._after, input_features=mels)
         if self.config.tokens is None:
             return Features(found.float(), heard)
         parts = [

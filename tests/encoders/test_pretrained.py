@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from mmllm import config
 from mmllm.conversation import Audio, Image
+from mmllm.data.frozen import FrozenWork
+from mmllm.data.store import FeatureStore
 from mmllm.encoders import pretrained
 from mmllm.errors import AssetError, ConfigError, MediaError
 from tests.encoders import twins
@@ -112,7 +117,7 @@ def test_fingerprints_are_the_same_in_another_process(folders, built):
         "from tests.encoders.twins import TWINS; import sys; from pathlib import Path;"
         "print(*(TWINS[n].build(Path(f)).fingerprint for n, f in zip(*[iter(sys.argv[1:])] * 2)))"
     )
-    some = [name for name in ("clip", "open_clip", "whisper") if name in TWINS]
+    some = ["clip", "siglip2", "dinov3_vit", "clap", "whisper", "ast", "videomae", "vjepa2"]
     arguments = [word for name in some for word in (name, str(folders(name)))]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
@@ -420,6 +425,72 @@ def test_clips_that_do_not_fit(built):
         built("videomae").preprocess(twins.pictures()[0])
 
 
+# --- in the cache, and from outside the package ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clip", "whisper", "siglip2", "videomae"])
+def test_a_cache_holds_what_the_encoder_says(name, built, tmp_path):
+    """Through mmllm.data: masks too, and read again from the disk."""
+    encoder, media = built(name), TWINS[name].media()
+    model = SimpleNamespace(encoders={"in": encoder}, decoders={}, device=torch.device("cpu"))
+    expected = encoder.encode(media)
+    for _ in range(2):
+        store = FeatureStore(tmp_path)
+        found = FrozenWork(model, store=store).input_media("in", media)  # pyright: ignore
+        store.flush()
+        assert torch.allclose(found["features"], expected.tokens, atol=1e-5)
+        if expected.mask is None:
+            assert found["feature_mask"] is None
+        else:
+            assert torch.equal(found["feature_mask"], expected.mask)
+    assert FeatureStore(tmp_path, complete=True).room(
+        "features", "encoders.in", encoder.fingerprint
+    )
+    assert [encoder.fingerprint in path.name for path in tmp_path.glob("features-*")] == [True]
+
+
+def test_the_example_of_an_own_encoder(monkeypatch, tmp_path):
+    """The file and the entry that docs/encoders.md shows, as a user would have them."""
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(python|yaml)\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    (tmp_path / "my_encoder.py").write_text(blocks["python"])
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = yaml.safe_load(blocks["yaml"])["encoders"]["image"]
+    assert entry["type"] == "my_encoder:MyConfig"
+    (tmp_path / entry["weights"]).mkdir(parents=True)
+    network = torch.nn.Conv2d(3, 64, kernel_size=8, stride=8)
+    file = tmp_path / entry["weights"] / "model.safetensors"
+    save_file(network.state_dict(), file)
+    monkeypatch.chdir(tmp_path)
+
+    settings = config.parse_component("encoders", entry, "encoders.image")
+    encoder = config.build(settings)
+    media = twins.pictures()
+    features = encoder.encode(media)
+    assert features.tokens.shape == (3, *encoder.feature_shape) == (3, 16, 64)
+    assert torch.allclose(
+        features.tokens[1],
+        network(encoder.preprocess(media[1])[None]).flatten(2)[0].T,
+        atol=1e-6,
+    )
+    assert not features.tokens.requires_grad
+    again = config.parse_component("encoders", config.dump(settings), "encoders.image")
+    assert again == settings
+    before = encoder.fingerprint
+    assert config.build(again).fingerprint == before
+    save_file({key: value + 1 for key, value in network.state_dict().items()}, file)
+    assert config.build(again).fingerprint != before
+    with pytest.raises(ConfigError, match=r"unknown key 'sides'; did you mean 'side'\?"):
+        config.parse_component("encoders", {**entry, "sides": 4}, "encoders.image")
+    with pytest.raises(MediaError, match="expected Image, got Audio"):
+        encoder.preprocess(twins.sounds()[0])
+
+
+def test_an_unknown_family_suggests_the_near_one():
+    with pytest.raises(ConfigError, match=r"unknown type 'wisper'; did you mean 'whisper'\?"):
+        config.parse_component("encoders", {"type": "wisper"}, "encoders.audio")
+
+
 # --- what cannot be meant -----------------------------------------------------------------------
 
 
@@ -445,6 +516,13 @@ def test_wrong_folders_say_what_is_there(copied, tmp_path):
         twin.build(tmp_path)
     with pytest.raises(AssetError, match="expected a folder, got the file"):
         twin.build(tmp_path / "notes.txt")
+    folder = copied("siglip")
+    twins.rewrite(folder, "preprocessor_config.json", size={"height": 48, "width": 40})
+    with pytest.raises(AssetError, match=r"sees 32 x 32 pixels, but .* makes 48 x 40"):
+        twin.build(folder)
+    twins.rewrite(folder, "preprocessor_config.json", size={"shortest_edge": 32})
+    with pytest.raises(AssetError, match=r"samples of different shapes \(\[3, 32, 42\] and"):
+        twin.build(folder)
     folder = copied("clip")
     twins.rewrite(folder, "config.json", model_type="dinov4")
     with pytest.raises(AssetError, match=r"type 'dinov4'; did you mean 'dinov2'\?; this encoder"):
