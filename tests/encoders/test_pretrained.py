@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_fingerprints_are_the_same_in_another_process(folders, built):
         "from tests.encoders.twins import TWINS; import sys; from pathlib import Path;"
         "print(*(TWINS[n].build(Path(f)).fingerprint for n, f in zip(*[iter(sys.argv[1:])] * 2)))"
     )
-    some = ["clip", "siglip2", "dinov3_vit", "clap", "whisper", "ast", "videomae", "vjepa2"]
+    some = ["clip", "whisper"]
     arguments = [word for name in some for word in (name, str(folders(name)))]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
@@ -552,8 +553,9 @@ def test_a_pickle_is_refused_and_the_command_converts_it(copied, built):
     file.unlink()
     with pytest.raises(AssetError, match=r"only pytorch_model\.bin, a pickle") as caught:
         TWINS["clip"].build(folder)
-    command = str(caught.value).splitlines()[1].strip()
-    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    python, option, program = shlex.split(str(caught.value).splitlines()[1])
+    assert (python, option) == ("python", "-c")
+    exec(program, {})
     media = twins.pictures()
     same = TWINS["clip"].build(folder).encode(media).tokens
     assert torch.equal(same, built("clip").encode(media).tokens)
