@@ -28,6 +28,12 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "efficientnet": "mmllm.encoders.efficientnet:EfficientNetConfig",
         "frames": "mmllm.encoders.frames:FramesConfig",
         "aisfx": "mmllm.encoders.aisfx:AisfxConfig",
+        "clap": "mmllm.encoders.clap:ClapConfig",
+        "whisper": "mmllm.encoders.whisper:WhisperConfig",
+        "ast": "mmllm.encoders.ast:AstConfig",
+        "open_clip": "mmllm.encoders.open_clip:OpenClipConfig",
+        "transformers_video": "mmllm.encoders.transformers_video:TransformersVideoConfig",
+        "transformers_vision": "mmllm.encoders.transformers_vision:TransformersVisionConfig",
     },
     "input_projections": {
         "linear": "mmllm.projections.input:LinearConfig",

@@ -123,7 +123,13 @@ LIGHT = (
 )
 """Modules whose import, with all that it pulls in, costs no heavy package."""
 
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
+    "open_clip": "open-clip-torch",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 """Import name -> name of the package, where they differ."""
 
 NEEDED_BY_OTHERS = {
