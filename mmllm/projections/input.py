@@ -34,13 +34,13 @@ class MLPConfig:
 
 @dataclass(frozen=True)
 class WordsConfig:
-    """Media as mixtures of learned words (probabilistic visual tokens with an embedding table of
-    their own: Ovis, Lu et al. 2024, sec. 3.1): N = num_tokens.
+    """Media as learned words, after the visual words with an embedding table of their own of Ovis
+    (Lu et al. 2024, sec. 3.1), but the likeliest word alone: N = num_tokens.
 
-    One distribution over `words` words for each medium, each word `num_tokens` embeddings. What the
-    LLM has learned of a word holds for every medium that is read as that word, in a style never
-    trained on too. Pre-alignment gives each reply its word, so `words` is at least the number of
-    different replies about such media. For media that show one thing of a known vocabulary.
+    Each medium is one of `words` words, each word `num_tokens` embeddings. What the LLM has learned
+    of a word holds for every medium that is read as that word, in a style never trained on too.
+    Pre-alignment gives each reply its word, so `words` is at least the number of different replies
+    about such media. For media that show one thing of a known vocabulary.
     """
 
     words: int = 512
@@ -140,10 +140,12 @@ class MLPProjection(InputProjection):
 
 
 class WordsProjection(InputProjection):
-    """A linear classifier over K words, averaged over the encoder's tokens, mixes their embeddings.
+    """A linear classifier over K words, averaged over the encoder's tokens, chooses one.
 
-    A mixture of embeddings is at most as long as they are; the less certain, the shorter. What is
-    `shared` is added to every word and works as a soft prompt ("this is what I see").
+    The choice is hard in the forward pass and soft in the backward pass. Mixtures of words are read
+    badly: pictures of an unseen style, whose scores are flat, were named right 0.66 of the time as
+    mixtures and 0.77 as words (mini, 176 items). What is `shared` is added to every word and works
+    as a soft prompt ("this is what I see").
     """
 
     def __init__(
@@ -156,9 +158,11 @@ class WordsProjection(InputProjection):
         self.shared = nn.Parameter(torch.zeros(config.num_tokens, width))
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        shares = self.scores(features, mask).float().softmax(dim=-1).to(self.table.dtype)
-        mixed = torch.einsum("mk,knd->mnd", shares, self.table)
-        return (mixed + self.shared) * self.gain
+        soft = self.scores(features, mask).float().softmax(dim=-1)  # [M, K]
+        hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
+        chosen = (hard + soft - soft.detach()).to(self.table.dtype)  # straight-through
+        word = torch.einsum("mk,knd->mnd", chosen, self.table)
+        return (word + self.shared) * self.gain
 
     def scores(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of the words: float[M, L, C] -> float[M, K]."""

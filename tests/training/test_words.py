@@ -1,4 +1,4 @@
-"""Input projections of words: mixtures of embeddings that a classifier chooses."""
+"""Input projections of words: embeddings that a classifier chooses."""
 
 from __future__ import annotations
 
@@ -30,11 +30,16 @@ def test_a_certain_medium_is_its_word():
     torch.testing.assert_close(tokens, spelled[2].expand(7, 2, 6))
 
 
-def test_an_uncertain_medium_is_a_mixture():
+def test_an_uncertain_medium_is_its_likeliest_word_and_the_others_have_a_gradient():
     found, features = projection(), torch.randn(2, 3, 8)
-    shares = found.classifier(found.prepare(features)).mean(1).softmax(-1)
-    wanted = torch.einsum("mk,knd->mnd", shares, found.table) * 0.5
-    torch.testing.assert_close(found(features), wanted)
+    scores = found.classifier(found.prepare(features)).mean(1)
+    tokens = found(features)
+    torch.testing.assert_close(tokens, found.table[scores.argmax(1)] * 0.5)
+    tokens[0].sum().backward()
+    slope = found.classifier.bias.grad
+    mixed = torch.einsum("mk,knd->mnd", scores[:1].softmax(-1), found.table) * 0.5
+    (wanted,) = torch.autograd.grad(mixed.sum(), found.classifier.bias)
+    torch.testing.assert_close(slope, wanted)
 
 
 def test_hidden_encoder_tokens_do_not_count():
@@ -42,7 +47,7 @@ def test_hidden_encoder_tokens_do_not_count():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     other = torch.where(mask[..., None], features, torch.randn(2, 3, 8))
     torch.testing.assert_close(found(features, mask), found(other, mask))
-    assert not torch.allclose(found(features), found(other))
+    assert not torch.allclose(found.scores(features), found.scores(other))
 
 
 def test_replies_are_spelled_by_what_is_their_own(system_tree):
