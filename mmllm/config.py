@@ -140,6 +140,7 @@ class StageConfig:
     `data` maps a name to a dataset; `share` in it is its part of every batch.
     `start` is the checkpoint that the stage continues from (None: from nothing trained).
     `batch_size` counts conversations over all processes and accumulation steps.
+    `recompute` keeps no activations of the LLM but what enters its layers (gradient checkpointing).
     `best` names a held-out loss (validation/text): the model that has the lowest is kept in
     `output`/best, beside the last `keep` checkpoints. `trackers` are accelerate's: tensorboard,
     trackio, wandb and others; metrics.jsonl and report.html are written in any case.
@@ -166,6 +167,7 @@ class StageConfig:
     precision: typing.Literal["auto", "no", "bf16", "fp16"] = "auto"
     distance: typing.Literal["mse", "smooth_l1", "cosine"] = "mse"
     pack: bool = False
+    recompute: bool = False
     workers: int = 0
     cache: str = "memory"
     cache_complete: bool = False

@@ -27,10 +27,9 @@ class Term:
     count: int
 
 
-def text(logits: Tensor, labels: Tensor) -> Term:
-    """Cross-entropy over supervised positions; logits float[P, V + O], labels int[P]."""
-    total = F.cross_entropy(logits.float(), labels, reduction="sum")
-    return Term(total if len(labels) else logits.float().sum() * 0.0, len(labels))
+def text(nats: Tensor) -> Term:
+    """Cross-entropy over supervised positions: float32[P] of -log p."""
+    return Term(nats.sum(), len(nats))
 
 
 def align(
@@ -106,9 +105,7 @@ def compute(
     distance: str = "mse",
 ) -> dict[str, Term]:
     """Every loss of a stage: `text`, `retain`, `align/KEY`, `denoise/KEY`."""
-    terms: dict[str, Term] = (
-        {"text": text(output.logits, batch.labels)} if "text" in weights else {}
-    )
+    terms: dict[str, Term] = {"text": text(output.nats)} if "text" in weights else {}
     if output.plain is not None and output.untouched is not None:
         terms["retain"] = retain(output.plain, output.untouched)
     for key, condition in output.conditions.items():

@@ -24,13 +24,13 @@ from mmllm.llm.causal_lm import LanguageModel
 
 @dataclass
 class Output:
-    """What one forward pass gives: `hidden` float[B, T, D], `logits` float[P, V + O] at the
-    supervised positions, `conditions` by output key and tensor name float[M, …]. Of a batch with
+    """What one forward pass gives: `hidden` float[B, T, D], `nats` float32[P], the -log p of what
+    is supervised, `conditions` by output key and tensor name float[M, …]. Of a batch with
     plain text, `plain` float[W * S, V + O] and, from the LLM without its adapters and without a
     gradient, `untouched` float[W * S, V]."""
 
     hidden: Tensor
-    logits: Tensor
+    nats: Tensor
     conditions: dict[str, dict[str, Tensor]]
     plain: Tensor | None = None
     untouched: Tensor | None = None
@@ -129,7 +129,7 @@ class AnyToAny(nn.Module):
         plain, untouched = (None, None) if batch.plain is None else self.read_plain(batch.plain)
         return Output(
             hidden=hidden,
-            logits=self.llm.head(flat[batch.supervised]),
+            nats=self.llm.nats(flat[batch.supervised], batch.labels),
             conditions=self.condition(
                 {key: flat[media.places] for key, media in batch.outputs.items()},
             ),

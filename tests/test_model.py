@@ -250,3 +250,49 @@ def test_lora_of_another_rank_is_refused(make_model: Callable[..., AnyToAny], tm
     other = make_model(llm=tree)
     with pytest.raises(CheckpointError, match=r"lora\.rank"):
         other.llm.load_lora(tmp_path)
+
+
+def gradients_of(model: AnyToAny, batch: Batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    terms = terms_of(model, batch)
+    losses.weigh(terms, WEIGHTS, {}).backward()
+    return {n: p.grad.clone() for n, p in model.named_adapters() if p.grad is not None}
+
+
+def test_logits_in_chunks_give_the_same_loss_and_gradients(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose_trainable(tiny_model, EVERYTHING)
+    batch = batch_of(tiny_model, MIXED)
+    whole = terms_of(tiny_model, batch)["text"].total
+    wanted = gradients_of(tiny_model, batch)
+    sizes = []
+    head = tiny_model.llm.head
+    monkeypatch.setattr(tiny_model.llm, "head", lambda h: sizes.append(len(h)) or head(h))
+    monkeypatch.setattr("mmllm.llm.causal_lm.CHUNK", 3)
+    torch.testing.assert_close(terms_of(tiny_model, batch)["text"].total, whole)
+    found = gradients_of(tiny_model, batch)
+    assert max(sizes) == 3
+    assert len(batch.labels) > 9
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_recomputed_activations_give_the_same_loss_and_gradients(make_model) -> None:
+    found = []
+    for recompute in (False, True):
+        model = make_model()
+        choose_trainable(model, EVERYTHING)
+        if recompute:
+            model.llm.recompute_activations()
+        batch = batch_of(model, MIXED)
+        assert batch.shared > 0
+        calls = []
+        layer = model.llm._decoder.layers[0].mlp
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model.train()
+        found.append((gradients_of(model, batch), len(calls)))
+    (wanted, once), (same, again) = found
+    assert again == once  # the opening apart, then all rows; or all of it, and all of it once more
+    for name, value in wanted.items():
+        torch.testing.assert_close(same[name], value, msg=name, rtol=1e-4, atol=1e-6)

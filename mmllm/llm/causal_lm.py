@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.tokens import TokenSpace
@@ -22,6 +23,10 @@ from mmllm.weights import locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+CHUNK = 1024
+"""Positions whose logits stand in memory at once in training."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ class LanguageModel(nn.Module):
         transformers Cache that is read and extended. `shared`: the first positions are the same
         in all rows (a system prompt, say) and are computed once for all of them.
         """
-        if shared == 0:
+        if shared == 0 or self._recomputes:  # layers that run again cannot extend a cache
             return self._run(embeds, mask, positions, cache)
         assert mask is not None
         assert positions is not None
@@ -231,6 +236,15 @@ class LanguageModel(nn.Module):
         cache.batch_repeat_interleave(len(embeds))
         rest = self._run(embeds[:, shared:], mask, positions[:, shared:], cache)
         return torch.cat([opening.expand(len(embeds), -1, -1), rest], dim=1)
+
+    def recompute_activations(self) -> None:
+        """Keep only what enters each layer in training, and run the layer again for the gradient:
+        memory for about a third more time (Chen et al. 2016)."""
+        self._base.activation_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.training and bool(self._base.is_activation_checkpointing)
 
     def _run(
         self, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any
@@ -251,6 +265,22 @@ class LanguageModel(nn.Module):
         """
         text = self._base.get_output_embeddings()(hidden)[..., : self.tokens.vocabulary]
         return torch.cat([text, hidden @ self.head_rows.to(hidden.dtype).T], dim=-1)
+
+    def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """-log p of each label, float[P, D] and int[P] -> float32[P].
+
+        More than a chunk of positions is done chunk by chunk, and once more for the gradient, so
+        that P x V logits never stand in memory at once.
+        """
+        if len(labels) <= CHUNK:
+            return self._nats(hidden, labels)
+        parts = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+        return torch.cat(
+            [checkpoint(self._nats, h, part, use_reentrant=False) for h, part in parts]
+        )
+
+    def _nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
 
     def new_cache(self) -> Any:
         """An empty key-value cache for generation."""

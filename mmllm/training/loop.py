@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = {
     *("steps", "output", "checkpoint_every", "keep", "best", "validation", "samples", "workers"),
-    *("trackers", "cache", "cache_complete", "realign"),
+    *("trackers", "cache", "cache_complete", "realign", "recompute"),
 }
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
@@ -93,6 +93,8 @@ def train(
     if source:
         checkpoints.load_weights(model, source)
     groups = choose_trainable(model, stage.train)
+    if stage.recompute:
+        model.llm.recompute_activations()
     optimizer = _optimizer(stage, groups)
     start = _restore(source, optimizer, groups, stage) if resume and source else 0
 
