@@ -43,6 +43,10 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "pixart": "mmllm.decoders.pixart:PixArtConfig",
         "wan": "mmllm.decoders.wan:WanConfig",
         "stable_audio": "mmllm.decoders.stable_audio:StableAudioConfig",
+        "stable_diffusion": "mmllm.decoders.stable_diffusion:StableDiffusionConfig",
+        "sdxl": "mmllm.decoders.sdxl:SDXLConfig",
+        "audioldm": "mmllm.decoders.audioldm:AudioLDMConfig",
+        "text_to_video": "mmllm.decoders.text_to_video:TextToVideoConfig",
     },
     "data": {
         "pairs": "mmllm.data.pairs:PairsConfig",

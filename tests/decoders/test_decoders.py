@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 
 from mmllm import config
@@ -17,7 +17,7 @@ from mmllm.decoders.base import Cancelled, DecoderConfig, ModalityDecoder
 from mmllm.errors import AssetError, ConfigError, MediaError
 from tests.decoders import tiny
 
-ALL = pytest.mark.parametrize("modality", ["image", "video", "audio"])
+ALL = pytest.mark.parametrize("family", tiny.FAMILIES)
 CAPTIONS = ["a red apple", "a blue dog runs ."]
 CALL = {
     "image": {"max_sequence_length": tiny.TOKENS, "use_resolution_binning": False},
@@ -27,7 +27,7 @@ CALL = {
         "height": tiny.SIZE,
         "width": tiny.SIZE,
     },
-    "audio": {},
+    "text_to_video": {"num_frames": tiny.FRAMES},
 }
 OUTPUT = {"image": "images", "video": "frames", "audio": "audios"}
 
@@ -53,23 +53,26 @@ class Calls(list):
 
     def __init__(self):
         super().__init__()
+        self.first = ""  # what the denoiser calls its noisy samples
         self.noisy: list[torch.Tensor] = []
         self.times: list[torch.Tensor] = []
 
 
 def spy(decoder: ModalityDecoder, monkeypatch) -> Calls:
-    forward, calls = decoder.pipeline.transformer.forward, Calls()
+    denoiser = tiny.denoiser(decoder.pipeline)
+    forward, calls = denoiser.forward, Calls()
     signature = inspect.signature(forward)
 
     def listening(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
-        calls.noisy.append(given.pop("hidden_states"))
+        calls.first = next(iter(given))
+        calls.noisy.append(given.pop(calls.first))
         calls.times.append(given.pop("timestep"))
-        given.pop("return_dict")
+        given.pop("return_dict", None)
         calls.append({name: value for name, value in given.items() if value is not None})
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(decoder.pipeline.transformer, "forward", listening)
+    monkeypatch.setattr(denoiser, "forward", listening)
     return calls
 
 
@@ -98,26 +101,26 @@ def training_inputs(decoder: ModalityDecoder, num: int = 2):
     ("guidance", "negative"), [(3.0, ""), (3.0, "a dog"), (1.0, ""), (0.0, "")]
 )
 def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
-    make, modality, guidance, negative
+    make, family, guidance, negative
 ):
-    decoder = make(modality, guidance=guidance, negative=negative)
+    decoder = make(family, guidance=guidance, negative=negative)
     media = decoder.sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
     expected = decoder.pipeline(
         CAPTIONS,
-        **CALL[modality],
+        **CALL.get(family, {}),
         **({"negative_prompt": [negative] * 2} if negative else {}),
         guidance_scale=guidance,
         num_inference_steps=4,
         generator=seeded(1, 2),
         output_type="np",
     )
-    close(media, getattr(expected, OUTPUT[modality]))
+    close(media, getattr(expected, OUTPUT[decoder.modality]))
     assert np.ptp(arrays(media)) > 0.01  # not all of one value, which would equal anything
 
 
 @ALL
-def test_a_caption_and_guidance_change_what_is_made(make, modality):
-    decoder = make(modality)
+def test_a_caption_and_guidance_change_what_is_made(make, family):
+    decoder = make(family)
     conditions = [decoder.encode_captions([caption]) for caption in CAPTIONS]
     one, two = (arrays(decoder.sample(each, generators=seeded(0))) for each in conditions)
     free = arrays(decoder.sample(conditions[0], generators=seeded(0), guidance=1.0))
@@ -126,8 +129,8 @@ def test_a_caption_and_guidance_change_what_is_made(make, modality):
 
 
 @ALL
-def test_a_batch_equals_singles(make, modality):
-    decoder = make(modality)
+def test_a_batch_equals_singles(make, family):
+    decoder = make(family)
     condition = decoder.encode_captions(CAPTIONS)
     batch = arrays(decoder.sample(condition, generators=seeded(3, 4)))
     for row, seed in enumerate((3, 4)):
@@ -138,8 +141,8 @@ def test_a_batch_equals_singles(make, modality):
 
 
 @ALL
-def test_media_have_their_kind_size_and_rate(make, modality):
-    decoder = make(modality)
+def test_media_have_their_kind_size_and_rate(make, family):
+    decoder = make(family)
     medium = decoder.sample(decoder.encode_captions(["a dog"]), generators=seeded(0))[0]
     if isinstance(medium, Image):
         assert medium.to_numpy().shape == (tiny.SIZE, tiny.SIZE, 3)
@@ -150,12 +153,12 @@ def test_media_have_their_kind_size_and_rate(make, modality):
         assert isinstance(medium, Audio)
         assert medium.to_numpy().shape == (1, 2048)
         assert medium.sample_rate == 8000
-    assert medium.modality == decoder.modality == modality
+    assert medium.modality == decoder.modality
 
 
 @ALL
-def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, modality):
-    decoder = make(modality)
+def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family):
+    decoder = make(family)
     shapes = decoder.condition_shapes
     assert decoder._pipeline is None
     condition = decoder.encode_captions(CAPTIONS)
@@ -171,16 +174,16 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, modali
 
 
 @ALL
-def test_generation_reads_no_caption(make, modality, monkeypatch):
-    decoder = make(modality)
+def test_generation_reads_no_caption(make, family, monkeypatch):
+    decoder = make(family)
     condition = decoder.encode_captions(["a dog"])
     monkeypatch.setattr(ModalityDecoder, "encode_captions", None)
     assert len(decoder.sample(condition, generators=seeded(0))) == 1
 
 
 @ALL
-def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, modality, monkeypatch):
-    decoder = make(modality, guidance=1.0)
+def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, family, monkeypatch):
+    decoder = make(family, guidance=1.0)
     calls = spy(decoder, monkeypatch)
     condition = decoder.encode_captions(CAPTIONS)
     decoder.sample(condition, generators=seeded(0, 1))
@@ -188,6 +191,40 @@ def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, modality, mon
     decoder.denoising_loss(condition, latents, **noising)
     assert len(calls) == 5
     assert same(calls[-1], calls[0])
+
+
+@ALL
+def test_the_loss_is_the_training_formula_of_diffusers(make, family, monkeypatch):
+    decoder, told = make(family), tiny.dialect(family)
+    pipeline, scheduler = decoder.pipeline, decoder.pipeline.scheduler
+    calls = spy(decoder, monkeypatch)
+    condition = decoder.encode_captions(CAPTIONS)
+    latents, noising = training_inputs(decoder)
+    losses = decoder.denoising_loss(condition, latents, **noising)
+    noise, times = noising.values()
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    if "FlowMatch" in type(scheduler).__name__ or scheduler.config.get("use_flow_sigmas"):
+        wide = times.view(-1, *[1] * (latents.ndim - 1))
+        noisy, clock = torch.lerp(latents, noise, wide), times * 1000
+        targets = {"flow_prediction": noise - latents, "sample": latents}
+    else:
+        if "CogVideoX" not in type(scheduler).__name__:  # Euler's own are another path
+            scheduler = DDPMScheduler.from_config(scheduler.config)
+        clock = (times * 1000).long()
+        noisy = scheduler.add_noise(latents, noise, clock)
+        targets = {
+            "epsilon": noise,
+            "v_prediction": scheduler.get_velocity(latents, noise, clock),
+            "sample": latents,
+        }
+    heard, time = told.read(calls.noisy[-1]), told.clock(calls.times[-1])
+    torch.testing.assert_close(heard, told.pack(pipeline, noisy))
+    torch.testing.assert_close(time.view(2, -1)[:, 0].float(), clock.float())
+    model = tiny.denoiser(pipeline)
+    given = {**calls[-1], calls.first: calls.noisy[-1], "timestep": calls.times[-1]}
+    predicted = told.read(told.write(model(**given, return_dict=False)[0]))
+    errors = (predicted - told.pack(pipeline, targets[kind])).square()
+    torch.testing.assert_close(losses, errors.flatten(1).mean(1))
 
 
 def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
@@ -225,9 +262,9 @@ def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
 
 
 @ALL
-def test_half_precision_samples_and_trains(make, modality):
-    decoder = make(modality).to("cpu", torch.bfloat16)
-    exact = make(modality)
+def test_half_precision_samples_and_trains(make, family):
+    decoder = make(family).to("cpu", torch.bfloat16)
+    exact = make(family)
     latents, noising = training_inputs(exact)
     condition = decoder.encode_captions(CAPTIONS)
     losses = decoder.denoising_loss(condition, latents, **noising)
@@ -241,8 +278,8 @@ def test_half_precision_samples_and_trains(make, modality):
 
 
 @ALL
-def test_loading_shows_nothing_and_hides_no_other_warning(make, modality, capfd, caplog):
-    assert make(modality).pipeline is not None
+def test_loading_shows_nothing_and_hides_no_other_warning(make, family, capfd, caplog):
+    assert make(family).pipeline is not None
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
     assert not caplog.records
@@ -250,8 +287,8 @@ def test_loading_shows_nothing_and_hides_no_other_warning(make, modality, capfd,
 
 
 @ALL
-def test_the_gradient_reaches_the_condition_and_no_weight(make, modality):
-    decoder = make(modality)
+def test_the_gradient_reaches_the_condition_and_no_weight(make, family):
+    decoder = make(family)
     latents, noising = training_inputs(decoder)
     condition = {
         name: value.clone().requires_grad_()
@@ -272,8 +309,8 @@ def test_the_gradient_reaches_the_condition_and_no_weight(make, modality):
 
 
 @ALL
-def test_the_loss_trains_after_a_pipeline_was_loaded_in_inference_mode(make, modality):
-    decoder = make(modality)
+def test_the_loss_trains_after_a_pipeline_was_loaded_in_inference_mode(make, family):
+    decoder = make(family)
     with torch.inference_mode():
         decoder.sample(decoder.encode_captions(["a dog"]), generators=seeded(0))
     latents, noising = training_inputs(decoder)
@@ -284,8 +321,8 @@ def test_the_loss_trains_after_a_pipeline_was_loaded_in_inference_mode(make, mod
 
 
 @ALL
-def test_losses_of_a_batch_are_those_of_its_items(make, modality):
-    decoder = make(modality)
+def test_losses_of_a_batch_are_those_of_its_items(make, family):
+    decoder = make(family)
     latents, noising = training_inputs(decoder)
     condition = decoder.encode_captions(CAPTIONS)
     together = decoder.denoising_loss(condition, latents, **noising)
@@ -301,8 +338,8 @@ def test_losses_of_a_batch_are_those_of_its_items(make, modality):
 
 
 @ALL
-def test_a_cancelled_run_leaves_the_decoder_as_new(make, modality):
-    decoder = make(modality, steps=5)
+def test_a_cancelled_run_leaves_the_decoder_as_new(make, family):
+    decoder = make(family, steps=5)
     condition = decoder.encode_captions(["a dog"])
     seen = []
 
@@ -316,13 +353,13 @@ def test_a_cancelled_run_leaves_the_decoder_as_new(make, modality):
     assert seen == [(1, 5), (2, 5)]
     again = decoder.sample(condition, generators=seeded(0), on_step=lambda *at: seen.append(at))
     assert seen[2:] == [(step, 5) for step in range(1, 6)]
-    fresh = make(modality, steps=5).sample(condition, generators=seeded(0))
+    fresh = make(family, steps=5).sample(condition, generators=seeded(0))
     assert np.array_equal(arrays(again), arrays(fresh))
 
 
-@pytest.mark.parametrize("modality", ["image", "audio"])
-def test_predicted_masks_count_as_zero_or_one(make, modality):
-    decoder = make(modality)
+@pytest.mark.parametrize("family", ["image", "audio"])
+def test_predicted_masks_count_as_zero_or_one(make, family):
+    decoder = make(family)
     mask = decoder.masks["prompt_embeds"]
     soft = decoder.encode_captions(["a dog"])
     hard = dict(soft)
@@ -432,9 +469,9 @@ def test_configs_survive_yaml(folders):
         assert config.parse_component("decoders", config.dump(entry), "decoders.test") == entry
 
 
-@pytest.mark.parametrize(("modality", "steps"), [("image", 1), ("audio", 0), ("video", 0)])
-def test_too_few_steps_are_refused(make, modality: str, steps: int) -> None:
-    decoder = make(modality)
+@pytest.mark.parametrize(("family", "steps"), [("image", 1), ("audio", 0), ("video", 0)])
+def test_too_few_steps_are_refused(make, family: str, steps: int) -> None:
+    decoder = make(family)
     condition = decoder.encode_captions(["a"])
     with pytest.raises(ConfigError, match="steps: expected at least"):
         decoder.sample(condition, generators=[torch.Generator()], steps=steps)

@@ -1,4 +1,4 @@
-"""Tiny random pipelines of the three families, each complete with its text encoder and tokenizer.
+"""Tiny random pipelines of all families, each complete with its text encoder and tokenizer.
 
 They are made in a second, saved with `save_pretrained`, and know nothing: what they are good for
 is that our code and diffusers' own must agree on them. Other tests take them too.
@@ -6,39 +6,42 @@ is that our code and diffusers' own must agree on them. Other tests take them to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-    StableAudioDiTModel,
-    StableAudioPipeline,
-    StableAudioProjectionModel,
-    WanPipeline,
-    WanTransformer3DModel,
-)
-from transformers import BertTokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+import transformers
+from torch import Tensor
+from transformers import BertTokenizer
 
+from mmllm import config
 from mmllm.conversation import Audio, Image, Medium, Video
-from mmllm.decoders.pixart import PixArtConfig
-from mmllm.decoders.stable_audio import StableAudioConfig
-from mmllm.decoders.wan import WanConfig
 from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder
 
 TOKENS = 8
 WIDTH = 16
 SIZE = 16
 FRAMES = 5
+UNET: dict[str, Any] = {
+    "sample_size": SIZE // 2,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (4, 8),
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "attention_head_dim": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "apple", "dog", "runs", "."]
 
 
-def picture_codec() -> AutoencoderKL:
-    return AutoencoderKL(
+def picture_codec(**changes: Any) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(4, 8),
@@ -46,12 +49,13 @@ def picture_codec() -> AutoencoderKL:
         latent_channels=3,
         mid_block_add_attention=False,
         scaling_factor=0.5,
+        **changes,
     )
 
 
-def pixart_pipeline() -> PixArtAlphaPipeline:
-    tokenizer, encoder = _text(T5EncoderModel, T5Config)
-    transformer = PixArtTransformer2DModel(
+def pixart_pipeline() -> diffusers.PixArtAlphaPipeline:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
+    transformer = diffusers.PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=3,
@@ -62,7 +66,7 @@ def pixart_pipeline() -> PixArtAlphaPipeline:
         patch_size=2,
         caption_channels=WIDTH,
     )
-    return PixArtAlphaPipeline(
+    return diffusers.PixArtAlphaPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=picture_codec(),
@@ -71,9 +75,9 @@ def pixart_pipeline() -> PixArtAlphaPipeline:
     )
 
 
-def wan_pipeline() -> WanPipeline:
-    tokenizer, encoder = _text(UMT5EncoderModel, UMT5Config)
-    transformer = WanTransformer3DModel(
+def wan_pipeline() -> diffusers.WanPipeline:
+    tokenizer, encoder = _text(transformers.UMT5EncoderModel, transformers.UMT5Config)
+    transformer = diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
@@ -91,7 +95,7 @@ def wan_pipeline() -> WanPipeline:
         latents_mean=tuple(0.1 * channel - 0.5 for channel in range(12)),
         latents_std=tuple(1 + 0.1 * channel for channel in range(12)),
     )
-    return WanPipeline(
+    return diffusers.WanPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=codec,
@@ -100,12 +104,12 @@ def wan_pipeline() -> WanPipeline:
     )
 
 
-def stable_audio_pipeline() -> StableAudioPipeline:
-    tokenizer, encoder = _text(T5EncoderModel, T5Config)
+def stable_audio_pipeline() -> diffusers.StableAudioPipeline:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
     codec = MelAutoencoder(
         sampling_rate=8000, n_fft=256, frame_hop=64, n_mels=8, frames_per_token=2, iterations=8
     )
-    transformer = StableAudioDiTModel(
+    transformer = diffusers.StableAudioDiTModel(
         sample_size=16,
         in_channels=16,
         out_channels=16,
@@ -119,48 +123,182 @@ def stable_audio_pipeline() -> StableAudioPipeline:
         time_proj_dim=8,
     )
     transformer.time_proj.weight.data.div_(1000)  # made for times of 0..1; the scheduler's: 0..1000
-    return StableAudioPipeline(
+    return diffusers.StableAudioPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
         # Another width than the text encoder's: a projection of words that is more than nothing.
-        projection_model=StableAudioProjectionModel(WIDTH, 12, 0, 4),
+        projection_model=diffusers.StableAudioProjectionModel(WIDTH, 12, 0, 4),
         vae=codec,
         transformer=transformer,
         scheduler=flow_scheduler(),
     )
 
 
-PIPELINES = {"image": pixart_pipeline, "video": wan_pipeline, "audio": stable_audio_pipeline}
+def stable_diffusion_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    return diffusers.StableDiffusionPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=picture_codec(),
+        unet=diffusers.UNet2DConditionModel(**UNET, cross_attention_dim=WIDTH),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
-def flow_scheduler(**changes: Any) -> DPMSolverMultistepScheduler:
+def sdxl_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    tokenizer_2, encoder_2 = _clip("CLIPTextModelWithProjection", projection_dim=12)
+    return diffusers.StableDiffusionXLPipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        text_encoder=encoder,
+        text_encoder_2=encoder_2,
+        vae=picture_codec(),
+        unet=diffusers.UNet2DConditionModel(
+            **UNET,
+            cross_attention_dim=2 * WIDTH,
+            transformer_layers_per_block=1,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=12 + 6 * 4,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(),
+    )
+
+
+def audioldm_pipeline() -> Any:
+    width = 12
+    encoder = transformers.ClapTextModelWithProjection(
+        transformers.ClapTextConfig(
+            vocab_size=len(WORDS),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=WIDTH + 2,
+            projection_dim=width,
+            pad_token_id=0,
+        )
+    )
+    unet = {**UNET, "sample_size": 16, "block_out_channels": (8, 16), "attention_head_dim": 4}
+    return diffusers.AudioLDMPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=encoder,
+        vae=picture_codec(in_channels=1, out_channels=1),
+        unet=diffusers.UNet2DConditionModel(
+            **unet,
+            cross_attention_dim=(8, 16),
+            class_embed_type="simple_projection",
+            projection_class_embeddings_input_dim=width,
+            class_embeddings_concat=True,
+        ),
+        vocoder=vocoder(),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )
+
+
+def text_to_video_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    unet = {**UNET, "block_out_channels": (8, 16), "attention_head_dim": 4}
+    return diffusers.TextToVideoSDPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=picture_codec(),
+        unet=diffusers.UNet3DConditionModel(
+            **unet
+            | {
+                "down_block_types": ("DownBlock3D", "CrossAttnDownBlock3D"),
+                "up_block_types": ("CrossAttnUpBlock3D", "UpBlock3D"),
+            },
+            cross_attention_dim=WIDTH,
+        ),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )
+
+
+def vocoder() -> Any:
+    return transformers.SpeechT5HifiGan(
+        transformers.SpeechT5HifiGanConfig(
+            model_in_dim=8,
+            sampling_rate=8000,
+            upsample_initial_channel=8,
+            upsample_rates=[8, 8],
+            upsample_kernel_sizes=[16, 16],
+            resblock_kernel_sizes=[3],
+            resblock_dilation_sizes=[[1]],
+            normalize_before=False,
+        )
+    )
+
+
+CAPTIONS = {"max_caption_tokens": TOKENS}
+CLIPS = {"frames": FRAMES, "fps": 4.0, "height": SIZE, "width": SIZE}
+FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "image": ("pixart", pixart_pipeline, CAPTIONS),
+    "video": ("wan", wan_pipeline, CAPTIONS | CLIPS),
+    "audio": ("stable_audio", stable_audio_pipeline, CAPTIONS),
+    "stable_diffusion": ("stable_diffusion", stable_diffusion_pipeline, {}),
+    "sdxl": ("sdxl", sdxl_pipeline, {}),
+    "audioldm": ("audioldm", audioldm_pipeline, {"window": 256}),
+    "text_to_video": ("text_to_video", text_to_video_pipeline, CLIPS),
+}
+"""Key in tests -> type in a config, how its pipeline is made, its own settings."""
+MODALITIES = ("image", "video", "audio")
+"""The keys that other tests build their systems of."""
+
+
+def flow_scheduler(**changes: Any) -> diffusers.DPMSolverMultistepScheduler:
     """As the decoders of mini have it."""
     settings = {"prediction_type": "sample", "use_flow_sigmas": True, "final_sigmas_type": "zero"}
-    return DPMSolverMultistepScheduler(**(settings | changes))
+    return diffusers.DPMSolverMultistepScheduler(**(settings | changes))
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a pipeline speaks to its denoiser, for tests that listen: latents are packed by the
+    pipeline's own function, times come on the scheduler's clock, arguments may be lists."""
+
+    pack: Callable[[Any, Tensor], Tensor] = lambda _pipeline, latents: latents
+    clock: Callable[[Tensor], Tensor] = lambda times: times
+    read: Callable[[Any], Tensor] = lambda given: given
+    write: Callable[[Tensor], Any] = lambda answer: answer
+
+
+DIALECTS: dict[str, Dialect] = {}
+
+
+def dialect(family: str) -> Dialect:
+    return DIALECTS.get(family, Dialect())
+
+
+def save(family: str, folder: Path, seed: int = 0) -> Path:
+    """One complete diffusers folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = FAMILIES[family][1]()
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def save_pipelines(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """One complete diffusers folder per modality: "image", "video", "audio"."""
-    folders = {}
-    for modality, make in PIPELINES.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            pipeline = make()
-        folders[modality] = folder / modality
-        pipeline.save_pretrained(folders[modality])
-    return folders
+    """One folder per modality: "image", "video", "audio"."""
+    return {modality: save(modality, folder / modality, seed) for modality in MODALITIES}
 
 
-def configs(folders: dict[str, Path], **changes: Any) -> dict[str, Any]:
+def entry(family: str, folder: Path, **changes: Any) -> Any:
+    """The decoder config of what `save` saved."""
+    kind, _, settings = FAMILIES[family]
+    tree = {"weights": str(folder), "steps": 4, **settings, **changes}
+    return config.parse_component("decoders", {"type": kind, **tree}, family)
+
+
+def configs(folders: Mapping[str, Path], **changes: Any) -> dict[str, Any]:
     """The decoder configs of what `save_pipelines` saved."""
-    common = {"steps": 4, "max_caption_tokens": TOKENS, **changes}
-    return {
-        "image": PixArtConfig(str(folders["image"]), **common),
-        "video": WanConfig(
-            str(folders["video"]), **common, frames=FRAMES, fps=4.0, height=SIZE, width=SIZE
-        ),
-        "audio": StableAudioConfig(str(folders["audio"]), **common),
-    }
+    return {modality: entry(modality, folders[modality], **changes) for modality in MODALITIES}
 
 
 def medium(modality: str, seed: int = 0) -> Medium:
@@ -175,12 +313,19 @@ def medium(modality: str, seed: int = 0) -> Medium:
     return Audio.from_numpy(wave.astype(np.float32), 8000)
 
 
-def _text(kind: type, config: type) -> tuple[BertTokenizer, Any]:
-    tokenizer = BertTokenizer(
+def denoiser(pipeline: Any) -> Any:
+    return pipeline.components.get("transformer") or pipeline.unet
+
+
+def _tokenizer() -> BertTokenizer:
+    return BertTokenizer(
         vocab={word: index for index, word in enumerate(WORDS)}, model_max_length=TOKENS
     )
+
+
+def _text(kind: type, settings: type) -> tuple[BertTokenizer, Any]:
     encoder = kind(
-        config(
+        settings(
             vocab_size=len(WORDS),
             d_model=WIDTH,
             d_kv=8,
@@ -193,4 +338,20 @@ def _text(kind: type, config: type) -> tuple[BertTokenizer, Any]:
             eos_token_id=3,
         )
     )
-    return tokenizer, encoder
+    return _tokenizer(), encoder
+
+
+def _clip(kind: str = "CLIPTextModel", **changes: Any) -> tuple[BertTokenizer, Any]:
+    settings = transformers.CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+        **changes,
+    )
+    return _tokenizer(), getattr(transformers, kind)(settings)
