@@ -44,6 +44,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "wan": "mmllm.decoders.wan:WanConfig",
         "stable_audio": "mmllm.decoders.stable_audio:StableAudioConfig",
         "stable_diffusion": "mmllm.decoders.stable_diffusion:StableDiffusionConfig",
+        "sd3": "mmllm.decoders.sd3:SD3Config",
+        "flux": "mmllm.decoders.flux:FluxConfig",
         "sdxl": "mmllm.decoders.sdxl:SDXLConfig",
         "audioldm": "mmllm.decoders.audioldm:AudioLDMConfig",
         "text_to_video": "mmllm.decoders.text_to_video:TextToVideoConfig",

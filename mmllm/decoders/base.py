@@ -170,17 +170,12 @@ class ModalityDecoder:
         if num_steps < self.min_steps:
             raise ConfigError(f"steps: expected at least {self.min_steps}, got {num_steps}")
         scale: float = self.config.guidance if guidance is None else guidance
-        arguments = self._ready(condition)
-        if scale > 1:  # as the pipelines count it: 1 is the condition alone
-            if negative is None:
-                negative = self.unconditional(len(generators))
-            arguments |= self._guided(negative)
         output = self.pipeline(
-            **arguments,
+            **self._ready(condition),
+            **self._guidance(scale, lambda: negative or self.unconditional(len(generators))),
             **self._options(),
             **cancel_on_step(self.pipeline, on_step, num_steps),
             num_inference_steps=num_steps,
-            guidance_scale=scale,
             generator=list(generators),
             output_type="np",
         )
@@ -261,6 +256,10 @@ class ModalityDecoder:
     def _options(self) -> dict[str, Any]:
         """What else the pipeline is called with."""
         return {}
+
+    def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
+        """The pipeline's arguments of guidance; 1 is the condition alone, as pipelines count."""
+        return {"guidance_scale": scale, **(self._guided(negative()) if scale > 1 else {})}
 
     def _guided(self, negative: Condition) -> dict[str, Tensor]:
         """The negative condition under the names of the pipeline's arguments."""

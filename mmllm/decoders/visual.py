@@ -98,6 +98,11 @@ def shrinkage(decoder: ModalityDecoder) -> int:
     return 2 ** (len(decoder.component_config("vae")["block_out_channels"]) - 1)
 
 
+def shifted(vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents of the codecs that came with flow matching."""
+    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+
 def check_size(size: tuple[int, int], units: tuple[int, int]) -> None:
     """Pipelines round silently, and then latents and samples would differ in size."""
     for name, value, unit in zip(("height", "width"), size, units, strict=True):

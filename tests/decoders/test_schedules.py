@@ -61,6 +61,7 @@ CASES = [
 
 
 NAMED = [
+    *[(family, name) for family in ("sd3", "flux") for name in SOLVERS_BY_NAME["flow"]],
     *[("stable_diffusion", name) for name in SOLVERS_BY_NAME["variance preserving"]],
 ]
 

@@ -48,8 +48,7 @@ def picture_codec(**changes: Any) -> diffusers.AutoencoderKL:
         norm_num_groups=2,
         latent_channels=3,
         mid_block_add_attention=False,
-        scaling_factor=0.5,
-        **changes,
+        **{"scaling_factor": 0.5, **changes},
     )
 
 
@@ -188,7 +187,7 @@ def audioldm_pipeline() -> Any:
     return diffusers.AudioLDMPipeline(
         tokenizer=_tokenizer(),
         text_encoder=encoder,
-        vae=picture_codec(in_channels=1, out_channels=1),
+        vae=picture_codec(in_channels=1, out_channels=1, scaling_factor=8.0),
         unet=diffusers.UNet2DConditionModel(
             **unet,
             cross_attention_dim=(8, 16),
@@ -220,6 +219,59 @@ def text_to_video_pipeline() -> Any:
     )
 
 
+def sd3_pipeline() -> Any:
+    kind = "CLIPTextModelWithProjection"
+    tokenizer, encoder = _clip(kind, hidden_size=8, projection_dim=8)
+    tokenizer_2, encoder_2 = _clip(kind, hidden_size=6, projection_dim=6)
+    tokenizer_3, encoder_3 = _text(transformers.T5EncoderModel, transformers.T5Config)
+    return diffusers.StableDiffusion3Pipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        tokenizer_3=tokenizer_3,
+        text_encoder=encoder,
+        text_encoder_2=encoder_2,
+        text_encoder_3=encoder_3,
+        vae=picture_codec(shift_factor=0.1),
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=SIZE // 2,
+            in_channels=3,
+            out_channels=3,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            caption_projection_dim=16,
+            pooled_projection_dim=14,
+            pos_embed_max_size=8,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    tokenizer_2, encoder_2 = _text(transformers.T5EncoderModel, transformers.T5Config)
+    return diffusers.FluxPipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        text_encoder=encoder,
+        text_encoder_2=encoder_2,
+        vae=picture_codec(shift_factor=0.1),
+        transformer=diffusers.FluxTransformer2DModel(
+            in_channels=12,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
 def vocoder() -> Any:
     return transformers.SpeechT5HifiGan(
         transformers.SpeechT5HifiGanConfig(
@@ -231,12 +283,14 @@ def vocoder() -> Any:
             resblock_kernel_sizes=[3],
             resblock_dilation_sizes=[[1]],
             normalize_before=False,
+            initializer_range=0.3,
         )
     )
 
 
 CAPTIONS = {"max_caption_tokens": TOKENS}
-CLIPS = {"frames": FRAMES, "fps": 4.0, "height": SIZE, "width": SIZE}
+SQUARE = {"height": SIZE, "width": SIZE}
+CLIPS = {"frames": FRAMES, "fps": 4.0, **SQUARE}
 FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "image": ("pixart", pixart_pipeline, CAPTIONS),
     "video": ("wan", wan_pipeline, CAPTIONS | CLIPS),
@@ -245,6 +299,8 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "sdxl": ("sdxl", sdxl_pipeline, {}),
     "audioldm": ("audioldm", audioldm_pipeline, {"window": 256}),
     "text_to_video": ("text_to_video", text_to_video_pipeline, CLIPS),
+    "sd3": ("sd3", sd3_pipeline, CAPTIONS),
+    "flux": ("flux", flux_pipeline, CAPTIONS | SQUARE),
 }
 """Key in tests -> type in a config, how its pipeline is made, its own settings."""
 MODALITIES = ("image", "video", "audio")
@@ -268,7 +324,12 @@ class Dialect:
     write: Callable[[Tensor], Any] = lambda answer: answer
 
 
-DIALECTS: dict[str, Dialect] = {}
+DIALECTS = {
+    "flux": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
+        clock=lambda times: times * 1000,
+    ),
+}
 
 
 def dialect(family: str) -> Dialect:
@@ -344,7 +405,6 @@ def _text(kind: type, settings: type) -> tuple[BertTokenizer, Any]:
 def _clip(kind: str = "CLIPTextModel", **changes: Any) -> tuple[BertTokenizer, Any]:
     settings = transformers.CLIPTextConfig(
         vocab_size=len(WORDS),
-        hidden_size=WIDTH,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -352,6 +412,6 @@ def _clip(kind: str = "CLIPTextModel", **changes: Any) -> tuple[BertTokenizer, A
         bos_token_id=2,
         eos_token_id=3,
         pad_token_id=0,
-        **changes,
+        **{"hidden_size": WIDTH, **changes},
     )
     return _tokenizer(), getattr(transformers, kind)(settings)
