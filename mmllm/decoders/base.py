@@ -113,12 +113,12 @@ class ModalityDecoder:
         """
         if not captions:
             raise ValueError(f"{self.modality}: no captions; expected at least one")
-        return self._encode(captions)
+        return self._encode(self._read, captions)
 
     def unconditional(self, num: int) -> Condition:
         """The condition of the negative caption, for guidance: float32[num, …]."""
         if self._negative is None:
-            self._negative = self._encode([self.config.negative])
+            self._negative = self._encode(self._read_negative, self.config.negative)
         return {name: value.expand(num, *value.shape[1:]) for name, value in self._negative.items()}
 
     def preprocess(self, medium: Medium) -> Tensor:
@@ -188,6 +188,7 @@ class ModalityDecoder:
             # Weights that are born in inference mode could never take part in a training step.
             with torch.inference_mode(False):
                 self._pipeline = load_pipeline(self.folder, self.dtype).to(self.device)
+                self._loaded(self._pipeline)
             if self._solver:
                 self._pipeline.scheduler = resolved(self._pipeline.scheduler, *self._solver)
         return self._pipeline
@@ -233,6 +234,9 @@ class ModalityDecoder:
 
     # What differs between families of pipelines.
 
+    def _loaded(self, pipeline: Any) -> None:
+        """What a pipeline that was just loaded still needs."""
+
     def _preprocess(self, medium: Any) -> Tensor:
         """A medium of this modality -> what the codec takes, [*shape], on the CPU."""
         raise NotImplementedError
@@ -277,8 +281,16 @@ class ModalityDecoder:
         return ready
 
     @torch.no_grad()
-    def _encode(self, captions: Sequence[str]) -> Condition:
-        return {name: value.float() for name, value in self._read(captions).items()}
+    def _encode(self, read: Callable[[Any], Condition], words: Any) -> Condition:
+        """float32, and zero where a mask says that nobody looks."""
+        condition = {name: value.float() for name, value in read(words).items()}
+        for sequence, mask in self.masks.items():
+            condition[sequence] = condition[sequence] * condition[mask][..., None]
+        return condition
+
+    def _read_negative(self, caption: str) -> Condition:
+        """What the pipeline makes of the caption to lead away from."""
+        return self._read([caption])
 
     def _zeros(self, num: int) -> Condition:
         """The condition of pipelines whose absent caption is no caption at all."""

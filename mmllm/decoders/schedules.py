@@ -23,7 +23,11 @@ VARIANCE_PRESERVING = {"epsilon", "sample", "v_prediction"}
 
 DPM = "DPMSolverMultistepScheduler"
 _FREE = {"clip_sample": False, "thresholding": False}  # latents have no bounds
-_FLOWS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "zero"}
+_FLOWS = {
+    "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction",
+    "final_sigmas_type": "zero",
+}
 SOLVERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "variance preserving": {
         "ddim": ("DDIMScheduler", _FREE),

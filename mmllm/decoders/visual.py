@@ -63,7 +63,8 @@ class VisualDecoder(ModalityDecoder):
 
     def _pixels(self, picture: PILImage.Image) -> np.ndarray:
         """The centre, in our size: uint8[H, W, 3]."""
-        return np.array(ImageOps.fit(picture, self.size[::-1], PILImage.Resampling.LANCZOS))
+        height, width = self.size
+        return np.array(ImageOps.fit(picture, (width, height), PILImage.Resampling.LANCZOS))
 
 
 class PictureDecoder(VisualDecoder):

@@ -6,7 +6,7 @@ Legend: M clips, F frames, H x W pixels, P caption tokens, E their width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 

@@ -61,6 +61,7 @@ CASES = [
 
 
 NAMED = [
+    *[("cogvideox", name) for name in SOLVERS_BY_NAME["CogVideoX"]],
     *[(family, name) for family in ("sd3", "flux") for name in SOLVERS_BY_NAME["flow"]],
     *[("stable_diffusion", name) for name in SOLVERS_BY_NAME["variance preserving"]],
 ]
@@ -85,6 +86,8 @@ def oracle(scheduler: Any, clean: Tensor, noisy: Tensor, times: Tensor) -> Tenso
     else:
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
         kept = (1 - betas).cumprod(0)
+        if "CogVideoX" in name:  # Yang et al. 2024: the signal-to-noise ratio is divided
+            kept = kept / (config.snr_shift_scale + (1 - config.snr_shift_scale) * kept)
         whole = times.floor().long()  # Euler walks between the steps of training
         kept = torch.exp(
             torch.lerp(kept.log()[whole], kept.log()[whole.add(1).clamp(max=999)], times - whole)
@@ -173,10 +176,12 @@ def decoded(decoder: ModalityDecoder, latents: Tensor) -> np.ndarray:
     """What the codec itself makes of normalised latents, as `Medium.to_numpy` counts."""
     pipeline, vae = decoder.pipeline, decoder.pipeline.vae
     scale, shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
-    if "latents_mean" in vae.config and vae.config.latents_mean is not None:
+    mean, std = (
+        getattr(vae, name, vae.config.get(name)) for name in ("latents_mean", "latents_std")
+    )
+    if mean is not None:
         wide = [-1, *[1] * (latents.ndim - 2)]
-        latents = latents * torch.tensor(vae.config.latents_std).view(wide)
-        latents += torch.tensor(vae.config.latents_mean).view(wide)
+        latents = latents * torch.as_tensor(std).view(wide) + torch.as_tensor(mean).view(wide)
     else:
         latents = latents / scale + shift
     if hasattr(pipeline, "vocoder"):

@@ -272,6 +272,192 @@ def flux_pipeline() -> Any:
     )
 
 
+def audioldm2_pipeline() -> Any:
+    bert = {"hidden_size": WIDTH, "intermediate_size": 32, "num_attention_heads": 2}
+    clap = transformers.ClapConfig(
+        text_config={
+            **bert,
+            "vocab_size": 40,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 40,
+            "pad_token_id": 1,
+        },
+        audio_config={
+            "num_mel_bins": 16,
+            "spec_size": 64,
+            "patch_embeds_hidden_size": 8,
+            "depths": [1],
+            "num_attention_heads": [1],
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+        },
+        projection_dim=12,
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz."
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "\u0120": 5}
+    tokenizer = transformers.RobertaTokenizer(
+        vocab={**special, **{letter: 6 + place for place, letter in enumerate(letters)}},
+        merges=[],
+        model_max_length=32,
+    )
+    words = ["<pad>", "</s>", "<unk>", *(f"\u2581{w}" for w in WORDS[4:]), "\u2581", *letters[1:]]
+    tokenizer_2 = transformers.T5Tokenizer(
+        vocab=[(word, -float(place)) for place, word in enumerate(words)],
+        extra_ids=0,
+        model_max_length=32,
+    )
+    encoder_2 = _text(
+        transformers.T5EncoderModel, transformers.T5Config, vocab_size=48, eos_token_id=1
+    )[1]
+    language_model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=8,
+            n_embd=WIDTH,
+            n_layer=1,
+            n_head=2,
+            n_positions=64,
+            max_new_tokens=3,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    return diffusers.AudioLDM2Pipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        text_encoder=transformers.ClapModel(clap),
+        text_encoder_2=encoder_2,
+        projection_model=diffusers.AudioLDM2ProjectionModel(12, WIDTH, WIDTH),
+        language_model=language_model,
+        feature_extractor=transformers.ClapFeatureExtractor(),
+        vae=picture_codec(in_channels=1, out_channels=1, scaling_factor=8.0),
+        unet=diffusers.AudioLDM2UNet2DConditionModel(
+            **{**UNET, "sample_size": 16, "block_out_channels": (8, 16), "attention_head_dim": 4},
+            cross_attention_dim=([None, WIDTH, WIDTH], [None, WIDTH, WIDTH]),
+        ),
+        vocoder=vocoder(),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )
+
+
+def ltx_pipeline() -> Any:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
+    codec = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False, False, False),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        upsample_residual=(False, False),
+        upsample_factor=(1, 1),
+        patch_size=1,
+    )
+    codec.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
+    codec.latents_std.copy_(torch.linspace(0.5, 1, 8))
+    return diffusers.LTXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=codec,
+        transformer=diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            num_layers=1,
+            caption_channels=WIDTH,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def cogvideox_pipeline() -> Any:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
+    return diffusers.CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=diffusers.AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 2,
+            up_block_types=("CogVideoXUpBlock3D",) * 2,
+            block_out_channels=(8, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=2,
+        ),
+        transformer=diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=1,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=4,
+            text_embed_dim=WIDTH,
+            num_layers=1,
+            sample_width=SIZE // 2,
+            sample_height=SIZE // 2,
+            sample_frames=FRAMES,
+            temporal_compression_ratio=2,
+            max_text_seq_length=TOKENS,
+            use_rotary_positional_embeddings=True,
+        ),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule="linear",
+            prediction_type="v_prediction",
+            clip_sample=False,
+        ),
+    )
+
+
+def sana_pipeline() -> Any:
+    encoder = transformers.Gemma2Model(
+        transformers.Gemma2Config(
+            vocab_size=len(WORDS),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            pad_token_id=0,
+        )
+    )
+    blocks = {"block_types": ("ResBlock", "ResBlock"), "block_out_channels": (8, 8)}
+    codec = diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        **{f"encoder_{name}": value for name, value in blocks.items()},
+        **{f"decoder_{name}": value for name, value in blocks.items()},
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        scaling_factor=0.5,
+    )
+    return diffusers.SanaPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=encoder,
+        vae=codec,
+        transformer=diffusers.SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            sample_size=SIZE,
+        ),
+        scheduler=flow_scheduler(prediction_type="flow_prediction"),
+    )
+
+
 def vocoder() -> Any:
     return transformers.SpeechT5HifiGan(
         transformers.SpeechT5HifiGanConfig(
@@ -301,6 +487,10 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "text_to_video": ("text_to_video", text_to_video_pipeline, CLIPS),
     "sd3": ("sd3", sd3_pipeline, CAPTIONS),
     "flux": ("flux", flux_pipeline, CAPTIONS | SQUARE),
+    "audioldm2": ("audioldm2", audioldm2_pipeline, {"window": 256, "max_caption_tokens": 16}),
+    "ltx": ("ltx", ltx_pipeline, CAPTIONS | CLIPS | {"height": 32, "width": 32}),
+    "cogvideox": ("cogvideox", cogvideox_pipeline, {"frames": FRAMES, "fps": 4.0}),
+    "sana": ("sana", sana_pipeline, CAPTIONS),
 }
 """Key in tests -> type in a config, how its pipeline is made, its own settings."""
 MODALITIES = ("image", "video", "audio")
@@ -325,6 +515,8 @@ class Dialect:
 
 
 DIALECTS = {
+    "ltx": Dialect(pack=lambda pipeline, latents: pipeline._pack_latents(latents)),
+    "cogvideox": Dialect(pack=lambda _pipeline, latents: latents.transpose(1, 2)),
     "flux": Dialect(
         pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
         clock=lambda times: times * 1000,
@@ -350,10 +542,14 @@ def save_pipelines(folder: Path, seed: int = 0) -> dict[str, Path]:
     return {modality: save(modality, folder / modality, seed) for modality in MODALITIES}
 
 
+def load(folder: Path) -> Any:
+    return diffusers.DiffusionPipeline.from_pretrained(folder)
+
+
 def entry(family: str, folder: Path, **changes: Any) -> Any:
     """The decoder config of what `save` saved."""
     kind, _, settings = FAMILIES[family]
-    tree = {"weights": str(folder), "steps": 4, **settings, **changes}
+    tree: dict[str, Any] = {"weights": str(folder), "steps": 4, **settings, **changes}
     return config.parse_component("decoders", {"type": kind, **tree}, family)
 
 
@@ -384,19 +580,22 @@ def _tokenizer() -> BertTokenizer:
     )
 
 
-def _text(kind: type, settings: type) -> tuple[BertTokenizer, Any]:
+def _text(kind: type, settings: type, **changes: Any) -> tuple[BertTokenizer, Any]:
     encoder = kind(
         settings(
-            vocab_size=len(WORDS),
-            d_model=WIDTH,
-            d_kv=8,
-            num_heads=2,
-            d_ff=32,
-            num_layers=1,
-            is_encoder_decoder=False,
-            use_cache=False,
-            pad_token_id=0,
-            eos_token_id=3,
+            **{
+                "vocab_size": len(WORDS),
+                "d_model": WIDTH,
+                "d_kv": 8,
+                "num_heads": 2,
+                "d_ff": 32,
+                "num_layers": 1,
+                "is_encoder_decoder": False,
+                "use_cache": False,
+                "pad_token_id": 0,
+                "eos_token_id": 3,
+                **changes,
+            }
         )
     )
     return _tokenizer(), encoder
