@@ -30,7 +30,7 @@ from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.weights import locate
 
 Condition = dict[str, Tensor]
-COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width"}
+COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
 LENGTHS = {"seconds", "fps"}
 
 OnStep = Callable[[int, int], None]
@@ -214,7 +214,7 @@ class ModalityDecoder:
         for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if (folder / file).is_file():
                 return json.loads((folder / file).read_text(encoding="utf-8"))
-        raise AssetError(f"{folder}: no config found; is this a complete diffusers folder?")
+        raise AssetError(f"{folder}: no config found; this decoder needs the pipeline's {name}")
 
     @property
     def fingerprint(self) -> str:
@@ -366,8 +366,13 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     for entry in _index(folder).values():
         if isinstance(entry, list) and str(entry[0]).startswith("mmllm."):
             importlib.import_module(entry[0])
-    with _quietly():
-        pipeline = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, dtype=dtype)
+    try:
+        with _quietly():
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(folder), use_safetensors=True, dtype=dtype
+            )
+    except (OSError, ValueError) as error:
+        raise AssetError(f"{folder}: the pipeline cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):

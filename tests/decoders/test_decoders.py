@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -495,6 +498,95 @@ def test_bad_input_is_told_apart(make, folders, tmp_path):
         config.build(dataclasses.replace(video, height=20))
 
 
+@ALL
+def test_a_folder_of_another_pipeline_is_refused(make, folders, family):
+    other = folders["sana" if family == "stable_diffusion" else "stable_diffusion"]
+    found = json.loads((other / "model_index.json").read_text())["_class_name"]
+    expected = json.loads((folders[family] / "model_index.json").read_text())["_class_name"]
+    with pytest.raises(AssetError, match=f"holds a {found}, .* takes {expected}"):
+        make(family, weights=str(other))
+
+
+def test_an_incomplete_or_pickled_folder_is_refused(make, folders, tmp_path):
+    folder = shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
+    shutil.rmtree(folder / "text_encoder_2")
+    with pytest.raises(AssetError, match=r"text_encoder_2 \(CLIPTextModel.*\) is missing"):
+        make("sdxl", weights=str(folder))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": [None, None]}))
+    with pytest.raises(AssetError, match="needs the pipeline's text_encoder_2"):
+        _ = make("sdxl", weights=str(folder)).condition_shapes
+
+    folder = shutil.copytree(folders["sd3"], tmp_path / "sd3")
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(AssetError, match="transformer: holds pickled weights only"):
+        make("sd3", weights=str(folder))
+    weights.with_suffix(".bin").rename(weights.with_suffix(".fp16.safetensors"))
+    with pytest.raises(AssetError, match="cannot be loaded"):
+        _ = make("sd3", weights=str(folder)).pipeline
+
+
+@ALL
+def test_a_condition_of_another_shape_is_refused_with_both_shapes(make, family):
+    decoder = make(family)
+    condition = decoder.encode_captions(CAPTIONS)
+    right = tuple(condition["prompt_embeds"].shape)
+    wrong = condition | {"prompt_embeds": condition["prompt_embeds"][..., :-1]}
+    message = rf"{re.escape(str(right))}.*{re.escape(str(decoder.folder))}.*{right[-1] - 1}\)"
+    with pytest.raises(ValueError, match=message):
+        decoder.sample(wrong, generators=seeded(0, 1))
+    latents, noising = training_inputs(decoder)
+    with pytest.raises(ValueError, match=message):
+        decoder.denoising_loss(wrong, latents, **noising)
+
+
+def test_settings_that_a_pipeline_would_not_keep_are_refused(make):
+    for family, unit in {"stable_diffusion": 8, "sd3": 4, "flux": 4, "ltx": 32, "sana": 32}.items():
+        with pytest.raises(ConfigError, match=f"height: expected a multiple of {unit}, got 19"):
+            make(family, height=19)
+    for family, would in {"ltx": 9, "cogvideox": 11}.items():
+        with pytest.raises(ConfigError, match=f"{would} would do"):
+            make(family, frames=10)
+    with pytest.raises(ConfigError, match="seconds: expected more than 0"):
+        make("audioldm", seconds=0.0)
+    with pytest.raises(ConfigError, match="seconds: expected at least 0.008"):
+        make("audioldm", seconds=0.001)
+    with pytest.raises(ConfigError, match="fps: expected more than 0"):
+        make("text_to_video", fps=0.0)
+    with pytest.raises(ConfigError, match="'lcm' cannot take the place of .* euler, dpm"):
+        make("sd3", scheduler="lcm")
+    with pytest.raises(ConfigError, match="CogVideoXDDIMScheduler .* ddim, dpm"):
+        make("cogvideox", scheduler="euler")
+
+
+@pytest.mark.parametrize("family", ["audioldm", "audioldm2"])
+def test_mel_spectrograms_are_those_of_librosas_formula(make, family):
+    """A second of a sine, by numpy: Hann, reflected borders, Slaney's mel scale and areas."""
+    decoder = make(family, seconds=1.0)
+    times = np.arange(8000) / 8000
+    wave = 0.25 * np.sin(2 * np.pi * 440 * times).astype(np.float32)
+    mel = decoder.preprocess(Audio.from_numpy(wave, 8000))
+    assert mel.shape == (1, decoder.frames, 8) == (1, 126, 8)
+    padded = np.pad(2 * wave, (0, 126 * 64 - 8000))  # its peak at 0.5, then whole latents
+    padded = np.pad(padded, 128, mode="reflect")
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
+    frames = np.stack([padded[at : at + 256] * hann for at in range(0, 126 * 64, 64)])
+    magnitudes = np.abs(np.fft.rfft(frames))
+    top = 15 + 27 * np.log(4000 / 1000) / np.log(6.4)  # Slaney: linear to 1 kHz, then by ratio
+    marks = np.linspace(0, top, 10)
+    edges = np.where(marks < 15, marks * 200 / 3, 1000 * np.exp((marks - 15) * np.log(6.4) / 27))
+    bins = np.arange(129) * 8000 / 256
+    bank = np.stack(
+        [
+            np.clip(np.minimum((bins - a) / (b - a), (c - bins) / (c - b)), 0, None) * 2 / (c - a)
+            for a, b, c in zip(edges, edges[1:], edges[2:], strict=False)
+        ]
+    )
+    expected = np.log(np.clip(magnitudes @ bank.T, 1e-5, None))
+    np.testing.assert_allclose(mel[0].numpy(), expected, atol=0.02)
+
+
 def test_a_hub_id_is_downloaded_as_safetensors(folders, monkeypatch):
     import diffusers
 
@@ -511,7 +603,8 @@ def test_a_hub_id_is_downloaded_as_safetensors(folders, monkeypatch):
 
 
 def test_configs_survive_yaml(folders):
-    for entry in tiny.configs(folders).values():
+    for family in tiny.FAMILIES:
+        entry = tiny.entry(family, folders[family])
         assert config.parse_component("decoders", config.dump(entry), "decoders.test") == entry
 
 
