@@ -50,6 +50,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "ltx": "mmllm.decoders.ltx:LTXConfig",
         "cogvideox": "mmllm.decoders.cogvideox:CogVideoXConfig",
         "sana": "mmllm.decoders.sana:SanaConfig",
+        "z_image": "mmllm.decoders.z_image:ZImageConfig",
+        "qwen_image": "mmllm.decoders.qwen_image:QwenImageConfig",
         "sdxl": "mmllm.decoders.sdxl:SDXLConfig",
         "audioldm": "mmllm.decoders.audioldm:AudioLDMConfig",
         "text_to_video": "mmllm.decoders.text_to_video:TextToVideoConfig",

@@ -85,16 +85,17 @@ class ModalityDecoder:
     """Sequence -> the mask over its positions, both names of condition tensors."""
     min_steps: ClassVar[int] = 1
     """The fewest steps that the pipeline can sample in."""
+    own_sigmas: ClassVar[bool] = False
+    """Whether the pipeline tells its scheduler the noise levels, which few can be told."""
 
     def __init__(self, config: DecoderConfig):
         self.config: Any = config
         self.folder = _folder(config.weights)
         check_folder(self.folder, self.pipelines)
-        self._solver = (
-            solver(self.component_config("scheduler"), config.scheduler)
-            if config.scheduler
-            else None
-        )
+        self._solver: tuple[str, dict[str, Any]] | None = None
+        if config.scheduler:
+            own = self.component_config("scheduler")
+            self._solver = solver(own, config.scheduler, own_sigmas=self.own_sigmas)
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self._pipeline: Any = None
@@ -171,7 +172,7 @@ class ModalityDecoder:
             raise ConfigError(f"steps: expected at least {self.min_steps}, got {num_steps}")
         scale: float = self.config.guidance if guidance is None else guidance
         output = self.pipeline(
-            **self._ready(condition),
+            **self._arguments(condition),
             **self._guidance(scale, lambda: negative or self.unconditional(len(generators))),
             **self._options(),
             **cancel_on_step(self.pipeline, on_step, num_steps),
@@ -261,13 +262,17 @@ class ModalityDecoder:
         """What else the pipeline is called with."""
         return {}
 
+    def _arguments(self, condition: Condition) -> dict[str, Any]:
+        """The condition under the names of the pipeline's arguments."""
+        return self._ready(condition)
+
     def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
         """The pipeline's arguments of guidance; 1 is the condition alone, as pipelines count."""
         return {"guidance_scale": scale, **(self._guided(negative()) if scale > 1 else {})}
 
-    def _guided(self, negative: Condition) -> dict[str, Tensor]:
+    def _guided(self, negative: Condition) -> dict[str, Any]:
         """The negative condition under the names of the pipeline's arguments."""
-        return {f"negative_{name}": value for name, value in self._ready(negative).items()}
+        return {f"negative_{name}": value for name, value in self._arguments(negative).items()}
 
     def _media(self, output: Any) -> list[Medium]:
         """The pipeline's output -> media."""

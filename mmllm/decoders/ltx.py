@@ -30,6 +30,7 @@ class LTXDecoder(ClipDecoder):
 
     pipelines: ClassVar = ["LTXPipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
+    own_sigmas: ClassVar[bool] = True
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

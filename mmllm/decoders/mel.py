@@ -42,7 +42,9 @@ class MelDecoder(ModalityDecoder):
         self.seconds: float = config.seconds or own
         """How long a sound is."""
         if self.seconds * self.rate < self.hop:
-            raise ConfigError(f"seconds: expected at least {self.hop / self.rate}, got {self.seconds}")
+            raise ConfigError(
+                f"seconds: expected at least {self.hop / self.rate}, got {self.seconds}"
+            )
 
     @property
     def frames(self) -> int:

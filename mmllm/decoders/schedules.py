@@ -23,11 +23,7 @@ VARIANCE_PRESERVING = {"epsilon", "sample", "v_prediction"}
 
 DPM = "DPMSolverMultistepScheduler"
 _FREE = {"clip_sample": False, "thresholding": False}  # latents have no bounds
-_FLOWS = {
-    "use_flow_sigmas": True,
-    "prediction_type": "flow_prediction",
-    "final_sigmas_type": "zero",
-}
+_FLOWS = {"use_flow_sigmas": True, "final_sigmas_type": "zero"}
 SOLVERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "variance preserving": {
         "ddim": ("DDIMScheduler", _FREE),
@@ -100,8 +96,11 @@ def noised(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noi
     return Noised(alpha * latents + sigma * noise, steps, target)
 
 
-def solver(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
-    """The scheduler called `name` for a pipeline whose own has this config: class and settings."""
+def solver(
+    config: Mapping[str, Any], name: str, *, own_sigmas: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The scheduler called `name` for a pipeline whose own has this config: class and settings.
+    `own_sigmas`: the pipeline chooses the noise levels itself, which only Euler's allows."""
     own = config["_class_name"]
     if own.startswith("CogVideoX"):
         kind = "CogVideoX"  # its noise path is shifted, which no other scheduler knows
@@ -109,21 +108,31 @@ def solver(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
         kind = "flow"
     else:
         kind = "EDM" if own.startswith(("EDM", "Cosine")) else "variance preserving"
-    if name not in SOLVERS[kind]:
-        known = ", ".join(SOLVERS[kind]) or "none"
+    known = dict(SOLVERS[kind])
+    if kind == "flow" and config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        del known["euler"]  # it takes velocities only
+    if own_sigmas:
+        known = {"euler": known["euler"]}
+    if name not in known:
         raise ConfigError(
             f"scheduler: {name!r} cannot take the place of the pipeline's own {own} ({kind}); "
-            f"those that can: {known}"
+            f"those that can: {', '.join(known) or 'none'}"
         )
-    return SOLVERS[kind][name]
+    return known[name]
 
 
 def resolved(scheduler: Any, kind: str, settings: Mapping[str, Any]) -> Any:
     """The scheduler as another class of diffusers, on the same noise path."""
     import diffusers
 
-    shift = {"flow_shift": scheduler.config.shift} if scheduler.config.get("shift") else {}
-    return getattr(diffusers, kind).from_config(scheduler.config, **{**shift, **settings})
+    config = scheduler.config
+    shift, kept = config.get("shift") or config.get("flow_shift") or 1.0, {}
+    if kind.startswith("FlowMatch"):
+        kept = {"shift": shift}
+    elif settings.get("use_flow_sigmas"):
+        predicted = config.get("prediction_type", "flow_prediction")
+        kept = {"flow_shift": shift, "prediction_type": predicted}
+    return getattr(diffusers, kind).from_config(config, **kept, **settings)
 
 
 def _preconditioned(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noised:

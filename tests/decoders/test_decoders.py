@@ -32,6 +32,8 @@ CALL = {
     },
     "text_to_video": {"num_frames": tiny.FRAMES},
     "sd3": {"max_sequence_length": tiny.TOKENS},
+    "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
     "ltx": {
         "max_sequence_length": tiny.TOKENS,
         "num_frames": tiny.FRAMES,
@@ -73,7 +75,7 @@ class Calls(list):
 
     def __init__(self):
         super().__init__()
-        self.first = ""  # what the denoiser calls its noisy samples
+        self.first = self.clock = ""  # what the denoiser calls its noisy samples and times
         self.noisy: list[torch.Tensor] = []
         self.times: list[torch.Tensor] = []
 
@@ -87,7 +89,8 @@ def spy(decoder: ModalityDecoder, monkeypatch) -> Calls:
         given = signature.bind(*args, **kwargs).arguments
         calls.first = next(iter(given))
         calls.noisy.append(given.pop(calls.first))
-        calls.times.append(given.pop("timestep"))
+        calls.clock = "timestep" if "timestep" in given else "t"
+        calls.times.append(given.pop(calls.clock))
         given.pop("return_dict", None)
         calls.append(given)
         return forward(*args, **kwargs)
@@ -101,11 +104,19 @@ def same(one, other) -> bool:
     if isinstance(one, dict):
         one, other = ({k: v for k, v in each.items() if v is not None} for each in (one, other))
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, tuple):
+    if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, torch.Tensor):
         return one.shape == other.shape and torch.allclose(one, other)
     return one == other
+
+
+def guiding(family: str, guidance: float, negative: str) -> dict:
+    """Guidance as a user would ask the pipeline for it."""
+    words = {"negative_prompt": [negative] * 2} if negative else {}
+    if family == "qwen_image":  # without a negative caption it would not be guided
+        return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}
+    return {"guidance_scale": guidance, **words}
 
 
 def training_inputs(decoder: ModalityDecoder, num: int = 2):
@@ -132,8 +143,7 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
     expected = decoder.pipeline(
         captions,
         **CALL.get(family, {}),
-        **({"negative_prompt": [negative] * 2} if negative else {}),
-        guidance_scale=guidance,
+        **guiding(family, guidance, negative),
         num_inference_steps=4,
         generator=seeded(1, 2),
         output_type="np",
@@ -194,8 +204,8 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family
     for sequence, mask in decoder.masks.items():
         assert shapes[mask] == shapes[sequence][:1]
         assert not condition[sequence][condition[mask] == 0].any()
-        words = [4, 6] if family == "audioldm2" else [5, 7]  # one mark behind, or one on each side
-        assert condition[mask].sum(1).tolist() == words
+        words = {"audioldm2": [4, 6], "qwen_image": [35, 37]}  # one mark behind; a template before
+        assert condition[mask].sum(1).tolist() == words.get(family, [5, 7])  # a mark on each side
 
 
 @ALL
@@ -208,7 +218,7 @@ def test_generation_reads_no_caption(make, family, monkeypatch):
 
 @ALL
 def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, family, monkeypatch):
-    decoder = make(family, guidance=1.0)
+    decoder = make(family, guidance=0.0)
     calls = spy(decoder, monkeypatch)
     condition = decoder.encode_captions(CAPTIONS)
     decoder.sample(condition, generators=seeded(0, 1))
@@ -246,8 +256,8 @@ def test_the_loss_is_the_training_formula_of_diffusers(make, family, monkeypatch
     torch.testing.assert_close(heard, told.pack(pipeline, noisy))
     torch.testing.assert_close(time.view(2, -1)[:, 0].float(), clock.float())
     model = tiny.denoiser(pipeline)
-    given = {**calls[-1], calls.first: calls.noisy[-1], "timestep": calls.times[-1]}
-    predicted = told.read(told.write(model(**given, return_dict=False)[0]))
+    given = {**calls[-1], calls.first: calls.noisy[-1], calls.clock: calls.times[-1]}
+    predicted = told.answer(model(**given, return_dict=False)[0])
     errors = (predicted - told.pack(pipeline, targets[kind])).square()
     torch.testing.assert_close(losses, errors.flatten(1).mean(1))
 
@@ -556,6 +566,10 @@ def test_settings_that_a_pipeline_would_not_keep_are_refused(make):
         make("text_to_video", fps=0.0)
     with pytest.raises(ConfigError, match="'lcm' cannot take the place of .* euler, dpm"):
         make("sd3", scheduler="lcm")
+    with pytest.raises(ConfigError, match="those that can: dpm.., unipc$"):
+        make("image", scheduler="euler")  # predicts samples, which Euler's flow solver cannot take
+    with pytest.raises(ConfigError, match="those that can: euler$"):
+        make("ltx", scheduler="unipc")
     with pytest.raises(ConfigError, match="CogVideoXDDIMScheduler .* ddim, dpm"):
         make("cogvideox", scheduler="euler")
 

@@ -458,6 +458,64 @@ def sana_pipeline() -> Any:
     )
 
 
+def z_image_pipeline() -> Any:
+    return diffusers.ZImagePipeline(
+        tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**_qwen())),
+        vae=picture_codec(shift_factor=0.1),
+        transformer=diffusers.ZImageTransformer2DModel(
+            in_channels=3,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=WIDTH,
+            axes_dims=[8, 4, 4],
+            axes_lens=[256, 32, 32],
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def qwen_image_pipeline() -> Any:
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    text = {**_qwen(), "rope_scaling": rope}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    encoder = transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    )
+    return diffusers.QwenImagePipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=encoder,
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, 0.0, -0.1, 0.2],
+            latents_std=[0.5, 1.0, 0.8, 0.6],
+        ),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
 def vocoder() -> Any:
     return transformers.SpeechT5HifiGan(
         transformers.SpeechT5HifiGanConfig(
@@ -491,6 +549,8 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "ltx": ("ltx", ltx_pipeline, CAPTIONS | CLIPS | {"height": 32, "width": 32}),
     "cogvideox": ("cogvideox", cogvideox_pipeline, {"frames": FRAMES, "fps": 4.0}),
     "sana": ("sana", sana_pipeline, CAPTIONS),
+    "z_image": ("z_image", z_image_pipeline, CAPTIONS | SQUARE),
+    "qwen_image": ("qwen_image", qwen_image_pipeline, {"max_caption_tokens": 64, **SQUARE}),
 }
 """Key in tests -> type in a config, how its pipeline is made, its own settings."""
 MODALITIES = ("image", "video", "audio")
@@ -512,9 +572,20 @@ class Dialect:
     clock: Callable[[Tensor], Tensor] = lambda times: times
     read: Callable[[Any], Tensor] = lambda given: given
     write: Callable[[Tensor], Any] = lambda answer: answer
+    answer: Callable[[Any], Tensor] = lambda written: written
 
 
 DIALECTS = {
+    "z_image": Dialect(
+        clock=lambda times: 1000 * (1 - times),
+        read=lambda given: torch.stack(given)[:, :, 0],
+        write=lambda answer: list(-answer[:, :, None]),
+        answer=lambda written: -torch.stack(written)[:, :, 0],
+    ),
+    "qwen_image": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
+        clock=lambda times: times * 1000,
+    ),
     "ltx": Dialect(pack=lambda pipeline, latents: pipeline._pack_latents(latents)),
     "cogvideox": Dialect(pack=lambda _pipeline, latents: latents.transpose(1, 2)),
     "flux": Dialect(
@@ -574,10 +645,24 @@ def denoiser(pipeline: Any) -> Any:
     return pipeline.components.get("transformer") or pipeline.unet
 
 
-def _tokenizer() -> BertTokenizer:
-    return BertTokenizer(
-        vocab={word: index for index, word in enumerate(WORDS)}, model_max_length=TOKENS
-    )
+def _tokenizer(**changes: Any) -> BertTokenizer:
+    words = {word: index for index, word in enumerate(WORDS)}
+    return BertTokenizer(vocab=words, model_max_length=TOKENS, **changes)
+
+
+def _qwen() -> dict[str, Any]:
+    return {
+        "vocab_size": len(WORDS),
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
 
 
 def _text(kind: type, settings: type, **changes: Any) -> tuple[BertTokenizer, Any]:
