@@ -52,6 +52,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "sana": "mmllm.decoders.sana:SanaConfig",
         "z_image": "mmllm.decoders.z_image:ZImageConfig",
         "qwen_image": "mmllm.decoders.qwen_image:QwenImageConfig",
+        "flux2": "mmllm.decoders.flux2:Flux2Config",
         "sdxl": "mmllm.decoders.sdxl:SDXLConfig",
         "audioldm": "mmllm.decoders.audioldm:AudioLDMConfig",
         "text_to_video": "mmllm.decoders.text_to_video:TextToVideoConfig",

@@ -91,7 +91,7 @@ class ModalityDecoder:
     def __init__(self, config: DecoderConfig):
         self.config: Any = config
         self.folder = _folder(config.weights)
-        check_folder(self.folder, self.pipelines)
+        self.pipeline_class = check_folder(self.folder, self.pipelines)
         self._solver: tuple[str, dict[str, Any]] | None = None
         if config.scheduler:
             own = self.component_config("scheduler")
@@ -332,9 +332,9 @@ class ModalityDecoder:
             )
 
 
-def check_folder(folder: Path, pipelines: Sequence[str]) -> None:
-    """Raises AssetError unless the folder holds one of these pipelines, whole and free of pickle.
-    Reads no weights."""
+def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
+    """Which of these pipelines the folder holds, whole and free of pickle; else AssetError. Reads
+    no weights."""
     index = _index(folder)
     found = index.get("_class_name")
     if found not in pipelines:
@@ -354,6 +354,7 @@ def check_folder(folder: Path, pipelines: Sequence[str]) -> None:
                 "safetensors. Where you trust them, load the pipeline with diffusers and write it "
                 "with save_pretrained(folder), which is safetensors"
             )
+    return found
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmllm.decoders.base import Condition, SequenceConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
+from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class FluxDecoder(PictureDecoder):
     """Condition: `prompt_embeds` [P, E], padding included, and `pooled_prompt_embeds` [E2]."""
 
     pipelines: ClassVar = ["FluxPipeline"]
+
+    def __init__(self, config: FluxConfig):
+        super().__init__(config)
+        if config.negative and config.true_guidance <= 1:
+            raise ConfigError("negative: FLUX leads away from it only with true_guidance above 1")
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Pictures by Z-Image (Z-Image Team 2025): a DiT that reads the states of a Qwen3 as its own tokens.
+"""Pictures by Z-Image (Z-Image Team 2025): a DiT that takes a Qwen3's states among its tokens.
 
 Legend: M pictures, P caption tokens, E their width.
 """
@@ -27,8 +27,8 @@ class ZImageConfig(PictureConfig, SequenceConfig):
 
 
 class ZImageDecoder(PictureDecoder):
-    """Condition: `prompt_embeds` [P, E] and `prompt_mask` [P]. The pipeline itself takes captions of
-    different lengths, so the mask is what tells their lengths."""
+    """Condition: `prompt_embeds` [P, E] and `prompt_mask` [P]. The pipeline itself takes captions
+    of different lengths, which the mask tells."""
 
     pipelines: ClassVar = ["ZImagePipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_mask"}

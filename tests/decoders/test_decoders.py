@@ -32,6 +32,8 @@ CALL = {
     },
     "text_to_video": {"num_frames": tiny.FRAMES},
     "sd3": {"max_sequence_length": tiny.TOKENS},
+    "flux2": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "flux2_klein": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
     "ltx": {
@@ -111,8 +113,11 @@ def same(one, other) -> bool:
     return one == other
 
 
-def guiding(family: str, guidance: float, negative: str) -> dict:
+def guiding(family: str, pipeline, guidance: float, negative: str) -> dict:
     """Guidance as a user would ask the pipeline for it."""
+    if family == "flux2_klein" and negative:  # which it takes as embeddings only
+        words, _ = pipeline.encode_prompt([negative] * 2, max_sequence_length=tiny.TOKENS)
+        return {"guidance_scale": guidance, "negative_prompt_embeds": words}
     words = {"negative_prompt": [negative] * 2} if negative else {}
     if family == "qwen_image":  # without a negative caption it would not be guided
         return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}
@@ -138,12 +143,14 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
     captions = CAPTIONS
     if family == "audioldm2":  # reads all captions of a call as if they were equally long
         captions, negative = ["a red apple", "a blue dog"], "a dog ." if guidance > 1 else ""
+    if family in ("flux", "flux2"):  # told their guidance, they lead away from nothing
+        negative = ""
     decoder = make(family, guidance=guidance, negative=negative)
     media = decoder.sample(decoder.encode_captions(captions), generators=seeded(1, 2))
     expected = decoder.pipeline(
-        captions,
+        prompt=captions,
         **CALL.get(family, {}),
-        **guiding(family, guidance, negative),
+        **guiding(family, decoder.pipeline, guidance, negative),
         num_inference_steps=4,
         generator=seeded(1, 2),
         output_type="np",
@@ -513,7 +520,7 @@ def test_a_folder_of_another_pipeline_is_refused(make, folders, family):
     other = folders["sana" if family == "stable_diffusion" else "stable_diffusion"]
     found = json.loads((other / "model_index.json").read_text())["_class_name"]
     expected = json.loads((folders[family] / "model_index.json").read_text())["_class_name"]
-    with pytest.raises(AssetError, match=f"holds a {found}, .* takes {expected}"):
+    with pytest.raises(AssetError, match=f"holds a {found}, .* takes .*{expected}"):
         make(family, weights=str(other))
 
 
@@ -560,17 +567,20 @@ def test_settings_that_a_pipeline_would_not_keep_are_refused(make):
             make(family, frames=10)
     with pytest.raises(ConfigError, match="seconds: expected more than 0"):
         make("audioldm", seconds=0.0)
-    with pytest.raises(ConfigError, match="seconds: expected at least 0.008"):
+    with pytest.raises(ConfigError, match="seconds: expected at least 0"):
         make("audioldm", seconds=0.001)
     with pytest.raises(ConfigError, match="fps: expected more than 0"):
         make("text_to_video", fps=0.0)
-    with pytest.raises(ConfigError, match="'lcm' cannot take the place of .* euler, dpm"):
+    with pytest.raises(ConfigError, match=r"'lcm' cannot take the place of .* euler, dpm"):
         make("sd3", scheduler="lcm")
-    with pytest.raises(ConfigError, match="those that can: dpm.., unipc$"):
+    for family in ("flux", "flux2"):
+        with pytest.raises(ConfigError, match="negative: "):
+            make(family, negative="a dog")
+    with pytest.raises(ConfigError, match=r"those that can: dpm.., unipc$"):
         make("image", scheduler="euler")  # predicts samples, which Euler's flow solver cannot take
-    with pytest.raises(ConfigError, match="those that can: euler$"):
+    with pytest.raises(ConfigError, match=r"those that can: euler$"):
         make("ltx", scheduler="unipc")
-    with pytest.raises(ConfigError, match="CogVideoXDDIMScheduler .* ddim, dpm"):
+    with pytest.raises(ConfigError, match=r"CogVideoXDDIMScheduler .* ddim, dpm"):
         make("cogvideox", scheduler="euler")
 
 

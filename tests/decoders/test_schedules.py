@@ -177,6 +177,9 @@ def decoded(decoder: ModalityDecoder, latents: Tensor) -> np.ndarray:
     """What the codec itself makes of normalised latents, as `Medium.to_numpy` counts."""
     pipeline, vae = decoder.pipeline, decoder.pipeline.vae
     scale, shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
+    if isinstance(vae, diffusers.AutoencoderKLFlux2):
+        mean, var = (value.view(-1, 1, 1) for value in (vae.bn.running_mean, vae.bn.running_var))
+        latents = pipeline._unpatchify_latents(latents * (var + 1e-4).sqrt() + mean)
     mean, std = (
         getattr(vae, name, vae.config.get(name)) for name in ("latents_mean", "latents_std")
     )

@@ -516,6 +516,65 @@ def qwen_image_pipeline() -> Any:
     )
 
 
+def flux2_pipeline() -> Any:
+    text = {**_qwen(), "num_hidden_layers": 30, "hidden_size": 8, "head_dim": 4}
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    encoder = transformers.Mistral3ForConditionalGeneration(
+        transformers.Mistral3Config(
+            text_config={**text, "model_type": "mistral"},
+            vision_config={**vision, "model_type": "pixtral"},
+        )
+    )
+    # Behind the system's message, which is as long as it is.
+    tokenizer = _tokenizer(chat_template="{{ messages[-1]['content'][0]['text'] }}")
+    return diffusers.Flux2Pipeline(tokenizer=tokenizer, text_encoder=encoder, **_flux2(True))
+
+
+def flux2_klein_pipeline() -> Any:
+    text = {**_qwen(), "num_hidden_layers": 27, "hidden_size": 8, "head_dim": 4}
+    return diffusers.Flux2KleinPipeline(
+        tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
+        text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**text)),
+        **_flux2(False),
+    )
+
+
+def _flux2(guided: bool) -> dict[str, Any]:
+    codec = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        latent_channels=3,
+    )
+    codec.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 12))
+    codec.bn.running_var.copy_(torch.linspace(0.2, 1, 12))
+    return {
+        "vae": codec,
+        "transformer": diffusers.Flux2Transformer2DModel(
+            in_channels=12,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=guided,
+        ),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
 def vocoder() -> Any:
     return transformers.SpeechT5HifiGan(
         transformers.SpeechT5HifiGanConfig(
@@ -549,6 +608,8 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "ltx": ("ltx", ltx_pipeline, CAPTIONS | CLIPS | {"height": 32, "width": 32}),
     "cogvideox": ("cogvideox", cogvideox_pipeline, {"frames": FRAMES, "fps": 4.0}),
     "sana": ("sana", sana_pipeline, CAPTIONS),
+    "flux2": ("flux2", flux2_pipeline, CAPTIONS | SQUARE),
+    "flux2_klein": ("flux2", flux2_klein_pipeline, CAPTIONS | SQUARE),
     "z_image": ("z_image", z_image_pipeline, CAPTIONS | SQUARE),
     "qwen_image": ("qwen_image", qwen_image_pipeline, {"max_caption_tokens": 64, **SQUARE}),
 }
@@ -575,7 +636,13 @@ class Dialect:
     answer: Callable[[Any], Tensor] = lambda written: written
 
 
+PACKED_IN_UNITS = Dialect(
+    pack=lambda pipeline, latents: pipeline._pack_latents(latents),
+    clock=lambda times: times * 1000,
+)
 DIALECTS = {
+    "flux2": PACKED_IN_UNITS,
+    "flux2_klein": PACKED_IN_UNITS,
     "z_image": Dialect(
         clock=lambda times: 1000 * (1 - times),
         read=lambda given: torch.stack(given)[:, :, 0],
