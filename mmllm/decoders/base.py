@@ -114,7 +114,7 @@ class ModalityDecoder:
         """
         if not captions:
             raise ValueError(f"{self.modality}: no captions; expected at least one")
-        return self._encode(self._read, captions)
+        return self._encode(self._read, list(captions))
 
     def unconditional(self, num: int) -> Condition:
         """The condition of the negative caption, for guidance: float32[num, …]."""
