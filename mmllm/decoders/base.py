@@ -336,7 +336,7 @@ def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
     """Which of these pipelines the folder holds, whole and free of pickle; else AssetError. Reads
     no weights."""
     index = _index(folder)
-    found = index.get("_class_name")
+    found = str(index.get("_class_name"))
     if found not in pipelines:
         raise AssetError(
             f"{folder}: holds a {found}, but this type of decoder takes {' or '.join(pipelines)}"
