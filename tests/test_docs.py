@@ -17,7 +17,7 @@ import yaml
 import mmllm
 from mmllm.chat import Chat, Reply
 from mmllm.cli import app
-from mmllm.config import StageConfig, parse_component
+from mmllm.config import COMPONENTS, StageConfig, parse_component
 from mmllm.conversation import Medium
 from mmllm.generation import Sampling
 
@@ -156,11 +156,18 @@ def test_what_the_readme_says_of_media_holds() -> None:
 @pytest.mark.parametrize("block", list(blocks("yaml")), ids=lambda block: block[:12])
 def test_yaml_examples_use_known_keys(block: str) -> None:
     tree = yaml.safe_load(block)
-    assert tree.keys() <= {"system", "stage", "encoders"}
+    assert tree.keys() <= {"system", "stage", "encoders", "decoders"}
     assert tree.get("stage", {}).keys() <= set(inspect.signature(StageConfig).parameters)
-    for key, entry in tree.get("encoders", {}).items():
-        if ":" not in entry["type"]:  # an own one: its page has a test of its own
-            parse_component("encoders", entry, f"encoders.{key}")
+    for room in ("encoders", "decoders"):
+        for key, entry in tree.get(room, {}).items():
+            if ":" not in entry["type"]:  # an own one: its page has a test of its own
+                parse_component(room, entry, f"{room}.{key}")
+
+
+def test_every_decoder_has_an_example() -> None:
+    examples = [yaml.safe_load(block).get("decoders", {}) for block in blocks("yaml")]
+    shown = {entry["type"] for example in examples for entry in example.values()}
+    assert shown == set(COMPONENTS["decoders"])
 
 
 @pytest.mark.parametrize("path", SHAPES, ids=lambda path: path.stem)

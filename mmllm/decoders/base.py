@@ -25,11 +25,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import MEDIA, Medium
-from mmllm.decoders.schedules import noised
+from mmllm.decoders.schedules import noised, resolved, solver
 from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.weights import locate
 
 Condition = dict[str, Tensor]
+COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
+LENGTHS = {"seconds", "fps"}
+
 OnStep = Callable[[int, int], None]
 """Called with (step, steps) while sampling; may raise Cancelled."""
 
@@ -41,19 +44,29 @@ class Cancelled(Exception):
 @dataclass(frozen=True)
 class DecoderConfig:
     """`weights`: a diffusers folder, a hub id, or `mini:…`. `steps`, `guidance` and `negative`
-    are the defaults of `sample`; guidance of 1 or less is none. `max_caption_tokens`: P of the
-    caption's sequence."""
+    are the defaults of `sample`; guidance of 1 or less is none. `scheduler` names another solver
+    (mmllm.decoders.schedules) than the pipeline's own."""
 
     weights: str
     steps: int = 20
     guidance: float = 3.0
     negative: str = ""
-    max_caption_tokens: int = 24
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "max_caption_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        """Every count that a family adds is at least 1, every length more than 0."""
+        for name, value in vars(self).items():
+            if name in COUNTS and value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+            if name in LENGTHS and value is not None and value <= 0:
+                raise ConfigError(f"{name}: expected more than 0, got {value}")
+
+
+@dataclass(frozen=True)
+class SequenceConfig(DecoderConfig):
+    """Of a pipeline that takes captions of any length: `max_caption_tokens` is P."""
+
+    max_caption_tokens: int = 24
 
 
 class ModalityDecoder:
@@ -66,14 +79,23 @@ class ModalityDecoder:
 
     modality: ClassVar[str]
     """What it makes: "image", "audio" or "video"."""
+    pipelines: ClassVar[Sequence[str]]
+    """The diffusers classes that it knows."""
     masks: ClassVar[Mapping[str, str]] = {}
     """Sequence -> the mask over its positions, both names of condition tensors."""
     min_steps: ClassVar[int] = 1
     """The fewest steps that the pipeline can sample in."""
+    own_sigmas: ClassVar[bool] = False
+    """Whether the pipeline tells its scheduler the noise levels, which few can be told."""
 
     def __init__(self, config: DecoderConfig):
         self.config: Any = config
         self.folder = _folder(config.weights)
+        self.pipeline_class = check_folder(self.folder, self.pipelines)
+        self._solver: tuple[str, dict[str, Any]] | None = None
+        if config.scheduler:
+            own = self.component_config("scheduler")
+            self._solver = solver(own, config.scheduler, own_sigmas=self.own_sigmas)
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self._pipeline: Any = None
@@ -90,12 +112,14 @@ class ModalityDecoder:
         M >= 1 captions -> float32[M, …]. Embeddings at masked positions, which no pipeline looks
         at, are zero: a definite target.
         """
-        return self._read(captions)
+        if not captions:
+            raise ValueError(f"{self.modality}: no captions; expected at least one")
+        return self._encode(self._read, list(captions))
 
     def unconditional(self, num: int) -> Condition:
         """The condition of the negative caption, for guidance: float32[num, …]."""
         if self._negative is None:
-            self._negative = self._read([self.config.negative])
+            self._negative = self._encode(self._read_negative, self.config.negative)
         return {name: value.expand(num, *value.shape[1:]) for name, value in self._negative.items()}
 
     def preprocess(self, medium: Medium) -> Tensor:
@@ -108,8 +132,7 @@ class ModalityDecoder:
     def encode_media(self, samples: Tensor) -> Tensor:
         """Preprocessed media [M, …] -> normalised latents float32[M, *S], cacheable: the mode of
         the codec's distribution, so that the same medium always gives the same latents."""
-        mode = self.pipeline.vae.encode(samples.to(self.device, self.dtype)).latent_dist.mode()
-        return self._normalise(mode).float()
+        return self._normalise(self._mode(samples.to(self.device, self.dtype))).float()
 
     def denoising_loss(
         self, condition: Condition, latents: Tensor, *, noise: Tensor, times: Tensor
@@ -123,6 +146,7 @@ class ModalityDecoder:
         latents, noise, times = (
             tensor.to(self.device, torch.float32) for tensor in (latents, noise, times)
         )
+        self._check(condition, len(latents))
         step = noised(self.pipeline.scheduler, latents, noise, times)
         predicted = self._denoise(
             self._ready(condition), step.inputs.to(self.dtype), step.timesteps
@@ -147,17 +171,12 @@ class ModalityDecoder:
         if num_steps < self.min_steps:
             raise ConfigError(f"steps: expected at least {self.min_steps}, got {num_steps}")
         scale: float = self.config.guidance if guidance is None else guidance
-        arguments = self._ready(condition)
-        if scale > 1:  # as the pipelines count it: 1 is the condition alone
-            if negative is None:
-                negative = self.unconditional(len(generators))
-            arguments |= self._guided(negative)
         output = self.pipeline(
-            **arguments,
+            **self._arguments(condition),
+            **self._guidance(scale, lambda: negative or self.unconditional(len(generators))),
             **self._options(),
             **cancel_on_step(self.pipeline, on_step, num_steps),
             num_inference_steps=num_steps,
-            guidance_scale=scale,
             generator=list(generators),
             output_type="np",
         )
@@ -170,6 +189,9 @@ class ModalityDecoder:
             # Weights that are born in inference mode could never take part in a training step.
             with torch.inference_mode(False):
                 self._pipeline = load_pipeline(self.folder, self.dtype).to(self.device)
+                self._loaded(self._pipeline)
+            if self._solver:
+                self._pipeline.scheduler = resolved(self._pipeline.scheduler, *self._solver)
         return self._pipeline
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ModalityDecoder:
@@ -193,14 +215,14 @@ class ModalityDecoder:
         for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if (folder / file).is_file():
                 return json.loads((folder / file).read_text(encoding="utf-8"))
-        raise AssetError(f"{folder}: no config found; is this a complete diffusers folder?")
+        raise AssetError(f"{folder}: no config found; this decoder needs the pipeline's {name}")
 
     @property
     def fingerprint(self) -> str:
         """Of everything that decides what captions and latents become; not of where the folder
         lies, nor of how it is sampled from."""
         settings = dataclasses.asdict(self.config)
-        for name in ("weights", "steps", "guidance", "negative"):
+        for name in ("weights", "steps", "guidance", "negative", "scheduler"):
             del settings[name]
         digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
         for file in sorted(self.folder.rglob("*")):
@@ -213,6 +235,9 @@ class ModalityDecoder:
 
     # What differs between families of pipelines.
 
+    def _loaded(self, pipeline: Any) -> None:
+        """What a pipeline that was just loaded still needs."""
+
     def _preprocess(self, medium: Any) -> Tensor:
         """A medium of this modality -> what the codec takes, [*shape], on the CPU."""
         raise NotImplementedError
@@ -221,9 +246,13 @@ class ModalityDecoder:
         """A caption as the pipeline hands it to its tokenizer."""
         return caption
 
+    def _mode(self, samples: Tensor) -> Tensor:
+        """Preprocessed media [M, …] -> the codec's latents [M, *S]."""
+        return self.pipeline.vae.encode(samples).latent_dist.mode()
+
     def _normalise(self, latents: Tensor) -> Tensor:
         """The codec's latents [M, *S] -> as the denoiser takes them."""
-        return latents
+        return latents * self.pipeline.vae.config.scaling_factor
 
     def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """One call of the transformer, as the pipeline makes it: [M, *S] -> [M, *S]."""
@@ -233,9 +262,17 @@ class ModalityDecoder:
         """What else the pipeline is called with."""
         return {}
 
-    def _guided(self, negative: Condition) -> dict[str, Tensor]:
+    def _arguments(self, condition: Condition) -> dict[str, Any]:
+        """The condition under the names of the pipeline's arguments."""
+        return self._ready(condition)
+
+    def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
+        """The pipeline's arguments of guidance; 1 is the condition alone, as pipelines count."""
+        return {"guidance_scale": scale, **(self._guided(negative()) if scale > 1 else {})}
+
+    def _guided(self, negative: Condition) -> dict[str, Any]:
         """The negative condition under the names of the pipeline's arguments."""
-        return {f"negative_{name}": value for name, value in self._ready(negative).items()}
+        return {f"negative_{name}": value for name, value in self._arguments(negative).items()}
 
     def _media(self, output: Any) -> list[Medium]:
         """The pipeline's output -> media."""
@@ -249,10 +286,26 @@ class ModalityDecoder:
         return ready
 
     @torch.no_grad()
+    def _encode(self, read: Callable[[Any], Condition], words: Any) -> Condition:
+        """float32, and zero where a mask says that nobody looks."""
+        condition = {name: value.float() for name, value in read(words).items()}
+        for sequence, mask in self.masks.items():
+            condition[sequence] = condition[sequence] * condition[mask][..., None]
+        return condition
+
+    def _read_negative(self, caption: str) -> Condition:
+        """What the pipeline makes of the caption to lead away from."""
+        return self._read([caption])
+
+    def _zeros(self, num: int) -> Condition:
+        """The condition of pipelines whose absent caption is no caption at all."""
+        return {
+            name: torch.zeros(num, *shape, device=self.device)
+            for name, shape in self.condition_shapes.items()
+        }
+
     def _read(self, captions: Sequence[str]) -> Condition:
-        """The text path that all these pipelines have in common: tokenizer, T5, padding."""
-        if not captions:
-            raise ValueError(f"{self.modality}: no captions; expected at least one")
+        """What the pipeline makes of captions; here the common way of tokenizer, T5, padding."""
         pipeline = self.pipeline
         tokens = pipeline.tokenizer(
             [self._clean(caption) for caption in captions],
@@ -268,14 +321,47 @@ class ModalityDecoder:
         return condition | {name: mask.float() for name in self.masks.values()}
 
     def _check(self, condition: Condition, num: int) -> None:
-        """Exactly the tensors of `condition_shapes`, one row per generator, one row at least."""
+        """Exactly the tensors of `condition_shapes`, one row per medium, one row at least."""
         got = {name: tuple(value.shape) for name, value in condition.items()}
         want = {name: (num, *shape) for name, shape in self.condition_shapes.items()}
         if num < 1 or got != want:
             raise ValueError(
-                f"{self.modality}: expected a condition {want} for {num} generators, got {got}; "
-                "was the output projection trained for another decoder, or is a generator missing?"
+                f"{self.modality}: expected a condition {want} for {num} media, as the configs in "
+                f"{self.folder} say, got {got}; was the output projection trained for another "
+                "decoder, or is a generator missing?"
             )
+
+
+def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
+    """Which of these pipelines the folder holds, whole and free of pickle; else AssetError. Reads
+    no weights."""
+    index = _index(folder)
+    found = str(index.get("_class_name"))
+    if found not in pipelines:
+        raise AssetError(
+            f"{folder}: holds a {found}, but this type of decoder takes {' or '.join(pipelines)}"
+        )
+    for name, entry in index.items():
+        if not isinstance(entry, list) or entry[0] is None:
+            continue
+        part = folder / name
+        if not part.is_dir():
+            raise AssetError(f"{folder}: {name} ({entry[1]}) is missing; is the copy complete?")
+        files = {file.suffix for file in part.iterdir()}
+        if ".safetensors" not in files and files & {".bin", ".ckpt", ".pt", ".pth"}:
+            raise AssetError(
+                f"{part}: holds pickled weights only, which could run code when loaded; expected "
+                "safetensors. Where you trust them, load the pipeline with diffusers and write it "
+                "with save_pretrained(folder), which is safetensors"
+            )
+    return found
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
+    return json.loads(index.read_text(encoding="utf-8"))
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -283,14 +369,16 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     every part frozen."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
-    for entry in json.loads(index.read_text(encoding="utf-8")).values():
+    for entry in _index(folder).values():
         if isinstance(entry, list) and str(entry[0]).startswith("mmllm."):
             importlib.import_module(entry[0])
-    with _quietly():
-        pipeline = DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, dtype=dtype)
+    try:
+        with _quietly():
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(folder), use_safetensors=True, dtype=dtype
+            )
+    except (OSError, ValueError) as error:
+        raise AssetError(f"{folder}: the pipeline cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -304,12 +392,12 @@ def cancel_on_step(pipeline: Any, on_step: OnStep | None, steps: int) -> dict[st
     if on_step is None:
         return {}
 
-    def callback(_pipeline: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step(step + 1, steps)
+    def callback(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(step + 1, pipe.num_timesteps)  # solvers of a higher order take more calls
         return tensors
 
     def legacy(step: int, _time: Any, _latents: Tensor) -> None:
-        on_step(step + 1, steps)
+        on_step(min(step + 1, steps), steps)
 
     if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
         return {"callback_on_step_end": callback}
@@ -318,14 +406,16 @@ def cancel_on_step(pipeline: Any, on_step: OnStep | None, steps: int) -> dict[st
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without progress bars of seconds, and without the warning that a codec is one of ours;
-    other warnings, such as weights that do not fit, stay."""
+    """Without progress bars of seconds, and without the warnings that a codec is one of ours or
+    that diffusers will not develop a pipeline further; others, such as weights that do not fit,
+    stay."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     def telling(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return not ("Expected types for" in message and "mmllm." in message)
+        ours = "Expected types for" in message and "mmllm." in message
+        return not ours and "has been deprecated and will not receive" not in message
 
     libraries = (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]

@@ -1,4 +1,5 @@
-"""What a scheduler's config prescribes for training: the noise path, the model's clock, the target.
+"""What a scheduler's config prescribes for training: the noise path, the model's clock, the target;
+and which other solvers can take its place in sampling.
 
 The schedulers' own `add_noise` cannot serve: Euler and Heun return unscaled samples, multistep
 solvers are off by a step, flow matching has none. So the path is taken from the config alone.
@@ -8,6 +9,7 @@ Legend: M samples, S latent shape, x0 clean, n noise, x noisy.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,36 @@ from mmllm.errors import ConfigError
 
 FLOW = {"flow_prediction", "sample", "epsilon"}
 VARIANCE_PRESERVING = {"epsilon", "sample", "v_prediction"}
+
+DPM = "DPMSolverMultistepScheduler"
+_FREE = {"clip_sample": False, "thresholding": False}  # latents have no bounds
+_FLOWS = {"use_flow_sigmas": True, "final_sigmas_type": "zero"}
+SOLVERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "variance preserving": {
+        "ddim": ("DDIMScheduler", _FREE),
+        "ddpm": ("DDPMScheduler", _FREE),
+        "dpm++": (DPM, {"algorithm_type": "dpmsolver++"}),
+        "dpm++_karras": (DPM, {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+        "dpm++_sde": (DPM, {"algorithm_type": "sde-dpmsolver++"}),
+        "euler": ("EulerDiscreteScheduler", {}),
+        "euler_trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+        "heun": ("HeunDiscreteScheduler", {}),
+        "lcm": ("LCMScheduler", {}),
+        "unipc": ("UniPCMultistepScheduler", {}),
+    },
+    "flow": {
+        "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+        "dpm++": (DPM, _FLOWS),
+        "unipc": ("UniPCMultistepScheduler", _FLOWS),
+    },
+    "CogVideoX": {
+        "ddim": ("CogVideoXDDIMScheduler", {}),
+        "dpm++": ("CogVideoXDPMScheduler", {}),
+    },
+    "EDM": {},
+}
+"""Kind of noise path -> name in a config -> diffusers class and what its config must say."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +94,45 @@ def noised(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noi
         scheduler, config.prediction_type, VARIANCE_PRESERVING, latents, noise, alpha, sigma
     )
     return Noised(alpha * latents + sigma * noise, steps, target)
+
+
+def solver(
+    config: Mapping[str, Any], name: str, *, own_sigmas: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The scheduler called `name` for a pipeline whose own has this config: class and settings.
+    `own_sigmas`: the pipeline chooses the noise levels itself, which only Euler's allows."""
+    own = config["_class_name"]
+    if own.startswith("CogVideoX"):
+        kind = "CogVideoX"  # its noise path is shifted, which no other scheduler knows
+    elif own.startswith("FlowMatch") or config.get("use_flow_sigmas", False):
+        kind = "flow"
+    else:
+        kind = "EDM" if own.startswith(("EDM", "Cosine")) else "variance preserving"
+    known = dict(SOLVERS[kind])
+    if kind == "flow" and config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        del known["euler"]  # it takes velocities only
+    if own_sigmas:
+        known = {"euler": known["euler"]}
+    if name not in known:
+        raise ConfigError(
+            f"scheduler: {name!r} cannot take the place of the pipeline's own {own} ({kind}); "
+            f"those that can: {', '.join(known) or 'none'}"
+        )
+    return known[name]
+
+
+def resolved(scheduler: Any, kind: str, settings: Mapping[str, Any]) -> Any:
+    """The scheduler as another class of diffusers, on the same noise path."""
+    import diffusers
+
+    config = scheduler.config
+    shift, kept = config.get("shift") or config.get("flow_shift") or 1.0, {}
+    if kind.startswith("FlowMatch"):
+        kept = {"shift": shift}
+    elif settings.get("use_flow_sigmas"):
+        predicted = config.get("prediction_type", "flow_prediction")
+        kept = {"flow_shift": shift, "prediction_type": predicted}
+    return getattr(diffusers, kind).from_config(config, **kept, **settings)
 
 
 def _preconditioned(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noised:

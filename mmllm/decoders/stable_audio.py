@@ -13,21 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import Audio, Medium
-from mmllm.decoders.base import Condition, DecoderConfig, ModalityDecoder
-from mmllm.errors import ConfigError
+from mmllm.decoders.base import Condition, ModalityDecoder, SequenceConfig
 from mmllm.media import resample
 
 
 @dataclass(frozen=True)
-class StableAudioConfig(DecoderConfig):
+class StableAudioConfig(SequenceConfig):
     """A `StableAudioPipeline`. `seconds`: how long sounds are; None is the pipeline's longest."""
 
     seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seconds is not None and self.seconds <= 0:
-            raise ConfigError(f"seconds: expected more than 0, got {self.seconds}")
 
 
 class StableAudioDecoder(ModalityDecoder):
@@ -35,6 +29,7 @@ class StableAudioDecoder(ModalityDecoder):
     adds the duration."""
 
     modality = "audio"
+    pipelines: ClassVar = ["StableAudioPipeline"]
     masks: ClassVar = {"prompt_embeds": "attention_mask"}
 
     @property
@@ -54,10 +49,7 @@ class StableAudioDecoder(ModalityDecoder):
         pipeline's own absence of a caption (zeros in place of the durations, too)."""
         if self.config.negative:
             return super().unconditional(num)
-        return {
-            name: torch.zeros(num, *shape, device=self.device)
-            for name, shape in self.condition_shapes.items()
-        }
+        return self._zeros(num)
 
     def _preprocess(self, medium: Audio) -> Tensor:
         """Resampled, cut to `seconds`, padded with silence to the codec's length -> float[C, N]."""
@@ -68,6 +60,9 @@ class StableAudioDecoder(ModalityDecoder):
             wave = wave[:1].expand(channels, -1)
         wave = wave[:channels, : int(self.seconds * rate)]
         return F.pad(wave, (0, self._samples - wave.shape[-1]))
+
+    def _normalise(self, latents: Tensor) -> Tensor:
+        return latents
 
     def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         from diffusers.models.embeddings import get_1d_rotary_pos_embed

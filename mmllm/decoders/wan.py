@@ -6,22 +6,17 @@ Legend: M clips, F frames, H x W pixels, P caption tokens, E their width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-import torch
-from PIL import Image as PILImage
-from PIL import ImageOps
 from torch import Tensor
 
-from mmllm.conversation import Medium, Video
-from mmllm.decoders.base import Condition, DecoderConfig, ModalityDecoder
+from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames, check_size
 from mmllm.errors import ConfigError
-from mmllm.media import sample_frames
 
 
 @dataclass(frozen=True)
-class WanConfig(DecoderConfig):
+class WanConfig(ClipConfig, SequenceConfig):
     """A `WanPipeline`. A clip's size is no part of its weights; the defaults are the pipeline's.
 
     The transformer attends to the padding too, so `max_caption_tokens` must be the length that it
@@ -34,28 +29,15 @@ class WanConfig(DecoderConfig):
     width: int = 832
 
 
-class WanDecoder(ModalityDecoder):
+class WanDecoder(ClipDecoder):
     """Condition: `prompt_embeds` [P, E], zero behind the caption; there is no mask."""
 
-    modality = "video"
-
-    def __init__(self, config: WanConfig):
-        super().__init__(config)
-        self._check_size()
+    pipelines: ClassVar = ["WanPipeline"]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         width = self.component_config("transformer")["text_dim"]
         return {"prompt_embeds": (self.config.max_caption_tokens, width)}
-
-    def _preprocess(self, medium: Video) -> Tensor:
-        """Frames even in time, their centre -> float[3, F, H, W] in [-1, 1]."""
-        size = (self.config.width, self.config.height)
-        frames = [
-            np.array(ImageOps.fit(PILImage.fromarray(frame), size, PILImage.Resampling.LANCZOS))
-            for frame in sample_frames(medium, self.config.frames)
-        ]
-        return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2) / 127.5 - 1
 
     def _clean(self, caption: str) -> str:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
@@ -85,30 +67,17 @@ class WanDecoder(ModalityDecoder):
             return_dict=False,
         )[0]
 
-    def _options(self) -> dict[str, Any]:
-        config = self.config
-        return {"num_frames": config.frames, "height": config.height, "width": config.width}
-
-    def _media(self, output: Any) -> list[Medium]:
-        clips = (output.frames * 255).round().astype(np.uint8)  # [M, F, H, W, 3] from [0, 1]
-        return [Video.from_numpy(clip, fps=self.config.fps) for clip in clips]
-
-    def _check_size(self) -> None:
+    def _size(self) -> tuple[int, int]:
         """The pipeline would round silently, and then latents and samples would differ in size."""
         config, vae = self.config, self.component_config("vae")
         # Wan 2.1 was published before its config held these two.
         group, shrink = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
         _, *patch = self.component_config("transformer")["patch_size"]
-        if config.frames % group != 1 % group:
-            raise ConfigError(
-                f"frames: expected 1 + {group}k, got {config.frames}; "
-                f"{config.frames // group * group + 1} would do"
-            )
-        for name, step in zip(("height", "width"), patch, strict=True):
-            value = getattr(config, name)
-            for unit in (16, shrink * step):  # 16: WanPipeline.check_inputs
-                if value < 1 or value % unit:
-                    raise ConfigError(f"{name}: expected a multiple of {unit}, got {value}")
+        check_frames(config.frames, group)
+        size = (config.height, config.width)
+        check_size(size, (16, 16))  # WanPipeline.check_inputs
+        check_size(size, (shrink * patch[0], shrink * patch[1]))
+        return size
 
 
 def build(config: WanConfig) -> WanDecoder:

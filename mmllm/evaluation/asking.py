@@ -145,8 +145,8 @@ def ask(
 
 @contextlib.contextmanager
 def no_captions(model: AnyToAny) -> Iterator[None]:
-    """While this lasts no caption reaches a decoder: `encode_captions` raises, and so does the
-    pipeline's text encoder itself. The unconditional condition is computed before."""
+    """While this lasts no caption reaches a decoder: `encode_captions` raises, and so do the
+    pipeline's text encoders themselves. The unconditional condition is computed before."""
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("a caption reached a decoder: only signal tokens may cross")
@@ -155,9 +155,9 @@ def no_captions(model: AnyToAny) -> Iterator[None]:
     for decoder in model.decoders.values():
         decoder.unconditional(1)
         decoder.encode_captions = refuse  # pyright: ignore[reportAttributeAccessIssue]
-        encoder = getattr(decoder.pipeline, "text_encoder", None)
-        if encoder is not None:
-            hooks.append(encoder.register_forward_pre_hook(refuse))
+        for name, part in decoder.pipeline.components.items():
+            if name.startswith("text_encoder") and part is not None:
+                hooks.append(part.register_forward_pre_hook(refuse))
     try:
         yield
     finally:

@@ -22,16 +22,28 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+class Folders(dict[str, Path]):
+    """Family -> the folder of its pipeline, made when first asked for."""
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, family: str) -> Path:
+        self[family] = tiny.save(family, self.root / family)
+        return self[family]
+
+
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny.save_pipelines(tmp_path_factory.mktemp("pipelines"))
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture
-def make(folders: dict[str, Path]) -> Callable[..., ModalityDecoder]:
+def make(folders: Folders) -> Callable[..., ModalityDecoder]:
     """`make("image", guidance=1.0)`: a decoder, nothing loaded yet."""
 
-    def build(modality: str, **changes: Any) -> ModalityDecoder:
-        return config.build(tiny.configs(folders, **changes)[modality])
+    def build(family: str, **changes: Any) -> ModalityDecoder:
+        return config.build(tiny.entry(family, folders[family], **changes))
 
     return build

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 
 from mmllm import config
@@ -17,7 +20,7 @@ from mmllm.decoders.base import Cancelled, DecoderConfig, ModalityDecoder
 from mmllm.errors import AssetError, ConfigError, MediaError
 from tests.decoders import tiny
 
-ALL = pytest.mark.parametrize("modality", ["image", "video", "audio"])
+ALL = pytest.mark.parametrize("family", tiny.FAMILIES)
 CAPTIONS = ["a red apple", "a blue dog runs ."]
 CALL = {
     "image": {"max_sequence_length": tiny.TOKENS, "use_resolution_binning": False},
@@ -27,7 +30,27 @@ CALL = {
         "height": tiny.SIZE,
         "width": tiny.SIZE,
     },
-    "audio": {},
+    "text_to_video": {"num_frames": tiny.FRAMES},
+    "sd3": {"max_sequence_length": tiny.TOKENS},
+    "flux2": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "flux2_klein": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
+    "ltx": {
+        "max_sequence_length": tiny.TOKENS,
+        "num_frames": tiny.FRAMES,
+        "height": 32,
+        "width": 32,
+        "frame_rate": 4.0,
+    },
+    "cogvideox": {"max_sequence_length": tiny.TOKENS},
+    "sana": {
+        "max_sequence_length": tiny.TOKENS,
+        "use_resolution_binning": False,
+        "height": 32,
+        "width": 32,
+    },
+    "flux": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
 }
 OUTPUT = {"image": "images", "video": "frames", "audio": "audios"}
 
@@ -45,7 +68,8 @@ def arrays(media: list) -> np.ndarray:
 def close(media: list, expected: np.ndarray) -> None:
     """Equal to 1e-4; pixels to that and the rounding to bytes."""
     rounding = 0.5 / 255 if media[0].to_numpy().dtype == np.uint8 else 0.0
-    np.testing.assert_allclose(arrays(media), expected, rtol=0, atol=1e-4 + rounding)
+    made = arrays(media)
+    np.testing.assert_allclose(made, expected.reshape(made.shape), rtol=0, atol=1e-4 + rounding)
 
 
 class Calls(list):
@@ -53,35 +77,51 @@ class Calls(list):
 
     def __init__(self):
         super().__init__()
+        self.first = self.clock = ""  # what the denoiser calls its noisy samples and times
         self.noisy: list[torch.Tensor] = []
         self.times: list[torch.Tensor] = []
 
 
 def spy(decoder: ModalityDecoder, monkeypatch) -> Calls:
-    forward, calls = decoder.pipeline.transformer.forward, Calls()
+    denoiser = tiny.denoiser(decoder.pipeline)
+    forward, calls = denoiser.forward, Calls()
     signature = inspect.signature(forward)
 
     def listening(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
-        calls.noisy.append(given.pop("hidden_states"))
-        calls.times.append(given.pop("timestep"))
-        given.pop("return_dict")
-        calls.append({name: value for name, value in given.items() if value is not None})
+        calls.first = next(iter(given))
+        calls.noisy.append(given.pop(calls.first))
+        calls.clock = "timestep" if "timestep" in given else "t"
+        calls.times.append(given.pop(calls.clock))
+        given.pop("return_dict", None)
+        calls.append(given)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(decoder.pipeline.transformer, "forward", listening)
+    monkeypatch.setattr(denoiser, "forward", listening)
     return calls
 
 
 def same(one, other) -> bool:
-    """Equal through dicts and tuples, tensors within rounding."""
+    """Equal through dicts and tuples, tensors within rounding; None is no argument."""
     if isinstance(one, dict):
+        one, other = ({k: v for k, v in each.items() if v is not None} for each in (one, other))
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, tuple):
+    if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, torch.Tensor):
         return one.shape == other.shape and torch.allclose(one, other)
     return one == other
+
+
+def guiding(family: str, pipeline, guidance: float, negative: str) -> dict:
+    """Guidance as a user would ask the pipeline for it."""
+    if family == "flux2_klein" and negative:  # which it takes as embeddings only
+        words, _ = pipeline.encode_prompt([negative] * 2, max_sequence_length=tiny.TOKENS)
+        return {"guidance_scale": guidance, "negative_prompt_embeds": words}
+    words = {"negative_prompt": [negative] * 2} if negative else {}
+    if family == "qwen_image":  # without a negative caption it would not be guided
+        return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}
+    return {"guidance_scale": guidance, **words}
 
 
 def training_inputs(decoder: ModalityDecoder, num: int = 2):
@@ -98,26 +138,30 @@ def training_inputs(decoder: ModalityDecoder, num: int = 2):
     ("guidance", "negative"), [(3.0, ""), (3.0, "a dog"), (1.0, ""), (0.0, "")]
 )
 def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
-    make, modality, guidance, negative
+    make, family, guidance, negative
 ):
-    decoder = make(modality, guidance=guidance, negative=negative)
-    media = decoder.sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
+    captions = CAPTIONS
+    if family == "audioldm2":  # reads all captions of a call as if they were equally long
+        captions, negative = ["a red apple", "a blue dog"], "a dog ." if guidance > 1 else ""
+    if family in ("flux", "flux2"):  # told their guidance, they lead away from nothing
+        negative = ""
+    decoder = make(family, guidance=guidance, negative=negative)
+    media = decoder.sample(decoder.encode_captions(captions), generators=seeded(1, 2))
     expected = decoder.pipeline(
-        CAPTIONS,
-        **CALL[modality],
-        **({"negative_prompt": [negative] * 2} if negative else {}),
-        guidance_scale=guidance,
+        prompt=captions,
+        **CALL.get(family, {}),
+        **guiding(family, decoder.pipeline, guidance, negative),
         num_inference_steps=4,
         generator=seeded(1, 2),
         output_type="np",
     )
-    close(media, getattr(expected, OUTPUT[modality]))
+    close(media, getattr(expected, OUTPUT[decoder.modality]))
     assert np.ptp(arrays(media)) > 0.01  # not all of one value, which would equal anything
 
 
 @ALL
-def test_a_caption_and_guidance_change_what_is_made(make, modality):
-    decoder = make(modality)
+def test_a_caption_and_guidance_change_what_is_made(make, family):
+    decoder = make(family)
     conditions = [decoder.encode_captions([caption]) for caption in CAPTIONS]
     one, two = (arrays(decoder.sample(each, generators=seeded(0))) for each in conditions)
     free = arrays(decoder.sample(conditions[0], generators=seeded(0), guidance=1.0))
@@ -126,8 +170,8 @@ def test_a_caption_and_guidance_change_what_is_made(make, modality):
 
 
 @ALL
-def test_a_batch_equals_singles(make, modality):
-    decoder = make(modality)
+def test_a_batch_equals_singles(make, family):
+    decoder = make(family)
     condition = decoder.encode_captions(CAPTIONS)
     batch = arrays(decoder.sample(condition, generators=seeded(3, 4)))
     for row, seed in enumerate((3, 4)):
@@ -138,24 +182,24 @@ def test_a_batch_equals_singles(make, modality):
 
 
 @ALL
-def test_media_have_their_kind_size_and_rate(make, modality):
-    decoder = make(modality)
+def test_media_have_their_kind_size_and_rate(make, family):
+    decoder = make(family)
     medium = decoder.sample(decoder.encode_captions(["a dog"]), generators=seeded(0))[0]
     if isinstance(medium, Image):
-        assert medium.to_numpy().shape == (tiny.SIZE, tiny.SIZE, 3)
+        assert medium.to_numpy().shape == (*decoder.size, 3)
     elif isinstance(medium, Video):
-        assert medium.to_numpy().shape == (tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3)
+        assert medium.to_numpy().shape == (tiny.FRAMES, *decoder.size, 3)
         assert medium.fps == 4.0
     else:
         assert isinstance(medium, Audio)
         assert medium.to_numpy().shape == (1, 2048)
         assert medium.sample_rate == 8000
-    assert medium.modality == decoder.modality == modality
+    assert medium.modality == decoder.modality
 
 
 @ALL
-def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, modality):
-    decoder = make(modality)
+def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family):
+    decoder = make(family)
     shapes = decoder.condition_shapes
     assert decoder._pipeline is None
     condition = decoder.encode_captions(CAPTIONS)
@@ -167,20 +211,21 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, modali
     for sequence, mask in decoder.masks.items():
         assert shapes[mask] == shapes[sequence][:1]
         assert not condition[sequence][condition[mask] == 0].any()
-        assert condition[mask].sum(1).tolist() == [5, 7]  # the words between [CLS] and [SEP]
+        words = {"audioldm2": [4, 6], "qwen_image": [35, 37]}  # one mark behind; a template before
+        assert condition[mask].sum(1).tolist() == words.get(family, [5, 7])  # a mark on each side
 
 
 @ALL
-def test_generation_reads_no_caption(make, modality, monkeypatch):
-    decoder = make(modality)
+def test_generation_reads_no_caption(make, family, monkeypatch):
+    decoder = make(family)
     condition = decoder.encode_captions(["a dog"])
     monkeypatch.setattr(ModalityDecoder, "encode_captions", None)
     assert len(decoder.sample(condition, generators=seeded(0))) == 1
 
 
 @ALL
-def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, modality, monkeypatch):
-    decoder = make(modality, guidance=1.0)
+def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, family, monkeypatch):
+    decoder = make(family, guidance=0.0)
     calls = spy(decoder, monkeypatch)
     condition = decoder.encode_captions(CAPTIONS)
     decoder.sample(condition, generators=seeded(0, 1))
@@ -188,6 +233,40 @@ def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, modality, mon
     decoder.denoising_loss(condition, latents, **noising)
     assert len(calls) == 5
     assert same(calls[-1], calls[0])
+
+
+@ALL
+def test_the_loss_is_the_training_formula_of_diffusers(make, family, monkeypatch):
+    decoder, told = make(family), tiny.dialect(family)
+    pipeline, scheduler = decoder.pipeline, decoder.pipeline.scheduler
+    calls = spy(decoder, monkeypatch)
+    condition = decoder.encode_captions(CAPTIONS)
+    latents, noising = training_inputs(decoder)
+    losses = decoder.denoising_loss(condition, latents, **noising)
+    noise, times = noising.values()
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    if "FlowMatch" in type(scheduler).__name__ or scheduler.config.get("use_flow_sigmas"):
+        wide = times.view(-1, *[1] * (latents.ndim - 1))
+        noisy, clock = torch.lerp(latents, noise, wide), times * 1000
+        targets = {"flow_prediction": noise - latents, "sample": latents}
+    else:
+        if "CogVideoX" not in type(scheduler).__name__:  # Euler's own are another path
+            scheduler = DDPMScheduler.from_config(scheduler.config)
+        clock = (times * 1000).long()
+        noisy = scheduler.add_noise(latents, noise, clock)
+        targets = {
+            "epsilon": noise,
+            "v_prediction": scheduler.get_velocity(latents, noise, clock),
+            "sample": latents,
+        }
+    heard, time = told.read(calls.noisy[-1]), told.clock(calls.times[-1])
+    torch.testing.assert_close(heard, told.pack(pipeline, noisy))
+    torch.testing.assert_close(time.view(2, -1)[:, 0].float(), clock.float())
+    model = tiny.denoiser(pipeline)
+    given = {**calls[-1], calls.first: calls.noisy[-1], calls.clock: calls.times[-1]}
+    predicted = told.answer(model(**given, return_dict=False)[0])
+    errors = (predicted - told.pack(pipeline, targets[kind])).square()
+    torch.testing.assert_close(losses, errors.flatten(1).mean(1))
 
 
 def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
@@ -225,9 +304,9 @@ def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
 
 
 @ALL
-def test_half_precision_samples_and_trains(make, modality):
-    decoder = make(modality).to("cpu", torch.bfloat16)
-    exact = make(modality)
+def test_half_precision_samples_and_trains(make, family):
+    decoder = make(family).to("cpu", torch.bfloat16)
+    exact = make(family)
     latents, noising = training_inputs(exact)
     condition = decoder.encode_captions(CAPTIONS)
     losses = decoder.denoising_loss(condition, latents, **noising)
@@ -241,8 +320,8 @@ def test_half_precision_samples_and_trains(make, modality):
 
 
 @ALL
-def test_loading_shows_nothing_and_hides_no_other_warning(make, modality, capfd, caplog):
-    assert make(modality).pipeline is not None
+def test_loading_shows_nothing_and_hides_no_other_warning(make, family, capfd, caplog):
+    assert make(family).pipeline is not None
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
     assert not caplog.records
@@ -250,8 +329,8 @@ def test_loading_shows_nothing_and_hides_no_other_warning(make, modality, capfd,
 
 
 @ALL
-def test_the_gradient_reaches_the_condition_and_no_weight(make, modality):
-    decoder = make(modality)
+def test_the_gradient_reaches_the_condition_and_no_weight(make, family):
+    decoder = make(family)
     latents, noising = training_inputs(decoder)
     condition = {
         name: value.clone().requires_grad_()
@@ -260,11 +339,13 @@ def test_the_gradient_reaches_the_condition_and_no_weight(make, modality):
     losses = decoder.denoising_loss(condition, latents, **noising)
     assert losses.shape == (2,)
     losses[0].backward()
-    embeds = condition["prompt_embeds"].grad
-    assert embeds[0].abs().max() > 0
-    assert not embeds[1].any()  # the losses are per sample
+    for name in condition.keys() - set(decoder.masks.values()):
+        embeds = condition[name].grad
+        assert embeds[0].abs().max() > 0
+        assert not embeds[1].any()  # the losses are per sample
     for mask in decoder.masks.values():
-        assert torch.equal(condition[mask].grad, torch.zeros(2, tiny.TOKENS))
+        assert condition[mask].grad is not None
+        assert not condition[mask].grad.any()
     parts = [part for part in decoder.pipeline.components.values() if hasattr(part, "parameters")]
     parameters = [parameter for part in parts for parameter in part.parameters()]
     assert len(parameters) > 20
@@ -272,8 +353,8 @@ def test_the_gradient_reaches_the_condition_and_no_weight(make, modality):
 
 
 @ALL
-def test_the_loss_trains_after_a_pipeline_was_loaded_in_inference_mode(make, modality):
-    decoder = make(modality)
+def test_the_loss_trains_after_a_pipeline_was_loaded_in_inference_mode(make, family):
+    decoder = make(family)
     with torch.inference_mode():
         decoder.sample(decoder.encode_captions(["a dog"]), generators=seeded(0))
     latents, noising = training_inputs(decoder)
@@ -284,8 +365,8 @@ def test_the_loss_trains_after_a_pipeline_was_loaded_in_inference_mode(make, mod
 
 
 @ALL
-def test_losses_of_a_batch_are_those_of_its_items(make, modality):
-    decoder = make(modality)
+def test_losses_of_a_batch_are_those_of_its_items(make, family):
+    decoder = make(family)
     latents, noising = training_inputs(decoder)
     condition = decoder.encode_captions(CAPTIONS)
     together = decoder.denoising_loss(condition, latents, **noising)
@@ -301,8 +382,8 @@ def test_losses_of_a_batch_are_those_of_its_items(make, modality):
 
 
 @ALL
-def test_a_cancelled_run_leaves_the_decoder_as_new(make, modality):
-    decoder = make(modality, steps=5)
+def test_a_cancelled_run_leaves_the_decoder_as_new(make, family):
+    decoder = make(family, steps=5)
     condition = decoder.encode_captions(["a dog"])
     seen = []
 
@@ -316,13 +397,13 @@ def test_a_cancelled_run_leaves_the_decoder_as_new(make, modality):
     assert seen == [(1, 5), (2, 5)]
     again = decoder.sample(condition, generators=seeded(0), on_step=lambda *at: seen.append(at))
     assert seen[2:] == [(step, 5) for step in range(1, 6)]
-    fresh = make(modality, steps=5).sample(condition, generators=seeded(0))
+    fresh = make(family, steps=5).sample(condition, generators=seeded(0))
     assert np.array_equal(arrays(again), arrays(fresh))
 
 
-@pytest.mark.parametrize("modality", ["image", "audio"])
-def test_predicted_masks_count_as_zero_or_one(make, modality):
-    decoder = make(modality)
+@pytest.mark.parametrize("family", ["image", "audio"])
+def test_predicted_masks_count_as_zero_or_one(make, family):
+    decoder = make(family)
     mask = decoder.masks["prompt_embeds"]
     soft = decoder.encode_captions(["a dog"])
     hard = dict(soft)
@@ -340,6 +421,28 @@ def test_predicted_masks_count_as_zero_or_one(make, modality):
             decoder.denoising_loss(predicted, latents, **noising),
             decoder.denoising_loss(meant, latents, **noising),
         )
+
+
+def test_published_audioldm2_folders_hold_a_bare_gpt2(make, tmp_path):
+    decoder = make("audioldm2")
+    pipeline = tiny.load(decoder.folder)
+    pipeline.language_model = pipeline.language_model.transformer
+    pipeline.save_pretrained(tmp_path)
+    bare = make("audioldm2", weights=str(tmp_path))
+    assert bare.component_config("language_model")["architectures"] == ["GPT2Model"]
+    expected = decoder.encode_captions(CAPTIONS)
+    for name, value in bare.encode_captions(CAPTIONS).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_true_guidance_of_flux_is_its_pipelines(make):
+    decoder = make("flux", true_guidance=2.0, negative="a dog")
+    media = decoder.sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
+    call = {**CALL["flux"], "negative_prompt": ["a dog"] * 2, "generator": seeded(1, 2)}
+    call |= {"guidance_scale": 3.5, "num_inference_steps": 4, "output_type": "np"}
+    close(media, decoder.pipeline(CAPTIONS, true_cfg_scale=2.0, **call).images)
+    plain = make("flux").sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
+    assert np.abs(arrays(media) - arrays(plain)).max() > 1e-3
 
 
 def test_a_shorter_sound_caption_is_padded_as_its_pipeline_pads(make):
@@ -412,6 +515,102 @@ def test_bad_input_is_told_apart(make, folders, tmp_path):
         config.build(dataclasses.replace(video, height=20))
 
 
+@ALL
+def test_a_folder_of_another_pipeline_is_refused(make, folders, family):
+    other = folders["sana" if family == "stable_diffusion" else "stable_diffusion"]
+    found = json.loads((other / "model_index.json").read_text())["_class_name"]
+    expected = json.loads((folders[family] / "model_index.json").read_text())["_class_name"]
+    with pytest.raises(AssetError, match=f"holds a {found}, .* takes .*{expected}"):
+        make(family, weights=str(other))
+
+
+def test_an_incomplete_or_pickled_folder_is_refused(make, folders, tmp_path):
+    folder = shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
+    shutil.rmtree(folder / "text_encoder_2")
+    with pytest.raises(AssetError, match=r"text_encoder_2 \(CLIPTextModel.*\) is missing"):
+        make("sdxl", weights=str(folder))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": [None, None]}))
+    with pytest.raises(AssetError, match="needs the pipeline's text_encoder_2"):
+        _ = make("sdxl", weights=str(folder)).condition_shapes
+
+    folder = shutil.copytree(folders["sd3"], tmp_path / "sd3")
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(AssetError, match="transformer: holds pickled weights only"):
+        make("sd3", weights=str(folder))
+    weights.with_suffix(".bin").rename(weights.with_suffix(".fp16.safetensors"))
+    with pytest.raises(AssetError, match="cannot be loaded"):
+        _ = make("sd3", weights=str(folder)).pipeline
+
+
+@ALL
+def test_a_condition_of_another_shape_is_refused_with_both_shapes(make, family):
+    decoder = make(family)
+    condition = decoder.encode_captions(CAPTIONS)
+    right = tuple(condition["prompt_embeds"].shape)
+    wrong = condition | {"prompt_embeds": condition["prompt_embeds"][..., :-1]}
+    message = rf"{re.escape(str(right))}.*{re.escape(str(decoder.folder))}.*{right[-1] - 1}\)"
+    with pytest.raises(ValueError, match=message):
+        decoder.sample(wrong, generators=seeded(0, 1))
+    latents, noising = training_inputs(decoder)
+    with pytest.raises(ValueError, match=message):
+        decoder.denoising_loss(wrong, latents, **noising)
+
+
+def test_settings_that_a_pipeline_would_not_keep_are_refused(make):
+    for family, unit in {"stable_diffusion": 8, "sd3": 4, "flux": 4, "ltx": 32, "sana": 32}.items():
+        with pytest.raises(ConfigError, match=f"height: expected a multiple of {unit}, got 19"):
+            make(family, height=19)
+    for family, would in {"ltx": 9, "cogvideox": 11}.items():
+        with pytest.raises(ConfigError, match=f"{would} would do"):
+            make(family, frames=10)
+    with pytest.raises(ConfigError, match="seconds: expected more than 0"):
+        make("audioldm", seconds=0.0)
+    with pytest.raises(ConfigError, match="seconds: expected at least 0"):
+        make("audioldm", seconds=0.001)
+    with pytest.raises(ConfigError, match="fps: expected more than 0"):
+        make("text_to_video", fps=0.0)
+    with pytest.raises(ConfigError, match=r"'lcm' cannot take the place of .* euler, dpm"):
+        make("sd3", scheduler="lcm")
+    for family in ("flux", "flux2"):
+        with pytest.raises(ConfigError, match="negative: "):
+            make(family, negative="a dog")
+    with pytest.raises(ConfigError, match=r"those that can: dpm.., unipc$"):
+        make("image", scheduler="euler")  # predicts samples, which Euler's flow solver cannot take
+    with pytest.raises(ConfigError, match=r"those that can: euler$"):
+        make("ltx", scheduler="unipc")
+    with pytest.raises(ConfigError, match=r"CogVideoXDDIMScheduler .* ddim, dpm"):
+        make("cogvideox", scheduler="euler")
+
+
+@pytest.mark.parametrize("family", ["audioldm", "audioldm2"])
+def test_mel_spectrograms_are_those_of_librosas_formula(make, family):
+    """A second of a sine, by numpy: Hann, reflected borders, Slaney's mel scale and areas."""
+    decoder = make(family, seconds=1.0)
+    times = np.arange(8000) / 8000
+    wave = 0.25 * np.sin(2 * np.pi * 440 * times).astype(np.float32)
+    mel = decoder.preprocess(Audio.from_numpy(wave, 8000))
+    assert mel.shape == (1, decoder.frames, 8) == (1, 126, 8)
+    padded = np.pad(2 * wave, (0, 126 * 64 - 8000))  # its peak at 0.5, then whole latents
+    padded = np.pad(padded, 128, mode="reflect")
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
+    frames = np.stack([padded[at : at + 256] * hann for at in range(0, 126 * 64, 64)])
+    magnitudes = np.abs(np.fft.rfft(frames))
+    top = 15 + 27 * np.log(4000 / 1000) / np.log(6.4)  # Slaney: linear to 1 kHz, then by ratio
+    marks = np.linspace(0, top, 10)
+    edges = np.where(marks < 15, marks * 200 / 3, 1000 * np.exp((marks - 15) * np.log(6.4) / 27))
+    bins = np.arange(129) * 8000 / 256
+    bank = np.stack(
+        [
+            np.clip(np.minimum((bins - a) / (b - a), (c - bins) / (c - b)), 0, None) * 2 / (c - a)
+            for a, b, c in zip(edges, edges[1:], edges[2:], strict=False)
+        ]
+    )
+    expected = np.log(np.clip(magnitudes @ bank.T, 1e-5, None))
+    np.testing.assert_allclose(mel[0].numpy(), expected, atol=0.02)
+
+
 def test_a_hub_id_is_downloaded_as_safetensors(folders, monkeypatch):
     import diffusers
 
@@ -428,13 +627,14 @@ def test_a_hub_id_is_downloaded_as_safetensors(folders, monkeypatch):
 
 
 def test_configs_survive_yaml(folders):
-    for entry in tiny.configs(folders).values():
+    for family in tiny.FAMILIES:
+        entry = tiny.entry(family, folders[family])
         assert config.parse_component("decoders", config.dump(entry), "decoders.test") == entry
 
 
-@pytest.mark.parametrize(("modality", "steps"), [("image", 1), ("audio", 0), ("video", 0)])
-def test_too_few_steps_are_refused(make, modality: str, steps: int) -> None:
-    decoder = make(modality)
+@pytest.mark.parametrize(("family", "steps"), [("image", 1), ("audio", 0), ("video", 0)])
+def test_too_few_steps_are_refused(make, family: str, steps: int) -> None:
+    decoder = make(family)
     condition = decoder.encode_captions(["a"])
     with pytest.raises(ConfigError, match="steps: expected at least"):
         decoder.sample(condition, generators=[torch.Generator()], steps=steps)

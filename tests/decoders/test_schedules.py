@@ -7,6 +7,7 @@ computes here, from the papers' formulas.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import types
 from typing import Any
@@ -15,9 +16,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.schedules import SOLVERS as SOLVERS_BY_NAME
 from mmllm.decoders.schedules import noised
 from mmllm.errors import ConfigError
 from tests.decoders import tiny
@@ -52,7 +55,17 @@ SCALING = [  # these need a pipeline that scales its noise and its inputs, which
 CASES = [
     *[(modality, *each) for modality in ("image", "audio") for each in SOLVERS + SCALING],
     *[("video", *each) for each in SOLVERS],
+    *[("stable_diffusion", *each) for each in SCALING[:9]],
     ("video", "FlowMatchEulerDiscrete", {"shift": 3.0}),  # the others ask for its initial sigma
+]
+
+
+NAMED = [
+    *[("cogvideox", name) for name in SOLVERS_BY_NAME["CogVideoX"]],
+    *[(family, name) for family in ("sd3", "flux", "sana") for name in SOLVERS_BY_NAME["flow"]],
+    ("image", "unipc"),  # predicts samples on a flow path
+    ("ltx", "euler"),
+    *[("stable_diffusion", name) for name in SOLVERS_BY_NAME["variance preserving"]],
 ]
 
 
@@ -75,6 +88,8 @@ def oracle(scheduler: Any, clean: Tensor, noisy: Tensor, times: Tensor) -> Tenso
     else:
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
         kept = (1 - betas).cumprod(0)
+        if "CogVideoX" in name:  # Yang et al. 2024: the signal-to-noise ratio is divided
+            kept = kept / (config.snr_shift_scale + (1 - config.snr_shift_scale) * kept)
         whole = times.floor().long()  # Euler walks between the steps of training
         kept = torch.exp(
             torch.lerp(kept.log()[whole], kept.log()[whole.add(1).clamp(max=999)], times - whole)
@@ -89,27 +104,55 @@ def oracle(scheduler: Any, clean: Tensor, noisy: Tensor, times: Tensor) -> Tenso
     }[kind]
 
 
-def with_oracle(decoder: ModalityDecoder, scheduler: Any, clean: Tensor, monkeypatch) -> None:
-    """The decoder's pipeline with another scheduler, its transformer replaced by the oracle."""
+def with_oracle(
+    family: str, decoder: ModalityDecoder, scheduler: Any, clean: Tensor, monkeypatch
+) -> None:
+    """The decoder's pipeline with another scheduler, its denoiser replaced by the oracle."""
+    denoiser = tiny.denoiser(decoder.pipeline)
+    signature = inspect.signature(denoiser.forward)
+    told = tiny.dialect(family)
+    clean = told.pack(decoder.pipeline, clean)
 
-    def forward(hidden_states: Tensor, timestep: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-        repeats = len(hidden_states) // len(clean)  # guidance doubles the batch
+    def forward(*args: Any, **kwargs: Any) -> UNet2DConditionOutput:
+        given = signature.bind(*args, **kwargs).arguments
+        noisy = told.read(next(iter(given.values())))
+        times = told.clock(given["timestep"] if "timestep" in given else given["t"])
+        if times.ndim > 1:  # a time for every token, all the same
+            times = times[:, 0]
+        repeats = len(noisy) // len(clean)  # guidance doubles the batch
         known = clean.repeat(repeats, *[1] * (clean.ndim - 1))
-        return (oracle(scheduler, known, hidden_states, timestep).to(hidden_states.dtype),)
+        answer = oracle(scheduler, known, noisy, times).to(noisy.dtype)
+        return UNet2DConditionOutput(sample=told.write(answer))
 
     decoder.pipeline.scheduler = scheduler
-    monkeypatch.setattr(decoder.pipeline.transformer, "forward", forward)
+    monkeypatch.setattr(denoiser, "forward", forward)
 
 
-@pytest.mark.parametrize(("modality", "name", "settings"), CASES)
+@pytest.mark.parametrize(("family", "name", "settings"), CASES)
 def test_an_oracle_has_no_loss_and_is_recovered_by_the_sampler(
-    make, monkeypatch, modality, name, settings
+    make, monkeypatch, family, name, settings
 ):
-    decoder = make(modality, steps=10)
-    scheduler = getattr(diffusers, f"{name}Scheduler")(**settings)
-    media = [tiny.medium(modality, seed) for seed in range(2)]
+    decoder = make(family, steps=10)
+    check(family, decoder, getattr(diffusers, f"{name}Scheduler")(**settings), monkeypatch)
+
+
+@pytest.mark.parametrize("family", [key for key in tiny.FAMILIES if key not in tiny.MODALITIES])
+def test_an_oracle_and_the_familys_own_scheduler(make, monkeypatch, family):
+    decoder = make(family, steps=20)
+    check(family, decoder, decoder.pipeline.scheduler, monkeypatch)
+
+
+@pytest.mark.parametrize(("family", "name"), NAMED)
+def test_an_oracle_and_a_scheduler_chosen_by_name(make, monkeypatch, family, name):
+    decoder, own = make(family, steps=10, scheduler=name), make(family)
+    assert decoder.fingerprint == own.fingerprint  # how one samples changes no target
+    check(family, decoder, decoder.pipeline.scheduler, monkeypatch)
+
+
+def check(family: str, decoder: ModalityDecoder, scheduler: Any, monkeypatch) -> None:
+    media = [tiny.medium(decoder.modality, seed) for seed in range(2)]
     clean = decoder.encode_media(torch.stack([decoder.preprocess(each) for each in media]))
-    with_oracle(decoder, scheduler, clean, monkeypatch)
+    with_oracle(family, decoder, scheduler, clean, monkeypatch)
     condition = decoder.encode_captions(["a dog", "a red apple"])
 
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -124,7 +167,7 @@ def test_an_oracle_has_no_loss_and_is_recovered_by_the_sampler(
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     made = decoder.sample(condition, generators=generators)
     wanted = decoded(decoder, clean)
-    tolerance = 0.02 if modality == "audio" else 2
+    tolerance = 0.02 if decoder.modality == "audio" else 2
     for row, medium in enumerate(made):
         difference = medium.to_numpy().astype(np.float32) - wanted[row]
         assert np.abs(difference).max() <= tolerance
@@ -132,17 +175,31 @@ def test_an_oracle_has_no_loss_and_is_recovered_by_the_sampler(
 
 def decoded(decoder: ModalityDecoder, latents: Tensor) -> np.ndarray:
     """What the codec itself makes of normalised latents, as `Medium.to_numpy` counts."""
-    vae = decoder.pipeline.vae
+    pipeline, vae = decoder.pipeline, decoder.pipeline.vae
+    scale, shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
+    if isinstance(vae, diffusers.AutoencoderKLFlux2):
+        mean, var = (value.view(-1, 1, 1) for value in (vae.bn.running_mean, vae.bn.running_var))
+        latents = pipeline._unpatchify_latents(latents * (var + 1e-4).sqrt() + mean)
+    mean, std = (
+        getattr(vae, name, vae.config.get(name)) for name in ("latents_mean", "latents_std")
+    )
+    if mean is not None:
+        wide = [-1, *[1] * (latents.ndim - 2)]
+        latents = latents * torch.as_tensor(std).view(wide) + torch.as_tensor(mean).view(wide)
+    else:
+        latents = latents / scale + shift
+    if isinstance(vae, diffusers.AutoencoderKLQwenImage):  # a codec of clips
+        pixels = vae.decode(latents[:, :, None]).sample[:, :, 0].movedim(1, -1)
+        return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
+    if hasattr(pipeline, "vocoder"):
+        return pipeline.mel_spectrogram_to_waveform(vae.decode(latents).sample)[:, None].numpy()
     if decoder.modality == "audio":
         return vae.decode(latents).sample.numpy()
-    if decoder.modality == "image":
-        pixels = vae.decode(latents / vae.config.scaling_factor).sample.movedim(1, -1)
+    if isinstance(vae, diffusers.AutoencoderKL) and latents.ndim == 5:  # frame by frame
+        frames = [vae.decode(frame).sample for frame in latents.unbind(2)]
+        pixels = torch.stack(frames, 2).movedim(1, -1)
     else:
-        mean, std = (
-            torch.tensor(values).view(-1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        pixels = vae.decode(latents * std + mean).sample.movedim(1, -1)
+        pixels = vae.decode(latents).sample.movedim(1, -1)
     return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
 
 

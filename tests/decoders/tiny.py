@@ -1,4 +1,4 @@
-"""Tiny random pipelines of the three families, each complete with its text encoder and tokenizer.
+"""Tiny random pipelines of all families, each complete with its text encoder and tokenizer.
 
 They are made in a second, saved with `save_pretrained`, and know nothing: what they are good for
 is that our code and diffusers' own must agree on them. Other tests take them too.
@@ -6,52 +6,55 @@ is that our code and diffusers' own must agree on them. Other tests take them to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-    StableAudioDiTModel,
-    StableAudioPipeline,
-    StableAudioProjectionModel,
-    WanPipeline,
-    WanTransformer3DModel,
-)
-from transformers import BertTokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+import transformers
+from torch import Tensor
+from transformers import BertTokenizer
 
+from mmllm import config
 from mmllm.conversation import Audio, Image, Medium, Video
-from mmllm.decoders.pixart import PixArtConfig
-from mmllm.decoders.stable_audio import StableAudioConfig
-from mmllm.decoders.wan import WanConfig
 from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder
 
 TOKENS = 8
 WIDTH = 16
 SIZE = 16
 FRAMES = 5
+UNET: dict[str, Any] = {
+    "sample_size": SIZE // 2,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (4, 8),
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "attention_head_dim": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "apple", "dog", "runs", "."]
 
 
-def picture_codec() -> AutoencoderKL:
-    return AutoencoderKL(
+def picture_codec(**changes: Any) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(4, 8),
         norm_num_groups=2,
         latent_channels=3,
         mid_block_add_attention=False,
-        scaling_factor=0.5,
+        **{"scaling_factor": 0.5, **changes},
     )
 
 
-def pixart_pipeline() -> PixArtAlphaPipeline:
-    tokenizer, encoder = _text(T5EncoderModel, T5Config)
-    transformer = PixArtTransformer2DModel(
+def pixart_pipeline() -> diffusers.PixArtAlphaPipeline:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
+    transformer = diffusers.PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=3,
@@ -62,7 +65,7 @@ def pixart_pipeline() -> PixArtAlphaPipeline:
         patch_size=2,
         caption_channels=WIDTH,
     )
-    return PixArtAlphaPipeline(
+    return diffusers.PixArtAlphaPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=picture_codec(),
@@ -71,9 +74,9 @@ def pixart_pipeline() -> PixArtAlphaPipeline:
     )
 
 
-def wan_pipeline() -> WanPipeline:
-    tokenizer, encoder = _text(UMT5EncoderModel, UMT5Config)
-    transformer = WanTransformer3DModel(
+def wan_pipeline() -> diffusers.WanPipeline:
+    tokenizer, encoder = _text(transformers.UMT5EncoderModel, transformers.UMT5Config)
+    transformer = diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
@@ -91,7 +94,7 @@ def wan_pipeline() -> WanPipeline:
         latents_mean=tuple(0.1 * channel - 0.5 for channel in range(12)),
         latents_std=tuple(1 + 0.1 * channel for channel in range(12)),
     )
-    return WanPipeline(
+    return diffusers.WanPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=codec,
@@ -100,12 +103,12 @@ def wan_pipeline() -> WanPipeline:
     )
 
 
-def stable_audio_pipeline() -> StableAudioPipeline:
-    tokenizer, encoder = _text(T5EncoderModel, T5Config)
+def stable_audio_pipeline() -> diffusers.StableAudioPipeline:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
     codec = MelAutoencoder(
         sampling_rate=8000, n_fft=256, frame_hop=64, n_mels=8, frames_per_token=2, iterations=8
     )
-    transformer = StableAudioDiTModel(
+    transformer = diffusers.StableAudioDiTModel(
         sample_size=16,
         in_channels=16,
         out_channels=16,
@@ -119,48 +122,578 @@ def stable_audio_pipeline() -> StableAudioPipeline:
         time_proj_dim=8,
     )
     transformer.time_proj.weight.data.div_(1000)  # made for times of 0..1; the scheduler's: 0..1000
-    return StableAudioPipeline(
+    return diffusers.StableAudioPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
         # Another width than the text encoder's: a projection of words that is more than nothing.
-        projection_model=StableAudioProjectionModel(WIDTH, 12, 0, 4),
+        projection_model=diffusers.StableAudioProjectionModel(WIDTH, 12, 0, 4),
         vae=codec,
         transformer=transformer,
         scheduler=flow_scheduler(),
     )
 
 
-PIPELINES = {"image": pixart_pipeline, "video": wan_pipeline, "audio": stable_audio_pipeline}
+def stable_diffusion_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    return diffusers.StableDiffusionPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=picture_codec(),
+        unet=diffusers.UNet2DConditionModel(**UNET, cross_attention_dim=WIDTH),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
-def flow_scheduler(**changes: Any) -> DPMSolverMultistepScheduler:
+def sdxl_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    tokenizer_2, encoder_2 = _clip("CLIPTextModelWithProjection", projection_dim=12)
+    return diffusers.StableDiffusionXLPipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        text_encoder=encoder,
+        text_encoder_2=encoder_2,
+        vae=picture_codec(),
+        unet=diffusers.UNet2DConditionModel(
+            **UNET,
+            cross_attention_dim=2 * WIDTH,
+            transformer_layers_per_block=1,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=12 + 6 * 4,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(),
+    )
+
+
+def audioldm_pipeline() -> Any:
+    width = 12
+    encoder = transformers.ClapTextModelWithProjection(
+        transformers.ClapTextConfig(
+            vocab_size=len(WORDS),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=WIDTH + 2,
+            projection_dim=width,
+            pad_token_id=0,
+        )
+    )
+    unet = {**UNET, "sample_size": 16, "block_out_channels": (8, 16), "attention_head_dim": 4}
+    return diffusers.AudioLDMPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=encoder,
+        vae=picture_codec(in_channels=1, out_channels=1, scaling_factor=8.0),
+        unet=diffusers.UNet2DConditionModel(
+            **unet,
+            cross_attention_dim=(8, 16),
+            class_embed_type="simple_projection",
+            projection_class_embeddings_input_dim=width,
+            class_embeddings_concat=True,
+        ),
+        vocoder=vocoder(),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )
+
+
+def text_to_video_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    unet = {**UNET, "block_out_channels": (8, 16), "attention_head_dim": 4}
+    return diffusers.TextToVideoSDPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=picture_codec(),
+        unet=diffusers.UNet3DConditionModel(
+            **unet
+            | {
+                "down_block_types": ("DownBlock3D", "CrossAttnDownBlock3D"),
+                "up_block_types": ("CrossAttnUpBlock3D", "UpBlock3D"),
+            },
+            cross_attention_dim=WIDTH,
+        ),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )
+
+
+def sd3_pipeline() -> Any:
+    kind = "CLIPTextModelWithProjection"
+    tokenizer, encoder = _clip(kind, hidden_size=8, projection_dim=8)
+    tokenizer_2, encoder_2 = _clip(kind, hidden_size=6, projection_dim=6)
+    tokenizer_3, encoder_3 = _text(transformers.T5EncoderModel, transformers.T5Config)
+    return diffusers.StableDiffusion3Pipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        tokenizer_3=tokenizer_3,
+        text_encoder=encoder,
+        text_encoder_2=encoder_2,
+        text_encoder_3=encoder_3,
+        vae=picture_codec(shift_factor=0.1),
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=SIZE // 2,
+            in_channels=3,
+            out_channels=3,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            caption_projection_dim=16,
+            pooled_projection_dim=14,
+            pos_embed_max_size=8,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux_pipeline() -> Any:
+    tokenizer, encoder = _clip()
+    tokenizer_2, encoder_2 = _text(transformers.T5EncoderModel, transformers.T5Config)
+    return diffusers.FluxPipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        text_encoder=encoder,
+        text_encoder_2=encoder_2,
+        vae=picture_codec(shift_factor=0.1),
+        transformer=diffusers.FluxTransformer2DModel(
+            in_channels=12,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def audioldm2_pipeline() -> Any:
+    bert = {"hidden_size": WIDTH, "intermediate_size": 32, "num_attention_heads": 2}
+    clap = transformers.ClapConfig(
+        text_config={
+            **bert,
+            "vocab_size": 40,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 40,
+            "pad_token_id": 1,
+        },
+        audio_config={
+            "num_mel_bins": 16,
+            "spec_size": 64,
+            "patch_embeds_hidden_size": 8,
+            "depths": [1],
+            "num_attention_heads": [1],
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+        },
+        projection_dim=12,
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz."
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "\u0120": 5}
+    tokenizer = transformers.RobertaTokenizer(
+        vocab={**special, **{letter: 6 + place for place, letter in enumerate(letters)}},
+        merges=[],
+        model_max_length=32,
+    )
+    words = ["<pad>", "</s>", "<unk>", *(f"\u2581{w}" for w in WORDS[4:]), "\u2581", *letters[1:]]
+    tokenizer_2 = transformers.T5Tokenizer(
+        vocab=[(word, -float(place)) for place, word in enumerate(words)],
+        extra_ids=0,
+        model_max_length=32,
+    )
+    encoder_2 = _text(
+        transformers.T5EncoderModel, transformers.T5Config, vocab_size=48, eos_token_id=1
+    )[1]
+    language_model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=8,
+            n_embd=WIDTH,
+            n_layer=1,
+            n_head=2,
+            n_positions=64,
+            max_new_tokens=3,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    return diffusers.AudioLDM2Pipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        text_encoder=transformers.ClapModel(clap),
+        text_encoder_2=encoder_2,
+        projection_model=diffusers.AudioLDM2ProjectionModel(12, WIDTH, WIDTH),
+        language_model=language_model,
+        feature_extractor=transformers.ClapFeatureExtractor(),
+        vae=picture_codec(in_channels=1, out_channels=1, scaling_factor=8.0),
+        unet=diffusers.AudioLDM2UNet2DConditionModel(
+            **{**UNET, "sample_size": 16, "block_out_channels": (8, 16), "attention_head_dim": 4},
+            cross_attention_dim=([None, WIDTH, WIDTH], [None, WIDTH, WIDTH]),
+        ),
+        vocoder=vocoder(),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )
+
+
+def ltx_pipeline() -> Any:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
+    codec = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False, False, False),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        upsample_residual=(False, False),
+        upsample_factor=(1, 1),
+        patch_size=1,
+    )
+    codec.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
+    codec.latents_std.copy_(torch.linspace(0.5, 1, 8))
+    return diffusers.LTXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=codec,
+        transformer=diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            num_layers=1,
+            caption_channels=WIDTH,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def cogvideox_pipeline() -> Any:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
+    return diffusers.CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=diffusers.AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 2,
+            up_block_types=("CogVideoXUpBlock3D",) * 2,
+            block_out_channels=(8, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=2,
+        ),
+        transformer=diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=1,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=4,
+            text_embed_dim=WIDTH,
+            num_layers=1,
+            sample_width=SIZE // 2,
+            sample_height=SIZE // 2,
+            sample_frames=FRAMES,
+            temporal_compression_ratio=2,
+            max_text_seq_length=TOKENS,
+            use_rotary_positional_embeddings=True,
+        ),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule="linear",
+            prediction_type="v_prediction",
+            clip_sample=False,
+        ),
+    )
+
+
+def sana_pipeline() -> Any:
+    encoder = transformers.Gemma2Model(
+        transformers.Gemma2Config(
+            vocab_size=len(WORDS),
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            pad_token_id=0,
+        )
+    )
+    blocks = {"block_types": ("ResBlock", "ResBlock"), "block_out_channels": (8, 8)}
+    codec = diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        **{f"encoder_{name}": value for name, value in blocks.items()},
+        **{f"decoder_{name}": value for name, value in blocks.items()},
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        scaling_factor=0.5,
+    )
+    return diffusers.SanaPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=encoder,
+        vae=codec,
+        transformer=diffusers.SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            sample_size=SIZE,
+        ),
+        scheduler=flow_scheduler(prediction_type="flow_prediction"),
+    )
+
+
+def z_image_pipeline() -> Any:
+    return diffusers.ZImagePipeline(
+        tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**_qwen())),
+        vae=picture_codec(shift_factor=0.1),
+        transformer=diffusers.ZImageTransformer2DModel(
+            in_channels=3,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=WIDTH,
+            axes_dims=[8, 4, 4],
+            axes_lens=[256, 32, 32],
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def qwen_image_pipeline() -> Any:
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    text = {**_qwen(), "rope_scaling": rope}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    encoder = transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    )
+    return diffusers.QwenImagePipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=encoder,
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, 0.0, -0.1, 0.2],
+            latents_std=[0.5, 1.0, 0.8, 0.6],
+        ),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def flux2_pipeline() -> Any:
+    text = {**_qwen(), "num_hidden_layers": 30, "hidden_size": 8, "head_dim": 4}
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    encoder = transformers.Mistral3ForConditionalGeneration(
+        transformers.Mistral3Config(
+            text_config={**text, "model_type": "mistral"},
+            vision_config={**vision, "model_type": "pixtral"},
+        )
+    )
+    # Behind the system's message, which is as long as it is.
+    tokenizer = _tokenizer(chat_template="{{ messages[-1]['content'][0]['text'] }}")
+    return diffusers.Flux2Pipeline(tokenizer=tokenizer, text_encoder=encoder, **_flux2(True))
+
+
+def flux2_klein_pipeline() -> Any:
+    text = {**_qwen(), "num_hidden_layers": 27, "hidden_size": 8, "head_dim": 4}
+    return diffusers.Flux2KleinPipeline(
+        tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
+        text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**text)),
+        **_flux2(False),
+    )
+
+
+def _flux2(guided: bool) -> dict[str, Any]:
+    codec = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        latent_channels=3,
+    )
+    codec.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 12))
+    codec.bn.running_var.copy_(torch.linspace(0.2, 1, 12))
+    return {
+        "vae": codec,
+        "transformer": diffusers.Flux2Transformer2DModel(
+            in_channels=12,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=guided,
+        ),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
+def vocoder() -> Any:
+    return transformers.SpeechT5HifiGan(
+        transformers.SpeechT5HifiGanConfig(
+            model_in_dim=8,
+            sampling_rate=8000,
+            upsample_initial_channel=8,
+            upsample_rates=[8, 8],
+            upsample_kernel_sizes=[16, 16],
+            resblock_kernel_sizes=[3],
+            resblock_dilation_sizes=[[1]],
+            normalize_before=False,
+            initializer_range=0.3,
+        )
+    )
+
+
+CAPTIONS = {"max_caption_tokens": TOKENS}
+SQUARE = {"height": SIZE, "width": SIZE}
+CLIPS = {"frames": FRAMES, "fps": 4.0, **SQUARE}
+FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "image": ("pixart", pixart_pipeline, CAPTIONS),
+    "video": ("wan", wan_pipeline, CAPTIONS | CLIPS),
+    "audio": ("stable_audio", stable_audio_pipeline, CAPTIONS),
+    "stable_diffusion": ("stable_diffusion", stable_diffusion_pipeline, {}),
+    "sdxl": ("sdxl", sdxl_pipeline, {}),
+    "audioldm": ("audioldm", audioldm_pipeline, {"window": 256}),
+    "text_to_video": ("text_to_video", text_to_video_pipeline, CLIPS),
+    "sd3": ("sd3", sd3_pipeline, CAPTIONS),
+    "flux": ("flux", flux_pipeline, CAPTIONS | SQUARE),
+    "audioldm2": ("audioldm2", audioldm2_pipeline, {"window": 256, "max_caption_tokens": 16}),
+    "ltx": ("ltx", ltx_pipeline, CAPTIONS | CLIPS | {"height": 32, "width": 32}),
+    "cogvideox": ("cogvideox", cogvideox_pipeline, {"frames": FRAMES, "fps": 4.0}),
+    "sana": ("sana", sana_pipeline, CAPTIONS),
+    "flux2": ("flux2", flux2_pipeline, CAPTIONS | SQUARE),
+    "flux2_klein": ("flux2", flux2_klein_pipeline, CAPTIONS | SQUARE),
+    "z_image": ("z_image", z_image_pipeline, CAPTIONS | SQUARE),
+    "qwen_image": ("qwen_image", qwen_image_pipeline, {"max_caption_tokens": 64, **SQUARE}),
+}
+"""Key in tests -> type in a config, how its pipeline is made, its own settings."""
+MODALITIES = ("image", "video", "audio")
+"""The keys that other tests build their systems of."""
+
+
+def flow_scheduler(**changes: Any) -> diffusers.DPMSolverMultistepScheduler:
     """As the decoders of mini have it."""
     settings = {"prediction_type": "sample", "use_flow_sigmas": True, "final_sigmas_type": "zero"}
-    return DPMSolverMultistepScheduler(**(settings | changes))
+    return diffusers.DPMSolverMultistepScheduler(**(settings | changes))
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a pipeline speaks to its denoiser, for tests that listen: latents are packed by the
+    pipeline's own function, times come on the scheduler's clock, arguments may be lists."""
+
+    pack: Callable[[Any, Tensor], Tensor] = lambda _pipeline, latents: latents
+    clock: Callable[[Tensor], Tensor] = lambda times: times
+    read: Callable[[Any], Tensor] = lambda given: given
+    write: Callable[[Tensor], Any] = lambda answer: answer
+    answer: Callable[[Any], Tensor] = lambda written: written
+
+
+PACKED_IN_UNITS = Dialect(
+    pack=lambda pipeline, latents: pipeline._pack_latents(latents),
+    clock=lambda times: times * 1000,
+)
+DIALECTS = {
+    "flux2": PACKED_IN_UNITS,
+    "flux2_klein": PACKED_IN_UNITS,
+    "z_image": Dialect(
+        clock=lambda times: 1000 * (1 - times),
+        read=lambda given: torch.stack(given)[:, :, 0],
+        write=lambda answer: list(-answer[:, :, None]),
+        answer=lambda written: -torch.stack(written)[:, :, 0],
+    ),
+    "qwen_image": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
+        clock=lambda times: times * 1000,
+    ),
+    "ltx": Dialect(pack=lambda pipeline, latents: pipeline._pack_latents(latents)),
+    "cogvideox": Dialect(pack=lambda _pipeline, latents: latents.transpose(1, 2)),
+    "flux": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
+        clock=lambda times: times * 1000,
+    ),
+}
+
+
+def dialect(family: str) -> Dialect:
+    return DIALECTS.get(family, Dialect())
+
+
+def save(family: str, folder: Path, seed: int = 0) -> Path:
+    """One complete diffusers folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = FAMILIES[family][1]()
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def save_pipelines(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """One complete diffusers folder per modality: "image", "video", "audio"."""
-    folders = {}
-    for modality, make in PIPELINES.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            pipeline = make()
-        folders[modality] = folder / modality
-        pipeline.save_pretrained(folders[modality])
-    return folders
+    """One folder per modality: "image", "video", "audio"."""
+    return {modality: save(modality, folder / modality, seed) for modality in MODALITIES}
 
 
-def configs(folders: dict[str, Path], **changes: Any) -> dict[str, Any]:
+def load(folder: Path) -> Any:
+    return diffusers.DiffusionPipeline.from_pretrained(folder)
+
+
+def entry(family: str, folder: Path, **changes: Any) -> Any:
+    """The decoder config of what `save` saved."""
+    kind, _, settings = FAMILIES[family]
+    tree: dict[str, Any] = {"weights": str(folder), "steps": 4, **settings, **changes}
+    return config.parse_component("decoders", {"type": kind, **tree}, family)
+
+
+def configs(folders: Mapping[str, Path], **changes: Any) -> dict[str, Any]:
     """The decoder configs of what `save_pipelines` saved."""
-    common = {"steps": 4, "max_caption_tokens": TOKENS, **changes}
-    return {
-        "image": PixArtConfig(str(folders["image"]), **common),
-        "video": WanConfig(
-            str(folders["video"]), **common, frames=FRAMES, fps=4.0, height=SIZE, width=SIZE
-        ),
-        "audio": StableAudioConfig(str(folders["audio"]), **common),
-    }
+    return {modality: entry(modality, folders[modality], **changes) for modality in MODALITIES}
 
 
 def medium(modality: str, seed: int = 0) -> Medium:
@@ -175,22 +708,61 @@ def medium(modality: str, seed: int = 0) -> Medium:
     return Audio.from_numpy(wave.astype(np.float32), 8000)
 
 
-def _text(kind: type, config: type) -> tuple[BertTokenizer, Any]:
-    tokenizer = BertTokenizer(
-        vocab={word: index for index, word in enumerate(WORDS)}, model_max_length=TOKENS
-    )
+def denoiser(pipeline: Any) -> Any:
+    return pipeline.components.get("transformer") or pipeline.unet
+
+
+def _tokenizer(**changes: Any) -> BertTokenizer:
+    words = {word: index for index, word in enumerate(WORDS)}
+    return BertTokenizer(vocab=words, model_max_length=TOKENS, **changes)
+
+
+def _qwen() -> dict[str, Any]:
+    return {
+        "vocab_size": len(WORDS),
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+
+
+def _text(kind: type, settings: type, **changes: Any) -> tuple[BertTokenizer, Any]:
     encoder = kind(
-        config(
-            vocab_size=len(WORDS),
-            d_model=WIDTH,
-            d_kv=8,
-            num_heads=2,
-            d_ff=32,
-            num_layers=1,
-            is_encoder_decoder=False,
-            use_cache=False,
-            pad_token_id=0,
-            eos_token_id=3,
+        settings(
+            **{
+                "vocab_size": len(WORDS),
+                "d_model": WIDTH,
+                "d_kv": 8,
+                "num_heads": 2,
+                "d_ff": 32,
+                "num_layers": 1,
+                "is_encoder_decoder": False,
+                "use_cache": False,
+                "pad_token_id": 0,
+                "eos_token_id": 3,
+                **changes,
+            }
         )
     )
-    return tokenizer, encoder
+    return _tokenizer(), encoder
+
+
+def _clip(kind: str = "CLIPTextModel", **changes: Any) -> tuple[BertTokenizer, Any]:
+    settings = transformers.CLIPTextConfig(
+        vocab_size=len(WORDS),
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+        **{"hidden_size": WIDTH, **changes},
+    )
+    return _tokenizer(), getattr(transformers, kind)(settings)

@@ -1,0 +1,83 @@
+"""Clips by CogVideoX (Yang et al. 2024): a DiT in which the tokens of caption and clip attend to
+each other.
+
+Legend: M clips, C latent channels, F frames, H x W pixels, P caption tokens, E their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from mmllm.decoders.base import Condition
+from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames, shrinkage
+from mmllm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CogVideoXConfig(ClipConfig):
+    """A `CogVideoXPipeline`. The 2B and 5B models were made for 49 frames, 1.5 for 81."""
+
+    steps: int = 50
+    guidance: float = 6.0
+    frames: int = 49
+
+
+class CogVideoXDecoder(ClipDecoder):
+    """Condition: `prompt_embeds` [P, E], padding included; P is fixed by the transformer."""
+
+    pipelines: ClassVar = ["CogVideoXPipeline"]
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        transformer = self.component_config("transformer")
+        return {
+            "prompt_embeds": (transformer["max_text_seq_length"], transformer["text_embed_dim"])
+        }
+
+    def _size(self) -> tuple[int, int]:
+        transformer, shrink = self.component_config("transformer"), shrinkage(self)
+        check_frames(
+            self.config.frames, int(self.component_config("vae")["temporal_compression_ratio"])
+        )
+        own = transformer["sample_height"] * shrink, transformer["sample_width"] * shrink
+        return self._chosen(own, max(8, shrink * transformer["patch_size"]))
+
+    def _read(self, captions: Sequence[str]) -> Condition:
+        tokens, _ = self.condition_shapes["prompt_embeds"]
+        words, _ = self.pipeline.encode_prompt(
+            list(captions),
+            do_classifier_free_guidance=False,
+            max_sequence_length=tokens,
+            device=self.device,
+        )
+        return {"prompt_embeds": words}
+
+    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The transformer has frames before channels: [M, F, C, h, w]."""
+        pipeline, settings = self.pipeline, self.pipeline.transformer.config
+        frames, rotary = noisy.shape[2], None
+        if settings.patch_size_t and frames % settings.patch_size_t:
+            raise ConfigError(
+                f"video: {self.config.frames} frames are {frames} latents, which this transformer "
+                f"reads by {settings.patch_size_t}; its denoising loss needs a multiple"
+            )
+        if settings.use_rotary_positional_embeddings:
+            rotary = pipeline._prepare_rotary_positional_embeddings(
+                *self.size, frames, noisy.device
+            )
+        predicted = pipeline.transformer(
+            hidden_states=noisy.transpose(1, 2),
+            encoder_hidden_states=condition["prompt_embeds"],
+            timestep=timesteps,
+            image_rotary_emb=rotary,
+            return_dict=False,
+        )[0]
+        return predicted.transpose(1, 2)
+
+
+def build(config: CogVideoXConfig) -> CogVideoXDecoder:
+    return CogVideoXDecoder(config)

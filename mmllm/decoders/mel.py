@@ -1,0 +1,81 @@
+"""What decoders of mel spectrograms share: sounds in, a codec of pictures, a vocoder, sounds out.
+
+Legend: M sounds, N waveform samples, T spectrogram frames, B mel bands.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmllm.conversation import Audio, Medium
+from mmllm.decoders.base import DecoderConfig, ModalityDecoder
+from mmllm.decoders.visual import shrinkage
+from mmllm.errors import ConfigError
+from mmllm.media import resample
+
+
+@dataclass(frozen=True)
+class MelConfig(DecoderConfig):
+    """`seconds`: how long sounds are; None is what the UNet was trained for. `window`: samples of
+    the spectrogram's Fourier transform, which no pipeline tells (1024 at 16 kHz)."""
+
+    seconds: float | None = None
+    window: int = 1024
+
+
+class MelDecoder(ModalityDecoder):
+    modality = "audio"
+
+    def __init__(self, config: MelConfig):
+        super().__init__(config)
+        vocoder, self.shrink = self.component_config("vocoder"), shrinkage(self)
+        self.bands: int = vocoder["model_in_dim"]
+        self.rate: int = vocoder["sampling_rate"]
+        self.hop = math.prod(vocoder["upsample_rates"])
+        own = self.component_config("unet")["sample_size"] * self.shrink * self.hop / self.rate
+        self.seconds: float = config.seconds or own
+        """How long a sound is."""
+        if self.seconds * self.rate < self.hop:
+            raise ConfigError(
+                f"seconds: expected at least {self.hop / self.rate}, got {self.seconds}"
+            )
+
+    @property
+    def frames(self) -> int:
+        """T, as the pipeline rounds it: whole frames, then up to whole latents."""
+        frames = int(self.seconds / (self.hop / self.rate))
+        return -(-frames // self.shrink) * self.shrink
+
+    def _preprocess(self, medium: Audio) -> Tensor:
+        """Cut to `seconds` or padded with silence, its peak at 0.5 -> float[1, T, B], the natural
+        logarithm of mel magnitudes, as the vocoders of AudioLDM read them (Liu et al. 2023)."""
+        from torchaudio.functional import melscale_fbanks
+
+        wave = torch.from_numpy(resample(medium, self.rate, mono=True).to_numpy())[0]
+        wave = wave[: int(self.seconds * self.rate)]
+        wave = wave - wave.mean()
+        wave = 0.5 * wave / (wave.abs().max() + 1e-8)
+        wave = F.pad(wave, (0, max(self.frames * self.hop - len(wave), 0)))
+        size = self.config.window
+        spectrum = torch.stft(
+            wave, size, self.hop, window=torch.hann_window(size), return_complex=True
+        ).abs()
+        nyquist = self.rate / 2
+        bank = melscale_fbanks(
+            size // 2 + 1, 0.0, nyquist, self.bands, self.rate, norm="slaney", mel_scale="slaney"
+        )
+        mel = (spectrum.T @ bank).clamp(min=1e-5).log()
+        return mel[None, : self.frames]
+
+    def _options(self) -> dict[str, Any]:
+        return {"audio_length_in_s": self.seconds}
+
+    def _media(self, output: Any) -> list[Medium]:
+        waves = output.audios.clip(-1, 1)  # float32[M, N]
+        return [Audio.from_numpy(wave, sample_rate=self.rate) for wave in waves]

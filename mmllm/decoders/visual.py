@@ -1,0 +1,124 @@
+"""What decoders of pictures and of clips share: sizes, pixels in, pixels out.
+
+Legend: M media, F frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from PIL import ImageOps
+from torch import Tensor
+
+from mmllm.conversation import Image, Medium, Video
+from mmllm.decoders.base import DecoderConfig, ModalityDecoder
+from mmllm.errors import ConfigError
+from mmllm.media import sample_frames
+
+
+@dataclass(frozen=True)
+class PictureConfig(DecoderConfig):
+    """`height` and `width` in pixels; None is what the pipeline makes by itself."""
+
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class ClipConfig(DecoderConfig):
+    """`frames` of `height` x `width` pixels (None: what the pipeline makes by itself), shown at
+    `fps`."""
+
+    frames: int = 16
+    fps: float = 8.0
+    height: int | None = None
+    width: int | None = None
+
+
+class VisualDecoder(ModalityDecoder):
+    """Media of a size that is known, and known to be possible, before weights are loaded."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__(config)
+        self.size = self._size()
+        """H, W"""
+
+    def _size(self) -> tuple[int, int]:
+        """H, W from the configs; ConfigError for a size that the pipeline would not make."""
+        raise NotImplementedError
+
+    def _chosen(self, own: tuple[int, int], unit: int) -> tuple[int, int]:
+        """The config's size where it gives one, the pipeline's own elsewhere."""
+        size = (self.config.height or own[0], self.config.width or own[1])
+        check_size(size, (unit, unit))
+        return size
+
+    def _options(self) -> dict[str, Any]:
+        height, width = self.size
+        return {"height": height, "width": width}
+
+    def _pixels(self, picture: PILImage.Image) -> np.ndarray:
+        """The centre, in our size: uint8[H, W, 3]."""
+        height, width = self.size
+        return np.array(ImageOps.fit(picture, (width, height), PILImage.Resampling.LANCZOS))
+
+
+class PictureDecoder(VisualDecoder):
+    modality = "image"
+
+    def _preprocess(self, medium: Image) -> Tensor:
+        """The centre -> float[3, H, W] in [-1, 1]."""
+        return torch.from_numpy(self._pixels(medium.to_pil())).permute(2, 0, 1) / 127.5 - 1
+
+    def _media(self, output: Any) -> list[Medium]:
+        return [Image.from_numpy(picture) for picture in _bytes(output.images)]
+
+
+class ClipDecoder(VisualDecoder):
+    modality = "video"
+
+    def _preprocess(self, medium: Video) -> Tensor:
+        """Frames even in time, their centre -> float[3, F, H, W] in [-1, 1]."""
+        frames = sample_frames(medium, self.config.frames)
+        pixels = np.stack([self._pixels(PILImage.fromarray(frame)) for frame in frames])
+        return torch.from_numpy(pixels).permute(3, 0, 1, 2) / 127.5 - 1
+
+    def _options(self) -> dict[str, Any]:
+        return {"num_frames": self.config.frames, **super()._options()}
+
+    def _media(self, output: Any) -> list[Medium]:
+        return [Video.from_numpy(clip, fps=self.config.fps) for clip in _bytes(output.frames)]
+
+
+def shrinkage(decoder: ModalityDecoder) -> int:
+    """Pixels on a side of one latent, of codecs that halve from level to level."""
+    return 2 ** (len(decoder.component_config("vae")["block_out_channels"]) - 1)
+
+
+def shifted(vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents of the codecs that came with flow matching."""
+    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+
+def check_size(size: tuple[int, int], units: tuple[int, int]) -> None:
+    """Pipelines round silently, and then latents and samples would differ in size."""
+    for name, value, unit in zip(("height", "width"), size, units, strict=True):
+        if value % unit:
+            raise ConfigError(f"{name}: expected a multiple of {unit}, got {value}")
+
+
+def check_frames(frames: int, group: int) -> None:
+    """A codec that is causal in time makes one latent of the first frame, then one of `group`."""
+    if frames % group != 1 % group:
+        raise ConfigError(
+            f"frames: expected 1 + {group}k, got {frames}; {frames // group * group + 1} would do"
+        )
+
+
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    """float[…, 3] in [0, 1] -> uint8."""
+    return (pixels * 255).round().astype(np.uint8)
