@@ -275,9 +275,8 @@ class LanguageModel(nn.Module):
         if len(labels) <= CHUNK:
             return self._nats(hidden, labels)
         parts = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
-        return torch.cat(
-            [checkpoint(self._nats, h, part, use_reentrant=False) for h, part in parts]
-        )
+        found: list[Any] = [checkpoint(self._nats, *part, use_reentrant=False) for part in parts]
+        return torch.cat(found)
 
     def _nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
