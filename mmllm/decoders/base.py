@@ -32,6 +32,12 @@ from mmllm.weights import locate
 Condition = dict[str, Tensor]
 OnStep = Callable[[int, int], None]
 """Called with (step, steps) while sampling; may raise Cancelled."""
+OnPreview = Callable[[list[Medium]], None]
+"""Called with M pictures, as they are so far, before some of the steps are told."""
+
+_PREVIEWS = 4
+"""A preview costs one pass of the codec: one is made after each quarter of the steps but the last.
+"""
 
 
 class Cancelled(Exception):
@@ -70,6 +76,8 @@ class ModalityDecoder:
     """Sequence -> the mask over its positions, both names of condition tensors."""
     min_steps: ClassVar[int] = 1
     """The fewest steps that the pipeline can sample in."""
+    request_options: ClassVar[tuple[str, ...]] = ("steps", "guidance", "negative")
+    """Fields of the config that one call of `sample` may change."""
 
     def __init__(self, config: DecoderConfig):
         self.config: Any = config
@@ -92,11 +100,14 @@ class ModalityDecoder:
         """
         return self._read(captions)
 
-    def unconditional(self, num: int) -> Condition:
-        """The condition of the negative caption, for guidance: float32[num, …]."""
-        if self._negative is None:
-            self._negative = self._read([self.config.negative])
-        return {name: value.expand(num, *value.shape[1:]) for name, value in self._negative.items()}
+    def unconditional(self, num: int, negative: str | None = None) -> Condition:
+        """The condition of the negative caption (None: the config's), for guidance:
+        float32[num, …]."""
+        if negative is not None and negative != self.config.negative:
+            found = self._read([negative])
+        else:
+            found = self._negative = self._negative or self._read([self.config.negative])
+        return {name: value.expand(num, *value.shape[1:]) for name, value in found.items()}
 
     def preprocess(self, medium: Medium) -> Tensor:
         """A medium of this modality -> what `encode_media` takes, on the CPU; else MediaError."""
@@ -136,32 +147,52 @@ class ModalityDecoder:
         condition: Condition,
         *,
         generators: Sequence[torch.Generator],
-        steps: int | None = None,
-        guidance: float | None = None,
-        negative: Condition | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
+        **changes: Any,
     ) -> list[Medium]:
-        """Run the pipeline on M >= 1 conditions at once, one generator each."""
+        """Run the pipeline on M >= 1 conditions at once, one generator each. `changes`: see
+        `settings`. `on_preview`: called by decoders that have previews, now and then."""
         self._check(condition, len(generators))
-        num_steps: int = self.config.steps if steps is None else steps
-        if num_steps < self.min_steps:
-            raise ConfigError(f"steps: expected at least {self.min_steps}, got {num_steps}")
-        scale: float = self.config.guidance if guidance is None else guidance
+        settings = self.settings(**changes)
         arguments = self._ready(condition)
-        if scale > 1:  # as the pipelines count it: 1 is the condition alone
-            if negative is None:
-                negative = self.unconditional(len(generators))
+        if settings.guidance > 1:  # as the pipelines count it: 1 is the condition alone
+            negative = self.unconditional(len(generators), settings.negative)
             arguments |= self._guided(negative)
         output = self.pipeline(
             **arguments,
-            **self._options(),
-            **cancel_on_step(self.pipeline, on_step, num_steps),
-            num_inference_steps=num_steps,
-            guidance_scale=scale,
+            **self._options(settings),
+            **self._on_step(on_step, on_preview, settings.steps),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
             generator=list(generators),
             output_type="np",
         )
-        return self._media(output)
+        return self._media(output, settings)
+
+    def settings(self, **changes: Any) -> Any:
+        """The config with what one call changes (`request_options`; None changes nothing).
+
+        Raises ConfigError for an unknown option and for a value that the pipeline cannot take.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None}
+        for name in changes.keys() - set(self.request_options):
+            raise ConfigError(
+                f"{self.modality}: unknown option {name!r}; this decoder takes "
+                f"{', '.join(self.request_options)}"
+            )
+        try:
+            settings = dataclasses.replace(self.config, **changes)
+        except TypeError as error:
+            raise ConfigError(f"{self.modality}: {changes}: {error}") from error
+        if settings.steps < self.min_steps:
+            raise ConfigError(f"steps: expected at least {self.min_steps}, got {settings.steps}")
+        if changes.get("negative") and settings.guidance <= 1:
+            raise ConfigError(
+                f"{self.modality}: a negative caption does nothing at guidance "
+                f"{settings.guidance:g}; give more than 1, or no negative caption"
+            )
+        return settings
 
     @property
     def pipeline(self) -> Any:
@@ -229,15 +260,19 @@ class ModalityDecoder:
         """One call of the transformer, as the pipeline makes it: [M, *S] -> [M, *S]."""
         raise NotImplementedError
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, settings: Any) -> dict[str, Any]:
         """What else the pipeline is called with."""
         return {}
+
+    def _preview(self, latents: Tensor) -> list[Medium] | None:
+        """Latents in the making, as the pipeline holds them -> M pictures; None: there are none."""
+        return None
 
     def _guided(self, negative: Condition) -> dict[str, Tensor]:
         """The negative condition under the names of the pipeline's arguments."""
         return {f"negative_{name}": value for name, value in self._ready(negative).items()}
 
-    def _media(self, output: Any) -> list[Medium]:
+    def _media(self, output: Any, settings: Any) -> list[Medium]:
         """The pipeline's output -> media."""
         raise NotImplementedError
 
@@ -266,6 +301,32 @@ class ModalityDecoder:
         states = pipeline.text_encoder(tokens.input_ids, attention_mask=mask)[0].float()
         condition = {"prompt_embeds": states * mask[..., None]}
         return condition | {name: mask.float() for name in self.masks.values()}
+
+    def _on_step(
+        self, on_step: OnStep | None, on_preview: OnPreview | None, steps: int
+    ) -> dict[str, Any]:
+        """Our callbacks under the name that this pipeline has for one. An exception from it leaves
+        the denoising loop at once; the next call sets the scheduler's state anew."""
+        if on_step is None and on_preview is None:
+            return {}
+        shown = {steps * part // _PREVIEWS for part in range(1, _PREVIEWS)} - {steps}
+
+        def tell(done: int, latents: Tensor) -> None:
+            if on_preview and done in shown and (preview := self._preview(latents)):
+                on_preview(preview)
+            if on_step:
+                on_step(done, steps)
+
+        def callback(_pipeline: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict:
+            tell(step + 1, tensors["latents"])
+            return tensors
+
+        def legacy(step: int, _time: Any, latents: Tensor) -> None:
+            tell(step + 1, latents)
+
+        if "callback_on_step_end" in inspect.signature(self.pipeline.__call__).parameters:
+            return {"callback_on_step_end": callback}
+        return {"callback": legacy}
 
     def _check(self, condition: Condition, num: int) -> None:
         """Exactly the tensors of `condition_shapes`, one row per generator, one row at least."""
@@ -296,24 +357,6 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     return pipeline
-
-
-def cancel_on_step(pipeline: Any, on_step: OnStep | None, steps: int) -> dict[str, Any]:
-    """Our callback under the name that this pipeline has for it. An exception from it leaves the
-    denoising loop at once; the next call sets the scheduler's state anew."""
-    if on_step is None:
-        return {}
-
-    def callback(_pipeline: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step(step + 1, steps)
-        return tensors
-
-    def legacy(step: int, _time: Any, _latents: Tensor) -> None:
-        on_step(step + 1, steps)
-
-    if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
-        return {"callback_on_step_end": callback}
-    return {"callback": legacy}
 
 
 @contextlib.contextmanager

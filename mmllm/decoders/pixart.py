@@ -13,6 +13,7 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmllm.conversation import Image, Medium
 from mmllm.decoders.base import Condition, DecoderConfig, ModalityDecoder
@@ -72,11 +73,19 @@ class PixArtDecoder(ModalityDecoder):
             return_dict=False,
         )[0]
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, settings: PixArtConfig) -> dict[str, Any]:
         # Its default negative "" would have to go through the text encoder: ours are embeddings.
         return {"negative_prompt": None, "use_resolution_binning": False}
 
-    def _media(self, output: Any) -> list[Medium]:
+    def _preview(self, latents: Tensor) -> list[Medium]:
+        """At most 128 pixels on a side."""
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        small = F.interpolate(pixels.float(), min(pixels.shape[-1], 128), mode="area")
+        bytes_ = ((small.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+        return [Image.from_numpy(picture) for picture in bytes_.cpu().numpy()]
+
+    def _media(self, output: Any, settings: PixArtConfig) -> list[Medium]:
         pixels = (output.images * 255).round().astype(np.uint8)  # [M, H, W, 3] from [0, 1]
         return [Image.from_numpy(picture) for picture in pixels]
 

@@ -36,6 +36,7 @@ class StableAudioDecoder(ModalityDecoder):
 
     modality = "audio"
     masks: ClassVar = {"prompt_embeds": "attention_mask"}
+    request_options: ClassVar = (*ModalityDecoder.request_options, "seconds")
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -46,14 +47,26 @@ class StableAudioDecoder(ModalityDecoder):
     @property
     def seconds(self) -> float:
         """How long a sound is."""
-        vae = self.pipeline.vae
-        return self.config.seconds or self._samples / vae.config.sampling_rate
+        return self.config.seconds or self.longest
 
-    def unconditional(self, num: int) -> Condition:
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest sound that the transformer can make."""
+        return self._samples / self.pipeline.vae.config.sampling_rate
+
+    def settings(self, **changes: Any) -> StableAudioConfig:
+        settings = super().settings(**changes)
+        if changes.get("seconds") and settings.seconds > self.longest:
+            raise ConfigError(
+                f"seconds: expected at most {self.longest:g}, got {settings.seconds:g}"
+            )
+        return settings
+
+    def unconditional(self, num: int, negative: str | None = None) -> Condition:
         """Without a negative caption: zeros under an empty mask, which `sample` leaves to the
         pipeline's own absence of a caption (zeros in place of the durations, too)."""
-        if self.config.negative:
-            return super().unconditional(num)
+        if self.config.negative if negative is None else negative:
+            return super().unconditional(num, negative)
         return {
             name: torch.zeros(num, *shape, device=self.device)
             for name, shape in self.condition_shapes.items()
@@ -90,8 +103,8 @@ class StableAudioDecoder(ModalityDecoder):
             return_dict=False,
         )[0]
 
-    def _options(self) -> dict[str, Any]:
-        return {"audio_end_in_s": self.config.seconds}
+    def _options(self, settings: StableAudioConfig) -> dict[str, Any]:
+        return {"audio_end_in_s": settings.seconds}
 
     def _guided(self, negative: Condition) -> dict[str, Tensor]:
         return super()._guided(negative) if negative["attention_mask"].any() else {}
@@ -105,7 +118,7 @@ class StableAudioDecoder(ModalityDecoder):
             ready["attention_mask"] = F.pad(ready["attention_mask"], (0, missing))
         return ready
 
-    def _media(self, output: Any) -> list[Medium]:
+    def _media(self, output: Any, settings: StableAudioConfig) -> list[Medium]:
         rate = self.pipeline.vae.config.sampling_rate
         waves = output.audios.clip(-1, 1)  # float32[M, C, N]
         return [Audio.from_numpy(wave, sample_rate=rate) for wave in waves]

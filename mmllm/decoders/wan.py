@@ -6,7 +6,7 @@ Legend: M clips, F frames, H x W pixels, P caption tokens, E their width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,10 +38,22 @@ class WanDecoder(ModalityDecoder):
     """Condition: `prompt_embeds` [P, E], zero behind the caption; there is no mask."""
 
     modality = "video"
+    request_options: ClassVar = (
+        *ModalityDecoder.request_options,
+        "frames",
+        "fps",
+        "height",
+        "width",
+    )
 
     def __init__(self, config: WanConfig):
         super().__init__(config)
-        self._check_size()
+        self._check_size(config)
+
+    def settings(self, **changes: Any) -> WanConfig:
+        settings = super().settings(**changes)
+        self._check_size(settings)
+        return settings
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -85,17 +97,22 @@ class WanDecoder(ModalityDecoder):
             return_dict=False,
         )[0]
 
-    def _options(self) -> dict[str, Any]:
-        config = self.config
-        return {"num_frames": config.frames, "height": config.height, "width": config.width}
+    def _options(self, settings: WanConfig) -> dict[str, Any]:
+        return {
+            "num_frames": settings.frames,
+            "height": settings.height,
+            "width": settings.width,
+        }
 
-    def _media(self, output: Any) -> list[Medium]:
+    def _media(self, output: Any, settings: WanConfig) -> list[Medium]:
         clips = (output.frames * 255).round().astype(np.uint8)  # [M, F, H, W, 3] from [0, 1]
-        return [Video.from_numpy(clip, fps=self.config.fps) for clip in clips]
+        return [Video.from_numpy(clip, fps=settings.fps) for clip in clips]
 
-    def _check_size(self) -> None:
+    def _check_size(self, config: WanConfig) -> None:
         """The pipeline would round silently, and then latents and samples would differ in size."""
-        config, vae = self.config, self.component_config("vae")
+        vae = self.component_config("vae")
+        if config.fps <= 0:
+            raise ConfigError(f"fps: expected more than 0, got {config.fps}")
         # Wan 2.1 was published before its config held these two.
         group, shrink = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
         _, *patch = self.component_config("transformer")["patch_size"]
