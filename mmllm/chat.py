@@ -7,9 +7,13 @@ reply.media[0].save("apple.png")
 
 from __future__ import annotations
 
+import contextvars
+import queue
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +24,45 @@ from mmllm import config as configs
 from mmllm import model as models
 from mmllm.conversation import Conversation, Medium, Message, Part, Text
 from mmllm.data.frozen import FrozenWork
+from mmllm.decoders.base import Cancelled
 from mmllm.errors import ConfigError
-from mmllm.generation import Choice, Generated, Run, Sampling, generate
+from mmllm.generation import Choice, Generated, Prefixes, Run, Sampling, generate, spell
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_dtype
+from mmllm.replies import (
+    Done,
+    Event,
+    MediumReady,
+    MediumStarted,
+    Progress,
+    Reply,
+    TextDelta,
+    Timings,
+    Usage,
+)
 
 OnStep = Callable[[str, int, int], None]
 """Called with (output key, step, steps) while media are made."""
+Emit = Callable[[int, Event], None]
+"""Called with (row, event)."""
 
 _REPLY_ROOM = 64
 """Tokens that are always kept for a reply."""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the model said. `seed` repeats it; `notes` tells what the caller should know."""
-
-    message: Message
-    seed: int
-    ids: list[int] = field(repr=False)
-    finish: str = "end"
-    notes: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        return self.message.text
-
-    @property
-    def media(self) -> list[Medium]:
-        return self.message.media
-
-
 class Chat:
-    """A model and the way to ask it. Not thread-safe: one request at a time."""
+    """A model and the way to ask it. Threads may share one: they wait for one another.
 
-    def __init__(self, model: AnyToAny):
+    `prefixes`: how many conversations' caches are kept, so that a later turn neither encodes nor
+    prefills again what was there before (see mmllm.generation.Prefixes). What comes of it differs
+    by rounding; 0 keeps none, and then the same request gives the same bytes.
+    """
+
+    def __init__(self, model: AnyToAny, *, prefixes: int = 4):
         self.model = model.eval()
         self._work = FrozenWork(model, remember=False)
+        self._prefixes = Prefixes(prefixes)
+        self._busy = threading.Lock()
 
     def reply(
         self,
@@ -78,7 +84,6 @@ class Chat:
             **sampling,
         )[0]
 
-    @torch.inference_mode()
     def reply_many(
         self,
         conversations: Sequence[Conversation],
@@ -92,26 +97,116 @@ class Chat:
         """Answer several conversations in one LLM batch and one batch per decoder.
 
         `modalities`: auto (default), force or forbid per modality. `seeds`: one per conversation;
-        the same seed gives the same reply. `decoders`: options of `sample` (steps, guidance, …)
-        by modality. Other keywords are those of `mmllm.generation.Sampling`.
+        the same seed gives the same reply. `decoders`: by modality, what the decoder's
+        `request_options` name: steps, guidance, negative (a caption), and for some seconds, frames,
+        fps, height, width. Other keywords are those of `mmllm.generation.Sampling`.
         Raises MediaError, ContextError and ConfigError.
         """
-        for modality in {**(modalities or {}), **(decoders or {})}:
-            if modality not in self.model.renderer.output_keys:
-                raise ConfigError(
-                    f"unknown modality {modality!r}; this model makes "
-                    f"{', '.join(sorted(self.model.renderer.output_keys)) or 'text only'}"
+        return self._answer(
+            conversations,
+            modalities=modalities,
+            seeds=seeds,
+            decoders=decoders,
+            sampling=sampling,
+            on_step=on_step,
+        )
+
+    def stream(
+        self,
+        conversation: Conversation,
+        *,
+        modalities: Mapping[str, Choice] | None = None,
+        seed: int | None = None,
+        decoders: Mapping[str, Mapping[str, Any]] | None = None,
+        previews: bool = False,
+        cancel: threading.Event | None = None,
+        **sampling: Any,
+    ) -> Iterator[Event]:
+        """Answer one conversation by events (mmllm.replies), the last of them Done with the reply
+        that `reply` gives for the same arguments.
+
+        The text is never held up by a medium: it streams to its end, saying where media will
+        stand, and then they are made, those of one decoder together. `previews`: Progress then
+        carries small pictures, at the cost of a few more passes of the codec.
+
+        Closing the iterator, or setting `cancel` from any thread, ends the work after the forward
+        pass that is being computed; then there is no Done, and the engine is free.
+        Raises as `reply_many` does.
+        """
+        closed = threading.Event()
+        events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                (reply,) = self._answer(
+                    [conversation],
+                    modalities=modalities,
+                    seeds=None if seed is None else [seed],
+                    decoders=decoders,
+                    sampling=sampling,
+                    emit=lambda _, event: events.put(event),
+                    previews=previews,
+                    stopped=lambda: closed.is_set() or (cancel is not None and cancel.is_set()),
                 )
+                events.put(Done(reply))
+            except Cancelled:
+                pass
+            except BaseException as error:
+                events.put(error)
+            finally:
+                events.put(None)
+
+        # A thread, because a pipeline cannot be left in the midst of its loop and taken up again.
+        context = contextvars.copy_context()  # the caller's media.limits hold in it
+        worker = threading.Thread(target=context.run, args=(work,), daemon=True)
+        worker.start()
+        try:
+            while (event := events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            closed.set()
+            worker.join()
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        modalities: Mapping[str, Choice] | None,
+        seeds: Sequence[int] | None,
+        decoders: Mapping[str, Mapping[str, Any]] | None,
+        sampling: Mapping[str, Any],
+        on_step: OnStep | None = None,
+        emit: Emit | None = None,
+        previews: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[Reply]:
+        """What all ways of asking share. Raises Cancelled soon after `stopped` says so."""
+        began = time.perf_counter()
+        options = self._options(modalities or {}, decoders or {})
         settings = _sampling(modalities, sampling)
         if seeds is None:
             seeds = [random.randrange(2**31) for _ in conversations]
         if len(seeds) != len(conversations):
             raise ConfigError(f"{len(conversations)} conversations but {len(seeds)} seeds")
+        while not self._busy.acquire(timeout=0.05):
+            _check(stopped)
+        try:
+            request = _Request(options, seeds, on_step, emit, previews, stopped, began)
+            return self._serve([_messages(entry) for entry in conversations], settings, request)
+        finally:
+            self._busy.release()
+
+    def _serve(
+        self, conversations: Sequence[list[Message]], settings: Sampling, request: _Request
+    ) -> list[Reply]:
         prompts, notes = [], []
         limit = self.model.llm.max_length
-        for conversation in conversations:
+        for messages in conversations:
             prompt, dropped = self.model.renderer.fit(
-                _messages(conversation), limit, room=min(_REPLY_ROOM, limit // 2)
+                messages, limit, room=min(_REPLY_ROOM, limit // 2)
             )
             prompts.append(prompt)
             notes.append(
@@ -123,67 +218,91 @@ class Chat:
         settings = replace(
             settings, max_new_tokens=min(settings.max_new_tokens, max(limit - longest, 1))
         )
+        writers = [_Writer(self.model, settings.stop) for _ in prompts]
+
+        def on_piece(row: int, piece: int | Run) -> None:
+            _check(request.stopped)
+            request.first_token = request.first_token or request.seconds()
+            for event in writers[row].add(piece):
+                request.tell(row, event)
+
         answers = generate(
             self.model,
             prompts,
             self._work,
             sampling=settings,
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            generators=[torch.Generator().manual_seed(seed) for seed in request.seeds],
+            on_piece=on_piece,
+            prefixes=self._prefixes,
         )
-        made = self._make(answers, seeds, decoders or {}, on_step)
+        for row, writer in enumerate(writers):
+            for event in writer.end():
+                request.tell(row, event)
+        text = request.seconds()
+        media = self._make(answers, writers, request)
+        timings = Timings(request.first_token or text, text, request.seconds(), media)
         return [
             Reply(
-                message=self._message(answer, made[index]),
-                seed=seeds[index],
+                message=Message("assistant", tuple(writer.parts)),
+                seed=request.seeds[row],
                 ids=answer.ids,
                 finish=answer.finish,
-                notes=notes[index],
+                notes=notes[row],
+                usage=Usage(
+                    prompt=len(prompts[row]),
+                    cached=answer.cached,
+                    text=len(answer.ids),
+                    signals=sum(len(run.states) for run in answer.runs),
+                ),
+                timings=timings,
             )
-            for index, answer in enumerate(answers)
+            for row, (answer, writer) in enumerate(zip(answers, writers, strict=True))
         ]
 
     def _make(
-        self,
-        answers: Sequence[Generated],
-        seeds: Sequence[int],
-        options: Mapping[str, Mapping[str, Any]],
-        on_step: OnStep | None,
-    ) -> list[dict[int, Medium]]:
-        """Media of all signal runs, one batch per decoder: row -> place in the answer -> medium."""
-        made: list[dict[int, Medium]] = [{} for _ in answers]
-        by_key: dict[str, list[tuple[int, int, Run]]] = {}
-        for row, answer in enumerate(answers):
-            for place, piece in enumerate(answer.pieces):
-                if isinstance(piece, Run):
-                    by_key.setdefault(piece.key, []).append((row, place, piece))
+        self, answers: Sequence[Generated], writers: Sequence[_Writer], request: _Request
+    ) -> dict[str, float]:
+        """Fill the writers' parts with media, one batch per decoder; its seconds by key."""
+        seconds: dict[str, float] = {}
+        by_key: dict[str, list[tuple[int, int, int, Run]]] = {}
+        for row, (answer, writer) in enumerate(zip(answers, writers, strict=True)):
+            pieces = [(n, piece) for n, piece in enumerate(answer.pieces) if isinstance(piece, Run)]
+            for (number, run), place in zip(pieces, writer.waiting, strict=True):
+                by_key.setdefault(run.key, []).append((row, number, place, run))
         for key, runs in by_key.items():
+            _check(request.stopped)
+            began = time.perf_counter()
             decoder = self.model.decoders[key]
             condition = self.model.condition({key: torch.stack([run.states for *_, run in runs])})
+            rows = [(row, place) for row, _, place, _ in runs]
             media = decoder.sample(
                 condition[key],
-                generators=[_noise(seeds[row], place) for row, place, _ in runs],
-                on_step=None if on_step is None else _named(on_step, key),
-                **dict(options.get(decoder.modality, {})),
+                generators=[_noise(request.seeds[row], number) for row, number, *_ in runs],
+                **request.watch(key, decoder.modality, rows),
+                **request.options.get(key, {}),
             )
-            for (row, place, _), medium in zip(runs, media, strict=True):
-                made[row][place] = replace(medium, provenance=self._provenance(key, seeds[row]))
-        return made
+            for (row, place), medium in zip(rows, media, strict=True):
+                made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
+                writers[row].parts[place] = made
+                request.tell(row, MediumReady(place, made))
+            seconds[key] = time.perf_counter() - began
+        return seconds
 
-    def _message(self, answer: Generated, made: Mapping[int, Medium]) -> Message:
-        """Text and media in the order in which the model gave them."""
-        parts: list[Part] = []
-        ids: list[int] = []
-        for place, piece in enumerate([*answer.pieces, None]):
-            if isinstance(piece, int):
-                ids.append(piece)
-                continue
-            if ids:
-                decoded = self.model.llm.tokenizer.decode(ids, skip_special_tokens=True)
-                parts.append(Text(str(decoded)))
-                ids = []
-            if place in made:
-                parts.append(made[place])
-        return Message("assistant", tuple(parts))
+    def _options(
+        self, modalities: Mapping[str, Choice], decoders: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Output key -> what `sample` is called with, checked before anything is computed."""
+        keys = self.model.renderer.output_keys
+        for modality in {**modalities, **decoders}:
+            if modality not in keys:
+                raise ConfigError(
+                    f"unknown modality {modality!r}; this model makes "
+                    f"{', '.join(sorted(keys)) or 'text only'}"
+                )
+        options = {keys[modality]: dict(given) for modality, given in decoders.items()}
+        for key, given in options.items():
+            self.model.decoders[key].settings(**given)
+        return options
 
     def _provenance(self, key: str, seed: int) -> dict[str, Any]:
         from mmllm import __version__
@@ -240,5 +359,97 @@ def _noise(seed: int, place: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 65_537 + place) % 2**63)
 
 
-def _named(on_step: OnStep, key: str) -> Callable[[int, int], None]:
-    return lambda step, steps: on_step(key, step, steps)
+def _check(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise Cancelled
+
+
+@dataclass
+class _Request:
+    """What one call of the engine carries along."""
+
+    options: Mapping[str, Mapping[str, Any]]
+    seeds: Sequence[int]
+    on_step: OnStep | None
+    emit: Emit | None
+    previews: bool
+    stopped: Callable[[], bool]
+    began: float
+    first_token: float = 0.0
+
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.perf_counter() - self.began
+
+    def tell(self, row: int, event: Event) -> None:
+        if self.emit:
+            self.emit(row, event)
+
+    def watch(self, key: str, modality: str, places: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The callbacks of `sample` for the media at `places`: (row, part of the message)."""
+        shown: list[Any] = [None] * len(places)
+
+        def on_preview(pictures: list[Medium]) -> None:
+            shown[:] = pictures
+
+        def on_step(step: int, steps: int) -> None:
+            _check(self.stopped)
+            if self.on_step:
+                self.on_step(key, step, steps)
+            for index, (row, place) in enumerate(places):
+                self.tell(row, Progress(place, modality, step, steps, shown[index]))
+                shown[index] = None
+
+        return {"on_step": on_step, "on_preview": on_preview if self.previews else None}
+
+
+class _Writer:
+    """One reply as it grows: its parts in order, and of the text what is certain by now."""
+
+    def __init__(self, model: AnyToAny, stop: Sequence[str]):
+        self.parts: list[Part] = []
+        self.waiting: list[int] = []
+        """Places of media, in the order of their runs; what stands there is filled in later."""
+        self._model = model
+        self._stop = stop
+        self._ids: list[int] = []
+        self._said = 0
+
+    def add(self, piece: int | Run) -> Iterator[Event]:
+        """Take one piece; what is new to tell."""
+        if isinstance(piece, Run):
+            yield from self.end()
+            modality = self._model.decoders[piece.key].modality
+            self.waiting.append(len(self.parts))
+            self.parts.append(Text(""))
+            yield MediumStarted(len(self.parts) - 1, modality)
+            return
+        if not self._ids:
+            self.parts.append(Text(""))
+        self._ids.append(piece)
+        yield from self._say(self._certain)
+
+    def end(self) -> Iterator[Event]:
+        """The text ends here, or a medium follows."""
+        if self._ids:
+            yield from self._say(len)
+        self._ids, self._said = [], 0
+
+    def _say(self, certain: Callable[[str], int]) -> Iterator[Event]:
+        text = spell(self._model.llm.tokenizer, self._ids)
+        text = text[: min([len(text), *(text.find(s) for s in self._stop if s in text)])]
+        self.parts[-1] = Text(text)
+        if (end := certain(text)) > self._said:
+            yield TextDelta(len(self.parts) - 1, text[self._said : end])
+            self._said = end
+
+    def _certain(self, text: str) -> int:
+        """How much of a growing text will stay: not half a character, not half a stop string."""
+        text = text.rstrip("\ufffd")
+        halves = [
+            length
+            for stop in self._stop
+            for length in range(1, len(stop))
+            if text.endswith(stop[:length])
+        ]
+        return len(text) - max(halves, default=0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmllm.chat import Chat
+from mmllm.chat import Chat, _Request, _Writer
 from mmllm.conversation import Audio, Image, Text, Video, assistant, user
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import ConfigError, ContextError
@@ -39,7 +39,6 @@ def eager(model: AnyToAny, key: str) -> AnyToAny:
 
 def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> None:
     """The reply, rendered as training renders it, gives the very states that were generated."""
-    chat = Chat(tiny_model)
     for prompt in PROMPTS:
         rendered = tiny_model.renderer.render(prompt, for_reply=True)
         answer = generate(
@@ -49,13 +48,15 @@ def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> N
             sampling=Sampling(max_new_tokens=6, modalities=ALL),
         )[0]
         assert {run.key for run in answer.runs} == {"image", "audio", "video"}
-        message = chat._message(answer, {})
+        writer = _Writer(tiny_model, ())
+        for piece in answer.ids:
+            list(writer.add(piece))
         made = [
             {"image": Image, "audio": Audio, "video": Video}[piece.key](caption="x")
             for piece in answer.pieces
             if isinstance(piece, Run)
         ]
-        reply = assistant(*message.parts, *made)  # random text ends at the limit, then the runs
+        reply = assistant(*writer.parts, *made)  # random text ends at the limit, then the runs
         batch = batch_of(tiny_model, [[*prompt, reply]], targets=False)
         ids = batch.ids[0].tolist()
         generated = [i for p in answer.pieces for i in _ids(tiny_model, p)]
@@ -148,10 +149,12 @@ def test_a_reply_keeps_the_order_of_text_and_media(tiny_model: AnyToAny) -> None
 
     runs = [Run("image", torch.zeros(4, 32)), Run("audio", torch.zeros(3, 32))]
     answer = Generated([*one, runs[0], *two, runs[1]], "end")
-    made = chat._make([answer], [0], {}, None)
-    kinds = [type(part) for part in chat._message(answer, made[0]).parts]
-    assert kinds == [Text, Image, Text, Audio]
-    assert tokenizer.decode(one) == chat._message(answer, made[0]).parts[0].text
+    writer = _Writer(tiny_model, ())
+    for piece in answer.pieces:
+        list(writer.add(piece))
+    chat._make([answer], [writer], _Request({}, [0], None, None, False, lambda: False, 0.0))
+    assert [type(part) for part in writer.parts] == [Text, Image, Text, Audio]
+    assert writer.parts[0] == Text(tokenizer.decode(one))
 
 
 def test_made_media_and_replies_continue_the_conversation(tiny_model: AnyToAny) -> None:

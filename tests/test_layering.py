@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"errors", "mini"},  # the one door to the shipped weights
     "mini": {"errors"},
     "gallery": {"conversation"},
+    "replies": {"conversation"},
     # The parts, which do not know one another.
     "projections": {"errors"},
     "llm": {"errors", "tokens", "weights"},
@@ -40,17 +41,19 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "errors", "model"},
-    "generation": {"data", "errors", "model"},
+    "generation": {"conversation", "data", "errors", "model"},
     "chat": {
         "checkpoints",
         "config",
         "conversation",
         "data",
+        "decoders",
         "errors",
         "generation",
         "mini",
         "model",
         "precision",
+        "replies",
     },
     "training": {
         "chat",  # the fixed prompts of the samples are answered as users' are
@@ -118,6 +121,7 @@ LIGHT = (
     "mini",
     "mini.assets",
     "repl",
+    "replies",
     "tokens",
     "weights",
 )

@@ -33,8 +33,16 @@ Condition = dict[str, Tensor]
 COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
 LENGTHS = {"seconds", "fps"}
 
+REQUESTS = ("steps", "guidance", "negative", "seconds", "frames", "fps", "height", "width")
+
 OnStep = Callable[[int, int], None]
 """Called with (step, steps) while sampling; may raise Cancelled."""
+OnPreview = Callable[[list[Medium]], None]
+"""Called with M pictures, as they are so far, before some of the steps are told."""
+
+_PREVIEWS = 4
+"""A preview costs one pass of the codec: one is made after each quarter of the steps but the last.
+"""
 
 
 class Cancelled(Exception):
@@ -99,7 +107,13 @@ class ModalityDecoder:
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self._pipeline: Any = None
-        self._negative: Condition | None = None
+        self._negative: tuple[str, Condition] | None = None
+
+    @property
+    def request_options(self) -> tuple[str, ...]:
+        """Fields of the config that one call of `sample` may change."""
+        own = {entry.name for entry in dataclasses.fields(self.config)}
+        return tuple(name for name in REQUESTS if name in own)
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -118,9 +132,11 @@ class ModalityDecoder:
 
     def unconditional(self, num: int) -> Condition:
         """The condition of the negative caption, for guidance: float32[num, …]."""
-        if self._negative is None:
-            self._negative = self._encode(self._read_negative, self.config.negative)
-        return {name: value.expand(num, *value.shape[1:]) for name, value in self._negative.items()}
+        caption: str = self.config.negative
+        if self._negative is None or self._negative[0] != caption:
+            self._negative = caption, self._encode(self._read_negative, caption)
+        found = self._negative[1]
+        return {name: value.expand(num, *value.shape[1:]) for name, value in found.items()}
 
     def preprocess(self, medium: Medium) -> Tensor:
         """A medium of this modality -> what `encode_media` takes, on the CPU; else MediaError."""
@@ -160,27 +176,60 @@ class ModalityDecoder:
         condition: Condition,
         *,
         generators: Sequence[torch.Generator],
-        steps: int | None = None,
-        guidance: float | None = None,
-        negative: Condition | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
+        **changes: Any,
     ) -> list[Medium]:
-        """Run the pipeline on M >= 1 conditions at once, one generator each."""
+        """Run the pipeline on M >= 1 conditions at once, one generator each. `changes`: see
+        `settings`; they hold while the call lasts, so a decoder serves one call at a time.
+        `on_preview`: called by decoders that have previews, now and then."""
         self._check(condition, len(generators))
-        num_steps: int = self.config.steps if steps is None else steps
-        if num_steps < self.min_steps:
-            raise ConfigError(f"steps: expected at least {self.min_steps}, got {num_steps}")
-        scale: float = self.config.guidance if guidance is None else guidance
-        output = self.pipeline(
-            **self._arguments(condition),
-            **self._guidance(scale, lambda: negative or self.unconditional(len(generators))),
-            **self._options(),
-            **cancel_on_step(self.pipeline, on_step, num_steps),
-            num_inference_steps=num_steps,
-            generator=list(generators),
-            output_type="np",
-        )
-        return self._media(output)
+        with self._changed(self.settings(**changes)):
+            output = self.pipeline(
+                **self._arguments(condition),
+                **self._guidance(self.config.guidance, lambda: self.unconditional(len(generators))),
+                **self._options(),
+                **self._callbacks(on_step, on_preview),
+                num_inference_steps=self.config.steps,
+                generator=list(generators),
+                output_type="np",
+            )
+            return self._media(output)
+
+    def settings(self, **changes: Any) -> Any:
+        """The config with what one call changes (`request_options`; None changes nothing).
+
+        Raises ConfigError for an unknown option and for a value that the pipeline cannot take.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None}
+        for name in changes.keys() - set(self.request_options):
+            raise ConfigError(
+                f"{self.modality}: unknown option {name!r}; this decoder takes "
+                f"{', '.join(self.request_options)}"
+            )
+        try:
+            settings = dataclasses.replace(self.config, **changes)
+        except TypeError as error:
+            raise ConfigError(f"{self.modality}: {changes}: {error}") from error
+        if settings.steps < self.min_steps:
+            raise ConfigError(f"steps: expected at least {self.min_steps}, got {settings.steps}")
+        if changes.get("negative") and settings.guidance <= 1:
+            raise ConfigError(
+                f"{self.modality}: a negative caption does nothing at guidance "
+                f"{settings.guidance:g}; give more than 1, or no negative caption"
+            )
+        with self._changed(settings):
+            return settings
+
+    @contextlib.contextmanager
+    def _changed(self, config: Any) -> Iterator[None]:
+        """Within it the decoder has this config."""
+        own = self.config
+        try:
+            self._configure(config)
+            yield
+        finally:
+            self._configure(own)
 
     @property
     def pipeline(self) -> Any:
@@ -234,6 +283,14 @@ class ModalityDecoder:
         return digest.hexdigest()[:16]
 
     # What differs between families of pipelines.
+
+    def _configure(self, config: Any) -> None:
+        """Take a config; ConfigError for one that the pipeline cannot follow."""
+        self.config = config
+
+    def _preview(self, latents: Tensor) -> list[Medium] | None:
+        """Latents in the making, as the pipeline holds them -> M pictures; None: there are none."""
+        return None
 
     def _loaded(self, pipeline: Any) -> None:
         """What a pipeline that was just loaded still needs."""
@@ -320,6 +377,31 @@ class ModalityDecoder:
         condition = {"prompt_embeds": states * mask[..., None]}
         return condition | {name: mask.float() for name in self.masks.values()}
 
+    def _callbacks(self, on_step: OnStep | None, on_preview: OnPreview | None) -> dict[str, Any]:
+        """Our callbacks under the name that this pipeline has for one. An exception from it leaves
+        the denoising loop at once; the next call sets the scheduler's state anew."""
+        if on_step is None and on_preview is None:
+            return {}
+
+        def tell(done: int, steps: int, latents: Tensor) -> None:
+            shown = {steps * part // _PREVIEWS for part in range(1, _PREVIEWS)}
+            if on_preview and done in shown and (preview := self._preview(latents)):
+                on_preview(preview)
+            if on_step:
+                on_step(done, steps)
+
+        def callback(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tell(step + 1, pipe.num_timesteps, tensors["latents"])  # of a higher order: more calls
+            return tensors
+
+        def legacy(step: int, _time: Any, latents: Tensor) -> None:
+            steps = self.config.steps
+            tell(min(step + 1, steps), steps, latents)
+
+        if "callback_on_step_end" in inspect.signature(self.pipeline.__call__).parameters:
+            return {"callback_on_step_end": callback}
+        return {"callback": legacy}
+
     def _check(self, condition: Condition, num: int) -> None:
         """Exactly the tensors of `condition_shapes`, one row per medium, one row at least."""
         got = {name: tuple(value.shape) for name, value in condition.items()}
@@ -384,24 +466,6 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     return pipeline
-
-
-def cancel_on_step(pipeline: Any, on_step: OnStep | None, steps: int) -> dict[str, Any]:
-    """Our callback under the name that this pipeline has for it. An exception from it leaves the
-    denoising loop at once; the next call sets the scheduler's state anew."""
-    if on_step is None:
-        return {}
-
-    def callback(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step(step + 1, pipe.num_timesteps)  # solvers of a higher order take more calls
-        return tensors
-
-    def legacy(step: int, _time: Any, _latents: Tensor) -> None:
-        on_step(min(step + 1, steps), steps)
-
-    if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
-        return {"callback_on_step_end": callback}
-    return {"callback": legacy}
 
 
 @contextlib.contextmanager

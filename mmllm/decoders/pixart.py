@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmllm.conversation import Image, Medium
 from mmllm.decoders.base import Condition, SequenceConfig
 from mmllm.decoders.visual import PictureDecoder, shrinkage
 
@@ -60,6 +62,14 @@ class PixArtDecoder(PictureDecoder):
     def _options(self) -> dict[str, Any]:
         # Its default negative "" would have to go through the text encoder: ours are embeddings.
         return {"negative_prompt": None, "use_resolution_binning": False}
+
+    def _preview(self, latents: Tensor) -> list[Medium]:
+        """At most 128 pixels on a side."""
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        small = F.interpolate(pixels.float(), min(pixels.shape[-1], 128), mode="area")
+        bytes_ = ((small.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+        return [Image.from_numpy(picture) for picture in bytes_.cpu().numpy()]
 
 
 def build(config: PixArtConfig) -> PixArtDecoder:

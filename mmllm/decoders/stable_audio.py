@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Audio, Medium
 from mmllm.decoders.base import Condition, ModalityDecoder, SequenceConfig
+from mmllm.errors import ConfigError
 from mmllm.media import resample
 
 
@@ -41,8 +42,20 @@ class StableAudioDecoder(ModalityDecoder):
     @property
     def seconds(self) -> float:
         """How long a sound is."""
-        vae = self.pipeline.vae
-        return self.config.seconds or self._samples / vae.config.sampling_rate
+        return self.config.seconds or self.longest
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest sound that the transformer can make."""
+        return self._samples / self.pipeline.vae.config.sampling_rate
+
+    def settings(self, **changes: Any) -> StableAudioConfig:
+        settings = super().settings(**changes)
+        if changes.get("seconds") and settings.seconds > self.longest:
+            raise ConfigError(
+                f"seconds: expected at most {self.longest:g}, got {settings.seconds:g}"
+            )
+        return settings
 
     def unconditional(self, num: int) -> Condition:
         """Without a negative caption: zeros under an empty mask, which `sample` leaves to the

@@ -47,6 +47,10 @@ class VisualDecoder(ModalityDecoder):
         self.size = self._size()
         """H, W"""
 
+    def _configure(self, config: DecoderConfig) -> None:
+        super()._configure(config)
+        self.size = self._size()
+
     def _size(self) -> tuple[int, int]:
         """H, W from the configs; ConfigError for a size that the pipeline would not make."""
         raise NotImplementedError

@@ -1,0 +1,358 @@
+"""Streaming, cancelling and the prefix cache: always against the plain way of asking."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmllm import media
+from mmllm.chat import Chat
+from mmllm.conversation import Image, Medium, Message, Text, assistant, user
+from mmllm.data.frozen import FrozenWork
+from mmllm.errors import ConfigError, MediaError
+from mmllm.generation import Prefixes, Sampling, generate
+from mmllm.model import AnyToAny
+from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
+from tests.test_rendering import clip, picture, sound
+
+ALL = {"image": "force", "audio": "force", "video": "force"}
+OPTIONS = {"seed": 3, "modalities": ALL, "max_new_tokens": 12, "temperature": 1.0}
+PROMPT = [user(picture(40), "what is this? one two three four")]
+
+
+def same(one: Reply, other: Reply) -> bool:
+    """The same ids, words and media, to the byte."""
+    return (
+        one.ids == other.ids
+        and [type(part) for part in one.message.parts]
+        == [type(part) for part in other.message.parts]
+        and one.text == other.text
+        and all(
+            np.array_equal(a.to_numpy(), b.to_numpy())
+            for a, b in zip(one.media, other.media, strict=True)
+        )
+    )
+
+
+def close(one: Reply, other: Reply) -> bool:
+    """The same ids, and media that differ by rounding only."""
+    return one.ids == other.ids and all(
+        np.abs(a.to_numpy().astype(float) - b.to_numpy()).max()
+        <= (1e-4 if a.modality == "audio" else 1)
+        for a, b in zip(one.media, other.media, strict=True)
+    )
+
+
+def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model)
+    events = list(chat.stream(PROMPT, **OPTIONS))
+    last = events[-1]
+    assert isinstance(last, Done)
+    assert same(last.reply, Chat(tiny_model).reply(PROMPT, **OPTIONS))
+
+    told: dict[int, str | Medium] = {}
+    steps: dict[int, list[int]] = {}
+    for event in events[:-1]:
+        if isinstance(event, TextDelta):
+            told[event.place] = str(told.get(event.place, "")) + event.text
+        elif isinstance(event, MediumStarted):
+            steps[event.place] = []
+        elif isinstance(event, Progress):
+            steps[event.place].append(event.step)
+            assert event.steps == 2
+        elif isinstance(event, MediumReady):
+            assert steps[event.place] == [1, 2]
+            told[event.place] = event.medium
+    parts = last.reply.message.parts
+    assert [told[place] for place in range(len(parts))] == [
+        part.text if isinstance(part, Text) else part for part in parts
+    ]
+    assert len(last.reply.media) == 3
+
+    usage, timings = last.reply.usage, last.reply.timings
+    assert usage.prompt == len(tiny_model.renderer.render(PROMPT, for_reply=True))
+    assert (usage.text, usage.signals) == (len(last.reply.ids), 4 + 3 + 5)
+    assert 0 < timings.first_token <= timings.text <= timings.total
+    assert timings.media.keys() == ALL.keys()
+
+
+def test_text_comes_before_the_work_on_media_begins(tiny_model: AnyToAny) -> None:
+    kinds = [type(event) for event in Chat(tiny_model).stream(PROMPT, **OPTIONS)]
+    first = kinds.index(Progress)
+    assert TextDelta in kinds[:first]
+    assert TextDelta not in kinds[first:]
+    assert kinds[:first].count(MediumStarted) == 3
+
+
+def test_previews_change_nothing_but_the_events(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model, prefixes=0)
+    options = {**OPTIONS, "decoders": {"image": {"steps": 8}}}
+    plain, shown = (list(chat.stream(PROMPT, previews=on, **options)) for on in (False, True))
+    assert same(plain[-1].reply, shown[-1].reply)
+    previews = {
+        (e.modality, e.step): e.preview for e in shown if isinstance(e, Progress) and e.preview
+    }
+    assert previews.keys() == {("image", 2), ("image", 4), ("image", 6)}
+    assert previews["image", 2].to_numpy().shape == (16, 16, 3)
+    assert not any(isinstance(e, Progress) and e.preview for e in plain)
+
+
+# --- cancelling ---------------------------------------------------------------------------------
+
+
+def until(events, kind: type, count: int = 1) -> Event:
+    """Read on until `kind` came `count` times."""
+    for event in events:
+        count -= isinstance(event, kind)
+        if count == 0:
+            return event
+    raise AssertionError(f"the stream ended without {kind.__name__}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [(TextDelta, 1), (TextDelta, 3), (MediumStarted, 1), (Progress, 4)]
+)
+@pytest.mark.parametrize("handle", [False, True])
+def test_a_cancelled_stream_leaves_the_engine_free_and_as_new(
+    tiny_model: AnyToAny, kind: type, count: int, handle: bool
+) -> None:
+    chat = Chat(tiny_model)
+    options = {**OPTIONS, "decoders": {key: {"steps": 40} for key in ALL}}
+    expected = chat.reply(PROMPT, **OPTIONS)
+    cancel = threading.Event()
+    events = chat.stream(PROMPT, cancel=cancel, **options)
+    until(events, kind, count)
+    if handle:
+        cancel.set()
+        assert not any(isinstance(event, Done) for event in events)
+    else:
+        events.close()
+    assert not chat._busy.locked()
+    assert close(chat.reply(PROMPT, **OPTIONS), expected)
+
+
+def test_cancelled_streams_leave_no_thread_and_no_tensor(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model, prefixes=1)
+
+    def ask(kind: type, count: int) -> None:
+        events = chat.stream(PROMPT, **OPTIONS)
+        until(events, kind, count)
+        events.close()
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+        return threading.active_count(), len(tensors)
+
+    ask(Done, 1)
+    before = held()
+    for _ in range(5):
+        ask(TextDelta, 2)
+        ask(Progress, 3)
+    ask(Done, 1)
+    assert held() == before
+
+
+def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path: Path) -> None:
+    chat = Chat(tiny_model)
+    with pytest.raises(ConfigError, match="unknown modality 'smell'"):
+        list(chat.stream(PROMPT, modalities={"smell": "force"}))
+    path = picture(40).save(tmp_path / "large.png")
+    with media.limits(pixels=4), pytest.raises(MediaError, match="limit of 4"):
+        list(chat.stream([user(Image(path), "what is this?")]))
+    assert not chat._busy.locked()
+
+
+def test_threads_wait_for_one_another(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model)
+    expected = [chat.reply(PROMPT, **{**OPTIONS, "seed": seed}) for seed in range(3)]
+    replies: dict[int, Reply] = {}
+
+    def ask(seed: int) -> None:
+        replies[seed] = list(chat.stream(PROMPT, **{**OPTIONS, "seed": seed}))[-1].reply
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    waiting = threading.Event()
+    waiting.set()  # cancelled before its turn: it need not wait for the others
+    assert list(chat.stream(PROMPT, cancel=waiting)) == []
+    for thread in threads:
+        thread.join()
+    assert all(close(replies[seed], expected[seed]) for seed in range(3))
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+def test_text_ends_before_a_stop_string(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model)
+    options = {**OPTIONS, "modalities": {"image": "force", "audio": "forbid", "video": "forbid"}}
+    whole = chat.reply(PROMPT, **options)
+    text = whole.message.parts[0].text
+    stop = text[4:7]
+    end = text.index(stop)
+    events = list(chat.stream(PROMPT, stop=["never said", stop], **options))
+    reply = events[-1].reply
+    assert reply.finish == "stop"
+    assert reply.message.parts[0] == Text(text[:end])
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == text[:end]
+    assert whole.ids[: len(reply.ids)] == reply.ids
+    assert len(reply.ids) < len(whole.ids)
+    assert len(reply.media) == 1, "what is forced is still made"
+    for wrong in ("never", [""]):
+        with pytest.raises(ConfigError, match="stop: expected a list"):
+            chat.reply(PROMPT, stop=wrong)
+
+
+def test_options_of_decoders_hold_for_one_request(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model, prefixes=0)
+    plain = chat.reply(PROMPT, **OPTIONS)
+    decoders = {
+        "image": {"steps": 3, "guidance": 2.0, "negative": "a red apple ."},
+        "audio": {"steps": 3, "seconds": 0.1},
+        "video": {"frames": 9, "height": 32, "width": 16, "fps": 2.0},
+    }
+    changed = chat.reply(PROMPT, decoders=decoders, **OPTIONS)
+    image, sound_, clip_ = (
+        {m.modality: m for m in changed.media}[key] for key in ("image", "audio", "video")
+    )
+    assert (image.to_numpy() != plain.media[0].to_numpy()).any()
+    assert sound_.to_numpy().shape == (1, 800)
+    assert (clip_.to_numpy().shape, clip_.fps) == ((9, 32, 16, 3), 2.0)
+    assert same(chat.reply(PROMPT, **OPTIONS), plain)
+
+    free = {"image": {"negative": "blue", "guidance": 3.0}}
+    other = chat.reply(PROMPT, decoders=free, **OPTIONS)
+    assert (other.media[0].to_numpy() != plain.media[0].to_numpy()).any()
+
+
+@pytest.mark.parametrize(
+    ("modality", "given", "said"),
+    [
+        ("image", {"seconds": 3}, "image: unknown option 'seconds'; this decoder takes steps"),
+        ("image", {"steps": 1}, "steps: expected at least 2"),
+        ("image", {"negative": "x", "guidance": 1}, "does nothing at guidance 1"),
+        ("audio", {"seconds": 99.0}, "seconds: expected at most 0.256"),
+        ("video", {"frames": 6}, "5 would do"),
+        ("video", {"fps": 0}, "fps: expected more than 0"),
+        ("smell", {"steps": 3}, "unknown modality 'smell'"),
+    ],
+)
+def test_a_wrong_option_is_said_before_anything_is_computed(
+    tiny_model: AnyToAny, modality: str, given: dict, said: str
+) -> None:
+    tiny_model.llm.forward = None
+    with pytest.raises(ConfigError, match=said):
+        Chat(tiny_model).reply(PROMPT, decoders={modality: given})
+
+
+# --- the prefix cache ---------------------------------------------------------------------------
+
+
+def talk(chat: Chat, turns: Sequence[Message], **options) -> list[Reply]:
+    """Say the turns one after the other, each after the reply to the one before."""
+    conversation: list[Message] = []
+    replies = []
+    for number, turn in enumerate(turns):
+        conversation.append(turn)
+        replies.append(chat.reply(conversation, seed=number, **options))
+        conversation.append(replies[-1].message)
+    return replies
+
+
+TURNS = [
+    user(picture(40), "what is this?"),
+    user("draw it", sound(0.2)),
+    user("and now?"),
+    user(clip(80), "one", picture(90)),
+]
+
+
+def test_later_turns_compute_only_what_is_new_and_give_the_same(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"modalities": {"image": "force"}, "max_new_tokens": 5, "temperature": 1.0}
+    plain = talk(Chat(tiny_model, prefixes=0), TURNS, **options)
+    assert all(reply.usage.cached == 0 for reply in plain)
+
+    encoded: list[str] = []
+    for key, encoder in tiny_model.encoders.items():
+        preprocess = encoder.preprocess
+        monkeypatch.setattr(
+            encoder,
+            "preprocess",
+            lambda medium, key=key, do=preprocess: encoded.append(key) or do(medium),
+        )
+    widths: list[int] = []
+    forward = tiny_model.llm.forward
+    tiny_model.llm.forward = lambda embeds, **rest: (
+        widths.append(embeds.shape[1]) or forward(embeds, **rest)
+    )
+    cached = talk(Chat(tiny_model), TURNS, **options)
+    assert all(close(one, other) for one, other in zip(plain, cached, strict=True))
+    # Each medium once: those that were given, and the three pictures that were shown again.
+    assert sorted(encoded) == ["audio", "image", "image", "image", "image", "image", "video"]
+    for before, reply in pairwise(cached):
+        assert reply.usage.cached >= before.usage.prompt  # random text may be spelt otherwise
+        assert reply.usage.prompt == plain[cached.index(reply)].usage.prompt
+    rest = [reply.usage.prompt - reply.usage.cached for reply in cached]
+    assert [width for width in widths if width > 5] == rest
+
+
+def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) -> None:
+    prefixes = Prefixes()
+    work = FrozenWork(tiny_model)
+    settings = Sampling(max_new_tokens=4, modalities=ALL)
+    for conversation in (TURNS[:1], [*TURNS[:1], assistant("one two"), *TURNS[1:2]]):
+        prompt = tiny_model.renderer.render(conversation, for_reply=True)
+        (cached,) = generate(tiny_model, [prompt], work, sampling=settings, prefixes=prefixes)
+        (plain,) = generate(tiny_model, [prompt], work, sampling=settings)
+        assert cached.ids == plain.ids
+        for one, other in zip(cached.runs, plain.runs, strict=True):
+            assert torch.allclose(one.states, other.states, atol=1e-4)
+    assert cached.cached > 10
+
+
+def test_what_differs_is_not_taken_for_what_was_seen(
+    make_model: Callable[..., AnyToAny], tmp_path: Path
+) -> None:
+    """Another picture in the same place, another picture in the same file, an edited question."""
+    model = make_model()
+    chat, plain = Chat(model), Chat(model, prefixes=0)
+    path = tmp_path / "picture.png"
+    asked = [
+        [user(picture(40), "what is this?")],
+        [user(picture(90), "what is this?")],
+        [user(picture(90), "what was this?")],
+        [user(Image(picture(40).save(path)), "what is this?")],
+    ]
+    replies = [chat.reply(entry, seed=0, max_new_tokens=6) for entry in asked]
+    for entry, reply in zip(asked, replies, strict=True):
+        assert close(reply, plain.reply(entry, seed=0, max_new_tokens=6))
+    again = chat.reply(asked[0], seed=0, max_new_tokens=6)
+    assert again.usage.cached == again.usage.prompt - 1, "another try prefills one position"
+
+    Image.from_numpy(np.zeros((8, 9, 3), np.uint8)).save(path)
+    fresh = chat.reply(asked[3], seed=0, max_new_tokens=6)
+    assert fresh.usage.cached < replies[3].usage.prompt - 4
+    assert close(fresh, plain.reply(asked[3], seed=0, max_new_tokens=6))
+
+
+def test_as_many_conversations_are_kept_as_was_said(tiny_model: AnyToAny) -> None:
+    chat = Chat(tiny_model, prefixes=2)
+    for text in ("one", "two", "three"):
+        chat.reply([user(text)], seed=0, max_new_tokens=2)
+    kept = chat._prefixes._kept
+    assert len(kept) == 2
+    conversation = [user("three"), assistant("x"), user("four")]
+    chat.reply(conversation, seed=0, max_new_tokens=2)
+    assert len(chat._prefixes._kept) == 2
+    assert len(Chat(tiny_model, prefixes=0)._prefixes._kept) == 0
