@@ -41,14 +41,21 @@ __all__ = [
 ]
 
 
-def load(source: str = "mini", *, device: str | None = None, dtype: str | None = None) -> Chat:
+def load(
+    source: str = "mini",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    prefixes: int = 0,
+) -> Chat:
     """A model to talk to: a name ("mini"), a checkpoint or run folder, or a YAML (untrained).
 
-    `device`: cpu, cuda, mps (best available unless given); `dtype`: float32 or bfloat16.
+    `device`: cpu, cuda, mps (best available unless given); `dtype`: float32 or bfloat16;
+    `prefixes`: how many conversations' caches are kept for their next turns.
     """
     from mmllm.chat import load as load_chat
 
-    return load_chat(source, device=device, dtype=dtype)
+    return load_chat(source, device=device, dtype=dtype, prefixes=prefixes)
 
 
 def __getattr__(name: str) -> Any:

@@ -55,10 +55,10 @@ class Chat:
 
     `prefixes`: how many conversations' caches are kept, so that a later turn neither encodes nor
     prefills again what was there before (see mmllm.generation.Prefixes). What comes of it differs
-    by rounding; 0 keeps none, and then the same request gives the same bytes.
+    by rounding; with none kept the same request gives the same bytes.
     """
 
-    def __init__(self, model: AnyToAny, *, prefixes: int = 4):
+    def __init__(self, model: AnyToAny, *, prefixes: int = 0):
         self.model = model.eval()
         self._work = FrozenWork(model, remember=False)
         self._prefixes = Prefixes(prefixes)
@@ -316,15 +316,23 @@ class Chat:
         }
 
 
-def load(source: str | Path, *, device: str | None = None, dtype: str | None = None) -> Chat:
+def load(
+    source: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    prefixes: int = 0,
+) -> Chat:
     """See mmllm.load. A YAML gives an untrained model, to try a configuration."""
     device = device or best_device()
     precision = fast_dtype() if dtype is None else named_dtype(dtype)
     if str(source).endswith((".yaml", ".yml")):
         tree = configs.read_yaml(source)
         system = configs.parse_system(tree.get("system", tree))
-        return Chat(models.build(system, dtype=precision, device=device))
-    return Chat(checkpoints.load_model(_open(str(source)), dtype=precision, device=device))
+        model = models.build(system, dtype=precision, device=device)
+    else:
+        model = checkpoints.load_model(_open(str(source)), dtype=precision, device=device)
+    return Chat(model, prefixes=prefixes)
 
 
 def _open(source: str) -> checkpoints.Checkpoint:

@@ -187,7 +187,7 @@ def chat(
     import mmllm
 
     console.tell(f"loading {model}")
-    session = Session(mmllm.load(model, device=device, dtype=dtype), settings, out)
+    session = Session(mmllm.load(model, device=device, dtype=dtype, prefixes=1), settings, out)
     if prompt is None and not media:
         session.talk()
         return

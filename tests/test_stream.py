@@ -296,7 +296,7 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
     tiny_model.llm.forward = lambda embeds, **rest: (
         widths.append(embeds.shape[1]) or forward(embeds, **rest)
     )
-    cached = talk(Chat(tiny_model), TURNS, **options)
+    cached = talk(Chat(tiny_model, prefixes=4), TURNS, **options)
     assert all(close(one, other) for one, other in zip(plain, cached, strict=True))
     # Each medium once: those that were given, and the three pictures that were shown again.
     assert sorted(encoded) == ["audio", "image", "image", "image", "image", "image", "video"]
@@ -326,7 +326,7 @@ def test_what_differs_is_not_taken_for_what_was_seen(
 ) -> None:
     """Another picture in the same place, another picture in the same file, an edited question."""
     model = make_model()
-    chat, plain = Chat(model), Chat(model, prefixes=0)
+    chat, plain = Chat(model, prefixes=4), Chat(model)
     path = tmp_path / "picture.png"
     asked = [
         [user(picture(40), "what is this?")],

@@ -9,8 +9,8 @@
 #SBATCH --output=mmllm-%j.log
 set -euo pipefail
 
-MAIN=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MAIN
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MAIN="${hosts%%$'\n'*}" # the first line
 # One launcher a machine; what is in quotes is read there, with that machine's own variables.
 # shellcheck disable=SC2016
 srun bash -c 'exec accelerate launch \
