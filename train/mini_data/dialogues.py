@@ -205,14 +205,6 @@ def with_article(name: str, *, like: str) -> str:
     return f"{'an' if vowel or plain.startswith(('xmas', 'hour')) else 'a'} {name}"
 
 
-def be(concept: Concept, word: str) -> str:
-    """`This` or `Here` with its verb: plural things are "These are", "Here are"."""
-    plural = concept.caption.split()[0] in ("some", "clapping") and concept.label.endswith("s")
-    if word == "Here":
-        return "Here are" if plural else "Here is"
-    return "These are" if plural else "This is"
-
-
 # --- pairs: stages 1 and 2 ----------------------------------------------------------------------
 
 
@@ -251,7 +243,33 @@ def _content(content: Sequence[str | Message]) -> str | list[Message]:
 
 
 def answer(concept: Concept) -> str:
-    return f"{be(concept, 'This')} {concept.caption}."
+    """ "This is a dog."; plural things are "These are"."""
+    plural = concept.caption.split()[0] in ("some", "clapping") and concept.label.endswith("s")
+    return f"{'These are' if plural else 'This is'} {concept.caption}."
+
+
+BEFORE = (
+    "Hi!", "Hello!", "Hey,", "OK.", "Well,", "So,", "Right.", "Now,", "Listen.", "Sorry,", "Hm.",
+    "Great.", "Thanks.", "Good morning.", "One question:", "Something else:", "Quick one:",
+)  # fmt: skip
+AFTER = ("Thanks!", "Thank you.", "Please.", "Take your time.", "Be quick.", "OK?", "If you can.")
+CONTRACTIONS = {
+    r"\bI would\b": "I'd", r"\bI am\b": "I'm", r"\b(What|Who|Where|How|That|It) is\b": r"\1's",
+    r"\b([Dd])o not\b": r"\1on't", r"\bLet us\b": "Let's", r"\bcannot\b": "can't",
+}  # fmt: skip
+
+
+def contracted(text: str) -> str:
+    """ "I would like" -> "I'd like"; "What is" -> "What's"."""
+    for long, short in CONTRACTIONS.items():
+        text = re.sub(long, short, text)
+    return text
+
+
+def said(modality: str, concept: Concept) -> str:
+    """What a medium is called in a reply: its modality comes first, so that one word decides it."""
+    kind = {"image": "a picture of ", "video": "a clip of ", "audio": ""}[modality]
+    return f"{kind}{concept.caption}"
 
 
 class Speaker:
@@ -276,7 +294,7 @@ class Speaker:
         return self.deal(f"pool {pool}", self.world.pool(pool))
 
     def say(self, kind: str, concept: Concept | None = None, **slots: str) -> str:
-        """A phrasing of this kind with its slots filled; train texts vary in case and stops."""
+        """A phrasing of this kind with its slots filled; train texts are typed loosely."""
         phrase = self.deal(kind, self.prompts[kind][self.split])
         if concept:
             if self.split == "train" and concept.synonyms and self.rng.random() < 0.3:
@@ -284,10 +302,20 @@ class Speaker:
             slots |= {"caption": concept.caption, "label": concept.label, "thing": concept.thing}
         text = phrase.format_map(slots) if slots else phrase
         text = text[0].upper() + text[1:]
-        if self.split == "train":
-            text = text.lower() if self.rng.random() < 0.15 else text
-            text = text.rstrip(".?") if self.rng.random() < 0.2 else text
-        return text
+        return self.loosely(text) if self.split == "train" else text
+
+    def loosely(self, text: str) -> str:
+        """As people type: contracted, with a word before or after, no capitals, no stop."""
+        if self.rng.random() < 0.5:
+            text = contracted(text)
+        if self.rng.random() < 0.2:
+            before = self.deal("before", BEFORE)
+            inner = before[-1] in ",:" and not text.startswith(("I ", "I'"))
+            text = f"{before} {text[0].lower() + text[1:] if inner else text}"
+        if self.rng.random() < 0.15 and text[-1] in ".?!":
+            text = f"{text} {self.deal('after', AFTER)}"
+        text = text.lower() if self.rng.random() < 0.15 else text
+        return text.rstrip(".?") if self.rng.random() < 0.2 else text
 
     def ask(self, kind: str, medium: Message, **slots: str) -> Message:
         """The user shows a medium and asks, in either order."""
@@ -310,9 +338,8 @@ class Speaker:
         return {"type": modality, "file": file, "caption": concept.caption}
 
     def here(self, modality: str, concept: Concept) -> tuple[str, Message]:
-        """ "Here is a dog." and the dog."""
-        clip = "Here is a clip of" if modality == "video" else be(concept, "Here")
-        return f"{clip} {concept.caption}.", self.made(modality, concept)
+        """ "Here is a picture of a dog." and the dog."""
+        return f"Here is {said(modality, concept)}.", self.made(modality, concept)
 
 
 # --- dialogues: stage 3 -------------------------------------------------------------------------
@@ -351,8 +378,8 @@ def recall(modality: str) -> Callable[[Speaker], list[Message]]:
     def turns(speaker: Speaker) -> list[Message]:
         request, reply = generate(modality)(speaker)
         caption = reply["content"][1]["caption"]
-        said = assistant(f"I {PAST[modality]} {caption}.")
-        return [request, reply, user(speaker.say(RECALL[modality])), said]
+        told = assistant(f"I {PAST[modality]} {caption}.")
+        return [request, reply, user(speaker.say(RECALL[modality])), told]
 
     return turns
 
@@ -388,9 +415,11 @@ def two_media(second: str) -> Callable[[Speaker], list[Message]]:
 
     def turns(speaker: Speaker) -> list[Message]:
         picture, other = link(speaker, "image", second)
-        text, medium = speaker.here(second, other)
         reply = assistant(
-            *speaker.here("image", picture), f"And {text[0].lower()}{text[1:]}", medium
+            f"First {said('image', picture)}.",
+            speaker.made("image", picture),
+            f"Then {said(second, other)}.",
+            speaker.made(second, other),
         )
         return [user(speaker.say(kind, picture)), reply]
 
@@ -415,10 +444,10 @@ def categorise(speaker: Speaker) -> list[Message]:
     yes = concept.category in CATEGORIES and speaker.rng.random() < 0.7
     other = "vehicle" if concept.category in ("animal", "food", "plant") else "animal"
     asked = CATEGORIES[concept.category if yes else other]
-    said = answer(concept)
+    told = answer(concept)
     return [
         speaker.ask("category", speaker.given("image", concept.id), category=asked),
-        assistant(f"{'Yes' if yes else 'No'}, {said[0].lower()}{said[1:]}"),
+        assistant(f"{'Yes' if yes else 'No'}, {told[0].lower()}{told[1:]}"),
     ]
 
 
@@ -480,18 +509,18 @@ TASKS: dict[str, tuple[Callable[[Speaker], list[Message]], int, int]] = {
     "image->text": (understand("image"), 702, 15),
     "video->text": (understand("video"), 258, 8),
     "audio->text": (understand("audio"), 480, 10),
-    "image->audio": (linked("image", "audio"), 200, 8),
-    "audio->image": (linked("audio", "image"), 200, 8),
-    "image->video": (linked("image", "video"), 258, 8),
-    "text->image+audio": (two_media("audio"), 200, 8),
-    "text->image+video": (two_media("video"), 129, 6),
+    "image->audio": (linked("image", "audio"), 600, 8),
+    "audio->image": (linked("audio", "image"), 600, 8),
+    "image->video": (linked("image", "video"), 516, 8),
+    "text->image+audio": (two_media("audio"), 600, 8),
+    "text->image+video": (two_media("video"), 387, 6),
     "image+text->text": (categorise, 250, 6),
-    "draw, what": (recall("image"), 200, 8),
-    "play, what": (recall("audio"), 80, 4),
-    "animate, what": (recall("video"), 80, 4),
+    "draw, what": (recall("image"), 350, 8),
+    "play, what": (recall("audio"), 160, 4),
+    "animate, what": (recall("video"), 129, 4),
     "draw, recolour": (recolour, 112, 4),
-    "draw, draw": (draw_twice, 120, 4),
-    "show, play": (show_and_play, 100, 4),
+    "draw, draw": (draw_twice, 160, 4),
+    "show, play": (show_and_play, 120, 4),
 }
 """Task -> how its turns are made, how many rows of dialogues and of validation."""
 
@@ -508,6 +537,9 @@ def dialogues(world: World, prompts: dict, split: str, plain: dict) -> list[Row]
         rows += _unique(task, (turns(speaker) for _ in range(count)))
     chat = {kind: plain[f"{kind} {split}"] for kind in ("chat", "describe")}
     for kind, exchanges in chat.items():
+        if (split, kind) == ("train", "chat"):  # "Hi!" must be no sign that a medium is wanted
+            speaker = Speaker(world, prompts, split, kind)
+            exchanges = [*exchanges, *((speaker.loosely(t), r) for t, r in exchanges)]
         rows += _unique(kind, ([user(t), assistant(r)] for t, r in exchanges))
     rows += _unique("with chat", mixed(Speaker(world, prompts, split, "mixed"), chat["chat"]))
     return [{"id": f"{split[0]}{index}", **row} for index, row in enumerate(rows)]
@@ -524,10 +556,10 @@ def mixed(speaker: Speaker, exchanges: list[tuple[str, str]]) -> Iterator[list[M
             (None, generate("video")),
         ):
             text, reply = speaker.deal("chat", exchanges)
-            said = [user(text), assistant(reply)]
             yield [
                 *(before(speaker) if before else []),
-                *said,
+                user(text),
+                assistant(reply),
                 *(after(speaker) if after else []),
             ]
 
@@ -543,7 +575,7 @@ def _unique(task: str, conversations: Iterable[list[Message]]) -> list[Row]:
 def plain_prompts(world: World, prompts: dict) -> dict[str, list[str]]:
     """What users say in rows without media: chat, and words about things that could be drawn."""
     said = {}
-    for split, things, sounds in (("train", 350, 50), ("validation", 9, 3)):
+    for split, things, sounds in (("train", 516, 80), ("validation", 9, 3)):
         speaker = Speaker(world, prompts, split, "describe")
         said[f"chat {split}"] = prompts["chat"][split]
         texts = [speaker.say("describe", speaker.pick("image")) for _ in range(things)]
@@ -615,7 +647,7 @@ def fit(reply: str, unseen: Callable[[str], list[str]]) -> bool:
     """Whether a reply may train: not empty, no loop, no held-out name, not like a medium's."""
     words = reply.lower().split()
     loops = repeats(words, 3) > 2 or repeats(words, 6) > 1
-    lead = reply.startswith(("Here is", "Here are", "I drew", "I played", "I animated"))
+    lead = reply.startswith(("Here is", "Here are", "First ", "I drew", "I played", "I animated"))
     odd = "\ufffd" in reply or "<|" in reply
     return bool(words) and not (loops or lead or odd) and not unseen(reply)
 
