@@ -40,6 +40,7 @@ CSS = """
 .gradio-container main, .gradio-container .tabs { width: 100%; }
 #conversation .example { border: 1px solid var(--border-color-primary); border-radius: 0.5rem; }
 #conversation .message img, #conversation video { width: 16rem; max-width: 100%; height: auto; }
+#conversation .message img { object-fit: contain !important; }
 #conversation [aria-label="Share"] { display: none; } /* it would upload to another host */
 #conversation .placeholder { padding: 0 1rem; }
 footer { display: none !important; }
