@@ -33,6 +33,7 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
     reply: Reply | None = None
     looked, failed = 0.0, False
     try:
+        room.drop_previews()
         events = chat.stream(room.conversation, cancel=room.cancel, previews=True, **request)
         with closing(events):  # pyright: ignore[reportArgumentType]
             for event in events:
@@ -55,7 +56,11 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
                     parts[event.place] = medium = room.keep(event.medium)
                     pieces[event.place] = [medium]
                 now = time.monotonic()
-                if now - looked > _OFTEN or isinstance(event, MediumStarted | MediumReady):
+                if (
+                    now - looked > _OFTEN
+                    or isinstance(event, MediumStarted | MediumReady)
+                    or (isinstance(event, Progress) and event.step == 1)
+                ):
                     looked = now
                     yield [piece for place in sorted(pieces) for piece in pieces[place]]
     except GeneratorExit:

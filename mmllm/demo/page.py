@@ -39,8 +39,9 @@ CSS = """
 .gradio-container { max-width: 60rem !important; width: 100%; margin: auto; }
 .gradio-container main, .gradio-container .tabs { width: 100%; }
 #conversation .example { border: 1px solid var(--border-color-primary); border-radius: 0.5rem; }
-#conversation .message img, #conversation video { width: 16rem; max-width: 100%; height: auto; }
-#conversation .message img { object-fit: contain !important; }
+#conversation .image-frame img { width: 16rem; object-fit: contain !important; }
+#conversation .minimal-audio-player { height: 3rem !important; min-width: 14rem; }
+#conversation video { width: 16rem; max-width: 100%; height: auto; }
 #conversation [aria-label="Share"] { display: none; } /* it would upload to another host */
 #conversation .placeholder { padding: 0 1rem; }
 footer { display: none !important; }
@@ -358,14 +359,13 @@ def _about(chat: Chat, card: str) -> str:
         "What it makes is made by a machine: it may be wrong, and every file says inside that a "
         "model made it. Conversations stay on this computer and are deleted when they have not "
         "been used for a while.",
-        "| part | name | weights | licence |\n|---|---|---|---|",
     ]
     for kind, key, weights in rows:
         asset = ASSETS.get(str(weights).removeprefix("mini:"))
         if Path(str(weights)).is_absolute():  # where it lies concerns nobody
             weights = Path(str(weights)).name
-        licence = f"{asset.licence}; {asset.credit}" if asset else ""
-        lines[-1] += f"\n| {kind} | {key} | {weights} | {licence} |"
+        licence = f" ({asset.licence}; {asset.credit})" if asset else ""
+        lines.append(f"- **{kind}** {key}: {weights}{licence}")
     return "\n\n".join([*lines, card])
 
 

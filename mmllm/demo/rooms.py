@@ -94,13 +94,16 @@ class Room:
         return replace(medium, source=path)
 
     def preview(self, picture: Image) -> Image:
-        """Save a picture in the making; the one before it goes."""
-        for old in self.folder.glob("preview-*"):
-            old.unlink()
+        """Save a picture in the making; it stays until `drop_previews`."""
         self._files += 1
         path = self.folder / f"preview-{self._files}.png"
         picture.save(path)
         return replace(picture, source=path)
+
+    def drop_previews(self) -> None:
+        """Delete pictures in the making, once no page can ask for them any more."""
+        for old in self.folder.glob("preview-*"):
+            old.unlink()
 
     def clear(self) -> None:
         """Forget the conversation and delete its files."""
