@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
     "losses": {"data", "decoders", "model"},
-    "checkpoints": {"config", "errors", "model"},
+    "checkpoints": {"config", "errors", "model", "weights"},
     "generation": {"conversation", "data", "errors", "model"},
     "chat": {
         "checkpoints",
