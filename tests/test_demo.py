@@ -234,6 +234,7 @@ def browse() -> Iterator[Callable[..., Any]]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium, "no browser: apt-get install chromium"
     flags = ["--disable-gpu", "--no-first-run"]
+    flags += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera
     if os.geteuid() == 0:
         flags.append("--no-sandbox")
     troubles: list[str] = []
@@ -377,6 +378,20 @@ def test_the_whole_of_it_in_a_real_browser(
     page.get_by_role("tab", name="About").click()
     page.wait_for_selector("text=How it was trained")
     shot(page, "about")
+
+    # A picture by the camera stands beside the message that is being written.
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_text("Camera").click()
+    page.locator("#camera").get_by_text("Click to Access Webcam").click()
+    page.locator("#camera button[aria-label='capture photo']").click()
+    page.wait_for_selector("#message .thumbnail-item")
+    shot(page, "camera")
+    say(page, "what is this?")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#conversation .user.message img')]"
+        ".some(e => e.naturalWidth > 100)"
+    )
+    answers(page, 4)
 
     # On a phone, where nothing may be wider than the screen.
     phone = browse(360, 740)

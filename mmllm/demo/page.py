@@ -152,6 +152,15 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
                 file_count="multiple",
                 interactive=False,  # until the session is known
             )
+            if "image" in inputs:
+                with gr.Accordion("Camera", open=False, elem_id="camera"):
+                    camera = gr.Image(
+                        sources=["webcam"],
+                        type="filepath",
+                        show_label=False,
+                        buttons=[],
+                        webcam_options=gr.WebcamOptions(mirror=False),
+                    )
             with gr.Row(elem_id="keep"):
                 save = gr.Button("Save conversation", size="sm")
                 load = gr.UploadButton("Load conversation", size="sm", file_types=[".zip"])
@@ -181,6 +190,10 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             if parts:
                 room.turns.append(Turn(Message("user", tuple(parts))))
             return room.token, _shown(room.turns), None
+
+        def photograph(path: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
+            files = [*value.get("files", ()), *([path] if path else ())]
+            return None, {"text": value.get("text", ""), "files": files}
 
         def example(token: str | None, chosen: gr.SelectData) -> tuple[Any, ...]:
             text, _, file = examples[chosen.index]
@@ -266,6 +279,8 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
         }
         said = [token, conversation, box]
         page.load(enter, token, [token, conversation, box], **quick, **private)
+        if "image" in inputs:
+            camera.input(photograph, [camera, box], [camera, box], **quick, **private)
         box.submit(take, [token, box], said, **quick, **private).then(**replying)
         conversation.example_select(example, token, said, **quick, **private).then(**replying)
         for event, change in ((conversation.retry, again), (conversation.edit, edit)):
