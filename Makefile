@@ -42,7 +42,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 lock: $(INSTALLED)  ## choose the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13"
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 --upgrade \
 		--no-emit-index-url --no-emit-find-links --generate-hashes --quiet \
 		--custom-compile-command "make lock" --output-file requirements.lock
 
@@ -52,6 +52,7 @@ demo: $(RUN)/evaluation.json $(RUN)/gallery/index.html  ## fetch, train, evaluat
 	@echo
 	@echo "Look:  $(RUN)/gallery/index.html"
 	@echo "Talk:  $(BIN)/mmllm chat --model $(RUN)/$(LAST)"
+	@echo "       $(BIN)/mmllm demo $(RUN)/$(LAST)        (in the browser)"
 	@echo "       $(BIN)/mmllm chat        (the model that is shipped, trained for longer)"
 
 $(RUN)/assets: | $(INSTALLED)

@@ -31,6 +31,7 @@ from mmllm import config as configs
 from mmllm.config import RunConfig, SystemConfig
 from mmllm.errors import CheckpointError
 from mmllm.model import AnyToAny
+from mmllm.weights import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -219,16 +220,14 @@ def _write(
     chosen: Mapping[str, Any] | None,
     dtype: torch.dtype | None,
 ) -> None:
-    from safetensors.torch import save_file
-
     tree = {"system": configs.dump(model.config)}
     if stage is not None:
         tree["stage"] = configs.dump(stage)
     (draft / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     for file, parameters in _parameters(model).items():
-        save_file(
+        save_tensors(
             {
-                name: value.detach().to("cpu", dtype or value.dtype).contiguous()
+                name: value.detach().to("cpu", dtype or value.dtype)
                 for name, value in parameters.items()
             },
             draft / file,
@@ -238,7 +237,7 @@ def _write(
     if training is not None:
         (draft / "training").mkdir()
         (draft / "training" / "state.json").write_text(json.dumps(training), encoding="utf-8")
-        save_file(dict(tensors or {}), draft / "training" / "optimizer.safetensors")
+        save_tensors(tensors or {}, draft / "training" / "optimizer.safetensors")
     manifest = {
         "format": FORMAT,
         "step": step,

@@ -201,6 +201,37 @@ def chat(
 
 
 @app.command()
+def demo(
+    model: Annotated[
+        str, typer.Argument(help="A name, a checkpoint or run folder, or a YAML (untrained).")
+    ] = "mini",
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine only.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int | None, typer.Option(help="Port; a free one from 7860 on unless given.")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Ask Gradio for a public address.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+) -> None:
+    """Talk to a model in the browser (needs the extra `demo`)."""
+    import mmllm
+    from mmllm.demo import Demo, card_of
+
+    console.tell(f"loading {model}")
+    chat = mmllm.load(model, device=device, dtype=dtype)
+    with Demo(chat, card=card_of(model), host=host, port=port, share=share) as page:
+        console.say(page.url)
+        if page.shared_url:
+            console.say(page.shared_url)
+        console.tell("Ctrl-C ends it")
+        page.wait()
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A name, or a checkpoint or run folder.")],
     beside: Annotated[

@@ -1,10 +1,16 @@
-"""Where a component's weights are: a local folder, an asset of `mini`, or an id of a model hub."""
+"""Where a component's weights are (a local folder, an asset of `mini`, or an id of a model hub),
+and how tensors are written."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmllm.errors import AssetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def locate(weights: str, where: str) -> str:
@@ -26,3 +32,14 @@ def locate(weights: str, where: str) -> str:
             f"{where}: {weights!r} does not exist (a folder, or a hub id 'owner/name')"
         )
     return weights
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that whoever may read its folder can read: the library alone leaves
+    it to its owner, and checkpoints and caches are shared."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)

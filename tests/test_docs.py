@@ -210,7 +210,8 @@ def test_the_lock_pins_what_is_declared() -> None:
     locked: dict[str, list[str]] = {}
     for name, version in lines:
         locked.setdefault(name, []).append(version)
-    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    extras = project["optional-dependencies"]
+    for line in project["dependencies"] + extras["dev"] + extras["demo"]:
         wanted = Requirement(line)
         assert wanted.name in locked, f"{line}: not locked; run `make lock`"
         assert all(version in wanted.specifier for version in locked[wanted.name]), line

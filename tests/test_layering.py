@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
     "losses": {"data", "decoders", "model"},
-    "checkpoints": {"config", "errors", "model"},
+    "checkpoints": {"config", "errors", "model", "weights"},
     "generation": {"conversation", "data", "errors", "model"},
     "chat": {
         "checkpoints",
@@ -87,6 +87,15 @@ ALLOWED: dict[str, set[str]] = {
         "precision",
         "weights",
     },
+    "demo": {
+        "chat",
+        "conversation",
+        "errors",
+        "generation",
+        "media",
+        "mini",
+        "replies",
+    },
     "repl": {"chat", "console", "conversation", "errors", "media"},
     "cli": {
         "checkpoints",
@@ -94,6 +103,7 @@ ALLOWED: dict[str, set[str]] = {
         "console",
         "conversation",
         "data",
+        "demo",
         "errors",
         "evaluation",
         "media",
@@ -115,6 +125,7 @@ LIGHT = (
     "config",
     "console",
     "conversation",
+    "demo",
     "errors",
     "gallery",
     "media",
@@ -263,7 +274,8 @@ def test_importing_mmllm_loads_nothing_heavy() -> None:
 
 def test_imported_packages_are_declared_and_declared_ones_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    lines = project["dependencies"] + project["optional-dependencies"]["demo"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in lines}
     imported = {
         DISTRIBUTIONS.get(top, top)
         for path in MODULES.values()

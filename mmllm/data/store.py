@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmllm.conversation import Medium
 from mmllm.errors import CacheError, MediaError
+from mmllm.weights import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +76,14 @@ class Room:
         if not self._new:
             return
         tensors = {
-            f"{key}/{name}": value.contiguous()
+            f"{key}/{name}": value
             for key, entry in self._new.items()
             for name, value in entry.items()
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         try:
             draft = path.with_suffix(_PARTIAL)
-            save_file(tensors, draft)
+            save_tensors(tensors, draft)
             draft.rename(path)
         except (OSError, SafetensorError) as error:
             raise CacheError(

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.tokens import TokenSpace
-from mmllm.weights import locate
+from mmllm.weights import locate, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,14 +177,13 @@ class LanguageModel(nn.Module):
     def save_lora(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Adapters in peft's own format; nothing of the base model is written."""
         from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         config = self.model.peft_config["default"]
         state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        save_file(
-            {name: value.to(dtype or value.dtype).contiguous() for name, value in state.items()},
-            str(folder / "adapter_model.safetensors"),
+        save_tensors(
+            {name: value.to(dtype or value.dtype) for name, value in state.items()},
+            folder / "adapter_model.safetensors",
         )
         inference, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))

@@ -308,6 +308,8 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
     for name, weight in own.named_adapters():
         assert torch.equal(weight, dict(given.named_adapters())[name]), name
     assert not (tmp_path / "given" / "training").exists()
+    modes = {file.stat().st_mode for file in (tmp_path / "given").rglob("*") if file.is_file()}
+    assert len(modes) == 1, "whoever may read the config may read the weights"
     small = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
     assert main(["export", str(output), str(tmp_path / "given")]) == 0  # float16, over the first
     half = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))

@@ -1,0 +1,105 @@
+"""A chat in the browser, by Gradio: `mmllm demo`, demos/chat.py.
+
+It listens on this machine only, calls no other host, sends no statistics, and serves only what was
+sent to it or made by it. Needs the extra `demo`: pip install "mmllm[demo]".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmllm.demo.rooms import UPLOADS, Rooms
+from mmllm.errors import ConfigError
+from mmllm.mini import locate
+
+if TYPE_CHECKING:
+    from mmllm.chat import Chat
+
+QUEUE = 16
+"""Requests that may wait for the engine; more are turned away."""
+
+
+def card_of(source: str) -> str:
+    """The card (README.md) of a model that `mmllm.load` takes, its heading made small and its
+    links, which lead nowhere in a browser, left out."""
+    folder = locate("checkpoint") if source == "mini" else Path(source).expanduser()
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return re.sub(r"^# ", "## ", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text))
+
+
+class Demo:
+    """A chat that is being served at `url` until `close`. One in a process.
+
+    `card`: Markdown about the model. `port`: None takes a free one from 7860 on. `share`: ask
+    Gradio for a public address. `expires`: seconds after which an unused session is deleted.
+    Raises ConfigError if Gradio is not installed or the port is taken.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        *,
+        card: str = "",
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        share: bool = False,
+        expires: float = 3600.0,
+    ):
+        self._folder = tempfile.TemporaryDirectory(prefix="mmllm-demo-")
+        root = Path(self._folder.name).resolve()
+        os.environ |= {  # Gradio reads these when it is imported, and when a page is made
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": str(root),
+            "GRADIO_EXAMPLES_CACHE": str(root / "examples"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        try:
+            from starlette.middleware import Middleware
+
+            from mmllm.demo.page import CSS, OnlyFiles, build, theme
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the demo needs {error.name}; install it with: pip install 'mmllm[demo]'"
+            ) from error
+        self.rooms = Rooms(root, expires=expires)
+        self.page = build(chat, self.rooms, card=card)
+        self.page.queue(max_size=QUEUE)
+        try:
+            _, self.url, self.shared_url = self.page.launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                max_file_size=UPLOADS.bytes,
+                app_kwargs={"middleware": [Middleware(OnlyFiles)]},
+                prevent_thread_lock=True,
+                quiet=True,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                theme=theme(),
+                css=CSS,
+            )
+        except OSError as error:
+            self._folder.cleanup()
+            raise ConfigError(f"the demo cannot listen on {host}:{port}: {error}") from error
+
+    def wait(self) -> None:
+        """Serve until Ctrl-C."""
+        self.page.block_thread()
+
+    def close(self) -> None:
+        """Stop serving and delete all sessions."""
+        self.page.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Demo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,433 @@
+"""The page: a chat, its settings, and what is to be known about the model. By Gradio.
+
+What was said is kept by the server (mmllm.demo.rooms); the browser keeps the session's secret name,
+so that a page that is loaded again shows the conversation again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from mmllm.chat import Chat
+from mmllm.conversation import Medium, Message, Part, Text
+from mmllm.demo.answering import Piece, answer
+from mmllm.demo.rooms import Room, Rooms, Turn
+from mmllm.errors import ConfigError, MmllmError
+from mmllm.generation import Sampling
+from mmllm.mini import locate
+
+CALLED = {"image": "picture", "audio": "sound", "video": "clip"}
+WISHES = (("when it fits", "auto"), ("always", "force"), ("never", "forbid"))
+EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
+    ("Draw a red apple.", "image", None),
+    ("Play the sound of a bell.", "audio", None),
+    ("Animate a rocket.", "video", None),
+    ("What is this?", None, "pictures/fluent-3d/guitar.webp"),
+)
+"""(text, modality that the model must make, picture in mini's data)."""
+MOST_TEXT = 10_000
+"""Characters of one message."""
+
+CSS = """
+.gradio-container { max-width: 60rem !important; width: 100%; margin: auto; }
+.gradio-container main, .gradio-container .tabs { width: 100%; }
+#conversation .example { border: 1px solid var(--border-color-primary); border-radius: 0.5rem; }
+#conversation .image-frame img { width: 16rem; object-fit: contain !important; }
+#conversation .minimal-audio-player { height: 3rem !important; min-width: 14rem; }
+#conversation video { width: 16rem; max-width: 100%; height: auto; }
+#conversation [aria-label="Share"] { display: none; } /* it would upload to another host */
+#conversation .placeholder { padding: 0 1rem; }
+footer { display: none !important; }
+@media (max-width: 40rem) { .gradio-container { padding: 0.25rem !important; } }
+"""
+
+_WIDGETS: dict[str, Callable[..., Any]] = {
+    "steps": lambda low, value: gr.Slider(low, 100, value, step=1, label="Denoising steps"),
+    "guidance": lambda _, value: gr.Slider(
+        0, 15, value, step=0.5, label="Guidance", info="How closely it follows; 1 or less is off"
+    ),
+    "negative": lambda _, value: gr.Textbox(value, label="Leave out", placeholder="blurry, text"),
+    "seconds": lambda _, value: gr.Number(
+        value or 0, label="Seconds", info="0: as many as it can", minimum=0, step=0.5
+    ),
+    "frames": lambda _, value: gr.Number(value, label="Frames", precision=0, minimum=1),
+    "fps": lambda _, value: gr.Number(value, label="Frames per second", minimum=0.1),
+    "height": lambda _, value: gr.Number(value, label="Height in pixels", precision=0, minimum=1),
+    "width": lambda _, value: gr.Number(value, label="Width in pixels", precision=0, minimum=1),
+}
+"""An option of a decoder -> its widget, given the least and the usual value."""
+_READ: dict[str, Callable[[Any], Any]] = {
+    "seed": int,
+    "stop": str.splitlines,
+    **dict.fromkeys(("steps", "max_new_tokens", "max_media"), int),
+}
+"""A widget's value -> what the engine takes, where they differ."""
+
+
+class OnlyFiles:
+    """Middleware that refuses what Gradio would fetch from other hosts."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = str(scope.get("path", ""))
+        if scope["type"] == "http" and ("proxy=" in path or "file=http" in path):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self.app(scope, receive, send)
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's soft theme with fonts that every system has: the default ones come from a host."""
+    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+@dataclass
+class Settings:
+    """The widgets of the settings panel, and the place of each one's value in a request."""
+
+    widgets: list[Any]
+    places: list[tuple[str, ...]]
+    reuse: Any
+    """The button that takes the last answer's seed."""
+
+    def read(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Keyword arguments of `Chat.stream`; what was left empty is left out."""
+        request: dict[str, Any] = {"modalities": {}, "decoders": {}}
+        for place, value in zip(self.places, values, strict=True):
+            if value in (None, "") or (place[-1] == "seconds" and not value):
+                continue
+            if place == ("seed",) and not str(value).isdigit():
+                raise ConfigError(f"the seed is a number such as 7, not {value!r}")
+            tree = request
+            for name in place[:-1]:
+                tree = tree.setdefault(name, {})
+            tree[place[-1]] = _READ.get(place[-1], lambda value: value)(value)
+        return request
+
+
+def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
+    """The page, not yet served."""
+    name = chat.model.config.name
+    inputs = chat.model.renderer.input_keys
+    examples = _examples(chat)
+    shown = [
+        {"text": text, "display_text": text + (" (a picture)" if file else "")}
+        for text, _, file in examples
+    ]
+    with gr.Blocks(title=f"{name}: chat", analytics_enabled=False, fill_height=True) as page:
+        # The name of the session; its secret is not a password, only the storage's encoding.
+        token = gr.BrowserState(None, storage_key="mmllm-demo", secret="mmllm-demo-state")
+        with gr.Tab("Chat"):
+            conversation = gr.Chatbot(
+                elem_id="conversation",
+                label=name,
+                show_label=False,
+                height="min(68dvh, 60rem)",
+                editable="user",
+                render_markdown=False,
+                sanitize_html=True,
+                latex_delimiters=[],
+                allow_tags=False,
+                buttons=["copy"],
+                feedback_options=None,
+                examples=shown,  # pyright: ignore[reportArgumentType]
+                placeholder=f"Say something to {name}, show it something, or ask for something.",
+            )
+            box = gr.MultimodalTextbox(
+                elem_id="message",
+                show_label=False,
+                placeholder="Type, paste, drop or record",
+                sources=["upload", "microphone"] if "audio" in inputs else ["upload"],
+                file_types=sorted(inputs),
+                file_count="multiple",
+                interactive=False,  # until the session is known
+            )
+            if "image" in inputs:
+                with gr.Accordion("Camera", open=False, elem_id="camera"):
+                    camera = gr.Image(
+                        sources=["webcam"],
+                        type="filepath",
+                        show_label=False,
+                        buttons=[],
+                        webcam_options=gr.WebcamOptions(mirror=False),
+                    )
+            with gr.Row(elem_id="keep"):
+                save = gr.Button("Save conversation", size="sm")
+                load = gr.UploadButton("Load conversation", size="sm", file_types=[".zip"])
+                zipped = gr.DownloadButton(visible="hidden", elem_id="zipped")
+        with gr.Tab("Settings"):
+            settings = _settings(chat)
+        with gr.Tab("About"):
+            gr.Markdown(_about(chat, card), elem_id="about")
+
+        def enter(token: str | None) -> tuple[Any, ...]:
+            room = rooms.open(token)
+            return room.token, _shown(room.turns), {"__type__": "update", "interactive": True}
+
+        def take(token: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
+            room = rooms.open(token)
+            room.stop()
+            text = value.get("text", "")[:MOST_TEXT]
+            parts: list[Part] = []
+            try:
+                for path in value.get("files", ()):
+                    parts.append(room.take(path))  # what was good stays
+            except MmllmError as error:
+                gr.Warning(str(error))
+                return room.token, _shown(room.turns), _written(text, parts)
+            if text.strip():
+                parts.append(Text(text))
+            if parts:
+                room.turns.append(Turn(Message("user", tuple(parts))))
+            return room.token, _shown(room.turns), None
+
+        def photograph(path: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
+            files = [*value.get("files", ()), *([path] if path else ())]
+            return None, {"text": value.get("text", ""), "files": files}
+
+        def example(token: str | None, chosen: gr.SelectData) -> tuple[Any, ...]:
+            text, _, file = examples[chosen.index]
+            room = rooms.open(token)
+            files = []
+            if file:
+                files = [shutil.copy(locate("data") / file, room.folder)]
+            return take(room.token, {"text": text, "files": files})
+
+        def again(token: str | None) -> tuple[Any, ...]:
+            room = rooms.open(token)
+            room.stop()
+            _drop_answers(room)
+            return room.token, _shown(room.turns)
+
+        def undo(token: str | None) -> tuple[Any, ...]:
+            room = rooms.open(token)
+            room.stop()
+            _drop_answers(room)
+            value = _unsaid(room)
+            return _shown(room.turns), value
+
+        def edit(token: str | None, change: gr.EditData) -> tuple[Any, ...]:
+            room = rooms.open(token)
+            room.stop()
+            index = change.index if isinstance(change.index, int) else change.index[0]
+            del room.turns[index + 1 :]
+            old = room.turns.pop().message
+            room.turns.append(Turn(old.with_parts([*old.media, Text(str(change.value))])))
+            return room.token, _shown(room.turns)
+
+        def clear(token: str | None) -> None:
+            room = rooms.open(token)
+            room.stop()
+            room.clear()
+
+        def stop(token: str | None) -> None:
+            rooms.open(token).cancel.set()
+
+        def reply(token: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
+            room = rooms.open(token)
+            if room.turns and room.turns[-1].message.role == "user":
+                try:
+                    with closing(answer(chat, room, settings.read(values))) as looks:  # pyright: ignore
+                        for pieces in looks:
+                            growing = {"role": "assistant", "content": _pieces(pieces)}
+                            yield [*_shown(room.turns), growing], BUSY
+                except MmllmError as error:
+                    gr.Warning(str(error))
+                    value = _unsaid(room)
+                    yield _shown(room.turns), {**READY, "value": value}
+                    return
+            yield _shown(room.turns), READY
+
+        def recall(token: str | None) -> str:
+            seeds = [turn.seed for turn in rooms.open(token).turns if turn.seed is not None]
+            return str(seeds[-1]) if seeds else ""
+
+        def pack(token: str | None) -> str:
+            return str(rooms.open(token).pack(name))
+
+        def unpack(token: str | None, path: str) -> list[dict[str, Any]]:
+            room = rooms.open(token)
+            room.stop()
+            try:
+                room.unpack(path)
+            except MmllmError as error:
+                gr.Warning(str(error))
+            Path(path).unlink(missing_ok=True)
+            return _shown(room.turns)
+
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+        private: dict[str, Any] = {"api_visibility": "private"}
+        replying: dict[str, Any] = {
+            "fn": reply,
+            "inputs": [token, *settings.widgets],
+            "outputs": [conversation, box],
+            "concurrency_limit": 1,  # the others wait in the queue, and are told their place
+            "concurrency_id": "engine",
+            "show_progress": "minimal",
+            "show_progress_on": [conversation],
+            **private,
+        }
+        said = [token, conversation, box]
+        page.load(enter, token, [token, conversation, box], **quick, **private)
+        if "image" in inputs:
+            camera.input(photograph, [camera, box], [camera, box], **quick, **private)
+        box.submit(take, [token, box], said, **quick, **private).then(**replying)
+        conversation.example_select(example, token, said, **quick, **private).then(**replying)
+        for event, change in ((conversation.retry, again), (conversation.edit, edit)):
+            event(change, token, [token, conversation], **quick, **private).then(**replying)
+        conversation.undo(undo, token, [conversation, box], **quick, **private)
+        conversation.clear(clear, token, None, **quick, **private)
+        box.stop(stop, token, None, **quick, **private)
+        save.click(pack, token, zipped, **quick, **private).then(
+            None, js="() => document.querySelector('#zipped')?.click()", **private
+        )
+        load.upload(unpack, [token, load], conversation, **quick, **private)
+        seed = settings.widgets[settings.places.index(("seed",))]
+        settings.reuse.click(recall, token, seed, **quick, **private)
+    return page
+
+
+def _settings(chat: Chat) -> Settings:
+    """Widgets for all that a request can say, by modality."""
+    usual = Sampling()
+    widgets: list[Any] = []
+    places: list[tuple[str, ...]] = []
+
+    def add(widget: Any, *place: str) -> None:
+        widgets.append(widget)
+        places.append(place)
+
+    seed = gr.Textbox(
+        label="Seed", info="Empty: another one for each answer", max_lines=1, elem_id="seed"
+    )
+    add(seed, "seed")
+    reuse = gr.Button("Use the last answer's seed", size="sm")
+    outputs = chat.model.renderer.output_keys
+    for modality in outputs:
+        wish = gr.Radio(
+            WISHES,
+            value="auto",
+            label=f"Answers hold a {CALLED[modality]}",
+            elem_id=f"wish-{modality}",
+        )
+        add(wish, "modalities", modality)
+    for modality, key in outputs.items():
+        decoder = chat.model.decoders[key]
+        with gr.Accordion(f"{CALLED[modality].capitalize()}s", open=False):
+            for option in decoder.request_options:
+                widget = _WIDGETS[option](decoder.min_steps, getattr(decoder.config, option))
+                add(widget, "decoders", modality, option)
+    with gr.Accordion("Words", open=False):
+        add(
+            gr.Slider(
+                0, 2, usual.temperature, step=0.05, label="Temperature", info="0: the likeliest"
+            ),
+            "temperature",
+        )
+        add(gr.Slider(0.05, 1, usual.top_p, step=0.05, label="Top p"), "top_p")
+        add(gr.Number(usual.top_k, label="Top k", info="0: all", precision=0, minimum=0), "top_k")
+        add(
+            gr.Slider(1, 2, usual.repetition_penalty, step=0.05, label="Repetition penalty"),
+            "repetition_penalty",
+        )
+        longest = chat.model.llm.max_length
+        add(
+            gr.Slider(1, longest, usual.max_new_tokens, step=1, label="Most tokens"),
+            "max_new_tokens",
+        )
+        add(gr.Slider(0, 8, usual.max_media, step=1, label="Most media"), "max_media")
+        add(gr.Textbox(label="Stop at", info="One text a line", lines=2), "stop")
+    return Settings(widgets, places, reuse)
+
+
+def _examples(chat: Chat) -> list[tuple[str, str | None, str | None]]:
+    """Those of EXAMPLES that this model can do."""
+    renderer = chat.model.renderer
+    return [
+        (text, makes, file)
+        for text, makes, file in EXAMPLES
+        if (makes is None or makes in renderer.output_keys)
+        and (file is None or "image" in renderer.input_keys)
+    ]
+
+
+def _about(chat: Chat, card: str) -> str:
+    """What the model is made of, and its card."""
+    from mmllm.mini.assets import ASSETS
+
+    config = chat.model.config
+    rows = [("Language model", "llm", config.llm.weights)]
+    for room, parts in (("Encoder", config.encoders), ("Decoder", config.decoders)):
+        rows += [(room, key, getattr(part, "weights", "")) for key, part in parts.items()]
+    lines = [
+        f"# {config.name}",
+        "What it makes is made by a machine: it may be wrong, and every file says inside that a "
+        "model made it. Conversations stay on this computer and are deleted when they have not "
+        "been used for a while.",
+    ]
+    for kind, key, weights in rows:
+        asset = ASSETS.get(str(weights).removeprefix("mini:"))
+        if Path(str(weights)).is_absolute():  # where it lies concerns nobody
+            weights = Path(str(weights)).name
+        licence = f" ({asset.licence}; {asset.credit})" if asset else ""
+        lines.append(f"- **{kind}** {key}: {weights}{licence}")
+    return "\n\n".join([*lines, card])
+
+
+BUSY = {"__type__": "update", "submit_btn": False, "stop_btn": True}
+READY = {"__type__": "update", "submit_btn": True, "stop_btn": False}
+
+
+def _shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The conversation as Gradio's chatbot takes it, one message a turn."""
+    messages = []
+    for turn in turns:
+        pieces: list[Piece] = [
+            part.text if isinstance(part, Text) else part for part in turn.message.parts
+        ]
+        content = _pieces(pieces)
+        if turn.message.role == "assistant":
+            seed = [] if turn.seed is None else [f"seed {turn.seed}"]
+            content.append(" · ".join([*seed, turn.note]))
+        messages.append({"role": turn.message.role, "content": content})
+    return messages
+
+
+def _pieces(pieces: Sequence[Piece]) -> list[Any]:
+    """Words and files, empty words left out."""
+    shown: list[Any] = []
+    for piece in pieces:
+        if isinstance(piece, Medium):
+            shown.append({"path": str(piece.source), "alt_text": f"a {CALLED[piece.modality]}"})
+        elif piece.strip():
+            shown.append(piece.strip())
+    return shown or ["…"]
+
+
+def _drop_answers(room: Room) -> None:
+    """Take the answers after the last message of the user away."""
+    while room.turns and room.turns[-1].message.role == "assistant":
+        room.turns.pop()
+
+
+def _unsaid(room: Room) -> dict[str, Any]:
+    """Take the user's last message away; it as the message box takes it."""
+    if not room.turns:
+        return _written("", ())
+    message = room.turns.pop().message
+    return _written(message.text, message.media)
+
+
+def _written(text: str, media: Sequence[Part]) -> dict[str, Any]:
+    """What stands in the message box."""
+    return {"text": text, "files": [str(m.source) for m in media if isinstance(m, Medium)]}
