@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
     "decoders": {"conversation", "errors", "media", "weights"},
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
-    "data": {"conversation", "errors", "model", "tokens", "weights"},
+    # `checking` decodes media and shows samples.
+    "data": {"conversation", "errors", "gallery", "media", "model", "tokens", "weights"},
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
     "losses": {"data", "decoders", "model"},
