@@ -30,6 +30,8 @@ app = typer.Typer(
 FAILED, INTERRUPTED = 2, 130
 """Exit codes of a command that cannot go on, and of one that was stopped."""
 
+convert_app = typer.Typer(help="Bring in what others have trained.", no_args_is_help=True)
+app.add_typer(convert_app, name="convert")
 data_app = typer.Typer(help="Look at the data of a stage.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -317,6 +319,27 @@ def export(
     checkpoints.export(source, folder, dtype=precision)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     console.say(f"{folder}: step {source.step}, {size / 1e6:.1f} MB")
+
+
+@convert_app.command("nextgpt")
+def convert_nextgpt(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of NExT-GPT.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new checkpoint.")],
+    system: Annotated[
+        Path | None,
+        typer.Option(metavar="YAML", help="A system: its LLM, encoders and decoders are used."),
+    ] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(metavar="WEIGHTS", help="The Vicuna that it was trained on."),
+    ] = None,
+) -> None:
+    """Import a published NExT-GPT checkpoint; say of each tensor what became of it."""
+    from mmllm import nextgpt
+
+    done = nextgpt.convert(folder.expanduser(), out.expanduser(), system=system, llm=llm)
+    for line in nextgpt.summary(done):
+        console.say(line)
 
 
 @app.command()

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "errors", "model"},
+    "nextgpt": {"checkpoints", "config", "errors"},
     "generation": {"conversation", "data", "errors", "model"},
     "chat": {
         "checkpoints",
@@ -99,6 +100,7 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation",
         "media",
         "mini",
+        "nextgpt",
         "precision",
         "repl",
         "training",

@@ -53,7 +53,7 @@ TAG = re.compile(
     r"([_-]?(start|end|patch|pad|token|placeholder|\d+))?\|?>",
     re.IGNORECASE,
 )
-"""What looks like somebody's placeholder and is left in a text: the model would learn to spell it."""
+"""What looks like a placeholder and is left in a text: the model would learn to spell it."""
 
 _WINDOW = 256
 _SAMPLE_FRAMES, _SAMPLE_SECONDS, _SAMPLE_SIDE = 16, 10, 320
