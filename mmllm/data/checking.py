@@ -221,7 +221,7 @@ def _rows(count: int, limit: int | None) -> Sequence[int]:
 
 
 def _files(messages: Sequence[Message]) -> list[Medium]:
-    return [medium for message in messages for medium in message.media if medium.has_data]
+    return [medium for message in messages for medium in message.media if medium.source is not None]
 
 
 def _key(medium: Medium) -> str:

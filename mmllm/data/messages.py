@@ -73,12 +73,12 @@ class Messages:
         has_columns = any(media.values())
         conversation = []
         for message in messages:
-            content = message.get("content")
+            role, content = role_of(message), message.get("content")
             if isinstance(content, str):
                 parts = place(content, media) if has_columns else [Text(content)] * bool(content)
             else:
                 parts = [self._part(part, media) for part in as_list(content)]
-            conversation.append(Message(role_of(message), tuple(parts)))
+            conversation.append(Message(role, tuple(parts)))
         for modality, left in media.items():
             if left:
                 raise PlaceholderError(f"{len(left)} {modality} that no message shows")
@@ -88,7 +88,7 @@ class Messages:
         return str(self.rows[index].get("id") or index)
 
     def _part(self, part: Mapping[str, Any], media: Queues) -> Text | Medium:
-        kind = str(part.get("type"))
+        kind = str(part.get("type") if isinstance(part, Mapping) else part)
         modality = kind.removeprefix("input_").removeprefix("output_").removesuffix("_url")
         if modality == "text":
             return Text(str(part.get("text") or ""))

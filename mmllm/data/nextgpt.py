@@ -138,10 +138,11 @@ class NextGPT:
             )
             for key in MEDIA
             for entry in as_list(row.get(f"{key}_list"))
-            if entry.get(f"{key}_name")
+            if isinstance(entry, Mapping) and entry.get(f"{key}_name")
         }
         messages = []
-        for turn in row["conversation"]:
+        for turn in as_list(row["conversation"]):
+            role = role_of(turn)
             pieces = _TAGS.split(str(turn.get("value") or ""))  # text, tag, content, text, …
             parts: list[Text | Medium] = [Text(pieces[0])] if pieces[0] else []
             for tag, content, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
@@ -149,7 +150,7 @@ class NextGPT:
                     parts.append(found)
                 if rest:
                     parts.append(Text(rest))
-            messages.append(Message(role_of(turn), tuple(parts)))
+            messages.append(Message(role, tuple(parts)))
         return checked(messages)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message
 from mmllm.data.tables import Table
-from mmllm.errors import ConfigError, MediaError, OutsideRootError
+from mmllm.errors import ConfigError, MediaError, OutsideRootError, RowError
 from mmllm.weights import locate
 
 Rows: TypeAlias = list[dict[str, Any]] | Table
@@ -95,7 +95,10 @@ def medium(modality: str, file: str | None, root: Path, caption: str | None) -> 
 
 
 def inside(root: Path, file: str) -> Path:
-    """`file` below `root`, wherever links and `..` lead; raises OutsideRootError for any other."""
+    """`file` below `root`, wherever links and `..` lead; raises OutsideRootError for any other,
+    RowError for what is no name."""
+    if not isinstance(file, str) or not file or "\0" in file:
+        raise RowError(f"expected the name of a file, got {file!r}")
     if "://" in file:
         raise OutsideRootError(
             f"{file!r} is no local file: download it below {root} and name it from there"

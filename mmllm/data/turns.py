@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +30,7 @@ Queues: TypeAlias = Mapping[str, deque[Medium]]
 
 def as_list(value: Any) -> list[Any]:
     """A field that holds nothing, one thing, or several."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    return [] if value in (None, "") else value if isinstance(value, list) else [value]
 
 
 def queues(media: Iterable[Medium]) -> Queues:
@@ -43,6 +43,8 @@ def queues(media: Iterable[Medium]) -> Queues:
 
 def role_of(turn: Mapping[str, Any]) -> Role:
     """Of `from` or `role`; raises RowError for an unknown one."""
+    if not isinstance(turn, Mapping):
+        raise RowError(f"expected a turn {{from, value}} or {{role, content}}, got {turn!r}")
     said = turn.get("from") or turn.get("role")
     if said not in ROLES:
         raise RowError(f"unknown speaker {said!r}; known are {', '.join(ROLES)}")
@@ -65,11 +67,11 @@ def place(text: str, media: Queues) -> list[Text | Medium]:
     return parts
 
 
-def converse(turns: Sequence[Mapping[str, Any]], given: Queues, made: Queues) -> list[Message]:
+def converse(turns: Any, given: Queues, made: Queues) -> list[Message]:
     """Turns `{from, value}` -> a conversation. What users show is taken from `given`, what the
     assistant makes from `made` (which may be the same). Raises RowError."""
     messages = []
-    for turn in turns:
+    for turn in as_list(turns):
         role, text = role_of(turn), turn.get("value")
         if not isinstance(text, str):
             raise RowError(f"a turn of {role!r} has no text, but {text!r}")

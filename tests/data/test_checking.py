@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from mmllm import media
 from mmllm.cli import INTERRUPTED, main
+from mmllm.conversation import Image
 from mmllm.data import checking
 from tests.data.files import clip, picture, sound, source, write_json
 
@@ -24,7 +27,9 @@ def faulty(tmp_path: Path) -> Path:
     picture(tmp_path / "a.png", 10)
     sound(tmp_path / "a.wav")
     clip(tmp_path / "a.mp4", 40)
-    (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    whole = Image.from_numpy(noise).save(tmp_path / "torn.png")
+    whole.write_bytes(whole.read_bytes()[:2000])
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     rows = [
         {"input_image": "a.png", "conversations": turns("<image> Grey?")},
@@ -77,7 +82,7 @@ def test_every_fault_is_found_and_no_other(faulty: Path):
 
 
 def test_oversized_media_are_found_by_their_header(faulty: Path, monkeypatch):
-    monkeypatch.setattr("mmllm.media.limits._DEFAULT", media.Limits(pixels=20))
+    monkeypatch.setattr(sys.modules["mmllm.media.limits"], "_DEFAULT", media.Limits(pixels=20))
     sources = {"rows": source("nextgpt", file=str(faulty / "rows.json"))}
     report = checking.check(sources, faulty / "out", progress=False, samples=1)
     kinds = {problem.kind for problem in report.problems}

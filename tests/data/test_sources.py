@@ -171,7 +171,14 @@ def test_raw_mosit_finds_its_media_by_name_and_drops_descriptions(tmp_path: Path
         ({"conversations": [], "input_image": None}, RowError, "the assistant says nothing"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, RowError, "unknown speaker 'robot'"),
         ({"conversations": [{"from": "human", "value": None}]}, RowError, "has no text"),
-        ({"conversations": [{"from": "gpt", "value": "Hi"}]}, RowError, "without|speaks first"),
+        ({"conversations": ["Hi"]}, RowError, "expected a turn"),
+        ({"input_image": 7}, RowError, "the name of a file, got 7"),
+        ({"input_image": "a\0b"}, RowError, "the name of a file"),
+        (
+            {"conversations": [{"from": "gpt", "value": "Hi"}], "input_image": None},
+            RowError,
+            "speaks first",
+        ),
     ],
 )
 def test_a_row_that_is_no_conversation_says_why(changes, error, message, tmp_path: Path):
