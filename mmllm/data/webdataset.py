@@ -213,7 +213,7 @@ def _index(path: Path) -> pa.Table:
             entry = (extension.lower(), member.offset_data, member.size)
             for column, value in zip(columns.values(), entry, strict=True):
                 column[-1].append(value)
-            tar.members = []  # it would keep them all
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - it would keep them all
     types = {
         "extension": pa.list_(pa.dictionary(pa.int16(), pa.string())),
         "offset": pa.list_(pa.int64()),
