@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,6 +103,38 @@ def save(
         raise CheckpointError(
             f"{folder}: cannot be written: {error}; the previous checkpoint is untouched"
         ) from error
+    return folder
+
+
+def assemble(
+    folder: Path,
+    system: SystemConfig,
+    files: Mapping[str, Mapping[str, Tensor]],
+    write_more: Callable[[Path], None],
+) -> Path:
+    """A checkpoint of weights that were trained elsewhere, without building the model: `files` are
+    the safetensors by name, `write_more` adds others to the folder it is given.
+
+    Nothing is known of the frozen parts they were trained with, so there are no fingerprints; the
+    shapes are checked when the checkpoint is loaded. Raises CheckpointError if `folder` exists or
+    cannot be written.
+    """
+
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already; name a new folder")
+    draft = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    try:
+        draft.mkdir(parents=True)
+        text = yaml.safe_dump({"system": configs.dump(system)}, sort_keys=False)
+        (draft / "config.yaml").write_text(text, encoding="utf-8")
+        for name, tensors in files.items():
+            save_tensors(tensors, draft / name)
+        write_more(draft)
+        _write_manifest(draft, step=0, system=system.name, stage=None, fingerprints={}, chosen={})
+        draft.rename(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
     return folder
 
 
@@ -238,14 +270,23 @@ def _write(
         (draft / "training").mkdir()
         (draft / "training" / "state.json").write_text(json.dumps(training), encoding="utf-8")
         save_tensors(tensors or {}, draft / "training" / "optimizer.safetensors")
+    _write_manifest(
+        draft,
+        step=step,
+        system=model.config.name,
+        stage=getattr(stage, "name", None),
+        fingerprints=fingerprints(model),
+        chosen=dict(chosen or {}),
+    )
+
+
+def _write_manifest(draft: Path, *, step: int, **facts: Any) -> None:
+    """The last file of a draft; it lists the others."""
     manifest = {
         "format": FORMAT,
         "step": step,
-        "system": model.config.name,
-        "stage": getattr(stage, "name", None),
+        **facts,
         "versions": {"mmllm": _own_version(), **{name: version(name) for name in _PACKAGES}},
-        "fingerprints": fingerprints(model),
-        "chosen": dict(chosen or {}),
         "files": {
             str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(draft.rglob("*"))

@@ -30,6 +30,11 @@ app = typer.Typer(
 FAILED, INTERRUPTED = 2, 130
 """Exit codes of a command that cannot go on, and of one that was stopped."""
 
+convert_app = typer.Typer(help="Bring in what others have trained.", no_args_is_help=True)
+app.add_typer(convert_app, name="convert")
+data_app = typer.Typer(help="Look at the data of a stage.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
 _debug = False
 
 
@@ -137,6 +142,58 @@ def cache(
             f"{room.kind:10} {room.part:16} {room.fingerprint}  {room.items:7,} items "
             f"({room.duplicates} twice)  {room.shards} shards  {room.bytes / 1e6:.1f} MB"
         )
+
+
+@data_app.command("check")
+def data_check(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML of one stage.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="For example stage.data.pairs.root=FOLDER."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the page goes (default: OUTPUT/data-check)."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Rows of each dataset on the page.")] = 12,
+    limit: Annotated[
+        int | None, typer.Option(help="Rows of each dataset at most, drawn at random.")
+    ] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Open media without decoding them.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 4,
+) -> None:
+    """Find missing, damaged and oversized media, empty captions, placeholders that mean nothing
+    and duplicates in all datasets of a stage; write a page of samples. Exit code 1 if anything is
+    wrong."""
+    from mmllm.config import build, load_run
+    from mmllm.data import checking
+
+    for name, value in (("--samples", samples), ("--limit", limit), ("--workers", workers)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
+    stage = load_run(find_config(config), overrides or ()).stage
+    datasets = dict(stage.data)
+    if stage.validation:
+        datasets |= {f"validation.{name}": entry for name, entry in stage.validation.data.items()}
+    report = checking.check(
+        {name: build(entry, where=f"stage.data.{name}") for name, entry in datasets.items()},
+        out or Path(stage.output).expanduser() / "data-check",
+        samples=samples,
+        limit=limit,
+        headers_only=headers_only,
+        workers=workers,
+        progress=sys.stderr.isatty(),
+    )
+    for line in checking.table(report):
+        console.say(line)
+    console.tell(f"samples: {report.page}")
+    if not report.complete:
+        console.tell("stopped: the rest was not looked at")
+        raise typer.Exit(INTERRUPTED)
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -293,6 +350,27 @@ def export(
     checkpoints.export(source, folder, dtype=precision)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     console.say(f"{folder}: step {source.step}, {size / 1e6:.1f} MB")
+
+
+@convert_app.command("nextgpt")
+def convert_nextgpt(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of NExT-GPT.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new checkpoint.")],
+    system: Annotated[
+        Path | None,
+        typer.Option(metavar="YAML", help="A system: its LLM, encoders and decoders are used."),
+    ] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(metavar="WEIGHTS", help="The Vicuna that it was trained on."),
+    ] = None,
+) -> None:
+    """Import a published NExT-GPT checkpoint; say of each tensor what became of it."""
+    from mmllm import nextgpt
+
+    done = nextgpt.convert(folder.expanduser(), out.expanduser(), system=system, llm=llm)
+    for line in nextgpt.summary(done):
+        console.say(line)
 
 
 @app.command()

@@ -66,6 +66,12 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "data": {
         "pairs": "mmllm.data.pairs:PairsConfig",
         "dialogues": "mmllm.data.dialogues:DialoguesConfig",
+        "nextgpt": "mmllm.data.nextgpt:NextGPTConfig",
+        "llava": "mmllm.data.llava:LlavaConfig",
+        "alpaca": "mmllm.data.alpaca:AlpacaConfig",
+        "messages": "mmllm.data.messages:MessagesConfig",
+        "table": "mmllm.data.table:TableConfig",
+        "webdataset": "mmllm.data.webdataset:WebDatasetConfig",
     },
 }
 """Room -> type -> "module:Config". A new component is one file and one entry here."""

@@ -6,7 +6,7 @@ Legend: H x W pixels, F frames, S samples, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -26,16 +26,29 @@ class Text:
     text: str
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A file inside another one (of a tar, of a Parquet file): `read` gets its bytes, each time
+    that they are needed; `name` says where it is and means nothing else."""
+
+    name: str
+    read: Callable[[], bytes] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @dataclass(frozen=True, eq=False)
 class Medium:
     """One picture, sound or clip: where it is kept (`source`), or its decoded `array`, or both.
 
-    `source` is a path or the bytes of a file; it is opened on first use, within the limits of
-    `mmllm.media`. `caption` says what the medium shows: the target of decoder-side alignment.
+    `source` is a path, the bytes of a file, or a file inside another; it is opened on first use,
+    within the limits of `mmllm.media`. `caption` says what the medium shows: the target of
+    decoder-side alignment.
     `provenance` is filled for generated media and is written into every file that is saved.
     """
 
-    source: str | Path | bytes | None = None
+    source: str | Path | bytes | Embedded | None = None
     array: np.ndarray | None = None
     caption: str | None = None
     provenance: Mapping[str, Any] | None = None
@@ -44,7 +57,7 @@ class Medium:
     """The key of encoders and decoders that this medium belongs to."""
 
     def __post_init__(self) -> None:
-        if self.source is not None and not isinstance(self.source, str | Path | bytes):
+        if self.source is not None and not isinstance(self.source, str | Path | bytes | Embedded):
             raise TypeError(
                 f"{type(self).__name__}: expected a path or the bytes of a file, got "
                 f"{type(self.source).__name__}; for decoded data use "

@@ -13,6 +13,30 @@ class MediaError(MmllmError, ValueError):
     """A medium that is missing, damaged, empty, too large or of another kind."""
 
 
+class MissingMediaError(MediaError):
+    """A medium whose file is not there."""
+
+
+class OversizedMediaError(MediaError):
+    """A medium beyond the limits; it was not decoded."""
+
+
+class OutsideRootError(MediaError):
+    """A file that lies outside its dataset's root, or is not local; it was not opened."""
+
+
+class RowError(MediaError):
+    """A row of a dataset that is no conversation; training skips and counts it, as bad media."""
+
+
+class EmptyCaptionError(RowError):
+    """A row or a medium whose caption is empty where one is needed."""
+
+
+class PlaceholderError(RowError):
+    """Placeholders and media that do not match."""
+
+
 class AssetError(MmllmError, OSError):
     """A component's weights or a data file that cannot be had."""
 

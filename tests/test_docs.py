@@ -162,6 +162,14 @@ def test_yaml_examples_use_known_keys(block: str) -> None:
         for key, entry in tree.get(room, {}).items():
             if ":" not in entry["type"]:  # an own one: its page has a test of its own
                 parse_component(room, entry, f"{room}.{key}")
+    for key, entry in tree.get("stage", {}).get("data", {}).items():
+        parse_component("data", entry, f"data.{key}")
+
+
+def test_every_kind_of_data_has_an_example() -> None:
+    trees = [yaml.safe_load(block).get("stage", {}) for block in blocks("yaml")]
+    shown = {entry["type"] for tree in trees for entry in tree.get("data", {}).values()}
+    assert shown == set(COMPONENTS["data"])
 
 
 def test_every_decoder_has_an_example() -> None:

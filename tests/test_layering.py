@@ -36,11 +36,13 @@ ALLOWED: dict[str, set[str]] = {
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
     "decoders": {"conversation", "errors", "media", "weights"},
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
-    "data": {"conversation", "errors", "model", "tokens", "weights"},
+    # `checking` decodes media and shows samples.
+    "data": {"conversation", "errors", "gallery", "media", "model", "tokens", "weights"},
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "errors", "model", "weights"},
+    "nextgpt": {"checkpoints", "config", "errors", "weights"},
     "generation": {"conversation", "data", "errors", "model"},
     "chat": {
         "checkpoints",
@@ -108,6 +110,7 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation",
         "media",
         "mini",
+        "nextgpt",
         "precision",
         "repl",
         "training",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmllm.conversation import Medium
+from mmllm.conversation import Embedded, Medium
 from mmllm.data.rendering import Rendered
 from mmllm.data.store import Entry, FeatureStore, Room
 from mmllm.errors import MediaError
@@ -245,8 +245,8 @@ class FrozenWork:
 
 
 def identity(medium: Medium) -> str:
-    """A name for what a medium holds: its path, or the hash of its data."""
-    if isinstance(medium.source, str | Path):
+    """A name for what a medium holds: its path or place, or the hash of its data."""
+    if isinstance(medium.source, str | Path | Embedded):
         return str(medium.source)
     data = medium.source if medium.source is not None else medium.to_numpy().tobytes()
     return hashlib.sha256(data).hexdigest()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from mmllm.conversation import Message, assistant, user
-from mmllm.data.sources import medium, read_rows, resolve, select
-from mmllm.errors import ConfigError
+from mmllm.conversation import Message
+from mmllm.data.phrasing import Phrasing
+from mmllm.data.sources import medium, read_rows, select
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,18 @@ class Pairs:
 
     def __init__(self, config: PairsConfig, where: str):
         rows, self.root = read_rows(config.file, config.root, where)
-        rows = select(rows, {"modality": config.modality, **config.where}, where)
-        self.prompts = _prompts(config.prompts, f"{where}.prompts")
+        self.rows = select(rows, {"modality": config.modality, **config.where}, where)
+        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where)
         self.config = config
-        self.rows = rows
         self.share = config.share
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
-        row, config = self.rows[index], self.config
-        shown = medium(config.modality, row.get("file"), self.root, row.get("caption"))
-        prompt = _fill(self.prompts[int(rng.integers(len(self.prompts)))], row)
-        replies = config.replies or (() if config.direction == "generate" else ("{caption}",))
-        reply = [_fill(replies[int(rng.integers(len(replies)))], row)] if replies else []
-        if config.direction == "generate":
-            return [user(prompt), assistant(*reply, shown)]
-        parts = (shown, prompt) if rng.random() < 0.5 else (prompt, shown)  # people do both
-        return [user(*parts), assistant(*reply)]
+        row = self.rows[index]
+        shown = medium(self.config.modality, row.get("file"), self.root, row.get("caption"))
+        return self.phrasing.conversation(shown, row, rng)
 
     def name(self, index: int) -> str:
         row = self.rows[index]
@@ -68,26 +60,3 @@ class Pairs:
 
 def build(config: PairsConfig, *, where: str) -> Pairs:
     return Pairs(config, where)
-
-
-def _prompts(prompts: tuple[str, ...] | str, where: str) -> Sequence[str]:
-    """The list itself, or the list that `file.json#key.key` names."""
-    found: Any = prompts
-    if isinstance(prompts, str):
-        file, _, keys = prompts.partition("#")
-        try:
-            found = json.loads(resolve(file).read_text(encoding="utf-8"))
-            for key in filter(None, keys.split(".")):
-                found = found[key]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ConfigError(f"{where}: {prompts!r} cannot be read: {error!r}") from error
-    if not found or not all(isinstance(prompt, str) for prompt in found):
-        raise ConfigError(f"{where}: expected a list of at least one text")
-    return found
-
-
-def _fill(template: str, row: Mapping[str, Any]) -> str:
-    try:
-        return template.format_map(row)
-    except KeyError as error:
-        raise ConfigError(f"prompt {template!r}: the row has no field {error}") from error

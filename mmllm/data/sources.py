@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message
-from mmllm.errors import ConfigError, MediaError
+from mmllm.data.tables import Table
+from mmllm.errors import ConfigError, MediaError, OutsideRootError, RowError
 from mmllm.weights import locate
+
+Rows: TypeAlias = list[dict[str, Any]] | Table
+"""What datasets are made of: `rows[i]` is a mapping of fields."""
 
 
 class Source(Protocol):
@@ -53,17 +57,29 @@ def read_rows(file: str, root: str | None, where: str) -> tuple[list[dict[str, A
     return rows, resolve(root) if root else path.parent
 
 
+def open_rows(file: str, root: str | None, where: str) -> tuple[Rows, Path]:
+    """As `read_rows`; also .csv, .tsv and .parquet (a pattern may name several), which are tables
+    that do not come into memory whole."""
+    if Path(file.removesuffix(".gz")).suffix not in (".csv", ".tsv", ".parquet"):
+        return read_rows(file, root, where)
+    path = resolve(file)
+    return Table.open(path, f"{where}.file"), resolve(root) if root else path.parent
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file, unpacked if its name ends in .gz."""
     data = path.read_bytes()
     return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
 
 
-def select(rows: list[dict[str, Any]], where: dict[str, Any], place: str) -> list[dict[str, Any]]:
+def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:
     """Rows whose fields have the wanted values (a list means any of them)."""
     for key, wanted in where.items():
         values = wanted if isinstance(wanted, list) else [wanted]
-        rows = [row for row in rows if row.get(key) in values]
+        if isinstance(rows, Table):
+            rows = rows.select(key, values)
+        else:
+            rows = [row for row in rows if row.get(key) in values]
         if not rows:
             raise ConfigError(f"{place}.where: no row has {key} = {wanted!r}")
     return rows
@@ -75,10 +91,22 @@ def medium(modality: str, file: str | None, root: Path, caption: str | None) -> 
         raise MediaError(f"unknown modality {modality!r}; known are {', '.join(MEDIA)}")
     if file is None:
         return MEDIA[modality](caption=caption)
+    return MEDIA[modality](source=inside(root, file), caption=caption)
+
+
+def inside(root: Path, file: str) -> Path:
+    """`file` below `root`, wherever links and `..` lead; raises OutsideRootError for any other,
+    RowError for what is no name."""
+    if not isinstance(file, str) or not file or "\0" in file:
+        raise RowError(f"expected the name of a file, got {file!r}")
+    if "://" in file:
+        raise OutsideRootError(
+            f"{file!r} is no local file: download it below {root} and name it from there"
+        )
     path = root / file
     if not path.resolve().is_relative_to(root.resolve()):
-        raise MediaError(f"{file!r} lies outside the dataset's root {root}")
-    return MEDIA[modality](source=path, caption=caption)
+        raise OutsideRootError(f"{file!r} lies outside the dataset's root {root}")
+    return path
 
 
 def resolve(name: str) -> Path:

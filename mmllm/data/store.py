@@ -24,7 +24,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mmllm.conversation import Medium
+from mmllm.conversation import Embedded, Medium
 from mmllm.errors import CacheError, MediaError
 from mmllm.weights import save_tensors
 
@@ -149,6 +149,8 @@ class FeatureStore:
         """The hash of a medium's bytes; that of a file is remembered with its size and time.
         Raises MediaError for a file that cannot be read."""
         source = medium.source
+        if isinstance(source, Embedded):
+            source = source.read()
         if not isinstance(source, str | Path):
             data = source if source is not None else medium.to_numpy().tobytes()
             return hashlib.sha256(data).hexdigest()

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmllm.conversation import MEDIA, Audio, Image, Medium, Video
-from mmllm.errors import MediaError
+from mmllm.errors import MediaError, OversizedMediaError
 from mmllm.media import audio as _audio
 from mmllm.media import image as _image
 from mmllm.media import video as _video
@@ -260,7 +260,7 @@ def _check(facts: Facts, name: str) -> None:
         ("decoded_bytes", facts.decoded_bytes, "bytes when decoded"),
     ):
         if value > getattr(allowed, limit):
-            raise MediaError(
+            raise OversizedMediaError(
                 f"{name}: {value:.10g} {unit}, more than the limit of "
                 f"{getattr(allowed, limit):.10g}; make it smaller or use "
                 f"`with mmllm.media.limits({limit}=...):`"

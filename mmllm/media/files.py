@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from mmllm.errors import MediaError
+from mmllm.conversation import Embedded
+from mmllm.errors import MediaError, MissingMediaError, OversizedMediaError
 from mmllm.media.limits import current_limits
 
-Source: TypeAlias = str | Path | bytes
-"""A path, or the bytes of a file."""
+Source: TypeAlias = str | Path | bytes | Embedded
+"""A path, the bytes of a file, or a file inside another."""
 
 
 def name_of(source: Source) -> str:
@@ -30,6 +31,8 @@ def opened(source: Source) -> Iterator[BinaryIO]:
         MediaError: missing, not a file, unreadable, empty, or more bytes than the limits allow.
     """
     name, allowed = name_of(source), current_limits().bytes
+    if isinstance(source, Embedded):
+        source = source.read()
     try:
         path = None if isinstance(source, bytes) else Path(source).expanduser()
         if path is not None and path.is_dir():
@@ -38,14 +41,14 @@ def opened(source: Source) -> Iterator[BinaryIO]:
         if size == 0:
             raise MediaError(f"{name}: the file is empty (0 bytes); was it copied completely?")
         if size > allowed:
-            raise MediaError(
+            raise OversizedMediaError(
                 f"{name}: {size} bytes, more than the limit of {allowed}; make it smaller or use "
                 f"`with mmllm.media.limits(bytes={size}):`"
             )
         file = path.open("rb") if path is not None else io.BytesIO(source)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         remedy = " (download it first: only local files are read)" if "://" in name else ""
-        raise MediaError(f"{name}: no such file{remedy}") from error
+        raise MissingMediaError(f"{name}: no such file{remedy}") from error
     except OSError as error:
         raise MediaError(f"{name}: cannot be read ({error.strerror or error})") from error
     with file:

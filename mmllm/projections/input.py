@@ -19,17 +19,20 @@ from mmllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """One linear map per token: N = L (LLaVA, Liu et al. 2023, sec. 4.1)."""
+    """One linear map per token: N = L (LLaVA, Liu et al. 2023, sec. 4.1). `bare`: the map alone,
+    as others trained it: no norm, no positions, no scale."""
 
     dropout: float = 0.0
+    bare: bool = False
 
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Two layers per token: N = L (LLaVA-1.5, Liu et al. 2023, sec. 3.2)."""
+    """Two layers per token: N = L (LLaVA-1.5, Liu et al. 2023, sec. 3.2). `bare`: see `linear`."""
 
     hidden: int = 1024
     dropout: float = 0.0
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,19 @@ class InputProjection(nn.Module):
         num_tokens: int,
         dropout: float,
         scale: float,
+        *,
+        bare: bool = False,
     ):
         super().__init__()
         length, channels = feature_shape
         self.num_tokens = num_tokens
         self.feature_shape = feature_shape
-        self.norm = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
-        self.position = nn.Parameter(torch.zeros(length, channels))
-        self.gain = nn.Parameter(torch.full((width,), float(scale)))
+        self.bare = bare
+        if not bare:
+            self.norm = nn.LayerNorm(channels)
+            self.position = nn.Parameter(torch.zeros(length, channels))
+            self.gain = nn.Parameter(torch.full((width,), float(scale)))
 
     def prepare(self, features: Tensor) -> Tensor:
         """Check, normalise and place: float[M, L, C] -> float[M, L, C]."""
@@ -107,18 +114,19 @@ class InputProjection(nn.Module):
                 f"{self.feature_shape[1]}], got {list(features.shape)}; was it trained with "
                 "another encoder?"
             )
-        return self.dropout(self.norm(features) + self.position)
+        return self.dropout(features if self.bare else self.norm(features) + self.position)
 
     def finish(self, tokens: Tensor) -> Tensor:
         """To the scale of LLM embeddings: float[M, N, D] -> float[M, N, D]."""
-        return F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
+        return tokens if self.bare else F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
 
 
 class LinearProjection(InputProjection):
     def __init__(
         self, config: LinearConfig, feature_shape: tuple[int, int], width: int, scale: float
     ):
-        super().__init__(feature_shape, width, feature_shape[0], config.dropout, scale)
+        length = feature_shape[0]
+        super().__init__(feature_shape, width, length, config.dropout, scale, bare=config.bare)
         self.linear = nn.Linear(feature_shape[1], width)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -127,7 +135,8 @@ class LinearProjection(InputProjection):
 
 class MLPProjection(InputProjection):
     def __init__(self, config: MLPConfig, feature_shape: tuple[int, int], width: int, scale: float):
-        super().__init__(feature_shape, width, feature_shape[0], config.dropout, scale)
+        length = feature_shape[0]
+        super().__init__(feature_shape, width, length, config.dropout, scale, bare=config.bare)
         self.layers = nn.Sequential(
             nn.Linear(feature_shape[1], config.hidden),
             nn.GELU(),

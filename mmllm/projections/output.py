@@ -20,6 +20,7 @@ class TransformerConfig:
     """The paper's form (NExT-GPT, Wu et al. 2023, sec. 3.3 and its code): a linear map into
     `width`, an encoder-decoder transformer with learned queries, a linear map per tensor.
     The paper's sizes are the defaults: 31-32 M parameters for Stable Diffusion 1.5.
+    `bare`: the states as they are, without the norm and the positions that its code has not.
     """
 
     signal_tokens: int = 4
@@ -29,6 +30,7 @@ class TransformerConfig:
     heads: int = 4
     feed_forward: int = 2048
     dropout: float = 0.0
+    bare: bool = False
 
 
 class OutputProjection(nn.Module):
@@ -50,8 +52,10 @@ class OutputProjection(nn.Module):
         self.signal_tokens = config.signal_tokens
         self.condition_shapes = dict(condition_shapes)
         self.inward = nn.Linear(width, inner)
-        self.norm = nn.LayerNorm(width)
-        self.position = nn.Parameter(torch.randn(config.signal_tokens, inner) * 0.02)
+        self.bare = config.bare
+        if not config.bare:
+            self.norm = nn.LayerNorm(width)
+            self.position = nn.Parameter(torch.randn(config.signal_tokens, inner) * 0.02)
         layer = {
             "d_model": inner,
             "nhead": config.heads,
@@ -82,7 +86,9 @@ class OutputProjection(nn.Module):
     def forward(self, signals: Tensor) -> dict[str, Tensor]:
         """Hidden states of the K signal tokens plus their embeddings -> the condition."""
         media = signals.shape[0]
-        memory = self.inward(self.norm(signals)) + self.position
+        memory = (
+            self.inward(signals) if self.bare else self.inward(self.norm(signals)) + self.position
+        )
         queries = [self.queries[name] for name in self.condition_shapes]
         states = self.decoder(torch.cat(queries).expand(media, -1, -1), self.encoder(memory))
         parts = states.split([len(query) for query in queries], dim=1)  # one a tensor

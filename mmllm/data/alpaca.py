@@ -1,0 +1,50 @@
+"""Alpaca's instructions (Taori et al. 2023): `{instruction, input, output}`, text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmllm.conversation import Message, assistant, user
+from mmllm.data.sources import open_rows, select
+from mmllm.errors import RowError
+
+
+@dataclass(frozen=True)
+class AlpacaConfig:
+    """An `input` comes in a paragraph of its own behind the instruction. `where` keeps the rows
+    whose fields have these values."""
+
+    file: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+
+
+class Alpaca:
+    """See AlpacaConfig; one conversation of two turns a row."""
+
+    def __init__(self, config: AlpacaConfig, where: str):
+        rows, _ = open_rows(config.file, None, where)
+        self.rows = select(rows, config.where, where)
+        self.share = config.share
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        row = self.rows[index]
+        instruction, output = row.get("instruction"), row.get("output")
+        if not instruction or not output:
+            raise RowError("`instruction` or `output` is empty or missing")
+        more = row.get("input")
+        return [user(f"{instruction}\n\n{more}" if more else instruction), assistant(output)]
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def build(config: AlpacaConfig, *, where: str) -> Alpaca:
+    return Alpaca(config, where)

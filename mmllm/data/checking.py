@@ -1,0 +1,320 @@
+"""`mmllm data check CONFIG`: every row and every medium of a stage's datasets is looked at.
+
+    report = check(sources, folder)     table(report), folder/index.html, folder/problems.jsonl
+
+A row is read as training reads it, a medium is decoded within the limits, each once however many
+rows show it. What training would skip is found here, before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mmllm import media
+from mmllm.conversation import Audio, Embedded, Image, Medium, Message, Text, Video
+from mmllm.data.sources import Source
+from mmllm.errors import (
+    ConfigError,
+    EmptyCaptionError,
+    MediaError,
+    MissingMediaError,
+    OutsideRootError,
+    OversizedMediaError,
+    PlaceholderError,
+    RowError,
+)
+from mmllm.gallery import Entry, write_gallery
+
+KINDS: dict[str, type[Exception]] = {
+    "missing": MissingMediaError,
+    "oversized": OversizedMediaError,
+    "outside": OutsideRootError,
+    "caption": EmptyCaptionError,
+    "placeholder": PlaceholderError,
+    "row": RowError,
+    "corrupt": MediaError,
+    "prompt": ConfigError,
+}
+"""Kind of problem -> its error; the first that fits. `duplicate` and `tag` have no error."""
+
+TAG = re.compile(
+    r"</?\|?(image|img|im|picture|audio|aud|sound|speech|video|vid|clip)"
+    r"([_-]?(start|end|patch|pad|token|placeholder|\d+))?\|?>",
+    re.IGNORECASE,
+)
+"""What looks like a placeholder and is left in a text: the model would learn to spell it."""
+
+_WINDOW = 256
+_SAMPLE_FRAMES, _SAMPLE_SECONDS, _SAMPLE_SIDE = 16, 10, 320
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one row."""
+
+    dataset: str
+    row: str
+    kind: str
+    message: str
+
+
+@dataclass
+class Findings:
+    """Of one dataset: how many rows there are and were read, media by modality and direction
+    ("image in", "audio out"), problems."""
+
+    rows: int
+    read: int = 0
+    media: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """What `check` found, by dataset; `page` shows samples. `complete` is False after Ctrl-C."""
+
+    findings: dict[str, Findings]
+    page: Path
+    complete: bool = True
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [problem for found in self.findings.values() for problem in found.problems]
+
+
+def check(
+    sources: Mapping[str, Source],
+    folder: Path,
+    *,
+    samples: int = 12,
+    limit: int | None = None,
+    headers_only: bool = False,
+    workers: int = 4,
+    progress: bool = True,
+) -> Report:
+    """Look at all rows, or at `limit` rows of each dataset drawn at random, and write a page of
+    `samples` rows of each and problems.jsonl to `folder`.
+
+    `headers_only`: media are opened but not decoded, so that a damaged end is not found.
+    Ctrl-C ends it early with what was found so far.
+    """
+    report = Report({name: Findings(len(source)) for name, source in sources.items()}, folder)
+    entries: list[Entry] = []
+    plan = {name: _rows(len(source), limit) for name, source in sources.items()}
+    bar = tqdm(total=sum(map(len, plan.values())), unit="row", disable=not progress, leave=False)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        try:
+            for name, source in sources.items():
+                bar.set_description(name)
+                entries += _check(
+                    name,
+                    source,
+                    report.findings[name],
+                    plan[name],
+                    samples=samples,
+                    look=_glance if headers_only else _look,
+                    pool=pool,
+                    bar=bar,
+                )
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            report.complete = False
+    report.page = write_gallery(folder, "Samples of the data", entries)
+    with (folder / "problems.jsonl").open("w", encoding="utf-8") as file:
+        for problem in report.problems:
+            file.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
+    return report
+
+
+def table(report: Report, examples: int = 3) -> Iterator[str]:
+    """The lines of the report: a table, then some problems of each kind."""
+    kinds = sorted({problem.kind for problem in report.problems})
+    modalities = sorted({key for found in report.findings.values() for key in found.media})
+    rows = [["dataset", "rows", "read", *modalities, *kinds]]
+    for name, found in report.findings.items():
+        counts = Counter(problem.kind for problem in found.problems)
+        numbers = [found.rows, found.read, *(found.media[key] for key in modalities)]
+        rows.append([name, *(f"{n:,}" for n in numbers), *(f"{counts[k]:,}" for k in kinds)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join([row[0].ljust(len(first)), *rest]).rstrip()
+    for kind in kinds:
+        own = [problem for problem in report.problems if problem.kind == kind]
+        yield ""
+        yield f"{kind}: {len(own):,}"
+        for problem in own[:examples]:
+            yield f"  {problem.dataset}/{problem.row}: {problem.message}"
+        if len(own) > examples:
+            yield f"  … all of them: {report.page.parent / 'problems.jsonl'}"
+
+
+def _check(
+    name: str,
+    source: Source,
+    found: Findings,
+    rows: Sequence[int],
+    *,
+    samples: int,
+    look: Callable[[Medium], str | Exception],
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+) -> list[Entry]:
+    """One dataset, a window of rows at a time; returns the samples to show."""
+    seen: dict[bytes, str] = {}  # what a row says -> the first that said it
+    known: dict[str, str | Exception] = {}  # medium -> hash of its content, or what is wrong
+    shown = set(rows[:: max(len(rows) // max(samples, 1), 1)][:samples])
+    entries = []
+    waiting = iter(rows)
+    while window := list(islice(waiting, _WINDOW)):
+        read: dict[int, list[Message]] = {}
+        for index in window:
+            try:
+                read[index] = list(source.conversation(index, np.random.default_rng([index, 0])))
+            except (MediaError, ConfigError) as error:
+                found.problems.append(_problem(name, source, index, error))
+        fresh = {
+            key: medium
+            for messages in read.values()
+            for medium in _files(messages)
+            if (key := _key(medium)) not in known
+        }
+        known |= zip(fresh, pool.map(look, fresh.values()), strict=True)
+        for index, messages in read.items():
+            row = source.name(index)
+            found.media.update(
+                f"{medium.modality} {'out' if message.role == 'assistant' else 'in'}"
+                for message in messages
+                for medium in message.media
+            )
+            found.problems += _of_texts(name, row, messages)
+            bad = [known[_key(medium)] for medium in _files(messages)]
+            bad = [error for error in bad if isinstance(error, Exception)]
+            found.problems += [_problem(name, source, index, error) for error in bad]
+            digest = _digest(messages, known)
+            if digest in seen:
+                what = f"says and shows the same as {seen[digest]}"
+                found.problems.append(Problem(name, row, "duplicate", what))
+            seen.setdefault(digest, row)
+            if index in shown and not bad:
+                entries.append(Entry(tuple(map(_preview, messages)), f"{name}: {row}"))
+        found.read += len(window)
+        bar.update(len(window))
+    return entries
+
+
+def _rows(count: int, limit: int | None) -> Sequence[int]:
+    if limit is None or limit >= count:
+        return range(count)
+    return sorted(np.random.default_rng(0).choice(count, limit, replace=False).tolist())
+
+
+def _files(messages: Sequence[Message]) -> list[Medium]:
+    return [medium for message in messages for medium in message.media if medium.source is not None]
+
+
+def _key(medium: Medium) -> str:
+    source = medium.source
+    if isinstance(source, bytes):
+        return f"{medium.modality}:{hashlib.sha256(source).hexdigest()}"
+    return f"{medium.modality}:{source}"
+
+
+def _look(medium: Medium) -> str | Exception:
+    """Decode a medium: the hash of what its file holds, or what is wrong with it."""
+    try:
+        if isinstance(medium, Video):  # a long clip is read frame by frame, as training reads it
+            media.sample_frames(medium, _SAMPLE_FRAMES)
+        else:
+            medium.decoded()
+        return _content(medium)
+    except MediaError as error:
+        return error
+
+
+def _glance(medium: Medium) -> str | Exception:
+    """As `_look`, by the header."""
+    try:
+        assert medium.source is not None
+        facts = media.probe(medium.source)
+        if facts.modality != medium.modality:
+            raise MediaError(f"{medium!r}: expected {medium.modality}, got {facts.modality}")
+        return _content(medium)
+    except MediaError as error:
+        return error
+
+
+def _content(medium: Medium) -> str:
+    source = medium.source
+    if isinstance(source, Embedded):
+        source = source.read()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with Path(str(source)).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(messages: Sequence[Message], known: Mapping[str, str | Exception]) -> bytes:
+    """Of what a conversation says and shows, whatever its files are called."""
+    said = [
+        [message.role]
+        + [
+            part.text
+            if isinstance(part, Text)
+            else f"{part.modality}:{known.get(_key(part))}:{part.caption}"
+            for part in message.parts
+        ]
+        for message in messages
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).digest()
+
+
+def _of_texts(dataset: str, row: str, messages: Sequence[Message]) -> Iterator[Problem]:
+    """Placeholders that nobody has filled, and media of the assistant without a caption."""
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, Text):
+                for match in TAG.finditer(part.text):
+                    what = f"{match[0]!r} stands in the text of {message.role!r} and means nothing"
+                    yield Problem(dataset, row, "tag", what)
+            elif message.role == "assistant" and not (part.caption or "").strip():
+                what = f"{part!r}: what the assistant makes needs a caption"
+                yield Problem(dataset, row, "caption", what)
+
+
+def _problem(dataset: str, source: Source, index: int, error: Exception) -> Problem:
+    kind = next(kind for kind, cls in KINDS.items() if isinstance(error, cls))
+    return Problem(dataset, source.name(index), kind, str(error))
+
+
+def _preview(message: Message) -> Message:
+    """The message with small pictures, the beginnings of sounds and a few frames of clips."""
+    return message.with_parts([_short(p) if isinstance(p, Medium) else p for p in message.parts])
+
+
+def _short(medium: Medium) -> Medium:
+    if isinstance(medium, Image) and medium.has_data:
+        picture = medium.to_pil()
+        picture.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
+        return Image.from_pil(picture, caption=medium.caption)
+    if isinstance(medium, Video) and medium.has_data:
+        frames = media.sample_frames(medium, _SAMPLE_FRAMES)
+        return Video.from_numpy(frames, 4.0, caption=medium.caption)
+    if isinstance(medium, Audio) and medium.has_data:
+        sound = medium.decoded()
+        assert isinstance(sound, Audio)
+        assert sound.sample_rate
+        end = _SAMPLE_SECONDS * sound.sample_rate
+        return replace(sound, source=None, array=sound.to_numpy()[:, :end])
+    return medium

@@ -1,0 +1,61 @@
+"""LLaVA's conversations (Liu et al. 2023): `{id, image: file, conversations: [{from, value}]}`.
+
+The text holds `<image>` where the picture belongs. What others made of the format is read too:
+several pictures in a list, `video` and `audio` beside `image`, .jsonl and Parquet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmllm.conversation import MEDIA, Message
+from mmllm.data.sources import open_rows, select
+from mmllm.data.turns import as_list, converse, embedded, queues
+from mmllm.errors import RowError
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """`root`: the folder of the media (the file's, unless given). `where` keeps the rows whose
+    fields have these values."""
+
+    file: str
+    root: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+
+
+class Llava:
+    """See LlavaConfig; a row is one conversation."""
+
+    def __init__(self, config: LlavaConfig, where: str):
+        rows, self.root = open_rows(config.file, config.root, where)
+        self.rows = select(rows, config.where, where)
+        self.share = config.share
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        row = self.rows[index]
+        turns = row.get("conversations")
+        if not isinstance(turns, list):
+            raise RowError(f"no list `conversations` in a row with fields {', '.join(row)}")
+        media = queues(
+            embedded(modality, value, self.root, None)
+            for modality in MEDIA
+            for column in (modality, f"{modality}s")
+            for value in as_list(row.get(column))
+        )
+        return converse(turns, media, media)
+
+    def name(self, index: int) -> str:
+        return str(self.rows[index].get("id") or index)
+
+
+def build(config: LlavaConfig, *, where: str) -> Llava:
+    return Llava(config, where)

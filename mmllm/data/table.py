@@ -1,0 +1,96 @@
+"""Pairs in CSV, TSV, Parquet or JSON with columns of any name: CC3M, AudioCaps, WebVid."""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmllm.conversation import Message
+from mmllm.data.phrasing import Phrasing, PhrasingConfig
+from mmllm.data.sources import open_rows, resolve, select
+from mmllm.data.tables import Table
+from mmllm.data.turns import embedded
+from mmllm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(PhrasingConfig):
+    """`path` says where a row's file lies below `root`, with columns in braces:
+    `{audiocap_id}.wav`, `{page_dir}/{videoid}.mp4`. `embedded` names instead a column of Parquet
+    that holds the file itself, as `datasets` writes pictures and sounds. One of the two.
+
+    `caption` is a column of texts, or of lists of them, then one is drawn. `header` names the
+    columns of a text file that does not. `file` may be a pattern: `train-*.parquet`. Columns can be
+    used as `{names}` in prompts and replies. `where` keeps the rows that have these values.
+    """
+
+    file: str
+    path: str | None = None
+    embedded: str | None = None
+    caption: str = "caption"
+    header: tuple[str, ...] = ()
+    root: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Captions:
+    """See TableConfig; one conversation of two turns a row."""
+
+    def __init__(self, config: TableConfig, where: str):
+        if (config.path is None) == (config.embedded is None):
+            raise ConfigError(f"{where}: give `path` or `embedded`, one of them")
+        if config.header:
+            path = resolve(config.file)
+            rows: Any = Table.open(path, f"{where}.file", config.header)
+            self.root = resolve(config.root) if config.root else path.parent
+        else:
+            rows, self.root = open_rows(config.file, config.root, where)
+        columns = rows.columns if isinstance(rows, Table) else list(rows[0])
+        used = [name for _, name, _, _ in string.Formatter().parse(config.path or "") if name]
+        for name in (*used, config.caption, *filter(None, [config.embedded])):
+            if name not in columns:
+                near = difflib.get_close_matches(name, columns, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(
+                    f"{where}: {config.file} has no column {name!r}{hint}; there are "
+                    f"{', '.join(columns)}"
+                )
+        self.rows = select(rows, config.where, where)
+        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where)
+        self.config = config
+        self.share = config.share
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        row, config = self.rows[index], self.config
+        caption = row.get(config.caption)
+        if isinstance(caption, list) and caption:
+            caption = caption[int(rng.integers(len(caption)))]
+        caption = str(caption or "").strip()
+        value = row.get(config.embedded) if config.embedded else self._file(row)
+        shown = embedded(config.modality, value, self.root, caption)
+        return self.phrasing.conversation(shown, {**row, "caption": caption}, rng)
+
+    def name(self, index: int) -> str:
+        row = self.rows[index]
+        if self.config.path:
+            return self._file(row)
+        value = row.get(self.config.embedded or "")
+        path = value.get("path") if isinstance(value, Mapping) else None
+        return f"{index} ({Path(path).name})" if path else str(index)
+
+    def _file(self, row: Mapping[str, Any]) -> str:
+        assert self.config.path is not None
+        return self.config.path.format_map(row)
+
+
+def build(config: TableConfig, *, where: str) -> Captions:
+    return Captions(config, where)

@@ -1,0 +1,123 @@
+"""Turns whose text holds `<image>`, `<audio>` or `<video>` -> messages with media there."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mmllm.conversation import MEDIA, Embedded, Medium, Message, Role, Text
+from mmllm.data.sources import medium
+from mmllm.errors import EmptyCaptionError, OversizedMediaError, PlaceholderError, RowError
+from mmllm.media import current_limits
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+"""What speakers are called in files -> in a conversation."""
+
+PLACEHOLDER = re.compile(rf"\s*<({'|'.join(MEDIA)})>\s*")
+
+Queues: TypeAlias = Mapping[str, deque[Medium]]
+"""Modality -> the media that its placeholders stand for, in order."""
+
+
+def as_list(value: Any) -> list[Any]:
+    """A field that holds nothing, one thing, or several."""
+    return [] if value in (None, "") else value if isinstance(value, list) else [value]
+
+
+def queues(media: Iterable[Medium]) -> Queues:
+    """Media in the order of their placeholders."""
+    found: Queues = {modality: deque() for modality in MEDIA}
+    for entry in media:
+        found[entry.modality].append(entry)
+    return found
+
+
+def role_of(turn: Mapping[str, Any]) -> Role:
+    """Of `from` or `role`; raises RowError for an unknown one."""
+    if not isinstance(turn, Mapping):
+        raise RowError(f"expected a turn {{from, value}} or {{role, content}}, got {turn!r}")
+    said = turn.get("from") or turn.get("role")
+    if said not in ROLES:
+        raise RowError(f"unknown speaker {said!r}; known are {', '.join(ROLES)}")
+    return ROLES[said]
+
+
+def place(text: str, media: Queues) -> list[Text | Medium]:
+    """The parts of one turn: each placeholder takes the next medium of its modality.
+
+    White space around a placeholder belongs to it. Raises PlaceholderError.
+    """
+    pieces = PLACEHOLDER.split(text)  # text, modality, text, modality, …, text
+    parts: list[Text | Medium] = [Text(pieces[0])] if pieces[0] else []
+    for modality, rest in zip(pieces[1::2], pieces[2::2], strict=True):
+        if not media[modality]:
+            raise PlaceholderError(f"<{modality}> stands in the text, but there is no {modality}")
+        parts.append(media[modality].popleft())
+        if rest:
+            parts.append(Text(rest))
+    return parts
+
+
+def converse(turns: Any, given: Queues, made: Queues) -> list[Message]:
+    """Turns `{from, value}` -> a conversation. What users show is taken from `given`, what the
+    assistant makes from `made` (which may be the same). Raises RowError."""
+    messages = []
+    for turn in as_list(turns):
+        role, text = role_of(turn), turn.get("value")
+        if not isinstance(text, str):
+            raise RowError(f"a turn of {role!r} has no text, but {text!r}")
+        messages.append(Message(role, tuple(place(text, made if role == "assistant" else given))))
+    for media in {id(given): given, id(made): made}.values():
+        for modality, left in media.items():
+            if left:
+                raise PlaceholderError(
+                    f"{len(left)} {modality} without a <{modality}> in the text, first {left[0]!r}"
+                )
+    return checked(messages)
+
+
+def checked(messages: list[Message]) -> list[Message]:
+    """The conversation itself if one can learn from it; raises RowError."""
+    speakers = [message.role for message in messages if message.role != "system"]
+    if "assistant" not in speakers:
+        raise RowError("the assistant says nothing")
+    if speakers[0] != "user":
+        raise RowError("the assistant speaks first; a conversation begins with the user")
+    for message in messages:
+        if not message.parts:
+            raise RowError(f"a turn of {message.role!r} is empty")
+        for made in message.media if message.role == "assistant" else []:
+            if not (made.caption or "").strip():
+                raise EmptyCaptionError(f"{made!r}: what the assistant makes needs a caption")
+    return messages
+
+
+def embedded(modality: str, value: Any, root: Path, caption: str | None) -> Medium:
+    """A medium as `datasets` keeps it: `{bytes, path}`, bytes, or the name of a file below `root`.
+
+    The bytes of a Parquet file are Embedded, see mmllm.data.tables. Raises RowError for anything
+    else.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, Embedded):
+        return MEDIA[modality](source=value, caption=caption)
+    if not isinstance(value, str):
+        raise RowError(f"expected a file's name or {{bytes, path}} of {modality}, got {value!r}")
+    return medium(modality, value, root, caption)
+
+
+def check_size(size: int, what: str) -> None:
+    """Raises OversizedMediaError for more bytes than a medium may have."""
+    allowed = current_limits().bytes
+    if size > allowed:
+        raise OversizedMediaError(f"{what}: {size} bytes, more than the limit of {allowed}")
