@@ -78,7 +78,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """The joined model: which parts, under which keys. Keys tie a projection to its part."""
+    """The joined model: which parts, under which keys. Keys tie a projection to its part.
+
+    `licences` tells those of your own parts (encoders.image: MIT); `accept_licences` accepts those
+    that forbid commercial use (mmllm.licences).
+    """
 
     name: str
     llm: Any
@@ -86,6 +90,8 @@ class SystemConfig:
     input_projections: Mapping[str, Any] = field(default_factory=dict)
     decoders: Mapping[str, Any] = field(default_factory=dict)
     output_projections: Mapping[str, Any] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
+    accept_licences: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for parts, projections in (

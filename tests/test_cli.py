@@ -20,7 +20,17 @@ from mmllm.conversation import Image
 from mmllm.model import AnyToAny
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "cache", "chat", "evaluate", "export", "provenance", "assets", "version")
+COMMANDS = (
+    "train",
+    "plan",
+    "cache",
+    "chat",
+    "evaluate",
+    "export",
+    "provenance",
+    "assets",
+    "version",
+)
 
 
 @pytest.fixture(autouse=True)

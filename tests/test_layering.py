@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "precision": {"errors"},
     "console": set(),
     "config": {"errors"},
+    "licences": {"config", "errors"},
     "conversation": {"media"},  # opens a file when somebody asks for its pixels or samples
     "media": {"conversation", "errors"},
     "weights": {"errors", "mini"},  # the one door to the shipped weights
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
     "data": {"conversation", "errors", "model", "tokens", "weights"},
     # What joins them.
-    "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
+    "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "errors", "model"},
     "generation": {"conversation", "data", "errors", "model"},
@@ -67,6 +68,18 @@ ALLOWED: dict[str, set[str]] = {
         "losses",
         "model",
         "precision",
+    },
+    # Builds what training builds, without weights.
+    "planning": {
+        "config",
+        "data",
+        "decoders",
+        "errors",
+        "licences",
+        "llm",
+        "model",
+        "training",
+        "weights",
     },
     # What people hold in their hands may use everything below it.
     "evaluation": {
@@ -98,6 +111,7 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation",
         "media",
         "mini",
+        "planning",
         "precision",
         "repl",
         "training",
@@ -117,6 +131,7 @@ LIGHT = (
     "conversation",
     "errors",
     "gallery",
+    "licences",
     "media",
     "mini",
     "mini.assets",
