@@ -12,6 +12,7 @@ feed-forward layer, I inputs of LoRA, N layers, V vocabulary; one process, one m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -136,10 +137,7 @@ def parts_of(model: AnyToAny) -> list[Part]:
         own = list(encoder.parameters())
         parts.append(Part(f"encoders.{key}", {"": _count(own)}, _size(own)))
     for key, decoder in model.decoders.items():
-        networks = {
-            name: _count(network.parameters())
-            for name, network in hollow_parts(decoder.folder).items()
-        }
+        networks = _networks(decoder.folder)
         size = torch.empty(0, dtype=decoder.dtype).element_size()
         parts.append(Part(f"decoders.{key}", networks, size * sum(networks.values())))
     rooms: dict[str, int] = {}
@@ -149,6 +147,13 @@ def parts_of(model: AnyToAny) -> list[Part]:
     return parts + [
         Part(room, {"": count}, count * _FLOAT, trained=True) for room, count in rooms.items()
     ]
+
+
+@functools.cache
+def _networks(folder: Path) -> dict[str, int]:
+    """Parameters of a pipeline by network; every stage of a recipe asks."""
+    found = hollow_parts(folder)
+    return {name: _count(network.parameters()) for name, network in found.items()}
 
 
 def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StagePlan:
