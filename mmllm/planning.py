@@ -327,7 +327,7 @@ def _render_stage(found: StagePlan, flops: float | None) -> Iterator[str]:
     where = "in memory" if stage.cache == "memory" else f"in {stage.cache}"
     if stage.cache != "none":
         counted = ", ".join(f"{name} {count:,}" for name, count in found.items.items())
-        yield f"  cache {where:22} {_gb(found.cache)}  ({counted} items)"
+        yield f"  cache {where:22} {_gb(found.cache)}  at most ({counted} items)"
     yield f"  operations                   {found.flops:9.2e}"
     if flops:
         seconds = found.flops / (flops * found.processes)
@@ -428,7 +428,8 @@ def _cache(model: AnyToAny, stage: StageConfig) -> tuple[dict[str, int], int]:
     of an encoder's [L, C], float32 conditions of a decoder. Latents are not counted.
 
     A dataset whose file is at hand is counted, another has what the stage sees of it. An item is
-    one medium and its caption: of pairs the one that they ask for, else the largest.
+    one medium and its caption: of pairs the one that they ask for, else the largest, so that it
+    is a bound. A caption that is met again is kept once.
     """
     heard = {
         encoder.modality: _FLOAT * math.prod(encoder.feature_shape)  # pyright: ignore

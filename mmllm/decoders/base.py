@@ -475,7 +475,8 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
     """Every network of a pipeline's folder by name, on the meta device: its configs are read, its
-    weights are not. Raises AssetError for a part that its config does not make."""
+    weights are not. (Our own codecs, which are small, compute tables as they are made: these are on
+    the CPU.) Raises AssetError for a part that its config does not make."""
     import diffusers
     import transformers
 
@@ -495,7 +496,7 @@ def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
         if not issubclass(cls, torch.nn.Module):
             continue
         try:
-            with torch.device("meta"):
+            with torch.device("cpu" if library.startswith("mmllm.") else "meta"):
                 if issubclass(cls, transformers.PreTrainedModel):
                     made[name] = cls(cls.config_class.from_pretrained(str(folder / name)))
                 else:
