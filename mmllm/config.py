@@ -234,7 +234,9 @@ def parse_system(tree: Any) -> SystemConfig:
     where = "system"
     tree = dict(_mapping(tree, where))
     _check_keys(SystemConfig, tree, where)
-    parsed: dict[str, Any] = {"name": tree["name"]}
+    parsed: dict[str, Any] = {
+        key: tree[key] for key in ("name", "licences", "accept_licences") if key in tree
+    }
     parsed["llm"] = parse_component("llm", tree["llm"], "llm", default="causal_lm")
     for room in ("encoders", "input_projections", "decoders", "output_projections"):
         entries = _mapping(tree.get(room, {}), room)

@@ -208,11 +208,13 @@ def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StageP
 def activations(llm: LanguageModel, stage: StageConfig, groups: Sequence[Group], rows: int) -> int:
     """Bytes that autograd keeps of one micro-batch of full rows:
 
-        B T N (9 D + 4 Q + 4 KV + 6 F + 2 I)    with 16-bit weights, twice that with float32;
-        B T (2 D N + one layer's)               where the stage recomputes;
-        + 12 V min(B T, 1024)                   for the logits.
+        B T N (9 D + 4 Q + 4 KV + 6 F + I)    with 16-bit weights, twice that with float32;
+        B T (2 D N + one layer's)             where the stage recomputes;
+        + 4 D B T                             for the last norm;
+        + 12 V min(B T, 1024)                 for the logits.
 
-    I counts 6 bytes instead of 2 with dropout, whose mask is kept. Nothing but the logits where no
+    I, the inputs of LoRA's targets, of which some share one, counts six times with dropout, whose
+    mask is kept. Nothing but the logits where no
     gradient goes through the LLM. Measured on the Llama of transformers 5.23 with sdpa under
     autocast; Korthikanti et al. 2022 (arXiv 2205.05198), eq. 2, give 34 D for GPT's layer.
     """
@@ -222,12 +224,13 @@ def activations(llm: LanguageModel, stage: StageConfig, groups: Sequence[Group],
         return logits
     twice = dtype_of(stage).itemsize // 2
     lora = llm.config.lora if llm.has_lora else None
-    inputs = (6 if lora and lora.dropout else 2) * shape.lora_inputs
+    inputs = (6 if lora and lora.dropout else 1) * shape.lora_inputs
     wide = 9 * shape.width + 4 * shape.queries + 4 * shape.keys + 6 * shape.inner
-    layer = twice * (wide + inputs)
+    layer = round(twice * (wide + inputs))
+    ends = positions * 4 * shape.width + logits
     if stage.recompute:
-        return positions * (2 * twice * shape.width * shape.layers + layer) + logits
-    return positions * layer * shape.layers + logits
+        return positions * (2 * twice * shape.width * shape.layers + layer) + ends
+    return positions * layer * shape.layers + ends
 
 
 def operations(

@@ -141,9 +141,9 @@ def test_a_pipeline_without_weights_has_the_parameters_of_the_loaded_one(
 
 
 def test_a_decoder_loads_in_the_dtype_of_its_config(tmp_path: Path) -> None:
-    folder = tiny.save("pixart", tmp_path / "pixart")
-    half = config.build(tiny.entry("pixart", folder, dtype="bfloat16"))
-    full = config.build(tiny.entry("pixart", folder))
+    folder = tiny.save("image", tmp_path / "image")
+    half = config.build(tiny.entry("image", folder, dtype="bfloat16"))
+    full = config.build(tiny.entry("image", folder))
     assert half.pipeline.transformer.dtype == torch.bfloat16
     assert half.to("cpu").pipeline.transformer.dtype == torch.bfloat16
     assert full.pipeline.transformer.dtype == torch.float32
@@ -177,6 +177,8 @@ def test_activations_are_what_autograd_keeps(
     llm = causal_lm.build(CausalLMConfig(str(llama), lora), dtype=torch.bfloat16)
     if lora:
         llm.attach_lora()
+        for _, parameter in llm.lora_parameters():
+            parameter.requires_grad_(True)
     stage = replace(run.stage, precision="bf16", max_length=64, recompute=recompute)
     if recompute:
         llm.train().recompute_activations()
@@ -188,7 +190,7 @@ def test_activations_are_what_autograd_keeps(
     said = planning.activations(llm, stage, [group], rows=2) - logits
     if recompute:  # one layer at a time is there again in the backward pass, which is not seen here
         whole = planning.activations(llm, replace(stage, recompute=False), [group], 2) - logits
-        said -= whole / 2
+        said -= (whole - 4 * 256 * 2 * 64) / 2
     assert 0.75 < said / kept < 1.25
     assert planning.activations(llm, stage, [], rows=2) == logits, "nothing reaches the LLM"
 
@@ -376,7 +378,7 @@ def test_training_and_chat_stop_before_anything_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = ROOT / "configs" / "nextgpt-7b"
-    stage = [str(recipe / "1_encoder_alignment.yaml"), "stage.precision=no"]
+    stage = [str(recipe / "1_encoder_alignment.yaml"), "stage.precision='no'"]
     assert main(["train", *stage]) == FAILED
     assert main(["chat", "hello", "--model", str(recipe / "system.yaml")]) == FAILED
     assert capsys.readouterr().err.count("may not be used commercially") == 2
