@@ -401,8 +401,8 @@ def _projections(model: AnyToAny, stage: StageConfig, rows: int) -> tuple[int, f
             width = model.output_widths[key]
             signals = torch.empty(rows, width, model.llm.width, device="meta", requires_grad=True)
             outputs.append(measured(projection, signals))
-    bytes_, flops = zip(max(inputs), max(outputs), strict=True)
-    return sum(bytes_), sum(flops)
+    heard, said = max(inputs), max(outputs)
+    return heard[0] + said[0], heard[1] + said[1]
 
 
 def measured(module: nn.Module, *inputs: Tensor) -> tuple[int, float]:
@@ -435,7 +435,7 @@ def _cache(model: AnyToAny, stage: StageConfig) -> tuple[dict[str, int], int]:
     is a bound. A caption that is met again is kept once.
     """
     heard = {
-        encoder.modality: _FLOAT * math.prod(encoder.feature_shape)  # pyright: ignore
+        str(encoder.modality): _FLOAT * math.prod(encoder.feature_shape)  # pyright: ignore
         for encoder in model.encoders.values()
     }
     said = {

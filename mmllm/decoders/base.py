@@ -248,10 +248,10 @@ class ModalityDecoder:
         """Where the pipeline lives (moved now if it is loaded; loaded again for another dtype than
         the config's, because parts of some transformers must stay float32, which only loading
         respects)."""
-        dtype = dtype or getattr(torch, self.config.dtype)
-        if dtype != self.dtype:
+        chosen: torch.dtype = dtype or getattr(torch, self.config.dtype)
+        if chosen != self.dtype:
             self.release()
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = torch.device(device), chosen
         self._negative = None
         if self._pipeline is not None:
             self._pipeline.to(self.device)
@@ -480,11 +480,12 @@ def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
     import diffusers
     import transformers
 
-    made = {}
+    made: dict[str, torch.nn.Module] = {}
     for name, entry in _index(folder).items():
         if not isinstance(entry, list) or entry[0] is None:
             continue
         library, kind = entry
+        cls: Any
         if library.startswith("mmllm."):
             cls = getattr(importlib.import_module(library), kind)
         elif library == "transformers":
@@ -497,13 +498,17 @@ def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
             continue
         try:
             with torch.device("cpu" if library.startswith("mmllm.") else "meta"):
-                if issubclass(cls, transformers.PreTrainedModel):
-                    made[name] = cls(cls.config_class.from_pretrained(str(folder / name)))
-                else:
-                    made[name] = cls.from_config(cls.load_config(str(folder / name)))
+                made[name] = _hollow(cls, str(folder / name))
         except (OSError, ValueError, TypeError) as error:
             raise AssetError(f"{folder / name}: makes no {kind}: {error}") from error
     return made
+
+
+def _hollow(cls: Any, folder: str) -> torch.nn.Module:
+    """A class of transformers or of diffusers -> the network of a folder's config."""
+    if hasattr(cls, "config_class"):
+        return cls(cls.config_class.from_pretrained(folder))
+    return cls.from_config(cls.load_config(folder))
 
 
 @contextlib.contextmanager
