@@ -99,6 +99,30 @@ def train(
 
 
 @app.command()
+def plan(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A stage's or system's YAML, or their folder.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="For example stage.batch_size=64."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="How many share the stage's batch.")] = 1,
+    flops: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Operations a second that a device does.")
+    ] = None,
+) -> None:
+    """Show parameters, licences, memory, disk and time; needs no weights, GPU or network."""
+    from mmllm import planning
+
+    if flops is not None and flops <= 0:
+        raise ConfigError(f"--flops: expected more than 0, got {flops:g}")
+    found = planning.plan(find_config(config), overrides or (), processes=processes)
+    for line in planning.render(found, flops=flops):
+        console.say(line)
+
+
+@app.command()
 def cache(
     target: Annotated[
         str, typer.Argument(metavar="CONFIG|info|verify|prune", help="What to cache, or to do.")

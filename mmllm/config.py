@@ -84,7 +84,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """The joined model: which parts, under which keys. Keys tie a projection to its part."""
+    """The joined model: which parts, under which keys. Keys tie a projection to its part.
+
+    `licences` tells those of your own parts (encoders.image: MIT); `accept_licences` accepts those
+    that forbid commercial use (mmllm.licences).
+    """
 
     name: str
     llm: Any
@@ -92,6 +96,8 @@ class SystemConfig:
     input_projections: Mapping[str, Any] = field(default_factory=dict)
     decoders: Mapping[str, Any] = field(default_factory=dict)
     output_projections: Mapping[str, Any] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
+    accept_licences: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for parts, projections in (
@@ -234,7 +240,9 @@ def parse_system(tree: Any) -> SystemConfig:
     where = "system"
     tree = dict(_mapping(tree, where))
     _check_keys(SystemConfig, tree, where)
-    parsed: dict[str, Any] = {"name": tree["name"]}
+    parsed: dict[str, Any] = {
+        key: tree[key] for key in ("name", "licences", "accept_licences") if key in tree
+    }
     parsed["llm"] = parse_component("llm", tree["llm"], "llm", default="causal_lm")
     for room in ("encoders", "input_projections", "decoders", "output_projections"):
         entries = _mapping(tree.get(room, {}), room)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm import config as configs
+from mmllm import licences
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, InputMedia
 from mmllm.data.rendering import Renderer
@@ -218,7 +219,9 @@ def build(
     device: str = "cpu",
     seed: int = 0,
 ) -> AnyToAny:
-    """All parts of a system, freshly initialised where they train. `dtype`: of the frozen LLM."""
+    """All parts of a system, freshly initialised where they train. `dtype`: of the frozen LLM.
+    Raises ConfigError for a licence that is not accepted."""
+    licences.check(config)
     encoders = {key: configs.build(entry) for key, entry in config.encoders.items()}
     decoders = {key: configs.build(entry) for key, entry in config.decoders.items()}
     llm = configs.build(config.llm, dtype=dtype)

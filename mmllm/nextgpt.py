@@ -466,6 +466,7 @@ class _Adapter:
 
     def save(self, folder: Path, llm: str) -> None:
         from peft import LoraConfig
+
         from mmllm.weights import save_tensors
 
         folder.mkdir()

@@ -1,9 +1,16 @@
 """Where a component's weights are (a local folder, an asset of `mini`, or an id of a model hub),
-and how tensors are written."""
+and how tensors are written.
+
+Within `left_out()` components are built without their weights: `locate` then finds the JSON configs
+alone, and whoever would load weights makes the same modules on the meta device. A plan
+(mmllm.planning) thus goes through the very code that training goes through.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +19,42 @@ from mmllm.errors import AssetError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PACKAGE = Path(__file__).parent
+CONFIGS = (_PACKAGE.parent / "configs" / "parts", _PACKAGE / "configs" / "parts")
+"""JSON configs of the recipes' parts, in a checkout and in an installed package."""
 
-def locate(weights: str, where: str) -> str:
+_left_out: ContextVar[bool] = ContextVar("left_out", default=False)
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Within it nothing is downloaded and no weights are read."""
+    before = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(before)
+
+
+def are_left_out() -> bool:
+    """Whether modules are to be made on the meta device instead of loaded."""
+    return _left_out.get()
+
+
+def locate(weights: str, where: str, revision: str | None = None) -> str:
     """What `from_pretrained` can open.
 
     `mini:NAME` is shipped inside the package or fetched once by package name (mmllm.mini.assets);
     a path that exists is taken as it is; a path that does not exist but looks like one is an
-    error, never a request to a hub.
+    error, never a request to a hub. Within `left_out()` it is a folder with the part's configs.
     """
     if weights.startswith("mini:"):
+        name = weights.removeprefix("mini:")
+        if are_left_out():
+            return str(_configs(f"mini/{name}", where, shipped=_PACKAGE / "mini" / name))
         from mmllm.mini import locate as locate_mini
 
-        return str(locate_mini(weights.removeprefix("mini:")))
+        return str(locate_mini(name))
     path = Path(weights).expanduser()
     if path.exists():
         return str(path)
@@ -31,6 +62,8 @@ def locate(weights: str, where: str) -> str:
         raise AssetError(
             f"{where}: {weights!r} does not exist (a folder, or a hub id 'owner/name')"
         )
+    if are_left_out():
+        return str(_configs(weights, where, shipped=_cached(weights, revision)))
     return weights
 
 
@@ -43,3 +76,26 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     mode = path.stat().st_mode
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     path.chmod(mode)
+
+
+def _configs(name: str, where: str, *, shipped: Path | None) -> Path:
+    """The folder with a part's configs; raises AssetError where there is none."""
+    folders = [*([shipped] if shipped else []), *(folder / name for folder in CONFIGS)]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise AssetError(
+        f"{where}: the configs of {name!r} are not at hand: neither in the hub's cache nor in "
+        f"configs/parts; fetch its JSON files alone (hf download {name} --include '*.json'), or "
+        "give a folder"
+    )
+
+
+def _cached(weights: str, revision: str | None) -> Path | None:
+    """The snapshot of a hub id that lies in the hub's cache, complete or not."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(weights, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None

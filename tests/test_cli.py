@@ -22,6 +22,7 @@ from mmllm.model import AnyToAny
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "train",
+    "plan",
     "cache",
     "chat",
     "demo",

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "precision": {"errors"},
     "console": set(),
     "config": {"errors"},
+    "licences": {"config", "errors"},
     "conversation": {"media"},  # opens a file when somebody asks for its pixels or samples
     "media": {"conversation", "errors"},
     "weights": {"errors", "mini"},  # the one door to the shipped weights
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     # `checking` decodes media and shows samples.
     "data": {"conversation", "errors", "gallery", "media", "model", "tokens", "weights"},
     # What joins them.
-    "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
+    "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "errors", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
@@ -69,6 +70,18 @@ ALLOWED: dict[str, set[str]] = {
         "losses",
         "model",
         "precision",
+    },
+    # Builds what training builds, without weights.
+    "planning": {
+        "config",
+        "data",
+        "decoders",
+        "errors",
+        "licences",
+        "llm",
+        "model",
+        "training",
+        "weights",
     },
     # What people hold in their hands may use everything below it.
     "evaluation": {
@@ -111,6 +124,7 @@ ALLOWED: dict[str, set[str]] = {
         "media",
         "mini",
         "nextgpt",
+        "planning",
         "precision",
         "repl",
         "training",
@@ -131,6 +145,7 @@ LIGHT = (
     "demo",
     "errors",
     "gallery",
+    "licences",
     "media",
     "mini",
     "mini.assets",

@@ -138,6 +138,8 @@ class FrozenWork:
                 bad += self._encode(key, group, skip_bad=True, tick=bar.update)
             for key, group in _grouped(said):
                 self._embed(key, group, tick=bar.update)
+                if not self.denoise:  # so that one pipeline at a time is in memory
+                    self.model.decoders[key].release()
             for key, medium in drawn:
                 try:
                     self.latents(key, [medium])

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,13 +53,14 @@ class Cancelled(Exception):
 class DecoderConfig:
     """`weights`: a diffusers folder, a hub id, or `mini:…`. `steps`, `guidance` and `negative`
     are the defaults of `sample`; guidance of 1 or less is none. `scheduler` names another solver
-    (mmllm.decoders.schedules) than the pipeline's own."""
+    (mmllm.decoders.schedules) than the pipeline's own. `dtype`: of the pipeline's weights."""
 
     weights: str
     steps: int = 20
     guidance: float = 3.0
     negative: str = ""
     scheduler: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         """Every count that a family adds is at least 1, every length more than 0."""
@@ -105,7 +106,7 @@ class ModalityDecoder:
             own = self.component_config("scheduler")
             self._solver = solver(own, config.scheduler, own_sigmas=self.own_sigmas)
         self.device = torch.device("cpu")
-        self.dtype = torch.float32
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._pipeline: Any = None
         self._negative: tuple[str, Condition] | None = None
 
@@ -243,12 +244,14 @@ class ModalityDecoder:
                 self._pipeline.scheduler = resolved(self._pipeline.scheduler, *self._solver)
         return self._pipeline
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ModalityDecoder:
-        """Where the pipeline lives (moved now if it is loaded; loaded again for another dtype,
-        because parts of some transformers must stay float32, which only loading respects)."""
-        if dtype != self.dtype:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ModalityDecoder:
+        """Where the pipeline lives (moved now if it is loaded; loaded again for another dtype than
+        the config's, because parts of some transformers must stay float32, which only loading
+        respects)."""
+        chosen: torch.dtype = dtype or getattr(torch, self.config.dtype)
+        if chosen != self.dtype:
             self.release()
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = torch.device(device), chosen
         self._negative = None
         if self._pipeline is not None:
             self._pipeline.to(self.device)
@@ -273,6 +276,8 @@ class ModalityDecoder:
         settings = dataclasses.asdict(self.config)
         for name in ("weights", "steps", "guidance", "negative", "scheduler"):
             del settings[name]
+        if settings["dtype"] == "float32":  # as it was before there was a choice
+            del settings["dtype"]
         digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
         for file in sorted(self.folder.rglob("*")):
             if file.suffix in {".json", ".safetensors"}:
@@ -466,6 +471,44 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     return pipeline
+
+
+def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
+    """Every network of a pipeline's folder by name, on the meta device: its configs are read, its
+    weights are not. (Our own codecs, which are small, compute tables as they are made: these are on
+    the CPU.) Raises AssetError for a part that its config does not make."""
+    import diffusers
+    import transformers
+
+    made: dict[str, torch.nn.Module] = {}
+    for name, entry in _index(folder).items():
+        if not isinstance(entry, list) or entry[0] is None:
+            continue
+        library, kind = entry
+        cls: Any
+        if library.startswith("mmllm."):
+            cls = getattr(importlib.import_module(library), kind)
+        elif library == "transformers":
+            cls = getattr(transformers, kind)
+        else:  # some parts are named by the package of their pipeline
+            cls = getattr(diffusers, kind, None) or getattr(
+                importlib.import_module(f"diffusers.pipelines.{library}"), kind
+            )
+        if not issubclass(cls, torch.nn.Module):
+            continue
+        try:
+            with torch.device("cpu" if library.startswith("mmllm.") else "meta"):
+                made[name] = _hollow(cls, str(folder / name))
+        except (OSError, ValueError, TypeError) as error:
+            raise AssetError(f"{folder / name}: makes no {kind}: {error}") from error
+    return made
+
+
+def _hollow(cls: Any, folder: str) -> torch.nn.Module:
+    """A class of transformers or of diffusers -> the network of a folder's config."""
+    if hasattr(cls, "config_class"):
+        return cls(cls.config_class.from_pretrained(folder))
+    return cls.from_config(cls.load_config(folder))
 
 
 @contextlib.contextmanager

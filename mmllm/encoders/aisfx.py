@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from mmllm.conversation import Audio, Medium
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.weights import are_left_out
 
 RATE = 44_100
 _WINDOW, _HOP, _BANDS = 2048, 1024, 96
@@ -62,23 +63,28 @@ class AisfxEncoder(ModalityEncoder):
 
     modality: ClassVar[str] = "audio"
 
-    def __init__(self, config: AisfxConfig, folder: Path) -> None:
-        """Reads `model.safetensors` of the folder; raises AssetError when it does not fit."""
+    def __init__(self, config: AisfxConfig, folder: Path | None) -> None:
+        """Reads `model.safetensors` of the folder; raises AssetError when it does not fit. Without
+        a folder the network is on the meta device."""
         super().__init__()
         self.config = config
         self.sample_shape = (config.frames, _BANDS)
         self.feature_shape = (config.tokens, _CHANNELS[-1])
         widths = (1, *_CHANNELS)
-        self.blocks = nn.ModuleDict(
-            {str(i): _Block(widths[i - 1], widths[i]) for i in range(1, len(widths))}
-        )
+        with torch.device("meta" if folder is None else "cpu"):
+            self.blocks = nn.ModuleDict(
+                {str(i): _Block(widths[i - 1], widths[i]) for i in range(1, len(widths))}
+            )
+        self._weights = "left out"
+        self.freeze()
+        if folder is None:
+            return
         file = folder / "model.safetensors"
         try:
             self.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise AssetError(f"{file}: not the weights of aisfx: {error}") from error
         self._weights = hashlib.sha256(file.read_bytes()).hexdigest()
-        self.freeze()
 
     @property
     def fingerprint(self) -> str:
@@ -167,4 +173,6 @@ def build(config: AisfxConfig) -> ModalityEncoder:
     """The frozen encoder; fetches its weights at first use. Raises AssetError."""
     from mmllm.mini import assets
 
+    if are_left_out():
+        return AisfxEncoder(config, None)
     return AisfxEncoder(config, assets.resolve(config.weights))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from mmllm.conversation import Image, Medium
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.weights import are_left_out
 
 _ARCHITECTURE = "tf_efficientnet_{variant}"
 _CHANNELS = 1280
@@ -59,8 +60,9 @@ class EfficientNetEncoder(ModalityEncoder):
 
     modality: ClassVar[str] = "image"
 
-    def __init__(self, config: EfficientNetConfig, folder: Path) -> None:
-        """Reads `model.safetensors` of the folder; raises AssetError when it does not fit."""
+    def __init__(self, config: EfficientNetConfig, folder: Path | None) -> None:
+        """Reads `model.safetensors` of the folder; raises AssetError when it does not fit. Without
+        a folder the network is on the meta device."""
         super().__init__()
         import timm
 
@@ -68,7 +70,12 @@ class EfficientNetEncoder(ModalityEncoder):
         self.sample_shape = (3, config.size, config.size)
         self.feature_shape = (config.grid**2, _CHANNELS)
         architecture = _ARCHITECTURE.format(variant=config.variant)
-        self.network = timm.create_model(architecture, pretrained=False, num_classes=0)
+        with torch.device("meta" if folder is None else "cpu"):
+            self.network = timm.create_model(architecture, pretrained=False, num_classes=0)
+        self._weights = "left out"
+        self.freeze()
+        if folder is None:
+            return
         file = folder / "model.safetensors"
         try:
             weights = load_file(file)
@@ -78,7 +85,6 @@ class EfficientNetEncoder(ModalityEncoder):
         except (OSError, SafetensorError, RuntimeError) as error:
             raise AssetError(f"{file}: not the weights of {architecture}: {error}") from error
         self._weights = hashlib.sha256(file.read_bytes()).hexdigest()
-        self.freeze()
 
     @property
     def fingerprint(self) -> str:
@@ -120,4 +126,6 @@ def build(config: EfficientNetConfig) -> ModalityEncoder:
     """The frozen encoder; fetches its weights at first use. Raises AssetError."""
     from mmllm.mini import assets
 
+    if are_left_out():
+        return EfficientNetEncoder(config, None)
     return EfficientNetEncoder(config, assets.resolve(config.weights))

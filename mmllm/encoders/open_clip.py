@@ -20,6 +20,7 @@ from mmllm.conversation import Image, Medium
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.weights import are_left_out
 
 _WHERE = "open_clip"
 _CONFIG = "open_clip_config.json"
@@ -196,6 +197,12 @@ def make_tower(model: dict[str, Any]) -> nn.Module:
     return _build_vision_tower(model["embed_dim"], vision, model.get("quick_gelu", False))
 
 
+def _hollow(model: dict[str, Any], dtype: str) -> nn.Module:
+    """The same on the meta device."""
+    with torch.device("meta"):
+        return make_tower(model).to(getattr(torch, dtype))
+
+
 def _architecture(name: str) -> dict[str, Any]:
     """The config of a model in open_clip's list; raises ConfigError with the near name."""
     from difflib import get_close_matches
@@ -248,6 +255,9 @@ def build(config: OpenClipConfig) -> ModalityEncoder:
         weights = str(PurePosixPath(*place.parts[:2]))
         if len(place.parts) > 2:
             pattern = place.with_suffix(".safetensors").name
+    if model and are_left_out():  # open_clip's own list says all of it
+        preprocessing = merge_preprocess_dict(PreprocessCfg(), tag or {})
+        return OpenClipEncoder(config, _hollow(model, config.dtype), preprocessing, "left out")
     folder = pretrained.open_folder(
         weights, where=_WHERE, revision=config.revision, files=(_CONFIG, pattern)
     )
@@ -258,6 +268,8 @@ def build(config: OpenClipConfig) -> ModalityEncoder:
     if not model.keys() >= {"embed_dim", "vision_cfg"}:
         raise AssetError(f"{_WHERE}.weights: {folder / _CONFIG} has no usable model_cfg")
     preprocessing = merge_preprocess_dict(PreprocessCfg(), tag or told.get("preprocess_cfg", {}))
+    if are_left_out():
+        return OpenClipEncoder(config, _hollow(model, config.dtype), preprocessing, "left out")
     pattern = pattern if list(folder.glob(pattern)) else "*.safetensors"
     file = pretrained.weight_files(folder, pattern, where=_WHERE)[0]
     seen = [model["vision_cfg"], model.get("quick_gelu", False)]

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Audio, Medium
 from mmllm.errors import AssetError, ConfigError, MediaError
-from mmllm.weights import locate
+from mmllm.weights import are_left_out, locate
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
@@ -47,7 +47,7 @@ def open_folder(
 ) -> Path:
     """The local folder behind `weights`: itself, an asset of `mini`, or the downloaded (or cached)
     `files` of a hub id at `revision`. `where` names the encoder in messages; raises AssetError."""
-    source = Path(locate(weights, f"{where}.weights"))
+    source = Path(locate(weights, f"{where}.weights", revision))
     if source.is_dir():
         return source
     if source.exists():
@@ -77,7 +77,10 @@ def read_json(folder: Path, name: str, *, where: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
-    """The safetensors of a folder; raises AssetError, with the remedy where there is a pickle."""
+    """The safetensors of a folder; raises AssetError, with the remedy where there is a pickle.
+    None where weights are left out."""
+    if are_left_out():
+        return []
     found = sorted(folder.glob(pattern))
     if found:
         return found
@@ -138,7 +141,12 @@ class Source:
         return kind
 
     def load(self, cls: Any, dtype: str) -> Any:
-        """The model of a transformers class; a weight that it lacks is an AssetError."""
+        """The model of a transformers class; a weight that it lacks is an AssetError. On the meta
+        device where weights are left out."""
+        if are_left_out():
+            of = cls.config_class.from_pretrained(str(self.folder))
+            with torch.device("meta"):
+                return cls(of).to(getattr(torch, dtype))
         try:
             with quiet():
                 model, report = cls.from_pretrained(

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.tokens import TokenSpace
-from mmllm.weights import locate, save_tensors
+from mmllm.weights import are_left_out, locate, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,7 +104,10 @@ class LanguageModel(nn.Module):
 
     @property
     def embedding_scale(self) -> float:
-        """Root mean square of the embedding table: the scale that projected media take."""
+        """Root mean square of the embedding table: the scale that projected media take. 1 where
+        the table holds no numbers (a plan)."""
+        if self.embedding.weight.is_meta:
+            return 1.0
         return self.embedding.weight.float().square().mean().sqrt().item()
 
     @property
@@ -299,6 +302,8 @@ def build(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = locate(config.weights, "llm.weights")
+    if are_left_out():
+        return _hollow(config, source, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
@@ -309,6 +314,25 @@ def build(
             f"llm.weights {config.weights!r} cannot be loaded: {error}"
         ) from error
     return LanguageModel(config, model.to(device), tokenizer)  # pyright: ignore[reportArgumentType]
+
+
+def _hollow(config: CausalLMConfig, source: str, dtype: torch.dtype) -> LanguageModel:
+    """The model on the meta device, and a tokenizer without words: nothing will be rendered."""
+    from tokenizers import Tokenizer, models
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    try:
+        of = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"llm.weights {config.weights!r}: {source} has no usable config.json: {error}"
+        ) from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            of, dtype=dtype, attn_implementation=config.attention
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    return LanguageModel(config, model, tokenizer)
 
 
 def _adapter_key(name: str) -> str:

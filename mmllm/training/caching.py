@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import torch
 from accelerate import PartialState
 
 from mmllm import model as models
@@ -29,7 +30,8 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
             "mmllm cache CONFIG stage.cache=FOLDER"
         )
     state = PartialState()
-    model = models.build(run.system, device=str(state.device))
+    # The language model renders here and is not run: half its memory will do.
+    model = models.build(run.system, dtype=torch.bfloat16, device=str(state.device))
     work = frozen_work(model, stage)
     assert work.store is not None
     data = [stage.data, *([stage.validation.data] if stage.validation else [])]

@@ -139,3 +139,11 @@ def test_a_cache_that_cannot_be_meant_is_refused(make_run, changes, said):
 def test_filling_needs_a_folder(make_run):
     with pytest.raises(ConfigError, match="mmllm cache CONFIG stage"):
         fill_cache(make_run(), progress=False)
+
+
+def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
+    run = make_run(losses=LOSSES)
+    model = models.build(run.system)
+    work = FrozenWork(model)
+    assert not work.warm(every_item(model, open_sources(run.stage.data, "data")), progress=False)
+    assert [decoder._pipeline for decoder in model.decoders.values()] == [None] * 3

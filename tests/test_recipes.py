@@ -1,0 +1,143 @@
+"""The recipes, built on the meta device: each shape where parts join, and the counts that papers
+and published files tell."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmllm import config, console, licences, planning
+from mmllm.model import AnyToAny
+from mmllm.planning import Plan
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ("nextgpt-7b", "modern-8b")
+PARTS = ROOT / "configs" / "parts"
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, Plan]:
+    return {name: planning.plan(ROOT / "configs" / name) for name in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def recipes() -> dict[str, AnyToAny]:
+    return {
+        name: planning.hollow(
+            config.parse_system(config.read_yaml(ROOT / "configs" / name / "system.yaml"))
+        )
+        for name in RECIPES
+    }
+
+
+def test_every_shape_where_parts_join(name: str, recipes: dict[str, AnyToAny]) -> None:
+    model = recipes[name]
+    width = model.llm.width
+    for key, encoder in model.encoders.items():
+        features = torch.empty(2, *encoder.feature_shape, device="meta")  # pyright: ignore
+        placed = model.input_projections[key](features)
+        assert placed.shape == (2, model.input_widths[key], width)
+    for key, decoder in model.decoders.items():
+        signals = torch.empty(2, model.output_widths[key], width, device="meta")
+        said = model.output_projections[key](signals)
+        assert {n: tuple(v.shape[1:]) for n, v in said.items()} == decoder.condition_shapes
+    assert len(model.llm.rows) == sum(model.output_widths.values())
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_the_papers_shapes(recipes: dict[str, AnyToAny]) -> None:
+    paper = recipes["nextgpt-7b"]
+    assert paper.output_widths == {"image": 4, "audio": 8, "video": 24}
+    assert paper.encoders["image"].feature_shape == (256, 1024)
+    assert paper.encoders["video"].feature_shape == (256, 1024)
+    assert {key: decoder.condition_shapes for key, decoder in paper.decoders.items()} == {
+        "image": {"prompt_embeds": (77, 768)},
+        "audio": {"prompt_embeds": (512,)},
+        "video": {"prompt_embeds": (77, 1024)},
+    }
+    modern = recipes["modern-8b"].decoders
+    assert modern["image"].condition_shapes["prompt_embeds"] == (128, 2560)
+    assert modern["audio"].condition_shapes["prompt_embeds"] == (128, 768)
+    assert modern["video"].condition_shapes == {"prompt_embeds": (512, 4096)}
+
+
+PUBLISHED = {
+    ("nextgpt-7b", "llm"): (13.48e9 / 2, 0.01),  # bytes of its float16 files
+    ("nextgpt-7b", "llm.lora"): (33e6, 0.02),  # Wu et al. 2023, table 1
+    ("nextgpt-7b", "output_projections.image"): (31.5e6, 0.02),  # there: 31-32 M
+    ("nextgpt-7b", "output_projections.audio"): (31.5e6, 0.02),
+    ("nextgpt-7b", "output_projections.video"): (31.5e6, 0.02),
+    ("nextgpt-7b", "encoders.image"): (304e6, 0.01),  # page of timm's copy
+    ("nextgpt-7b", "decoders.audio"): (975e6, 0.01),  # its README.md
+    ("nextgpt-7b", "decoders.audio", "unet"): (739e6, 0.01),  # Liu et al. 2023, by its README.md
+    ("modern-8b", "decoders.video", "transformer"): (5.68e9 / 4, 0.01),  # bytes of its files
+    ("modern-8b", "decoders.video", "text_encoder"): (5.30e9, 0.08),  # bytes of an 8-bit copy
+    ("modern-8b", "encoders.image"): (428e6, 0.01),  # page of SigLIP's tower of the same sizes
+}
+"""(recipe, part[, network]) -> parameters that were published, and how near these must be."""
+
+
+@pytest.mark.parametrize("place", PUBLISHED, ids="-".join)
+def test_parameters_are_the_published_ones(place: tuple[str, ...], plans: dict[str, Plan]) -> None:
+    part = next(part for part in plans[place[0]].parts if part.name == place[1])
+    count = part.networks[place[2]] if len(place) == 3 else part.parameters
+    expected, near = PUBLISHED[place]
+    assert count == pytest.approx(expected, rel=near)
+
+
+def test_the_table_is_printed(name: str, plans: dict[str, Plan]) -> None:
+    lines = list(planning.render(plans[name], flops=2e14))
+    for line in lines:
+        console.say(line)
+    assert any(re.match(r"  output_projections\.video +[\d,]+  trained", line) for line in lines)
+    assert sum(line.startswith("stage ") for line in lines) == 3
+
+
+def test_a_stage_fits_the_gpu_that_its_header_names(name: str, plans: dict[str, Plan]) -> None:
+    for stage in plans[name].stages:
+        (file,) = (ROOT / "configs" / name).glob(f"[0-9]_{stage.stage.name}.yaml")
+        gigabytes = re.search(r"one GPU of (\d+) GB", file.read_text())
+        assert gigabytes, f"{file}: the header names no memory"
+        # A tenth is left to the allocator, to kernels and to what the estimate does not see.
+        for needed in (stage.memory, stage.filling):
+            assert sum(needed.values()) < 0.9e9 * int(gigabytes[1]), (file, needed)
+
+
+def test_the_new_rows_and_projections_train_and_nothing_else_before_stage_three(
+    name: str, plans: dict[str, Plan]
+) -> None:
+    first, second, third = plans[name].stages
+    assert {n.partition(".")[0] for g in first.groups for n in g.parameters} == {
+        "input_projections"
+    }
+    names = {n for g in second.groups for n in g.parameters}
+    assert {n for n in names if n.startswith("llm.")} == {"llm.rows", "llm.head_rows"}
+    assert not any(n.startswith("input_projections") for n in names)
+    assert any(n.startswith("llm.lora") for g in third.groups for n in g.parameters)
+    assert [s.stage.start for s in plans[name].stages] == [
+        None,
+        first.stage.output,
+        second.stage.output,
+    ]
+
+
+def test_every_part_has_a_licence_and_a_source(name: str, plans: dict[str, Plan]) -> None:
+    for entry in plans[name].licences:
+        assert entry.licence in licences.LICENCES, entry
+    text = (PARTS / "README.md").read_text()
+    for entry in plans[name].licences:
+        assert f"`{entry.weights}`" in text or entry.part in ("encoders.image", "encoders.video")
+
+
+def test_every_folder_of_configs_says_where_it_is_from() -> None:
+    text = (PARTS / "README.md").read_text()
+    folders = {str(path.relative_to(PARTS)) for path in PARTS.glob("*/*") if path.is_dir()}
+    assert folders == set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
