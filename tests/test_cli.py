@@ -20,7 +20,9 @@ from mmllm.conversation import Image
 from mmllm.model import AnyToAny
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "cache", "chat", "evaluate", "export", "provenance", "assets", "version")
+COMMANDS = (
+    *("train", "cache", "chat", "evaluate", "export", "merge", "provenance", "assets", "version"),
+)
 
 
 @pytest.fixture(autouse=True)

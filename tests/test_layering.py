@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "replies": {"conversation"},
     # The parts, which do not know one another.
     "projections": {"errors"},
-    "llm": {"errors", "tokens", "weights"},
+    "llm": {"errors", "precision", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
     "decoders": {"conversation", "errors", "media", "weights"},
@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "llm"},
     "losses": {"data", "decoders", "model"},
-    "checkpoints": {"config", "errors", "model"},
+    "checkpoints": {"config", "errors", "llm", "model"},
     "generation": {"conversation", "data", "errors", "model"},
     "chat": {
         "checkpoints",
