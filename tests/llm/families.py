@@ -185,7 +185,7 @@ FAMILIES = {
 }
 
 
-def write(name: str, folder: Path, *, tied: bool, seed: int = 0) -> Path:
+def write(name: str, folder: Path, *, tied: bool, seed: int = 0, **sizes: float) -> Path:
     """A model of the family and its tokenizer, as a transformers folder. Its table has a few rows
     more than the tokenizer has tokens, as published ones have."""
     import transformers
@@ -193,8 +193,7 @@ def write(name: str, folder: Path, *, tied: bool, seed: int = 0) -> Path:
     family = FAMILIES[name]
     tokenizer = family.words(folder, family.template, family.end)
     config = getattr(transformers, family.config)(
-        **SIZES,
-        **family.options,
+        **{**SIZES, **family.options, **sizes},
         vocab_size=len(tokenizer) + 5,
         tie_word_embeddings=tied,
         eos_token_id=tokenizer.convert_tokens_to_ids(family.end),
