@@ -145,7 +145,7 @@ class Renderer:
         """What somebody said: special tokens in it stay plain text."""
         return self._encode(text, split_special_tokens=True)
 
-    def _encode(self, text: str, *, opening: bool = False, **options: bool) -> list[int]:
+    def _encode(self, text: str, *, opening: bool = False, **options: Any) -> list[int]:
         """Ids of a piece in the middle of a text, or, `opening`, at its beginning."""
         if not text:
             return []

@@ -423,11 +423,11 @@ def build(
     if "gguf_file" in source:
         _forget_gguf(model)
     if "device_map" not in options:
-        model = model.to(device)
+        model = model.to(device)  # pyright: ignore[reportArgumentType] - its wrapper's signature
     return LanguageModel(config, model, tokenizer)
 
 
-def _source(weights: str) -> dict[str, str]:
+def _source(weights: str) -> dict[str, Any]:
     """What `from_pretrained` opens, by its parameters' names."""
     if not weights.endswith(".gguf"):
         return {"pretrained_model_name_or_path": locate(weights, "llm.weights")}

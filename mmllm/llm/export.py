@@ -6,6 +6,7 @@ Legend: V rows of the model's table, R signal tokens, O outputs, D width.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,10 @@ def save_transformers(llm: LanguageModel, folder: Path, *, signals: bool = False
 
 @torch.no_grad()
 def _add_signals(llm: LanguageModel) -> None:
-    from tokenizers import AddedToken
+    from transformers import AddedToken
 
-    tokenizer, model = llm.tokenizer, llm.model
+    tokenizer: Any = llm.tokenizer
+    model = llm.model
     start = len(tokenizer)
     names = signal_names(llm)
     tokens = [AddedToken(name, special=True, normalized=False) for name in names]
@@ -69,7 +71,7 @@ def _add_signals(llm: LanguageModel) -> None:
     embedding = llm.embedding
     rows = llm.rows / llm.embedding_multiplier
     table = _extended(embedding.weight, rows, start)
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     mean = head.weight[:start].float().mean(0)
     new_rows = mean.repeat(len(names), 1)
     new_bias = None if head.bias is None else head.bias[:start].float().mean().repeat(len(names))
@@ -79,7 +81,9 @@ def _add_signals(llm: LanguageModel) -> None:
         if new_bias is not None:
             new_bias[place] = 0.0
     head_table = _extended(head.weight, new_rows, start)
-    bias = None if new_bias is None else _extended(head.bias, new_bias, start)
+    bias: Any = head.bias
+    if new_bias is not None:
+        bias = _extended(bias, new_bias, start)
 
     model.config.tie_word_embeddings = False
     model.config.get_text_config().tie_word_embeddings = False
