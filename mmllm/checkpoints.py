@@ -4,6 +4,7 @@
     manifest.json                     step, versions, fingerprints of frozen parts, files' hashes
     input_projections.safetensors     output_projections.safetensors     rows.safetensors
     adapter/                          LoRA, in peft's own format (absent before it is trained)
+    llm/                              the language model itself, where LoRA was merged into it
     training/                         optimiser and counters (absent in a model that is only used)
 
 A checkpoint is written next to its place and renamed, the manifest last: what carries its name is
@@ -18,7 +19,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from torch import Tensor
 from mmllm import config as configs
 from mmllm.config import RunConfig, SystemConfig
 from mmllm.errors import CheckpointError
+from mmllm.llm.export import merge as merge_lora
+from mmllm.llm.export import save_transformers
 from mmllm.model import AnyToAny
 from mmllm.weights import save_tensors
 
@@ -61,8 +64,16 @@ class Checkpoint:
         return configs.parse_run(tree, str(self.folder / "config.yaml"))
 
     def config(self) -> dict[str, Any]:
-        """What config.yaml says, as plain data."""
-        return configs.read_yaml(self.folder / "config.yaml")
+        """What config.yaml says, as plain data; `llm.weights` in the folder becomes its path."""
+        tree = configs.read_yaml(self.folder / "config.yaml")
+        if self.holds_llm:
+            tree["system"]["llm"]["weights"] = str(self.folder / "llm")
+        return tree
+
+    @property
+    def holds_llm(self) -> bool:
+        """Whether the language model lies in the checkpoint."""
+        return (self.folder / "llm").is_dir()
 
 
 def save(
@@ -75,9 +86,11 @@ def save(
     tensors: Mapping[str, Tensor] | None = None,
     chosen: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    with_llm: bool = False,
 ) -> Path:
     """Write a checkpoint to `folder`. `training` (JSON) and `tensors` go to training/; `chosen`
-    is what was decided by measurement; `dtype` converts the weights (None: as they are).
+    is what was decided by measurement; `dtype` converts the weights (None: as they are);
+    `with_llm` writes the frozen language model too.
 
     Raises CheckpointError when the disk is full; what was there before is then untouched.
     """
@@ -85,7 +98,7 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     shutil.rmtree(draft, ignore_errors=True)
-    needed = _bytes_needed(model, tensors or {})
+    needed = _bytes_needed(model, tensors or {}, with_llm=with_llm)
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise CheckpointError(
@@ -94,7 +107,7 @@ def save(
         )
     try:
         draft.mkdir()
-        _write(draft, model, step, stage, training, tensors, chosen, dtype)
+        _write(draft, model, step, stage, training, tensors, chosen, dtype, with_llm)
         if folder.exists():
             shutil.rmtree(folder)
         draft.rename(folder)
@@ -175,11 +188,8 @@ def load_model(
     """Build the checkpoint's system and load what was trained."""
     from mmllm import model as models
 
-    model = models.build(source.system(), dtype=dtype)
+    model = models.build(source.system(), dtype=dtype, device=device)
     load_weights(model, source)
-    model.to(device)
-    for decoder in model.decoders.values():
-        decoder.to(device)
     return model.eval()
 
 
@@ -188,13 +198,56 @@ def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None
     (README.md) that lies in the folder stays."""
     stage = source.run().stage if "stage" in source.config() else None
     model = load_model(source)
+    if source.holds_llm and dtype:
+        model.llm.model.to(dtype)
     chosen = source.manifest["chosen"]
     card = folder / "README.md"
     kept = card.read_text(encoding="utf-8") if card.is_file() else None
-    save(folder, model, step=source.step, stage=stage, chosen=chosen, dtype=dtype)
+    save(
+        folder,
+        model,
+        step=source.step,
+        stage=stage,
+        chosen=chosen,
+        dtype=dtype,
+        with_llm=source.holds_llm,
+    )
     if kept is not None:
         card.write_text(kept, encoding="utf-8")
     return folder
+
+
+def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
+    """A checkpoint whose language model lies inside it, in `dtype`, with the LoRA merged into it
+    (in float32, from whole weights even where it was trained on quantised ones)."""
+    model = _load_whole(source)
+    merge_lora(model.llm)
+    model.llm.model.to(dtype)  # as its files will be, so that its fingerprint is theirs
+    model.config = source.system()
+    stage = source.run().stage if "stage" in source.config() else None
+    chosen = source.manifest["chosen"]
+    return save(folder, model, step=source.step, stage=stage, chosen=chosen, with_llm=True)
+
+
+def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
+    """The language model of a checkpoint alone, LoRA merged and signal tokens added, as a plain
+    transformers folder (mmllm.llm.export)."""
+    model = _load_whole(source)
+    merge_lora(model.llm)
+    model.llm.model.to(dtype)
+    save_transformers(model.llm, folder, signals=True)
+    return folder
+
+
+def _load_whole(source: Checkpoint) -> AnyToAny:
+    """The model of a checkpoint in float32 on the CPU, whatever its config says of the weights."""
+    from mmllm import model as models
+
+    system = source.system()
+    llm = replace(system.llm, quantization=None, device_map=None, dtype=None)
+    model = models.build(replace(system, llm=llm))
+    load_weights(model, source)
+    return model.eval()
 
 
 def load_weights(model: AnyToAny, source: Checkpoint) -> None:
@@ -251,8 +304,12 @@ def _write(
     tensors: Mapping[str, Tensor] | None,
     chosen: Mapping[str, Any] | None,
     dtype: torch.dtype | None,
+    with_llm: bool,
 ) -> None:
     tree = {"system": configs.dump(model.config)}
+    if with_llm:
+        tree["system"]["llm"]["weights"] = "llm"  # below the checkpoint, wherever it goes
+        save_transformers(model.llm, draft / "llm")
     if stage is not None:
         tree["stage"] = configs.dump(stage)
     (draft / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
@@ -343,9 +400,10 @@ def _llm_fingerprint(model: AnyToAny) -> str:
     return f"{table.shape[0]}x{table.shape[1]}:{digest}"
 
 
-def _bytes_needed(model: AnyToAny, tensors: Mapping[str, Tensor]) -> int:
+def _bytes_needed(model: AnyToAny, tensors: Mapping[str, Tensor], *, with_llm: bool = False) -> int:
     trained = sum(value.numel() * 4 for _, value in model.named_adapters())
-    return trained + sum(value.numel() * value.element_size() for value in tensors.values()) + 2**20
+    others = [*tensors.values(), *(model.llm.model.parameters() if with_llm else ())]
+    return trained + sum(value.numel() * value.element_size() for value in others) + 2**20
 
 
 def _sha256(file: Path) -> str:

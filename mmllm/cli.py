@@ -361,6 +361,10 @@ def export(
     model: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float16",
+    transformers: Annotated[
+        bool,
+        typer.Option("--transformers", help="The language model alone, as plain transformers."),
+    ] = False,
 ) -> None:
     """Write a trained model without its training state, ready to be used or given away."""
     from mmllm import checkpoints
@@ -368,12 +372,30 @@ def export(
 
     precision = named_dtype(dtype)
     source = checkpoints.open_checkpoint(model)
-    others = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if others - {"README.md"} and "manifest.json" not in others:
-        raise ConfigError(f"{folder}: holds other files; name a new or an exported folder")
-    checkpoints.export(source, folder, dtype=precision)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    console.say(f"{folder}: step {source.step}, {size / 1e6:.1f} MB")
+    _check_target(folder, "config.json" if transformers else "manifest.json")
+    (checkpoints.export_transformers if transformers else checkpoints.export)(
+        source, folder, dtype=precision
+    )
+    _tell_size(folder, source.step)
+
+
+@app.command()
+def merge(
+    model: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    dtype: Annotated[
+        str, typer.Option(help="Of the language model: float32, bfloat16 or float16.")
+    ] = "bfloat16",
+) -> None:
+    """Write a trained model with its LoRA merged into a language model of its own."""
+    from mmllm import checkpoints
+    from mmllm.precision import named_dtype
+
+    precision = named_dtype(dtype)
+    source = checkpoints.open_checkpoint(model)
+    _check_target(folder, "manifest.json")
+    checkpoints.merge(source, folder, dtype=precision)
+    _tell_size(folder, source.step)
 
 
 @convert_app.command("nextgpt")
@@ -447,6 +469,18 @@ def version() -> None:
             console.say(f"{name} {installed(name)}")
         except PackageNotFoundError:
             console.say(f"{name} is not installed")
+
+
+def _check_target(folder: Path, mark: str) -> None:
+    """Raises ConfigError unless `folder` is new, empty or an earlier export's, which has `mark`."""
+    others = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if others - {"README.md"} and mark not in others:
+        raise ConfigError(f"{folder}: holds other files; name a new or an exported folder")
+
+
+def _tell_size(folder: Path, step: int) -> None:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    console.say(f"{folder}: step {step}, {size / 1e6:.1f} MB")
 
 
 def find_config(name: str) -> Path:

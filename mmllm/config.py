@@ -165,6 +165,8 @@ class StageConfig:
     `data` maps a name to a dataset; `share` in it is its part of every batch.
     `start` is the checkpoint that the stage continues from (None: from nothing trained).
     `batch_size` counts conversations over all processes and accumulation steps.
+    `pack` puts a micro-batch's conversations into one row without padding; without it,
+    `length_window` sorts those of so many steps by length, so that little is padded (0: as drawn).
     `recompute` keeps no activations of the LLM but what enters its layers (gradient checkpointing).
     `best` names a held-out loss (validation/text): the model that has the lowest is kept in
     `output`/best, beside the last `keep` checkpoints. `trackers` are accelerate's: tensorboard,
@@ -192,6 +194,7 @@ class StageConfig:
     precision: typing.Literal["auto", "no", "bf16", "fp16"] = "auto"
     distance: typing.Literal["mse", "smooth_l1", "cosine"] = "mse"
     pack: bool = False
+    length_window: int = 0
     recompute: bool = False
     workers: int = 0
     cache: str = "memory"
@@ -277,6 +280,12 @@ def parse_stage(tree: Any) -> StageConfig:
     for name in ("steps", "batch_size", "accumulation", "max_length", "checkpoint_every", "keep"):
         if getattr(stage, name) < 1:
             raise ConfigError(f"stage.{name}: expected at least 1, got {getattr(stage, name)}")
+    if stage.length_window < 0:
+        raise ConfigError(f"stage.length_window: expected 0 or more, got {stage.length_window}")
+    if stage.length_window and stage.pack:
+        raise ConfigError(
+            "stage.length_window spares padding, of which stage.pack has none: drop one"
+        )
     if stage.cache_complete and stage.cache in ("memory", "none"):
         raise ConfigError(f"stage.cache_complete needs a folder as stage.cache, not {stage.cache}")
     if stage.cache_complete and stage.samples:

@@ -95,6 +95,8 @@ class AnyToAny(nn.Module):
             output_keys=_first_of_each_modality(
                 {key: (decoder.modality, key) for key, decoder in decoders.items()}
             ),
+            template=llm.chat_template,
+            template_options=llm.config.template_options,
             system_prompt=llm.config.system_prompt,
         )
 
@@ -224,7 +226,7 @@ def build(
     licences.check(config)
     encoders = {key: configs.build(entry) for key, entry in config.encoders.items()}
     decoders = {key: configs.build(entry) for key, entry in config.decoders.items()}
-    llm = configs.build(config.llm, dtype=dtype)
+    llm = configs.build(config.llm, dtype=dtype, device=device)
     model = AnyToAny(config, llm, encoders, decoders, seed=seed).to(device)
     for decoder in model.decoders.values():
         decoder.to(device)

@@ -28,6 +28,7 @@ COMMANDS = (
     "demo",
     "evaluate",
     "export",
+    "merge",
     "provenance",
     "assets",
     "version",

@@ -11,6 +11,7 @@ import pytest
 from mmllm import config
 from mmllm.conversation import Message, Text
 from mmllm.data.dialogues import DialoguesConfig
+from mmllm.data.mixture import Draw, LengthGroups, Mixture
 from mmllm.data.pairs import PairsConfig
 
 
@@ -60,3 +61,52 @@ def test_dialogues_put_text_and_medium_in_either_order_if_asked(tmp_path: Path):
         assert {tuple(said(answered)) for _, answered in talks} == {("Here.", "image")}
     assert orders[False] == {("image", "What is this?")}
     assert orders[True] == {("image", "What is this?"), ("What is this?", "image")}
+
+
+class Sized:
+    """A source that is nothing but lengths."""
+
+    def __init__(self, lengths: list[int], share: float):
+        self.lengths, self.share = lengths, share
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def test_groups_of_like_length_hold_what_was_drawn_and_pad_little():
+    rng = np.random.default_rng(0)
+    sources = {
+        "short": Sized(rng.integers(5, 40, 70).tolist(), 1.0),
+        "long": Sized(rng.integers(30, 200, 50).tolist(), 2.0),
+    }
+
+    def length(draw: Draw) -> int:
+        return sources[draw.source].lengths[draw.index]
+
+    def padding(order: Mixture | LengthGroups) -> float:
+        """Padded positions a real one, in micro-batches of four."""
+        parts = [
+            [length(draw) for draw in order.batch(step, 8)[start : start + 4]]
+            for step in range(20)
+            for start in (0, 4)
+        ]
+        return sum(max(part) * len(part) for part in parts) / sum(map(sum, parts)) - 1
+
+    mixture = Mixture(sources, seed=5)  # pyright: ignore[reportArgumentType]
+    groups = LengthGroups(mixture, length, window=10, slices=2)
+    for first in (0, 10):  # each window holds the draws of its steps, and no other
+        steps = range(first, first + 10)
+        drawn = {draw for step in steps for draw in mixture.batch(step, 8)}
+        assert {draw for step in steps for draw in groups.batch(step, 8)} == drawn
+    assert padding(groups) < 0.1 < 0.4 < padding(mixture)
+    # A step is of several lengths: its two slices are not neighbours in the sorted window.
+    gaps = [
+        abs(np.median([*map(length, batch[:4])]) - np.median([*map(length, batch[4:])]))
+        for batch in (groups.batch(step, 8) for step in range(20))
+    ]
+    assert np.mean(gaps) > 20
+    # Asked for out of order, by one who has not seen the steps before.
+    again = LengthGroups(Mixture(sources, seed=5), length, window=10, slices=2)  # pyright: ignore
+    assert again.batch(17, 8) == groups.batch(17, 8)
+    other = LengthGroups(Mixture(sources, seed=6), length, window=10, slices=2)  # pyright: ignore
+    assert other.batch(17, 8) != groups.batch(17, 8)

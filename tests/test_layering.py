@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "replies": {"conversation"},
     # The parts, which do not know one another.
     "projections": {"errors"},
-    "llm": {"errors", "tokens", "weights"},
+    "llm": {"errors", "precision", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
     "decoders": {"conversation", "errors", "media", "weights"},
@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
     "losses": {"data", "decoders", "model"},
-    "checkpoints": {"config", "errors", "model", "weights"},
+    "checkpoints": {"config", "errors", "llm", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
     "generation": {"conversation", "data", "errors", "model"},
     "chat": {

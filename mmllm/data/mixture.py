@@ -7,7 +7,7 @@ resumes at any step, on any number of processes, without a sampler's state.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,3 +75,42 @@ class Mixture:
     def _permutation(self, which: int, epoch: int) -> np.ndarray:
         size = len(self.sources[self.names[which]])
         return np.random.default_rng([self.seed, 1, which, epoch]).permutation(size)
+
+
+class LengthGroups:
+    """The mixture's draws with those of like length together, where batches are padded.
+
+    The draws of `window` steps are sorted by length and dealt in `slices` a step (one for each
+    accumulation step), in an order drawn anew for every window: each slice is of one length, a
+    step is of several. Still a pure function of (seed, step), whatever the number of processes.
+    """
+
+    def __init__(
+        self, mixture: Mixture, length: Callable[[Draw], int], *, window: int, slices: int
+    ):
+        self.mixture = mixture
+        self.length = length
+        self.window = window
+        self.slices = slices
+
+    def batch(self, step: int, batch_size: int) -> list[Draw]:
+        """The global batch of a step, slice after slice."""
+        number, place = divmod(step, self.window)
+        return self._steps(number, batch_size)[place]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - as the mixture's
+    def _steps(self, number: int, batch_size: int) -> list[list[Draw]]:
+        first = number * self.window
+        draws = [
+            draw
+            for step in range(first, first + self.window)
+            for draw in self.mixture.batch(step, batch_size)
+        ]
+        draws.sort(key=self.length)
+        size = batch_size // self.slices
+        parts = [draws[start : start + size] for start in range(0, len(draws), size)]
+        order = np.random.default_rng([self.mixture.seed, 3, number]).permutation(len(parts))
+        return [
+            [draw for index in order[start : start + self.slices] for draw in parts[index]]
+            for start in range(0, len(parts), self.slices)
+        ]

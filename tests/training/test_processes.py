@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 LOSSES = ("loss", "text", "align", "denoise", "retain")
 
 
-def launch(shape: str, run: config.RunConfig, folder: Path) -> list[dict[str, float]]:
+def launch(
+    shape: str, run: config.RunConfig, folder: Path, *options: str
+) -> list[dict[str, float]]:
     """`accelerate launch` on a run; its losses by step."""
     file = folder / f"{Path(run.stage.output).name}.yaml"
     file.write_text(yaml.safe_dump(config.dump(run)))
@@ -29,7 +31,11 @@ def launch(shape: str, run: config.RunConfig, folder: Path) -> list[dict[str, fl
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(file)], capture_output=True, text=True, env=environment, timeout=300
+        [*command, str(file), *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (Path(run.stage.output) / "metrics.jsonl").read_text().splitlines()
@@ -71,3 +77,20 @@ def test_a_process_that_sees_no_media_at_all_holds_nobody_up(make_run, tmp_path:
     }
     run = replace(run, stage=replace(run.stage, data=data))
     assert len(launch("cpu-2", run, tmp_path)) == 4
+
+
+@pytest.mark.parametrize("length_window", [0, 3])
+def test_a_run_goes_on_in_another_number_of_processes(
+    make_run, tmp_path: Path, length_window: int
+) -> None:
+    """One process, then two, then one again: the batches and losses of a run that never stopped."""
+    # A constant learning rate: the schedule must not see where the run pauses.
+    constant = {"schedule": "constant", "warmup": 0.0, "length_window": length_window}
+    whole = launch("cpu", make_run(output="whole", steps=6, **constant), tmp_path)
+    curve: list[dict[str, float]] = []
+    for shape, steps in (("cpu", 2), ("cpu-2", 4), ("cpu", 6)):
+        run = make_run(output="moved", steps=steps, **constant)
+        curve = launch(shape, run, tmp_path, *(["--resume"] if steps > 2 else []))
+    assert [set(one) for one in curve] == [set(one) for one in whole]
+    for one, other in zip(whole, curve, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)

@@ -1,0 +1,62 @@
+"""Chat templates (jinja): the tokenizer's own, a named one, or a file's."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = {
+    "plain": (
+        "{{ bos_token or '' }}{% for message in messages %}"
+        "{{ message['role'] }}: {{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    ),
+    "vicuna": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
+        "{% else %}A chat between a curious user and an artificial intelligence assistant. The "
+        "assistant gives helpful, detailed, and polite answers to the user's questions.{% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'user' %} USER:"
+        " {{ message['content'] }}{% elif message['role'] == 'assistant' %} ASSISTANT:"
+        " {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+    ),
+}
+"""`plain`: for a base model. `vicuna`: v1.1 and v1.5, whose tokenizers come without a template
+(FastChat, conversation.py, "vicuna_v1.1"; there a turn's end leaves no space before the next)."""
+
+
+def chat_template(wanted: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The jinja text for `llm.chat_template`: a name of TEMPLATES, a .jinja file, or None for the
+    tokenizer's own. A tokenizer without one is rendered `plain`, saying so."""
+    if wanted is None:
+        own = tokenizer.chat_template
+        if isinstance(own, dict):  # several, by name
+            own = own.get("default")
+        if own:
+            return own
+        logger.warning(
+            "llm: the tokenizer brings no chat template: 'plain' is used; if the model was trained "
+            "with another one, name it in llm.chat_template (%s, or a .jinja file)",
+            ", ".join(TEMPLATES),
+        )
+        return TEMPLATES["plain"]
+    if wanted in TEMPLATES:
+        return TEMPLATES[wanted]
+    file = Path(wanted).expanduser()
+    if file.suffix != ".jinja":
+        raise ConfigError(
+            f"llm.chat_template: expected {', '.join(TEMPLATES)} or a .jinja file, got {wanted!r}"
+        )
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"llm.chat_template: {wanted}: cannot be read: {error}") from error

@@ -1,0 +1,201 @@
+"""Families of language models, each against plain transformers on the same tiny weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mmllm import config, model
+from mmllm.conversation import assistant, system, user
+from mmllm.data.batch import collate
+from mmllm.data.frozen import FrozenWork
+from mmllm.data.rendering import UNSUPERVISED
+from mmllm.errors import ConfigError
+from mmllm.generation import Sampling, generate
+from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.templates import TEMPLATES
+from mmllm.model import AnyToAny
+from tests.llm.families import FAMILIES, WINDOW
+
+OUTPUTS = {"image": 3, "audio": 2}
+TALK = [user("What is this?"), assistant("a red apple"), user("one  two\n three"), assistant("ten")]
+
+
+def joined(name: str, folder: Path, **changes: Any) -> AnyToAny:
+    """A system of a language model alone."""
+    tree = {"weights": str(folder), "max_length": 256, **FAMILIES[name].llm, **changes}
+    return model.build(config.parse_system({"name": name, "llm": tree})).eval()
+
+
+def with_outputs(folder: Path, **changes: Any) -> LanguageModel:
+    tree = {"weights": str(folder), "lora": {"rank": 2}, **changes}
+    llm = config.build(config.parse_component("llm", tree, "llm", default="causal_lm"))
+    llm.add_outputs(OUTPUTS, torch.Generator().manual_seed(0))
+    return llm.eval()
+
+
+def plain(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def ids_of(folder: Path, length: int = 3 * WINDOW) -> Tensor:
+    count = len(AutoTokenizer.from_pretrained(folder))
+    return torch.randint(count, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_logits_are_those_of_plain_transformers_with_lora_at_zero(name, tied, folders) -> None:
+    folder = folders(name, tied)
+    llm, reference = with_outputs(folder), plain(folder)
+    llm.attach_lora()
+    ids = ids_of(folder)
+    wanted = reference(ids).logits
+    found = llm.head(llm(llm.embed(ids)))
+    assert found.shape[-1] == llm.tokens.vocabulary + len(OUTPUTS) == wanted.shape[-1] + 2
+    torch.testing.assert_close(found[..., :-2], wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_signal_rows_are_as_large_as_embedded_words_and_have_their_logit(name, folders) -> None:
+    folder = folders(name)
+    llm, reference = with_outputs(folder), plain(folder)
+    words = reference.get_input_embeddings()(ids_of(folder))
+    assert llm.rows.std() == pytest.approx(words.std().item(), rel=0.3)
+    run = llm.tokens.run("audio")
+    embeds = llm.embed(torch.tensor([[5, *run, llm.tokens.placeholder]]))[0]
+    assert torch.equal(embeds[1:3], llm.rows[3:5])
+    assert torch.equal(embeds[3], torch.zeros(llm.width))
+    # The logit of a row is that of a word whose row in the head is the same.
+    hidden = llm(llm.embed(ids_of(folder)))
+    llm.head_rows[1] = reference.get_output_embeddings().weight[7]
+    logits = llm.head(hidden)
+    torch.testing.assert_close(logits[..., llm.tokens.head_row("audio")], logits[..., 7])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_packed_padded_shared_and_single_rows_have_the_same_states(name, folders) -> None:
+    whole = joined(name, folders(name))
+    items = [whole.renderer.render(talk) for talk in ([*TALK], [TALK[0], assistant("two")])]
+    assert min(map(len, items)) > WINDOW
+
+    def states(batch: Any) -> Tensor:
+        return whole.hidden(batch).flatten(0, 1)[batch.supervised]
+
+    def batched(some: Any, **options: Any) -> Any:
+        return collate(some, None, input_widths={}, output_widths={}, pad_id=0, **options)
+
+    single = torch.cat([states(batched([item])) for item in items])
+    padded = batched(items)
+    assert padded.shared > 0
+    torch.testing.assert_close(states(padded), single, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states(batched(items, pack=True)), single, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation_gives_the_ids_of_transformers(name, folders) -> None:
+    whole, reference = joined(name, folders(name)), plain(folders(name))
+    prompts = [whole.renderer.render(talk, for_reply=True) for talk in (TALK[:3], TALK[:1])]
+    sampling = Sampling(max_new_tokens=12)
+    answers = generate(whole, prompts, FrozenWork(whole), sampling=sampling)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        wanted = reference.generate(
+            torch.tensor([prompt.ids]),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=sorted(whole.llm.end_ids),
+            pad_token_id=0,
+        )[0, len(prompt.ids) :].tolist()
+        assert answer.ids == [token for token in wanted if token not in whole.llm.end_ids]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rendered_ids_are_those_of_the_whole_text(name, folders) -> None:
+    """Pieces put together give what the tokenizer makes of the template's text in one go, and
+    only replies with their end are learned."""
+    whole = joined(name, folders(name))
+    tokenizer, family = whole.llm.tokenizer, FAMILIES[name]
+    for talk, for_reply in ((TALK, False), (TALK[:3], True), (TALK[:1], True)):
+        rendered = whole.renderer.render(talk, for_reply=for_reply)
+        text = tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.text} for message in talk],
+            tokenize=False,
+            add_generation_prompt=for_reply,
+            chat_template=family.template or TEMPLATES["vicuna"],
+            **family.llm.get("template_options", {}),
+        )
+        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert rendered.ids == wanted, tokenizer.convert_ids_to_tokens(rendered.ids)
+    labels = whole.renderer.render(TALK).labels
+    learned = tokenizer.decode([label for label in labels if label != UNSUPERVISED])
+    assert [part.strip() for part in learned.split(family.end)] == ["a red apple", "ten", ""]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompt_is_the_beginning_of_what_is_learned(name, folders) -> None:
+    """What the model reads before a reply is what stood before it in training."""
+    renderer = joined(name, folders(name)).renderer
+    prompt = renderer.render(TALK[:1], for_reply=True)
+    assert renderer.render(TALK[:2]).ids[: len(prompt)] == prompt.ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_system_words_are_said_in_every_family(name, folders) -> None:
+    """Mistral's template refuses the role: the words then open the first turn."""
+    whole = joined(name, folders(name))
+    rendered = whole.renderer.render([system("Be brief."), *TALK[:1]], for_reply=True)
+    text = whole.llm.tokenizer.decode(rendered.ids)
+    assert text.index("Be brief.") < text.index("What is this?")
+
+
+def test_a_tokenizer_without_a_template_is_rendered_plainly_and_says_so(folders, caplog) -> None:
+    whole = joined("vicuna", folders("vicuna"), chat_template=None)
+    assert "brings no chat template: 'plain' is used" in caplog.text
+    text = whole.llm.tokenizer.decode(whole.renderer.render(TALK[:2]).ids)
+    assert text.replace("<s> ", "<s>") == "<s>user: What is this?\nassistant: a red apple</s>\n"
+
+
+def test_a_template_of_ones_own_is_a_file(folders, tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    whole = joined("llama3", folders("llama3"), chat_template=str(file))
+    ids = whole.renderer.render(TALK[:2]).ids
+    assert whole.llm.tokenizer.decode(ids) == (
+        "<user>What is this?<|eot_id|><assistant>a red apple<|eot_id|>"
+    )
+    for wrong, said in (("vicunna", "expected plain, vicuna or a"), ("no.jinja", "cannot be read")):
+        with pytest.raises(ConfigError, match=said):
+            joined("llama3", folders("llama3"), chat_template=wrong)
+
+
+def test_a_template_that_leaves_messages_out_is_refused(folders, tmp_path: Path) -> None:
+    file = tmp_path / "last.jinja"
+    file.write_text("{{ messages[-1]['content'] }}{{ eos_token }}")
+    whole = joined("llama3", folders("llama3"), chat_template=str(file))
+    with pytest.raises(ConfigError, match="writes 1 of 4 messages"):
+        whole.renderer.render(TALK)
+
+
+def test_a_family_that_treats_its_logits_unlike_others_is_refused(folders, monkeypatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def halved(self: Any, *arguments: Any, **options: Any) -> Any:
+        output = forward(self, *arguments, **options)
+        output.logits = output.logits / 2
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", halved)
+    with pytest.raises(ConfigError, match="'llama' treats its logits in a way"):
+        with_outputs(folders("llama3"))
