@@ -20,7 +20,17 @@ from mmllm.conversation import Image
 from mmllm.model import AnyToAny
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "cache", "chat", "evaluate", "export", "provenance", "assets", "version")
+COMMANDS = (
+    "train",
+    "cache",
+    "chat",
+    "evaluate",
+    "serve",
+    "export",
+    "provenance",
+    "assets",
+    "version",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +104,10 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
         (["chat", "hello", "--model", "nothing"], "nothing: no checkpoint there"),
         (["evaluate", "mini", "--limit", "0"], "--limit: expected at least 1, got 0"),
         (["evaluate", "mini", "--beside", "no.json"], "no.json is no report"),
+        (["serve", "nothing", "--port", "0"], "nothing: no checkpoint there"),
+        (["serve", "mini", "--port", "70000"], "choose another --host or --port"),
+        (["serve", "mini", "--token", "a b"], "token: expected visible ASCII characters"),
+        (["serve", "mini", "--allow-urls", "http://x/"], "expected a host such as example.org"),
         (["export", "nothing", "there"], "nothing: no checkpoint there"),
         (["export", "nothing", "there", "--dtype", "int8"], "expected float32, bfloat16, float16"),
         (["cache", "info"], "mmllm cache info: expected one FOLDER"),
