@@ -86,7 +86,7 @@ def test_a_stream_adds_up_to_the_whole_reply(chat: Chat, client: openai.OpenAI) 
         **OPTIONS,
     ) as stream:
         chunks = [event.chunk for event in stream if event.type == "chunk"]
-        whole = stream.get_final_completion()
+        whole = stream.current_completion_snapshot
     for chunk in chunks:
         progress = (chunk.model_extra or {}).get("mmllm", {}).get("progress")
         if progress:
@@ -215,7 +215,7 @@ def test_a_seed_is_drawn_and_told(http: httpx2.Client) -> None:
 
 
 def test_a_full_context_is_told(http: httpx2.Client) -> None:
-    old = [{"role": "user", "content": "one two three " * 12} for _ in range(3)]
+    old = [{"role": "user", "content": "one two three " * 24} for _ in range(3)]
     body = {"messages": [*old, {"role": "user", "content": "what?"}], "max_tokens": 4}
     response = http.post("/v1/chat/completions", json=body)
     assert "the oldest" in response.json()["mmllm"]["notes"][0]
