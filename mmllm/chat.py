@@ -72,6 +72,7 @@ class Chat:
         seed: int | None = None,
         decoders: Mapping[str, Mapping[str, Any]] | None = None,
         on_step: OnStep | None = None,
+        cancel: threading.Event | None = None,
         **sampling: Any,
     ) -> Reply:
         """Answer one conversation; see `reply_many`."""
@@ -81,6 +82,7 @@ class Chat:
             seeds=None if seed is None else [seed],
             decoders=decoders,
             on_step=on_step,
+            cancel=cancel,
             **sampling,
         )[0]
 
@@ -92,6 +94,7 @@ class Chat:
         seeds: Sequence[int] | None = None,
         decoders: Mapping[str, Mapping[str, Any]] | None = None,
         on_step: OnStep | None = None,
+        cancel: threading.Event | None = None,
         **sampling: Any,
     ) -> list[Reply]:
         """Answer several conversations in one LLM batch and one batch per decoder.
@@ -100,7 +103,8 @@ class Chat:
         the same seed gives the same reply. `decoders`: by modality, what the decoder's
         `request_options` name: steps, guidance, negative (a caption), and for some seconds, frames,
         fps, height, width. Other keywords are those of `mmllm.generation.Sampling`.
-        Raises MediaError, ContextError and ConfigError.
+        `cancel`: set from any thread, it ends the work as it ends that of `stream`.
+        Raises MediaError, ContextError and ConfigError, and Cancelled.
         """
         return self._answer(
             conversations,
@@ -109,6 +113,7 @@ class Chat:
             decoders=decoders,
             sampling=sampling,
             on_step=on_step,
+            stopped=(lambda: False) if cancel is None else cancel.is_set,
         )
 
     def stream(
@@ -214,10 +219,7 @@ class Chat:
                 if dropped
                 else ()
             )
-        longest = max(len(prompt) for prompt in prompts)
-        settings = replace(
-            settings, max_new_tokens=min(settings.max_new_tokens, max(limit - longest, 1))
-        )
+        rooms = [max(limit - len(prompt), 1) for prompt in prompts]
         writers = [_Writer(self.model, settings.stop) for _ in prompts]
 
         def on_piece(row: int, piece: int | Run) -> None:
@@ -230,7 +232,10 @@ class Chat:
             self.model,
             prompts,
             self._work,
-            sampling=settings,
+            sampling=[
+                replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+                for room in rooms
+            ],
             generators=[torch.Generator().manual_seed(seed) for seed in request.seeds],
             on_piece=on_piece,
             prefixes=self._prefixes,

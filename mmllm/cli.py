@@ -357,6 +357,64 @@ def evaluate(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A name, a checkpoint or run folder, or a YAML (untrained)."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than your own machine: 0.0.0.0.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="MMLLM_TOKEN", help="What clients must present, as a bearer token."),
+    ] = None,
+    allow_urls: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Media may be fetched from there (repeatable)."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Requests answered together, at most.")] = 8,
+    waiting: Annotated[int, typer.Option(help="Requests that wait, at most.")] = 64,
+    prefixes: Annotated[
+        int, typer.Option(help="Conversations whose caches are kept for their next turns.")
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+) -> None:
+    """Serve a model by OpenAI's API (needs the extra `server`)."""
+    try:
+        from mmllm.server import listening
+        from mmllm.server.settings import Settings
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"mmllm serve needs {error.name}: pip install 'mmllm[server]'") from error
+
+    for name, value in (("--batch", batch), ("--waiting", waiting)):
+        if value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
+    settings = Settings(
+        token=token,
+        allow_urls=frozenset(allow_urls or ()),
+        hosts=listening.hosts_of(host),
+        batch=batch,
+        waiting=waiting,
+    )
+    door = listening.listen(host, port)
+    if token is None and not listening.is_loopback(host):
+        console.tell("others can reach this server and need no token: see --token")
+
+    import mmllm
+    from mmllm.server.app import build_app
+
+    console.tell(f"loading {model}")
+    chat = mmllm.load(model, device=device, dtype=dtype, prefixes=prefixes)
+    console.say(f"{listening.address(door)}/v1")
+    listening.server(build_app(chat, settings)).run(sockets=[door])
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],

@@ -111,6 +111,15 @@ ALLOWED: dict[str, set[str]] = {
         "mini",
         "replies",
     },
+    "server": {
+        "chat",
+        "conversation",
+        "decoders",  # for the word Cancelled
+        "errors",
+        "generation",
+        "media",
+        "replies",
+    },
     "repl": {"chat", "console", "conversation", "errors", "media"},
     "cli": {
         "checkpoints",
@@ -127,6 +136,7 @@ ALLOWED: dict[str, set[str]] = {
         "planning",
         "precision",
         "repl",
+        "server",
         "training",
     },
     "__main__": {"cli"},
@@ -160,6 +170,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "open_clip": "open-clip-torch",
+    "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
@@ -292,7 +303,8 @@ def test_importing_mmllm_loads_nothing_heavy() -> None:
 
 def test_imported_packages_are_declared_and_declared_ones_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["demo"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["demo"], *extras["server"]]
     declared = {re.split(r"[^\w-]", line)[0] for line in lines}
     imported = {
         DISTRIBUTIONS.get(top, top)

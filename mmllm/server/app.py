@@ -1,0 +1,361 @@
+"""The routes: read a request, ask the engine, write the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+import mmllm
+from mmllm.chat import Chat
+from mmllm.conversation import Medium, user
+from mmllm.decoders.base import Cancelled
+from mmllm.replies import Done, Event, Reply
+from mmllm.server import answers, errors
+from mmllm.server import schemas as api
+from mmllm.server.engine import Engine, Job, Options
+from mmllm.server.errors import CLOSED, ApiError, bad
+from mmllm.server.gate import Gate
+from mmllm.server.intake import Intake
+from mmllm.server.metrics import Metrics
+from mmllm.server.settings import Settings
+from mmllm.server.videos import Clip, Videos
+
+_TOLD = {
+    400: "The request cannot be meant.",
+    401: "The token is missing or wrong.",
+    403: "The server does not answer to this name.",
+    404: "There is no such thing.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    429: "Too many requests.",
+    500: "The server's fault; its log says why.",
+    503: "The server is shutting down.",
+}
+
+
+def build_app(chat: Chat, settings: Settings | None = None) -> FastAPI:
+    """The server of one model, as an ASGI application."""
+    service = Service(chat, settings or Settings())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        try:
+            yield
+        finally:
+            service.videos.close()
+            await asyncio.to_thread(service.engine.close)
+
+    app = FastAPI(
+        title="mmllm",
+        summary="Text, pictures, sounds and clips in; text, pictures, sounds and clips out.",
+        version=mmllm.__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        responses={
+            status: {"model": errors.ErrorResponse, "description": text}
+            for status, text in _TOLD.items()
+        },
+    )
+    app.state.service = service
+    errors.install(app)
+    _document(app, settings or Settings())
+
+    app.add_middleware(Gate, settings=service.settings, metrics=service.metrics)  # pyright: ignore
+    _add_routes(app, service)
+    return app
+
+
+class Service:
+    """What the routes share: one model, its engine, and its jobs."""
+
+    def __init__(self, chat: Chat, settings: Settings):
+        self.settings = settings
+        self.metrics = Metrics()
+        self.engine = Engine(chat, settings, self.metrics)
+        renderer = chat.model.renderer
+        makes = {
+            modality: chat.model.decoders[key].request_options
+            for modality, key in renderer.output_keys.items()
+        }
+        self.intake = Intake(settings, makes)
+        self.videos = Videos(self.engine, settings)
+        self.name = chat.model.config.name
+        self.card = {
+            "id": self.name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "mmllm",
+            "context": chat.model.llm.max_length,
+            "reads": sorted(renderer.input_keys),
+            "makes": {modality: list(options) for modality, options in makes.items()},
+        }
+
+    def check_model(self, name: str | None) -> None:
+        """The name that a request may bear."""
+        if name not in (None, self.name):
+            raise ApiError(
+                404,
+                f"model {name!r} is not served here; {self.name!r} is",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def replies(self, request: Request, *jobs: Job) -> list[Reply]:
+        """Have jobs answered together; they are cancelled when the client goes away."""
+        self.engine.submit(*jobs)
+        try:
+            waiting = asyncio.gather(*(asyncio.wrap_future(job.reply) for job in jobs))
+            return await unless_gone(request, waiting)
+        except Cancelled as error:
+            raise ApiError(503, "the server is shutting down", code="shutting_down") from error
+        finally:
+            self.engine.cancel(*jobs)
+
+    async def make(
+        self, request: Request, prompt: str, options: Options, seed: int | None, num: int = 1
+    ) -> list[tuple[Medium, int]]:
+        """`num` media of the one modality that `options` force, each with its seed."""
+        self.intake.check_text(prompt, "prompt")
+        first = new_seed(num) if seed is None else seed
+        if first + num > 2**63:
+            raise bad(f"seed: too large to count on from for {num} pictures", "seed")
+        jobs = [Job([user(prompt)], options, first + number) for number in range(num)]
+        replies = await self.replies(request, *jobs)
+        return [(reply.media[0], reply.seed) for reply in replies]
+
+    async def events(self, request: Request, job: Job) -> AsyncIterator[Event]:
+        """Start a job and return its events. What is wrong before the first is raised here, when
+        the response can still be an error."""
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Event | None] = asyncio.Queue()
+
+        def tell(event: Event | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop may have ended before the engine
+                loop.call_soon_threadsafe(told.put_nowait, event)
+
+        job.on_event = tell
+        job.reply.add_done_callback(lambda _: tell(None))
+        self.engine.submit(job)
+        try:
+            first = await unless_gone(request, asyncio.ensure_future(told.get()))
+            if first is None:
+                job.reply.result()
+        except BaseException:
+            self.engine.cancel(job)
+            raise
+
+        async def rest() -> AsyncIterator[Event]:
+            event = first
+            while event is not None:
+                yield event
+                event = await told.get()
+            yield Done(job.reply.result())
+
+        return rest()
+
+
+class EventStream(StreamingResponse):
+    """A streamed answer; `closed` is called when it ended, or nobody reads it any more."""
+
+    def __init__(self, lines: AsyncIterator[str], closed: Callable[[], None]):
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self._closed = closed
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._closed()
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    stream_too = {"content": {"text/event-stream": {}}, "description": "The answer, or chunks."}
+
+    @app.post("/v1/chat/completions", responses={200: stream_too}, response_model=api.ChatResponse)
+    async def chat_completions(request: Request, body: api.ChatRequest) -> Response:
+        """Answer a conversation with text and media."""
+        service.check_model(body.model)
+        options = service.intake.chat_options(body)
+        conversation = await service.intake.conversation(body.messages)
+        seed = new_seed() if body.seed is None else body.seed
+        job = Job(conversation, options, seed)
+        writer = answers.Writer(service.name, body.audio.format if body.audio else "wav")
+        if not body.stream:
+            (reply,) = await service.replies(request, job)
+            return JSONResponse(await writer.whole(reply))
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        chunks = writer.chunks(await service.events(request, job), with_usage=with_usage)
+        return EventStream(_lines(chunks), lambda: service.engine.cancel(job))
+
+    @app.post("/v1/images/generations", response_model=api.ImageResponse)
+    async def images(request: Request, body: api.ImageRequest) -> Response:
+        """Make pictures of a prompt."""
+        service.check_model(body.model)
+        given = service.intake.decoder_options(body.decoder, "decoder", size=body.size)
+        options = service.intake.only("image", given)
+        made = await service.make(request, body.prompt, options, body.seed, body.n or 1)
+        kind = body.output_format or "png"
+        files = [await answers.encoded(picture, kind) for picture, _ in made]
+        data = [
+            {"b64_json": base64.b64encode(file).decode("ascii"), "seed": seed}
+            for file, (_, seed) in zip(files, made, strict=True)
+        ]
+        return JSONResponse({"created": int(time.time()), "data": data, "output_format": kind})
+
+    sounds = {"content": {answers.TYPES[name]: {} for name in ("wav", "flac")}}
+
+    @app.post(
+        "/v1/audio/speech",
+        response_class=Response,
+        responses={200: {**sounds, "description": "The sound."}},
+    )
+    async def speech(request: Request, body: api.SpeechRequest) -> Response:
+        """Make a sound of a description."""
+        service.check_model(body.model)
+        given = service.intake.decoder_options(body.decoder, "decoder")
+        options = service.intake.only("audio", given)
+        ((sound, seed),) = await service.make(request, body.input, options, body.seed)
+        kind = body.response_format or "wav"
+        return Response(
+            await answers.encoded(sound, kind),
+            media_type=answers.TYPES[kind],
+            headers={"x-mmllm-seed": str(seed)},
+        )
+
+    @app.post("/v1/videos", response_model=api.VideoResponse)
+    async def create_video(body: api.VideoRequest) -> Response:
+        """Begin to make a clip of a prompt."""
+        service.check_model(body.model)
+        service.intake.check_text(body.prompt, "prompt")
+        given = service.intake.decoder_options(
+            body.decoder, "decoder", size=body.size, seconds=body.seconds
+        )
+        options = service.intake.only("video", given)
+        seed = new_seed() if body.seed is None else body.seed
+        clip = service.videos.create(Job([user(body.prompt)], options, seed), body.prompt)
+        return described(clip)
+
+    def described(clip: Clip) -> Response:
+        return JSONResponse(service.videos.describe(clip, service.name))
+
+    @app.get("/v1/videos/{video_id}", response_model=api.VideoResponse)
+    async def video(video_id: str) -> Response:
+        """How far a clip is."""
+        return described(service.videos.get(video_id))
+
+    @app.delete("/v1/videos/{video_id}", response_model=api.VideoDeleted)
+    async def delete_video(video_id: str) -> dict[str, Any]:
+        """Forget a clip; one that is being made is stopped."""
+        service.videos.delete(video_id)
+        return {"id": video_id, "object": "video.deleted", "deleted": True}
+
+    clips = {"content": {"video/mp4": {}}, "description": "The clip."}
+    early = {"model": errors.ErrorResponse, "description": "The clip is not ready."}
+
+    @app.get(
+        "/v1/videos/{video_id}/content",
+        response_class=Response,
+        responses={200: clips, 409: early},
+    )
+    async def video_content(video_id: str) -> Response:
+        """The file of a clip that is ready."""
+        clip = service.videos.get(video_id)
+        if clip.error is not None:
+            raise replaced(clip.error, 409)
+        if clip.completed is None:
+            raise ApiError(
+                409, f"the clip is {clip.status}; ask again when it is completed", code="not_ready"
+            )
+        return Response(clip.data, media_type="video/mp4")
+
+    @app.get("/v1/models", response_model=api.ModelList)
+    async def models() -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [service.card]}
+
+    @app.get("/v1/models/{model}", response_model=api.ModelCard)
+    async def model_card(model: str) -> dict[str, Any]:
+        """What the model reads and makes."""
+        service.check_model(model)
+        return service.card
+
+    @app.get("/health", response_model=api.Health)
+    async def health() -> dict[str, Any]:
+        """Whether the engine works."""
+        if not service.engine.alive:
+            raise ApiError(503, "the engine has ended; restart the server", code="not_healthy")
+        return {"status": "ok", "waiting": service.engine.num_waiting}
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}, "description": "For Prometheus."}},
+    )
+    async def metrics() -> Response:
+        """Counts and times."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def new_seed(room: int = 1) -> int:
+    """As `Chat.reply` draws one; `room`: how many are counted on from it."""
+    return random.randrange(2**31 - room)
+
+
+def replaced(error: ApiError, status: int) -> ApiError:
+    return ApiError(status, error.message, param=error.param, code=error.code)
+
+
+async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
+    """The result of `work`; when the client goes away before, the work is dropped."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    leaving = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(CLOSED, "the client went away")
+        return work.result()
+    finally:
+        work.cancel()
+        leaving.cancel()
+
+
+async def _lines(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Server-sent events; an error in their midst is one of them."""
+    try:
+        async for chunk in chunks:
+            yield answers.line(chunk)
+    except Cancelled:
+        return
+    except Exception as error:
+        yield answers.line(errors.told(error).body())
+    yield answers.line("[DONE]")
+
+
+def _document(app: FastAPI, settings: Settings) -> None:
+    """Say in the OpenAPI document that a token is needed, where one is."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        if settings.token is not None:
+            schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+            schemes["token"] = {"type": "http", "scheme": "bearer"}
+            document["security"] = [{"token": []}]
+        return document
+
+    app.openapi = openapi

@@ -1,0 +1,154 @@
+"""Everything that goes wrong, as the API's own JSON: {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from mmllm.errors import ConfigError, ContextError, MediaError, MmllmError
+
+log = logging.getLogger(__name__)
+
+CLOSED = 499
+"""Nobody reads this answer: the client went away (nginx's number)."""
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+_REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`")
+"""Our errors speak to Python programs; a client of the server has other means."""
+
+
+class ErrorBody(BaseModel):
+    """What and how to mend; `param`: the field of the request, by its path."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """An answer that is an error. `status`: of HTTP; `code`: a word for programs."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> dict[str, Any]:
+        kind = _KINDS.get(
+            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
+        )
+        fields = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": fields}
+
+    def response(self) -> JSONResponse:
+        headers = {"retry-after": "1"} if self.status in (429, 503) else {}
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """The request cannot be meant."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def told(error: BaseException, param: str | None = None) -> ApiError:
+    """Any error as one of the API; what the client did not cause is logged, not told."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContextError):
+        return bad(str(error), param or "messages", "context_length_exceeded")
+    if isinstance(error, MediaError):
+        return bad(_REMEDY_IN_PYTHON.sub("", str(error)), param, "invalid_media")
+    if isinstance(error, ConfigError):
+        return bad(str(error), param)
+    log.error("a request failed", exc_info=error)
+    what = "the model cannot answer" if isinstance(error, MmllmError) else "internal error"
+    return ApiError(500, f"{what}; the server's log says why", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of an app one of the API."""
+
+    @app.exception_handler(ApiError)
+    async def _api(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(MmllmError)
+    async def _mmllm(request: Request, error: MmllmError) -> JSONResponse:
+        return told(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return invalid(error.errors(), error.body).response()
+
+    @app.exception_handler(404)
+    async def _unknown(request: Request, error: Exception) -> JSONResponse:
+        path = request.url.path
+        message = f"{path}: no such path; see /openapi.json"
+        return ApiError(404, message, code="unknown_url").response()
+
+    @app.exception_handler(405)
+    async def _method(request: Request, error: Any) -> JSONResponse:
+        allowed = dict(error.headers or {})
+        message = (
+            f"{request.method} {request.url.path}: not that method, but {allowed.get('Allow', '?')}"
+        )
+        response = ApiError(405, message, code="method_not_allowed").response()
+        response.headers.update(allowed)
+        return response
+
+    @app.exception_handler(400)
+    async def _unreadable(request: Request, error: Any) -> JSONResponse:
+        return bad("the body cannot be read: expected one JSON object").response()
+
+    @app.exception_handler(Exception)
+    async def _any(request: Request, error: Exception) -> JSONResponse:
+        return told(error).response()
+
+
+def invalid(errors: Sequence[Any], body: Any) -> ApiError:
+    """What pydantic found wrong with a body -> an error that names the field.
+
+    Where a value may have several shapes, each complains; the one that got furthest is told.
+    """
+    found = [(list(_path(error["loc"], body)), error) for error in errors]
+    path, error = max(found, key=lambda entry: len(entry[0]))
+    param = ".".join(str(step) for step in path) or None
+    kind, message = error["type"], str(error["msg"])
+    if kind == "json_invalid":
+        return bad("the body is not JSON: " + str(error.get("ctx", {}).get("error", message)))
+    if not path and not isinstance(body, Mapping):
+        return bad("the body: expected a JSON object, with content-type application/json")
+    if kind == "extra_forbidden":
+        message = "unknown or unsupported field: leave it out"
+    message = message[:1].lower() + message[1:]
+    return bad(f"{param}: {message}" if param else message, param)
+
+
+def _path(loc: Sequence[str | int], body: Any) -> Iterator[str | int]:
+    """The steps of a location that exist in the body; pydantic also names the shapes it tried."""
+    last = len(loc) - 1
+    for number, step in enumerate(loc):
+        if number == 0 and step in ("body", "path", "query"):
+            continue
+        inside = step in body if isinstance(body, Mapping) else False
+        if isinstance(body, list) and isinstance(step, int) and step < len(body):
+            inside = True
+        if inside:
+            body = body[step]
+            yield step
+        elif number == last and isinstance(body, Mapping) and str(step).isidentifier():
+            yield step  # it is missing

@@ -1,0 +1,388 @@
+"""What requests and responses look like; the OpenAPI document is made of it.
+
+A field that is not here and would change the answer is an error; fields of OpenAI's that change
+nothing here (`user`, `metadata` …), or that say what is the case anyway (`n: 1`), are accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
+Seconds = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")]
+SoundFormat = Literal["wav", "flac"]
+Choice = Literal["auto", "force", "forbid"]
+
+_ANY = object()
+HARMLESS = dict.fromkeys(
+    (
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    ),
+    (_ANY,),
+)
+"""Fields of every request that change nothing here -> the values that are accepted."""
+
+
+class Strict(BaseModel):
+    """Types are not converted, unknown fields are errors; of `neutral` those values are accepted
+    and dropped that leave everything as it is (null always does)."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if name not in cls.neutral
+            or (value is not None and not any(_same(value, one) for one in cls.neutral[name]))
+        }
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return neutral is _ANY or (type(value) is type(neutral) and value == neutral)
+
+
+# --- parts and messages -------------------------------------------------------------------------
+
+
+class Part(Strict):
+    index: int | None = Field(None, description="Ignored: deltas of a stream carry it.")
+
+
+class TextPart(Part):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Strict):
+    neutral = {"detail": (_ANY,)}
+    url: str = Field(description="data:image/png;base64,… or, where allowed, an http(s) URL.")
+
+
+class ImagePart(Part):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(Strict):
+    data: str = Field(description="A WAV, FLAC, MP3, OGG … file in base64.")
+    format: str | None = Field(None, description="Ignored: the file says what it is.")
+
+
+class AudioPart(Part):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class VideoUrl(Strict):
+    url: str = Field(description="data:video/mp4;base64,… or, where allowed, an http(s) URL.")
+
+
+class VideoPart(Part):
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+AnyPart = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]
+
+
+class SystemMessage(Strict):
+    neutral = {"name": (_ANY,)}
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+
+
+class UserMessage(Strict):
+    neutral = {"name": (_ANY,)}
+    role: Literal["user"]
+    content: str | list[AnyPart]
+
+
+class SaidAudio(Strict):
+    """`message.audio` of an earlier response, sent back."""
+
+    neutral = {"id": (_ANY,), "expires_at": (_ANY,), "transcript": (_ANY,)}
+    data: str | None = None
+
+
+class AssistantMessage(Strict):
+    """An earlier response, sent back as it came: then `parts` say it all. Without them: `content`,
+    then `images`, then `audio`."""
+
+    neutral = {
+        "name": (_ANY,),
+        "refusal": ("",),
+        "annotations": ([],),
+        "tool_calls": ([],),
+        "function_call": (),
+    }
+    role: Literal["assistant"]
+    content: str | list[AnyPart] | None = None
+    parts: list[AnyPart] | None = None
+    images: list[ImagePart] | None = None
+    audio: SaidAudio | None = None
+
+
+AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+class DecoderOptions(Strict):
+    """Of one decoder and one request; a decoder knows some of them, /v1/models says which."""
+
+    steps: int | None = Field(None, ge=1, description="Denoising steps.")
+    guidance: float | None = Field(None, ge=0, le=100)
+    negative: str | None = Field(None, description="A caption of what there should not be.")
+    seconds: float | None = Field(None, gt=0)
+    frames: int | None = Field(None, ge=1)
+    fps: float | None = Field(None, gt=0, le=240)
+    height: int | None = Field(None, ge=1, description="Pixels.")
+    width: int | None = Field(None, ge=1, description="Pixels.")
+
+
+class AudioOptions(Strict):
+    neutral = {"voice": (_ANY,)}
+    format: SoundFormat = "wav"
+
+
+class StreamOptions(Strict):
+    neutral = {"include_obfuscation": (_ANY,)}
+    include_usage: bool | None = None
+
+
+class ChatRequest(Strict):
+    neutral = {
+        **HARMLESS,
+        "n": (1,),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "frequency_penalty": (0, 0.0),
+        "presence_penalty": (0, 0.0),
+        "logit_bias": ({},),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+    }
+    model: str | None = None
+    messages: list[AnyMessage] = Field(min_length=1, max_length=512)
+    modalities: list[str] | dict[str, Choice] | None = Field(
+        None,
+        description=(
+            'OpenAI\'s list of what a reply may hold (["text", "image"]), or what is auto, force '
+            'or forbid ({"image": "force"}); all is auto unless said.'
+        ),
+    )
+    audio: AudioOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, description="0, greedy, unless given.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=2**31)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    max_media: int | None = Field(None, ge=0, description="Of one reply; 4 unless given.")
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=256)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
+        | None
+    ) = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    decoders: dict[str, DecoderOptions] | None = Field(
+        None, description='By modality: {"image": {"steps": 30}}.'
+    )
+
+
+class ImageRequest(Strict):
+    neutral = {
+        **HARMLESS,
+        "quality": ("auto", "standard"),
+        "style": (),
+        "background": ("auto", "opaque"),
+        "moderation": (_ANY,),
+        "output_compression": (100,),
+        "partial_images": (0,),
+        "stream": (False,),
+    }
+    model: str | None = None
+    prompt: str = Field(min_length=1)
+    n: int | None = Field(None, ge=1, le=8)
+    size: Size | None = None
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png", "webp", "jpeg"] | None = None
+    seed: Seed | None = Field(None, description="Of the first picture; the next ones count on.")
+    decoder: DecoderOptions | None = None
+
+
+class SpeechRequest(Strict):
+    neutral = {
+        **HARMLESS,
+        "voice": (_ANY,),
+        "instructions": ("",),
+        "speed": (1, 1.0),
+        "stream_format": ("audio",),
+    }
+    model: str | None = None
+    input: str = Field(min_length=1, description="What sounds, described; it is not read aloud.")
+    response_format: SoundFormat | None = None
+    seed: Seed | None = None
+    decoder: DecoderOptions | None = None
+
+
+class VideoRequest(Strict):
+    neutral = HARMLESS
+    model: str | None = None
+    prompt: str = Field(min_length=1)
+    seconds: Seconds | Annotated[float, Field(gt=0)] | None = None
+    size: Size | None = None
+    seed: Seed | None = None
+    decoder: DecoderOptions | None = None
+
+
+# --- responses ----------------------------------------------------------------------------------
+
+
+class Timings(BaseModel):
+    """Seconds since the engine took the request up; `media`: by decoder."""
+
+    first_token: float
+    text: float
+    total: float
+    media: dict[str, float]
+
+
+class About(BaseModel):
+    """What OpenAI's shapes have no place for. `seed` repeats the answer."""
+
+    seed: int
+    notes: list[str]
+    timings: Timings
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens; those of a medium count as those of text do."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class MadeAudio(BaseModel):
+    id: str
+    data: str
+    expires_at: int
+    transcript: str
+
+
+class ReplyMessage(BaseModel):
+    """`parts`: text and media in the order of the reply, in the shapes of a request's parts.
+    `content`, `images` and `audio` (the first sound) are views of it."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+    parts: list[dict[str, Any]]
+    images: list[dict[str, Any]] | None
+    audio: MadeAudio | None
+
+
+class ReplyChoice(BaseModel):
+    index: int
+    message: ReplyMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None
+
+
+class ChatResponse(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ReplyChoice]
+    usage: Usage
+    mmllm: About
+
+
+class MadeImage(BaseModel):
+    b64_json: str
+    seed: int
+
+
+class ImageResponse(BaseModel):
+    created: int
+    data: list[MadeImage]
+    output_format: str
+
+
+class VideoError(BaseModel):
+    code: str
+    message: str
+
+
+class VideoResponse(BaseModel):
+    id: str
+    object: Literal["video"]
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    prompt: str
+    seed: int
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    seconds: str
+    size: str
+    error: VideoError | None
+
+
+class VideoDeleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"]
+    deleted: bool
+
+
+class ModelCard(BaseModel):
+    """`reads`: modalities of parts; `makes`: modality -> the decoder options that it knows."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    context: int
+    reads: list[str]
+    makes: dict[str, list[str]]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+    waiting: int

@@ -1,0 +1,73 @@
+"""What the server allows. Limits are compared before anything is decoded or computed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mmllm.errors import ConfigError
+from mmllm.media import Limits
+
+MB = 2**20
+GIVEN = Limits(bytes=32 * MB, pixels=16_000_000, seconds=120, frames=10_000, decoded_bytes=256 * MB)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`token`: what clients must present; none: nothing. `allow_urls`: hosts ("example.org", or
+    "example.org:8443") whose media may be fetched. `hosts`: names by which the server may be
+    called (the Host header; None: any), so that a web page cannot reach a local server through a
+    name of its own that resolves to 127.0.0.1."""
+
+    token: str | None = None
+    allow_urls: frozenset[str] = frozenset()
+    hosts: frozenset[str] | None = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+    # Of one request.
+    body_bytes: int = 32 * MB
+    body_seconds: float = 60.0
+    """To send it in."""
+    characters: int = 100_000
+    """Of all its text."""
+    media: int = 16
+    """How many it may show, play or name."""
+    given: Limits = GIVEN
+    """Each of its media; `decoded_bytes`: all that are decoded, together."""
+    fetch_seconds: float = 15.0
+    """For one URL, from the look-up of its host to the last byte."""
+
+    # Of one reply.
+    tokens: int = 4096
+    made: int = 8
+    """Media."""
+    steps: int = 200
+    made_pixels: int = 4_194_304
+    """Width x height."""
+    made_seconds: float = 60.0
+    made_frames: int = 500
+    made_volume: int = 134_217_728
+    """Width x height x frames."""
+
+    # Of all together.
+    requests: int = 128
+    """That are being read, wait or are answered."""
+    waiting: int = 64
+    """That wait for the engine."""
+    batch: int = 8
+    """That are answered together."""
+    gather_seconds: float = 0.02
+    """How long the first of a batch waits for others."""
+    videos: int = 16
+    """Clips that are being made or kept."""
+    keep_seconds: float = 3600.0
+    """How long a clip is kept after it was made."""
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
+            raise ConfigError("token: expected visible ASCII characters, without spaces")
+        for host in self.allow_urls:
+            if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?", host):
+                raise ConfigError(
+                    f"allow_urls: expected a host such as example.org or example.org:8443, in "
+                    f"small letters; got {host!r}"
+                )

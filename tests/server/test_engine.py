@@ -1,0 +1,188 @@
+"""One engine for all: shared batches, cancelling, the bounded line, the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+
+from mmllm.chat import Chat
+from mmllm.conversation import user
+from mmllm.decoders.base import Cancelled
+from mmllm.errors import ContextError
+from mmllm.server.engine import Engine, Job, Options
+from mmllm.server.errors import ApiError
+from mmllm.server.metrics import Metrics
+from mmllm.server.settings import Settings
+from tests.server.conftest import Served
+
+LONG = {"image": {"steps": 200}}
+PICTURE = {"image": "force", "audio": "forbid", "video": "forbid"}
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.01)
+
+
+def body(text: str, **options: Any) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 1.0,
+        "max_tokens": 8,
+        **options,
+    }
+
+
+def test_requests_at_once_share_a_batch_and_get_what_single_ones_get(
+    chat: Chat, serve: Callable[..., Served]
+) -> None:
+    served = serve(batch=4, gather_seconds=1.0)
+    texts = ["one", "two three four five six", "three", "four one"]
+
+    def ask(number: int) -> dict[str, Any]:
+        with served.http() as http:
+            asked = body(texts[number], seed=number, modalities=["text"])
+            return http.post("/v1/chat/completions", json=asked).json()
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(4)))
+    assert served.metric("mmllm_batch_size_sum") == 4
+    assert served.metric("mmllm_batch_size_count") == 1
+    forbidden = dict.fromkeys(("image", "audio", "video"), "forbid")
+    for number, answer in enumerate(answers):
+        reply = chat.reply(
+            [user(texts[number])],
+            seed=number,
+            temperature=1.0,
+            max_new_tokens=8,
+            modalities=forbidden,
+        )
+        assert answer["choices"][0]["message"]["content"] == reply.text
+
+
+def test_a_full_batch_does_not_wait_for_more(serve: Callable[..., Served]) -> None:
+    with serve(batch=1, gather_seconds=30.0).http() as http:
+        began = time.monotonic()
+        assert http.post("/v1/chat/completions", json=body("one")).status_code == 200
+    assert time.monotonic() - began < 25
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_the_engine(
+    serve: Callable[..., Served], stream: bool
+) -> None:
+    served = serve()
+    asked = body("draw", modalities=PICTURE, decoders=LONG, stream=stream)
+    with served.http() as http:
+        if stream:
+            with http.stream("POST", "/v1/chat/completions", json=asked) as response:
+                lines = response.iter_lines()
+                assert any("progress" in line for line in lines)
+        else:
+            with pytest.raises(httpx2.ReadTimeout):
+                http.post("/v1/chat/completions", json=asked, timeout=1.0)
+        wait_for(lambda: served.metric("mmllm_cancelled_total") == 1)
+        batch = served.service.engine._batch
+        wait_for(lambda: all(job.reply.done() for job in batch), seconds=20)
+        with pytest.raises(Cancelled):
+            batch[0].reply.result()
+        assert served.metric("mmllm_media_total", modality="image") == 0
+        assert http.post("/v1/chat/completions", json=body("one")).status_code == 200
+        assert http.get("/health").json() == {"status": "ok", "waiting": 0}
+
+
+def test_the_line_is_bounded(serve: Callable[..., Served]) -> None:
+    served = serve(waiting=1, videos=2)
+    with served.http() as http:
+        job = {"prompt": "a rocket", "decoder": {"steps": 200}}
+        first = http.post("/v1/videos", json=job).json()
+        wait_for(lambda: http.get(f"/v1/videos/{first['id']}").json()["status"] == "in_progress")
+        early = http.get(f"/v1/videos/{first['id']}/content")
+        assert (early.status_code, early.json()["error"]["code"]) == (409, "not_ready")
+        second = http.post("/v1/videos", json=job).json()
+        assert second["status"] == "queued"
+
+        busy = http.post("/v1/chat/completions", json=body("one"))
+        assert (busy.status_code, busy.json()["error"]["code"]) == (429, "queue_full")
+        assert busy.headers["retry-after"] == "1"
+        more = http.post("/v1/videos", json=job)
+        assert (more.status_code, more.json()["error"]["code"]) == (429, "too_many_videos")
+
+        for entry in (second, first):
+            assert http.delete(f"/v1/videos/{entry['id']}").json()["deleted"]
+        assert http.post("/v1/chat/completions", json=body("one")).status_code == 200
+    assert served.metric("mmllm_cancelled_total") == 2
+
+
+def test_clips_are_forgotten_when_their_time_is_up(serve: Callable[..., Served]) -> None:
+    with serve(keep_seconds=0.0).http() as http:
+        key = http.post("/v1/videos", json={"prompt": "a rocket"}).json()["id"]
+        wait_for(lambda: http.get(f"/v1/videos/{key}").status_code == 404)
+
+
+def test_too_many_connections_are_told_so(serve: Callable[..., Served]) -> None:
+    served = serve(requests=1)
+    asked = body("draw", modalities=PICTURE, decoders=LONG, stream=True)
+    with (
+        served.http() as http,
+        http.stream("POST", "/v1/chat/completions", json=asked) as response,
+    ):
+        assert response.status_code == 200
+        assert served.http().get("/v1/models").status_code == 429
+        assert served.http().get("/health").status_code == 200
+
+
+def test_what_is_wrong_with_one_is_no_fault_of_the_others(chat: Chat) -> None:
+    """A conversation that does not fit fails alone, though it shared the batch."""
+    engine = Engine(chat, Settings(gather_seconds=1.0, batch=3), Metrics())
+    options = Options(sampling={"max_new_tokens": 4})
+    jobs = [Job([user(text)], options, 0) for text in ("one", "two " * 999, "three")]
+    engine.start()
+    try:
+        engine.submit(*jobs)
+        assert (
+            jobs[0].reply.result(60).text
+            == chat.reply([user("one")], seed=0, max_new_tokens=4).text
+        )
+        with pytest.raises(ContextError):
+            jobs[1].reply.result(60)
+        assert jobs[2].reply.result(60).usage.prompt > 0
+    finally:
+        engine.close()
+    with pytest.raises(ApiError, match="shutting down"):
+        engine.submit(Job([user("one")], options, 0))
+
+
+def test_closing_stops_what_runs_and_drops_what_waits(chat: Chat) -> None:
+    engine = Engine(chat, Settings(gather_seconds=0.0), Metrics())
+    slow = Options(modalities=PICTURE, decoders=LONG)
+    running, waiting = (Job([user("draw")], slow, 0) for _ in range(2))
+    began = threading.Event()
+    running.on_event = lambda _: began.set()
+    engine.start()
+    engine.submit(running)
+    assert began.wait(60)
+    engine.submit(waiting)
+    engine.close()
+    assert waiting.reply.cancelled()
+    with pytest.raises(Cancelled):
+        running.reply.result(0)
+
+
+def test_a_short_prompt_beside_a_long_one_is_not_cut_short(chat: Chat) -> None:
+    """The context's end is each conversation's own."""
+    said = [[user("one")], [user("one two three four " * 9)]]
+    forbidden = dict.fromkeys(("image", "audio", "video"), "forbid")
+    options: dict[str, Any] = {"max_new_tokens": 250, "temperature": 2.0, "modalities": forbidden}
+    alone = [chat.reply(entry, seed=5, **options) for entry in said]
+    assert alone[1].usage.prompt + alone[1].usage.text <= chat.model.llm.max_length
+    together = chat.reply_many(said, seeds=[5, 5], **options)
+    assert [reply.ids for reply in together] == [reply.ids for reply in alone]

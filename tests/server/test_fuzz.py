@@ -1,0 +1,154 @@
+"""Requests that nobody would write: none is the server's fault, and it answers well afterwards."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx2
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis.specs.openapi import checks
+
+from mmllm.chat import Chat
+from mmllm.server.app import build_app
+from mmllm.server.settings import Settings
+from tests.server.conftest import Served, running
+from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, data_uri
+
+SMALL = Settings(tokens=4, steps=3, made=1, made_pixels=4096, made_frames=9, gather_seconds=0.0)
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+VALID = {
+    "model": "tiny",
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [TEXT, IMAGE, AUDIO, VIDEO]},
+        {"role": "assistant", "content": "one", "images": [IMAGE], "parts": None},
+        {"role": "user", "content": "two"},
+    ],
+    "modalities": {"image": "auto"},
+    "decoders": {"image": {"steps": 2}},
+    "temperature": 1.0,
+    "max_tokens": 2,
+    "stop": ["x"],
+    "seed": 1,
+}
+ODD: list[Any] = [
+    None, True, -1, 0, 2**70, 1e300, 0.5, "", "x", "\0", "💥" * 50, [], [[]], {}, {"a": {"b": []}},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(chat: Chat) -> Iterator[Served]:
+    """A server that does little work for each request."""
+    with running(build_app(chat, SMALL)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def document(small: Served) -> Any:
+    return schemathesis.openapi.from_url(f"{small.url}/openapi.json")
+
+
+described = schemathesis.pytest.from_fixture("document")
+
+
+@described.parametrize()
+@hypothesis.settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.generate],
+)
+def test_the_server_keeps_to_its_openapi_document(case: schemathesis.Case) -> None:
+    case.call_and_validate(checks=CHECKS)
+
+
+def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The path of everything inside."""
+    if path:
+        yield path
+    if isinstance(tree, dict | list):
+        keys = tree if isinstance(tree, dict) else range(len(tree))
+        for key in keys:
+            yield from places(tree[key], (*path, key))
+
+
+def mutated(tree: Any, draw: random.Random) -> Any:
+    """One to three things missing, doubled, of another type, or under another name."""
+    tree = copy.deepcopy(tree)
+    for _ in range(draw.randint(1, 3)):
+        *above, last = draw.choice(list(places(tree)))
+        inside = tree
+        for key in above:
+            inside = inside[key]
+        deed = draw.choice(["drop", "odd", "odd", "name", "cut"])
+        if deed == "drop":
+            del inside[last]
+        elif deed == "name" and isinstance(inside, dict):
+            inside[draw.choice(["x", "type", "url", "content"])] = inside.pop(last)
+        elif deed == "cut" and isinstance(inside[last], str):
+            inside[last] = inside[last][: draw.randrange(len(inside[last]) + 1)]
+        else:
+            inside[last] = copy.deepcopy(draw.choice(ODD))
+    return tree
+
+
+def answered_well(response: httpx2.Response) -> bool:
+    """200, or an error of the API that says something."""
+    if response.status_code == 200:
+        return True
+    error = response.json()["error"]
+    return 400 <= response.status_code < 500 and len(error["message"]) > 10
+
+
+def test_mutated_requests(small: Served) -> None:
+    draw = random.Random(0)
+    with closing(small.http()) as http:
+        before = http.post("/v1/chat/completions", json=VALID).json()
+        assert "choices" in before
+        statuses = []
+        for _ in range(150):
+            body = mutated(VALID, draw)
+            response = http.post("/v1/chat/completions", json=body)
+            assert answered_well(response), f"{json.dumps(body)[:600]}: {response.text}"
+            statuses.append(response.status_code)
+        assert statuses.count(400) > 75
+        assert http.post("/v1/chat/completions", json=VALID).json()["choices"] == before["choices"]
+
+
+def test_broken_files(small: Served) -> None:
+    """Bytes turned, cut off and doubled: seen as they are, or refused."""
+    draw = random.Random(0)
+    kinds = [("image_url", PNG), ("video_url", MP4), ("input_audio", WAV)]
+    with closing(small.http()) as http:
+        for number in range(90):
+            kind, whole = kinds[number % 3]
+            data = bytearray(whole)
+            for _ in range(draw.randint(1, 8)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            if draw.random() < 0.3:
+                data = data[: draw.randrange(len(data))]
+            inside: dict[str, Any] = {"url": data_uri(bytes(data), "any/thing")}
+            if kind == "input_audio":
+                inside = {"data": base64.b64encode(data).decode()}
+            part = {"type": kind, kind: inside}
+            body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 1}
+            response = http.post("/v1/chat/completions", json=body)
+            assert answered_well(response), f"{kind} {bytes(data)!r}: {response.text}"
+        assert http.post("/v1/chat/completions", json=VALID).status_code == 200
