@@ -134,14 +134,16 @@ class SamplesConfig:
 class PrealignConfig:
     """Before the first step, the projections that train learn alone (mmllm.training.prealign):
     those of inputs against the LLM's embeddings of the replies, those of outputs from hidden
-    states that the LLM gives once for `variants` phrasings of each item. As a stage's `realign`:
-    the output side again, after the last step. Needs a `cache`."""
+    states that the LLM gives once for `variants` phrasings of each item, or for `conversations` of
+    them, drawn by the stage's seed. As a stage's `realign`: the output side again, after the last
+    step. Needs a `cache`."""
 
     steps: int = 300
     batch_size: int = 128
     learning_rate: float = 1e-3
     temperature: float = 0.07
     variants: int = 1
+    conversations: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Legend: M media of a batch, N tokens of a medium, K signal tokens, R replies, D 
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -103,7 +104,11 @@ def _prealign_outputs(
     fit: _Fit,
 ) -> dict[str, float]:
     keys = [key for key, module in model.output_projections.items() if _trains(module)]
-    made = _signals(model, [item for item in items if item.outputs], work, keys, fit)
+    speaking = [item for item in items if item.outputs]
+    most = fit.options.conversations
+    if most is not None and most < len(speaking):
+        speaking = random.Random(fit.seed).sample(speaking, most)
+    made = _signals(model, speaking, work, keys, fit)
     scores = {}
     for key, kept in made.items():
         projection, masks = model.output_projections[key], model.decoders[key].masks

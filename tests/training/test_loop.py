@@ -292,6 +292,22 @@ def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run
         assert aligned["with"][name] < 0.7 * aligned["without"][name], name
 
 
+def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, monkeypatch):
+    run = make_run()
+    model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
+    choose_trainable(model, {"output_projections.*": 1e-3})
+    items = list(every_item(model, open_sources(run.stage.data, "data")))
+    spoken = []
+    run_over = model.llm.forward
+    monkeypatch.setattr(
+        model.llm, "forward", lambda *args, **kwargs: spoken.append(1) or run_over(*args, **kwargs)
+    )
+    monkeypatch.setattr("mmllm.training.prealign._BATCH", 1)
+    few = PrealignConfig(steps=1, conversations=3)
+    prealign(model, items, FrozenWork(model), run.stage, few, inputs=False, progress=False)
+    assert len(spoken) == 3 < sum(bool(item.outputs) for item in items)
+
+
 def test_prealignment_without_a_memory_of_features_is_refused(make_run):
     with pytest.raises(ConfigError, match="needs a cache"):
         make_run(prealign={"steps": 1}, cache="none")
