@@ -50,11 +50,16 @@ def _container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
 
 
 def _picture_stream(container: InputContainer) -> Any | None:
-    """The first video stream that is not the cover of a song."""
+    """The first video stream in a known codec that is not the cover of a song."""
     for stream in container.streams.video:
-        if _COVER not in str(stream.disposition):
+        if stream.codec_context and _COVER not in str(stream.disposition):
             return stream
     return None
+
+
+def _sound_stream(container: InputContainer) -> Any | None:
+    """The first audio stream in a known codec."""
+    return next((stream for stream in container.streams.audio if stream.codec_context), None)
 
 
 def probe(file: BinaryIO, name: str) -> Facts | None:
@@ -68,7 +73,7 @@ def probe(file: BinaryIO, name: str) -> Facts | None:
     try:
         with av.open(file, "r", options={"format_whitelist": _CONTAINERS}) as container:
             picture = _picture_stream(container)
-            sound = container.streams.audio[0] if container.streams.audio else None
+            sound = _sound_stream(container)
             stream = picture or sound
             if stream is None:
                 return None
@@ -168,7 +173,8 @@ def read_sound(file: BinaryIO, name: str) -> Audio:
 
     blocks: list[np.ndarray] = []
     with _container(file, name) as container:
-        stream = container.streams.audio[0]
+        stream = _sound_stream(container)
+        assert stream is not None  # the probe saw it
         rate, longest = stream.rate, current_limits().seconds
         resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
         length = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,13 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+class _Ascii(JSONResponse):
+    """A message may repeat what cannot be written in UTF-8: halves of characters."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode("ascii")
+
+
 class ApiError(Exception):
     """An answer that is an error. `status`: of HTTP; `code`: a word for programs."""
 
@@ -56,7 +64,7 @@ class ApiError(Exception):
         headers = {"retry-after": "1"} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
-        return JSONResponse(self.body(), self.status, headers)
+        return _Ascii(self.body(), self.status, headers)
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -80,7 +88,7 @@ def told(error: BaseException, param: str | None = None) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of an app one of the API."""
+    """Make the errors of an app those of the API; of what nobody expected, the gate takes care."""
 
     @app.exception_handler(ApiError)
     async def _api(request: Request, error: ApiError) -> JSONResponse:
@@ -113,10 +121,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(400)
     async def _unreadable(request: Request, error: Any) -> JSONResponse:
         return bad("the body cannot be read: expected one JSON object").response()
-
-    @app.exception_handler(Exception)
-    async def _any(request: Request, error: Exception) -> JSONResponse:
-        return told(error).response()
 
 
 def invalid(errors: Sequence[Any], body: Any) -> ApiError:

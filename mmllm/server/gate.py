@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any
 
-from mmllm.server.errors import CLOSED, ApiError
+from mmllm.server.errors import CLOSED, ApiError, told
 from mmllm.server.metrics import Metrics
 from mmllm.server.settings import Settings
 
@@ -36,7 +36,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, began = 500, perf_counter()
+        status, began = 0, perf_counter()
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -45,8 +45,10 @@ class Gate:
 
         try:
             await self._admit(scope, receive, watched)
-        except ApiError as error:
-            await error.response()(scope, receive, watched)
+        except Exception as error:
+            if status:  # the answer has begun: all that is left is to break it off
+                raise
+            await told(error).response()(scope, receive, watched)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()

@@ -6,6 +6,7 @@ nothing here (`user`, `metadata` …), or that say what is the case anyway (`n: 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -52,6 +53,20 @@ class Strict(BaseModel):
             if name not in cls.neutral
             or (value is not None and not any(_same(value, one) for one in cls.neutral[name]))
         }
+
+
+class Request(Strict):
+    """The body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_characters(cls, data: Any) -> Any:
+        try:
+            if isinstance(data, dict):
+                json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("half a character (a lone surrogate) is no text") from error
+        return data
 
 
 def _same(value: Any, neutral: Any) -> bool:
@@ -168,7 +183,7 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class ChatRequest(Strict):
+class ChatRequest(Request):
     neutral = {
         **HARMLESS,
         "n": (1,),
@@ -213,7 +228,7 @@ class ChatRequest(Strict):
     )
 
 
-class ImageRequest(Strict):
+class ImageRequest(Request):
     neutral = {
         **HARMLESS,
         "quality": ("auto", "standard"),
@@ -234,7 +249,7 @@ class ImageRequest(Strict):
     decoder: DecoderOptions | None = None
 
 
-class SpeechRequest(Strict):
+class SpeechRequest(Request):
     neutral = {
         **HARMLESS,
         "voice": (_ANY,),
@@ -249,7 +264,7 @@ class SpeechRequest(Strict):
     decoder: DecoderOptions | None = None
 
 
-class VideoRequest(Strict):
+class VideoRequest(Request):
     neutral = HARMLESS
     model: str | None = None
     prompt: str = Field(min_length=1)
