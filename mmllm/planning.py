@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from mmllm import config as configs
 from mmllm import licences, weights
 from mmllm.config import RunConfig, StageConfig, SystemConfig
-from mmllm.data.pairs import PairsConfig
 from mmllm.decoders.base import hollow_parts
 from mmllm.errors import ConfigError
 from mmllm.licences import PartLicence
@@ -39,6 +38,8 @@ STAGES = "[0-9]_*.yaml"
 _FLOAT = 4
 _ADAM = 2 * _FLOAT
 """Bytes of AdamW's two moments of a parameter."""
+_QUANTIZED = {"4bit": 4.127 / 8, "8bit": 1.0}
+"""Bytes of a packed weight; 0.127 bits are the constants (Dettmers et al. 2023, section 3)."""
 _LOGIT = 12
 """Bytes of a logit while its loss is made: itself, its logarithm and the gradients of both."""
 
@@ -132,7 +133,7 @@ def dtype_of(stage: StageConfig) -> torch.dtype:
 def parts_of(model: AnyToAny) -> list[Part]:
     """Every part and how many parameters it has, frozen ones first."""
     frozen = {name: p for name, p in model.llm.model.named_parameters() if "lora_" not in name}
-    parts = [Part("llm", {"": _count(frozen.values())}, _size(frozen.values()))]
+    parts = [Part("llm", {"": _count(frozen.values())}, _llm_bytes(model.llm, frozen.values()))]
     for key, encoder in model.encoders.items():
         own = list(encoder.parameters())
         parts.append(Part(f"encoders.{key}", {"": _count(own)}, _size(own)))
@@ -147,6 +148,17 @@ def parts_of(model: AnyToAny) -> list[Part]:
     return parts + [
         Part(room, {"": count}, count * _FLOAT, trained=True) for room, count in rooms.items()
     ]
+
+
+def _llm_bytes(llm: LanguageModel, frozen: Iterable[Tensor]) -> int:
+    """As it is loaded: with `quantization` its linear layers but the head are packed."""
+    packed = _QUANTIZED.get(llm.config.quantization or "")
+    head = llm.model.get_output_embeddings().weight
+    linear = {id(m.weight) for m in llm.model.modules() if isinstance(m, nn.Linear)} - {id(head)}
+    sizes = (
+        p.numel() * (packed if packed and id(p) in linear else p.element_size()) for p in frozen
+    )
+    return round(sum(sizes))
 
 
 @functools.cache
@@ -450,11 +462,10 @@ def _cache(model: AnyToAny, stage: StageConfig) -> tuple[dict[str, int], int]:
         except ConfigError:
             seen = stage.steps * stage.batch_size * shares[name] / sum(shares.values())
             items[name] = round(seen)
-        if isinstance(entry, PairsConfig):
-            kinds = heard if entry.direction == "understand" else said
-            each = kinds.get(entry.modality, 0)
-        else:
-            each = max(heard.values(), default=0) + max(said.values(), default=0)
+        direction, modality = (getattr(entry, n, None) for n in ("direction", "modality"))
+        sides = {"understand": [heard], "generate": [said]}.get(direction or "", [heard, said])
+        largest = (max(kinds.values(), default=0) for kinds in sides)
+        each = sides[0].get(modality, 0) if modality else sum(largest)
         total += items[name] * each
     return items, 0 if stage.cache == "none" else total
 

@@ -111,6 +111,18 @@ def test_a_stage_fits_the_gpu_that_its_header_names(name: str, plans: dict[str, 
             assert sum(needed.values()) < 0.9e9 * int(gigabytes[1]), (file, needed)
 
 
+def test_a_quantised_model_trains_in_24_gigabytes_once_the_cache_is_filled() -> None:
+    for file in sorted((ROOT / "configs" / "modern-8b").glob("[0-9]_*.yaml")):
+        (added,) = re.findall(r"QLoRA on 24 GB: add ([^,\n]+)", file.read_text())
+        found = planning.plan(file, added.split())
+        llm = next(part for part in found.parts if part.name == "llm")
+        # Embedding and head stay in 16 bits, the rest has about half a byte a weight.
+        assert 0.5 * llm.parameters < llm.bytes < 0.75 * llm.parameters
+        for stage in found.stages:
+            assert not stage.filling
+            assert sum(stage.memory.values()) < 0.9 * 24e9
+
+
 def test_the_new_rows_and_projections_train_and_nothing_else_before_stage_three(
     name: str, plans: dict[str, Plan]
 ) -> None:
