@@ -144,15 +144,14 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
 
 def _path(loc: Sequence[str | int], body: Any) -> Iterator[str | int]:
     """The steps of a location that exist in the body; pydantic also names the shapes it tried."""
-    last = len(loc) - 1
+    inner: Any = body
     for number, step in enumerate(loc):
         if number == 0 and step in ("body", "path", "query"):
             continue
-        inside = step in body if isinstance(body, Mapping) else False
-        if isinstance(body, list) and isinstance(step, int) and step < len(body):
-            inside = True
-        if inside:
-            body = body[step]
+        in_object = isinstance(inner, Mapping) and step in inner
+        in_list = isinstance(inner, list) and isinstance(step, int) and step < len(inner)
+        if in_object or in_list:
+            inner = inner[step]
             yield step
-        elif number == last and isinstance(body, Mapping) and str(step).isidentifier():
+        elif step is loc[-1] and isinstance(inner, Mapping) and str(step).isidentifier():
             yield step  # it is missing

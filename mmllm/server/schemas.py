@@ -19,7 +19,7 @@ SoundFormat = Literal["wav", "flac"]
 Choice = Literal["auto", "force", "forbid"]
 
 _ANY = object()
-HARMLESS = dict.fromkeys(
+HARMLESS: dict[str, tuple[Any, ...]] = dict.fromkeys(
     (
         "user",
         "metadata",
@@ -77,7 +77,7 @@ def _same(value: Any, neutral: Any) -> bool:
 
 
 class Part(Strict):
-    index: int | None = Field(None, description="Ignored: deltas of a stream carry it.")
+    index: int | None = Field(default=None, description="Ignored: deltas of a stream carry it.")
 
 
 class TextPart(Part):
@@ -97,7 +97,7 @@ class ImagePart(Part):
 
 class InputAudio(Strict):
     data: str = Field(description="A WAV, FLAC, MP3, OGG … file in base64.")
-    format: str | None = Field(None, description="Ignored: the file says what it is.")
+    format: str | None = Field(default=None, description="Ignored: the file says what it is.")
 
 
 class AudioPart(Part):
@@ -163,14 +163,14 @@ AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(dis
 class DecoderOptions(Strict):
     """Of one decoder and one request; a decoder knows some of them, /v1/models says which."""
 
-    steps: int | None = Field(None, ge=1, description="Denoising steps.")
-    guidance: float | None = Field(None, ge=0, le=100)
-    negative: str | None = Field(None, description="A caption of what there should not be.")
-    seconds: float | None = Field(None, gt=0)
-    frames: int | None = Field(None, ge=1)
-    fps: float | None = Field(None, gt=0, le=240)
-    height: int | None = Field(None, ge=1, description="Pixels.")
-    width: int | None = Field(None, ge=1, description="Pixels.")
+    steps: int | None = Field(default=None, ge=1, description="Denoising steps.")
+    guidance: float | None = Field(default=None, ge=0, le=100)
+    negative: str | None = Field(default=None, description="A caption of what there should not be.")
+    seconds: float | None = Field(default=None, gt=0)
+    frames: int | None = Field(default=None, ge=1)
+    fps: float | None = Field(default=None, gt=0, le=240)
+    height: int | None = Field(default=None, ge=1, description="Pixels.")
+    width: int | None = Field(default=None, ge=1, description="Pixels.")
 
 
 class AudioOptions(Strict):
@@ -201,20 +201,22 @@ class ChatRequest(Request):
     model: str | None = None
     messages: list[AnyMessage] = Field(min_length=1, max_length=512)
     modalities: list[str] | dict[str, Choice] | None = Field(
-        None,
+        default=None,
         description=(
             'OpenAI\'s list of what a reply may hold (["text", "image"]), or what is auto, force '
             'or forbid ({"image": "force"}); all is auto unless said.'
         ),
     )
     audio: AudioOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, description="0, greedy, unless given.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=2**31)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    max_media: int | None = Field(None, ge=0, description="Of one reply; 4 unless given.")
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="0, greedy, unless given."
+    )
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    max_media: int | None = Field(default=None, ge=0, description="Of one reply; 4 unless given.")
     stop: (
         Annotated[str, Field(min_length=1, max_length=256)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
@@ -224,7 +226,7 @@ class ChatRequest(Request):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     decoders: dict[str, DecoderOptions] | None = Field(
-        None, description='By modality: {"image": {"steps": 30}}.'
+        default=None, description='By modality: {"image": {"steps": 30}}.'
     )
 
 
@@ -241,11 +243,13 @@ class ImageRequest(Request):
     }
     model: str | None = None
     prompt: str = Field(min_length=1)
-    n: int | None = Field(None, ge=1, le=8)
+    n: int | None = Field(default=None, ge=1, le=8)
     size: Size | None = None
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png", "webp", "jpeg"] | None = None
-    seed: Seed | None = Field(None, description="Of the first picture; the next ones count on.")
+    seed: Seed | None = Field(
+        default=None, description="Of the first picture; the next ones count on."
+    )
     decoder: DecoderOptions | None = None
 
 
