@@ -151,7 +151,7 @@ def _path(loc: Sequence[str | int], body: Any) -> Iterator[str | int]:
         in_object = isinstance(inner, Mapping) and step in inner
         in_list = isinstance(inner, list) and isinstance(step, int) and step < len(inner)
         if in_object or in_list:
-            inner = inner[step]
+            inner = inner[step]  # pyright: ignore
             yield step
         elif step is loc[-1] and isinstance(inner, Mapping) and str(step).isidentifier():
             yield step  # it is missing
