@@ -383,6 +383,7 @@ def test_the_whole_of_it_in_a_real_browser(
     page.get_by_role("tab", name="Chat").click()
     page.get_by_text("Camera").click()
     page.locator("#camera").get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#camera video')?.currentTime > 0.5")
     page.locator("#camera button[aria-label='capture photo']").click()
     page.wait_for_selector("#message .thumbnail-item")
     shot(page, "camera")
