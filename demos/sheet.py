@@ -65,7 +65,9 @@ def cell(prompt: str, text: str, media: list[Medium], width: int) -> Image.Image
     font = ImageFont.load_default(11)
     middle = image.width // 2
     pen.text((middle, LINE // 2), prompt, "#555555", font, anchor="mm")
-    pen.text((middle, CELL + LINE + LINE // 2), text, "black", font, anchor="mm")
+    room = width * CELL / pen.textlength(text, font)
+    small = ImageFont.load_default(11 * min(1.0, room))
+    pen.text((middle, CELL + LINE + LINE // 2), text, "black", small, anchor="mm")
     for x, tile in tiles(media[0]) if media else []:
         image.paste(tile, (x, LINE + (CELL - tile.height) // 2))
     return image

@@ -60,7 +60,8 @@ def set_up_logging(*, debug: bool = False) -> None:
         for name in ("TRANSFORMERS", "HF_HUB"):
             os.environ.setdefault(f"{name}_DISABLE_PROGRESS_BARS", "1")
         logging.captureWarnings(True)
-        logging.getLogger("py.warnings").setLevel(logging.ERROR)
+        for name in ("py.warnings", "bitsandbytes"):  # the latter of kernels that it looks for
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _AboveBars(logging.Handler):
