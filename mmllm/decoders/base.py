@@ -9,6 +9,7 @@ tensor (above 0.5 counts as 1).
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -219,8 +220,8 @@ class ModalityDecoder:
                 f"{self.modality}: a negative caption does nothing at guidance "
                 f"{settings.guidance:g}; give more than 1, or no negative caption"
             )
-        with self._changed(settings):
-            return settings
+        copy.copy(self)._configure(settings)  # a copy: this decoder may be sampling
+        return settings
 
     @contextlib.contextmanager
     def _changed(self, config: Any) -> Iterator[None]:

@@ -151,12 +151,7 @@ def test_options_that_peft_does_not_have_or_mmllm_keeps_are_refused(lora, said, 
 
 # --- how weights are kept ------------------------------------------------------------------------
 
-bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
-)
 
-
-@bitsandbytes
 @pytest.mark.parametrize(("bits", "near"), [("4bit", 0.25), ("8bit", 0.05)])
 def test_quantised_weights_stay_near_and_lora_learns_on_them(bits, near, tmp_path):
     wide = {"hidden_size": 128, "intermediate_size": 128}  # CPU kernels want blocks of 64
@@ -185,7 +180,6 @@ def test_quantised_weights_stay_near_and_lora_learns_on_them(bits, near, tmp_pat
         merge(small)
 
 
-@bitsandbytes
 def test_what_was_trained_on_four_bits_is_merged_into_whole_weights(system_tree, tmp_path):
     tree = {**system_tree, "llm": {**system_tree["llm"], "quantization": "4bit"}}
     model = models.build(config.parse_system(tree))
