@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Medium
-from mmllm.data.batch import Lookup, collate
+from mmllm.data.batch import Batch, Lookup, collate
 from mmllm.data.frozen import identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
@@ -282,11 +282,9 @@ def generate(
         last = hidden[:, -1]
 
 
-def _prefill(
-    model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup
-) -> tuple[Tensor, Tensor, Any, list[int]]:
-    """Embed all prompts, padded on the left, and fill the cache."""
-    batch = collate(
+def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup) -> Batch:
+    """Prompts as the model embeds them, padded on the right; nothing is supervised."""
+    return collate(
         prompts,
         lookup,
         input_widths=model.input_widths,
@@ -294,6 +292,13 @@ def _prefill(
         pad_id=0,
         targets=False,
     ).to(model.device)
+
+
+def _prefill(
+    model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup
+) -> tuple[Tensor, Tensor, Any, list[int]]:
+    """Embed all prompts, padded on the left, and fill the cache."""
+    batch = _batch(model, prompts, lookup)
     embeds = model.embed(batch)  # padded on the right: [B, T, D]
     assert batch.mask is not None
     lengths = [len(prompt) for prompt in prompts]
@@ -320,14 +325,7 @@ def _prefill_rest(
             if place.start >= known
         ],
     )
-    batch = collate(
-        [rest],
-        lookup,
-        input_widths=model.input_widths,
-        output_widths=model.output_widths,
-        pad_id=0,
-        targets=False,
-    ).to(model.device)
+    batch = _batch(model, [rest], lookup)
     mask = torch.ones(1, len(prompt), dtype=torch.bool, device=model.device)
     positions = batch.positions + known
     hidden = model.llm(model.embed(batch), mask=mask, positions=positions, cache=cache)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mmllm.conversation import MEDIA, Message
+from mmllm.conversation import Message
 from mmllm.data.sources import open_rows, select
-from mmllm.data.turns import as_list, converse, embedded, queues
+from mmllm.data.turns import columns, converse
 from mmllm.errors import RowError
 
 
@@ -45,12 +45,7 @@ class Llava:
         turns = row.get("conversations")
         if not isinstance(turns, list):
             raise RowError(f"no list `conversations` in a row with fields {', '.join(row)}")
-        media = queues(
-            embedded(modality, value, self.root, None)
-            for modality in MEDIA
-            for column in (modality, f"{modality}s")
-            for value in as_list(row.get(column))
-        )
+        media = columns(row, self.root)
         return converse(turns, media, media)
 
     def name(self, index: int) -> str:

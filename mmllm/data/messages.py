@@ -24,9 +24,9 @@ from mmllm.data.turns import (
     as_list,
     check_size,
     checked,
+    columns,
     embedded,
     place,
-    queues,
     role_of,
 )
 from mmllm.errors import PlaceholderError, RowError
@@ -64,12 +64,7 @@ class Messages:
         messages = row.get(self.column)
         if not isinstance(messages, list):
             raise RowError(f"no list {self.column!r} in a row with fields {', '.join(row)}")
-        media = queues(
-            embedded(modality, value, self.root, None)
-            for modality in MEDIA
-            for column in (modality, f"{modality}s")
-            for value in as_list(row.get(column))
-        )
+        media = columns(row, self.root)
         has_columns = any(media.values())
         conversation = []
         for message in messages:

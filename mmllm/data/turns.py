@@ -116,6 +116,16 @@ def embedded(modality: str, value: Any, root: Path, caption: str | None) -> Medi
     return medium(modality, value, root, caption)
 
 
+def columns(row: Mapping[str, Any], root: Path) -> Queues:
+    """The media of a row in its columns `image`, `images` and so on; see `embedded`."""
+    return queues(
+        embedded(modality, value, root, None)
+        for modality in MEDIA
+        for column in (modality, f"{modality}s")
+        for value in as_list(row.get(column))
+    )
+
+
 def check_size(size: int, what: str) -> None:
     """Raises OversizedMediaError for more bytes than a medium may have."""
     allowed = current_limits().bytes

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mmllm.decoders.base import Condition, SequenceConfig
-from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames
+from mmllm.decoders.visual import ClipConfig, ClipDecoder, MaskedCaptions, check_frames
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,11 @@ class LTXConfig(ClipConfig, SequenceConfig):
     fps: float = 25.0
 
 
-class LTXDecoder(ClipDecoder):
+class LTXDecoder(MaskedCaptions, ClipDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]."""
 
     pipelines: ClassVar = ["LTXPipeline"]
-    masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
     own_sigmas: ClassVar[bool] = True
-
-    @property
-    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        tokens = self.config.max_caption_tokens
-        width = self.component_config("transformer")["caption_channels"]
-        return {"prompt_embeds": (tokens, width), "prompt_attention_mask": (tokens,)}
 
     def _size(self) -> tuple[int, int]:
         vae = self.component_config("vae")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Image, Medium
 from mmllm.decoders.base import Condition, SequenceConfig
-from mmllm.decoders.visual import PictureDecoder, shrinkage
+from mmllm.decoders.visual import MaskedCaptions, PictureDecoder, shrinkage
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,13 @@ class PixArtConfig(SequenceConfig):
     """A `PixArtAlphaPipeline`; pictures have the size that its transformer was trained for."""
 
 
-class PixArtDecoder(PictureDecoder):
+class PixArtDecoder(MaskedCaptions, PictureDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]."""
 
     pipelines: ClassVar = ["PixArtAlphaPipeline"]
-    masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
     min_steps: ClassVar[int] = (
         2  # with one, the pipeline reads a clean sample that few solvers give
     )
-
-    @property
-    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        tokens = self.config.max_caption_tokens
-        width = self.component_config("transformer")["caption_channels"]
-        return {"prompt_embeds": (tokens, width), "prompt_attention_mask": (tokens,)}
 
     def _size(self) -> tuple[int, int]:
         side = self.component_config("transformer")["sample_size"] * shrinkage(self)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mmllm.decoders.base import Condition, SequenceConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder
+from mmllm.decoders.visual import MaskedCaptions, PictureConfig, PictureDecoder
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,11 @@ class SanaConfig(PictureConfig, SequenceConfig):
     max_caption_tokens: int = 300
 
 
-class SanaDecoder(PictureDecoder):
+class SanaDecoder(MaskedCaptions, PictureDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]: the states of a caption
     that Gemma read behind the pipeline's own instruction; the negative caption stands alone."""
 
     pipelines: ClassVar = ["SanaPipeline"]
-    masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
-
-    @property
-    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        tokens = self.config.max_caption_tokens
-        width = self.component_config("transformer")["caption_channels"]
-        return {"prompt_embeds": (tokens, width), "prompt_attention_mask": (tokens,)}
 
     def _size(self) -> tuple[int, int]:
         transformer = self.component_config("transformer")

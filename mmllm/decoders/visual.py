@@ -6,7 +6,7 @@ Legend: M media, F frames, H x W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from mmllm.conversation import Image, Medium, Video
-from mmllm.decoders.base import DecoderConfig, ModalityDecoder
+from mmllm.decoders.base import Condition, DecoderConfig, ModalityDecoder
 from mmllm.errors import ConfigError
 from mmllm.media import sample_frames
 
@@ -96,6 +96,39 @@ class ClipDecoder(VisualDecoder):
 
     def _media(self, output: Any) -> list[Medium]:
         return [Video.from_numpy(clip, fps=self.config.fps) for clip in _bytes(output.frames)]
+
+
+class UNetDecoder(VisualDecoder):
+    """A UNet that attends to all P positions of CLIP's text encoder, and halves with its codec."""
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        tokens = self.component_config("tokenizer")["model_max_length"]
+        return {"prompt_embeds": (tokens, self.component_config("text_encoder")["hidden_size"])}
+
+    def _size(self) -> tuple[int, int]:
+        side = self.component_config("unet")["sample_size"] * shrinkage(self)
+        return self._chosen((side, side), 8)
+
+    def _read(self, captions: list[str]) -> Condition:
+        return {"prompt_embeds": self.pipeline.encode_prompt(captions, self.device, 1, False)[0]}
+
+    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return self.pipeline.unet(
+            noisy, timesteps, encoder_hidden_states=condition["prompt_embeds"], return_dict=False
+        )[0]
+
+
+class MaskedCaptions(VisualDecoder):
+    """A transformer that projects the words of a text encoder itself, with a mask over them."""
+
+    masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        tokens = self.config.max_caption_tokens
+        width = self.component_config("transformer")["caption_channels"]
+        return {"prompt_embeds": (tokens, width), "prompt_attention_mask": (tokens,)}
 
 
 def shrinkage(decoder: ModalityDecoder) -> int:
