@@ -575,7 +575,7 @@ def _unique(task: str, conversations: Iterable[list[Message]]) -> list[Row]:
 def plain_prompts(world: World, prompts: dict) -> dict[str, list[str]]:
     """What users say in rows without media: chat, and words about things that could be drawn."""
     said = {}
-    for split, things, sounds in (("train", 516, 80), ("validation", 9, 3)):
+    for split, things, sounds in (("train", 680, 204), ("validation", 9, 3)):
         speaker = Speaker(world, prompts, split, "describe")
         said[f"chat {split}"] = prompts["chat"][split]
         texts = [speaker.say("describe", speaker.pick("image")) for _ in range(things)]
@@ -591,8 +591,8 @@ def replies(texts: list[str], path: Path) -> dict[str, str]:
     missing = sorted((text for text in set(texts) if text not in known), key=lambda t: (len(t), t))
     if missing:
         reply = _language_model()
-        for start in range(0, len(missing), 32):
-            batch = missing[start : start + 32]
+        for start in range(0, len(missing), 128):
+            batch = missing[start : start + 128]
             known |= dict(zip(batch, reply(batch), strict=True))
             path.write_text(json.dumps(known, ensure_ascii=False, indent=1), "utf-8")
             log.info("%d of %d replies", start + len(batch), len(missing))
