@@ -11,8 +11,6 @@ samples, M mel bands, K latent tokens.
 # pyright: basic, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
 
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
@@ -39,9 +37,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
     8 x 8 pixels of a picture's latent. The first latent frame holds the first frame four times;
     decoding takes their mean. Causal layout: Wan 2025, sec. 4.1.
 
-    `frame_codec` is the config of the AutoencoderKL, and the folded sizes follow from it. A folder
-    need not repeat weights that lie elsewhere: `frames_from` is the folder of the AutoencoderKL,
-    relative to it.
+    `frame_codec` is the config of the AutoencoderKL, and the folded sizes follow from it.
     """
 
     @register_to_config
@@ -53,22 +49,13 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         scale_factor_spatial: int = 8,
         latents_mean: tuple[float, ...] = (0.0,) * 64,
         latents_std: tuple[float, ...] = (1.0,) * 64,
-        frames_from: str | None = None,
     ):
         super().__init__()
         self.frames = AutoencoderKL.from_config(frame_codec)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **options: Any) -> "ClipAutoencoder":
-        """As in any model of diffusers, or around the codec in `frames_from`."""
-        elsewhere = cls.load_config(folder).get("frames_from")
-        if elsewhere is None:
-            return super().from_pretrained(folder, **options)
-        return cls.around(AutoencoderKL.from_pretrained(Path(folder, elsewhere), **options))
-
-    @classmethod
     def around(cls, frames: AutoencoderKL) -> "ClipAutoencoder":
-        """A codec of clips that is made of a codec of pictures."""
+        """A codec of clips with the weights of a codec of pictures."""
         config, group = frames.config, 4
         channels = group * config.latent_channels
         codec = cls(
@@ -78,8 +65,8 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
             latents_mean=(0.0,) * channels,
             latents_std=(1 / config.scaling_factor,) * channels,
         )
-        codec.frames = frames
-        return codec.train(frames.training)
+        codec.frames.load_state_dict(frames.state_dict())
+        return codec
 
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """float[B, 3, 1 + 4k, H, W] -> float[B, 4C, 1 + k, H / 8, W / 8]."""
