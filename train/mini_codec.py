@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from mmllm.data.sources import read_text
+
 logger = logging.getLogger("mini_codec")
 
 DATA = Path(__file__).parents[1] / "mmllm" / "mini" / "data"
@@ -58,7 +60,7 @@ def frames_of(path: Path) -> Tensor:
 
 def pictures(data: Path) -> Tensor:
     """uint8[N, 3, 64, 64]: the trained 3-D pictures and every frame of the clips."""
-    items = json.loads((data / "items.json").read_text(encoding="utf-8"))
+    items = json.loads(read_text(data / "items.json.gz"))
     files = [
         data / item["file"]
         for item in items

@@ -63,6 +63,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from mmllm.data.sources import read_text
 from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder
 
 logger = logging.getLogger("mini_decoders")
@@ -450,11 +451,10 @@ class Items:
 def read_items(data: Path, modality: str, read: Callable[[Path], Tensor]) -> Items:
     """The training split of one modality; pictures in the 3-D style only."""
     concepts = json.loads((data / "concepts.json").read_text(encoding="utf-8"))
-    items = json.loads((data / "items.json").read_text(encoding="utf-8"))
+    items = json.loads(read_text(data / "items.json.gz"))
     phrasings = json.loads((data / "captions.json").read_text(encoding="utf-8"))
-    sounds = data / "sounds.json"
     if modality == "audio":
-        sounds = json.loads(sounds.read_text(encoding="utf-8"))
+        sounds = json.loads(read_text(data / "sounds.json.gz"))
         concepts, items = sounds["concepts"], sounds["items"]
         phrasings = {"audio": sounds["captions"]}
     by_id = {concept["id"]: concept for concept in concepts}

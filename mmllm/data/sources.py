@@ -72,6 +72,12 @@ def read_text(path: Path) -> str:
     return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
 
 
+def write_text(path: Path, text: str) -> None:
+    """What `read_text` reads: the same text gives the same bytes."""
+    data = text.encode("utf-8")
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
 def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:
     """Rows whose fields have the wanted values (a list means any of them)."""
     for key, wanted in where.items():

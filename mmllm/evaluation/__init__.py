@@ -29,6 +29,7 @@ from tqdm import tqdm
 from mmllm import console, mini
 from mmllm.chat import Chat, load
 from mmllm.conversation import Medium, Message, Text, assistant, user
+from mmllm.data.sources import read_text
 from mmllm.errors import ConfigError
 from mmllm.evaluation import batching, perplexity, rows
 from mmllm.evaluation.asking import (
@@ -139,7 +140,7 @@ class _Bench:
         self.limit = limit
         self.questions = read_questions(self.data / "tests.jsonl.gz")
         self.names = {
-            "audio": Names(_read(self.data / "sounds.json")["concepts"]),
+            "audio": Names(_read(self.data / "sounds.json.gz")["concepts"]),
             "": Names(_read(self.data / "concepts.json")),
         }
         self.probes: dict[str, Figure] = {}
@@ -464,7 +465,7 @@ def _medium(question: Question) -> Medium:
 
 
 def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(read_text(file))
 
 
 def _facts(chat: Chat) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mmllm import media, mini
 from mmllm.conversation import MEDIA, Audio, Image, Medium, Video
+from mmllm.data.sources import read_text
 
 Features = Callable[[Sequence[Medium]], np.ndarray]
 """Media -> float[M, D]; the dot product of two rows is their likeness."""
@@ -126,9 +127,9 @@ def motion(clip: Medium) -> float:
 
 
 def read_items(data: Path, modality: str) -> list[dict[str, Any]]:
-    """The rows of one modality in items.json and sounds.json."""
-    items = json.loads((data / "items.json").read_text(encoding="utf-8"))
-    items += json.loads((data / "sounds.json").read_text(encoding="utf-8"))["items"]
+    """The rows of one modality in the lists of items and of sounds."""
+    items = json.loads(read_text(data / "items.json.gz"))
+    items += json.loads(read_text(data / "sounds.json.gz"))["items"]
     return [item for item in items if item["modality"] == modality]
 
 

@@ -5,7 +5,7 @@
 
 In: the train concepts of `concepts.json` that are animated, their 3-D still pictures, and the
 packed packages in DIR. Out: `clips/<id>.webp` (9 frames at 8 fps, 64 px, RGB on white), "clip" in
-`concepts.json` and the video rows of `items.json`.
+`concepts.json` and the video rows of `items.json.gz`.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def save(frames: np.ndarray, path: Path) -> None:
 
 
 def row(name: str) -> dict:
-    """A clip's row in items.json."""
+    """A clip's row in the list of items."""
     file = f"clips/{name}.webp"
     style = {"style": "fluent-anim", "split": "train"}
     return {"file": file, "modality": "video", "concept": name, **style}

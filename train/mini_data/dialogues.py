@@ -3,8 +3,8 @@
     python train/mini_data/dialogues.py                    # half a minute once replies are kept
     python train/mini_data/dialogues.py --texts PACKAGES   # only data/text/, see the data's README
 
-In: `concepts.json`, `captions.json`, `sounds.json`, `items.json` and `prompts.json` (phrasings by
-kind: train, validation, heldout; written by hand).
+In: `concepts.json`, `captions.json`, gzipped `sounds.json` and `items.json`, and `prompts.json`
+(phrasings by kind: train, validation, heldout; written by hand).
 Out: `validation.jsonl`, and gzipped `pairs.jsonl`, `dialogues.jsonl`, `tests.jsonl`. The same input
 gives the same text. Plain chat is answered by the untouched language model itself, greedily; its
 replies are kept in --replies (ten minutes on one core when that file is absent).
@@ -16,7 +16,6 @@ in what trains.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import logging
 import random
@@ -27,6 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mmllm.data.sources import read_text, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "mmllm" / "mini" / "data"
@@ -73,9 +74,7 @@ def main() -> None:
     check(world, prompts, files)
     for name, rows in files.items():
         lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
-        text = "".join(line + "\n" for line in lines).encode()
-        packed = gzip.compress(text, mtime=0) if name.endswith(".gz") else text
-        (DATA / name).write_bytes(packed)
+        write_text(DATA / name, "".join(line + "\n" for line in lines))
         report(name, rows)
 
 
@@ -126,8 +125,8 @@ class World:
     @classmethod
     def load(cls) -> World:
         """Read the tables that the makers of pictures, clips and sounds left."""
-        heard = _read("sounds.json")
-        seen = [row for row in _read("items.json") if row["modality"] != "audio"]
+        heard = _read("sounds.json.gz")
+        seen = [row for row in _read("items.json.gz") if row["modality"] != "audio"]
         items = seen + [{**row, "style": "take"} for row in heard["items"]]
         world = cls(
             {row["id"]: _concept(row, "image") for row in _read("concepts.json")},
@@ -165,7 +164,7 @@ class World:
 
 
 def _read(name: str) -> Any:
-    return json.loads((DATA / name).read_text("utf-8"))
+    return json.loads(read_text(DATA / name))
 
 
 def _concept(row: Row, kind: str) -> Concept:

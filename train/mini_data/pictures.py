@@ -6,7 +6,7 @@
     python train/mini_data/pictures.py DIR
 
 In: `mmllm/mini/data/concepts.json`, chosen and named by hand, and the packed packages in DIR.
-Out: `pictures/<style>/<id>.webp` (96 px, RGB on white) and the image rows of `items.json`.
+Out: `pictures/<style>/<id>.webp` (96 px, RGB on white) and the image rows of `items.json.gz`.
 The names and captions are checked first: each must name one concept only.
 """
 
@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+
+from mmllm.data.sources import read_text, write_text
 
 DATA = Path(__file__).resolve().parents[2] / "mmllm" / "mini" / "data"
 SIZE = 96  # pixels, both sides
@@ -120,7 +122,7 @@ def icons(packages: Path, name: str) -> Callable[[str], Image.Image]:
 
 
 def write(style: str, draw: Callable[[str], Image.Image], concepts: list[dict]) -> list[dict]:
-    """One picture per concept, and its rows for items.json."""
+    """One picture per concept, and its rows for the list of items."""
     folder = DATA / "pictures" / style
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.webp"):
@@ -168,9 +170,9 @@ def plain(emoji: str) -> str:
 
 
 def write_items(modality: str, items: list[dict]) -> None:
-    """Replace the rows of one modality in items.json and keep the others."""
-    path = DATA / "items.json"
-    kept = json.loads(path.read_text("utf-8")) if path.exists() else []
+    """Replace the rows of one modality in the list of items and keep the others."""
+    path = DATA / "items.json.gz"
+    kept = json.loads(read_text(path)) if path.exists() else []
     rows = [row for row in kept if row["modality"] != modality] + items
     rows.sort(key=lambda row: ("image", "video", "audio").index(row["modality"]))
     write_rows(path, rows)
@@ -179,7 +181,7 @@ def write_items(modality: str, items: list[dict]) -> None:
 def write_rows(path: Path, rows: list[dict]) -> None:
     """A JSON list, one row a line, so that a change shows as one line."""
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text(f"[\n{lines}\n]\n", "utf-8")
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

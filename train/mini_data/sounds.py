@@ -1,4 +1,4 @@
-"""Makes the sounds of `mini`: concepts with eight takes each, as Opus files and `sounds.json`.
+"""Makes the sounds of `mini`: concepts with eight takes each, as Opus files and `sounds.json.gz`.
 
     apt-get install fluidsynth fluid-soundfont-gm sonic-pi-samples      # Debian 12
     python train/mini_data/sounds.py --out mmllm/mini/data              # about one minute
@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from scipy.signal import resample_poly
+
+from mmllm.data.sources import write_text
 
 log = logging.getLogger("sounds")
 
@@ -1067,7 +1069,7 @@ def main() -> None:
         for take, samples in enumerate(takes(concept, args.soundfont, args.samples)):
             save(samples, args.out / "sounds" / concept.id / f"{take}.ogg")
         log.info("%s (%s)", concept.id, concept.source.kind)
-    (args.out / "sounds.json").write_text(json.dumps(table(found), indent=1) + "\n")
+    write_text(args.out / "sounds.json.gz", json.dumps(table(found), indent=1) + "\n")
 
 
 if __name__ == "__main__":
