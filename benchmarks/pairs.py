@@ -27,7 +27,8 @@ import torch
 
 from mmllm import console
 
-Work = Callable[[], object]
+Work = Callable[[], float | None]
+"""Does its work; may return seconds of it that do not count."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call of both sides, pair by pair."""
+    """Seconds a call of both sides, pair by pair; `aside`: those of the other that do not count."""
 
     ours: list[float]
     other: list[float]
+    aside: list[float]
 
     @property
     def ratio(self) -> float:
@@ -80,13 +82,15 @@ class Timing:
 def timed(ours: Work, other: Work, options: Options) -> Timing:
     """Both sides in turn, the one that goes first alternating; two untimed calls of each tell how
     many calls last long enough (the same number on both sides)."""
-    fastest = min(_seconds(work, 1) for work in (ours, other) for _ in range(2))
+    fastest = min(_seconds(work, 1)[0] for work in (ours, other) for _ in range(2))
     calls = max(math.ceil(options.seconds / fastest), 1)
-    timing = Timing([], [])
+    timing = Timing([], [], [])
     for pair in range(options.pairs):
-        sides = [(ours, timing.ours), (other, timing.other)]
-        for work, times in sides if pair % 2 == 0 else reversed(sides):
-            times.append(_seconds(work, calls))
+        sides = [(ours, timing.ours, []), (other, timing.other, timing.aside)]
+        for work, times, asides in sides if pair % 2 == 0 else reversed(sides):
+            seconds, aside = _seconds(work, calls)
+            times.append(seconds)
+            asides.append(aside)
     return timing
 
 
@@ -119,15 +123,14 @@ def main(about: str, bars: Mapping[str, Callable[[Options], Sequence[Row]]]) -> 
     return 0 if all(row.met for row in rows) else 1
 
 
-def _seconds(work: Work, calls: int) -> float:
-    """Of one call, the mean of so many."""
+def _seconds(work: Work, calls: int) -> tuple[float, float]:
+    """Of one call, the mean of so many: what counts and what does not."""
     gc.collect()
     began = time.perf_counter()
-    for _ in range(calls):
-        work()
+    aside = sum(work() or 0.0 for _ in range(calls))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / calls
+    return (time.perf_counter() - began - aside) / calls, aside / calls
 
 
 def _line(row: Row) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmllm.errors import CheckpointError, ConfigError
+from mmllm.llm import packing
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
 from mmllm.tokens import TokenSpace
@@ -104,6 +105,7 @@ class LanguageModel(nn.Module):
         self.head_rows = nn.Parameter(torch.zeros(0, self.width))
         self.logit_shape = LogitShape.of(self._base.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
+        self.packs_openings = self._use_packing()
         _check_head(self)
 
     @property
@@ -259,14 +261,20 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         cache: Any = None,
         shared: int = 0,
+        packed: Sequence[int] = (),
     ) -> Tensor:
         """float[B, T, D] -> last hidden states float[B, T, D], after the final norm.
 
-        `mask` bool[B, T (+ cached)] marks real positions. `positions` int[B, T] that restart at 0
-        without a mask are packed sequences: transformers then keeps them apart. `cache`: a
-        transformers Cache that is read and extended. `shared`: the first positions are the same
-        in all rows (a system prompt, say) and are computed once for all of them.
+        `mask` bool[B, T (+ cached)] marks real positions. `cache`: a transformers Cache that is
+        read and extended. `shared`: the first positions are the same in all rows (a system prompt,
+        say) and are computed once for all of them. `packed`: the one row holds `shared` positions
+        and then, one behind the other, conversations of these lengths that all begin with them;
+        where `packs_openings` is False there may be none shared, and transformers keeps
+        conversations apart by their `positions`, which restart at 0.
         """
+        if packed and self.packs_openings:
+            rows = packing.Packing.of(packed, shared, embeds.device)
+            return self._run(embeds, packing.no_mask(embeds), positions, None, packing=rows)
         if shared == 0 or self._recomputes:  # layers that run again cannot extend a cache
             return self._run(embeds, mask, positions, cache)
         assert mask is not None
@@ -288,15 +296,32 @@ class LanguageModel(nn.Module):
         return self.training and bool(self._base.is_activation_checkpointing)
 
     def _run(
-        self, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Any,
+        **options: Any,
     ) -> Tensor:
         return self._decoder(
             inputs_embeds=embeds,
-            attention_mask=None if mask is None else mask.long(),
+            attention_mask=mask if mask is None or mask.ndim > 2 else mask.long(),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **options,
         ).last_hidden_state
+
+    def _use_packing(self) -> bool:
+        """Whether packed conversations can share their opening: with sdpa, where every layer is
+        attention, full or sliding."""
+        of = self._base.config.get_text_config()
+        kinds = set(getattr(of, "layer_types", None) or ["full_attention"])
+        if self.config.attention != "sdpa" or not kinds <= packing.LAYERS:
+            return False
+        packing.register()
+        self._base.set_attn_implementation(packing.KERNEL)
+        return True
 
     def head(self, hidden: Tensor) -> Tensor:
         """float[P, D] -> logits float[P, V + O]; rows of outputs come after the text tokens.

@@ -121,6 +121,7 @@ class Feed(Dataset):
             output_widths=self.model.output_widths,
             pad_id=self.model.llm.pad_id,
             pack=self.stage.pack,
+            share=not self.stage.pack or self.model.llm.packs_openings,
             seeds=seeds,
         )
 

@@ -49,7 +49,7 @@ def test_resume_equals_a_run_that_never_stopped(
 ) -> None:
     train(make_run(output="whole", steps=6, checkpoint_every=6), progress=False)
 
-    step = loop._step
+    step = loop.take_step
     taken = []
 
     def killed(*arguments):
@@ -58,10 +58,10 @@ def test_resume_equals_a_run_that_never_stopped(
         taken.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "_step", killed)
+    monkeypatch.setattr(loop, "take_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(make_run(output="parts", steps=6), progress=False)
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     assert checkpoints.open_checkpoint(tmp_path / "parts").step == 2
     train(make_run(output="parts", steps=6), resume=True, progress=False)
 
@@ -75,13 +75,13 @@ def test_resume_equals_a_run_that_never_stopped(
 def test_ctrl_c_saves_after_the_step_in_hand(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = loop._step
+    step = loop.take_step
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "_step", interrupted)
+    monkeypatch.setattr(loop, "take_step", interrupted)
     train(make_run(steps=50, checkpoint_every=50), progress=False)
     assert checkpoints.open_checkpoint(tmp_path / "run").step == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -369,7 +369,7 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     held = make_run().stage.data["understand-image"]
     validation = {"every": 50, "batches": 9, "data": {"pictures": config.dump(held)}}
     done = []
-    for name in ("_step", "_validate", "_Saver.__call__"):
+    for name in ("take_step", "_validate", "_Saver.__call__"):
         owner, _, last = name.rpartition(".")
         place = getattr(loop, owner) if owner else loop
         own = getattr(place, last)
@@ -379,5 +379,5 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     before = sorted(tmp_path.iterdir())
     run = make_run(steps=1000, validation=validation, samples={"every": 500, "prompts": ["draw"]})
     loop.dry_run(run, progress=False)
-    assert done == ["_step", "_validate", "_Saver.__call__"]
+    assert done == ["take_step", "_validate", "_Saver.__call__"]
     assert sorted(tmp_path.iterdir()) == before
