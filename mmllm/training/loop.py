@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _MAY_CHANGE = {
     *("steps", "output", "checkpoint_every", "keep", "best", "validation", "samples", "workers"),
     *("trackers", "cache", "cache_complete", "realign", "recompute"),
+    *("compile", "fused"),
 }
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
@@ -93,8 +94,11 @@ def train(
     if source:
         checkpoints.load_weights(model, source)
     groups = choose_trainable(model, stage.train)
+    model.llm.fused = uses_liger(stage.fused, accelerator.device)
     if stage.recompute:
         model.llm.recompute_activations()
+    if stage.compile:
+        model.llm.compile_layers()
     optimizer = make_optimizer(stage, groups)
     start = _restore(source, optimizer, groups, stage) if resume and source else 0
 
@@ -412,23 +416,30 @@ def _compare_stage(existing: checkpoints.Checkpoint, stage: StageConfig) -> None
         )
 
 
-def make_optimizer(stage: StageConfig, groups: list[Group]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [
-            {"params": list(group.parameters.values()), "lr": group.learning_rate}
-            for group in groups
-        ],
-        betas=stage.betas,
-        weight_decay=stage.weight_decay,
-        fused=True,
-    )
+def make_optimizer(stage: StageConfig, groups: list[Group]) -> torch.optim.Optimizer:
+    """AdamW, torch's own or one of bitsandbytes; raises ConfigError where that is missing."""
+    table = [
+        {"params": list(group.parameters.values()), "lr": group.learning_rate} for group in groups
+    ]
+    options: dict[str, Any] = {"betas": stage.betas, "weight_decay": stage.weight_decay}
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(table, fused=True, **options)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"stage.optimizer: {stage.optimizer} needs bitsandbytes, which is not installed; "
+            "pip install 'mmllm[quantization]', or leave it out"
+        )
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    kind = AdamW8bit if stage.optimizer == "adamw_8bit" else PagedAdamW8bit
+    return kind(table, **options)
 
 
 def _optimizer_tensors(optimizer: Any, groups: list[Group]) -> dict[str, Tensor]:
     """The optimiser's state by parameter name, for safetensors."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     return {
-        f"{kind}/{name}": value.detach().cpu().contiguous()
+        f"{kind}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
         for group in groups
         for name, parameter in group.parameters.items()
         for kind, value in optimizer.state[parameter].items()
@@ -437,7 +448,7 @@ def _optimizer_tensors(optimizer: Any, groups: list[Group]) -> dict[str, Tensor]
 
 def _restore(
     source: checkpoints.Checkpoint,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     groups: list[Group],
     stage: StageConfig,
 ) -> int:
@@ -450,7 +461,9 @@ def _restore(
             raise CheckpointError(
                 f"{source.folder}: optimiser state for {name!r}, not in the table"
             )
-        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
+        counted = kind == "step" and stage.optimizer != "adamw"  # bitsandbytes counts on the host
+        place = int(value) if counted else value.to(parameters[name].device)
+        optimizer.state[parameters[name]][kind] = place
     return source.step
 
 
@@ -472,6 +485,19 @@ def _trackers(stage: StageConfig) -> Any:
                 f"stage.trackers: {name!r} is not installed; pip install {name}, or leave it out"
             )
     return list(stage.trackers) or None
+
+
+def uses_liger(wanted: str, device: torch.device) -> bool:
+    """auto: Liger's kernel where it is installed and can run; raises ConfigError for `on` where it
+    cannot."""
+    missing = [] if importlib.util.find_spec("liger_kernel") else ["liger_kernel is not installed"]
+    missing += [] if device.type == "cuda" else [f"this is {device.type}, and it needs cuda"]
+    if wanted == "on" and missing:
+        raise ConfigError(
+            f"stage.fused: on, but {' and '.join(missing)}; pip install 'mmllm[liger]' where there "
+            "is a GPU, or let stage.fused be auto"
+        )
+    return wanted != "off" and not missing
 
 
 def choose_precision(wanted: str) -> str:
