@@ -19,6 +19,7 @@ from mmllm import model as models
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import Mixture
+from mmllm.projections.input import LinearConfig
 from mmllm.training import loop
 from mmllm.training.feed import Feed, Step, open_sources
 from mmllm.training.stage import choose_trainable
@@ -32,10 +33,17 @@ MINI = {
 
 class Stage:
     """Stage `number` of mini from untrained projections; `changes` to its keys. Features and
-    captions are kept in a folder of its own and computed when a batch first asks."""
+    captions are kept in a folder of its own and computed when a batch first asks. `encoders`
+    replace mini's, each with a linear projection."""
 
-    def __init__(self, number: int, **changes: Any):
+    def __init__(
+        self, number: int, *, encoders: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
         run = configs.load_run(Path(__file__).parents[1] / MINI[number])
+        if encoders is not None:
+            linear = dict.fromkeys(encoders, LinearConfig())
+            system = replace(run.system, encoders=encoders, input_projections=linear)
+            run = replace(run, system=system)
         self.folder = tempfile.TemporaryDirectory()
         changes = {"cache": self.folder.name, "prealign": None, "realign": None, **changes}
         self.stage: StageConfig = replace(run.stage, **changes)

@@ -119,7 +119,8 @@ def train(
     journal = report.Journal(output, start, stage, main=main, log=accelerator.log)
     if main:
         _announce(run, groups, start, output, accelerator)
-    items = every_item(model, mixture.sources) if ahead else ()
+    # A complete cache is trusted: its millions of items are not looked up before the first step.
+    items = every_item(model, mixture.sources) if ahead and not stage.cache_complete else ()
     for name, error in warm(work, items, accelerator, progress):
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)
     if stage.cache_complete:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from mmllm import config
 from mmllm import model as models
 from mmllm.cli import main
+from mmllm.conversation import Image
 from mmllm.data import store
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.store import FeatureStore
@@ -155,9 +157,16 @@ def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a cache by room and name, in whichever shard it lies."""
+    rooms = [path.parent for path in folder.glob("*/room.json")]
     return {
-        f"{path.parent.name}/{name}": value
-        for path in folder.glob("*/*.safetensors")
+        f"{room.name}/{name}": value for room in rooms for name, value in contents_of(room).items()
+    }
+
+
+def contents_of(room: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: value
+        for path in room.glob("*.safetensors")
         for name, value in load_file(path).items()
     }
 
@@ -199,3 +208,28 @@ def test_a_ray_cluster_fills_what_one_process_fills(make_run, filled, tmp_path: 
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, msg=name)
+
+
+def test_another_process_finds_all_through_the_index_on_disk(filled, monkeypatch):
+    """Keys, tensors and hashes of files, with nothing read into memory at the start."""
+    rooms = [
+        FeatureStore(filled).room("features", f"encoders.{key}", f"colour-{size}x6")
+        for key, size in (("image", 4), ("audio", 2), ("video", 6))
+    ]
+    assert [path.suffix for path in (filled / "files").iterdir()].count(".index") == 1
+    monkeypatch.setattr(store, "_places_in", None)  # the shards' headers are not looked at again
+    again = FeatureStore(filled)
+    for room in rooms:
+        reread = again.room("features", "encoders", room.folder.name.partition("-")[2])
+        wanted = contents_of(room.folder)
+        assert wanted
+        for name, value in wanted.items():
+            key, _, tensor = name.partition("/")
+            assert key in reread
+            assert torch.equal(reread[key][tensor], value)
+        assert "nothing" not in reread
+        with pytest.raises(KeyError):
+            reread["nothing"]
+    monkeypatch.setattr("hashlib.file_digest", None)
+    shown = filled.parent / "media" / "0.png"
+    assert again.key(Image(source=shown)) == hashlib.sha256(shown.read_bytes()).hexdigest()
