@@ -403,7 +403,7 @@ def test_an_optimiser_that_is_not_installed_is_told(make_run, monkeypatch) -> No
     find = importlib.util.find_spec
     missing = {"bitsandbytes", "liger_kernel"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in missing else find(n))
-    with pytest.raises(ConfigError, match="stage.optimizer: adamw_8bit needs bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"stage\.optimizer: adamw_8bit needs bitsandbytes"):
         train(make_run(optimizer="adamw_8bit"), progress=False)
 
 
@@ -434,7 +434,7 @@ def test_liger_is_used_where_it_can_run(monkeypatch) -> None:
         assert not loop.uses_liger("auto", cpu)
         assert loop.uses_liger("auto", cuda) == installed
         assert not loop.uses_liger("off", cuda)
-        with pytest.raises(ConfigError, match="stage.fused: on, but .*it needs cuda"):
+        with pytest.raises(ConfigError, match=r"stage\.fused: on, but .*it needs cuda"):
             loop.uses_liger("on", cpu)
     assert loop.uses_liger("on", cuda)
 
