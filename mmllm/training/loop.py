@@ -150,6 +150,7 @@ def train(
             for entry, group in zip(optimizer.param_groups, groups, strict=True):
                 entry["lr"] = group.learning_rate * rate
             found = take_step(accelerator, wrapped, optimizer, data, stage, model)
+            journal.settle()  # the step before, while this one is under way
             journal.step(step, found, data.skipped, seconds=time.perf_counter() - began)
             bar.set_postfix(journal.latest(), refresh=False)
             bar.update()

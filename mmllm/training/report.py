@@ -24,8 +24,8 @@ Losses = Callable[[], dict[str, float]]
 
 class Journal:
     """metrics.jsonl, one line a step; skipped.json; curves.png; report.html. `log` is told what
-    metrics.jsonl is told, for trackers. The losses of a step are read, and looked at, when the next
-    one has begun: reading waits for the device."""
+    metrics.jsonl is told, for trackers. The losses of a step are not read before `settle`: reading
+    them waits for the device."""
 
     def __init__(
         self,
@@ -61,10 +61,9 @@ class Journal:
     def step(
         self, step: int, losses: Losses, skipped: list[tuple[str, str]], *, seconds: float
     ) -> None:
-        """Note one step, and what the one before it gave; `losses` are read later. Raises
-        TrainingError when more items cannot be read, or more steps in a row are not finite, than
-        the stage allows."""
-        self.settle()
+        """Note one step. Raises TrainingError when more items cannot be read than the stage
+        allows."""
+        assert self._waiting is None
         self._waiting = step, losses, seconds
         self.items += self.stage.batch_size
         for name, error in skipped:
@@ -77,7 +76,8 @@ class Journal:
         self._check_skipped(step)
 
     def settle(self) -> None:
-        """Wait for the last step and note its losses."""
+        """Wait for the last step and note its losses. Raises TrainingError when more steps in a row
+        are not finite than the stage allows."""
         if self._waiting is None:
             return
         (step, losses, seconds), self._waiting = self._waiting, None
