@@ -135,6 +135,13 @@ def cache(
         list[str] | None,
         typer.Option(metavar="FINGERPRINT", help="prune: keep these rooms only (repeatable)."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Share the work out over a Ray cluster: local, auto or its HOST:PORT.",
+        ),
+    ] = None,
 ) -> None:
     """Run a stage's frozen parts over its data once and keep their answers in a folder; look at
     such a folder, check it, or clear it up."""
@@ -142,11 +149,17 @@ def cache(
 
     if target not in ("info", "verify", "prune"):
         from mmllm.config import load_run
-        from mmllm.training.caching import fill_cache
 
         run = load_run(find_config(target), arguments or ())
         _agree_on_cpu()
-        filled = fill_cache(run)
+        if ray is None:
+            from mmllm.training.caching import fill_cache
+
+            filled = fill_cache(run)
+        else:
+            from mmllm.training.cluster import fill_cache_by_ray
+
+            filled = fill_cache_by_ray(run, ray)
         target, arguments = "info", [str(filled.folder)]
     if len(arguments or ()) != 1:
         raise ConfigError(f"mmllm cache {target}: expected one FOLDER, got {arguments or 'none'}")

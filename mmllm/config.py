@@ -170,6 +170,10 @@ class StageConfig:
     `pack` puts a micro-batch's conversations into one row without padding; without it,
     `length_window` sorts those of so many steps by length, so that little is padded (0: as drawn).
     `recompute` keeps no activations of the LLM but what enters its layers (gradient checkpointing).
+    `compile`: the LLM's layers by torch.compile; the first steps take a minute or more for it.
+    `fused`: the head's loss by Liger's kernel, where it is installed on CUDA; `on` insists on it.
+    `optimizer`: adamw is torch's; the others, by bitsandbytes on CUDA, keep their state in 8 bits,
+    and `paged` lets it leave the device when memory is short.
     `best` names a held-out loss (validation/text): the model that has the lowest is kept in
     `output`/best, beside the last `keep` checkpoints. `trackers` are accelerate's: tensorboard,
     trackio, wandb and others; metrics.jsonl and report.html are written in any case.
@@ -198,6 +202,9 @@ class StageConfig:
     pack: bool = False
     length_window: int = 0
     recompute: bool = False
+    compile: bool = False
+    fused: typing.Literal["auto", "off", "on"] = "auto"
+    optimizer: typing.Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     workers: int = 0
     cache: str = "memory"
     cache_complete: bool = False

@@ -7,7 +7,7 @@ Legend: P supervised positions, M media of one key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ def denoise(
     decoder: ModalityDecoder,
     condition: dict[str, Tensor],
     latents: Tensor | None,
-    seeds: Tensor | None,
+    seeds: Sequence[int],
 ) -> Term:
     """The frozen decoder's own training loss under the projected condition, per sample.
 
@@ -67,7 +67,7 @@ def denoise(
     depend on the batch or the process that it is in.
     """
     media = len(next(iter(condition.values())))
-    if latents is None or seeds is None:
+    if latents is None:
         return Term(sum((value.sum() * 0.0 for value in condition.values()), torch.zeros(())), 0)
     noise, times = draw_noise(latents, seeds)
     each = decoder.denoising_loss(condition, latents, noise=noise, times=times)
@@ -83,16 +83,16 @@ def retain(adapted: Tensor, untouched: Tensor) -> Term:
     return Term(F.kl_div(said, wanted, reduction="sum", log_target=True), len(untouched))
 
 
-def draw_noise(latents: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Noise like `latents` and times float[M] in (0, 1), each row from its own seed."""
     noise, times = [], []
-    for seed in seeds.tolist():
+    for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         noise.append(torch.randn(latents.shape[1:], generator=generator))
         times.append(torch.rand((), generator=generator))
     return (
-        torch.stack(noise).to(latents),
-        torch.stack(times).clamp(1e-3, 1 - 1e-3).to(latents.device),
+        torch.stack(noise).to(latents, non_blocking=True),
+        torch.stack(times).clamp(1e-3, 1 - 1e-3).to(latents.device, non_blocking=True),
     )
 
 
@@ -132,17 +132,17 @@ def counts(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def weigh(
-    terms: Mapping[str, Term], weights: Mapping[str, float], totals: Mapping[str, int]
+    terms: Mapping[str, Term], weights: Mapping[str, float], totals: Mapping[str, int | Tensor]
 ) -> Tensor:
     """One scalar to differentiate. `totals` are the terms' counts over all processes and
-    accumulation steps; a modality that is absent everywhere adds a zero with a gradient."""
-    return sum(
-        (
-            weights[name.partition("/")[0]] * term.total / max(totals.get(name, term.count), 1)
-            for name, term in terms.items()
-        ),
-        torch.zeros(()),
-    )
+    accumulation steps, on the host or on the device; a modality that is absent everywhere adds a
+    zero with a gradient."""
+    loss = torch.zeros(())
+    for name, term in terms.items():
+        total = totals.get(name, term.count)
+        count = total.clamp_min(1) if isinstance(total, Tensor) else max(total, 1)
+        loss = loss + weights[name.partition("/")[0]] * term.total / count
+    return loss
 
 
 def _distance(value: Tensor, target: Tensor, distance: str, name: str) -> Tensor:

@@ -152,7 +152,11 @@ class AnyToAny(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """The LLM's last hidden states: float[B, T, D]."""
         return self.llm(
-            self.embed(batch), mask=batch.mask, positions=batch.positions, shared=batch.shared
+            self.embed(batch),
+            mask=batch.mask,
+            positions=batch.positions,
+            shared=batch.shared,
+            packed=batch.packed,
         )
 
     def signals(self, batch: Batch) -> dict[str, Tensor]:

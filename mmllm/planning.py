@@ -28,7 +28,8 @@ from mmllm.config import RunConfig, StageConfig, SystemConfig
 from mmllm.decoders.base import hollow_parts
 from mmllm.errors import ConfigError
 from mmllm.licences import PartLicence
-from mmllm.llm.causal_lm import CHUNK, LanguageModel
+from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.head import CHUNK
 from mmllm.model import AnyToAny
 from mmllm.training.feed import open_sources
 from mmllm.training.stage import Group, choose_trainable
@@ -277,8 +278,7 @@ def operations(
         return forward, backward, head
 
     forward, backward, head = passes(rows, stage.max_length)
-    chunked = rows * stage.max_length > CHUNK
-    total = forward + backward + head * (1 + chunked + _reaches_llm(groups))
+    total = forward + backward + head * (1 + _reaches_llm(groups))
     if stage.retain:
         share = stage.retain.batch_size / (stage.accumulation * processes)
         forward, backward, head = passes(1, stage.retain.length)

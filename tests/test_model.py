@@ -14,6 +14,7 @@ from mmllm.conversation import Message, assistant, user
 from mmllm.data.batch import Batch, collate
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import CheckpointError
+from mmllm.llm import head
 from mmllm.losses import Term
 from mmllm.model import AnyToAny
 from mmllm.training.stage import choose_trainable
@@ -131,6 +132,19 @@ def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) ->
         assert torch.allclose(term.total, padded[name].total, atol=1e-4), name
 
 
+def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
+    tiny_model: AnyToAny,
+) -> None:
+    """What is supervised lies in the opening that they share, and counts for each of them."""
+    talk = [MIXED[3]] * 3
+    padded, packed = (batch_of(tiny_model, talk, pack=pack) for pack in (False, True))
+    length = padded.ids.shape[1]
+    assert packed.ids.shape == (1, packed.shared + 3 * (length - packed.shared))
+    assert packed.supervised.unique().numel() < len(packed.supervised)
+    found = [terms_of(tiny_model, batch)["text"].total for batch in (padded, packed)]
+    assert torch.allclose(*found, atol=1e-4)
+
+
 def test_a_shared_opening_is_computed_once_and_changes_nothing(tiny_model: AnyToAny) -> None:
     choose_trainable(tiny_model, EVERYTHING)
     for _, parameter in tiny_model.llm.lora_parameters():
@@ -228,8 +242,8 @@ def test_another_encoder_grid_is_refused(tiny_model: AnyToAny) -> None:
 
 def test_noise_belongs_to_the_item(tiny_model: AnyToAny) -> None:
     latents = torch.zeros(3, 2, 4)
-    noise, times = losses.draw_noise(latents, torch.tensor([5, 6, 7]))
-    again, time = losses.draw_noise(latents[:1], torch.tensor([7]))
+    noise, times = losses.draw_noise(latents, [5, 6, 7])
+    again, time = losses.draw_noise(latents[:1], [7])
     assert torch.equal(noise[2], again[0])
     assert times[2] == time[0]
     assert not torch.equal(noise[0], noise[1])
@@ -267,9 +281,9 @@ def test_logits_in_chunks_give_the_same_loss_and_gradients(
     whole = terms_of(tiny_model, batch)["text"].total
     wanted = gradients_of(tiny_model, batch)
     sizes = []
-    head = tiny_model.llm.head
-    monkeypatch.setattr(tiny_model.llm, "head", lambda h: sizes.append(len(h)) or head(h))
-    monkeypatch.setattr("mmllm.llm.causal_lm.CHUNK", 3)
+    chunk = head._chunk
+    monkeypatch.setattr(head, "_chunk", lambda h, *rest: sizes.append(len(h)) or chunk(h, *rest))
+    monkeypatch.setattr(head, "CHUNK", 3)
     torch.testing.assert_close(terms_of(tiny_model, batch)["text"].total, whole)
     found = gradients_of(tiny_model, batch)
     assert max(sizes) == 3

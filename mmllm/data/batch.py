@@ -31,21 +31,22 @@ class InputMedia:
 @dataclass
 class OutputMedia:
     """Output media of one decoder: flat `places` int[M, K], the alignment `targets` by tensor
-    name, `latents` float[M, …] for the denoising loss (None without it), and `seeds` int[M] that
-    name the noise of each item."""
+    name, `latents` float[M, …] for the denoising loss (None without it), and M `seeds` that name
+    the noise of each item (numbers, which the host needs)."""
 
     places: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
     latents: Tensor | None = None
-    seeds: Tensor | None = None
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass
 class Batch:
     """`ids` int[B, T]; `mask` bool[B, T] or None when packed; `positions` int[B, T];
     `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]; `shared`: the
-    first positions that are the same text in every row (0 when packed). `plain` int[W, S]: windows
-    of plain text beside the conversations, for the loss `retain`."""
+    first positions that are the same text in every conversation. `packed`: the one row holds them
+    once and then conversations of these lengths. `plain` int[W, S]: windows of plain text beside
+    the conversations, for the loss `retain`."""
 
     ids: Tensor
     mask: Tensor | None
@@ -55,6 +56,7 @@ class Batch:
     inputs: dict[str, InputMedia]
     outputs: dict[str, OutputMedia]
     shared: int = 0
+    packed: tuple[int, ...] = ()
     plain: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
@@ -86,21 +88,26 @@ def collate(
     output_widths: Mapping[str, int],
     pad_id: int,
     pack: bool = False,
+    share: bool = True,
     seeds: Sequence[int] | None = None,
     targets: bool = True,
 ) -> Batch:
-    """Pad on the right, or pack into one row without padding. `targets`: look up what the
-    output media are aligned with (not needed to generate).
+    """Pad on the right, or pack into one row without padding, what all conversations begin with
+    standing there once (with `share`). `targets`: look up what the output media are aligned with
+    (not needed to generate).
 
     `input_widths` and `output_widths` name every key of the model with its N or K: a key that no
     item uses gets zero rows, so that what trains always gets a gradient. `seeds`: one number per
     item, from which the noise of its media is drawn.
     """
     lengths = [len(item) for item in items]
+    shared = _common_opening(items) if share else 0
     if pack:
-        offsets = [sum(lengths[:index]) for index in range(len(items))]
-        total, rows = sum(lengths), 1
+        own = [length - shared for length in lengths]
+        offsets = [sum(own[:index]) for index in range(len(items))]
+        total, rows = shared + sum(own), 1
     else:
+        own = []
         total, rows = max(lengths), len(items)
         offsets = [row * total for row in range(rows)]
     ids = torch.full((rows * total,), pad_id)
@@ -109,13 +116,15 @@ def collate(
     supervised: list[int] = []
     labels: list[int] = []
     for item, offset in zip(items, offsets, strict=True):
-        end = offset + len(item)
-        ids[offset:end] = torch.tensor(item.ids)
-        positions[offset:end] = torch.arange(len(item))
-        mask[offset:end] = True
+        begin = shared if pack and offset else 0  # the first one brings what all begin with
+        places = slice(offset + begin, offset + len(item))
+        ids[places] = torch.tensor(item.ids[begin:])
+        positions[places] = torch.arange(begin, len(item))
+        mask[places] = True
         for index, label in enumerate(item.labels):
             if label != UNSUPERVISED:  # the state before a token predicts it
-                supervised.append(offset + index - 1)
+                place = index - 1
+                supervised.append(place if pack and place < shared else offset + place)
                 labels.append(label)
 
     inputs = {key: _input_media(items, offsets, key, lookup) for key in input_widths}
@@ -131,7 +140,8 @@ def collate(
         labels=torch.tensor(labels, dtype=torch.long),
         inputs=inputs,
         outputs=outputs,
-        shared=0 if pack else _common_opening(items),
+        shared=shared,
+        packed=tuple(own),
     )
 
 
@@ -186,7 +196,7 @@ def _output_media(
         places=table,
         targets=lookup.targets(key, media),
         latents=lookup.latents(key, media),
-        seeds=torch.tensor(names, dtype=torch.long),
+        seeds=tuple(names),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 import torch
@@ -103,30 +103,37 @@ class FrozenWork:
         *,
         progress: bool = True,
         part: tuple[int, int] = (0, 1),
+        only: Container[str] | None = None,
     ) -> list[tuple[str, str]]:
         """Run the frozen parts once over every distinct medium and caption of `items`.
 
         `part` (i, n): only every n-th of what is missing, beginning with the i-th, so that n
-        processes share the work. Returns (name, error) of the media that cannot be read.
+        processes share the work. `only`: nothing but these things, by their names in `missing`.
+        Returns (name, error) of the media that cannot be read.
         """
         bad: list[tuple[str, str]] = []
         if not self.remember:
             return bad
-        media: dict[tuple[str, str], tuple[str, Medium]] = {}
-        shown: dict[tuple[str, str], tuple[str, Medium]] = {}
-        captions: dict[tuple[str, str], None] = {}
+        media: dict[str, tuple[str, Medium]] = {}
+        shown: dict[str, tuple[str, Medium]] = {}
+        captions: dict[str, tuple[str, str]] = {}
         for item in items:
-            for place in item.inputs:
-                self._note(media, FEATURES, place.key, place.medium, bad)
-            for place in item.outputs:
-                caption = _caption(place.medium)
-                if _hash(caption) not in self._room(CONDITIONS, place.key):
-                    captions.setdefault((place.key, caption))
-                if self.denoise and place.medium.has_data:
-                    self._note(shown, LATENTS, place.key, place.medium, bad)
+            for kind, key, medium in self._asked(item):
+                try:
+                    thing = self._missing(kind, key, medium)
+                except MediaError as error:
+                    bad.append((repr(medium), str(error)))
+                    continue
+                if thing is None or (only is not None and thing not in only):
+                    continue
+                if kind == CONDITIONS:
+                    captions.setdefault(thing, (key, _caption(medium)))
+                else:
+                    wanted = media if kind == FEATURES else shown
+                    wanted.setdefault(thing, (key, medium))
         first, step = part
         encoded, drawn = list(media.values())[first::step], list(shown.values())[first::step]
-        said = list(captions)[first::step]
+        said = list(captions.values())[first::step]
         with tqdm(
             total=len(encoded) + len(drawn) + len(said),
             desc="frozen parts",
@@ -150,22 +157,32 @@ class FrozenWork:
             self.store.flush()
         return bad
 
-    def _note(
-        self,
-        wanted: dict[tuple[str, str], tuple[str, Medium]],
-        kind: str,
-        key: str,
-        medium: Medium,
-        bad: list[tuple[str, str]],
-    ) -> None:
-        """Put a medium that its room lacks on the list."""
-        try:
-            name = self._name(medium)
-        except MediaError as error:
-            bad.append((repr(medium), str(error)))
-            return
-        if name not in self._room(kind, key):
-            wanted.setdefault((key, name), (key, medium))
+    def missing(self, item: Rendered) -> list[str]:
+        """Names of what an item asks of the frozen parts and the rooms lack; media that cannot be
+        read are named by their kind alone."""
+        found = []
+        for kind, key, medium in self._asked(item):
+            try:
+                thing = self._missing(kind, key, medium)
+            except MediaError:
+                thing = f"{kind}/{key}/{medium!r}"
+            if thing is not None:
+                found.append(thing)
+        return found
+
+    def _asked(self, item: Rendered) -> Iterator[tuple[str, str, Medium]]:
+        """(kind, key, medium) for each answer that a batch with this item takes."""
+        for place in item.inputs:
+            yield FEATURES, place.key, place.medium
+        for place in item.outputs:
+            yield CONDITIONS, place.key, place.medium
+            if self.denoise and place.medium.has_data:
+                yield LATENTS, place.key, place.medium
+
+    def _missing(self, kind: str, key: str, medium: Medium) -> str | None:
+        """The name of one such answer, or None if it is there. Raises MediaError."""
+        name = _hash(_caption(medium)) if kind == CONDITIONS else self._name(medium)
+        return None if name in self._room(kind, key) else f"{kind}/{key}/{name}"
 
     @torch.no_grad()
     def _encode(

@@ -45,6 +45,7 @@ class Mixture:
         rest = _BLOCK - counts.sum()
         counts[np.argsort(counts - exact, kind="stable")[:rest]] += 1
         self.counts = counts
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # the last one asked for, by source
 
     def draw(self, number: int) -> Draw:
         """Draw `number` = step * batch_size + place in the batch."""
@@ -71,10 +72,12 @@ class Mixture:
             np.repeat(np.arange(len(self.counts)), self.counts)
         )
 
-    @functools.lru_cache(maxsize=32)  # noqa: B019
     def _permutation(self, which: int, epoch: int) -> np.ndarray:
-        size = len(self.sources[self.names[which]])
-        return np.random.default_rng([self.seed, 1, which, epoch]).permutation(size)
+        if which not in self._epochs or self._epochs[which][0] != epoch:
+            size = len(self.sources[self.names[which]])
+            order = np.random.default_rng([self.seed, 1, which, epoch]).permutation(size)
+            self._epochs[which] = epoch, order.astype(np.uint32)
+        return self._epochs[which][1]
 
 
 class LengthGroups:

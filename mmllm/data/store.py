@@ -1,37 +1,56 @@
 """The feature cache on disk: what frozen parts say of media and captions, found by content.
 
     FOLDER/<kind>-<fingerprint>/room.json         what part made this, in words
-    FOLDER/<kind>-<fingerprint>/<shard>.safetensors   tensors "<key>/<name>", the header the index
+    FOLDER/<kind>-<fingerprint>/<shard>.safetensors   tensors "<key>/<name>"
     FOLDER/files/<list>.json                      path, size, time -> hash of the content
+    …/<hash>.index                                where everything lies, made from these files
 
 A key is the hash of a medium's bytes or of a caption, a room belongs to one frozen part with one
 fingerprint, so nothing stale can be found. Shards are written under another name and renamed: any
 number of processes and machines fill one folder without a server, and a killed one leaves nothing
-but a partial file that `prune` deletes. Reading maps the files into memory; nothing is unpickled.
+but a partial file that `prune` deletes. What a process has not written itself is found through an
+index on disk (mmllm.data.index), so its memory does not grow with the cache; nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import io
 import json
 import logging
+import math
 import os
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmllm.conversation import Embedded, Medium
+from mmllm.data import index
+from mmllm.data.index import Index
 from mmllm.errors import CacheError, MediaError
 from mmllm.weights import save_tensors
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
+_SHARDS = "*.safetensors"
 _PARTIAL = ".partial"
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}
+"""What safetensors calls them."""
 
 Entry = dict[str, Tensor]
 """The tensors of one medium or caption, by name."""
@@ -43,27 +62,22 @@ class Room:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._index: dict[str, tuple[Path, list[str]]] = {}
-        self._seen: set[Path] = set()
-        self._open: dict[Path, safe_open] = {}
+        self._seen = set(folder.glob(_SHARDS))
+        self._index = _indexed(folder, self._seen, _records_of_shards)
+        self._later: dict[str, dict[str, Place]] = {}  # of shards that came since, by key
         self._new: dict[str, Entry] = {}
         self._new_bytes = 0
-        self.refresh()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._new or key in self._index
-
-    def __len__(self) -> int:
-        return len(self._new.keys() | self._index.keys())
+        return key in self._new or key in self._later or bool(self._places(key))
 
     def __getitem__(self, key: str) -> Entry:
         if key in self._new:
             return self._new[key]
-        path, names = self._index[key]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        shard = self._open[path]
-        return {name: shard.get_tensor(f"{key}/{name}") for name in names}
+        places = self._later.get(key) or self._places(key)
+        if not places:
+            raise KeyError(key)
+        return {name: self._read(place) for name, place in places.items()}
 
     def __setitem__(self, key: str, entry: Entry) -> None:
         self._new[key] = entry
@@ -85,24 +99,60 @@ class Room:
             draft = path.with_suffix(_PARTIAL)
             save_tensors(tensors, draft)
             draft.rename(path)
+            self._add(path)
         except (OSError, SafetensorError) as error:
             raise CacheError(
                 f"{self.folder}: cannot be written: {error}; free some space"
             ) from error
-        self._index |= {key: (path, list(entry)) for key, entry in self._new.items()}
-        self._seen.add(path)
         self._new, self._new_bytes = {}, 0
 
     def refresh(self) -> None:
         """See what other processes have written since."""
-        for path in self.folder.glob("*.safetensors"):
-            if path not in self._seen:
-                try:
-                    with safe_open(path, framework="pt") as shard:
-                        self._index |= {k: (path, names) for k, names in _names(shard).items()}
-                except (OSError, SafetensorError) as error:
-                    logger.warning("passing over a damaged shard of the cache: %s: %s", path, error)
-                self._seen.add(path)
+        for path in set(self.folder.glob(_SHARDS)) - self._seen:
+            try:
+                self._add(path)
+            except (OSError, ValueError) as error:
+                _pass_over(path, error)
+
+    def _add(self, path: Path) -> None:
+        self._seen.add(path)
+        for name, place in _places_in(path):
+            key, _, tensor = name.partition("/")
+            self._later.setdefault(key, {})[tensor] = place
+
+    def _places(self, key: str) -> dict[str, Place]:
+        """Where the tensors of a key lie, by name, as the index says."""
+        if self._index is None:
+            return {}
+        about, found = self._index.about, {}
+        for name in about["names"]:
+            for record in self._index[f"{key}/{name}"][:1]:
+                dtype, shape = about["layouts"][record["layout"]]
+                shard = self.folder / about["files"][record["file"]]
+                found[name] = Place(shard, dtype, tuple(shape), int(record["offset"]))
+        return found
+
+    def _read(self, place: Place) -> Tensor:
+        dtype = _DTYPES[place.dtype]
+        data = bytearray(math.prod(place.shape) * dtype.itemsize)
+        if not data:
+            return torch.empty(place.shape, dtype=dtype)
+        read = os.preadv(_opened(place.shard).fileno(), [data], place.offset)
+        if read != len(data):
+            raise CacheError(
+                f"{place.shard}: cut off; run `mmllm cache prune {self.folder.parent}`"
+            )
+        return torch.frombuffer(data, dtype=dtype).view(place.shape)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor lies: `offset` bytes into `shard`; `dtype` as safetensors names it."""
+
+    shard: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
 
 
 class FeatureStore:
@@ -112,13 +162,10 @@ class FeatureStore:
         self.folder = Path(folder).expanduser()
         self.complete = complete
         self._rooms: dict[str, Room] = {}
-        self._hashes: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}  # of files that no list had when this was opened
+        lists = set((self.folder / "files").glob("*.json"))
+        self._listed = _indexed(self.folder / "files", lists, _records_of_lists)
         self._new_hashes: dict[str, str] = {}
-        for path in (self.folder / "files").glob("*.json"):
-            try:
-                self._hashes |= json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                logger.warning("passing over a damaged list of the cache: %s: %s", path, error)
 
     def room(self, kind: str, part: str, fingerprint: str) -> Room:
         """The room of one frozen part: `kind` says of what (features, conditions, latents), `part`
@@ -157,6 +204,8 @@ class FeatureStore:
         try:
             stat = Path(source).stat()
             name = f"{Path(source).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+            for record in self._listed[name][:1] if self._listed else ():
+                return record["sha256"].tobytes().hex()
             if name not in self._hashes:
                 with Path(source).open("rb") as stream:
                     self._hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -275,18 +324,109 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         raise CacheError(f"{path}: cannot be written: {error}") from error
 
 
-def _names(shard: safe_open) -> dict[str, list[str]]:
-    """Key -> the names of its tensors, from the header."""
-    found: dict[str, list[str]] = {}
-    for name in shard.keys():  # noqa: SIM118 - not a mapping
-        key, _, tensor = name.partition("/")
-        found.setdefault(key, []).append(tensor)
-    return found
-
-
 def _keys_of(path: Path) -> set[str]:
     try:
-        with safe_open(path, framework="pt") as shard:
-            return set(_names(shard))
-    except (OSError, SafetensorError):
+        return {name.partition("/")[0] for name, _ in _places_in(path)}
+    except (OSError, ValueError):
         return set()
+
+
+def _places_in(path: Path) -> Iterator[tuple[str, Place]]:
+    """Every tensor of a shard by its whole name; raises ValueError for a file that is not whole."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("no safetensors header")
+        head = json.loads(stream.read(length))
+    head.pop("__metadata__", None)
+    ends = [entry["data_offsets"][1] for entry in head.values()]
+    if 8 + length + max(ends, default=0) != path.stat().st_size:
+        raise ValueError("it is cut off, or longer than its header says")
+    for name, entry in head.items():
+        begin = 8 + length + entry["data_offsets"][0]
+        yield name, Place(path, entry["dtype"], tuple(entry["shape"]), begin)
+
+
+def _indexed(
+    folder: Path,
+    paths: set[Path],
+    read: Callable[[list[Path]], tuple[list[np.ndarray], dict[str, Any]]],
+) -> Index | None:
+    """The index of some files, made by whoever comes first; None for no files. Where the folder
+    cannot be written, each process makes its own, elsewhere."""
+    if not paths:
+        return None
+    path = folder / index.name_of(paths)
+    with contextlib.suppress(OSError, ValueError):
+        return Index(path)
+    older = set(folder.glob(f"*{index.SUFFIX}"))
+    parts, about = read(sorted(paths))
+    if not parts:
+        return None
+    try:
+        index.write(path, parts, about)
+    except OSError:
+        with tempfile.TemporaryDirectory() as own:
+            index.write(Path(own) / path.name, parts, about)
+            return Index(Path(own) / path.name)  # stays open, though its name is gone
+    for stale in older - {path}:
+        stale.unlink(missing_ok=True)
+    return Index(path)
+
+
+def _records_of_shards(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """One record a tensor: file, layout (type and shape) and offset."""
+    layouts: dict[tuple[str, tuple[int, ...]], int] = {}
+    names: dict[str, None] = {}
+    parts = []
+    for number, path in enumerate(paths):
+        try:
+            found = list(_places_in(path))
+        except (OSError, ValueError) as error:
+            _pass_over(path, error)
+            continue
+        names |= dict.fromkeys(name.partition("/")[2] for name, _ in found)
+        layout = [layouts.setdefault((p.dtype, p.shape), len(layouts)) for _, p in found]
+        offsets = [place.offset for _, place in found]
+        parts.append(
+            index.records(
+                [name for name, _ in found],
+                {
+                    "file": ("<u4", np.full(len(found), number)),
+                    "layout": ("<u4", layout),
+                    "offset": ("<u8", offsets),
+                },
+            )
+        )
+    about = {
+        "files": [path.name for path in paths],
+        "names": list(names),
+        "layouts": [list(layout) for layout in layouts],
+    }
+    return parts, about
+
+
+def _records_of_lists(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """One record a file whose hash is known."""
+    parts = []
+    for path in paths:
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            hashes = [
+                np.frombuffer(bytes.fromhex(value), dtype="V32")[0] for value in known.values()
+            ]
+        except (OSError, ValueError) as error:
+            logger.warning("passing over a damaged list of the cache: %s: %s", path, error)
+            continue
+        parts.append(index.records(list(known), {"sha256": ("V32", hashes)}))
+    return parts, {}
+
+
+def _pass_over(path: Path, error: Exception) -> None:
+    logger.warning("passing over a damaged shard of the cache: %s: %s", path, error)
+
+
+@functools.lru_cache(maxsize=256)
+def _opened(path: Path) -> io.FileIO:
+    """Shards are never written again, so that an open one stays what it is."""
+    return io.FileIO(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mmllm.errors import CheckpointError, ConfigError
+from mmllm.llm import packing
+from mmllm.llm.head import Head, LogitShape
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
 from mmllm.tokens import TokenSpace
@@ -28,10 +29,6 @@ from mmllm.weights import are_left_out, locate, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-CHUNK = 1024
-"""Positions whose logits stand in memory at once in training."""
 
 
 _NOT_FOR_LORA = {
@@ -104,6 +101,8 @@ class LanguageModel(nn.Module):
         self.head_rows = nn.Parameter(torch.zeros(0, self.width))
         self.logit_shape = LogitShape.of(self._base.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
+        self.packs_openings = self._use_packing()
+        self.fused = False
         _check_head(self)
 
     @property
@@ -259,14 +258,20 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         cache: Any = None,
         shared: int = 0,
+        packed: Sequence[int] = (),
     ) -> Tensor:
         """float[B, T, D] -> last hidden states float[B, T, D], after the final norm.
 
-        `mask` bool[B, T (+ cached)] marks real positions. `positions` int[B, T] that restart at 0
-        without a mask are packed sequences: transformers then keeps them apart. `cache`: a
-        transformers Cache that is read and extended. `shared`: the first positions are the same
-        in all rows (a system prompt, say) and are computed once for all of them.
+        `mask` bool[B, T (+ cached)] marks real positions. `cache`: a transformers Cache that is
+        read and extended. `shared`: the first positions are the same in all rows (a system prompt,
+        say) and are computed once for all of them. `packed`: the one row holds `shared` positions
+        and then, one behind the other, conversations of these lengths that all begin with them;
+        where `packs_openings` is False there may be none shared, and transformers keeps
+        conversations apart by their `positions`, which restart at 0.
         """
+        if packed and self.packs_openings:
+            rows = packing.Packing.of(packed, shared, embeds.device)
+            return self._run(embeds, packing.no_mask(embeds), positions, None, packing=rows)
         if shared == 0 or self._recomputes:  # layers that run again cannot extend a cache
             return self._run(embeds, mask, positions, cache)
         assert mask is not None
@@ -283,20 +288,43 @@ class LanguageModel(nn.Module):
         memory for about a third more time (Chen et al. 2016)."""
         self._base.activation_checkpointing_enable({"use_reentrant": False})
 
+    def compile_layers(self) -> None:
+        """torch.compile, layer by layer: what is compiled for one serves all that are alike. The
+        names of parameters stay."""
+        for layer in self._decoder.layers:
+            layer.compile(dynamic=True)
+
     @property
     def _recomputes(self) -> bool:
         return self.training and bool(self._base.is_activation_checkpointing)
 
     def _run(
-        self, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Any,
+        **options: Any,
     ) -> Tensor:
         return self._decoder(
             inputs_embeds=embeds,
-            attention_mask=None if mask is None else mask.long(),
+            attention_mask=mask if mask is None or mask.ndim > 2 else mask.long(),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **options,
         ).last_hidden_state
+
+    def _use_packing(self) -> bool:
+        """Whether packed conversations can share their opening: with sdpa, where every layer is
+        attention, full or sliding."""
+        of = self._base.config.get_text_config()
+        kinds = set(getattr(of, "layer_types", None) or ["full_attention"])
+        if self.config.attention != "sdpa" or not kinds <= packing.LAYERS:
+            return False
+        packing.register()
+        self._base.set_attn_implementation(packing.KERNEL)
+        return True
 
     def head(self, hidden: Tensor) -> Tensor:
         """float[P, D] -> logits float[P, V + O]; rows of outputs come after the text tokens.
@@ -309,19 +337,16 @@ class LanguageModel(nn.Module):
         return self.logit_shape(torch.cat([text, begins.to(text)], dim=-1))
 
     def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """-log p of each label, float[P, D] and int[P] -> float32[P].
-
-        More than a chunk of positions is done chunk by chunk, and once more for the gradient, so
-        that P x V logits never stand in memory at once.
-        """
-        if len(labels) <= CHUNK:
-            return self._nats(hidden, labels)
-        parts = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
-        found: list[Any] = [checkpoint(self._nats, *part, use_reentrant=False) for part in parts]
-        return torch.cat(found)
-
-    def _nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
+        """-log p of each label, float[P, D] and int[P] -> float32[P], without P x V logits that
+        stand in memory together."""
+        module = self._base.get_output_embeddings()
+        words = module.weight
+        if type(module) is not nn.Linear or hasattr(module, "_hf_hook"):  # quantised, or elsewhere
+            return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
+        count = self.tokens.vocabulary
+        bias = None if module.bias is None else module.bias[:count]
+        head = Head(words[:count], bias, self.head_rows, self.logit_shape, self.fused)
+        return head.nats(hidden, labels)
 
     def new_cache(self) -> Any:
         """An empty key-value cache for generation."""
@@ -340,29 +365,6 @@ class LanguageModel(nn.Module):
     def _decoder(self) -> Any:
         """The stack below the head: what turns embeddings into hidden states."""
         return self._base.get_decoder()
-
-
-@dataclass(frozen=True)
-class LogitShape:
-    """What a family does to the product of hidden states and head: a factor (Cohere, Granite,
-    Falcon-H1), then a soft cap (Gemma 2 and later)."""
-
-    factor: float = 1.0
-    cap: float | None = None
-
-    @classmethod
-    def of(cls, config: Any) -> LogitShape:
-        """Read from the language model's own config, under the names of its families."""
-        factor = getattr(config, "logit_scale", None) or 1.0
-        factor *= getattr(config, "lm_head_multiplier", None) or 1.0
-        factor /= getattr(config, "logits_scaling", None) or 1.0
-        return cls(factor, getattr(config, "final_logit_softcapping", None))
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """float[…, V + O], as the head's product gives them -> the model's logits."""
-        if self.factor != 1.0:
-            logits = logits * self.factor
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 @torch.no_grad()
@@ -391,7 +393,7 @@ def _check_head(llm: LanguageModel) -> None:
     if not torch.allclose(found.float(), wanted.float(), rtol=0.05, atol=0.05):
         raise ConfigError(
             f"llm.weights: the family {base.config.model_type!r} treats its logits in a way that "
-            "mmllm does not know (mmllm.llm.causal_lm, LogitShape): it cannot be used yet"
+            "mmllm does not know (mmllm.llm.head, LogitShape): it cannot be used yet"
         )
 
 

@@ -23,12 +23,7 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
     """Fill the folder that the stage names as its `cache`. What is there is not computed again,
     so an interrupted run goes on where it stopped; under `accelerate launch` the processes share
     the work. Raises ConfigError if the stage names no folder."""
-    stage = replace(run.stage, cache_complete=False)
-    if stage.cache in ("memory", "none"):
-        raise ConfigError(
-            f"stage.cache: expected a folder, got {stage.cache!r}; give one: "
-            "mmllm cache CONFIG stage.cache=FOLDER"
-        )
+    stage = to_be_filled(run).stage
     state = PartialState()
     # The language model renders here and is not run: half its memory will do.
     model = models.build(run.system, dtype=torch.bfloat16, device=str(state.device))
@@ -40,3 +35,13 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
         for name, error in warm(work, every_item(model, sources), state, progress):
             logger.warning("cannot be read: %s: %s", name, error)
     return work.store
+
+
+def to_be_filled(run: RunConfig) -> RunConfig:
+    """The run with a cache that may still grow; raises ConfigError if it names no folder."""
+    if run.stage.cache in ("memory", "none"):
+        raise ConfigError(
+            f"stage.cache: expected a folder, got {run.stage.cache!r}; give one: "
+            "mmllm cache CONFIG stage.cache=FOLDER"
+        )
+    return replace(run, stage=replace(run.stage, cache_complete=False))

@@ -121,6 +121,7 @@ class Feed(Dataset):
             output_widths=self.model.output_widths,
             pad_id=self.model.llm.pad_id,
             pack=self.stage.pack,
+            share=not self.stage.pack or self.model.llm.packs_openings,
             seeds=seeds,
         )
 
@@ -154,11 +155,19 @@ def every_item(
     for source in sources.values():
         for index in range(len(source)):
             for variant in range(variants):
-                rng = np.random.default_rng([index, variant])
-                try:
-                    yield model.renderer.render(source.conversation(index, rng))
-                except MediaError:
-                    break  # reported when it is drawn
+                rendered = item(model, source, index, variant)
+                if rendered is None:
+                    break
+                yield rendered
+
+
+def item(model: AnyToAny, source: Source, index: int, variant: int = 0) -> Rendered | None:
+    """One of the phrasings of one item; None for what is reported when it is drawn."""
+    try:
+        rng = np.random.default_rng([index, variant])
+        return model.renderer.render(source.conversation(index, rng))
+    except MediaError:
+        return None
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

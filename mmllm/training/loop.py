@@ -9,7 +9,7 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import ReleasedEncoder
-from mmllm.errors import CheckpointError, ConfigError, TrainingError
+from mmllm.errors import CheckpointError, ConfigError
 from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype
 from mmllm.training import report
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _MAY_CHANGE = {
     *("steps", "output", "checkpoint_every", "keep", "best", "validation", "samples", "workers"),
     *("trackers", "cache", "cache_complete", "realign", "recompute"),
+    *("compile", "fused"),
 }
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
@@ -82,7 +83,7 @@ def train(
     source = _starting_point(stage, output, resume)
     resume = resume and checkpoints.latest(output) is not None  # else it begins, as if not asked
     chosen = dict(source.manifest["chosen"]) if resume and source else {}
-    precision = chosen.setdefault("precision", _choose_precision(stage.precision))
+    precision = chosen.setdefault("precision", choose_precision(stage.precision))
     accelerator = Accelerator(
         mixed_precision=precision, log_with=_trackers(stage), project_dir=str(output)
     )
@@ -93,9 +94,12 @@ def train(
     if source:
         checkpoints.load_weights(model, source)
     groups = choose_trainable(model, stage.train)
+    model.llm.fused = uses_liger(stage.fused, accelerator.device)
     if stage.recompute:
         model.llm.recompute_activations()
-    optimizer = _optimizer(stage, groups)
+    if stage.compile:
+        model.llm.compile_layers()
+    optimizer = make_optimizer(stage, groups)
     start = _restore(source, optimizer, groups, stage) if resume and source else 0
 
     mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
@@ -112,10 +116,11 @@ def train(
     validation = _validation_feed(model, work, stage)
     if stage.trackers:
         accelerator.init_trackers(stage.name)
-    journal = report.Journal(output, start, main=main, log=accelerator.log)
+    journal = report.Journal(output, start, stage, main=main, log=accelerator.log)
     if main:
         _announce(run, groups, start, output, accelerator)
-    items = every_item(model, mixture.sources) if ahead else ()
+    # A complete cache is trusted: its millions of items are not looked up before the first step.
+    items = every_item(model, mixture.sources) if ahead and not stage.cache_complete else ()
     for name, error in warm(work, items, accelerator, progress):
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)
     if stage.cache_complete:
@@ -129,7 +134,6 @@ def train(
 
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     save = _Saver(accelerator, model, optimizer, groups, run, chosen)
-    nonfinite = 0
     bar = tqdm(
         total=stage.steps,
         initial=start,
@@ -145,15 +149,9 @@ def train(
             rate = learning_rate_factor(stage, step)
             for entry, group in zip(optimizer.param_groups, groups, strict=True):
                 entry["lr"] = group.learning_rate * rate
-            values = _step(accelerator, wrapped, optimizer, data, stage, model)
-            nonfinite = 0 if math.isfinite(values["loss"]) else nonfinite + 1
-            if nonfinite > stage.max_nonfinite:
-                raise TrainingError(
-                    f"{stage.name}: the loss was not finite in {nonfinite} steps in a row, last at "
-                    f"step {step}; lower the learning rates or train in float32 (precision=no)"
-                )
-            journal.step(step, values, data.skipped, seconds=time.perf_counter() - began)
-            journal.check_skipped(stage, step)
+            found = take_step(accelerator, wrapped, optimizer, data, stage, model)
+            journal.settle()  # the step before, while this one is under way
+            journal.step(step, found, data.skipped, seconds=time.perf_counter() - began)
             bar.set_postfix(journal.latest(), refresh=False)
             bar.update()
             done = step + 1
@@ -167,6 +165,7 @@ def train(
                 report.write_samples(model, stage.samples, output, done)
             stopped = interrupt.agreed(accelerator)
             if done % stage.checkpoint_every == 0 or done == stage.steps or stopped:
+                journal.settle()
                 save(output, done)
                 journal.curves()
             if stopped:
@@ -174,7 +173,7 @@ def train(
                 break
     if work.store:
         work.store.flush()
-    journal.finish(stage.batch_size)
+    journal.finish()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output
@@ -243,27 +242,30 @@ def warm(
     return bad
 
 
-def _step(
+def take_step(
     accelerator: Accelerator,
     wrapped: Any,
     optimizer: Any,
     data: Step,
     stage: StageConfig,
     model: AnyToAny,
-) -> dict[str, float]:
-    """One optimiser step over the micro-batches of this process; returns mean losses by name."""
+) -> _Losses:
+    """One optimiser step over the micro-batches of this process. The host only queues work: it
+    waits for the device when somebody reads the losses."""
+    device = accelerator.device
     local: dict[str, int] = {}
     for micro in data.micros:
         for name, count in losses.counts(micro, stage.losses).items():
             local[name] = local.get(name, 0) + count
     names = sorted(local)
-    counts = accelerator.reduce(torch.tensor([local[n] for n in names], device=accelerator.device))
-    totals = dict(zip(names, counts.tolist(), strict=True))  # pyright: ignore
-    sums: dict[str, Tensor] = {}
+    counts = torch.tensor([float(local[name]) for name in names]).to(device, non_blocking=True)
+    totals: Tensor = accelerator.reduce(counts)  # pyright: ignore[reportAssignmentType]
+    by_name = dict(zip(names, totals.unbind(), strict=True))
+    sums = {name: torch.zeros((), device=device) for name in names}
     for number, micro in enumerate(data.micros):
         last = number == len(data.micros) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
-            batch = micro.to(accelerator.device)
+            batch = micro.to(device)
             terms = losses.compute(
                 wrapped(batch),
                 batch,
@@ -272,29 +274,70 @@ def _step(
                 distance=stage.distance,
             )
             # Gradients are averaged over processes, but each term is divided by its global count.
-            loss = losses.weigh(terms, stage.losses, totals) * accelerator.num_processes
+            loss = losses.weigh(terms, stage.losses, by_name) * accelerator.num_processes
             accelerator.backward(loss)
         for name, term in terms.items():
-            sums[name] = sums.get(name, torch.zeros(())) + term.total.detach().float().cpu()
+            sums[name] += term.total.detach().to(device, non_blocking=True)
     norm = accelerator.clip_grad_norm_(
         [p for group in optimizer.param_groups for p in group["params"]], stage.clip
     )
-    finite = norm is None or bool(torch.isfinite(torch.as_tensor(norm)))
-    if finite:
-        optimizer.step()
+    finite = _is_finite(norm, device)
+    _update(optimizer, finite)
     optimizer.zero_grad()
-    reduced = accelerator.reduce(torch.stack([sums[n] for n in names]).to(accelerator.device))
-    values = {
-        name: total / totals[name]
-        for name, total in zip(names, reduced.tolist(), strict=True)  # pyright: ignore
-        if totals[name]
-    }
-    values["loss"] = (
-        sum(stage.losses[name.partition("/")[0]] * value for name, value in values.items())
-        if finite
-        else math.nan
-    )
-    return values
+    reduced: Tensor = accelerator.reduce(torch.stack([sums[n] for n in names]))  # pyright: ignore
+    return _Losses(names, stage.losses, torch.cat([reduced, totals, finite[None].float()]))
+
+
+class _Losses:
+    """The mean losses of a step by name, on their way from the device."""
+
+    def __init__(self, names: Sequence[str], weights: Mapping[str, float], numbers: Tensor):
+        """`numbers`: the sums, the counts, and 1 if the gradient was finite."""
+        self._names, self._weights, self._numbers = names, weights, _Late(numbers)
+
+    def __call__(self) -> dict[str, float]:
+        """Waits for the step to end. The weighted sum of all is `loss`, not a number for a step
+        that was left out."""
+        numbers = self._numbers.read()
+        parts = zip(self._names, numbers, numbers[len(self._names) :], strict=False)
+        values = {name: total / count for name, total, count in parts if count}
+        loss = sum(self._weights[name.partition("/")[0]] * values[name] for name in values)
+        return {**values, "loss": loss if numbers[-1] else math.nan}
+
+
+class _Late:
+    """Numbers of the device: the copy is queued now, behind what makes them, and not waited for
+    until it is read, so that the device meanwhile has the next step to do."""
+
+    def __init__(self, values: Tensor):
+        self._values = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+        self._values.copy_(values, non_blocking=True)
+        self._copied = torch.cuda.Event() if values.is_cuda else None
+        if self._copied:
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        if self._copied:
+            self._copied.synchronize()
+        return self._values.tolist()
+
+
+def _is_finite(norm: Any, device: torch.device) -> Tensor:
+    """bool[]; a launcher that tells no norm looks itself."""
+    if norm is None:
+        return torch.ones((), dtype=torch.bool, device=device)
+    return torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _update(optimizer: Any, finite: Tensor) -> None:
+    """The optimiser's step, left out where the gradient is not finite. The fused AdamW is told on
+    the device, as a gradient scaler does it; others must wait for the answer."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if isinstance(inner, torch.optim.AdamW):
+        inner.grad_scale, inner.found_inf = None, (~finite).float()  # pyright: ignore
+        optimizer.step()
+    elif finite:
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -375,23 +418,30 @@ def _compare_stage(existing: checkpoints.Checkpoint, stage: StageConfig) -> None
         )
 
 
-def _optimizer(stage: StageConfig, groups: list[Group]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [
-            {"params": list(group.parameters.values()), "lr": group.learning_rate}
-            for group in groups
-        ],
-        betas=stage.betas,
-        weight_decay=stage.weight_decay,
-        fused=True,
-    )
+def make_optimizer(stage: StageConfig, groups: list[Group]) -> torch.optim.Optimizer:
+    """AdamW, torch's own or one of bitsandbytes; raises ConfigError where that is missing."""
+    table = [
+        {"params": list(group.parameters.values()), "lr": group.learning_rate} for group in groups
+    ]
+    options: dict[str, Any] = {"betas": stage.betas, "weight_decay": stage.weight_decay}
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(table, fused=True, **options)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"stage.optimizer: {stage.optimizer} needs bitsandbytes, which is not installed; "
+            "pip install 'mmllm[quantization]', or leave it out"
+        )
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    kind = AdamW8bit if stage.optimizer == "adamw_8bit" else PagedAdamW8bit
+    return kind(table, **options)
 
 
 def _optimizer_tensors(optimizer: Any, groups: list[Group]) -> dict[str, Tensor]:
     """The optimiser's state by parameter name, for safetensors."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     return {
-        f"{kind}/{name}": value.detach().cpu().contiguous()
+        f"{kind}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
         for group in groups
         for name, parameter in group.parameters.items()
         for kind, value in optimizer.state[parameter].items()
@@ -400,7 +450,7 @@ def _optimizer_tensors(optimizer: Any, groups: list[Group]) -> dict[str, Tensor]
 
 def _restore(
     source: checkpoints.Checkpoint,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     groups: list[Group],
     stage: StageConfig,
 ) -> int:
@@ -413,7 +463,8 @@ def _restore(
             raise CheckpointError(
                 f"{source.folder}: optimiser state for {name!r}, not in the table"
             )
-        place = value if kind == "step" else value.to(parameters[name].device)
+        counted = kind == "step" and stage.optimizer != "adamw"  # bitsandbytes counts on the host
+        place = int(value) if counted else value.to(parameters[name].device)
         optimizer.state[parameters[name]][kind] = place
     return source.step
 
@@ -438,7 +489,20 @@ def _trackers(stage: StageConfig) -> Any:
     return list(stage.trackers) or None
 
 
-def _choose_precision(wanted: str) -> str:
+def uses_liger(wanted: str, device: torch.device) -> bool:
+    """auto: Liger's kernel where it is installed and can run; raises ConfigError for `on` where it
+    cannot."""
+    missing = [] if importlib.util.find_spec("liger_kernel") else ["liger_kernel is not installed"]
+    missing += [] if device.type == "cuda" else [f"this is {device.type}, and it needs cuda"]
+    if wanted == "on" and missing:
+        raise ConfigError(
+            f"stage.fused: on, but {' and '.join(missing)}; pip install 'mmllm[liger]' where there "
+            "is a GPU, or let stage.fused be auto"
+        )
+    return wanted != "off" and not missing
+
+
+def choose_precision(wanted: str) -> str:
     """auto: bf16 where the device has fast bf16 products (measured on a CPU), else float32."""
     if wanted != "auto":
         return wanted
@@ -502,6 +566,7 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self.seen = False
+        self._flag: _Late | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupt:
@@ -520,8 +585,10 @@ class _Interrupt:
         logger.warning("stopping after this step; once more to stop at once")
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """True on every process if any of them was interrupted."""
+        """True on every process at the same step: at once where there is one, else at the step
+        after any of them was interrupted, when the device has told without being waited for."""
         if accelerator.num_processes == 1:
             return self.seen
-        flag = torch.tensor(int(self.seen), device=accelerator.device)
-        return bool(accelerator.reduce(flag) > 0)  # pyright: ignore
+        flag = torch.tensor([float(self.seen)]).to(accelerator.device, non_blocking=True)
+        before, self._flag = self._flag, _Late(accelerator.reduce(flag))  # pyright: ignore
+        return before is not None and before.read()[0] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +18,20 @@ from mmllm.training.summary import write_report
 
 logger = logging.getLogger(__name__)
 
+Losses = Callable[[], dict[str, float]]
+"""Reads the mean losses of a step, by name."""
+
 
 class Journal:
     """metrics.jsonl, one line a step; skipped.json; curves.png; report.html. `log` is told what
-    metrics.jsonl is told, for trackers."""
+    metrics.jsonl is told, for trackers. The losses of a step are not read before `settle`: reading
+    them waits for the device."""
 
     def __init__(
         self,
         output: Path,
         start: int,
+        stage: StageConfig,
         *,
         main: bool,
         log: Callable[[dict[str, float], int], object] = lambda *_: None,
@@ -33,9 +39,12 @@ class Journal:
         self.output = output
         self.log = log
         self.main = main
+        self.stage = stage
         self.items = 0
+        self.nonfinite = 0
         self.skipped: list[tuple[str, str]] = []
         self._recent: deque[dict[str, float]] = deque(maxlen=20)
+        self._waiting: tuple[int, Losses, float] | None = None
         self._file = output / "metrics.jsonl"
         if main:
             output.mkdir(parents=True, exist_ok=True)
@@ -50,36 +59,54 @@ class Journal:
             logger.info("  pre-alignment %-32s %s %.3f", name, what, value)
 
     def step(
-        self, step: int, values: dict[str, float], skipped: list[tuple[str, str]], *, seconds: float
+        self, step: int, losses: Losses, skipped: list[tuple[str, str]], *, seconds: float
     ) -> None:
-        """Note one step; `values` are mean losses by name."""
-        self._recent.append(values)
+        """Note one step. Raises TrainingError when more items cannot be read than the stage
+        allows."""
+        assert self._waiting is None
+        self._waiting = step, losses, seconds
+        self.items += self.stage.batch_size
         for name, error in skipped:
             logger.warning("skipped %s: %s", name, error)
         self.skipped += skipped
+        if self.main and skipped:
+            rows = [{"item": name, "error": error} for name, error in self.skipped]
+            text = json.dumps(rows, indent=1)
+            (self.output / "skipped.json").write_text(text, encoding="utf-8")
+        self._check_skipped(step)
+
+    def settle(self) -> None:
+        """Wait for the last step and note its losses. Raises TrainingError when more steps in a row
+        are not finite than the stage allows."""
+        if self._waiting is None:
+            return
+        (step, losses, seconds), self._waiting = self._waiting, None
+        values = losses()
+        self._recent.append(values)
         self.log(values, step + 1)
         if self.main:
             rounded = {name: round(value, 6) for name, value in values.items()}
             self._write({"step": step + 1, "seconds": round(seconds, 3), **rounded})
-            if skipped:
-                rows = [{"item": name, "error": error} for name, error in self.skipped]
-                text = json.dumps(rows, indent=1)
-                (self.output / "skipped.json").write_text(text, encoding="utf-8")
+        self.nonfinite = 0 if math.isfinite(values["loss"]) else self.nonfinite + 1
+        if self.nonfinite > self.stage.max_nonfinite:
+            raise TrainingError(
+                f"{self.stage.name}: the loss was not finite in {self.nonfinite} steps in a row, "
+                f"last at step {step}; lower the learning rates or train in float32 (precision=no)"
+            )
 
-    def check_skipped(self, stage: StageConfig, step: int) -> None:
-        """Raises TrainingError when more items cannot be read than the stage allows."""
-        self.items += stage.batch_size
-        allowed = max(10.0, stage.max_bad_share * self.items)
+    def _check_skipped(self, step: int) -> None:
+        allowed = max(10.0, self.stage.max_bad_share * self.items)
         if len(self.skipped) > allowed:
             names = "; ".join(f"{name}: {error}" for name, error in self.skipped[:5])
+            share = self.stage.max_bad_share
             raise TrainingError(
                 f"{len(self.skipped)} of {self.items} items could not be read by step {step + 1} "
-                f"(stage.max_bad_share {stage.max_bad_share}); see {self.output}/skipped.json; "
-                f"first: {names}"
+                f"(stage.max_bad_share {share}); see {self.output}/skipped.json; first: {names}"
             )
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Note a held-out loss."""
+        self.settle()
         self.log({f"validation/{name}": value for name, value in values.items()}, step)
         if self.main:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -91,10 +118,11 @@ class Journal:
         values = {row["step"]: row[name] for row in self._rows() if name in row}
         return step in values and values[step] <= min(values.values())
 
-    def finish(self, batch_size: int) -> None:
+    def finish(self) -> None:
         """The page of the whole stage."""
+        self.settle()
         if self.main:
-            write_report(self.output, self._rows(), batch_size)
+            write_report(self.output, self._rows(), self.stage.batch_size)
 
     def latest(self) -> dict[str, str]:
         """Means over the last steps, for the progress bar."""

@@ -97,7 +97,11 @@ def test_packed_padded_shared_and_single_rows_have_the_same_states(name, folders
     padded = batched(items)
     assert padded.shared > 0
     torch.testing.assert_close(states(padded), single, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(states(batched(items, pack=True)), single, atol=1e-4, rtol=1e-4)
+    for share in {False, whole.llm.packs_openings}:
+        packed = batched(items, pack=True, share=share)
+        assert packed.ids.shape[0] == 1
+        assert (packed.shared > 0) == share
+        torch.testing.assert_close(states(packed), single, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mmllm import config
 from mmllm import model as models
 from mmllm.cli import main
+from mmllm.conversation import Image
 from mmllm.data import store
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.store import FeatureStore
 from mmllm.decoders.base import ModalityDecoder
 from mmllm.errors import CacheError, ConfigError
+from mmllm.training import cluster
 from mmllm.training.caching import fill_cache
 from mmllm.training.feed import every_item, open_sources
 from mmllm.training.loop import train
@@ -147,3 +153,83 @@ def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
     work = FrozenWork(model)
     assert not work.warm(every_item(model, open_sources(run.stage.data, "data")), progress=False)
     assert [decoder._pipeline for decoder in model.decoders.values()] == [None] * 3
+
+
+def contents(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a cache by room and name, in whichever shard it lies."""
+    rooms = [path.parent for path in folder.glob("*/room.json")]
+    return {
+        f"{room.name}/{name}": value for room in rooms for name, value in contents_of(room).items()
+    }
+
+
+def contents_of(room: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: value
+        for path in room.glob("*.safetensors")
+        for name, value in load_file(path).items()
+    }
+
+
+def test_parts_of_a_cluster_fill_what_one_process_fills(make_run, filled, tmp_path: Path):
+    """As Ray Data calls them: rows listed by one process, batches of them given to others."""
+    shown = tmp_path / "media"
+    rows = json.loads((shown / "pairs.json").read_text())
+    broken = {"file": "broken.png", "modality": "image", "caption": "a red apple 0"}
+    (shown / "pairs.json").write_text(json.dumps([*rows, broken]))
+    (shown / "broken.png").write_bytes(b"no picture")
+    tree = config.dump(make_run(cache=str(tmp_path / "cluster")))
+    rows = list(cluster.Part(tree).missing())
+    bad = []
+    for half in (rows[::2], rows[1::2]):
+        batch = {name: [row[name] for row in half] for name in ("source", "index", "things")}
+        bad += cluster.Part(tree)(batch)["medium"]
+    assert list(cluster.Part(tree).missing())
+    one, other = contents(filled), contents(tmp_path / "cluster")
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, msg=name)
+    assert all(room.duplicates == 0 for room in store.survey(tmp_path / "cluster"))
+    assert bad
+    assert all("broken" in name for name in bad)
+
+
+def test_a_cluster_without_ray_says_what_to_install(make_run, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'mmllm\[ray\]'"):
+        cluster.fill_cache_by_ray(make_run(cache=str(tmp_path / "cache")), "local")
+
+
+def test_a_ray_cluster_fills_what_one_process_fills(make_run, filled, tmp_path: Path):
+    pytest.importorskip("ray")
+    run = make_run(cache=str(tmp_path / "cluster"))
+    cluster.fill_cache_by_ray(run, "local")
+    one, other = contents(filled), contents(tmp_path / "cluster")
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, msg=name)
+
+
+def test_another_process_finds_all_through_the_index_on_disk(filled, monkeypatch):
+    """Keys, tensors and hashes of files, with nothing read into memory at the start."""
+    rooms = [
+        FeatureStore(filled).room("features", f"encoders.{key}", f"colour-{size}x6")
+        for key, size in (("image", 4), ("audio", 2), ("video", 6))
+    ]
+    assert [path.suffix for path in (filled / "files").iterdir()].count(".index") == 1
+    monkeypatch.setattr(store, "_places_in", None)  # the shards' headers are not looked at again
+    again = FeatureStore(filled)
+    for room in rooms:
+        reread = again.room("features", "encoders", room.folder.name.partition("-")[2])
+        wanted = contents_of(room.folder)
+        assert wanted
+        for name, value in wanted.items():
+            key, _, tensor = name.partition("/")
+            assert key in reread
+            assert torch.equal(reread[key][tensor], value)
+        assert "nothing" not in reread
+        with pytest.raises(KeyError):
+            reread["nothing"]
+    monkeypatch.setattr("hashlib.file_digest", None)
+    shown = filled.parent / "media" / "0.png"
+    assert again.key(Image(source=shown)) == hashlib.sha256(shown.read_bytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -49,7 +50,7 @@ def test_resume_equals_a_run_that_never_stopped(
 ) -> None:
     train(make_run(output="whole", steps=6, checkpoint_every=6), progress=False)
 
-    step = loop._step
+    step = loop.take_step
     taken = []
 
     def killed(*arguments):
@@ -58,10 +59,10 @@ def test_resume_equals_a_run_that_never_stopped(
         taken.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "_step", killed)
+    monkeypatch.setattr(loop, "take_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(make_run(output="parts", steps=6), progress=False)
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     assert checkpoints.open_checkpoint(tmp_path / "parts").step == 2
     train(make_run(output="parts", steps=6), resume=True, progress=False)
 
@@ -75,13 +76,13 @@ def test_resume_equals_a_run_that_never_stopped(
 def test_ctrl_c_saves_after_the_step_in_hand(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = loop._step
+    step = loop.take_step
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "_step", interrupted)
+    monkeypatch.setattr(loop, "take_step", interrupted)
     train(make_run(steps=50, checkpoint_every=50), progress=False)
     assert checkpoints.open_checkpoint(tmp_path / "run").step == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -369,7 +370,7 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     held = make_run().stage.data["understand-image"]
     validation = {"every": 50, "batches": 9, "data": {"pictures": config.dump(held)}}
     done = []
-    for name in ("_step", "_validate", "_Saver.__call__"):
+    for name in ("take_step", "_validate", "_Saver.__call__"):
         owner, _, last = name.rpartition(".")
         place = getattr(loop, owner) if owner else loop
         own = getattr(place, last)
@@ -379,5 +380,83 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     before = sorted(tmp_path.iterdir())
     run = make_run(steps=1000, validation=validation, samples={"every": 500, "prompts": ["draw"]})
     loop.dry_run(run, progress=False)
-    assert done == ["_step", "_validate", "_Saver.__call__"]
+    assert done == ["take_step", "_validate", "_Saver.__call__"]
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_an_optimiser_of_bitsandbytes_resumes_exactly(make_run, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    train(make_run(output="whole", optimizer=name, keep=9), progress=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/checkpoints/step-00000004")  # as if it had stopped after two
+    train(make_run(output="parts", optimizer=name, keep=9), resume=True, progress=False)
+    assert loss_curve(tmp_path / "parts") == loss_curve(tmp_path / "whole")
+    whole, parts_ = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert any("state1" in entry for entry in whole)
+    for entry, value in whole.items():
+        assert torch.equal(value, parts_[entry]), entry
+
+
+def test_an_optimiser_that_is_not_installed_is_told(make_run, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    missing = {"bitsandbytes", "liger_kernel"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in missing else find(n))
+    with pytest.raises(ConfigError, match=r"stage\.optimizer: adamw_8bit needs bitsandbytes"):
+        train(make_run(optimizer="adamw_8bit"), progress=False)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    """Decided on the device: neither the weights nor the count of steps nor the moments move."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    weight.grad = torch.ones(3)
+    loop._update(optimizer, torch.tensor(True))
+    moved = weight.detach().clone()
+    state = {name: value.clone() for name, value in optimizer.state[weight].items()}
+    assert not torch.equal(moved, torch.ones(3))
+    weight.grad = torch.full((3,), torch.nan)
+    loop._update(optimizer, torch.tensor(False))
+    assert torch.equal(weight, moved)
+    for name, value in optimizer.state[weight].items():
+        assert torch.equal(value, state[name]), name
+    weight.grad = torch.ones(3)
+    loop._update(optimizer, torch.tensor(True))
+    assert not torch.equal(weight, moved)
+
+
+def test_liger_is_used_where_it_can_run(monkeypatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for installed in (False, True):
+        found = object() if installed else None
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
+        assert not loop.uses_liger("auto", cpu)
+        assert loop.uses_liger("auto", cuda) == installed
+        assert not loop.uses_liger("off", cuda)
+        with pytest.raises(ConfigError, match=r"stage\.fused: on, but .*it needs cuda"):
+            loop.uses_liger("on", cpu)
+    assert loop.uses_liger("on", cuda)
+
+
+def test_compiling_compiles_every_layer_and_renames_nothing(make_run, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    output = train(make_run(compile=True, steps=2), progress=False)
+    assert [type(layer).__name__ for layer in compiled] == ["LlamaDecoderLayer"] * 2
+    plain = train(make_run(output="plain", steps=2), progress=False)
+    assert weights(output).keys() == weights(plain).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("pack", [False, True])
+def test_compiled_training_has_the_losses_of_the_other_and_is_resumed(
+    make_run, tmp_path: Path, pack: bool
+) -> None:
+    plain = loss_curve(train(make_run(output="plain", pack=pack), progress=False))
+    train(make_run(output="compiled", pack=pack, compile=True), progress=False)
+    assert loss_curve(tmp_path / "compiled") == pytest.approx(plain, rel=1e-4)
+    shutil.rmtree(tmp_path / "compiled/checkpoints/step-00000004")
+    train(make_run(output="compiled", pack=pack), resume=True, progress=False)
+    assert loss_curve(tmp_path / "compiled") == pytest.approx(plain, rel=1e-4)

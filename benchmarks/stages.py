@@ -1,0 +1,153 @@
+"""A shipped stage of mini, set up as `mmllm train` does and ready to take single steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmllm import config as configs
+from mmllm import losses
+from mmllm import model as models
+from mmllm.config import StageConfig
+from mmllm.data.batch import Batch
+from mmllm.data.mixture import Mixture
+from mmllm.projections.input import LinearConfig
+from mmllm.training import loop
+from mmllm.training.feed import Feed, Step, open_sources
+from mmllm.training.stage import choose_trainable
+
+MINI = {
+    1: "configs/mini/1_encoder_alignment.yaml",
+    2: "configs/mini/2_decoder_alignment.yaml",
+    3: "configs/mini/3_instruction_tuning.yaml",
+}
+
+
+class Stage:
+    """Stage `number` of mini from untrained projections; `changes` to its keys. Features and
+    captions are kept in a folder of its own and computed when a batch first asks. `encoders`
+    replace mini's, each with a linear projection."""
+
+    def __init__(
+        self, number: int, *, encoders: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
+        run = configs.load_run(Path(__file__).parents[1] / MINI[number])
+        if encoders is not None:
+            linear = dict.fromkeys(encoders, LinearConfig())
+            system = replace(run.system, encoders=encoders, input_projections=linear)
+            run = replace(run, system=system)
+        self.folder = tempfile.TemporaryDirectory()
+        changes = {"cache": self.folder.name, "prealign": None, "realign": None, **changes}
+        self.stage: StageConfig = replace(run.stage, **changes)
+        self.precision = loop.choose_precision(self.stage.precision)
+        self.accelerator = Accelerator(mixed_precision=self.precision)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.model = models.build(run.system, dtype=dtype, device=str(self.accelerator.device))
+        self.optimizer: Any = loop.make_optimizer(
+            self.stage, choose_trainable(self.model, self.stage.train)
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.model.train()
+        self.feed = self.feed_of()
+
+    def feed_of(self, **changes: Any) -> Feed:
+        """Another feed for the same model; `changes` to keys of the stage."""
+        stage = replace(self.stage, **changes)
+        feed = Feed(
+            self.model,
+            Mixture(open_sources(stage.data, "stage.data"), stage.seed),
+            loop.frozen_work(self.model, stage),
+            stage,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        return feed
+
+    def step(self, data: Step) -> None:
+        """One step of training, its losses read."""
+        found = loop.take_step(
+            self.accelerator, self.wrapped, self.optimizer, data, self.stage, self.model
+        )
+        found()
+
+    def steps(self, feed: Feed, numbers: Iterable[int]) -> None:
+        """What the loop does for these steps, from reading on."""
+        for number in numbers:
+            self.step(feed[number])
+
+    def ready(self, feed: Feed, numbers: Iterable[int]) -> list[Batch]:
+        """The batches of these steps; what they ask of frozen parts lies on disk from now on."""
+        found = [micro for number in numbers for micro in feed[number].micros]
+        if feed.work.store:
+            feed.work.store.flush()
+        return found
+
+
+class Bare:
+    """The arithmetic of the same steps and nothing around it: the frozen LLM forward and backward
+    on embeddings that require a gradient, the words' head at supervised positions; then the
+    trained modules alone, on tensors that lie ready."""
+
+    def __init__(self, stage: Stage, batches: list[Batch]):
+        self.stage, self.model = stage, stage.model
+        self.batches = batches
+        with torch.no_grad():
+            self.embeds = [self.model.embed(batch).to(self._dtype) for batch in batches]
+            self.signals = [self.model.signals(batch) for batch in batches]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.llm.embedding.weight.dtype
+
+    def steps(self) -> None:
+        for batch, embeds, signals in zip(self.batches, self.embeds, self.signals, strict=True):
+            with self.stage.accelerator.autocast():
+                loss = self._language(batch, embeds.requires_grad_())
+            loss.backward()
+            embeds.grad = None
+            with self.stage.accelerator.autocast():
+                losses_of_modules = list(self._modules(batch, signals))
+            for loss in losses_of_modules:
+                loss.backward()
+        self.model.zero_grad()
+
+    def _language(self, batch: Batch, embeds: Tensor) -> Tensor:
+        llm = self.model.llm
+        hidden = llm(
+            embeds,
+            mask=batch.mask,
+            positions=batch.positions,
+            shared=batch.shared,
+            packed=batch.packed,
+        )
+        head = llm.model.get_output_embeddings()
+        logits = head(hidden.flatten(0, 1)[batch.supervised]).float()
+        return F.cross_entropy(logits, batch.labels.clamp_max(logits.shape[1] - 1))
+
+    def _modules(self, batch: Batch, signals: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """A scalar for each trained module that the batch uses."""
+        model = self.model
+        for key, media in batch.inputs.items():
+            if len(media.places) and _trains(model.input_projections[key]):
+                yield model.project(key, media).float().sum()
+        if not self.stage.stage.losses.get("align"):
+            return
+        if model.llm.rows.requires_grad:
+            yield model.llm.embed(batch.ids).float().sum()
+        for key, media in batch.outputs.items():
+            if len(media.places):
+                condition = model.output_projections[key](signals[key])
+                masks = model.decoders[key].masks
+                yield losses.align(condition, media.targets, masks, self.stage.stage.distance).total
+
+
+def _trains(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

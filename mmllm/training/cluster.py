@@ -1,0 +1,112 @@
+"""`mmllm cache CONFIG --ray ADDRESS`: the frozen parts' work shared out over a cluster by Ray Data.
+
+The driver lists what is missing, each thing once, by the item that names it first. Workers, each of
+which builds the frozen parts once, run them over the items they are given and write shards of their
+own into the folder, which all machines must see under the same path.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from mmllm import config as configs
+from mmllm import model as models
+from mmllm.config import RunConfig
+from mmllm.data.frozen import FrozenWork
+from mmllm.data.sources import Source
+from mmllm.data.store import FeatureStore
+from mmllm.errors import ConfigError
+from mmllm.training.caching import to_be_filled
+from mmllm.training.feed import item, open_sources
+from mmllm.training.loop import frozen_work
+
+logger = logging.getLogger(__name__)
+
+BATCH = 512
+"""Items that a worker runs over before it writes what it has."""
+
+
+def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
+    """As `fill_cache` (mmllm.training.caching). `address`: `local` starts Ray on this machine,
+    `auto` joins the cluster that this machine belongs to, else its `host:port`. Raises ConfigError
+    where Ray is not installed or not reached."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ConfigError(
+            f"--ray needs Ray Data, which cannot be imported ({error}); pip install 'mmllm[ray]'"
+        ) from error
+    tree = configs.dump(to_be_filled(run))
+    part = Part(tree)
+    rows = list(part.missing())
+    if not rows:
+        return part.store
+    try:
+        ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"--ray {address}: no cluster there: {error}") from error
+    try:
+        found = ray.cluster_resources()
+        gpus = int(found.get("GPU", 0))
+        batches = -(-len(rows) // BATCH)
+        workers = max(min(gpus or int(found["CPU"]), batches), 1)
+        logger.info("%d items for %d workers of %s", len(rows), workers, address)
+        dataset = ray.data.from_items(rows, override_num_blocks=batches).map_batches(
+            Part,
+            fn_constructor_args=(tree,),
+            batch_size=BATCH,
+            concurrency=workers,
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        for row in dataset.iter_rows():
+            logger.warning("cannot be read: %s: %s", row["medium"], row["error"])
+    finally:
+        ray.shutdown()
+    part.store.refresh()
+    return part.store
+
+
+class Part:
+    """The frozen parts of a run in one process. Called by Ray Data with a batch of rows."""
+
+    def __init__(self, tree: dict[str, Any]):
+        run = configs.parse_run(tree)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = models.build(run.system, dtype=torch.bfloat16, device=device)
+        self.work: FrozenWork = frozen_work(self.model, run.stage)
+        assert self.work.store is not None
+        self.store = self.work.store
+        sets = {"": run.stage.data}
+        if run.stage.validation:
+            sets["validation."] = run.stage.validation.data
+        self.sources: dict[str, Source] = {
+            f"{where}{name}": source
+            for where, data in sets.items()
+            for name, source in open_sources(data, f"stage.{where}data").items()
+        }
+
+    def missing(self) -> Iterator[dict[str, Any]]:
+        """Rows {source, index, things}: each thing that the rooms lack, where it is named first."""
+        seen: set[str] = set()
+        for name, source in self.sources.items():
+            for index in range(len(source)):
+                rendered = item(self.model, source, index)
+                things = [] if rendered is None else self.work.missing(rendered)
+                new = sorted(set(things) - seen)
+                if new:
+                    yield {"source": name, "index": index, "things": new}
+                    seen.update(new)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Run over the items of some rows; {medium, error} of those that cannot be read."""
+        named = zip(batch["source"], batch["index"], strict=True)
+        items = [item(self.model, self.sources[name], int(index)) for name, index in named]
+        only = {thing for things in batch["things"] for thing in things}
+        bad = self.work.warm([i for i in items if i is not None], progress=False, only=only)
+        return {"medium": [name for name, _ in bad], "error": [error for _, error in bad]}
