@@ -263,16 +263,18 @@ class LanguageModel(nn.Module):
         """float[B, T, D] -> last hidden states float[B, T, D], after the final norm.
 
         `mask` bool[B, T (+ cached)] marks real positions. `positions` int[B, T] that restart at 0
-        without a mask are packed sequences: transformers then keeps them apart. `cache`: a
-        transformers Cache that is read and extended. `shared`: the first positions are the same
-        in all rows (a system prompt, say) and are computed once for all of them.
+        without a mask are packed sequences: transformers then keeps them apart. `cache`: one of
+        `new_cache`, or of transformers, that is read and extended. `shared`: the first positions
+        are the same in all rows (a system prompt, say) and are computed once for all of them.
         """
         if shared == 0 or self._recomputes:  # layers that run again cannot extend a cache
             return self._run(embeds, mask, positions, cache)
         assert mask is not None
         assert positions is not None
         assert cache is None
-        cache = self.new_cache()
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._base.config)  # one that a gradient goes through
         opening = self._run(embeds[:1, :shared], mask[:1, :shared], positions[:1, :shared], cache)
         cache.batch_repeat_interleave(len(embeds))
         rest = self._run(embeds[:, shared:], mask, positions[:, shared:], cache)
@@ -290,6 +292,8 @@ class LanguageModel(nn.Module):
     def _run(
         self, embeds: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any
     ) -> Tensor:
+        if stack := getattr(cache, "stack", None):
+            return stack(embeds, mask=mask, positions=positions, cache=cache)
         return self._decoder(
             inputs_embeds=embeds,
             attention_mask=None if mask is None else mask.long(),
@@ -324,10 +328,14 @@ class LanguageModel(nn.Module):
         return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
 
     def new_cache(self) -> Any:
-        """An empty key-value cache for generation."""
-        from transformers import DynamicCache
+        """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the
+        weights as they are now."""
+        from mmllm.llm.cache import Cache
+        from mmllm.llm.stack import Stack
 
-        return DynamicCache(config=self._base.config)
+        cache = Cache(self._base.config)
+        cache.stack = Stack.of(self._decoder) if cache.divisible else None
+        return cache
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
         """`to` and its like: a model that is spread over devices stays where it is."""
