@@ -12,6 +12,7 @@ import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +26,9 @@ from mmllm import model as models
 from mmllm.conversation import Conversation, Medium, Message, Part, Text
 from mmllm.data.frozen import FrozenWork
 from mmllm.decoders.base import Cancelled
+from mmllm.engine import Engine, Order
 from mmllm.errors import ConfigError
-from mmllm.generation import Choice, Generated, Prefixes, Run, Sampling, generate, spell
+from mmllm.generation import Choice, Generated, Prefixes, Row, Run, Sampling, prepare, spell
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_dtype
 from mmllm.replies import (
@@ -51,7 +53,8 @@ _REPLY_ROOM = 64
 
 
 class Chat:
-    """A model and the way to ask it. Threads may share one: they wait for one another.
+    """A model and the way to ask it. Threads may share one: what they ask at the same time shares
+    the steps of the LLM and the batches of the decoders (mmllm.engine).
 
     `prefixes`: how many conversations' caches are kept, so that a later turn neither encodes nor
     prefills again what was there before (see mmllm.generation.Prefixes). What comes of it differs
@@ -60,9 +63,8 @@ class Chat:
 
     def __init__(self, model: AnyToAny, *, prefixes: int = 0):
         self.model = model.eval()
+        self.engine = Engine(model, Prefixes(prefixes))
         self._work = FrozenWork(model, remember=False)
-        self._prefixes = Prefixes(prefixes)
-        self._busy = threading.Lock()
 
     def reply(
         self,
@@ -135,7 +137,8 @@ class Chat:
         carries small pictures, at the cost of a few more passes of the codec.
 
         Closing the iterator, or setting `cancel` from any thread, ends the work after the forward
-        pass that is being computed; then there is no Done, and the engine is free.
+        pass that is being computed (a batch of media goes on for others who wait for some of it);
+        then there is no Done, and nothing of it is left in the engine.
         Raises as `reply_many` does.
         """
         closed = threading.Event()
@@ -196,13 +199,8 @@ class Chat:
             seeds = [random.randrange(2**31) for _ in conversations]
         if len(seeds) != len(conversations):
             raise ConfigError(f"{len(conversations)} conversations but {len(seeds)} seeds")
-        while not self._busy.acquire(timeout=0.05):
-            _check(stopped)
-        try:
-            request = _Request(options, seeds, on_step, emit, previews, stopped, began)
-            return self._serve([_messages(entry) for entry in conversations], settings, request)
-        finally:
-            self._busy.release()
+        request = _Request(options, seeds, on_step, emit, previews, stopped, began)
+        return self._serve([_messages(entry) for entry in conversations], settings, request)
 
     def _serve(
         self, conversations: Sequence[list[Message]], settings: Sampling, request: _Request
@@ -221,25 +219,28 @@ class Chat:
             )
         rooms = [max(limit - len(prompt), 1) for prompt in prompts]
         writers = [_Writer(self.model, settings.stop) for _ in prompts]
+        pieces: deque[tuple[int, int | Run]] = deque()  # filled by the thread that works for all
+        rows = [
+            Row(
+                self.model,
+                replace(settings, max_new_tokens=min(settings.max_new_tokens, room)),
+                torch.Generator().manual_seed(seed),
+                on_piece=lambda piece, row=row: pieces.append((row, piece)),
+            )
+            for row, (room, seed) in enumerate(zip(rooms, request.seeds, strict=True))
+        ]
 
-        def on_piece(row: int, piece: int | Run) -> None:
+        def heed() -> None:
             _check(request.stopped)
-            request.first_token = request.first_token or request.seconds()
-            for event in writers[row].add(piece):
-                request.tell(row, event)
+            while pieces:
+                row, piece = pieces.popleft()
+                request.first_token = request.first_token or request.seconds()
+                for event in writers[row].add(piece):
+                    request.tell(row, event)
 
-        answers = generate(
-            self.model,
-            prompts,
-            self._work,
-            sampling=[
-                replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
-                for room in rooms
-            ],
-            generators=[torch.Generator().manual_seed(seed) for seed in request.seeds],
-            on_piece=on_piece,
-            prefixes=self._prefixes,
-        )
+        entry = prepare(self.model, prompts, self._work, rows, self.engine.prefixes)
+        self.engine.write(entry, heed)
+        answers = [row.answer for row in rows]
         for row, writer in enumerate(writers):
             for event in writer.end():
                 request.tell(row, event)
@@ -277,15 +278,15 @@ class Chat:
         for key, runs in by_key.items():
             _check(request.stopped)
             began = time.perf_counter()
-            decoder = self.model.decoders[key]
-            condition = self.model.condition({key: torch.stack([run.states for *_, run in runs])})
             rows = [(row, place) for row, _, place, _ in runs]
-            media = decoder.sample(
-                condition[key],
+            order = Order(
+                key,
+                torch.stack([run.states for *_, run in runs]),
                 generators=[_noise(request.seeds[row], number) for row, number, *_ in runs],
-                **request.watch(key, decoder.modality, rows),
-                **request.options.get(key, {}),
+                options=request.options.get(key, {}),
+                **request.watch(key, self.model.decoders[key].modality, rows),
             )
+            media = self.engine.make(order, lambda: _check(request.stopped))
             for (row, place), medium in zip(rows, media, strict=True):
                 made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
                 writers[row].parts[place] = made

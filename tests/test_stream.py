@@ -134,7 +134,7 @@ def test_a_cancelled_stream_leaves_the_engine_free_and_as_new(
         assert not any(isinstance(event, Done) for event in events)
     else:
         events.close()
-    assert not chat._busy.locked()
+    assert chat.engine.idle
     assert close(chat.reply(PROMPT, **OPTIONS), expected)
 
 
@@ -167,7 +167,7 @@ def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path:
     path = picture(40).save(tmp_path / "large.png")
     with media.limits(pixels=4), pytest.raises(MediaError, match="limit of 4"):
         list(chat.stream([user(Image(path), "what is this?")]))
-    assert not chat._busy.locked()
+    assert chat.engine.idle
 
 
 def test_threads_wait_for_one_another(tiny_model: AnyToAny) -> None:
@@ -350,9 +350,9 @@ def test_as_many_conversations_are_kept_as_was_said(tiny_model: AnyToAny) -> Non
     chat = Chat(tiny_model, prefixes=2)
     for text in ("one", "two", "three"):
         chat.reply([user(text)], seed=0, max_new_tokens=2)
-    kept = chat._prefixes._kept
+    kept = chat.engine.prefixes._kept
     assert len(kept) == 2
     conversation = [user("three"), assistant("x"), user("four")]
     chat.reply(conversation, seed=0, max_new_tokens=2)
-    assert len(chat._prefixes._kept) == 2
-    assert len(Chat(tiny_model, prefixes=0)._prefixes._kept) == 0
+    assert len(chat.engine.prefixes._kept) == 2
+    assert len(Chat(tiny_model, prefixes=0).engine.prefixes._kept) == 0
