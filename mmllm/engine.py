@@ -9,6 +9,7 @@ on. Text and media have a worker each, so that neither holds the other up.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from mmllm.model import AnyToAny
 
 _OFTEN = 0.05
 """Seconds between two looks at what may end a wait."""
+_GATHER = 0.01
+"""Seconds that media wait for those of others, whose text may have ended with the same step."""
 
 
 @dataclass(eq=False)
@@ -138,6 +141,8 @@ class Engine:
 
     def _sample(self) -> None:
         """Make the media of the order that has waited longest and of those that fit to it."""
+        if self._text.num + self._media.num > 1:
+            time.sleep(_GATHER)
         with self._media.changed:
             batch = [order for order in self._orders if order.fits(self._orders[0])]
             self._orders = [order for order in self._orders if order not in batch]
@@ -184,23 +189,32 @@ class _Shared:
     def __init__(self, work: Callable[[], None]):
         self.changed = threading.Condition(threading.Lock())
         self.busy = False
+        self.num = 0
+        """Threads that wait, the one that works included."""
         self._work = work
 
     def wait(self, done: Callable[[], bool]) -> None:
         """Work, or wait for who works, until `done`, which is asked now and then and may raise."""
         with self.changed:
-            while not done():
-                if self.busy:
-                    self.changed.wait(_OFTEN)
-                    continue
-                self.busy = True
-                self.changed.release()
-                try:
-                    self._work()
-                finally:
-                    self.changed.acquire()
-                    self.busy = False
-                    self.changed.notify_all()
+            self.num += 1
+            try:
+                while not done():
+                    self._work_or_wait()
+            finally:
+                self.num -= 1
+
+    def _work_or_wait(self) -> None:
+        if self.busy:
+            self.changed.wait(_OFTEN)
+            return
+        self.busy = True
+        self.changed.release()
+        try:
+            self._work()
+        finally:
+            self.changed.acquire()
+            self.busy = False
+            self.changed.notify_all()
 
 
 def _parts(media: Sequence[Medium], counts: Sequence[int]) -> list[list[Medium]]:
