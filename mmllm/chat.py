@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from mmllm.data.frozen import FrozenWork
 from mmllm.decoders.base import Cancelled
 from mmllm.engine import Engine, Order
 from mmllm.errors import ConfigError
-from mmllm.generation import Choice, Generated, Prefixes, Row, Run, Sampling, prepare, spell
+from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_dtype
 from mmllm.replies import (
@@ -132,9 +133,9 @@ class Chat:
         """Answer one conversation by events (mmllm.replies), the last of them Done with the reply
         that `reply` gives for the same arguments.
 
-        The text is never held up by a medium: it streams to its end, saying where media will
-        stand, and then they are made, those of one decoder together. `previews`: Progress then
-        carries small pictures, at the cost of a few more passes of the codec.
+        The text is never held up by a medium: it goes on, saying where media will stand, while
+        they are made, one after the other. `previews`: Progress then carries small pictures, at the
+        cost of a few more passes of the codec.
 
         Closing the iterator, or setting `cancel` from any thread, ends the work after the forward
         pass that is being computed (a batch of media goes on for others who wait for some of it);
@@ -229,23 +230,40 @@ class Chat:
             )
             for row, (room, seed) in enumerate(zip(rooms, request.seeds, strict=True))
         ]
+        wanted: list[_Wanted] = []
+        early: list[Future[dict[str, float]]] = []
+        with ThreadPoolExecutor(1) as maker:  # a thread only if there is something to make early
 
-        def heed() -> None:
-            _check(request.stopped)
-            while pieces:
-                row, piece = pieces.popleft()
-                request.first_token = request.first_token or request.seconds()
-                for event in writers[row].add(piece):
-                    request.tell(row, event)
+            def heed() -> None:
+                _check(request.stopped)
+                while pieces:
+                    row, piece = pieces.popleft()
+                    request.first_token = request.first_token or request.seconds()
+                    writer = writers[row]
+                    for event in writer.add(piece):
+                        request.tell(row, event)
+                    if not isinstance(piece, Run):
+                        continue
+                    wanted.append(_Wanted(row, writer.num_pieces - 1, len(writer.parts) - 1, piece))
+                    if len(rows) == 1:  # several rows wait for one another, for a batch of all
+                        early.append(maker.submit(self._make, wanted[-1:], writers, request))
 
-        entry = prepare(self.model, prompts, self._work, rows, self.engine.prefixes)
-        self.engine.write(entry, heed)
+            try:
+                entry = prepare(self.model, prompts, self._work, rows, self.engine.prefixes)
+                self.engine.write(entry, heed)
+                for row, writer in enumerate(writers):
+                    for event in writer.end():
+                        request.tell(row, event)
+                text = request.seconds()
+                media: dict[str, float] = {}
+                late = self._make(wanted[len(early) :], writers, request)
+                for seconds in (late, *(made.result() for made in early)):
+                    for key, value in seconds.items():
+                        media[key] = media.get(key, 0.0) + value
+            except BaseException:
+                request.stopped = lambda: True
+                raise
         answers = [row.answer for row in rows]
-        for row, writer in enumerate(writers):
-            for event in writer.end():
-                request.tell(row, event)
-        text = request.seconds()
-        media = self._make(answers, writers, request)
         timings = Timings(request.first_token or text, text, request.seconds(), media)
         return [
             Reply(
@@ -265,25 +283,25 @@ class Chat:
             for row, (answer, writer) in enumerate(zip(answers, writers, strict=True))
         ]
 
+    @torch.inference_mode()
     def _make(
-        self, answers: Sequence[Generated], writers: Sequence[_Writer], request: _Request
+        self, wanted: Sequence[_Wanted], writers: Sequence[_Writer], request: _Request
     ) -> dict[str, float]:
         """Fill the writers' parts with media, one batch per decoder; its seconds by key."""
         seconds: dict[str, float] = {}
-        by_key: dict[str, list[tuple[int, int, int, Run]]] = {}
-        for row, (answer, writer) in enumerate(zip(answers, writers, strict=True)):
-            pieces = [(n, piece) for n, piece in enumerate(answer.pieces) if isinstance(piece, Run)]
-            for (number, run), place in zip(pieces, writer.waiting, strict=True):
-                by_key.setdefault(run.key, []).append((row, number, place, run))
+        by_key: dict[str, list[_Wanted]] = {}
+        for entry in wanted:
+            by_key.setdefault(entry.run.key, []).append(entry)
         for key, runs in by_key.items():
             _check(request.stopped)
             began = time.perf_counter()
-            rows = [(row, place) for row, _, place, _ in runs]
+            rows = [(entry.row, entry.place) for entry in runs]
             order = Order(
                 key,
-                torch.stack([run.states for *_, run in runs]),
-                generators=[_noise(request.seeds[row], number) for row, number, *_ in runs],
+                torch.stack([entry.run.states for entry in runs]),
+                generators=[_noise(request.seeds[entry.row], entry.number) for entry in runs],
                 options=request.options.get(key, {}),
+                owner=request,
                 **request.watch(key, self.model.decoders[key].modality, rows),
             )
             media = self.engine.make(order, lambda: _check(request.stopped))
@@ -378,6 +396,17 @@ def _check(stopped: Callable[[], bool]) -> None:
         raise Cancelled
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """One medium to be made: part `place` of a row's message, of a run that is piece `number` of
+    the row's answer."""
+
+    row: int
+    number: int
+    place: int
+    run: Run
+
+
 @dataclass
 class _Request:
     """What one call of the engine carries along."""
@@ -422,8 +451,8 @@ class _Writer:
 
     def __init__(self, model: AnyToAny, stop: Sequence[str]):
         self.parts: list[Part] = []
-        self.waiting: list[int] = []
-        """Places of media, in the order of their runs; what stands there is filled in later."""
+        """Where a medium will stand, there is an empty text until it is made."""
+        self.num_pieces = 0
         self._model = model
         self._stop = stop
         self._ids: list[int] = []
@@ -431,10 +460,10 @@ class _Writer:
 
     def add(self, piece: int | Run) -> Iterator[Event]:
         """Take one piece; what is new to tell."""
+        self.num_pieces += 1
         if isinstance(piece, Run):
             yield from self.end()
             modality = self._model.decoders[piece.key].modality
-            self.waiting.append(len(self.parts))
             self.parts.append(Text(""))
             yield MediumStarted(len(self.parts) - 1, modality)
             return

@@ -32,12 +32,14 @@ _GATHER = 0.01
 class Order:
     """M media that one call wants of one decoder: the states of their runs float[M, K, D], a
     generator each, and what `sample` is called with. `on_step` may raise, which ends this order;
-    `on_preview` is called with M pictures."""
+    `on_preview` is called with M pictures. Two orders of one `owner` are never made in one batch:
+    what a call gets while nobody else asks does not depend on how fast it is."""
 
     key: str
     states: Tensor
     generators: Sequence[torch.Generator]
     options: Mapping[str, Any]
+    owner: object
     on_step: Callable[[int, int], None]
     on_preview: Callable[[list[Medium]], None] | None = None
     made: list[Medium] | None = None
@@ -141,12 +143,15 @@ class Engine:
 
     def _sample(self) -> None:
         """Make the media of the order that has waited longest and of those that fit to it."""
-        if self._text.num + self._media.num > 1:
+        if max(self._text.num, self._media.num) > 1:
             time.sleep(_GATHER)
         with self._media.changed:
-            batch = [order for order in self._orders if order.fits(self._orders[0])]
+            first = self._orders[0]
+            fitting = {
+                id(order.owner): order for order in reversed(self._orders) if order.fits(first)
+            }
+            batch = list(fitting.values())
             self._orders = [order for order in self._orders if order not in batch]
-        first = batch[0]
         counts = [len(order.states) for order in batch]
 
         def on_step(step: int, steps: int) -> None:

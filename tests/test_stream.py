@@ -20,6 +20,7 @@ from mmllm.errors import ConfigError, MediaError
 from mmllm.generation import Prefixes, Sampling, generate
 from mmllm.model import AnyToAny
 from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
+from tests.test_generation import eager
 from tests.test_rendering import clip, picture, sound
 
 ALL = {"image": "force", "audio": "force", "video": "force"}
@@ -83,12 +84,22 @@ def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
     assert timings.media.keys() == ALL.keys()
 
 
-def test_text_comes_before_the_work_on_media_begins(tiny_model: AnyToAny) -> None:
-    kinds = [type(event) for event in Chat(tiny_model).stream(PROMPT, **OPTIONS)]
-    first = kinds.index(Progress)
-    assert TextDelta in kinds[:first]
-    assert TextDelta not in kinds[first:]
-    assert kinds[:first].count(MediumStarted) == 3
+def test_text_goes_on_while_a_medium_is_made(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(eager(tiny_model, "image"))
+    decoder, told = tiny_model.decoders["image"], threading.Event()
+    sample = decoder.sample
+    monkeypatch.setattr(
+        decoder, "sample", lambda *args, **rest: told.wait(60) and sample(*args, **rest)
+    )
+    kinds: list[type] = []
+    for event in chat.stream(PROMPT, seed=3, max_media=1, max_new_tokens=6, temperature=1.0):
+        kinds.append(type(event))
+        if isinstance(event, TextDelta) and MediumStarted in kinds:
+            told.set()
+    assert TextDelta in kinds[kinds.index(MediumStarted) : kinds.index(Progress)]
+    assert kinds[-2:] == [MediumReady, Done]
 
 
 def test_previews_change_nothing_but_the_events(tiny_model: AnyToAny) -> None:

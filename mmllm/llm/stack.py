@@ -5,7 +5,7 @@ hooks and masks on a CPU.
 The weights are the modules' own, adapters included, and the arithmetic is theirs; whatever this
 does not know (other families, hooks, quantised weights, other attention) runs as it did before.
 
-Legend: B rows, W new positions, T all positions, D width, H heads, C channels of a head.
+Legend: B rows, W new positions, N = B * W, T all positions, D width, H heads, C channels of a head.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 
 @dataclass(frozen=True)
 class _Linear:
-    """A linear layer, perhaps with an adapter of peft's: `down`, `up` and its `scale`."""
+    """A linear layer, perhaps with an adapter of peft's: `weight` [I, O]; `down` [I, R], `up`
+    [R, O] and its `scale`. All are views."""
 
     weight: Tensor
     bias: Tensor | None
@@ -35,7 +36,7 @@ class _Linear:
     def of(cls, module: Any) -> _Linear | None:
         """None for a module that does something else."""
         if type(module) is nn.Linear:
-            return cls(module.weight, module.bias)
+            return cls(module.weight.t(), module.bias)
         if not hasattr(module, "lora_A") or type(module.base_layer) is not nn.Linear:
             return None
         base = module.base_layer
@@ -46,13 +47,23 @@ class _Linear:
         down, up = module.lora_A[name], module.lora_B[name]
         if type(down) is not nn.Linear or up.bias is not None:
             return None
-        return cls(base.weight, base.bias, down.weight, up.weight, module.scaling[name])
+        scale = module.scaling[name]
+        return cls(base.weight.t(), base.bias, down.weight.t(), up.weight.t(), scale)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """float[N, I] -> float[N, O], added to `onto` float[N, O]."""
+        if onto is not None:
+            out = torch.addmm(onto, x, self.weight)
+            out = out if self.bias is None else out + self.bias
+        elif self.bias is not None:
+            out = torch.addmm(self.bias, x, self.weight)
+        else:
+            out = torch.mm(x, self.weight)
         if self.down is None or self.up is None:
             return out
-        added = F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
+        if self.down.dtype == x.dtype:
+            return torch.addmm(out, torch.mm(x, self.down), self.up, alpha=self.scale)
+        added = torch.mm(torch.mm(x.to(self.down.dtype), self.down), self.up)
         return (out + added * self.scale).to(out.dtype)
 
 
@@ -65,8 +76,8 @@ class _Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype)
+            return torch.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return self.weight * torch.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -112,20 +123,20 @@ class Stack:
             return None
         return cls(known, _norm(decoder.norm), decoder.rotary_emb)
 
-    def __call__(
-        self, x: Tensor, *, mask: Tensor | None, positions: Tensor, cache: Any
-    ) -> Tensor:
+    def __call__(self, x: Tensor, *, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
         """float[B, W, D] -> float[B, W, D]; `mask` bool[B, T], `positions` int[B, W], and a cache
         of T - W positions, which is extended."""
         rows, width, _ = x.shape
-        cos, sin = (part[:, None] for part in self.rotary(x, positions))
+        cos, sin = (part[:, None] for part in self.rotary(x, positions))  # [B, 1, W, C]
+        sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
         known = cache.get_seq_length()
         seen = _seen(mask, width, known)
         causal = seen is None and width > 1
+        x = x.reshape(rows * width, -1)
         for layer, held in zip(self.layers, cache.layers, strict=True):
             h = layer.norm(x)
             heads = (rows, width, -1, layer.channels)
-            q, k, v = (part(h).view(heads) for part in (layer.q, layer.k, layer.v))
+            q, k, v = layer.q(h).view(heads), layer.k(h).view(heads), layer.v(h).view(heads)
             if layer.q_norm and layer.k_norm:
                 q, k = layer.q_norm(q), layer.k_norm(k)
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, W, C]
@@ -139,10 +150,10 @@ class Stack:
                 scale=layer.scale,
                 enable_gqa=q.shape[1] != keys.shape[1],
             )
-            x = x + layer.o(read.transpose(1, 2).reshape(rows, width, -1))
+            x = layer.o(read.transpose(1, 2).reshape(rows * width, -1), onto=x)
             h = layer.norm_after(x)
-            x = x + layer.down(layer.activation(layer.gate(h)) * layer.up(h))
-        return self.norm(x)
+            x = layer.down(layer.activation(layer.gate(h)) * layer.up(h), onto=x)
+        return self.norm(x).view(rows, width, -1)
 
 
 def _seen(mask: Tensor | None, width: int, known: int) -> Tensor | None:
@@ -157,9 +168,10 @@ def _seen(mask: Tensor | None, width: int, known: int) -> Tensor | None:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) of float[B, H, W, C]."""
+    """Rotary position embedding (Su et al. 2021) of float[B, H, W, C]; the first half of `sin` is
+    negative."""
     half, rest = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-rest, half), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((rest, half), dim=-1), sin)
 
 
 def _layer(module: Any) -> _Layer | None:
@@ -199,6 +211,4 @@ def _norm(module: Any) -> _Norm:
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether somebody (accelerate, FSDP, a user) put something around a module's forward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    )
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)

@@ -75,7 +75,12 @@ def test_requests_at_once_share_steps_and_get_what_single_ones_get(
     asked = [
         body(text, seed=seed, modalities=["text"], max_tokens=40, temperature=heat, stream=stream)
         for seed, (text, heat, stream) in enumerate(
-            [("one", 1.0, False), ("two three", 2.0, True), ("four", 0.0, False), ("six", 1.5, True)]
+            [
+                ("one", 1.0, False),
+                ("two three", 2.0, True),
+                ("four", 0.0, False),
+                ("six", 1.5, True),
+            ]
         )
     ]
 
