@@ -12,7 +12,9 @@ import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from mmllm import model as models
 from mmllm.conversation import Conversation, Medium, Message, Part, Text
 from mmllm.data.frozen import FrozenWork
 from mmllm.decoders.base import Cancelled
+from mmllm.engine import Engine, Order
 from mmllm.errors import ConfigError
-from mmllm.generation import Choice, Generated, Prefixes, Run, Sampling, generate, spell
+from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_dtype
 from mmllm.replies import (
@@ -51,7 +54,8 @@ _REPLY_ROOM = 64
 
 
 class Chat:
-    """A model and the way to ask it. Threads may share one: they wait for one another.
+    """A model and the way to ask it. Threads may share one: what they ask at the same time shares
+    the steps of the LLM and the batches of the decoders (mmllm.engine).
 
     `prefixes`: how many conversations' caches are kept, so that a later turn neither encodes nor
     prefills again what was there before (see mmllm.generation.Prefixes). What comes of it differs
@@ -60,9 +64,8 @@ class Chat:
 
     def __init__(self, model: AnyToAny, *, prefixes: int = 0):
         self.model = model.eval()
+        self.engine = Engine(model, Prefixes(prefixes))
         self._work = FrozenWork(model, remember=False)
-        self._prefixes = Prefixes(prefixes)
-        self._busy = threading.Lock()
 
     def reply(
         self,
@@ -130,12 +133,13 @@ class Chat:
         """Answer one conversation by events (mmllm.replies), the last of them Done with the reply
         that `reply` gives for the same arguments.
 
-        The text is never held up by a medium: it streams to its end, saying where media will
-        stand, and then they are made, those of one decoder together. `previews`: Progress then
-        carries small pictures, at the cost of a few more passes of the codec.
+        The text is never held up by a medium: it goes on, saying where media will stand, while
+        they are made, one after the other. `previews`: Progress then carries small pictures, at the
+        cost of a few more passes of the codec.
 
         Closing the iterator, or setting `cancel` from any thread, ends the work after the forward
-        pass that is being computed; then there is no Done, and the engine is free.
+        pass that is being computed (a batch of media goes on for others who wait for some of it);
+        then there is no Done, and nothing of it is left in the engine.
         Raises as `reply_many` does.
         """
         closed = threading.Event()
@@ -196,13 +200,8 @@ class Chat:
             seeds = [random.randrange(2**31) for _ in conversations]
         if len(seeds) != len(conversations):
             raise ConfigError(f"{len(conversations)} conversations but {len(seeds)} seeds")
-        while not self._busy.acquire(timeout=0.05):
-            _check(stopped)
-        try:
-            request = _Request(options, seeds, on_step, emit, previews, stopped, began)
-            return self._serve([_messages(entry) for entry in conversations], settings, request)
-        finally:
-            self._busy.release()
+        request = _Request(options, seeds, on_step, emit, previews, stopped, began)
+        return self._serve([_messages(entry) for entry in conversations], settings, request)
 
     def _serve(
         self, conversations: Sequence[list[Message]], settings: Sampling, request: _Request
@@ -221,30 +220,50 @@ class Chat:
             )
         rooms = [max(limit - len(prompt), 1) for prompt in prompts]
         writers = [_Writer(self.model, settings.stop) for _ in prompts]
+        pieces: deque[tuple[int, int | Run]] = deque()  # filled by the thread that works for all
+        rows = [
+            Row(
+                self.model,
+                replace(settings, max_new_tokens=min(settings.max_new_tokens, room)),
+                torch.Generator().manual_seed(seed),
+                on_piece=lambda piece, row=row: pieces.append((row, piece)),
+            )
+            for row, (room, seed) in enumerate(zip(rooms, request.seeds, strict=True))
+        ]
+        wanted: list[_Wanted] = []
+        early: list[Future[dict[str, float]]] = []
+        with ThreadPoolExecutor(1) as maker:  # a thread only if there is something to make early
 
-        def on_piece(row: int, piece: int | Run) -> None:
-            _check(request.stopped)
-            request.first_token = request.first_token or request.seconds()
-            for event in writers[row].add(piece):
-                request.tell(row, event)
+            def heed() -> None:
+                _check(request.stopped)
+                while pieces:
+                    row, piece = pieces.popleft()
+                    request.first_token = request.first_token or request.seconds()
+                    writer = writers[row]
+                    for event in writer.add(piece):
+                        request.tell(row, event)
+                    if not isinstance(piece, Run):
+                        continue
+                    wanted.append(_Wanted(row, writer.num_pieces - 1, len(writer.parts) - 1, piece))
+                    if len(rows) == 1:  # several rows wait for one another, for a batch of all
+                        early.append(maker.submit(self._make, wanted[-1:], writers, request))
 
-        answers = generate(
-            self.model,
-            prompts,
-            self._work,
-            sampling=[
-                replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
-                for room in rooms
-            ],
-            generators=[torch.Generator().manual_seed(seed) for seed in request.seeds],
-            on_piece=on_piece,
-            prefixes=self._prefixes,
-        )
-        for row, writer in enumerate(writers):
-            for event in writer.end():
-                request.tell(row, event)
-        text = request.seconds()
-        media = self._make(answers, writers, request)
+            try:
+                entry = prepare(self.model, prompts, self._work, rows, self.engine.prefixes)
+                self.engine.write(entry, heed)
+                for row, writer in enumerate(writers):
+                    for event in writer.end():
+                        request.tell(row, event)
+                text = request.seconds()
+                media: dict[str, float] = {}
+                late = self._make(wanted[len(early) :], writers, request)
+                for seconds in (late, *(made.result() for made in early)):
+                    for key, value in seconds.items():
+                        media[key] = media.get(key, 0.0) + value
+            except BaseException:
+                request.stopped = lambda: True
+                raise
+        answers = [row.answer for row in rows]
         timings = Timings(request.first_token or text, text, request.seconds(), media)
         return [
             Reply(
@@ -264,28 +283,28 @@ class Chat:
             for row, (answer, writer) in enumerate(zip(answers, writers, strict=True))
         ]
 
+    @torch.inference_mode()
     def _make(
-        self, answers: Sequence[Generated], writers: Sequence[_Writer], request: _Request
+        self, wanted: Sequence[_Wanted], writers: Sequence[_Writer], request: _Request
     ) -> dict[str, float]:
         """Fill the writers' parts with media, one batch per decoder; its seconds by key."""
         seconds: dict[str, float] = {}
-        by_key: dict[str, list[tuple[int, int, int, Run]]] = {}
-        for row, (answer, writer) in enumerate(zip(answers, writers, strict=True)):
-            pieces = [(n, piece) for n, piece in enumerate(answer.pieces) if isinstance(piece, Run)]
-            for (number, run), place in zip(pieces, writer.waiting, strict=True):
-                by_key.setdefault(run.key, []).append((row, number, place, run))
+        by_key: dict[str, list[_Wanted]] = {}
+        for entry in wanted:
+            by_key.setdefault(entry.run.key, []).append(entry)
         for key, runs in by_key.items():
             _check(request.stopped)
             began = time.perf_counter()
-            decoder = self.model.decoders[key]
-            condition = self.model.condition({key: torch.stack([run.states for *_, run in runs])})
-            rows = [(row, place) for row, _, place, _ in runs]
-            media = decoder.sample(
-                condition[key],
-                generators=[_noise(request.seeds[row], number) for row, number, *_ in runs],
-                **request.watch(key, decoder.modality, rows),
-                **request.options.get(key, {}),
+            rows = [(entry.row, entry.place) for entry in runs]
+            order = Order(
+                key,
+                torch.stack([entry.run.states for entry in runs]),
+                generators=[_noise(request.seeds[entry.row], entry.number) for entry in runs],
+                options=request.options.get(key, {}),
+                owner=request,
+                **request.watch(key, self.model.decoders[key].modality, rows),
             )
+            media = self.engine.make(order, lambda: _check(request.stopped))
             for (row, place), medium in zip(rows, media, strict=True):
                 made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
                 writers[row].parts[place] = made
@@ -377,6 +396,17 @@ def _check(stopped: Callable[[], bool]) -> None:
         raise Cancelled
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """One medium to be made: part `place` of a row's message, of a run that is piece `number` of
+    the row's answer."""
+
+    row: int
+    number: int
+    place: int
+    run: Run
+
+
 @dataclass
 class _Request:
     """What one call of the engine carries along."""
@@ -421,8 +451,8 @@ class _Writer:
 
     def __init__(self, model: AnyToAny, stop: Sequence[str]):
         self.parts: list[Part] = []
-        self.waiting: list[int] = []
-        """Places of media, in the order of their runs; what stands there is filled in later."""
+        """Where a medium will stand, there is an empty text until it is made."""
+        self.num_pieces = 0
         self._model = model
         self._stop = stop
         self._ids: list[int] = []
@@ -430,10 +460,10 @@ class _Writer:
 
     def add(self, piece: int | Run) -> Iterator[Event]:
         """Take one piece; what is new to tell."""
+        self.num_pieces += 1
         if isinstance(piece, Run):
             yield from self.end()
             modality = self._model.decoders[piece.key].modality
-            self.waiting.append(len(self.parts))
             self.parts.append(Text(""))
             yield MediumStarted(len(self.parts) - 1, modality)
             return

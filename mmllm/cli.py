@@ -389,7 +389,7 @@ def serve(
         list[str] | None,
         typer.Option(metavar="HOST", help="Media may be fetched from there (repeatable)."),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Requests answered together, at most.")] = 8,
+    batch: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 8,
     waiting: Annotated[int, typer.Option(help="Requests that wait, at most.")] = 64,
     prefixes: Annotated[
         int, typer.Option(help="Conversations whose caches are kept for their next turns.")

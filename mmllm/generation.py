@@ -3,7 +3,8 @@
 A run that has begun is fed whole, in one forward pass: its K tokens and nothing else. In a batch,
 rows take steps of different widths (one token, or a run); a step is as wide as its widest row and
 the others are padded on the left with positions that nobody attends to. Every row draws from its
-own generator, so a batch gives what single calls give.
+own generator, so a batch gives what single calls give. Rows join a batch that is running, and
+leave it as soon as they are done: see Decoding.
 
 A conversation that goes on is prefilled from where the engine left it: see Prefixes.
 
@@ -12,14 +13,16 @@ Legend: B rows, T positions, D width, K signal tokens, V text vocabulary, O outp
 
 from __future__ import annotations
 
-import copy
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmllm.conversation import Medium
 from mmllm.data.batch import Batch, Lookup, collate
@@ -96,17 +99,36 @@ OnPiece = Callable[[int, "int | Run"], None]
 """Called with (row, piece) as soon as a token or a run is there; may raise to cancel."""
 
 
-class _Row:
-    """The constraints and the choices of one row."""
+class Row:
+    """The constraints and the choices of one row, and its answer as it grows.
 
-    def __init__(self, model: AnyToAny, sampling: Sampling, generator: torch.Generator):
+    `on_piece` is called with a token or a run as soon as it is there. `done`: nothing more comes;
+    set by others, it takes the row out of its batch.
+    """
+
+    def __init__(
+        self,
+        model: AnyToAny,
+        sampling: Sampling,
+        generator: torch.Generator,
+        on_piece: Callable[[int | Run], None] | None = None,
+    ):
         self.tokens = model.llm.tokens
         self.tokenizer = model.llm.tokenizer
         self.end_ids = sorted(model.llm.end_ids)
         self.sampling = sampling
         self.generator = generator
+        self.on_piece = on_piece or (lambda piece: None)
         self.answer = Generated()
         self.done = False
+        self.error: BaseException | None = None
+        """Why it was given up."""
+        self.position = 0
+        """Where its next token stands."""
+        self.next: list[int] = []
+        """What it is fed next: one token, a whole run, or nothing where it is done."""
+        self.symbols: list[Hashable] = []
+        """What it was fed, by position; empty where its cache is not to be kept."""
         self._seen: set[int] = set()
         self._stopped = False
         keys = model.renderer.output_keys
@@ -122,8 +144,11 @@ class _Row:
         }
         self.owed = [keys[name] for name, wish in sampling.modalities.items() if wish == "force"]
 
-    def choose(self, logits: Tensor) -> list[int]:
-        """float[V + O] -> the ids to feed next: one token, a whole run, or nothing at the end."""
+    def choose(self, logits: Tensor) -> None:
+        """float[V + O] -> `next`."""
+        self.next = [] if self.done else self._chosen(logits)
+
+    def _chosen(self, logits: Tensor) -> list[int]:
         row = self._pick(self._constrained(logits.float()))
         length = len(self.answer.ids) + 1
         ended = row in self.end_ids
@@ -139,15 +164,21 @@ class _Row:
         self._seen.add(row)
         self.answer.pieces.append(row)
         self._stopped = self._stopped or self._spells_stop()
+        self.on_piece(row)
         return [row]
 
-    def finish_run(self, key: str, states: Tensor) -> Run:
-        """Note a run whose states have been computed."""
-        run = Run(key, states)
-        self.answer.pieces.append(run)
-        if key in self.owed:
-            self.owed.remove(key)
-        return run
+    def fed(self, states: Tensor) -> None:
+        """Note that `next` was fed; its states, float[len(next), D], are kept if it is a run."""
+        self.position += len(self.next)
+        if self.symbols:
+            self.symbols += self.next
+        key = self.tokens.output_of_id(self.next[0])
+        if key is not None:
+            run = Run(key, states.clone())
+            self.answer.pieces.append(run)
+            if key in self.owed:
+                self.owed.remove(key)
+            self.on_piece(run)
 
     def _spells_stop(self) -> bool:
         """Whether the text since the last run ends in tokens that spell a stop string."""
@@ -192,7 +223,7 @@ class _Row:
 
 class Prefixes:
     """Key-value caches of the last conversations, so that a later turn, another try or an edited
-    one computes only what is new, media included.
+    one computes only what is new, media included. Threads may share them.
 
     `keep`: how many. A cache takes as much memory as its conversation's positions; one that goes
     on in another is dropped. Caches of models that forget (sliding windows, recurrent states)
@@ -202,27 +233,30 @@ class Prefixes:
     def __init__(self, keep: int = 4):
         self.num_kept = keep
         self._kept: list[tuple[list[Hashable], Any]] = []  # what was fed, its cache; newest last
+        self._lock = threading.Lock()
 
     def longest(self, symbols: Sequence[Hashable]) -> tuple[int, Any]:
         """How many first positions a kept conversation shares, and a cache of just these (None: no
         position). One position at least is left to be computed."""
+        with self._lock:
+            kept = self._kept
         best, found = 0, None
-        for fed, cache in self._kept:
+        for fed, cache in kept:
             shared = _shared(fed, symbols)
             if shared > best:
                 best, found = shared, cache
-        return best, None if found is None else _shortened(found, best)
+        return best, None if found is None else found.beginning(best)
 
     def keep(self, symbols: list[Hashable], cache: Any) -> None:
         """Remember what was fed (`symbols`) and its cache, which nobody may extend from now on."""
-        if not cache.is_croppable or any(cache.is_sliding):
-            return
-        kept = [entry for entry in self._kept if entry[0] != symbols[: len(entry[0])]]
-        self._kept = [*kept, (symbols, cache)][-self.num_kept :] if self.num_kept else []
+        with self._lock:
+            kept = [entry for entry in self._kept if entry[0] != symbols[: len(entry[0])]]
+            self._kept = [*kept, (symbols, cache)][-self.num_kept :] if self.num_kept else []
 
     def clear(self) -> None:
         """Forget all, as is needed when weights change."""
-        self._kept = []
+        with self._lock:
+            self._kept = []
 
 
 def spell(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -230,7 +264,108 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-@torch.inference_mode()
+@dataclass
+class Prefill:
+    """Prompts that are ready to be read, each with its row. Media are decoded by now; no network
+    has run. `known`: how many first positions `cache` holds; without one, there is none."""
+
+    rows: list[Row]
+    lengths: list[int]
+    batch: Batch
+    known: int = 0
+    cache: Any = None
+
+
+def prepare(
+    model: AnyToAny,
+    prompts: Sequence[Rendered],
+    lookup: Lookup,
+    rows: Sequence[Row],
+    prefixes: Prefixes | None = None,
+) -> Prefill:
+    """Decode the media of B prompts, each rendered `for_reply`, and look up what is known of them:
+    `prefixes` are used, and added to, where B is 1. Any thread may do this at any time. Raises
+    MediaError."""
+    lengths = [len(prompt) for prompt in prompts]
+    if not (prefixes and prefixes.num_kept and len(prompts) == 1):
+        return Prefill(list(rows), lengths, _batch(model, prompts, lookup))
+    (prompt,), (row,) = prompts, rows
+    row.symbols = _symbols(prompt)
+    known, cache = prefixes.longest(row.symbols)
+    row.answer.cached = known
+    return Prefill([row], lengths, _batch(model, [_rest(prompt, known)], lookup), known, cache)
+
+
+@dataclass
+class _Group:
+    """Rows in one cache. `mask` bool[B, T]: real positions; `last` float[B, D]: each row's last
+    state."""
+
+    rows: list[Row]
+    mask: Tensor
+    cache: Any
+    last: Tensor
+
+
+class Decoding:
+    """Rows that are answered together; `step` by step each is fed a token or a run. Rows join
+    between steps, and leave when they are done. One thread at a time.
+
+    Rows of models that forget (sliding windows, recurrent states) cannot move to another cache:
+    those that join later take steps of their own, and all leave together.
+    """
+
+    def __init__(self, model: AnyToAny, prefixes: Prefixes | None = None):
+        self.model = model
+        self.prefixes = prefixes
+        self._groups: list[_Group] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that are not done."""
+        return [row for group in self._groups for row in group.rows if not row.done]
+
+    @torch.inference_mode()
+    def join(self, entry: Prefill) -> None:
+        """Read prompts; their rows take part from the next step on."""
+        group = _read(self.model, entry)
+        if not (self._groups and group.cache.divisible):
+            self._groups.append(group)
+            return
+        into = self._groups[0]
+        into.cache.join(group.cache)
+        width = max(into.mask.shape[1], group.mask.shape[1])
+        masks = [F.pad(mask, (width - mask.shape[1], 0)) for mask in (into.mask, group.mask)]
+        into.mask = torch.cat(masks)
+        into.last = torch.cat([into.last, group.last])
+        into.rows += group.rows
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Choose for every row, and feed what was chosen in one forward pass."""
+        self.tidy()
+        for group in self._groups:
+            logits = self.model.llm.head(group.last)  # [B, V + O]
+            for index, row in enumerate(group.rows):
+                row.choose(logits[index])
+                if not row.next and row.symbols and self.prefixes and group.cache.divisible:
+                    self.prefixes.keep(row.symbols, group.cache.row(index, group.mask[index]))
+            _leave(group, [index for index, row in enumerate(group.rows) if row.next])
+            if group.rows:
+                _advance(self.model, group)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Let go of rows that are done."""
+        for group in self._groups:
+            _leave(group, [index for index, row in enumerate(group.rows) if not row.done])
+        self._groups = [group for group in self._groups if group.rows]
+
+    def clear(self) -> None:
+        """Let go of all rows."""
+        self._groups = []
+
+
 def generate(
     model: AnyToAny,
     prompts: Sequence[Rendered],
@@ -247,39 +382,14 @@ def generate(
     if generators is None:
         generators = [torch.Generator().manual_seed(0) for _ in prompts]
     rows = [
-        _Row(model, setting, generator)
-        for setting, generator in zip(settings, generators, strict=True)
+        Row(model, setting, generator, on_piece and partial(on_piece, index))
+        for index, (setting, generator) in enumerate(zip(settings, generators, strict=True))
     ]
-    fed = _symbols(prompts[0]) if prefixes and len(prompts) == 1 else []
-    known, cache = prefixes.longest(fed) if prefixes and fed else (0, None)
-    if cache is None:
-        hidden, mask, cache, next_position = _prefill(model, prompts, lookup)
-    else:
-        hidden, mask, next_position = _prefill_rest(model, prompts[0], lookup, known, cache)
-        rows[0].answer.cached = known
-    last = hidden[:, -1]  # [B, D]
-    while True:
-        logits = model.llm.head(last)
-        steps = [[] if row.done else row.choose(logits[index]) for index, row in enumerate(rows)]
-        if on_piece:
-            for index, step in enumerate(steps):
-                if len(step) == 1 and model.llm.tokens.output_of_id(step[0]) is None:
-                    on_piece(index, step[0])
-        if all(row.done for row in rows):
-            if prefixes and fed:
-                prefixes.keep(fed, cache)
-            return [row.answer for row in rows]
-        hidden, mask = _advance(model, steps, mask, cache, next_position)
-        if fed:
-            fed += steps[0]
-        for index, step in enumerate(steps):
-            next_position[index] += len(step)
-            key = model.llm.tokens.output_of_id(step[0]) if step else None
-            if key is not None:
-                run = rows[index].finish_run(key, hidden[index, -len(step) :].clone())
-                if on_piece:
-                    on_piece(index, run)
-        last = hidden[:, -1]
+    decoding = Decoding(model, prefixes)
+    decoding.join(prepare(model, prompts, lookup, rows, prefixes))
+    while decoding.rows:
+        decoding.step()
+    return [row.answer for row in rows]
 
 
 def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup) -> Batch:
@@ -291,32 +401,12 @@ def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup) -> Batc
         output_widths=model.output_widths,
         pad_id=0,
         targets=False,
-    ).to(model.device)
+    )
 
 
-def _prefill(
-    model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup
-) -> tuple[Tensor, Tensor, Any, list[int]]:
-    """Embed all prompts, padded on the left, and fill the cache."""
-    batch = _batch(model, prompts, lookup)
-    embeds = model.embed(batch)  # padded on the right: [B, T, D]
-    assert batch.mask is not None
-    lengths = [len(prompt) for prompt in prompts]
-    width = max(lengths)
-    for index, length in enumerate(lengths):  # decoding needs the last position on the right
-        embeds[index] = embeds[index].roll(width - length, dims=0)
-        batch.mask[index] = batch.mask[index].roll(width - length)
-        batch.positions[index] = batch.positions[index].roll(width - length)
-    cache = model.llm.new_cache()
-    hidden = model.llm(embeds, mask=batch.mask, positions=batch.positions, cache=cache)
-    return hidden, batch.mask, cache, lengths
-
-
-def _prefill_rest(
-    model: AnyToAny, prompt: Rendered, lookup: Lookup, known: int, cache: Any
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Embed what comes after the first `known` positions, which `cache` holds, and extend it."""
-    rest = Rendered(
+def _rest(prompt: Rendered, known: int) -> Rendered:
+    """What comes after the first `known` positions."""
+    return Rendered(
         ids=prompt.ids[known:],
         labels=prompt.labels[known:],
         inputs=[
@@ -325,11 +415,41 @@ def _prefill_rest(
             if place.start >= known
         ],
     )
-    batch = _batch(model, [rest], lookup)
-    mask = torch.ones(1, len(prompt), dtype=torch.bool, device=model.device)
-    positions = batch.positions + known
-    hidden = model.llm(model.embed(batch), mask=mask, positions=positions, cache=cache)
-    return hidden, mask, [len(prompt)]
+
+
+def _read(model: AnyToAny, entry: Prefill) -> _Group:
+    """Embed prompts, padded on the left, and fill the cache with what it does not hold."""
+    batch = entry.batch.to(model.device)
+    embeds, mask, positions = model.embed(batch), batch.mask, batch.positions  # padded on the right
+    assert mask is not None
+    width = embeds.shape[1]
+    for index, (row, length) in enumerate(zip(entry.rows, entry.lengths, strict=True)):
+        row.position = length
+        shift = width - (length - entry.known)  # decoding needs the last position on the right
+        for padded in (embeds, mask, positions):
+            padded[index] = padded[index].roll(shift, dims=0)
+    cache = model.llm.new_cache() if entry.cache is None else entry.cache
+    mask = F.pad(mask, (entry.known, 0), value=True)
+    hidden = model.llm(embeds, mask=mask, positions=positions + entry.known, cache=cache)
+    return _Group(entry.rows, mask, cache, hidden[:, -1])
+
+
+def _leave(group: _Group, left: list[int]) -> None:
+    """Go on with the rows `left` only, in a cache without the positions that none of them has.
+    Where rows cannot be taken out of a cache, it goes on with all until none is left."""
+    if len(left) == len(group.rows):
+        return
+    if not left:
+        group.rows = []
+        return
+    if not group.cache.divisible:
+        return
+    mask = group.mask[left]
+    start = int(mask.any(0).int().argmax())
+    group.cache.keep(left, start)
+    group.mask = mask[:, start:]
+    group.last = group.last[left]
+    group.rows = [group.rows[index] for index in left]
 
 
 def _symbols(prompt: Rendered) -> list[Hashable]:
@@ -367,29 +487,23 @@ def _shared(fed: Sequence[Hashable], symbols: Sequence[Hashable]) -> int:
     return shared
 
 
-def _shortened(cache: Any, length: int) -> Any:
-    """A cache of the first `length` positions; the given one stays as it is."""
-    short = copy.copy(cache)
-    short.layers = [copy.copy(layer) for layer in cache.layers]
-    short.crop(length - cache.get_seq_length())
-    return short
-
-
-def _advance(
-    model: AnyToAny, steps: list[list[int]], mask: Tensor, cache: Any, next_position: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Feed every row its next ids in one forward pass: hidden float[B, W, D], the longer mask."""
-    width = max(len(step) for step in steps)
-    ids = torch.zeros(len(steps), width, dtype=torch.long)
-    real = torch.zeros(len(steps), width, dtype=torch.bool)
-    positions = torch.zeros(len(steps), width, dtype=torch.long)
-    for index, step in enumerate(steps):
-        if step:
-            ids[index, -len(step) :] = torch.tensor(step)
-            real[index, -len(step) :] = True
-            start = next_position[index]
-            positions[index, -len(step) :] = torch.arange(start, start + len(step))
-    mask = torch.cat([mask, real.to(mask.device)], dim=1)
-    embeds = model.llm.embed(ids.to(mask.device))
-    hidden = model.llm(embeds, mask=mask, positions=positions.to(mask.device), cache=cache)
-    return hidden, mask
+def _advance(model: AnyToAny, group: _Group) -> None:
+    """Feed every row its next ids, in one forward pass as wide as the widest step."""
+    width = max(len(row.next) for row in group.rows)
+    ids = torch.zeros(len(group.rows), width, dtype=torch.long)
+    real = torch.zeros(len(group.rows), width, dtype=torch.bool)
+    positions = torch.zeros(len(group.rows), width, dtype=torch.long)
+    for index, row in enumerate(group.rows):
+        if num := len(row.next):
+            ids[index, -num:] = torch.tensor(row.next)
+            real[index, -num:] = True
+            positions[index, -num:] = torch.arange(row.position, row.position + num)
+    device = group.mask.device
+    group.mask = torch.cat([group.mask, real.to(device)], dim=1)
+    embeds = model.llm.embed(ids.to(device))
+    positions = positions.to(device)
+    hidden = model.llm(embeds, mask=group.mask, positions=positions, cache=group.cache)
+    group.last = hidden[:, -1]
+    for index, row in enumerate(group.rows):
+        if row.next:
+            row.fed(hidden[index, -len(row.next) :])

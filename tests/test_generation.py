@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmllm.chat import Chat, _Request, _Writer
+from mmllm.chat import Chat, _Request, _Wanted, _Writer
 from mmllm.conversation import Audio, Image, Text, Video, assistant, user
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import ConfigError, ContextError
@@ -145,14 +145,14 @@ def test_a_reply_keeps_the_order_of_text_and_media(tiny_model: AnyToAny) -> None
     chat = Chat(tiny_model)
     tokenizer = tiny_model.llm.tokenizer
     one, two = (chat.model.renderer.encode_text(text) for text in ("one", "two"))
-    from mmllm.generation import Generated
-
-    runs = [Run("image", torch.zeros(4, 32)), Run("audio", torch.zeros(3, 32))]
-    answer = Generated([*one, runs[0], *two, runs[1]], "end")
     writer = _Writer(tiny_model, ())
-    for piece in answer.pieces:
+    runs = [Run("image", torch.zeros(4, 32)), Run("audio", torch.zeros(3, 32))]
+    wanted = []
+    for number, piece in enumerate([*one, runs[0], *two, runs[1]]):
         list(writer.add(piece))
-    chat._make([answer], [writer], _Request({}, [0], None, None, False, lambda: False, 0.0))
+        if isinstance(piece, Run):
+            wanted.append(_Wanted(0, number, len(writer.parts) - 1, piece))
+    chat._make(wanted, [writer], _Request({}, [0], None, None, False, lambda: False, 0.0))
     assert [type(part) for part in writer.parts] == [Text, Image, Text, Audio]
     assert writer.parts[0] == Text(tokenizer.decode(one))
 

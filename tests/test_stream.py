@@ -20,6 +20,7 @@ from mmllm.errors import ConfigError, MediaError
 from mmllm.generation import Prefixes, Sampling, generate
 from mmllm.model import AnyToAny
 from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
+from tests.test_generation import eager
 from tests.test_rendering import clip, picture, sound
 
 ALL = {"image": "force", "audio": "force", "video": "force"}
@@ -83,12 +84,22 @@ def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
     assert timings.media.keys() == ALL.keys()
 
 
-def test_text_comes_before_the_work_on_media_begins(tiny_model: AnyToAny) -> None:
-    kinds = [type(event) for event in Chat(tiny_model).stream(PROMPT, **OPTIONS)]
-    first = kinds.index(Progress)
-    assert TextDelta in kinds[:first]
-    assert TextDelta not in kinds[first:]
-    assert kinds[:first].count(MediumStarted) == 3
+def test_text_goes_on_while_a_medium_is_made(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(eager(tiny_model, "image"))
+    decoder, told = tiny_model.decoders["image"], threading.Event()
+    sample = decoder.sample
+    monkeypatch.setattr(
+        decoder, "sample", lambda *args, **rest: told.wait(60) and sample(*args, **rest)
+    )
+    kinds: list[type] = []
+    for event in chat.stream(PROMPT, seed=3, max_media=1, max_new_tokens=6, temperature=1.0):
+        kinds.append(type(event))
+        if isinstance(event, TextDelta) and MediumStarted in kinds:
+            told.set()
+    assert TextDelta in kinds[kinds.index(MediumStarted) : kinds.index(Progress)]
+    assert kinds[-2:] == [MediumReady, Done]
 
 
 def test_previews_change_nothing_but_the_events(tiny_model: AnyToAny) -> None:
@@ -134,7 +145,7 @@ def test_a_cancelled_stream_leaves_the_engine_free_and_as_new(
         assert not any(isinstance(event, Done) for event in events)
     else:
         events.close()
-    assert not chat._busy.locked()
+    assert chat.engine.idle
     assert close(chat.reply(PROMPT, **OPTIONS), expected)
 
 
@@ -167,7 +178,7 @@ def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path:
     path = picture(40).save(tmp_path / "large.png")
     with media.limits(pixels=4), pytest.raises(MediaError, match="limit of 4"):
         list(chat.stream([user(Image(path), "what is this?")]))
-    assert not chat._busy.locked()
+    assert chat.engine.idle
 
 
 def test_threads_wait_for_one_another(tiny_model: AnyToAny) -> None:
@@ -350,9 +361,9 @@ def test_as_many_conversations_are_kept_as_was_said(tiny_model: AnyToAny) -> Non
     chat = Chat(tiny_model, prefixes=2)
     for text in ("one", "two", "three"):
         chat.reply([user(text)], seed=0, max_new_tokens=2)
-    kept = chat._prefixes._kept
+    kept = chat.engine.prefixes._kept
     assert len(kept) == 2
     conversation = [user("three"), assistant("x"), user("four")]
     chat.reply(conversation, seed=0, max_new_tokens=2)
-    assert len(chat._prefixes._kept) == 2
-    assert len(Chat(tiny_model, prefixes=0)._prefixes._kept) == 0
+    assert len(chat.engine.prefixes._kept) == 2
+    assert len(Chat(tiny_model, prefixes=0).engine.prefixes._kept) == 0

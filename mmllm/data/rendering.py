@@ -16,6 +16,7 @@ through its encoder, so that it can speak of what it drew.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ UNSUPERVISED = -100
 
 _ANCHOR = "\n"
 _SLOT = re.compile("\ue000(\\d+)\ue001")
+_TOKENIZING = threading.Lock()
+"""A tokenizer keeps `split_special_tokens` as its state until the next call: one thread at a time.
+"""
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,12 @@ class Renderer:
         """Ids of a piece in the middle of a text, or, `opening`, at its beginning."""
         if not text:
             return []
-        if opening or not self._anchor:
-            return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
-        ids = self.tokenizer(_ANCHOR + text, add_special_tokens=False, **options)["input_ids"]
+        anchored = bool(self._anchor) and not opening
+        with _TOKENIZING:
+            whole = _ANCHOR + text if anchored else text
+            ids = self.tokenizer(whole, add_special_tokens=False, **options)["input_ids"]
+        if not anchored:
+            return ids
         if ids[: len(self._anchor)] != self._anchor:
             raise ConfigError(
                 f"the tokenizer joins a line break with what follows it ({text[:20]!r}), and begins"

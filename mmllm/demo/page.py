@@ -34,6 +34,8 @@ EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
 """(text, modality that the model must make, picture in mini's data)."""
 MOST_TEXT = 10_000
 """Characters of one message."""
+TOGETHER = 4
+"""Sessions that are answered at the same time; they share the chat's engine."""
 
 CSS = """
 .gradio-container { max-width: 60rem !important; width: 100%; margin: auto; }
@@ -271,7 +273,7 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             "fn": reply,
             "inputs": [token, *settings.widgets],
             "outputs": [conversation, box],
-            "concurrency_limit": 1,  # the others wait in the queue, and are told their place
+            "concurrency_limit": TOGETHER,  # the others wait, and are told their place
             "concurrency_id": "engine",
             "show_progress": "minimal",
             "show_progress_on": [conversation],

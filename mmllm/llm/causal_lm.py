@@ -262,12 +262,12 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """float[B, T, D] -> last hidden states float[B, T, D], after the final norm.
 
-        `mask` bool[B, T (+ cached)] marks real positions. `cache`: a transformers Cache that is
-        read and extended. `shared`: the first positions are the same in all rows (a system prompt,
-        say) and are computed once for all of them. `packed`: the one row holds `shared` positions
-        and then, one behind the other, conversations of these lengths that all begin with them;
-        where `packs_openings` is False there may be none shared, and transformers keeps
-        conversations apart by their `positions`, which restart at 0.
+        `mask` bool[B, T (+ cached)] marks real positions. `cache`: one of `new_cache`, or of
+        transformers, that is read and extended. `shared`: the first positions are the same in all
+        rows (a system prompt, say) and are computed once for all of them. `packed`: the one row
+        holds `shared` positions and then, one behind the other, conversations of these lengths that
+        all begin with them; where `packs_openings` is False there may be none shared, and
+        transformers keeps conversations apart by their `positions`, which restart at 0.
         """
         if packed and self.packs_openings:
             rows = packing.Packing.of(packed, shared, embeds.device)
@@ -277,7 +277,9 @@ class LanguageModel(nn.Module):
         assert mask is not None
         assert positions is not None
         assert cache is None
-        cache = self.new_cache()
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._base.config)  # one that a gradient goes through
         opening = self._run(embeds[:1, :shared], mask[:1, :shared], positions[:1, :shared], cache)
         cache.batch_repeat_interleave(len(embeds))
         rest = self._run(embeds[:, shared:], mask, positions[:, shared:], cache)
@@ -306,6 +308,8 @@ class LanguageModel(nn.Module):
         cache: Any,
         **options: Any,
     ) -> Tensor:
+        if stack := getattr(cache, "stack", None):
+            return stack(embeds, mask=mask, positions=positions, cache=cache)
         return self._decoder(
             inputs_embeds=embeds,
             attention_mask=mask if mask is None or mask.ndim > 2 else mask.long(),
@@ -349,10 +353,14 @@ class LanguageModel(nn.Module):
         return head.nats(hidden, labels)
 
     def new_cache(self) -> Any:
-        """An empty key-value cache for generation."""
-        from transformers import DynamicCache
+        """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the
+        weights as they are now."""
+        from mmllm.llm.cache import Cache
+        from mmllm.llm.stack import Stack
 
-        return DynamicCache(config=self._base.config)
+        cache = Cache(self._base.config)
+        cache.stack = Stack.of(self._decoder) if cache.divisible else None
+        return cache
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
         """`to` and its like: a model that is spread over devices stays where it is."""

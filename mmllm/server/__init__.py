@@ -5,7 +5,7 @@ gate.py       before anything is parsed: who asks, from where, how much
 schemas.py    what requests and responses look like; the OpenAPI document is made of it
 intake.py     a request -> a conversation, its media checked and decoded within limits
 remote.py     pictures, sounds and clips behind URLs, where that is allowed
-engine.py     the one thread that answers; requests that fit together share a batch
+engine.py     the line, and the threads that answer
 answers.py    a reply -> a response, whole or in chunks
 videos.py     clips as jobs
 metrics.py    what Prometheus reads

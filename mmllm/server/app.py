@@ -110,16 +110,15 @@ class Service:
                 code="model_not_found",
             )
 
-    async def replies(self, request: Request, *jobs: Job) -> list[Reply]:
-        """Have jobs answered together; they are cancelled when the client goes away."""
-        self.engine.submit(*jobs)
+    async def replies(self, request: Request, job: Job) -> list[Reply]:
+        """Have a job answered; it is cancelled when the client goes away."""
+        self.engine.submit(job)
         try:
-            waiting = asyncio.gather(*(asyncio.wrap_future(job.reply) for job in jobs))
-            return await unless_gone(request, waiting)
+            return await unless_gone(request, asyncio.wrap_future(job.replies))
         except Cancelled as error:
             raise ApiError(503, "the server is shutting down", code="shutting_down") from error
         finally:
-            self.engine.cancel(*jobs)
+            self.engine.cancel(job)
 
     async def make(
         self, request: Request, prompt: str, options: Options, seed: int | None, num: int = 1
@@ -129,8 +128,7 @@ class Service:
         first = new_seed(num) if seed is None else seed
         if first + num > 2**63:
             raise bad(f"seed: too large to count on from for {num} pictures", "seed")
-        jobs = [Job([user(prompt)], options, first + number) for number in range(num)]
-        replies = await self.replies(request, *jobs)
+        replies = await self.replies(request, Job([user(prompt)], options, first, num))
         return [(reply.media[0], reply.seed) for reply in replies]
 
     async def events(self, request: Request, job: Job) -> AsyncIterator[Event]:
@@ -144,12 +142,12 @@ class Service:
                 loop.call_soon_threadsafe(told.put_nowait, event)
 
         job.on_event = tell
-        job.reply.add_done_callback(lambda _: tell(None))
+        job.replies.add_done_callback(lambda _: tell(None))
         self.engine.submit(job)
         try:
             first = await unless_gone(request, asyncio.ensure_future(told.get()))
             if first is None:
-                job.reply.result()
+                job.replies.result()
         except BaseException:
             self.engine.cancel(job)
             raise
@@ -159,7 +157,7 @@ class Service:
             while event is not None:
                 yield event
                 event = await told.get()
-            yield Done(job.reply.result())
+            yield Done(*job.replies.result())
 
         return rest()
 

@@ -37,19 +37,17 @@ class Metrics:
         self.cancelled = Counter(
             "mmllm_cancelled", "Answers that nobody waited for.", registry=self.registry
         )
-        self.batches = Histogram(
-            "mmllm_batch_size",
-            "Requests that were answered together.",
-            registry=self.registry,
-            buckets=(1, 2, 4, 8, 16, 32),
-        )
         self.waiting = Gauge(
             "mmllm_waiting", "Requests that wait for the engine.", registry=self.registry
         )
+        self.running = Gauge(
+            "mmllm_running", "Requests that are being answered.", registry=self.registry
+        )
 
-    def watch(self, waiting: Callable[[], int]) -> None:
-        """Where the length of the line is read."""
+    def watch(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
+        """Where the length of the line, and what is answered, are read."""
         self.waiting.set_function(waiting)
+        self.running.set_function(running)
 
     def count(self, reply: Reply) -> None:
         """A reply that was made."""

@@ -54,9 +54,7 @@ class Settings:
     waiting: int = 64
     """That wait for the engine."""
     batch: int = 8
-    """That are answered together."""
-    gather_seconds: float = 0.02
-    """How long the first of a batch waits for others."""
+    """That are answered at the same time."""
     videos: int = 16
     """Clips that are being made or kept."""
     keep_seconds: float = 3600.0

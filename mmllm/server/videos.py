@@ -37,7 +37,7 @@ class Clip:
     def status(self) -> str:
         if self.completed is not None:
             return "failed" if self.error else "completed"
-        return "in_progress" if self.job and self.job.reply.running() else "queued"
+        return "in_progress" if self.job and self.job.replies.running() else "queued"
 
 
 class Videos:
@@ -100,7 +100,7 @@ class Videos:
     async def _finish(self, clip: Clip, job: Job) -> None:
         """Wait for a clip's reply and keep its file."""
         try:
-            reply = await asyncio.wrap_future(job.reply)
+            (reply,) = await asyncio.wrap_future(job.replies)
             medium = next(made for made in reply.media if made.modality == "video")
             clip.data = await answers.encoded(medium, "mp4")
             clip.seconds, clip.size = _measure(medium)

@@ -203,3 +203,50 @@ def test_a_family_that_treats_its_logits_unlike_others_is_refused(folders, monke
     monkeypatch.setattr(LlamaForCausalLM, "forward", halved)
     with pytest.raises(ConfigError, match="'llama' treats its logits in a way"):
         with_outputs(folders("llama3"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("adapted", [False, True])
+@torch.inference_mode()
+def test_states_in_a_cache_are_those_without_one(name, adapted, folders) -> None:
+    """Prefill, single steps and steps of several tokens, of rows of unequal length, by the lean
+    stack where the family is one that it knows."""
+    llm = with_outputs(folders(name))
+    if adapted:
+        llm.attach_lora()
+        for parameter in dict(llm.lora_parameters()).values():
+            parameter.normal_(std=0.3)
+    llm.eval()
+    ids, short = ids_of(folders(name)), 5  # positions that the second row lacks
+    length = ids.shape[1]
+    mask = torch.ones(2, length, dtype=torch.bool)
+    mask[1, :short] = False
+    positions = torch.stack([torch.arange(length), torch.arange(length) - short]).clamp_min(0)
+    cache = llm.new_cache()
+    assert (cache.stack is not None) == (name in ("llama3", "vicuna", "qwen3", "smollm"))
+    assert cache.divisible == (name not in ("mistral", "gemma3"))
+    embeds = llm.embed(ids)
+    found, start = [], 0
+    for end in (length - 8, length - 7, length - 6, length - 2, length):
+        step = slice(start, end)
+        found.append(
+            llm(embeds[:, step], mask=mask[:, :end], positions=positions[:, step], cache=cache)
+        )
+        start = end
+    states = torch.cat(found, dim=1)
+    whole, rest = llm(embeds[:1])[0], llm(embeds[1:, short:])[0]
+    torch.testing.assert_close(states[0], whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states[1, short:], rest, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_what_the_lean_stack_does_not_know_runs_as_before(folders) -> None:
+    folder = folders("smollm")
+    assert with_outputs(folder, attention="eager").new_cache().stack is None
+    dora = with_outputs(folder, lora={"rank": 2, "options": {"use_dora": True}})
+    assert dora.new_cache().stack is not None
+    dora.attach_lora()
+    assert dora.new_cache().stack is None
+    hooked = with_outputs(folder)
+    hooked.model.model.layers[1].register_forward_hook(lambda *_: None)
+    assert hooked.new_cache().stack is None

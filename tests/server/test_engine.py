@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from mmllm.chat import Chat
 from mmllm.conversation import user
@@ -57,38 +58,59 @@ def body(text: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def test_requests_at_once_share_a_batch_and_get_what_single_ones_get(
-    chat: Chat, serve: Callable[..., Served]
+def test_requests_at_once_share_steps_and_get_what_single_ones_get(
+    chat: Chat, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = serve(batch=4, gather_seconds=1.0)
-    texts = ["one", "two three four five six", "three", "four one"]
+    """Streamed or not, with options of their own, and each leaves when it is done."""
+    sizes: list[int] = []
+    forward = chat.model.llm.forward
 
-    def ask(number: int) -> dict[str, Any]:
+    def counted(embeds: torch.Tensor, **rest: Any) -> torch.Tensor:
+        sizes.append(len(embeds))
+        time.sleep(0.01)
+        return forward(embeds, **rest)
+
+    monkeypatch.setattr(chat.model.llm, "forward", counted)
+    served = serve(batch=4)
+    asked = [
+        body(text, seed=seed, modalities=["text"], max_tokens=40, temperature=heat, stream=stream)
+        for seed, (text, heat, stream) in enumerate(
+            [
+                ("one", 1.0, False),
+                ("two three", 2.0, True),
+                ("four", 0.0, False),
+                ("six", 1.5, True),
+            ]
+        )
+    ]
+
+    def ask(one: dict[str, Any]) -> str:
         with served.http() as http:
-            asked = body(texts[number], seed=number, modalities=["text"])
-            return http.post("/v1/chat/completions", json=asked).json()
+            response = http.post("/v1/chat/completions", json=one)
+        if not one["stream"]:
+            return response.json()["choices"][0]["message"]["content"]
+        lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+        chunks = [json.loads(line) for line in lines if line != "[DONE]"]
+        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(ask, range(4)))
-    assert served.metric("mmllm_batch_size_sum") == 4
-    assert served.metric("mmllm_batch_size_count") == 1
+        answers = list(pool.map(ask, asked))
+    assert max(sizes) > 1
+    assert chat.engine.idle
+    monkeypatch.undo()
     forbidden = dict.fromkeys(("image", "audio", "video"), "forbid")
-    for number, answer in enumerate(answers):
+    tokens = 0
+    for one, answer in zip(asked, answers, strict=True):
         reply = chat.reply(
-            [user(texts[number])],
-            seed=number,
-            temperature=1.0,
-            max_new_tokens=8,
+            [user(one["messages"][0]["content"])],
+            seed=one["seed"],
+            temperature=one["temperature"],
+            max_new_tokens=40,
             modalities=forbidden,
         )
-        assert answer["choices"][0]["message"]["content"] == reply.text
-
-
-def test_a_full_batch_does_not_wait_for_more(serve: Callable[..., Served]) -> None:
-    with serve(batch=1, gather_seconds=30.0).http() as http:
-        began = time.monotonic()
-        assert http.post("/v1/chat/completions", json=body("one")).status_code == 200
-    assert time.monotonic() - began < 25
+        assert answer == reply.text
+        tokens += reply.usage.text
+    assert len(sizes) < tokens
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -104,19 +126,17 @@ def test_a_client_that_goes_away_frees_the_engine(
                 assert any("progress" in line for line in lines)
         else:
             with sent(served, asked):
-                wait_for(lambda: bool(served.service.engine._batch))
+                wait_for(lambda: bool(served.service.engine._running))
         wait_for(lambda: served.metric("mmllm_cancelled_total") == 1)
-        batch = served.service.engine._batch
-        wait_for(lambda: all(job.reply.done() for job in batch), seconds=60)
-        with pytest.raises(Cancelled):
-            batch[0].reply.result()
+        wait_for(lambda: not served.service.engine._running)
+        assert served.service.engine.chat.engine.idle
         assert served.metric("mmllm_media_total", modality="image") == 0
         assert http.post("/v1/chat/completions", json=body("one")).status_code == 200
         assert http.get("/health").json() == {"status": "ok", "waiting": 0}
 
 
 def test_the_line_is_bounded(serve: Callable[..., Served]) -> None:
-    served = serve(waiting=1, videos=2)
+    served = serve(batch=1, waiting=1, videos=2)
     with served.http() as http:
         job = {"prompt": "a rocket", "decoder": {"steps": 200}}
         first = http.post("/v1/videos", json=job).json()
@@ -157,20 +177,19 @@ def test_too_many_connections_are_told_so(serve: Callable[..., Served]) -> None:
 
 
 def test_what_is_wrong_with_one_is_no_fault_of_the_others(chat: Chat) -> None:
-    """A conversation that does not fit fails alone, though it shared the batch."""
-    engine = Engine(chat, Settings(gather_seconds=1.0, batch=3), Metrics())
+    """A conversation that does not fit fails alone."""
+    engine = Engine(chat, Settings(batch=3), Metrics())
     options = Options(sampling={"max_new_tokens": 4})
     jobs = [Job([user(text)], options, 0) for text in ("one", "two " * 999, "three")]
     engine.start()
     try:
-        engine.submit(*jobs)
-        assert (
-            jobs[0].reply.result(60).text
-            == chat.reply([user("one")], seed=0, max_new_tokens=4).text
-        )
+        for job in jobs:
+            engine.submit(job)
+        (reply,) = jobs[0].replies.result(60)
+        assert reply.text == chat.reply([user("one")], seed=0, max_new_tokens=4).text
         with pytest.raises(ContextError):
-            jobs[1].reply.result(60)
-        assert jobs[2].reply.result(60).usage.prompt > 0
+            jobs[1].replies.result(60)
+        assert jobs[2].replies.result(60)[0].usage.prompt > 0
     finally:
         engine.close()
     with pytest.raises(ApiError, match="shutting down"):
@@ -178,7 +197,7 @@ def test_what_is_wrong_with_one_is_no_fault_of_the_others(chat: Chat) -> None:
 
 
 def test_closing_stops_what_runs_and_drops_what_waits(chat: Chat) -> None:
-    engine = Engine(chat, Settings(gather_seconds=0.0), Metrics())
+    engine = Engine(chat, Settings(batch=1), Metrics())
     slow = Options(modalities=PICTURE, decoders=LONG)
     running, waiting = (Job([user("draw")], slow, 0) for _ in range(2))
     began = threading.Event()
@@ -188,9 +207,9 @@ def test_closing_stops_what_runs_and_drops_what_waits(chat: Chat) -> None:
     assert began.wait(60)
     engine.submit(waiting)
     engine.close()
-    assert waiting.reply.cancelled()
+    assert waiting.replies.cancelled()
     with pytest.raises(Cancelled):
-        running.reply.result(0)
+        running.replies.result(0)
 
 
 def test_a_short_prompt_beside_a_long_one_is_not_cut_short(chat: Chat) -> None:

@@ -22,7 +22,7 @@ from mmllm.server.settings import Settings
 from tests.server.conftest import Served, running
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, data_uri
 
-SMALL = Settings(tokens=4, steps=3, made=1, made_pixels=4096, made_frames=9, gather_seconds=0.0)
+SMALL = Settings(tokens=4, steps=3, made=1, made_pixels=4096, made_frames=9)
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,

@@ -1,0 +1,228 @@
+"""One engine for all who ask one model: their rows share the steps of the LLM, and their media the
+batches of the decoders.
+
+It has no thread of its own. Of those who wait, one works for all: it takes the next step of all
+rows, or makes the next batch of media, until what it waits for itself is done; then another goes
+on. Text and media have a worker each, so that neither holds the other up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmllm.conversation import Medium
+from mmllm.decoders.base import Cancelled
+from mmllm.generation import Decoding, Prefill, Prefixes
+from mmllm.model import AnyToAny
+
+_OFTEN = 0.05
+"""Seconds between two looks at what may end a wait."""
+_GATHER = 0.01
+"""Seconds that media wait for those of others, whose text may have ended with the same step."""
+
+
+@dataclass(eq=False)
+class Order:
+    """M media that one call wants of one decoder: the states of their runs float[M, K, D], a
+    generator each, and what `sample` is called with. `on_step` may raise, which ends this order;
+    `on_preview` is called with M pictures. Two orders of one `owner` are never made in one batch:
+    what a call gets while nobody else asks does not depend on how fast it is."""
+
+    key: str
+    states: Tensor
+    generators: Sequence[torch.Generator]
+    options: Mapping[str, Any]
+    owner: object
+    on_step: Callable[[int, int], None]
+    on_preview: Callable[[list[Medium]], None] | None = None
+    made: list[Medium] | None = None
+    error: BaseException | None = None
+
+    def fits(self, other: Order) -> bool:
+        """Whether both can be made in one batch."""
+        return (self.key, self.options) == (other.key, other.options)
+
+
+class Engine:
+    """Generates rows and makes media, for any number of threads at once."""
+
+    def __init__(self, model: AnyToAny, prefixes: Prefixes):
+        self.model = model
+        self.prefixes = prefixes
+        self._decoding = Decoding(model, prefixes)
+        self._entering: list[Prefill] = []
+        self._text = _Shared(self._step)
+        self._orders: list[Order] = []
+        self._media = _Shared(self._sample)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held: no row, no order."""
+        return not (self._entering or self._decoding.rows or self._orders)
+
+    def write(self, entry: Prefill, heed: Callable[[], None]) -> None:
+        """Generate rows to their end. `heed`: called between steps; may raise to leave, and is
+        called once more when all is there."""
+
+        def done() -> bool:
+            finished = all(row.done for row in entry.rows)
+            heed()
+            for row in entry.rows:
+                if row.error:
+                    raise row.error
+            return finished
+
+        with self._text.changed:
+            self._entering.append(entry)
+        try:
+            self._text.wait(done)
+        finally:
+            with self._text.changed:
+                for row in entry.rows:
+                    row.done = True
+                if entry in self._entering:
+                    self._entering.remove(entry)
+                if not self._text.busy:  # else who works now does so
+                    self._decoding.tidy()
+
+    def make(self, order: Order, heed: Callable[[], None]) -> list[Medium]:
+        """The media of an order, made with those that fit to it and wait as well. `heed` may raise
+        to leave; the others' go on."""
+
+        def done() -> bool:
+            heed()
+            if order.error:
+                raise order.error
+            return order.made is not None
+
+        with self._media.changed:
+            self._orders.append(order)
+        try:
+            self._media.wait(done)
+        finally:
+            with self._media.changed:
+                if order.made is None:
+                    order.error = order.error or Cancelled()
+                if order in self._orders:
+                    self._orders.remove(order)
+        assert order.made is not None
+        return order.made
+
+    def _step(self) -> None:
+        """Let those in who wait, and take a step with all."""
+        with self._text.changed:
+            entering, self._entering = self._entering, []
+        rows = [row for entry in entering for row in entry.rows]
+        try:
+            for entry in entering:
+                self._enter(entry)
+            self._decoding.step()
+        except BaseException as error:  # the step was that of all
+            for row in [*self._decoding.rows, *rows]:
+                row.error, row.done = error, True
+            self._decoding.clear()
+            if not isinstance(error, Exception):
+                raise
+
+    def _enter(self, entry: Prefill) -> None:
+        """Read prompts; what is wrong with them is no fault of the others."""
+        if all(row.done for row in entry.rows):
+            return
+        try:
+            self._decoding.join(entry)
+        except Exception as error:
+            for row in entry.rows:
+                row.error, row.done = error, True
+
+    def _sample(self) -> None:
+        """Make the media of the order that has waited longest and of those that fit to it."""
+        if max(self._text.num, self._media.num) > 1:
+            time.sleep(_GATHER)
+        with self._media.changed:
+            first = self._orders[0]
+            fitting = {
+                id(order.owner): order for order in reversed(self._orders) if order.fits(first)
+            }
+            batch = list(fitting.values())
+            self._orders = [order for order in self._orders if order not in batch]
+        counts = [len(order.states) for order in batch]
+
+        def on_step(step: int, steps: int) -> None:
+            for order in batch:
+                if not order.error:
+                    try:
+                        order.on_step(step, steps)
+                    except Exception as error:
+                        order.error = error
+            if all(order.error for order in batch):
+                raise Cancelled
+
+        def on_preview(pictures: list[Medium]) -> None:
+            for order, shown in zip(batch, _parts(pictures, counts), strict=True):
+                if order.on_preview:
+                    order.on_preview(shown)
+
+        try:
+            states = torch.cat([order.states for order in batch])
+            media = self.model.decoders[first.key].sample(
+                self.model.condition({first.key: states})[first.key],
+                generators=[generator for order in batch for generator in order.generators],
+                on_step=on_step,
+                on_preview=on_preview if any(order.on_preview for order in batch) else None,
+                **first.options,
+            )
+        except BaseException as error:
+            for order in batch:
+                order.error = order.error or error
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for order, made in zip(batch, _parts(media, counts), strict=True):
+                order.made = made
+
+
+class _Shared:
+    """Work that several threads wait for, and one of them does."""
+
+    def __init__(self, work: Callable[[], None]):
+        self.changed = threading.Condition(threading.Lock())
+        self.busy = False
+        self.num = 0
+        """Threads that wait, the one that works included."""
+        self._work = work
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Work, or wait for who works, until `done`, which is asked now and then and may raise."""
+        with self.changed:
+            self.num += 1
+            try:
+                while not done():
+                    self._work_or_wait()
+            finally:
+                self.num -= 1
+
+    def _work_or_wait(self) -> None:
+        if self.busy:
+            self.changed.wait(_OFTEN)
+            return
+        self.busy = True
+        self.changed.release()
+        try:
+            self._work()
+        finally:
+            self.changed.acquire()
+            self.busy = False
+            self.changed.notify_all()
+
+
+def _parts(media: Sequence[Medium], counts: Sequence[int]) -> list[list[Medium]]:
+    """Consecutive parts of these lengths."""
+    rest = iter(media)
+    return [[next(rest) for _ in range(count)] for count in counts]

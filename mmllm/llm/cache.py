@@ -1,0 +1,114 @@
+"""The key-value cache of generation, with room ahead: a step copies nothing of what is there, and
+rows join and leave.
+
+Legend: B rows, H heads, T positions, C channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+_AHEAD = 64
+"""Positions of room at least."""
+
+
+class Layer(DynamicLayer):
+    """transformers' layer, which joins what is new to all that is there, written in place instead:
+    `keys` and `values` [B, H, T, C] are the beginning of a larger `room`."""
+
+    room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add float[B, H, W, C] each; all that is there now."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.room is None or self.room[0].shape[-2] < end:
+            room = _room(key_states, end), _room(value_states, end)
+            if start:
+                room[0][..., :start, :] = self.keys
+                room[1][..., :start, :] = self.values
+            self.room = room
+        keys, values = self.room
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def take(self, keys: Tensor, values: Tensor) -> None:
+        """Hold these, which nobody else writes to, in place of what is there."""
+        self.keys, self.values, self.room = keys, values, None
+
+
+class Cache(DynamicCache):
+    """transformers' cache for a model's config. Layers that forget (sliding windows, recurrent
+    states) are transformers' own, and make the cache one that is not `divisible`."""
+
+    def __init__(self, config: Any):
+        super().__init__(config=config)
+        self.layers = [Layer() if type(entry) is DynamicLayer else entry for entry in self.layers]
+        self.stack: Any = None
+        """What runs on it in place of the model's own forward (mmllm.llm.stack), if anything."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether rows and positions of it can be taken out."""
+        return bool(self.layers) and all(type(entry) is Layer for entry in self.layers)
+
+    def beginning(self, length: int) -> Cache:
+        """The first `length` positions. It shares memory with this one, until it is extended."""
+        return self._made(lambda entry: entry[..., :length, :])
+
+    def row(self, index: int, real: Tensor) -> Cache:
+        """A copy of one row, of the positions that `real` bool[T] marks."""
+        return self._made(lambda entry: entry[index : index + 1, :, real])
+
+    def keep(self, rows: list[int], start: int) -> None:
+        """Go on with these rows only, without the first `start` positions."""
+        kept = torch.tensor(rows)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            kept = kept.to(layer.keys.device)
+            layer.take(layer.keys[kept, :, start:], layer.values[kept, :, start:])
+
+    def join(self, other: Cache) -> None:
+        """Take the rows of another one in, the shorter padded on the left with zeros."""
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            assert isinstance(layer, Layer)
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.take(_together(layer.keys, more.keys), _together(layer.values, more.values))
+
+    def _made(self, of: Any) -> Cache:
+        """A cache of what `of` gives of each layer's keys and values."""
+        made = object.__new__(Cache)
+        made.__dict__.update(self.__dict__)
+        made.layers = []
+        for layer in self.layers:
+            part = Layer()
+            part.lazy_initialization(layer.keys, layer.values)  # pyright: ignore
+            part.take(of(layer.keys), of(layer.values))
+            made.layers.append(part)
+        return made
+
+
+def _room(like: Tensor, length: int) -> Tensor:
+    rows, heads, _, channels = like.shape
+    return like.new_empty(rows, heads, length + max(_AHEAD, length // 2), channels)
+
+
+def _together(one: Tensor, other: Any) -> Tensor:
+    """float[B, H, T, C], float[B', H, T', C] -> float[B + B', H, max(T, T'), C]"""
+    width = max(one.shape[-2], other.shape[-2])
+    both = one.new_zeros(len(one) + len(other), one.shape[1], width, one.shape[-1])
+    both[: len(one), :, width - one.shape[-2] :] = one
+    both[len(one) :, :, width - other.shape[-2] :] = other
+    return both

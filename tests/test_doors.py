@@ -1,0 +1,111 @@
+"""Three doors, one engine: Python, the demo and the server give the same for the same seed, and
+read a conversation as training reads it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmllm import chat as chats
+from mmllm.chat import Chat
+from mmllm.conversation import Image, Medium, Message, Text, assistant, user
+from mmllm.demo.answering import answer
+from mmllm.demo.rooms import Room, Turn
+from mmllm.generation import Row
+from mmllm.model import AnyToAny
+from mmllm.server.app import build_app
+from tests.server.conftest import running
+from tests.server.files import IMAGE, PNG, file_of
+
+FILES = {"image": "png", "audio": "wav", "video": "mp4"}
+ALL = {"image": "force", "audio": "force", "video": "force"}
+SAID = [user(Image(PNG), "what is this?"), assistant("one two"), user("draw it, three four")]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Row]]:
+    """What every door asks of the engine: (ids of the prompt, the row with its answer)."""
+    found: list[tuple[list[int], Row]] = []
+    prepare = chats.prepare
+
+    def noted(model: Any, prompts: Any, lookup: Any, rows: Any, prefixes: Any) -> Any:
+        found.extend((prompt.ids, row) for prompt, row in zip(prompts, rows, strict=True))
+        return prepare(model, prompts, lookup, rows, prefixes)
+
+    monkeypatch.setattr(chats, "prepare", noted)
+    return found
+
+
+def by_python(chat: Chat, options: dict[str, Any]) -> list[str | bytes]:
+    return files_of(chat.reply(SAID, **options).message)
+
+
+def by_the_demo(chat: Chat, options: dict[str, Any], folder: Path) -> list[str | bytes]:
+    room = Room("x", folder)
+    room.turns = [Turn(user(room.keep(Image(PNG)), "what is this?")), *map(Turn, SAID[1:])]
+    list(answer(chat, room, options))
+    return files_of(room.turns[-1].message)
+
+
+def by_the_server(chat: Chat, options: dict[str, Any], *, stream: bool) -> list[str | bytes]:
+    body: dict[str, Any] = {
+        "messages": [
+            {"role": "user", "content": [IMAGE, {"type": "text", "text": "what is this?"}]},
+            {"role": "assistant", "content": "one two"},
+            {"role": "user", "content": "draw it, three four"},
+        ],
+        **{name: value for name, value in options.items() if name != "max_new_tokens"},
+        "max_tokens": options["max_new_tokens"],
+    }
+    with running(build_app(chat)) as served, served.openai() as client:
+        path = client.chat.completions
+        if not stream:
+            return files_in(path.create(model="tiny", extra_body=body, messages=[]).choices[0])
+        with path.stream(model="tiny", extra_body=body, messages=[]) as events:
+            return files_in(events.get_final_completion().choices[0])
+
+
+def files_of(message: Message) -> list[str | bytes]:
+    """Texts, and the bytes of media as files."""
+    return [
+        part.text if isinstance(part, Text) else file_of(part, FILES[part.modality])
+        for part in message.parts
+        if isinstance(part, Medium) or part.text
+    ]
+
+
+def files_in(choice: Any) -> list[str | bytes]:
+    """The same of a response."""
+    found: list[str | bytes] = []
+    for part in choice.message.parts:
+        inside = part[part["type"]]
+        if part["type"] == "text":
+            found.append(inside)
+        else:
+            data = inside["data"] if "data" in inside else inside["url"].partition(",")[2]
+            found.append(base64.b64decode(data))
+    return [entry for entry in found if entry]
+
+
+def test_all_doors_give_the_same_ids_and_media(
+    tiny_model: AnyToAny, asked: list[tuple[list[int], Row]], tmp_path: Path
+) -> None:
+    chat = Chat(tiny_model)
+    options = {"seed": 3, "modalities": ALL, "temperature": 1.0, "max_new_tokens": 9}
+    python = by_python(chat, options)
+    assert [type(entry) for entry in python] == [str, bytes, bytes, bytes]
+    assert by_the_demo(chat, options, tmp_path) == python
+    assert by_the_server(chat, options, stream=False) == python
+    assert by_the_server(chat, options, stream=True) == python
+
+    (prompt, row), *others = asked
+    assert len(others) == 3
+    assert len(row.answer.ids) > 0
+    for ids, other in others:
+        assert ids == prompt
+        assert other.answer.ids == row.answer.ids
+    learned = tiny_model.renderer.render([*SAID, assistant("five six")])  # as training renders it
+    assert learned.ids[: len(prompt)] == prompt
