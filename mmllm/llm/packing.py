@@ -100,7 +100,8 @@ def _attend(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if mask is None:
-        mask = _causal(key.shape[2] - query.shape[2], query.shape[2], None, query.device)
+        (own, seen) = query.shape[2], key.shape[2]
+        mask = torch.ones(own, seen, dtype=torch.bool).tril(seen - own)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     scores = (query * scale) @ key.transpose(2, 3)  # [B, H, S, P + S]
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
