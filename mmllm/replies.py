@@ -64,7 +64,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class MediumStarted:
-    """Part `place` will be a medium; it is made when the text has ended."""
+    """Part `place` will be a medium; it is made while the text goes on."""
 
     place: int
     modality: str
