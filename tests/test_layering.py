@@ -171,6 +171,7 @@ LIGHT = (
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
+    "liger_kernel": "liger-kernel",
     "open_clip": "open-clip-torch",
     "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
@@ -306,7 +307,9 @@ def test_importing_mmllm_loads_nothing_heavy() -> None:
 def test_imported_packages_are_declared_and_declared_ones_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["demo"], *extras["server"]]
+    lines = list(project["dependencies"])
+    for name in ("demo", "server", "quantization", "liger", "ray"):
+        lines += extras[name]
     declared = {re.split(r"[^\w-]", line)[0] for line in lines}
     imported = {
         DISTRIBUTIONS.get(top, top)
