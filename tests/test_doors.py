@@ -65,7 +65,9 @@ def by_the_server(chat: Chat, options: dict[str, Any], *, stream: bool) -> list[
         if not stream:
             return files_in(path.create(model="tiny", extra_body=body, messages=[]).choices[0])
         with path.stream(model="tiny", extra_body=body, messages=[]) as events:
-            return files_in(events.get_final_completion().choices[0])
+            for _ in events:
+                pass
+            return files_in(events.current_completion_snapshot.choices[0])
 
 
 def files_of(message: Message) -> list[str | bytes]:

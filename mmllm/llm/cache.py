@@ -6,6 +6,7 @@ Legend: B rows, H heads, T positions, C channels of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,28 +74,28 @@ class Cache(DynamicCache):
 
     def keep(self, rows: list[int], start: int) -> None:
         """Go on with these rows only, without the first `start` positions."""
-        kept = torch.tensor(rows)
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            kept = kept.to(layer.keys.device)
+        for layer in self._parts:
+            kept = torch.tensor(rows, device=layer.keys.device)
             layer.take(layer.keys[kept, :, start:], layer.values[kept, :, start:])
 
     def join(self, other: Cache) -> None:
         """Take the rows of another one in, the shorter padded on the left with zeros."""
-        for layer, more in zip(self.layers, other.layers, strict=True):
-            assert isinstance(layer, Layer)
-            assert layer.keys is not None
-            assert layer.values is not None
+        for layer, more in zip(self._parts, other._parts, strict=True):
             layer.take(_together(layer.keys, more.keys), _together(layer.values, more.values))
 
-    def _made(self, of: Any) -> Cache:
+    @property
+    def _parts(self) -> list[Any]:
+        """The layers of a cache that is `divisible`."""
+        return list(self.layers)
+
+    def _made(self, of: Callable[[Tensor], Tensor]) -> Cache:
         """A cache of what `of` gives of each layer's keys and values."""
         made = object.__new__(Cache)
         made.__dict__.update(self.__dict__)
         made.layers = []
-        for layer in self.layers:
+        for layer in self._parts:
             part = Layer()
-            part.lazy_initialization(layer.keys, layer.values)  # pyright: ignore
+            part.lazy_initialization(layer.keys, layer.values)
             part.take(of(layer.keys), of(layer.values))
             made.layers.append(part)
         return made
@@ -105,7 +106,7 @@ def _room(like: Tensor, length: int) -> Tensor:
     return like.new_empty(rows, heads, length + max(_AHEAD, length // 2), channels)
 
 
-def _together(one: Tensor, other: Any) -> Tensor:
+def _together(one: Tensor, other: Tensor) -> Tensor:
     """float[B, H, T, C], float[B', H, T', C] -> float[B + B', H, max(T, T'), C]"""
     width = max(one.shape[-2], other.shape[-2])
     both = one.new_zeros(len(one) + len(other), one.shape[1], width, one.shape[-1])
