@@ -102,7 +102,9 @@ class Chat:
         `modalities`: auto (default), force or forbid per modality. `seeds`: one per conversation;
         the same seed gives the same reply. `decoders`: by modality, what the decoder's
         `request_options` name: steps, guidance, negative (a caption), and for some seconds, frames,
-        fps, height, width. Other keywords are those of `mmllm.generation.Sampling`.
+        fps, height, width, source, strength. With `source="last"` media start from the newest one
+        in the conversation that the decoder can start from, if there is one. Other keywords are
+        those of `mmllm.generation.Sampling`.
         `cancel`: set from any thread, it ends the work as it ends that of `stream`.
         Raises MediaError, ContextError and ConfigError, and Cancelled.
         """
@@ -199,8 +201,10 @@ class Chat:
         while not self._busy.acquire(timeout=0.05):
             _check(stopped)
         try:
-            request = _Request(options, seeds, on_step, emit, previews, stopped, began)
-            return self._serve([_messages(entry) for entry in conversations], settings, request)
+            asked = [_messages(entry) for entry in conversations]
+            sources = self._sources(asked, options)
+            request = _Request(options, sources, seeds, on_step, emit, previews, stopped, began)
+            return self._serve(asked, settings, request)
         finally:
             self._busy.release()
 
@@ -267,14 +271,16 @@ class Chat:
     def _make(
         self, answers: Sequence[Generated], writers: Sequence[_Writer], request: _Request
     ) -> dict[str, float]:
-        """Fill the writers' parts with media, one batch per decoder; its seconds by key."""
+        """Fill the writers' parts with media, one batch per decoder (two, where only some of them
+        have a source); its seconds by key."""
         seconds: dict[str, float] = {}
-        by_key: dict[str, list[tuple[int, int, int, Run]]] = {}
+        batches: dict[tuple[str, bool], list[tuple[int, int, int, Run]]] = {}
         for row, (answer, writer) in enumerate(zip(answers, writers, strict=True)):
             pieces = [(n, piece) for n, piece in enumerate(answer.pieces) if isinstance(piece, Run)]
             for (number, run), place in zip(pieces, writer.waiting, strict=True):
-                by_key.setdefault(run.key, []).append((row, number, place, run))
-        for key, runs in by_key.items():
+                sourced = (row, run.key) in request.sources
+                batches.setdefault((run.key, sourced), []).append((row, number, place, run))
+        for (key, sourced), runs in batches.items():
             _check(request.stopped)
             began = time.perf_counter()
             decoder = self.model.decoders[key]
@@ -283,6 +289,7 @@ class Chat:
             media = decoder.sample(
                 condition[key],
                 generators=[_noise(request.seeds[row], number) for row, number, *_ in runs],
+                sources=[request.sources[row, key] for row, *_ in runs] if sourced else None,
                 **request.watch(key, decoder.modality, rows),
                 **request.options.get(key, {}),
             )
@@ -290,8 +297,25 @@ class Chat:
                 made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
                 writers[row].parts[place] = made
                 request.tell(row, MediumReady(place, made))
-            seconds[key] = time.perf_counter() - began
+            seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - began
         return seconds
+
+    def _sources(
+        self, conversations: Sequence[list[Message]], options: Mapping[str, Mapping[str, Any]]
+    ) -> dict[tuple[int, str], Medium]:
+        """What media of each row and output key start from, where they start from a medium."""
+        found = {}
+        for key, decoder in self.model.decoders.items():
+            if not decoder.source_modality:
+                continue
+            if decoder.settings(**options.get(key, {})).source != "last":
+                continue
+            for row, messages in enumerate(conversations):
+                media = [medium for message in messages for medium in message.media]
+                for medium in media:  # the newest stays
+                    if medium.modality == decoder.source_modality:
+                        found[row, key] = medium
+        return found
 
     def _options(
         self, modalities: Mapping[str, Choice], decoders: Mapping[str, Mapping[str, Any]]
@@ -382,6 +406,7 @@ class _Request:
     """What one call of the engine carries along."""
 
     options: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[tuple[int, str], Medium]
     seeds: Sequence[int]
     on_step: OnStep | None
     emit: Emit | None

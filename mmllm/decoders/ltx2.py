@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Audio, Medium, Video
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, SourceConfig
 from mmllm.decoders.mel import log_mel
 from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames
 from mmllm.errors import ConfigError
@@ -26,7 +26,7 @@ _SHRINK = 4
 
 
 @dataclass(frozen=True)
-class LTX2Config(ClipConfig, SequenceConfig):
+class LTX2Config(ClipConfig, SequenceConfig, SourceConfig):
     """An `LTX2Pipeline`; the defaults are the pipeline's, which are for LTX-2.3. `fps` is part of
     what it is told.
 
@@ -57,6 +57,10 @@ class LTX2Decoder(ClipDecoder):
     pipelines: ClassVar = ["LTX2Pipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
     own_sigmas: ClassVar[bool] = True
+    source_pipeline = "LTX2ImageToVideoPipeline"
+    source_modality = "image"
+
+    source_alone = True  # it compresses a picture like a frame of a film, one by one
 
     def __init__(self, config: LTX2Config):
         super().__init__(config)

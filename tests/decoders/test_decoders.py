@@ -472,7 +472,7 @@ def test_kinds_of_guidance_of_ltx2_are_its_pipelines(make):
     close(media, decoder.pipeline(CAPTIONS, **scales, **call, output_type="np").frames)
     plain = make("ltx2").sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
     assert np.abs(arrays(media) - arrays(plain)).max() > 1e-3
-    with pytest.raises(ConfigError, match="skip_layer: expected .* 0 to 1, got 28"):
+    with pytest.raises(ConfigError, match=r"skip_layer: expected .* 0 to 1, got 28"):
         make("ltx2", skip_layer=28)
     with pytest.raises(ConfigError, match="max_caption_tokens: expected a multiple of 8"):
         make("ltx2", max_caption_tokens=12)

@@ -48,9 +48,8 @@ def picture_codec(**changes: Any) -> diffusers.AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(4, 8),
         norm_num_groups=2,
-        latent_channels=3,
         mid_block_add_attention=False,
-        **{"scaling_factor": 0.5, **changes},
+        **{"scaling_factor": 0.5, "latent_channels": 3, **changes},
     )
 
 
@@ -233,11 +232,11 @@ def sd3_pipeline() -> Any:
         text_encoder=encoder,
         text_encoder_2=encoder_2,
         text_encoder_3=encoder_3,
-        vae=picture_codec(shift_factor=0.1),
+        vae=picture_codec(shift_factor=0.1, latent_channels=4),
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=SIZE // 2,
-            in_channels=3,
-            out_channels=3,
+            in_channels=4,
+            out_channels=4,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
@@ -258,9 +257,9 @@ def flux_pipeline() -> Any:
         tokenizer_2=tokenizer_2,
         text_encoder=encoder,
         text_encoder_2=encoder_2,
-        vae=picture_codec(shift_factor=0.1),
+        vae=picture_codec(shift_factor=0.1, latent_channels=4),
         transformer=diffusers.FluxTransformer2DModel(
-            in_channels=12,
+            in_channels=16,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -369,7 +368,7 @@ def ltx_pipeline() -> Any:
             num_attention_heads=2,
             attention_head_dim=8,
             cross_attention_dim=16,
-            num_layers=1,
+            num_layers=2,
             caption_channels=WIDTH,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -491,7 +490,7 @@ def cogvideox_pipeline() -> Any:
             out_channels=4,
             time_embed_dim=4,
             text_embed_dim=WIDTH,
-            num_layers=1,
+            num_layers=2,
             sample_width=SIZE // 2,
             sample_height=SIZE // 2,
             sample_frames=FRAMES,
@@ -558,9 +557,9 @@ def z_image_pipeline() -> Any:
     return diffusers.ZImagePipeline(
         tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
         text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**_qwen())),
-        vae=picture_codec(shift_factor=0.1),
+        vae=picture_codec(shift_factor=0.1, latent_channels=4),
         transformer=diffusers.ZImageTransformer2DModel(
-            in_channels=3,
+            in_channels=4,
             dim=32,
             n_layers=1,
             n_refiner_layers=1,
@@ -602,7 +601,7 @@ def qwen_image_pipeline() -> Any:
         transformer=diffusers.QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
-            num_layers=1,
+            num_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=WIDTH,
