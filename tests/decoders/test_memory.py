@@ -92,7 +92,7 @@ def test_a_cache_that_a_pipeline_cannot_use_is_refused(make):
         make("ltx", cache="taylorseer")
     with pytest.raises(ConfigError, match=r"for two steps.*true_guidance"):
         make("flux", cache="pyramid_attention", true_guidance=2.0)
-    with pytest.raises(ConfigError, match=r"cache: expected one of first_block, .*'second_block'"):
+    with pytest.raises(ConfigError, match=r"cache: input should be 'first_block'.*'second_block'"):
         make("flux", cache="second_block")
     decoder = make("flux", cache="first_block")
     condition = decoder.encode_captions(["a dog"])
