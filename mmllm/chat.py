@@ -105,7 +105,9 @@ class Chat:
         `modalities`: auto (default), force or forbid per modality. `seeds`: one per conversation;
         the same seed gives the same reply. `decoders`: by modality, what the decoder's
         `request_options` name: steps, guidance, negative (a caption), and for some seconds, frames,
-        fps, height, width. Other keywords are those of `mmllm.generation.Sampling`.
+        fps, height, width, source, strength. With `source="last"` media start from the newest one
+        in the conversation that the decoder can start from, if there is one. Other keywords are
+        those of `mmllm.generation.Sampling`.
         `cancel`: set from any thread, it ends the work as it ends that of `stream`.
         Raises MediaError, ContextError and ConfigError, and Cancelled.
         """
@@ -200,8 +202,10 @@ class Chat:
             seeds = [random.randrange(2**31) for _ in conversations]
         if len(seeds) != len(conversations):
             raise ConfigError(f"{len(conversations)} conversations but {len(seeds)} seeds")
-        request = _Request(options, seeds, on_step, emit, previews, stopped, began)
-        return self._serve([_messages(entry) for entry in conversations], settings, request)
+        asked = [_messages(entry) for entry in conversations]
+        sources = self._sources(asked, options)
+        request = _Request(options, sources, seeds, on_step, emit, previews, stopped, began)
+        return self._serve(asked, settings, request)
 
     def _serve(
         self, conversations: Sequence[list[Message]], settings: Sampling, request: _Request
@@ -287,12 +291,14 @@ class Chat:
     def _make(
         self, wanted: Sequence[_Wanted], writers: Sequence[_Writer], request: _Request
     ) -> dict[str, float]:
-        """Fill the writers' parts with media, one batch per decoder; its seconds by key."""
+        """Fill the writers' parts with media, one batch per decoder (two, where only some of them
+        have a source); its seconds by key."""
         seconds: dict[str, float] = {}
-        by_key: dict[str, list[_Wanted]] = {}
+        batches: dict[tuple[str, bool], list[_Wanted]] = {}
         for entry in wanted:
-            by_key.setdefault(entry.run.key, []).append(entry)
-        for key, runs in by_key.items():
+            key = entry.run.key
+            batches.setdefault((key, (entry.row, key) in request.sources), []).append(entry)
+        for (key, sourced), runs in batches.items():
             _check(request.stopped)
             began = time.perf_counter()
             rows = [(entry.row, entry.place) for entry in runs]
@@ -300,6 +306,7 @@ class Chat:
                 key,
                 torch.stack([entry.run.states for entry in runs]),
                 generators=[_noise(request.seeds[entry.row], entry.number) for entry in runs],
+                sources=[request.sources[row, key] for row, _ in rows] if sourced else None,
                 options=request.options.get(key, {}),
                 owner=request,
                 **request.watch(key, self.model.decoders[key].modality, rows),
@@ -309,8 +316,25 @@ class Chat:
                 made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
                 writers[row].parts[place] = made
                 request.tell(row, MediumReady(place, made))
-            seconds[key] = time.perf_counter() - began
+            seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - began
         return seconds
+
+    def _sources(
+        self, conversations: Sequence[list[Message]], options: Mapping[str, Mapping[str, Any]]
+    ) -> dict[tuple[int, str], Medium]:
+        """What media of each row and output key start from, where they start from a medium."""
+        found = {}
+        for key, decoder in self.model.decoders.items():
+            if not decoder.source_modality:
+                continue
+            if decoder.settings(**options.get(key, {})).source != "last":
+                continue
+            for row, messages in enumerate(conversations):
+                media = [medium for message in messages for medium in message.media]
+                for medium in media:  # the newest stays
+                    if medium.modality == decoder.source_modality:
+                        found[row, key] = medium
+        return found
 
     def _options(
         self, modalities: Mapping[str, Choice], decoders: Mapping[str, Mapping[str, Any]]
@@ -412,6 +436,7 @@ class _Request:
     """What one call of the engine carries along."""
 
     options: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[tuple[int, str], Medium]
     seeds: Sequence[int]
     on_step: OnStep | None
     emit: Emit | None

@@ -54,6 +54,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "flux": "mmllm.decoders.flux:FluxConfig",
         "audioldm2": "mmllm.decoders.audioldm2:AudioLDM2Config",
         "ltx": "mmllm.decoders.ltx:LTXConfig",
+        "ltx2": "mmllm.decoders.ltx2:LTX2Config",
         "cogvideox": "mmllm.decoders.cogvideox:CogVideoXConfig",
         "sana": "mmllm.decoders.sana:SanaConfig",
         "z_image": "mmllm.decoders.z_image:ZImageConfig",

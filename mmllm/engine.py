@@ -31,13 +31,15 @@ _GATHER = 0.01
 @dataclass(eq=False)
 class Order:
     """M media that one call wants of one decoder: the states of their runs float[M, K, D], a
-    generator each, and what `sample` is called with. `on_step` may raise, which ends this order;
-    `on_preview` is called with M pictures. Two orders of one `owner` are never made in one batch:
-    what a call gets while nobody else asks does not depend on how fast it is."""
+    generator each, what they start from (None: noise alone), and what else `sample` is called
+    with. `on_step` may raise, which ends this order; `on_preview` is called with M pictures. Two
+    orders of one `owner` are never made in one batch: what a call gets while nobody else asks does
+    not depend on how fast it is."""
 
     key: str
     states: Tensor
     generators: Sequence[torch.Generator]
+    sources: Sequence[Medium] | None
     options: Mapping[str, Any]
     owner: object
     on_step: Callable[[int, int], None]
@@ -47,7 +49,11 @@ class Order:
 
     def fits(self, other: Order) -> bool:
         """Whether both can be made in one batch."""
-        return (self.key, self.options) == (other.key, other.options)
+        return (self.key, self.sources is None, self.options) == (
+            other.key,
+            other.sources is None,
+            other.options,
+        )
 
 
 class Engine:
@@ -174,6 +180,9 @@ class Engine:
             media = self.model.decoders[first.key].sample(
                 self.model.condition({first.key: states})[first.key],
                 generators=[generator for order in batch for generator in order.generators],
+                sources=None
+                if first.sources is None
+                else [source for order in batch for source in order.sources or ()],
                 on_step=on_step,
                 on_preview=on_preview if any(order.on_preview for order in batch) else None,
                 **first.options,

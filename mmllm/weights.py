@@ -23,6 +23,9 @@ _PACKAGE = Path(__file__).parent
 CONFIGS = (_PACKAGE.parent / "configs" / "parts", _PACKAGE / "configs" / "parts")
 """JSON configs of the recipes' parts, in a checkout and in an installed package."""
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Suffixes of weights that could run code when they are read."""
+
 _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
 

@@ -16,7 +16,8 @@ import importlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,15 +27,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import MEDIA, Medium
+from mmllm.decoders.caching import check_cache, step_cache
 from mmllm.decoders.schedules import noised, resolved, solver
 from mmllm.errors import AssetError, ConfigError, MediaError
-from mmllm.weights import locate
+from mmllm.weights import PICKLES, are_left_out, locate
 
 Condition = dict[str, Tensor]
 COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
 LENGTHS = {"seconds", "fps"}
 
-REQUESTS = ("steps", "guidance", "negative", "seconds", "frames", "fps", "height", "width")
+REQUESTS = (
+    *("steps", "guidance", "negative", "source", "strength"),
+    *("seconds", "frames", "fps", "height", "width"),
+)
+SAMPLING = (
+    *("weights", "steps", "guidance", "negative", "scheduler", "source", "strength"),
+    *("cache", "cache_threshold", "offload"),
+)
+"""Fields of a config that change nothing of what captions and latents become."""
+
+_CONVERT = (
+    "from diffusers import DiffusionPipeline as Pipeline; "
+    "Pipeline.from_pretrained({folder!r}, use_safetensors=False).save_pretrained({folder!r})"
+)
 
 OnStep = Callable[[int, int], None]
 """Called with (step, steps) while sampling; may raise Cancelled."""
@@ -54,7 +69,13 @@ class Cancelled(Exception):
 class DecoderConfig:
     """`weights`: a diffusers folder, a hub id, or `mini:…`. `steps`, `guidance` and `negative`
     are the defaults of `sample`; guidance of 1 or less is none. `scheduler` names another solver
-    (mmllm.decoders.schedules) than the pipeline's own. `dtype`: of the pipeline's weights."""
+    (mmllm.decoders.schedules) than the pipeline's own. `dtype`: of the pipeline's weights.
+
+    `cache`: steps take over what has hardly changed (mmllm.decoders.caching); `cache_threshold` is
+    how much that may be, for first_block. `offload`: parts of the pipeline are on the accelerator
+    only while they compute: `model` one after the other, `sequential` layer by layer, which takes
+    the least memory and the most time.
+    """
 
     weights: str
     steps: int = 20
@@ -62,6 +83,9 @@ class DecoderConfig:
     negative: str = ""
     scheduler: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cache: Literal["first_block", "pyramid_attention", "taylorseer"] | None = None
+    cache_threshold: float = 0.05
+    offload: Literal["none", "model", "sequential"] = "none"
 
     def __post_init__(self) -> None:
         """Every count that a family adds is at least 1, every length more than 0."""
@@ -70,6 +94,32 @@ class DecoderConfig:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
             if name in LENGTHS and value is not None and value <= 0:
                 raise ConfigError(f"{name}: expected more than 0, got {value}")
+
+
+@dataclass(frozen=True)
+class SourceConfig(DecoderConfig):
+    """Of a pipeline that can start from a medium. `source: last` starts a reply's media from the
+    newest one in the conversation, if there is one; `none` from noise alone."""
+
+    source: Literal["none", "last"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source not in ("none", "last"):
+            raise ConfigError(f"source: expected none or last, got {self.source!r}")
+
+
+@dataclass(frozen=True)
+class StrengthConfig(SourceConfig):
+    """Of one that puts noise on its source: `strength` of the steps are made, from the noise that
+    belongs there. 1 leaves next to nothing of the source, 0.3 its colours and its composition."""
+
+    strength: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.strength <= 1:
+            raise ConfigError(f"strength: expected more than 0, at most 1, got {self.strength}")
 
 
 @dataclass(frozen=True)
@@ -97,11 +147,18 @@ class ModalityDecoder:
     """The fewest steps that the pipeline can sample in."""
     own_sigmas: ClassVar[bool] = False
     """Whether the pipeline tells its scheduler the noise levels, which few can be told."""
+    source_pipeline: str = ""
+    """The diffusers class with the same parts that starts from a medium."""
+    source_modality: str = ""
+    """The kind of medium that it starts from; "": none."""
+    source_alone: bool = False
+    """Whether it takes the media of a call one by one."""
 
     def __init__(self, config: DecoderConfig):
         self.config: Any = config
         self.folder = _folder(config.weights)
         self.pipeline_class = check_folder(self.folder, self.pipelines)
+        check_cache(config.cache, self.pipeline_class)
         self._solver: tuple[str, dict[str, Any]] | None = None
         if config.scheduler:
             own = self.component_config("scheduler")
@@ -109,12 +166,15 @@ class ModalityDecoder:
         self.device = torch.device("cpu")
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._pipeline: Any = None
+        self._sourced: Any = None
         self._negative: tuple[str, Condition] | None = None
 
     @property
     def request_options(self) -> tuple[str, ...]:
         """Fields of the config that one call of `sample` may change."""
         own = {entry.name for entry in dataclasses.fields(self.config)}
+        if not self.source_modality:
+            own -= {"source", "strength"}
         return tuple(name for name in REQUESTS if name in own)
 
     @property
@@ -130,13 +190,15 @@ class ModalityDecoder:
         """
         if not captions:
             raise ValueError(f"{self.modality}: no captions; expected at least one")
-        return self._encode(self._read, list(captions))
+        with self._used():
+            return self._encode(self._read, list(captions))
 
     def unconditional(self, num: int) -> Condition:
         """The condition of the negative caption, for guidance: float32[num, …]."""
         caption: str = self.config.negative
         if self._negative is None or self._negative[0] != caption:
-            self._negative = caption, self._encode(self._read_negative, caption)
+            with self._used():
+                self._negative = caption, self._encode(self._read_negative, caption)
         found = self._negative[1]
         return {name: value.expand(num, *value.shape[1:]) for name, value in found.items()}
 
@@ -150,7 +212,8 @@ class ModalityDecoder:
     def encode_media(self, samples: Tensor) -> Tensor:
         """Preprocessed media [M, …] -> normalised latents float32[M, *S], cacheable: the mode of
         the codec's distribution, so that the same medium always gives the same latents."""
-        return self._normalise(self._mode(samples.to(self.device, self.dtype))).float()
+        with self._used():
+            return self._normalise(self._mode(samples.to(self.device, self.dtype))).float()
 
     def denoising_loss(
         self, condition: Condition, latents: Tensor, *, noise: Tensor, times: Tensor
@@ -161,6 +224,11 @@ class ModalityDecoder:
         latents and noise float[M, *S]. The gradient reaches the condition's embeddings; masks
         count as 0 or 1 here as in sampling, and get a gradient of zero.
         """
+        if self.config.offload != "none" and torch.is_grad_enabled():
+            raise ConfigError(
+                f"{self.modality}: offload {self.config.offload!r} takes weights away that the "
+                "gradient needs; train with offload none, or without the loss 'denoise'"
+            )
         latents, noise, times = (
             tensor.to(self.device, torch.float32) for tensor in (latents, noise, times)
         )
@@ -178,24 +246,48 @@ class ModalityDecoder:
         condition: Condition,
         *,
         generators: Sequence[torch.Generator],
+        sources: Sequence[Medium] | None = None,
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
         **changes: Any,
     ) -> list[Medium]:
         """Run the pipeline on M >= 1 conditions at once, one generator each. `changes`: see
         `settings`; they hold while the call lasts, so a decoder serves one call at a time.
+        `sources`: one medium of `source_modality` each, to start from in place of noise alone.
         `on_preview`: called by decoders that have previews, now and then."""
-        self._check(condition, len(generators))
-        with self._changed(self.settings(**changes)):
-            output = self.pipeline(
-                **self._arguments(condition),
-                **self._guidance(self.config.guidance, lambda: self.unconditional(len(generators))),
-                **self._options(),
-                **self._callbacks(on_step, on_preview),
-                num_inference_steps=self.config.steps,
-                generator=list(generators),
-                output_type="np",
-            )
+        num = len(generators)
+        self._check(condition, num)
+        if sources is not None and self.source_alone and num > 1:
+            media: list[Medium] = []
+            for row in range(num):
+                media += self.sample(
+                    {name: value[row : row + 1] for name, value in condition.items()},
+                    generators=generators[row : row + 1],
+                    sources=sources[row : row + 1],
+                    on_step=on_step and _one_of_many(on_step, row, num),
+                    **changes,
+                )
+            return media
+        with self._changed(self.settings(**changes)), self._used():
+            pipeline, start = self.pipeline, {}
+            if sources is not None:
+                pipeline, start = self._start(sources, num)
+            options = self._options()
+            known = inspect.signature(pipeline).parameters
+            if start:  # its size and length are the source's, where the pipeline does not ask
+                options = {name: value for name, value in options.items() if name in known}
+            guidance = self._guidance(self.config.guidance, lambda: self.unconditional(num))
+            with step_cache(pipeline, self.config.cache, self.config.cache_threshold):
+                output = pipeline(
+                    **self._arguments(condition),
+                    **guidance,
+                    **options,
+                    **start,
+                    **self._callbacks(known, on_step, on_preview, start.get("strength", 1.0)),
+                    num_inference_steps=self.config.steps,
+                    generator=generators[0] if start and self.source_alone else list(generators),
+                    output_type="np",
+                )
             return self._media(output)
 
     def settings(self, **changes: Any) -> Any:
@@ -220,6 +312,8 @@ class ModalityDecoder:
                 f"{self.modality}: a negative caption does nothing at guidance "
                 f"{settings.guidance:g}; give more than 1, or no negative caption"
             )
+        if self.source_modality and settings.source == "last":
+            self._check_strength(settings)
         copy.copy(self)._configure(settings)  # a copy: this decoder may be sampling
         return settings
 
@@ -233,14 +327,32 @@ class ModalityDecoder:
         finally:
             self._configure(own)
 
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        """Behind it nothing of an offloaded pipeline is on the accelerator. (Of one that is
+        offloaded layer by layer nothing ever stays.)"""
+        try:
+            yield
+        finally:
+            if self._pipeline is not None and self.config.offload == "model":
+                self._pipeline.maybe_free_model_hooks()
+
     @property
     def pipeline(self) -> Any:
         """The diffusers pipeline, loaded once."""
         if self._pipeline is None:
+            self._check_offload()
             # Weights that are born in inference mode could never take part in a training step.
             with torch.inference_mode(False):
-                self._pipeline = load_pipeline(self.folder, self.dtype).to(self.device)
-                self._loaded(self._pipeline)
+                pipeline = load_pipeline(self.folder, self.dtype)
+                if self.config.offload == "none":
+                    pipeline.to(self.device)
+                else:
+                    getattr(pipeline, f"enable_{self.config.offload}_cpu_offload")(
+                        device=self.device
+                    )
+                self._loaded(pipeline)
+            self._pipeline = pipeline
             if self._solver:
                 self._pipeline.scheduler = resolved(self._pipeline.scheduler, *self._solver)
         return self._pipeline
@@ -250,9 +362,10 @@ class ModalityDecoder:
         the config's, because parts of some transformers must stay float32, which only loading
         respects)."""
         chosen: torch.dtype = dtype or getattr(torch, self.config.dtype)
-        if chosen != self.dtype:
+        if chosen != self.dtype or self.config.offload != "none":
             self.release()
         self.device, self.dtype = torch.device(device), chosen
+        self._check_offload()
         self._negative = None
         if self._pipeline is not None:
             self._pipeline.to(self.device)
@@ -260,7 +373,7 @@ class ModalityDecoder:
 
     def release(self) -> None:
         """Forget the loaded pipeline; the next use loads it again."""
-        self._pipeline = self._negative = None
+        self._pipeline = self._sourced = self._negative = None
 
     def component_config(self, name: str) -> dict[str, Any]:
         """The JSON config of one part of the pipeline, read without loading weights."""
@@ -275,8 +388,8 @@ class ModalityDecoder:
         """Of everything that decides what captions and latents become; not of where the folder
         lies, nor of how it is sampled from."""
         settings = dataclasses.asdict(self.config)
-        for name in ("weights", "steps", "guidance", "negative", "scheduler"):
-            del settings[name]
+        for name in SAMPLING:
+            settings.pop(name, None)
         if settings["dtype"] == "float32":  # as it was before there was a choice
             del settings["dtype"]
         digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
@@ -324,6 +437,56 @@ class ModalityDecoder:
     def _options(self) -> dict[str, Any]:
         """What else the pipeline is called with."""
         return {}
+
+    def _start(self, sources: Sequence[Medium], num: int) -> tuple[Any, dict[str, Any]]:
+        """The pipeline that starts from media, and what it is called with beside the rest."""
+        if not self.source_modality:
+            raise ConfigError(
+                f"{self.modality}: {self.pipeline_class} makes media from noise alone; leave out "
+                "the sources, or take a decoder that can start from them"
+            )
+        wrong = [medium for medium in sources if medium.modality != self.source_modality]
+        if wrong or len(sources) != num:
+            raise ValueError(
+                f"{self.modality}: expected {num} sources of kind {self.source_modality}, got "
+                f"{list(sources)}"
+            )
+        self._check_strength(self.config)
+        return self._start_from(sources)
+
+    def _start_from(self, sources: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        """The same once the sources are known to be right."""
+        raise NotImplementedError
+
+    def _sharing(self) -> Any:
+        """`source_pipeline`, made of the parts of our pipeline. (`from_pipe` would cast them.)"""
+        if self._sourced is None:
+            import diffusers
+
+            own = self.pipeline
+            kind = getattr(diffusers, self.source_pipeline)
+            parts, options = kind._get_signature_keys(kind)
+            shared = {name: own.components[name] for name in parts if name in own.components}
+            told = {name: own.config[name] for name in options if name in own.config}
+            with _quietly():
+                self._sourced = kind(**shared, **told)
+            self._sourced.set_progress_bar_config(disable=True)
+        return self._sourced
+
+    def _check_offload(self) -> None:
+        if self.config.offload != "none" and self.device.type == "cpu" and not are_left_out():
+            raise ConfigError(
+                f"{self.modality}: offload {self.config.offload!r} keeps weights off an "
+                "accelerator, but this decoder is to run on the CPU; choose a device such as cuda, "
+                "or offload none"
+            )
+
+    def _check_strength(self, config: Any) -> None:
+        if "strength" in self.request_options and int(config.steps * config.strength) < 1:
+            raise ConfigError(
+                f"{self.modality}: a strength of {config.strength:g} of {config.steps} steps is "
+                f"less than one; expected at least {1 / config.steps:.2g}, or more steps"
+            )
 
     def _arguments(self, condition: Condition) -> dict[str, Any]:
         """The condition under the names of the pipeline's arguments."""
@@ -383,7 +546,13 @@ class ModalityDecoder:
         condition = {"prompt_embeds": states * mask[..., None]}
         return condition | {name: mask.float() for name in self.masks.values()}
 
-    def _callbacks(self, on_step: OnStep | None, on_preview: OnPreview | None) -> dict[str, Any]:
+    def _callbacks(
+        self,
+        known: Container[str],
+        on_step: OnStep | None,
+        on_preview: OnPreview | None,
+        strength: float,
+    ) -> dict[str, Any]:
         """Our callbacks under the name that this pipeline has for one. An exception from it leaves
         the denoising loop at once; the next call sets the scheduler's state anew."""
         if on_step is None and on_preview is None:
@@ -401,10 +570,10 @@ class ModalityDecoder:
             return tensors
 
         def legacy(step: int, _time: Any, latents: Tensor) -> None:
-            steps = self.config.steps
+            steps = int(self.config.steps * strength)
             tell(min(step + 1, steps), steps, latents)
 
-        if "callback_on_step_end" in inspect.signature(self.pipeline.__call__).parameters:
+        if "callback_on_step_end" in known:
             return {"callback_on_step_end": callback}
         return {"callback": legacy}
 
@@ -423,7 +592,7 @@ class ModalityDecoder:
 def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
     """Which of these pipelines the folder holds, whole and free of pickle; else AssetError. Reads
     no weights."""
-    index = _index(folder)
+    index = read_index(folder)
     found = str(index.get("_class_name"))
     if found not in pipelines:
         raise AssetError(
@@ -436,16 +605,17 @@ def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
         if not part.is_dir():
             raise AssetError(f"{folder}: {name} ({entry[1]}) is missing; is the copy complete?")
         files = {file.suffix for file in part.iterdir()}
-        if ".safetensors" not in files and files & {".bin", ".ckpt", ".pt", ".pth"}:
+        if ".safetensors" not in files and files & set(PICKLES):
             raise AssetError(
-                f"{part}: holds pickled weights only, which could run code when loaded; expected "
-                "safetensors. Where you trust them, load the pipeline with diffusers and write it "
-                "with save_pretrained(folder), which is safetensors"
+                f"{part}: holds pickled weights only, which could run code and are not read here; "
+                "if you trust them, convert the pipeline once:\n  python -c "
+                + shlex.quote(_CONVERT.format(folder=str(folder.resolve())))
             )
     return found
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """What a pipeline's folder says of itself and of its parts."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
@@ -457,7 +627,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     every part frozen."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    for entry in _index(folder).values():
+    for entry in read_index(folder).values():
         if isinstance(entry, list) and str(entry[0]).startswith("mmllm."):
             importlib.import_module(entry[0])
     try:
@@ -482,7 +652,7 @@ def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
     import transformers
 
     made: dict[str, torch.nn.Module] = {}
-    for name, entry in _index(folder).items():
+    for name, entry in read_index(folder).items():
         if not isinstance(entry, list) or entry[0] is None:
             continue
         library, kind = entry
@@ -549,7 +719,16 @@ def _folder(weights: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(weights, use_safetensors=True))
     except (OSError, ValueError) as error:
-        raise AssetError(f"decoders weights: {weights!r} cannot be fetched: {error}") from error
+        raise AssetError(
+            f"decoders weights: {weights!r} is no folder here and cannot be fetched from the hub: "
+            f"{str(error).splitlines()[0]}; give a folder, correct the id, or log in with `hf auth "
+            "login` if it is gated"
+        ) from error
+
+
+def _one_of_many(on_step: OnStep, row: int, num: int) -> OnStep:
+    """Steps of one medium told as a part of the steps of all."""
+    return lambda step, steps: on_step(row * steps + step, num * steps)
 
 
 def _binary(mask: Tensor) -> Tensor:

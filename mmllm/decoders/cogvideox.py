@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition
+from mmllm.decoders.base import Condition, StrengthConfig
 from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames, shrinkage
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class CogVideoXConfig(ClipConfig):
+class CogVideoXConfig(ClipConfig, StrengthConfig):
     """A `CogVideoXPipeline`. The 2B and 5B models were made for 49 frames, 1.5 for 81."""
 
     steps: int = 50
@@ -30,6 +30,10 @@ class CogVideoXDecoder(ClipDecoder):
     """Condition: `prompt_embeds` [P, E], padding included; P is fixed by the transformer."""
 
     pipelines: ClassVar = ["CogVideoXPipeline"]
+    source_pipeline = "CogVideoXVideoToVideoPipeline"
+    source_modality = "video"
+
+    source_alone = True  # it takes the number of media for that of their frames
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class FluxConfig(PictureConfig, SequenceConfig):
+class FluxConfig(PictureConfig, SequenceConfig, StrengthConfig):
     """A `FluxPipeline`. `guidance` is what the distilled transformer is told; FLUX.1-schnell takes
     none, 4 `steps` and 256 `max_caption_tokens`. Only a `true_guidance` above 1 uses the negative
     caption, at twice the time."""
@@ -33,11 +33,18 @@ class FluxDecoder(PictureDecoder):
     """Condition: `prompt_embeds` [P, E], padding included, and `pooled_prompt_embeds` [E2]."""
 
     pipelines: ClassVar = ["FluxPipeline"]
+    source_pipeline = "FluxImg2ImgPipeline"
+    source_modality = "image"
 
     def __init__(self, config: FluxConfig):
         super().__init__(config)
         if config.negative and config.true_guidance <= 1:
             raise ConfigError("negative: FLUX leads away from it only with true_guidance above 1")
+        if config.cache == "pyramid_attention" and config.true_guidance > 1:
+            raise ConfigError(
+                "cache: 'pyramid_attention' takes the two calls of a step for two steps; with a "
+                "true_guidance above 1 expected first_block, taylorseer or null"
+            )
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, SourceConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, shrinkage
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Flux2Config(PictureConfig, SequenceConfig):
+class Flux2Config(PictureConfig, SequenceConfig, SourceConfig):
     """A `Flux2Pipeline`, whose transformer is told `guidance` and knows no negative caption, or a
     `Flux2KleinPipeline`, which is guided by two calls; its distilled models take a `guidance` of 1
     and 4 `steps`."""
@@ -33,6 +33,8 @@ class Flux2Decoder(PictureDecoder):
     """Condition: `prompt_embeds` [P, E], padding included."""
 
     pipelines: ClassVar = ["Flux2Pipeline", "Flux2KleinPipeline"]
+    source_modality = "image"
+    source_alone = True  # several would all be shown to every caption
 
     def __init__(self, config: Flux2Config):
         super().__init__(config)
@@ -78,6 +80,10 @@ class Flux2Decoder(PictureDecoder):
             return_dict=False,
         )[0]
         return predicted.transpose(1, 2).reshape(noisy.shape)
+
+    def _start_from(self, sources: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        """The same pipeline: a picture is a part of what it is told, beside the caption."""
+        return self.pipeline, {"image": self._fitted(sources[0])}
 
     def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
         return (

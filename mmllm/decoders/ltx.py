@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, SourceConfig
 from mmllm.decoders.visual import ClipConfig, ClipDecoder, MaskedCaptions, check_frames
 
 
 @dataclass(frozen=True)
-class LTXConfig(ClipConfig, SequenceConfig):
+class LTXConfig(ClipConfig, SequenceConfig, SourceConfig):
     """An `LTXPipeline`; the defaults are the pipeline's. `fps` is part of what it is told."""
 
     steps: int = 50
@@ -30,6 +30,8 @@ class LTXDecoder(MaskedCaptions, ClipDecoder):
 
     pipelines: ClassVar = ["LTXPipeline"]
     own_sigmas: ClassVar[bool] = True
+    source_pipeline = "LTXImageToVideoPipeline"
+    source_modality = "image"
 
     def _size(self) -> tuple[int, int]:
         vae = self.component_config("vae")

@@ -55,22 +55,12 @@ class MelDecoder(ModalityDecoder):
     def _preprocess(self, medium: Audio) -> Tensor:
         """Cut to `seconds` or padded with silence, its peak at 0.5 -> float[1, T, B], the natural
         logarithm of mel magnitudes, as the vocoders of AudioLDM read them (Liu et al. 2023)."""
-        from torchaudio.functional import melscale_fbanks
-
         wave = torch.from_numpy(resample(medium, self.rate, mono=True).to_numpy())[0]
         wave = wave[: int(self.seconds * self.rate)]
         wave = wave - wave.mean()
         wave = 0.5 * wave / (wave.abs().max() + 1e-8)
         wave = F.pad(wave, (0, max(self.frames * self.hop - len(wave), 0)))
-        size = self.config.window
-        spectrum = torch.stft(
-            wave, size, self.hop, window=torch.hann_window(size), return_complex=True
-        ).abs()
-        nyquist = self.rate / 2
-        bank = melscale_fbanks(
-            size // 2 + 1, 0.0, nyquist, self.bands, self.rate, norm="slaney", mel_scale="slaney"
-        )
-        mel = (spectrum.T @ bank).clamp(min=1e-5).log()
+        mel = log_mel(wave, self.rate, window=self.config.window, hop=self.hop, bands=self.bands)
         return mel[None, : self.frames]
 
     def _options(self) -> dict[str, Any]:
@@ -79,3 +69,17 @@ class MelDecoder(ModalityDecoder):
     def _media(self, output: Any) -> list[Medium]:
         waves = output.audios.clip(-1, 1)  # float32[M, N]
         return [Audio.from_numpy(wave, sample_rate=self.rate) for wave in waves]
+
+
+def log_mel(wave: Tensor, rate: int, *, window: int, hop: int, bands: int) -> Tensor:
+    """Waves float[*, N] at `rate` Hz -> the natural logarithm of mel magnitudes float[*, T, B]:
+    Hann windows of `window` samples every `hop`, borders reflected, Slaney's scale and areas."""
+    from torchaudio.functional import melscale_fbanks
+
+    spectrum = torch.stft(
+        wave, window, hop, window=torch.hann_window(window), return_complex=True
+    ).abs()
+    bank = melscale_fbanks(
+        window // 2 + 1, 0.0, rate / 2, bands, rate, norm="slaney", mel_scale="slaney"
+    )
+    return (spectrum.mT @ bank).clamp(min=1e-5).log()

@@ -5,19 +5,21 @@ Legend: M pictures, H x W pixels, P caption tokens, E their width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import Image, Medium
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
 from mmllm.decoders.visual import MaskedCaptions, PictureDecoder, shrinkage
 
 
 @dataclass(frozen=True)
-class PixArtConfig(SequenceConfig):
+class PixArtConfig(SequenceConfig, StrengthConfig):
     """A `PixArtAlphaPipeline`; pictures have the size that its transformer was trained for."""
 
 
@@ -25,6 +27,7 @@ class PixArtDecoder(MaskedCaptions, PictureDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]."""
 
     pipelines: ClassVar = ["PixArtAlphaPipeline"]
+    source_modality = "image"
     min_steps: ClassVar[int] = (
         2  # with one, the pipeline reads a clean sample that few solvers give
     )
@@ -55,6 +58,51 @@ class PixArtDecoder(MaskedCaptions, PictureDecoder):
     def _options(self) -> dict[str, Any]:
         # Its default negative "" would have to go through the text encoder: ours are embeddings.
         return {"negative_prompt": None, "use_resolution_binning": False}
+
+    def _start_from(self, sources: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        pixels = torch.stack([self.preprocess(source) for source in sources])
+        return self._repaint, {"pixels": pixels, "strength": self.config.strength}
+
+    def _repaint(
+        self,
+        *,
+        pixels: Tensor,
+        strength: float,
+        guidance_scale: float,
+        num_inference_steps: int,
+        generator: list[torch.Generator],
+        output_type: str,
+        callback: Callable[[int, Any, Tensor], None] | None = None,
+        **condition: Tensor,
+    ) -> Any:
+        """What diffusers has for other families, in the arguments of its PixArt pipeline: noise on
+        the latents of `pixels` float[M, 3, H, W], then the last `strength` of the steps."""
+        from diffusers import ImagePipelineOutput
+        from diffusers.utils.torch_utils import randn_tensor
+
+        pipeline, scheduler, guided = self.pipeline, self.pipeline.scheduler, guidance_scale > 1
+        for name in self.condition_shapes if guided else ():
+            both = [condition.pop(f"negative_{name}"), condition[name]]
+            condition[name] = torch.cat(both)
+        scheduler.set_timesteps(num_inference_steps, device=self.device)
+        times = scheduler.timesteps[-int(num_inference_steps * strength) * scheduler.order :]
+        scheduler.set_begin_index(len(scheduler.timesteps) - len(times))
+        clean = self.encode_media(pixels).to(self.dtype)
+        noise = randn_tensor(clean.shape, generator, self.device, self.dtype)
+        noisy = scheduler.add_noise(clean, noise, times[:1].repeat(len(clean)))
+        extra = pipeline.prepare_extra_step_kwargs(generator, 0.0)
+        for step, time in enumerate(times):
+            inputs = scheduler.scale_model_input(torch.cat([noisy] * (1 + guided)), time)
+            predicted = self._denoise(condition, inputs, time.expand(len(inputs)))
+            predicted = predicted[:, : clean.shape[1]]
+            if guided:
+                away, towards = predicted.chunk(2)
+                predicted = away + guidance_scale * (towards - away)
+            noisy = scheduler.step(predicted, time, noisy, return_dict=False, **extra)[0]
+            if callback:
+                callback(step, time, noisy)
+        made = pipeline.vae.decode(noisy / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+        return ImagePipelineOutput(pipeline.image_processor.postprocess(made, output_type))
 
     def _preview(self, latents: Tensor) -> list[Medium]:
         """At most 128 pixels on a side."""

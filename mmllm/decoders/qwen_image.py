@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder
 
 
 @dataclass(frozen=True)
-class QwenImageConfig(PictureConfig, SequenceConfig):
+class QwenImageConfig(PictureConfig, SequenceConfig, StrengthConfig):
     """A `QwenImagePipeline`. Its authors lead away from a negative caption of one space."""
 
     steps: int = 50
@@ -32,6 +32,8 @@ class QwenImageDecoder(PictureDecoder):
     pipelines: ClassVar = ["QwenImagePipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
     own_sigmas: ClassVar[bool] = True
+    source_pipeline = "QwenImageImg2ImgPipeline"
+    source_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

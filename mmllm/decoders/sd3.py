@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
 
 
 @dataclass(frozen=True)
-class SD3Config(PictureConfig, SequenceConfig):
+class SD3Config(PictureConfig, SequenceConfig, StrengthConfig):
     """A `StableDiffusion3Pipeline`, with or without its T5. `max_caption_tokens`: of T5."""
 
     steps: int = 28
@@ -27,6 +27,8 @@ class SD3Decoder(PictureDecoder):
     """Condition: `prompt_embeds` [P, E], padding included, and `pooled_prompt_embeds` [E2]."""
 
     pipelines: ClassVar = ["StableDiffusion3Pipeline"]
+    source_pipeline = "StableDiffusion3Img2ImgPipeline"
+    source_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

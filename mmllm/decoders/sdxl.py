@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition
+from mmllm.decoders.base import Condition, StrengthConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, shrinkage
 
 
 @dataclass(frozen=True)
-class SDXLConfig(PictureConfig):
+class SDXLConfig(PictureConfig, StrengthConfig):
     """A `StableDiffusionXLPipeline`. For its distilled descendants (Turbo, Lightning, LCM) few
     `steps`, a `guidance` of 1 and the `scheduler` that their authors name."""
 
@@ -28,6 +28,8 @@ class SDXLDecoder(PictureDecoder):
     """Condition: `prompt_embeds` [P, E] and `pooled_prompt_embeds` [E2]."""
 
     pipelines: ClassVar = ["StableDiffusionXLPipeline"]
+    source_pipeline = "StableDiffusionXLImg2ImgPipeline"
+    source_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mmllm.decoders.base import StrengthConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, UNetDecoder
 
 
 @dataclass(frozen=True)
-class StableDiffusionConfig(PictureConfig):
+class StableDiffusionConfig(PictureConfig, StrengthConfig):
     """A `StableDiffusionPipeline`."""
 
     steps: int = 25
@@ -23,6 +24,8 @@ class StableDiffusionDecoder(UNetDecoder, PictureDecoder):
     """Condition: `prompt_embeds` [P, E], all P positions of the CLIP text encoder."""
 
     pipelines: ClassVar = ["StableDiffusionPipeline"]
+    source_pipeline = "StableDiffusionImg2ImgPipeline"
+    source_modality = "image"
 
 
 def build(config: StableDiffusionConfig) -> StableDiffusionDecoder:

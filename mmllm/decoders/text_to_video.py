@@ -12,11 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mmllm.decoders.base import StrengthConfig
 from mmllm.decoders.visual import ClipConfig, ClipDecoder, UNetDecoder
 
 
 @dataclass(frozen=True)
-class TextToVideoConfig(ClipConfig):
+class TextToVideoConfig(ClipConfig, StrengthConfig):
     """A `TextToVideoSDPipeline`. ZeroScope v2 was made for 24 frames of 320 x 576."""
 
     steps: int = 25
@@ -27,6 +28,9 @@ class TextToVideoDecoder(UNetDecoder, ClipDecoder):
     """Condition: `prompt_embeds` [P, E], all P positions of the CLIP text encoder."""
 
     pipelines: ClassVar = ["TextToVideoSDPipeline"]
+    source_pipeline = "VideoToVideoSDPipeline"
+    source_modality = "video"
+    source_alone = True  # it would give each clip's generator to one frame
 
     def _mode(self, samples: Tensor) -> Tensor:
         """Frame by frame: [M, 3, F, H, W] -> [M, C, F, h, w]."""

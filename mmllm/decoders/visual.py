@@ -5,6 +5,7 @@ Legend: M media, F frames, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,6 +65,21 @@ class VisualDecoder(ModalityDecoder):
     def _options(self) -> dict[str, Any]:
         height, width = self.size
         return {"height": height, "width": width}
+
+    def _start_from(self, sources: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        """M pictures, or clips that are lists of pictures, in our size; of one alone, itself."""
+        given: list[Any] = [self._fitted(source) for source in sources]
+        start: dict[str, Any] = {self.source_modality: given[0] if self.source_alone else given}
+        if "strength" in self.request_options:
+            start["strength"] = self.config.strength
+        return self._sharing(), start
+
+    def _fitted(self, medium: Any) -> Any:
+        """A picture, or a list of as many as we make: the centre, in our size."""
+        if isinstance(medium, Image):
+            return PILImage.fromarray(self._pixels(medium.to_pil()))
+        frames = sample_frames(medium, self.config.frames)
+        return [PILImage.fromarray(self._pixels(PILImage.fromarray(frame))) for frame in frames]
 
     def _pixels(self, picture: PILImage.Image) -> np.ndarray:
         """The centre, in our size: uint8[H, W, 3]."""

@@ -10,13 +10,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig, read_index
 from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames, check_size
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class WanConfig(ClipConfig, SequenceConfig):
+class WanConfig(ClipConfig, SequenceConfig, StrengthConfig):
     """A `WanPipeline`. A clip's size is no part of its weights; the defaults are the pipeline's.
 
     The transformer attends to the padding too, so `max_caption_tokens` must be the length that it
@@ -33,6 +33,27 @@ class WanDecoder(ClipDecoder):
     """Condition: `prompt_embeds` [P, E], zero behind the caption; there is no mask."""
 
     pipelines: ClassVar = ["WanPipeline"]
+
+    def __init__(self, config: WanConfig):
+        super().__init__(config)
+        index = read_index(self.folder)
+        self.source_pipeline, self.source_modality = "WanVideoToVideoPipeline", "video"
+        if index.get("expand_timesteps"):  # the first frame can stand still from the start
+            self.source_pipeline, self.source_modality = "WanImageToVideoPipeline", "image"
+            self.source_alone = True
+        elif index.get("boundary_ratio") is not None:
+            self.source_pipeline = self.source_modality = ""
+            if config.source != "none":
+                raise ConfigError(
+                    f"video: source {config.source!r}: {self.folder} has two transformers and "
+                    "starts from noise alone; leave it out"
+                )
+
+    @property
+    def request_options(self) -> tuple[str, ...]:
+        names = super().request_options  # a first frame that stands still has no strength
+        still = self.source_modality == "image"
+        return tuple(name for name in names if not (still and name == "strength"))
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
 
 
 @dataclass(frozen=True)
-class ZImageConfig(PictureConfig, SequenceConfig):
+class ZImageConfig(PictureConfig, SequenceConfig, StrengthConfig):
     """A `ZImagePipeline`. Its Turbo takes 9 `steps` and a `guidance` of 0."""
 
     steps: int = 50
@@ -33,6 +33,8 @@ class ZImageDecoder(PictureDecoder):
     pipelines: ClassVar = ["ZImagePipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_mask"}
     own_sigmas: ClassVar[bool] = True
+    source_pipeline = "ZImageImg2ImgPipeline"
+    source_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -56,6 +56,12 @@ _WIDGETS: dict[str, Callable[..., Any]] = {
         0, 15, value, step=0.5, label="Guidance", info="How closely it follows; 1 or less is off"
     ),
     "negative": lambda _, value: gr.Textbox(value, label="Leave out", placeholder="blurry, text"),
+    "source": lambda _, value: gr.Radio(
+        [("Nothing", "none"), ("The newest one", "last")], value=value, label="Start from"
+    ),
+    "strength": lambda _, value: gr.Slider(
+        0.05, 1, value, step=0.05, label="Strength", info="How far it goes from where it starts"
+    ),
     "seconds": lambda _, value: gr.Number(
         value or 0, label="Seconds", info="0: as many as it can", minimum=0, step=0.5
     ),

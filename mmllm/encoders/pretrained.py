@@ -24,9 +24,8 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Audio, Medium
 from mmllm.errors import AssetError, ConfigError, MediaError
-from mmllm.weights import are_left_out, locate
+from mmllm.weights import PICKLES, are_left_out, locate
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
 _UNTOLD = ("_name_or_path", "_commit_hash", "transformers_version")
 """Keys of a config.json that say nothing of what the model computes."""
@@ -84,7 +83,7 @@ def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
     found = sorted(folder.glob(pattern))
     if found:
         return found
-    pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     if not pickles:
         raise AssetError(
             f"{where}.weights: {folder} has no {pattern}; is it the right folder? (Of a hub id "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import shlex
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from mmllm.llm.head import Head, LogitShape
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
 from mmllm.tokens import TokenSpace
-from mmllm.weights import are_left_out, locate, save_tensors
+from mmllm.weights import PICKLES, are_left_out, locate, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -427,18 +428,62 @@ def build(
         options["device_map"] = {"": device}  # quantised where it will be used
     if "gguf_file" not in source:
         options["use_safetensors"] = True
+        _check_files(config.weights, Path(source["pretrained_model_name_or_path"]))
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, **options)
     except (OSError, ValueError, ImportError, struct.error) as error:  # struct: a broken GGUF
         raise CheckpointError(
-            f"llm.weights {config.weights!r} cannot be loaded: {error}"
+            f"llm.weights {config.weights!r} cannot be loaded: {_told(error)}"
         ) from error
     if "gguf_file" in source:
         _forget_gguf(model)
     if "device_map" not in options:
         model = model.to(device)  # pyright: ignore[reportArgumentType] - its wrapper's signature
     return LanguageModel(config, model, tokenizer)
+
+
+_CONVERT = (
+    "from transformers import AutoModelForCausalLM as Model; "
+    "Model.from_pretrained({folder!r}, use_safetensors=False, dtype='auto')"
+    ".save_pretrained({folder!r})"
+)
+
+
+def _check_files(weights: str, source: Path) -> None:
+    """CheckpointError for a local folder that holds no model, or its weights as a pickle only."""
+    if not source.exists():
+        return  # the id of a hub
+    if not source.is_dir():
+        raise CheckpointError(f"llm.weights {weights!r}: expected a folder or a .gguf file")
+    names = sorted(path.name for path in source.iterdir())
+    if "config.json" not in names:
+        raise CheckpointError(
+            f"llm.weights {weights!r} has no config.json ({', '.join(names[:8]) or 'nothing'}); is "
+            "it the folder of a model?"
+        )
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    if not pickles:
+        raise CheckpointError(f"llm.weights {weights!r} has no *.safetensors; is the copy whole?")
+    program = _CONVERT.format(folder=str(source.resolve()))
+    raise CheckpointError(
+        f"llm.weights {weights!r} has no *.safetensors, only {pickles[0]}, a pickle, which is not "
+        f"read here; if you trust it, convert it once:\n  python -c {shlex.quote(program)}"
+    )
+
+
+def _told(error: Exception) -> str:
+    """A library's message; of one that speaks of the hub the first line, and what can be done."""
+    message = str(error)
+    if "huggingface.co" not in message and "gated" not in message:
+        return message
+    return (
+        f"{message.splitlines()[0]}; give a folder, correct the id, log in with `hf auth login` if "
+        "it is gated, or, where it has no safetensors, download its pickle into a folder and give "
+        "that, to be told how to convert it"
+    )
 
 
 def _hollow(config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype) -> LanguageModel:

@@ -18,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoderOutput
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
@@ -68,6 +69,14 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         codec.frames.load_state_dict(frames.state_dict())
         return codec
 
+    @property
+    def temperal_downsample(self) -> list[int]:
+        """Halvings in time by each halving in space, from which Wan's pipelines count (in this
+        spelling): only their number and their sum are read."""
+        levels = round(math.log2(self.config.scale_factor_spatial))
+        return [round(math.log2(self.config.scale_factor_temporal)), *[0] * (levels - 1)]
+
+    @apply_forward_hook
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """float[B, 3, 1 + 4k, H, W] -> float[B, 4C, 1 + k, H / 8, W / 8]."""
         group = self.config.scale_factor_temporal
@@ -81,6 +90,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         z = z.unflatten(2, (-1, group))  # [B, C, 1 + k, 4, h, w]
         return _exactly(z.transpose(2, 3).flatten(1, 2))
 
+    @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
         """float[B, 4C, 1 + k, H / 8, W / 8] -> float[B, 3, 1 + 4k, H, W]."""
         group = self.config.scale_factor_temporal
@@ -129,6 +139,7 @@ class MelAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("unit", torch.ones(1))  # tells the device and dtype of the module
 
+    @apply_forward_hook
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """float[B, 1, N] in -1..1 -> float[B, frames_per_token * M, K]."""
         config = self.config
@@ -140,6 +151,7 @@ class MelAutoencoder(ModelMixin, ConfigMixin):
         mel = (mel[:, :-1].clamp(min=config.floor).log() - config.mean) / config.std
         return _exactly(mel.unflatten(1, (-1, config.frames_per_token)).flatten(2).transpose(1, 2))
 
+    @apply_forward_hook
     def decode(
         self, z: Tensor, return_dict: bool = True, **_: object
     ) -> OobleckDecoderOutput | tuple:

@@ -166,6 +166,12 @@ class DecoderOptions(Strict):
     steps: int | None = Field(default=None, ge=1, description="Denoising steps.")
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative: str | None = Field(default=None, description="A caption of what there should not be.")
+    source: Literal["none", "last"] | None = Field(
+        default=None, description="last: start from the newest medium in the conversation."
+    )
+    strength: float | None = Field(
+        default=None, gt=0, le=1, description="How far from the source; 1 leaves little of it."
+    )
     seconds: float | None = Field(default=None, gt=0)
     frames: int | None = Field(default=None, ge=1)
     fps: float | None = Field(default=None, gt=0, le=240)

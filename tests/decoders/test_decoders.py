@@ -43,6 +43,13 @@ CALL = {
         "width": 32,
         "frame_rate": 4.0,
     },
+    "ltx2": {
+        "max_sequence_length": tiny.TOKENS,
+        "num_frames": tiny.FRAMES,
+        "height": 32,
+        "width": 32,
+        "frame_rate": 4.0,
+    },
     "cogvideox": {"max_sequence_length": tiny.TOKENS},
     "sana": {
         "max_sequence_length": tiny.TOKENS,
@@ -77,20 +84,19 @@ class Calls(list):
 
     def __init__(self):
         super().__init__()
-        self.first = self.clock = ""  # what the denoiser calls its noisy samples and times
-        self.noisy: list[torch.Tensor] = []
+        self.clock = ""  # what the denoiser calls its times
+        self.noisy: list[dict[str, torch.Tensor]] = []
         self.times: list[torch.Tensor] = []
 
 
-def spy(decoder: ModalityDecoder, monkeypatch) -> Calls:
-    denoiser = tiny.denoiser(decoder.pipeline)
+def spy(family: str, decoder: ModalityDecoder, monkeypatch) -> Calls:
+    denoiser, names = tiny.denoiser(decoder.pipeline), tiny.dialect(family).noisy
     forward, calls = denoiser.forward, Calls()
     signature = inspect.signature(forward)
 
     def listening(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
-        calls.first = next(iter(given))
-        calls.noisy.append(given.pop(calls.first))
+        calls.noisy.append({name: given.pop(name) for name in names or [next(iter(given))]})
         calls.clock = "timestep" if "timestep" in given else "t"
         calls.times.append(given.pop(calls.clock))
         given.pop("return_dict", None)
@@ -121,6 +127,11 @@ def guiding(family: str, pipeline, guidance: float, negative: str) -> dict:
     words = {"negative_prompt": [negative] * 2} if negative else {}
     if family == "qwen_image":  # without a negative caption it would not be guided
         return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}
+    if family == "ltx2":  # of the other kinds of guidance, which are off without guidance
+        words["spatio_temporal_guidance_blocks"] = [1]
+        if guidance <= 1:
+            words |= {"stg_scale": 0, "modality_scale": 1, "audio_guidance_scale": 1}
+            words |= {"audio_stg_scale": 0, "audio_modality_scale": 1}
     return {"guidance_scale": guidance, **words}
 
 
@@ -156,6 +167,9 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
         output_type="np",
     )
     close(media, getattr(expected, OUTPUT[decoder.modality]))
+    if family == "ltx2":
+        close([clip.sound for clip in media], expected.audio.numpy())
+        assert np.ptp(arrays([clip.sound for clip in media])) > 0.01
     assert np.ptp(arrays(media)) > 0.01  # not all of one value, which would equal anything
 
 
@@ -226,12 +240,14 @@ def test_generation_reads_no_caption(make, family, monkeypatch):
 @ALL
 def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, family, monkeypatch):
     decoder = make(family, guidance=0.0)
-    calls = spy(decoder, monkeypatch)
+    calls = spy(family, decoder, monkeypatch)
     condition = decoder.encode_captions(CAPTIONS)
     decoder.sample(condition, generators=seeded(0, 1))
     latents, noising = training_inputs(decoder)
     decoder.denoising_loss(condition, latents, **noising)
     assert len(calls) == 5
+    for call, times in zip(calls, calls.times, strict=True):
+        assert torch.equal(call.pop("sigma", times), times)  # LTX-2 is told its times twice
     assert same(calls[-1], calls[0])
 
 
@@ -239,7 +255,7 @@ def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, family, monke
 def test_the_loss_is_the_training_formula_of_diffusers(make, family, monkeypatch):
     decoder, told = make(family), tiny.dialect(family)
     pipeline, scheduler = decoder.pipeline, decoder.pipeline.scheduler
-    calls = spy(decoder, monkeypatch)
+    calls = spy(family, decoder, monkeypatch)
     condition = decoder.encode_captions(CAPTIONS)
     latents, noising = training_inputs(decoder)
     losses = decoder.denoising_loss(condition, latents, **noising)
@@ -259,12 +275,13 @@ def test_the_loss_is_the_training_formula_of_diffusers(make, family, monkeypatch
             "v_prediction": scheduler.get_velocity(latents, noise, clock),
             "sample": latents,
         }
-    heard, time = told.read(calls.noisy[-1]), told.clock(calls.times[-1])
+    heard, time = told.read(*calls.noisy[-1].values()), told.clock(calls.times[-1])
     torch.testing.assert_close(heard, told.pack(pipeline, noisy))
     torch.testing.assert_close(time.view(2, -1)[:, 0].float(), clock.float())
     model = tiny.denoiser(pipeline)
-    given = {**calls[-1], calls.first: calls.noisy[-1], calls.clock: calls.times[-1]}
-    predicted = told.answer(model(**given, return_dict=False)[0])
+    given = {**calls[-1], **calls.noisy[-1], calls.clock: calls.times[-1]}
+    answered = model(**given, return_dict=False)[: len(calls.noisy[-1])]
+    predicted = told.answer(*answered)
     errors = (predicted - told.pack(pipeline, targets[kind])).square()
     torch.testing.assert_close(losses, errors.flatten(1).mean(1))
 
@@ -287,7 +304,7 @@ def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
     pipeline.scheduler = DPMSolverMultistepScheduler()
     pipeline.save_pretrained(tmp_path)
     decoder = config.build(dataclasses.replace(make("image").config, weights=str(tmp_path)))
-    calls = spy(decoder, monkeypatch)
+    calls = spy("image", decoder, monkeypatch)
     condition = decoder.encode_captions(["a dog"])
     media = decoder.sample(condition, generators=seeded(0), guidance=1.0)
     assert media[0].to_numpy().shape == (256, 256, 3)
@@ -298,7 +315,7 @@ def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
     assert added["resolution"].tolist() == [[256.0, 256.0]]
     assert added["aspect_ratio"].tolist() == [[1.0]]
     predicted = decoder.pipeline.transformer(
-        **calls[-1], hidden_states=calls.noisy[-1], timestep=calls.times[-1], return_dict=False
+        **calls[-1], **calls.noisy[-1], timestep=calls.times[-1], return_dict=False
     )[0]
     torch.testing.assert_close(losses[0], (predicted[:, :3] - noising["noise"]).square().mean())
 
@@ -421,6 +438,44 @@ def test_predicted_masks_count_as_zero_or_one(make, family):
             decoder.denoising_loss(predicted, latents, **noising),
             decoder.denoising_loss(meant, latents, **noising),
         )
+
+
+def test_ltx2_fills_a_predicted_mask_up_to_the_end(make):
+    """Its pipeline takes captions that are padded on the left, and reads wrong ones otherwise."""
+    decoder = make("ltx2")
+    holes = decoder.encode_captions(["a blue dog runs ."])
+    filled = dict(holes)
+    holes["prompt_attention_mask"] = torch.tensor([[0.0, 0, 1, 0, 0, 1, 0, 0]])
+    filled["prompt_attention_mask"] = torch.tensor([[0.0, 0, 1, 1, 1, 1, 1, 1]])
+    latents, noising = training_inputs(decoder, 1)
+    losses = [decoder.denoising_loss(each, latents, **noising) for each in (holes, filled)]
+    torch.testing.assert_close(*losses)
+
+
+def test_ltx2_hears_the_sound_of_a_clip(make):
+    decoder, clip = make("ltx2"), tiny.medium("video")
+    tone = Audio.from_numpy(tiny.medium("audio").to_numpy().repeat(5, axis=1), 8000)
+    wrong = dataclasses.replace(clip, sound=tone)
+    silent, loud = (decoder.encode_media(decoder.preprocess(c)[None]) for c in (clip, wrong))
+    assert torch.equal(silent[:, :384], loud[:, :384])  # the pictures
+    assert (silent[:, 384:] - loud[:, 384:]).abs().max() > 1e-3
+    assert silent.shape[1] - 384 == decoder.ticks * 4
+
+
+def test_kinds_of_guidance_of_ltx2_are_its_pipelines(make):
+    changes = {"sound_guidance": 2.0, "cross_guidance": 1.0, "skip_guidance": 0.0}
+    decoder = make("ltx2", **changes)
+    media = decoder.sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
+    call = {**CALL["ltx2"], "generator": seeded(1, 2), "num_inference_steps": 4}
+    scales = {"guidance_scale": 3.0, "audio_guidance_scale": 2.0, "modality_scale": 1.0}
+    scales |= {"audio_modality_scale": 1.0, "stg_scale": 0.0, "audio_stg_scale": 0.0}
+    close(media, decoder.pipeline(CAPTIONS, **scales, **call, output_type="np").frames)
+    plain = make("ltx2").sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
+    assert np.abs(arrays(media) - arrays(plain)).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"skip_layer: expected .* 0 to 1, got 28"):
+        make("ltx2", skip_layer=28)
+    with pytest.raises(ConfigError, match="max_caption_tokens: expected a multiple of 8"):
+        make("ltx2", max_caption_tokens=12)
 
 
 def test_published_audioldm2_folders_hold_a_bare_gpt2(make, tmp_path):

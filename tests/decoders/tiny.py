@@ -15,6 +15,8 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from torch import Tensor
 from transformers import BertTokenizer
 
@@ -46,9 +48,8 @@ def picture_codec(**changes: Any) -> diffusers.AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(4, 8),
         norm_num_groups=2,
-        latent_channels=3,
         mid_block_add_attention=False,
-        **{"scaling_factor": 0.5, **changes},
+        **{"scaling_factor": 0.5, "latent_channels": 3, **changes},
     )
 
 
@@ -231,11 +232,11 @@ def sd3_pipeline() -> Any:
         text_encoder=encoder,
         text_encoder_2=encoder_2,
         text_encoder_3=encoder_3,
-        vae=picture_codec(shift_factor=0.1),
+        vae=picture_codec(shift_factor=0.1, latent_channels=4),
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=SIZE // 2,
-            in_channels=3,
-            out_channels=3,
+            in_channels=4,
+            out_channels=4,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
@@ -256,9 +257,9 @@ def flux_pipeline() -> Any:
         tokenizer_2=tokenizer_2,
         text_encoder=encoder,
         text_encoder_2=encoder_2,
-        vae=picture_codec(shift_factor=0.1),
+        vae=picture_codec(shift_factor=0.1, latent_channels=4),
         transformer=diffusers.FluxTransformer2DModel(
-            in_channels=12,
+            in_channels=16,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -367,8 +368,102 @@ def ltx_pipeline() -> Any:
             num_attention_heads=2,
             attention_head_dim=8,
             cross_attention_dim=16,
-            num_layers=1,
+            num_layers=2,
             caption_channels=WIDTH,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def ltx2_pipeline() -> Any:
+    text = {**_qwen(), "model_type": "gemma3_text", "num_hidden_layers": 1}
+    encoder = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(
+            text_config=text,
+            vision_config={
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 16,
+                "patch_size": 8,
+                "model_type": "siglip_vision_model",
+            },
+        )
+    )
+    codec = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        decoder_block_out_channels=(8,),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False),
+        down_block_types=("LTX2VideoDownBlock3D",) * 2,
+        downsample_type=("spatial", "temporal"),  # so it halves each once, not twice
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=2,
+        upsample_type=("spatiotemporal",),
+        upsample_residual=(False,),
+        upsample_factor=(1,),
+        patch_size=4,
+        decoder_spatial_padding_mode="zeros",
+    )
+    codec.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
+    codec.latents_std.copy_(torch.linspace(0.5, 1, 8))
+    audio_codec = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4,
+        ch_mult=(1, 1, 1),
+        num_res_blocks=1,
+        latent_channels=1,
+        sample_rate=8000,
+        mel_hop_length=80,
+        mel_bins=16,
+    )
+    audio_codec.latents_mean.copy_(torch.linspace(-0.5, 0.5, 4))
+    audio_codec.latents_std.copy_(torch.linspace(0.5, 1, 4))
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1}
+    parts = {f"{kind}_connector_{k}": v for kind in ("video", "audio") for k, v in heads.items()}
+    registers = dict.fromkeys(
+        (f"{kind}_connector_num_learnable_registers" for kind in ("video", "audio")), TOKENS
+    )
+    return diffusers.LTX2Pipeline(
+        tokenizer=_tokenizer(padding_side="left"),
+        text_encoder=encoder,
+        vae=codec,
+        audio_vae=audio_codec,
+        connectors=LTX2TextConnectors(
+            caption_channels=WIDTH, text_proj_in_factor=2, **parts, **registers
+        ),
+        transformer=diffusers.LTX2VideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            vae_scale_factors=(2, 8, 8),
+            audio_in_channels=4,
+            audio_out_channels=4,
+            audio_num_attention_heads=2,
+            audio_attention_head_dim=4,
+            audio_cross_attention_dim=8,
+            audio_sampling_rate=8000,
+            audio_hop_length=80,
+            num_layers=2,
+            caption_channels=WIDTH,
+            cross_attn_mod=True,
+            audio_cross_attn_mod=True,
+            perturbed_attn=True,
+        ),
+        vocoder=LTX2Vocoder(
+            in_channels=32,
+            hidden_channels=8,
+            upsample_kernel_sizes=[16, 10],
+            upsample_factors=[8, 10],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1]],
+            output_sampling_rate=8000,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )
@@ -395,7 +490,7 @@ def cogvideox_pipeline() -> Any:
             out_channels=4,
             time_embed_dim=4,
             text_embed_dim=WIDTH,
-            num_layers=1,
+            num_layers=2,
             sample_width=SIZE // 2,
             sample_height=SIZE // 2,
             sample_frames=FRAMES,
@@ -462,9 +557,9 @@ def z_image_pipeline() -> Any:
     return diffusers.ZImagePipeline(
         tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
         text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**_qwen())),
-        vae=picture_codec(shift_factor=0.1),
+        vae=picture_codec(shift_factor=0.1, latent_channels=4),
         transformer=diffusers.ZImageTransformer2DModel(
-            in_channels=3,
+            in_channels=4,
             dim=32,
             n_layers=1,
             n_refiner_layers=1,
@@ -506,7 +601,7 @@ def qwen_image_pipeline() -> Any:
         transformer=diffusers.QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
-            num_layers=1,
+            num_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=WIDTH,
@@ -606,6 +701,11 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "flux": ("flux", flux_pipeline, CAPTIONS | SQUARE),
     "audioldm2": ("audioldm2", audioldm2_pipeline, {"window": 256, "max_caption_tokens": 16}),
     "ltx": ("ltx", ltx_pipeline, CAPTIONS | CLIPS | {"height": 32, "width": 32}),
+    "ltx2": (
+        "ltx2",
+        ltx2_pipeline,
+        CAPTIONS | CLIPS | {"height": 32, "width": 32, "skip_layer": 1},
+    ),
     "cogvideox": ("cogvideox", cogvideox_pipeline, {"frames": FRAMES, "fps": 4.0}),
     "sana": ("sana", sana_pipeline, CAPTIONS),
     "flux2": ("flux2", flux2_pipeline, CAPTIONS | SQUARE),
@@ -631,9 +731,20 @@ class Dialect:
 
     pack: Callable[[Any, Tensor], Tensor] = lambda _pipeline, latents: latents
     clock: Callable[[Tensor], Tensor] = lambda times: times
-    read: Callable[[Any], Tensor] = lambda given: given
-    write: Callable[[Tensor], Any] = lambda answer: answer
-    answer: Callable[[Any], Tensor] = lambda written: written
+    noisy: tuple[str, ...] = ()  # arguments; none named: the first
+    read: Callable[..., Tensor] = lambda given: given
+    write: Callable[[Tensor], Any] = lambda answer: Transformer2DModelOutput(sample=answer)
+    answer: Callable[..., Tensor] = lambda written: written
+
+
+def _both_packed(pipeline: Any, latents: Tensor) -> Tensor:
+    """LTX-2's latents as its transformer has them: 3 x 4 x 4 tokens of pictures, 31 of sound."""
+    pictures = pipeline._pack_latents(latents[:, :384].unflatten(1, (8, 3, 4, 4)))
+    return torch.cat([pictures.flatten(1), latents[:, 384:]], dim=1)
+
+
+def _joined(pictures: Tensor, sound: Tensor) -> Tensor:
+    return torch.cat([pictures.flatten(1), sound.flatten(1)], dim=1)
 
 
 PACKED_IN_UNITS = Dialect(
@@ -646,12 +757,22 @@ DIALECTS = {
     "z_image": Dialect(
         clock=lambda times: 1000 * (1 - times),
         read=lambda given: torch.stack(given)[:, :, 0],
-        write=lambda answer: list(-answer[:, :, None]),
+        write=lambda answer: (list(-answer[:, :, None]),),
         answer=lambda written: -torch.stack(written)[:, :, 0],
     ),
     "qwen_image": Dialect(
         pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
         clock=lambda times: times * 1000,
+    ),
+    "ltx2": Dialect(
+        pack=_both_packed,
+        noisy=("hidden_states", "audio_hidden_states"),
+        read=_joined,
+        write=lambda answer: (
+            answer[:, :384].unflatten(1, (48, 8)),
+            answer[:, 384:].unflatten(1, (31, 4)),
+        ),
+        answer=_joined,
     ),
     "ltx": Dialect(pack=lambda pipeline, latents: pipeline._pack_latents(latents)),
     "cogvideox": Dialect(pack=lambda _pipeline, latents: latents.transpose(1, 2)),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmllm import checkpoints, config
@@ -17,7 +20,8 @@ from mmllm import model as models
 from mmllm.checkpoints import Checkpoint
 from mmllm.cli import FAILED, main
 from mmllm.errors import CheckpointError, ConfigError
-from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm import causal_lm
+from mmllm.llm.causal_lm import CausalLMConfig, LanguageModel
 from mmllm.llm.export import merge, save_transformers
 from mmllm.model import AnyToAny
 from tests import parts
@@ -312,3 +316,29 @@ def test_a_gguf_file_is_the_model_that_was_written(tmp_path: Path) -> None:
     (tmp_path / "gguf" / "broken.gguf").write_bytes(b"GGUF\x03")
     with pytest.raises(CheckpointError, match=r"broken\.gguf' cannot be loaded"):
         with_outputs(tmp_path / "gguf" / "broken.gguf")
+
+
+def test_a_folder_without_safetensors_is_told_apart(tmp_path):
+    whole = parts.write_llm(tmp_path / "whole")
+    pickled = Path(shutil.copytree(whole, tmp_path / "pickled"))
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"only pytorch_model\.bin, a pickle") as caught:
+        causal_lm.build(CausalLMConfig(weights=str(pickled)))
+    python, option, program = shlex.split(str(caught.value).splitlines()[1])
+    assert (python, option) == ("python", "-c")
+    exec(program, {})
+    converted, own = (
+        causal_lm.build(CausalLMConfig(weights=str(each))) for each in (pickled, whole)
+    )
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(converted.forward(converted.embed(ids)), own.forward(own.embed(ids)))
+
+    (whole / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no \*\.safetensors; is the copy whole"):
+        causal_lm.build(CausalLMConfig(weights=str(whole)))
+    with pytest.raises(CheckpointError, match=r"expected a folder or a \.gguf file"):
+        causal_lm.build(CausalLMConfig(weights=str(whole / "config.json")))
+    (whole / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config\.json \(.*tokenizer.*\); is it the"):
+        causal_lm.build(CausalLMConfig(weights=str(whole)))

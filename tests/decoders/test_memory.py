@@ -1,0 +1,158 @@
+"""Step caching and offload: on while a call lasts, and nothing behind it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmllm.decoders.base import Cancelled
+from mmllm.decoders.caching import CACHES, PIPELINES, step_cache
+from mmllm.errors import AssetError, ConfigError
+from tests.decoders import tiny
+from tests.decoders.test_decoders import CAPTIONS, arrays, seeded, training_inputs
+
+CACHED = {
+    "first_block": ("flux", "qwen_image", "ltx", "cogvideox", "video"),
+    "pyramid_attention": ("flux", "ltx", "cogvideox"),
+    "taylorseer": ("flux", "flux2_klein", "qwen_image"),
+}
+"""Cache -> the families in tests that have it."""
+PAIRS = [(name, family) for name, families in CACHED.items() for family in families]
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_these_are_the_families_that_have_a_cache(make, name):
+    kinds = {family: make(family).pipeline_class for family in tiny.FAMILIES}
+    assert {family for family in kinds if kinds[family] in PIPELINES[name]} == set(CACHED[name])
+    for family in tiny.FAMILIES.keys() - set(CACHED[name]):
+        with pytest.raises(
+            ConfigError, match=f"cache: '{name}' does not work in a {kinds[family]}"
+        ):
+            make(family, cache=name)
+
+
+@pytest.mark.parametrize("family", CACHED["first_block"])
+def test_a_cache_without_tolerance_changes_nothing(make, family):
+    plain = make(family, steps=6)
+    strict = make(family, steps=6, cache="first_block", cache_threshold=0.0)
+    condition = plain.encode_captions(CAPTIONS)
+    one, other = (
+        arrays(each.sample(condition, generators=seeded(0, 1))) for each in (plain, strict)
+    )
+    np.testing.assert_allclose(one, other, rtol=0, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_a_cache_does_something_and_reaches_no_later_call(make, name, family):
+    decoder = make(family, steps=10, cache=name, cache_threshold=1e9)
+    plain = make(family, steps=10)
+    condition = decoder.encode_captions(["a dog"])
+    first = arrays(decoder.sample(condition, generators=seeded(0)))
+    assert not np.array_equal(first, arrays(plain.sample(condition, generators=seeded(0))))
+    other = decoder.encode_captions(["a red apple"])
+
+    def stop(step: int, steps: int) -> None:
+        if step == 5:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        decoder.sample(other, generators=seeded(5), on_step=stop)
+    assert not decoder.pipeline.transformer.is_cache_enabled
+    assert np.array_equal(arrays(decoder.sample(condition, generators=seeded(0))), first)
+
+    latents, noising = training_inputs(plain, 1)
+    losses = [each.denoising_loss(condition, latents, **noising) for each in (decoder, plain)]
+    assert torch.equal(*losses)
+    assert decoder.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("name", ["pyramid_attention", "taylorseer"])
+def test_a_cache_is_diffusers_own(make, name):
+    decoder = make("flux", steps=10, cache=name)
+    condition = decoder.encode_captions(["a dog"])
+    made = arrays(decoder.sample(condition, generators=seeded(0)))
+    pipeline = tiny.load(decoder.folder)
+    pipeline.transformer.enable_cache(CACHES[name](pipeline, 0.05))
+    call = {**tiny.SQUARE, "num_inference_steps": 10, "guidance_scale": 3.5, "output_type": "np"}
+    call["max_sequence_length"] = tiny.TOKENS
+    expected = pipeline(["a dog"], generator=seeded(0), **call).images
+    np.testing.assert_allclose(made, expected, rtol=0, atol=1.01 / 255)
+    free = arrays(make("flux", steps=10).sample(condition, generators=seeded(0)))
+    assert not np.array_equal(made, free)
+
+
+def test_a_cache_that_a_pipeline_cannot_use_is_refused(make):
+    with pytest.raises(ConfigError, match=r"work in a LTXPipeline; .* first_block or pyramid_att"):
+        make("ltx", cache="taylorseer")
+    with pytest.raises(ConfigError, match=r"for two steps.*true_guidance"):
+        make("flux", cache="pyramid_attention", true_guidance=2.0)
+    with pytest.raises(ConfigError, match=r"cache: input should be 'first_block'.*'second_block'"):
+        make("flux", cache="second_block")
+    decoder = make("flux", cache="first_block")
+    condition = decoder.encode_captions(["a dog"])
+    with pytest.raises(ConfigError, match="work in a FluxImg2ImgPipeline"):
+        decoder.sample(condition, generators=seeded(0), sources=[tiny.medium("image")])
+    with step_cache(decoder.pipeline, None, 0.05):
+        assert not decoder.pipeline.transformer.is_cache_enabled
+
+
+@pytest.mark.parametrize("how", ["model", "sequential"])
+def test_offload_is_diffusers_own(make, monkeypatch, how):
+    asked = []
+
+    def enable(_pipeline, *, device: torch.device) -> None:
+        asked.append(str(device))
+
+    kind = diffusers.StableDiffusionPipeline
+    monkeypatch.setattr(kind, f"enable_{how}_cpu_offload", enable)
+    monkeypatch.setattr(kind, "maybe_free_model_hooks", lambda _pipeline: asked.append("freed"))
+    decoder = make("stable_diffusion", offload=how).to("cuda:0")
+    assert decoder.pipeline.device.type == "cpu"  # where offloaded weights wait
+    assert asked == ["cuda:0"]
+    decoder.device = torch.device("cpu")  # to compute here
+    condition = decoder.encode_captions(["a dog"])
+    assert asked[1:] == ["freed"] * (how == "model")
+    decoder.encode_media(decoder.preprocess(tiny.medium("image"))[None])
+    assert asked[1:] == ["freed", "freed"] * (how == "model")
+
+    def stop(step: int, steps: int) -> None:
+        raise Cancelled
+
+    del asked[:]
+    with pytest.raises(Cancelled):
+        decoder.sample(condition, generators=seeded(0), on_step=stop, guidance=1.0)
+    assert asked == ["freed"] * (how == "model")
+    latents, noising = training_inputs(make("stable_diffusion"), 1)
+    with pytest.raises(ConfigError, match="takes weights away that the gradient needs"):
+        decoder.denoising_loss(condition, latents, **noising)
+
+
+def test_offload_needs_an_accelerator(make):
+    with pytest.raises(ConfigError, match="offload 'model' keeps weights off an accelerator"):
+        _ = make("sdxl", offload="model").pipeline
+    with pytest.raises(ConfigError, match="this decoder is to run on the CPU"):
+        make("sdxl", offload="sequential").to("cpu")
+
+
+def test_the_command_converts_a_pickled_pipeline(make, folders, tmp_path):
+    folder = shutil.copytree(folders["stable_diffusion"], tmp_path / "pickled")
+    for file in list(folder.rglob("*.safetensors")):
+        name = "pytorch_model" if file.stem == "model" else "diffusion_pytorch_model"
+        torch.save(load_file(file), file.with_name(f"{name}.bin"))
+        file.unlink()
+    with pytest.raises(AssetError, match="holds pickled weights only") as caught:
+        make("stable_diffusion", weights=str(folder))
+    python, option, program = shlex.split(str(caught.value).splitlines()[1])
+    assert (python, option) == ("python", "-c")
+    exec(program, {})
+    one, other = make("stable_diffusion", weights=str(folder)), make("stable_diffusion")
+    condition = other.encode_captions(["a dog"])
+    assert torch.equal(one.encode_captions(["a dog"])["prompt_embeds"], condition["prompt_embeds"])
+    media = [each.sample(condition, generators=seeded(0)) for each in (one, other)]
+    assert np.array_equal(arrays(media[0]), arrays(media[1]))
