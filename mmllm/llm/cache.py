@@ -34,7 +34,7 @@ class Layer(DynamicLayer):
         end = start + key_states.shape[-2]
         if self.room is None or self.room[0].shape[-2] < end:
             room = _room(key_states, end), _room(value_states, end)
-            if start:
+            if start and self.keys is not None and self.values is not None:
                 room[0][..., :start, :] = self.keys
                 room[1][..., :start, :] = self.values
             self.room = room

@@ -116,7 +116,9 @@ def _fused_chunk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same by Liger's kernel, which knows of words alone: its softmax is that of all words and
     rows but for the words' share of it."""
-    from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
+    from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports]
+        fused_linear_cross_entropy_forward,
+    )
 
     words, chosen, is_word = _chosen(labels, head)
     words = words[:, 0]

@@ -81,7 +81,9 @@ def attend(
         return found, None
     first, _ = _attend(
         module,
-        *(states[:, :, :opening] for states in (query, key, value)),
+        query[:, :, :opening],
+        key[:, :, :opening],
+        value[:, :, :opening],
         _causal(0, opening, window, query.device),
         **options,
     )

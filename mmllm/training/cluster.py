@@ -35,8 +35,8 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
     `auto` joins the cluster that this machine belongs to, else its `host:port`. Raises ConfigError
     where Ray is not installed or not reached."""
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports] - an extra
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
             f"--ray needs Ray Data, which cannot be imported ({error}); pip install 'mmllm[ray]'"
