@@ -232,7 +232,7 @@ def sd3_pipeline() -> Any:
         text_encoder=encoder,
         text_encoder_2=encoder_2,
         text_encoder_3=encoder_3,
-        vae=picture_codec(shift_factor=0.1, latent_channels=4),
+        vae=picture_codec(shift_factor=0.1, latent_channels=4, scaling_factor=2.0),
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=SIZE // 2,
             in_channels=4,
