@@ -104,10 +104,10 @@ class Chat:
 
         `modalities`: auto (default), force or forbid per modality. `seeds`: one per conversation;
         the same seed gives the same reply. `decoders`: by modality, what the decoder's
-        `request_options` name: steps, guidance, negative (a caption), and for some seconds, frames,
-        fps, height, width, source, strength. With `source="last"` media start from the newest one
-        in the conversation that the decoder can start from, if there is one. Other keywords are
-        those of `mmllm.generation.Sampling`.
+        `request_options` name: steps, guidance, negative (a caption), scheduler, and for some
+        cache, seconds, frames, fps, height, width, source, strength. With `source="last"` media
+        start from the newest one in the conversation that the decoder can start from, if there is
+        one. Other keywords are those of `mmllm.generation.Sampling`.
         `cancel`: set from any thread, it ends the work as it ends that of `stream`.
         Raises MediaError, ContextError and ConfigError, and Cancelled.
         """

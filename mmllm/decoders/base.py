@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import MEDIA, Medium
-from mmllm.decoders.caching import check_cache, step_cache
+from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.schedules import noised, resolved, solver
 from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.weights import PICKLES, are_left_out, locate
@@ -37,7 +37,7 @@ COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
 LENGTHS = {"seconds", "fps"}
 
 REQUESTS = (
-    *("steps", "guidance", "negative", "source", "strength"),
+    *("steps", "guidance", "negative", "scheduler", "cache", "source", "strength"),
     *("seconds", "frames", "fps", "height", "width"),
 )
 SAMPLING = (
@@ -159,10 +159,8 @@ class ModalityDecoder:
         self.folder = _folder(config.weights)
         self.pipeline_class = check_folder(self.folder, self.pipelines)
         check_cache(config.cache, self.pipeline_class)
-        self._solver: tuple[str, dict[str, Any]] | None = None
-        if config.scheduler:
-            own = self.component_config("scheduler")
-            self._solver = solver(own, config.scheduler, own_sigmas=self.own_sigmas)
+        self._solver(config.scheduler)
+        self._own_scheduler: Any = None
         self.device = torch.device("cpu")
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._pipeline: Any = None
@@ -175,6 +173,8 @@ class ModalityDecoder:
         own = {entry.name for entry in dataclasses.fields(self.config)}
         if not self.source_modality:
             own -= {"source", "strength"}
+        if not usable_caches(self.pipeline_class):
+            own -= {"cache"}
         return tuple(name for name in REQUESTS if name in own)
 
     @property
@@ -312,6 +312,8 @@ class ModalityDecoder:
                 f"{self.modality}: a negative caption does nothing at guidance "
                 f"{settings.guidance:g}; give more than 1, or no negative caption"
             )
+        check_cache(settings.cache, self.pipeline_class)
+        self._solver(settings.scheduler)
         if self.source_modality and settings.source == "last":
             self._check_strength(settings)
         copy.copy(self)._configure(settings)  # a copy: this decoder may be sampling
@@ -323,9 +325,27 @@ class ModalityDecoder:
         own = self.config
         try:
             self._configure(config)
+            if config.scheduler != own.scheduler:
+                self._reschedule()
             yield
         finally:
             self._configure(own)
+            if config.scheduler != own.scheduler:
+                self._reschedule()
+
+    def _solver(self, name: str | None) -> tuple[str, dict[str, Any]] | None:
+        """Class and settings of the scheduler called `name`; None for the pipeline's own. Raises
+        ConfigError for one that cannot take its place."""
+        if name is None:
+            return None
+        return solver(self.component_config("scheduler"), name, own_sigmas=self.own_sigmas)
+
+    def _reschedule(self) -> None:
+        """Give what is loaded the scheduler that the config names."""
+        own, chosen = self._own_scheduler, self._solver(self.config.scheduler)
+        scheduler = own if chosen is None else resolved(own, *chosen)
+        for pipeline in filter(None, (self._pipeline, self._sourced)):
+            pipeline.scheduler = scheduler
 
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:
@@ -352,9 +372,8 @@ class ModalityDecoder:
                         device=self.device
                     )
                 self._loaded(pipeline)
-            self._pipeline = pipeline
-            if self._solver:
-                self._pipeline.scheduler = resolved(self._pipeline.scheduler, *self._solver)
+            self._pipeline, self._own_scheduler = pipeline, pipeline.scheduler
+            self._reschedule()
         return self._pipeline
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ModalityDecoder:

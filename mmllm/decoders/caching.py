@@ -60,10 +60,15 @@ PIPELINES = {
 """Name in a config -> the pipelines of diffusers in which it does what it is for."""
 
 
+def usable_caches(pipeline: str) -> list[str]:
+    """The caches that this class of pipelines can use."""
+    return [name for name in CACHES if pipeline in PIPELINES[name]]
+
+
 def check_cache(name: str | None, pipeline: str) -> None:
     """ConfigError for a cache that this class of pipelines cannot use."""
-    if name is not None and pipeline not in PIPELINES[name]:
-        usable = [other for other in CACHES if pipeline in PIPELINES[other]]
+    usable = usable_caches(pipeline)
+    if name is not None and name not in usable:
         raise ConfigError(
             f"cache: {name!r} does not work in a {pipeline}; expected "
             f"{' or '.join([*usable, 'null'])}"

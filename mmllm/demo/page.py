@@ -70,7 +70,8 @@ _WIDGETS: dict[str, Callable[..., Any]] = {
     "height": lambda _, value: gr.Number(value, label="Height in pixels", precision=0, minimum=1),
     "width": lambda _, value: gr.Number(value, label="Width in pixels", precision=0, minimum=1),
 }
-"""An option of a decoder -> its widget, given the least and the usual value."""
+"""An option of a decoder -> its widget, given the least and the usual value. The options
+that are not here are for programs."""
 _READ: dict[str, Callable[[Any], Any]] = {
     "seed": int,
     "stop": str.splitlines,
@@ -332,7 +333,7 @@ def _settings(chat: Chat) -> Settings:
     for modality, key in outputs.items():
         decoder = chat.model.decoders[key]
         with gr.Accordion(f"{CALLED[modality].capitalize()}s", open=False):
-            for option in decoder.request_options:
+            for option in filter(_WIDGETS.__contains__, decoder.request_options):
                 widget = _WIDGETS[option](decoder.min_steps, getattr(decoder.config, option))
                 add(widget, "decoders", modality, option)
     with gr.Accordion("Words", open=False):

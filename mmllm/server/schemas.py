@@ -166,6 +166,8 @@ class DecoderOptions(Strict):
     steps: int | None = Field(default=None, ge=1, description="Denoising steps.")
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative: str | None = Field(default=None, description="A caption of what there should not be.")
+    scheduler: str | None = Field(default=None, description="Another solver: dpm++, lcm, ...")
+    cache: str | None = Field(default=None, description="A cache of steps: first_block, ...")
     source: Literal["none", "last"] | None = Field(
         default=None, description="last: start from the newest medium in the conversation."
     )

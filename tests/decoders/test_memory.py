@@ -156,3 +156,40 @@ def test_the_command_converts_a_pickled_pipeline(make, folders, tmp_path):
     assert torch.equal(one.encode_captions(["a dog"])["prompt_embeds"], condition["prompt_embeds"])
     media = [each.sample(condition, generators=seeded(0)) for each in (one, other)]
     assert np.array_equal(arrays(media[0]), arrays(media[1]))
+
+
+@pytest.mark.parametrize(
+    ("family", "option", "value"),
+    [("flux", "cache", "first_block"), ("stable_diffusion", "scheduler", "dpm++")],
+)
+def test_a_call_may_bring_its_cache_and_its_scheduler(make, family, option, value):
+    decoder = make(family, steps=6, cache_threshold=1e9)
+    condition = decoder.encode_captions(["a dog"])
+
+    def made(decoder, **changes):
+        (medium,) = decoder.sample(condition, generators=[torch.manual_seed(0)], **changes)
+        return medium.to_numpy()
+
+    before = made(decoder)
+    changed = made(decoder, **{option: value})
+    configured = make(family, steps=6, cache_threshold=1e9, **{option: value})
+    np.testing.assert_array_equal(changed, made(configured))
+    assert (changed != before).any()
+    np.testing.assert_array_equal(made(decoder), before)  # the next call has its own again
+    with pytest.raises(ConfigError, match=option):
+        decoder.settings(**{option: "taylorism"})
+
+
+def test_a_source_is_followed_by_the_scheduler_of_the_call(make):
+    decoder, configured = make("sdxl", steps=6), make("sdxl", steps=6, scheduler="dpm++")
+    condition, source = decoder.encode_captions(["a dog"]), tiny.medium("image", 1)
+
+    def made(decoder, **changes):
+        (medium,) = decoder.sample(
+            condition, generators=[torch.manual_seed(0)], sources=[source], **changes
+        )
+        return medium.to_numpy()
+
+    before = made(decoder)
+    np.testing.assert_array_equal(made(decoder, scheduler="dpm++"), made(configured))
+    np.testing.assert_array_equal(made(decoder), before)
