@@ -74,7 +74,8 @@ def text_in(dtype: str, options: Options) -> list[Row]:
     prompt = torch.tensor([chat.model.renderer.render(POEM, for_reply=True).ids])
 
     def ours() -> list[int]:
-        return chat.reply(POEM, seed=0, modalities=TEXT, max_new_tokens=num).ids
+        with endless(chat):
+            return chat.reply(POEM, seed=0, modalities=TEXT, max_new_tokens=num).ids
 
     @torch.inference_mode()
     def bare() -> list[int]:
@@ -82,13 +83,14 @@ def text_in(dtype: str, options: Options) -> list[Row]:
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=False,
+            min_new_tokens=num,
             max_new_tokens=num,
             eos_token_id=sorted(llm.end_ids),
             pad_token_id=llm.pad_id,
         )
         return whole[0, prompt.shape[1] :].tolist()
 
-    same = [one == other for one, other in zip(ours(), bare(), strict=False)]
+    same = [one == other for one, other in zip(ours(), bare(), strict=True)]
     timing = timed(silent(ours), silent(bare), options)
     weights = sum(weight.nbytes for weight in model.parameters())
     speed = num / sorted(timing.ours)[len(timing.ours) // 2]
