@@ -338,7 +338,7 @@ class Decoding:
         masks = [F.pad(mask, (width - mask.shape[1], 0)) for mask in (into.mask, group.mask)]
         into.mask = torch.cat(masks)
         into.last = torch.cat([into.last, group.last])
-        into.rows += group.rows
+        into.rows = [*into.rows, *group.rows]
 
     @torch.inference_mode()
     def step(self) -> None:

@@ -40,12 +40,14 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(tiny_model: AnyToAny, 
     model = eager(tiny_model, "audio")
     work, prefixes = FrozenWork(model), Prefixes(keep)
     prompts = [model.renderer.render(talk, for_reply=True) for talk in PROMPTS]
-    decoding, rows, sizes = Decoding(model, prefixes), [], []
+    decoding, entries, rows, sizes = Decoding(model, prefixes), [], [], []
     for number, prompt in enumerate(prompts):
         rows.append(Row(model, sampled(number), torch.Generator().manual_seed(number)))
-        decoding.join(prepare(model, [prompt], work, rows[-1:], prefixes))
+        entries.append(prepare(model, [prompt], work, rows[-1:], prefixes))
+        decoding.join(entries[-1])
         decoding.step()
         sizes.append(len(decoding.rows))
+    assert [entry.rows for entry in entries] == [[row] for row in rows]  # each waits for its own
     while decoding.rows:
         decoding.step()
         sizes.append(len(decoding.rows))
