@@ -314,8 +314,10 @@ def demo(
     """Talk to a model in the browser (needs the extra `demo`)."""
     import mmllm
     from mmllm.demo import Demo, card_of
+    from mmllm.engine import few_heaps
 
     console.tell(f"loading {model}")
+    few_heaps()
     chat = mmllm.load(model, device=device, dtype=dtype)
     with Demo(chat, card=card_of(model), host=host, port=port, share=share) as page:
         console.say(page.url)
@@ -419,9 +421,11 @@ def serve(
         console.tell("others can reach this server and need no token: see --token")
 
     import mmllm
+    from mmllm.engine import few_heaps
     from mmllm.server.app import build_app
 
     console.tell(f"loading {model}")
+    few_heaps()
     chat = mmllm.load(model, device=device, dtype=dtype, prefixes=prefixes)
     console.say(f"{listening.address(door)}/v1")
     listening.server(build_app(chat, settings)).run(sockets=[door])

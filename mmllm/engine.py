@@ -8,6 +8,8 @@ on. Text and media have a worker each, so that neither holds the other up.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +26,8 @@ from mmllm.model import AnyToAny
 
 _OFTEN = 0.05
 """Seconds between two looks at what may end a wait."""
+_ARENA_MAX = -8
+"""M_ARENA_MAX of glibc's malloc.h."""
 _GATHER = 0.01
 """Seconds that media wait for those of others, whose text may have ended with the same step."""
 
@@ -229,6 +233,15 @@ class _Shared:
             self.changed.acquire()
             self.busy = False
             self.changed.notify_all()
+
+
+def few_heaps() -> None:
+    """Let the threads of this process share two heaps, where the C library is glibc; before a model
+    is loaded. Threads that come and go get up to eight heaps a core, and each keeps what it once
+    needed: the private memory of `mmllm serve mini` grew from 1.0 to 1.3 GB over 150 mixed requests,
+    and stays at 0.85 so (`python benchmarks/serving.py memory`)."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
 
 def _parts(media: Sequence[Medium], counts: Sequence[int]) -> list[list[Medium]]:
