@@ -238,8 +238,8 @@ class _Shared:
 def few_heaps() -> None:
     """Let the threads of this process share two heaps, where the C library is glibc; before a model
     is loaded. Threads that come and go get up to eight heaps a core, and each keeps what it once
-    needed: the private memory of `mmllm serve mini` grew from 1.0 to 1.3 GB over 150 mixed requests,
-    and stays at 0.85 so (`python benchmarks/serving.py memory`)."""
+    needed: the private memory of `mmllm serve mini` grew from 1.0 to 1.3 GB over 150 mixed
+    requests, and stays at 0.85 so (`python benchmarks/serving.py memory`)."""
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
