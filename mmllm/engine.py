@@ -26,8 +26,8 @@ from mmllm.model import AnyToAny
 
 _OFTEN = 0.05
 """Seconds between two looks at what may end a wait."""
-_ARENA_MAX = -8
-"""M_ARENA_MAX of glibc's malloc.h."""
+_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
+"""M_ARENA_MAX and M_MMAP_THRESHOLD of glibc's malloc.h."""
 _GATHER = 0.01
 """Seconds that media wait for those of others, whose text may have ended with the same step."""
 
@@ -236,12 +236,14 @@ class _Shared:
 
 
 def few_heaps() -> None:
-    """Let the threads of this process share two heaps, where the C library is glibc; before a model
-    is loaded. Threads that come and go get up to eight heaps a core, and each keeps what it once
-    needed: the private memory of `mmllm serve mini` grew from 1.0 to 1.3 GB over 150 mixed
-    requests, and stays at 0.85 so (`python benchmarks/serving.py memory`)."""
+    """Let the threads of this process share two heaps, and give large buffers back at once, where
+    the C library is glibc; before a model is loaded. Threads that come and go get up to eight heaps
+    a core, and each keeps what it once needed: the private memory of `mmllm serve mini` grew from
+    1.0 to 1.3 GB over 250 mixed requests (`python benchmarks/serving.py memory`)."""
     with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
+        library = ctypes.CDLL(None)
+        library.mallopt(_ARENA_MAX, 2)
+        library.mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def _parts(media: Sequence[Medium], counts: Sequence[int]) -> list[list[Medium]]:
