@@ -130,6 +130,7 @@ ALLOWED: dict[str, set[str]] = {
         "conversation",
         "data",
         "demo",
+        "engine",  # what its threads need of the process, before a model is loaded
         "errors",
         "evaluation",
         "media",
