@@ -11,7 +11,7 @@ import importlib.util
 import shlex
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -238,9 +238,20 @@ class LanguageModel(nn.Module):
                 if "lora_" in name:
                     yield name, parameter
 
-    def untouched(self) -> AbstractContextManager:
-        """Within it the adapters do nothing."""
-        return self.model.disable_adapter() if self.has_lora else nullcontext()
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Within it the adapters do nothing; after it those train that trained before, where peft
+        would train them all."""
+        if not self.has_lora:
+            yield
+            return
+        trained = [(weight, weight.requires_grad) for _, weight in self.lora_parameters()]
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for weight, trains in trained:
+                weight.requires_grad_(trains)
 
     def embed(self, ids: Tensor) -> Tensor:
         """int[B, T] -> float[B, T, D]; placeholders are zero until media are placed there."""

@@ -239,6 +239,43 @@ def test_states_in_a_cache_are_those_without_one(name, adapted, folders) -> None
     torch.testing.assert_close(states[1, short:], rest, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "smollm"])
+@torch.no_grad()
+def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) -> None:
+    """Of weights that do not train, queries, keys and values are one product, adapters merged."""
+    torch.manual_seed(0)
+    llm = with_outputs(folders(name))
+    llm.attach_lora()
+    for parameter in dict(llm.lora_parameters()).values():
+        parameter.normal_(std=0.3)
+    llm.requires_grad_(False).eval()
+    ids = ids_of(folders(name))[:1]
+
+    def states() -> Tensor:
+        """As one forward gives them, after a prefill and single steps gave the same."""
+        embeds, length = llm.embed(ids), ids.shape[1]
+        cache, found = llm.new_cache(), []
+        for begin, end in ((0, length - 3), *((at, at + 1) for at in range(length - 3, length))):
+            places = torch.arange(begin, end)[None]
+            found.append(llm(embeds[:, begin:end], positions=places, cache=cache))
+        assert type(cache.stack.layers[0].qkv).__name__ == "_Linear"
+        whole = llm(embeds)
+        torch.testing.assert_close(torch.cat(found, dim=1), whole, atol=1e-4, rtol=1e-4)
+        return whole
+
+    first = states()
+    assert states().equal(first)
+    for parameter in dict(llm.lora_parameters()).values():
+        parameter.mul_(1.5)
+    second = states()
+    with llm.untouched():
+        third = states()
+    llm._decoder.layers[0].self_attn.k_proj.base_layer.weight.mul_(1.5)
+    fourth = states()
+    for one, other in ((first, second), (second, third), (third, fourth), (second, fourth)):
+        assert not one.allclose(other, atol=1e-2)
+
+
 @torch.inference_mode()
 def test_what_the_lean_stack_does_not_know_runs_as_before(folders) -> None:
     folder = folders("smollm")

@@ -5,7 +5,7 @@
 
 In: `concepts.json`, `captions.json`, gzipped `sounds.json` and `items.json`, and `prompts.json`
 (phrasings by kind: train, validation, heldout; written by hand).
-Out: `validation.jsonl`, and gzipped `pairs.jsonl`, `dialogues.jsonl`, `tests.jsonl`. The same input
+Out, gzipped: `pairs.jsonl`, `dialogues.jsonl`, `validation.jsonl`, `tests.jsonl`. The same input
 gives the same text. Plain chat is answered by the untouched language model itself, greedily; its
 replies are kept in --replies (ten minutes on one core when that file is absent).
 
@@ -68,7 +68,7 @@ def main() -> None:
     files = {
         "pairs.jsonl.gz": pairs(world),
         "dialogues.jsonl.gz": dialogues(world, prompts, "train", plain),
-        "validation.jsonl": dialogues(world, prompts, "validation", plain),
+        "validation.jsonl.gz": dialogues(world, prompts, "validation", plain),
         "tests.jsonl.gz": tests(world, prompts),
     }
     check(world, prompts, files)
@@ -502,24 +502,24 @@ def show_and_play(speaker: Speaker) -> list[Message]:
 
 
 TASKS: dict[str, tuple[Callable[[Speaker], list[Message]], int, int]] = {
-    "text->image": (generate("image"), 1053, 15),
-    "text->video": (generate("video"), 516, 10),
-    "text->audio": (generate("audio"), 480, 10),
-    "image->text": (understand("image"), 702, 15),
-    "video->text": (understand("video"), 258, 8),
-    "audio->text": (understand("audio"), 480, 10),
-    "image->audio": (linked("image", "audio"), 600, 8),
-    "audio->image": (linked("audio", "image"), 600, 8),
-    "image->video": (linked("image", "video"), 516, 8),
-    "text->image+audio": (two_media("audio"), 600, 8),
-    "text->image+video": (two_media("video"), 387, 6),
-    "image+text->text": (categorise, 250, 6),
-    "draw, what": (recall("image"), 350, 8),
-    "play, what": (recall("audio"), 160, 4),
-    "animate, what": (recall("video"), 129, 4),
+    "text->image": (generate("image"), 1300, 15),
+    "text->video": (generate("video"), 700, 10),
+    "text->audio": (generate("audio"), 900, 10),
+    "image->text": (understand("image"), 800, 15),
+    "video->text": (understand("video"), 350, 8),
+    "audio->text": (understand("audio"), 560, 10),
+    "image->audio": (linked("image", "audio"), 1000, 8),
+    "audio->image": (linked("audio", "image"), 1000, 8),
+    "image->video": (linked("image", "video"), 860, 8),
+    "text->image+audio": (two_media("audio"), 1100, 8),
+    "text->image+video": (two_media("video"), 700, 6),
+    "image+text->text": (categorise, 280, 6),
+    "draw, what": (recall("image"), 400, 8),
+    "play, what": (recall("audio"), 220, 4),
+    "animate, what": (recall("video"), 220, 4),
     "draw, recolour": (recolour, 112, 4),
-    "draw, draw": (draw_twice, 160, 4),
-    "show, play": (show_and_play, 120, 4),
+    "draw, draw": (draw_twice, 200, 4),
+    "show, play": (show_and_play, 180, 4),
 }
 """Task -> how its turns are made, how many rows of dialogues and of validation."""
 
@@ -574,7 +574,7 @@ def _unique(task: str, conversations: Iterable[list[Message]]) -> list[Row]:
 def plain_prompts(world: World, prompts: dict) -> dict[str, list[str]]:
     """What users say in rows without media: chat, and words about things that could be drawn."""
     said = {}
-    for split, things, sounds in (("train", 680, 204), ("validation", 9, 3)):
+    for split, things, sounds in (("train", 1020, 540), ("validation", 9, 3)):
         speaker = Speaker(world, prompts, split, "describe")
         said[f"chat {split}"] = prompts["chat"][split]
         texts = [speaker.say("describe", speaker.pick("image")) for _ in range(things)]
