@@ -80,7 +80,7 @@ $(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
 LONG := runs/mini-long
 LONG_1 ?= stage.steps=100
 LONG_2 ?= stage.steps=60 stage.prealign.steps=800
-LONG_3 ?= stage.steps=720 stage.batch_size=32 stage.realign.steps=1500 stage.realign.conversations=null
+LONG_3 ?= stage.steps=1050 stage.batch_size=32 stage.realign.steps=1500 stage.realign.conversations=null
 
 mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: what is shipped
 	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \

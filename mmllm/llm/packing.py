@@ -27,12 +27,18 @@ LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class Packing:
-    """`opening` is P; `rows` int[C, S]: the packed position of each conversation's own positions
-    (0 where it has ended); `order` int[T - P]: where in the flat C * S each packed one stands."""
+    """Which place goes where: `opening` is P; `shape` (C, S). Two maps between what is packed [T]
+    and the conversations' own rows [C * S], flat: `to_rows` (any place where a conversation has
+    ended) and `to_pack` (of the T - P after the opening); and the same backwards, for gradients,
+    where a place that nothing came from is the one behind the last: `from_rows` [T], `from_pack`
+    [C * S]."""
 
     opening: int
-    rows: Tensor
-    order: Tensor
+    shape: tuple[int, int]
+    to_rows: Tensor
+    to_pack: Tensor
+    from_rows: Tensor
+    from_pack: Tensor
 
     @classmethod
     def of(cls, lengths: Sequence[int], opening: int, device: torch.device) -> Packing:
@@ -40,10 +46,38 @@ class Packing:
         device."""
         own = torch.tensor(lengths)
         columns = torch.arange(max(lengths))
-        real = columns < own[:, None]
-        rows = torch.where(real, opening + (own.cumsum(0) - own)[:, None] + columns, 0)
-        order = real.flatten().nonzero().flatten()
-        return cls(opening, rows.to(device, non_blocking=True), order.to(device, non_blocking=True))
+        real = (columns < own[:, None]).flatten()
+        number = ((own.cumsum(0) - own)[:, None] + columns).flatten()  # of those after the opening
+        to_pack = real.nonzero().flatten()
+        maps = (
+            torch.where(real, opening + number, 0),
+            to_pack,
+            torch.cat([torch.full((opening,), len(real)), to_pack]),
+            torch.where(real, number, len(to_pack)),
+        )
+        shape = len(lengths), len(columns)
+        return cls(opening, shape, *(table.to(device, non_blocking=True) for table in maps))
+
+
+class _Moved(torch.autograd.Function):
+    """Rows [N, ...] -> rows [M, ...] by the place that each comes from. The gradient is moved the
+    same way, by a map of its own: what adds up rows by their number is many times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, back: Tensor) -> Tensor:  # pyright: ignore
+        ctx.save_for_backward(back)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        (back,) = ctx.saved_tensors
+        nothing = gradient.new_zeros(1, *gradient.shape[1:])
+        return torch.cat([gradient, nothing]).index_select(0, back), None, None
+
+
+def _moved(rows: Tensor, places: Tensor, back: Tensor) -> Tensor:
+    moved: Tensor = _Moved.apply(rows, places, back)  # pyright: ignore[reportAssignmentType]
+    return moved
 
 
 def attend(
@@ -59,13 +93,13 @@ def attend(
     float[1, T, H, E]."""
     if packing is None:
         return _attend(module, query, key, value, attention_mask, **options)
-    opening, (count, longest) = packing.opening, packing.rows.shape
+    opening, (count, longest) = packing.opening, packing.shape
     window = options.get("sliding_window")
 
     def apart(states: Tensor) -> Tensor:
         """float[1, H, T, E] -> float[C, H, S, E]"""
-        flat = states[0].transpose(0, 1).index_select(0, packing.rows.flatten())
-        return flat.unflatten(0, (count, longest)).transpose(1, 2)
+        flat = _moved(states[0].transpose(0, 1), packing.to_rows, packing.from_rows)
+        return flat.unflatten(0, packing.shape).transpose(1, 2)
 
     def before(states: Tensor) -> Tensor:
         """float[1, H, T, E] -> float[C, H, P + S, E]"""
@@ -73,10 +107,9 @@ def attend(
         return torch.cat([shared, apart(states)], dim=2) if opening else apart(states)
 
     mask = _causal(opening, longest, window, query.device)
-    found, _ = _attend(
-        module, apart(query), before(key), before(value), mask, **options
-    )  # [C, S, H, E]
-    found = found.flatten(0, 1).index_select(0, packing.order)[None]  # [1, T - P, H, E]
+    read, _ = _attend(module, apart(query), before(key), before(value), mask, **options)
+    flat = read.flatten(0, 1)  # [C * S, H, E]
+    found = _moved(flat, packing.to_pack, packing.from_pack)[None]  # [1, T - P, H, E]
     if opening == 0:
         return found, None
     first, _ = _attend(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmllm.errors import ConfigError
 
@@ -90,7 +92,8 @@ class OutputProjection(nn.Module):
             self.inward(signals) if self.bare else self.inward(self.norm(signals)) + self.position
         )
         queries = [self.queries[name] for name in self.condition_shapes]
-        states = self.decoder(torch.cat(queries).expand(media, -1, -1), self.encoder(memory))
+        with _attention(signals):
+            states = self.decoder(torch.cat(queries).expand(media, -1, -1), self.encoder(memory))
         parts = states.split([len(query) for query in queries], dim=1)  # one a tensor
         return {
             name: self.outward[name](part).reshape(media, *self.condition_shapes[name])
@@ -103,6 +106,12 @@ def build(
 ) -> OutputProjection:
     """The projection from LLM width D to the tensors that a decoder takes."""
     return OutputProjection(config, condition_shapes, width)
+
+
+def _attention(signals: Tensor) -> AbstractContextManager[object]:
+    """On a CPU plain products, whose gradient takes two thirds of the fused kernel's time on rows
+    as short as these."""
+    return sdpa_kernel(SDPBackend.MATH) if signals.device.type == "cpu" else nullcontext()
 
 
 def _num_queries(shape: tuple[int, ...]) -> int:

@@ -143,12 +143,15 @@ class World:
         return (self.sounds if modality == "audio" else self.pictures)[name]
 
     def pool(self, name: str) -> list[Concept]:
-        """Trained concepts: `image`, `video`, `audio`, or `sounding` (sounds with a picture)."""
+        """Trained concepts: `image`, `video`, `audio`, `sounding` (sounds with a picture), or
+        `precise` (pictures with labels of several words: "red apple", "stop sign")."""
         if name == "audio":
             return list(self.sounds.values())
         if name == "sounding":
             return [sound for sound in self.sounds.values() if sound.picture]
         seen = [concept for concept in self.pictures.values() if concept.split == "train"]
+        if name == "precise":
+            return [concept for concept in seen if " " in concept.label]
         return [concept for concept in seen if concept.clip] if name == "video" else seen
 
     def names(self, *, heldout: bool) -> set[str]:
@@ -349,11 +352,11 @@ RECALL = {modality: f"what_did_you_{verb}" for modality, verb in REQUEST.items()
 RECALL["audio"] = "what_did_you_play"
 
 
-def generate(modality: str) -> Callable[[Speaker], list[Message]]:
-    """text -> medium."""
+def generate(modality: str, pool: str = "") -> Callable[[Speaker], list[Message]]:
+    """text -> medium, of a concept of this pool."""
 
     def turns(speaker: Speaker) -> list[Message]:
-        concept = speaker.pick(modality)
+        concept = speaker.pick(pool or modality)
         request = user(speaker.say(REQUEST[modality], concept))
         return [request, assistant(*speaker.here(modality, concept))]
 
@@ -520,6 +523,7 @@ TASKS: dict[str, tuple[Callable[[Speaker], list[Message]], int, int]] = {
     "draw, recolour": (recolour, 112, 4),
     "draw, draw": (draw_twice, 200, 4),
     "show, play": (show_and_play, 180, 4),
+    "text->image, precise": (generate("image", "precise"), 400, 0),
 }
 """Task -> how its turns are made, how many rows of dialogues and of validation."""
 
