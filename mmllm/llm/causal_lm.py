@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import packing
 from mmllm.llm.head import Head, LogitShape
+from mmllm.llm.stack import Stack, product
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
 from mmllm.tokens import TokenSpace
@@ -348,7 +349,11 @@ class LanguageModel(nn.Module):
         Gather the supervised positions first: one contiguous product over few rows is many times
         faster than the head over a whole batch.
         """
-        text = self._base.get_output_embeddings()(hidden)[..., : self.tokens.vocabulary]
+        module = self._base.get_output_embeddings()
+        plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
+        rows = plain and not hasattr(module, "_hf_hook")
+        text = product(hidden, module.weight.t()) if rows else module(hidden)
+        text = text[..., : self.tokens.vocabulary]
         begins = hidden @ self.head_rows.to(hidden.dtype).T
         return self.logit_shape(torch.cat([text, begins.to(text)], dim=-1))
 
@@ -368,7 +373,6 @@ class LanguageModel(nn.Module):
         """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the
         weights as they are now."""
         from mmllm.llm.cache import Cache
-        from mmllm.llm.stack import Stack
 
         cache = Cache(self._base.config)
         cache.stack = Stack.of(self._decoder) if cache.divisible else None

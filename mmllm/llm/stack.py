@@ -60,7 +60,7 @@ class _Linear:
     @classmethod
     @torch.no_grad()
     def joined(cls, parts: Sequence[_Linear]) -> _Linear:
-        """One layer that gives what all of these give, side by side."""
+        """One layer that gives what all of these give, side by side. All have a bias, or none."""
         weights = [
             part.weight
             if part.down is None or part.up is None
@@ -68,17 +68,12 @@ class _Linear:
             for part in parts
         ]
         biases = [part.bias for part in parts if part.bias is not None]
-        assert len(biases) in (0, len(parts)), "all have a bias, or none"
         weight = torch.cat([weight.t() for weight in weights]).t()
         return cls(weight, torch.cat(biases) if biases else None)
 
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """float[N, I] -> float[N, O], added `onto` float[N, O] where that is given"""
-        if len(x) == 1 and x.dtype == torch.bfloat16:  # a third faster than a matrix of one row
-            out = torch.mv(self.weight.t(), x[0])[None]
-            out = out if onto is None else out + onto
-        else:
-            out = torch.mm(x, self.weight) if onto is None else torch.addmm(onto, x, self.weight)
+        out = product(x, self.weight, onto)
         if self.bias is not None:
             out = out + self.bias
         if self.down is None or self.up is None:
@@ -197,6 +192,14 @@ class Stack:
         return self.norm(x).view(rows, width, -1)
 
 
+def product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
+    """float[N, I], float[I, O] -> float[N, O], added `onto` float[N, O] where that is given."""
+    if len(x) == 1 and x.dtype == torch.bfloat16:  # a third faster than a matrix of one row
+        row = torch.mv(weight.t(), x[0])[None]
+        return row if onto is None else row + onto
+    return torch.mm(x, weight) if onto is None else torch.addmm(onto, x, weight)
+
+
 def _seen(mask: Tensor | None, width: int, known: int) -> Tensor | None:
     """What each new position attends to: bool[B, 1, W, T]; None where that is all before it, and
     nothing was before, or a single position is new."""
@@ -269,6 +272,8 @@ def _joined(attention: nn.Module, parts: list[_Linear]) -> _Linear | None:
         odd = weight.dtype != torch.float32 or weight.device.type != "cpu"
         if odd or weight.requires_grad or weight.is_inference():
             return None
+    if len({part.bias is None for part in parts}) > 1:
+        return None
     state = (
         [(weight._version, weight.data_ptr()) for weight in made_of],
         [(part.down is None, part.scale) for part in parts],
