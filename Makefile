@@ -80,7 +80,9 @@ $(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
 LONG := runs/mini-long
 LONG_1 ?= stage.steps=100
 LONG_2 ?= stage.steps=60 stage.prealign.steps=800
-LONG_3 ?= stage.steps=1050 stage.batch_size=32 stage.realign.steps=1500 stage.realign.conversations=null
+LONG_3 ?= stage.steps=1050 stage.realign.steps=1500 stage.realign.conversations=null \
+	$(patsubst %,stage.data.%,read.share=0.21 make.share=0.18 precise.share=0.05 across.share=0.19 \
+	both.share=0.11 turns.share=0.1 talk.share=0.08 describe.share=0.08)
 
 mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: what is shipped
 	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \

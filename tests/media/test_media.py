@@ -153,6 +153,13 @@ def test_clips_come_back_with_their_mark(tmp_path, suffix):
     assert back.provenance == MARK == media.read_provenance(path)
 
 
+def test_the_same_clip_is_the_same_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    clip = Video.from_numpy(noise, 4.0)
+    files = {clip.save(tmp_path / f"{n}.mp4").read_bytes() for n in range(100)}
+    assert len(files) == 1
+
+
 def test_mp4_carries_its_sound_in_time(tmp_path):
     samples = tone(1.2)
     samples[:, :9_600] = 0  # silence, then the tone from 0.6 s on
