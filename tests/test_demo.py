@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mmllm import media
@@ -173,7 +172,8 @@ def test_the_demo_gives_what_python_gives(tiny_model: AnyToAny, rooms: Rooms) ->
     made = room.turns[1].message
     assert made.text == plain.text
     for one, other in zip(made.media, plain.media, strict=True):
-        assert np.array_equal(one.to_numpy(), other.to_numpy())
+        found, wanted = (medium.to_numpy().astype(float) for medium in (one, other))
+        assert abs(found - wanted).max() <= (1e-4 if one.modality == "audio" else 1)
 
 
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
