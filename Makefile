@@ -99,8 +99,7 @@ mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: wh
 
 # --- checks -------------------------------------------------------------------------------------
 
-# Tests are many small tensors, which gain nothing from threads; and work that any of several Python
-# threads may take is the same to the bit only where all have as many.
+# Tests are many small tensors, which gain nothing from threads.
 test: lint types  ## everything that must pass before a change is merged
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 
