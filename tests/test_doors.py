@@ -18,7 +18,7 @@ from mmllm.generation import Row
 from mmllm.model import AnyToAny
 from mmllm.server.app import build_app
 from tests.server.conftest import running
-from tests.server.files import IMAGE, PNG, alike, file_of
+from tests.server.files import IMAGE, PNG, file_of
 
 FILES = {"image": "png", "audio": "wav", "video": "mp4"}
 ALL = {"image": "force", "audio": "force", "video": "force"}
@@ -99,9 +99,9 @@ def test_all_doors_give_the_same_ids_and_media(
     options = {"seed": 3, "modalities": ALL, "temperature": 1.0, "max_new_tokens": 9}
     python = by_python(chat, options)
     assert [type(entry) for entry in python] == [str, bytes, bytes, bytes]
-    assert alike(by_the_demo(chat, options, tmp_path), python)
-    assert alike(by_the_server(chat, options, stream=False), python)
-    assert alike(by_the_server(chat, options, stream=True), python)
+    assert by_the_demo(chat, options, tmp_path) == python
+    assert by_the_server(chat, options, stream=False) == python
+    assert by_the_server(chat, options, stream=True) == python
 
     (prompt, row), *others = asked
     assert len(others) == 3

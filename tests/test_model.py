@@ -94,6 +94,19 @@ def test_every_output_reads_its_own_states(tiny_model: AnyToAny) -> None:
             assert torch.allclose(output.conditions[place.key][name][-1], value[0], atol=1e-6)
 
 
+def test_generation_leaves_the_attention_of_other_threads_alone(tiny_model: AnyToAny) -> None:
+    """The choice of a kernel is the process's: the LLM reads on while a medium is projected."""
+    seen = []
+    projection = tiny_model.output_projections["audio"]
+    projection.encoder.register_forward_hook(
+        lambda *_: seen.append(torch.backends.cuda.flash_sdp_enabled())
+    )
+    signals = torch.randn(1, projection.signal_tokens, tiny_model.llm.width)
+    with torch.inference_mode():
+        projection(signals)
+    assert seen == [True]
+
+
 def test_a_batch_without_a_modality_still_gives_every_parameter_a_gradient(
     make_model: Callable[..., AnyToAny],
 ) -> None:

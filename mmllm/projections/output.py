@@ -109,9 +109,11 @@ def build(
 
 
 def _attention(signals: Tensor) -> AbstractContextManager[object]:
-    """On a CPU plain products, whose gradient takes two thirds of the fused kernel's time on rows
-    as short as these."""
-    return sdpa_kernel(SDPBackend.MATH) if signals.device.type == "cpu" else nullcontext()
+    """In training on a CPU plain products, whose gradient takes two thirds of the fused kernel's
+    time on rows as short as these. Not in generation: this switch is the whole process's, and the
+    LLM reads on in another thread meanwhile, whose sums it would round in another order."""
+    training = torch.is_grad_enabled() and signals.device.type == "cpu"
+    return sdpa_kernel(SDPBackend.MATH) if training else nullcontext()
 
 
 def _num_queries(shape: tuple[int, ...]) -> int:
