@@ -7,15 +7,16 @@ reply.media[0].save("apple.png")
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import queue
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from mmllm.replies import (
 )
 
 OnStep = Callable[[str, int, int], None]
-"""Called with (output key, step, steps) while media are made."""
+"""Called with (output key, step, steps) while media are made, never twice at once."""
 Emit = Callable[[int, Event], None]
 """Called with (row, event)."""
 
@@ -136,8 +137,8 @@ class Chat:
         that `reply` gives for the same arguments.
 
         The text is never held up by a medium: it goes on, saying where media will stand, while
-        they are made, one after the other. `previews`: Progress then carries small pictures, at the
-        cost of a few more passes of the codec.
+        they are made; decoders on a CPU work side by side. `previews`: Progress then carries small
+        pictures, at the cost of a few more passes of the codec.
 
         Closing the iterator, or setting `cancel` from any thread, ends the work after the forward
         pass that is being computed (a batch of media goes on for others who wait for some of it);
@@ -234,9 +235,15 @@ class Chat:
             )
             for row, (room, seed) in enumerate(zip(rooms, request.seeds, strict=True))
         ]
-        wanted: list[_Wanted] = []
-        early: list[Future[dict[str, float]]] = []
-        with ThreadPoolExecutor(1) as maker:  # a thread only if there is something to make early
+        late: list[_Wanted] = []
+        making: list[tuple[str, Future[float]]] = []
+        with contextlib.ExitStack() as stack:
+            makers = {  # a thread each, if there is something to make; of one decoder in order
+                key: stack.enter_context(ThreadPoolExecutor(1)) for key in self.model.decoders
+            }
+
+            def make(key: str, runs: Sequence[_Wanted]) -> None:
+                making.append((key, makers[key].submit(self._make, key, runs, writers, request)))
 
             def heed() -> None:
                 _check(request.stopped)
@@ -248,9 +255,11 @@ class Chat:
                         request.tell(row, event)
                     if not isinstance(piece, Run):
                         continue
-                    wanted.append(_Wanted(row, writer.num_pieces - 1, len(writer.parts) - 1, piece))
-                    if len(rows) == 1:  # several rows wait for one another, for a batch of all
-                        early.append(maker.submit(self._make, wanted[-1:], writers, request))
+                    run = _Wanted(row, writer.num_pieces - 1, len(writer.parts) - 1, piece)
+                    if len(rows) == 1:
+                        make(piece.key, [run])
+                    else:  # several rows wait for one another, for a batch of all
+                        late.append(run)
 
             try:
                 entry = prepare(self.model, prompts, self._work, rows, self.engine.prefixes)
@@ -259,11 +268,11 @@ class Chat:
                     for event in writer.end():
                         request.tell(row, event)
                 text = request.seconds()
+                for key, runs in request.batches(late):
+                    make(key, runs)
                 media: dict[str, float] = {}
-                late = self._make(wanted[len(early) :], writers, request)
-                for seconds in (late, *(made.result() for made in early)):
-                    for key, value in seconds.items():
-                        media[key] = media.get(key, 0.0) + value
+                for key, made in making:
+                    media[key] = media.get(key, 0.0) + made.result()
             except BaseException:
                 request.stopped = lambda: True
                 raise
@@ -289,35 +298,28 @@ class Chat:
 
     @torch.inference_mode()
     def _make(
-        self, wanted: Sequence[_Wanted], writers: Sequence[_Writer], request: _Request
-    ) -> dict[str, float]:
-        """Fill the writers' parts with media, one batch per decoder (two, where only some of them
-        have a source); its seconds by key."""
-        seconds: dict[str, float] = {}
-        batches: dict[tuple[str, bool], list[_Wanted]] = {}
-        for entry in wanted:
-            key = entry.run.key
-            batches.setdefault((key, (entry.row, key) in request.sources), []).append(entry)
-        for (key, sourced), runs in batches.items():
-            _check(request.stopped)
-            began = time.perf_counter()
-            rows = [(entry.row, entry.place) for entry in runs]
-            order = Order(
-                key,
-                torch.stack([entry.run.states for entry in runs]),
-                generators=[_noise(request.seeds[entry.row], entry.number) for entry in runs],
-                sources=[request.sources[row, key] for row, _ in rows] if sourced else None,
-                options=request.options.get(key, {}),
-                owner=request,
-                **request.watch(key, self.model.decoders[key].modality, rows),
-            )
-            media = self.engine.make(order, lambda: _check(request.stopped))
-            for (row, place), medium in zip(rows, media, strict=True):
-                made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
-                writers[row].parts[place] = made
-                request.tell(row, MediumReady(place, made))
-            seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - began
-        return seconds
+        self, key: str, runs: Sequence[_Wanted], writers: Sequence[_Writer], request: _Request
+    ) -> float:
+        """Fill the writers' parts with the media of one batch of `request.batches`; its seconds."""
+        _check(request.stopped)
+        began = time.perf_counter()
+        rows = [(entry.row, entry.place) for entry in runs]
+        sources = [request.sources[row, key] for row, _ in rows if (row, key) in request.sources]
+        order = Order(
+            key,
+            torch.stack([entry.run.states for entry in runs]),
+            generators=[_noise(request.seeds[entry.row], entry.number) for entry in runs],
+            sources=sources or None,
+            options=request.options.get(key, {}),
+            owner=request,
+            **request.watch(key, self.model.decoders[key].modality, rows),
+        )
+        media = self.engine.make(order, lambda: _check(request.stopped))
+        for (row, place), medium in zip(rows, media, strict=True):
+            made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
+            writers[row].parts[place] = made
+            request.tell(row, MediumReady(place, made))
+        return time.perf_counter() - began
 
     def _sources(
         self, conversations: Sequence[list[Message]], options: Mapping[str, Mapping[str, Any]]
@@ -444,6 +446,7 @@ class _Request:
     stopped: Callable[[], bool]
     began: float
     first_token: float = 0.0
+    _telling: threading.Lock = field(default_factory=threading.Lock)
 
     def seconds(self) -> float:
         """Since the request came."""
@@ -452,6 +455,14 @@ class _Request:
     def tell(self, row: int, event: Event) -> None:
         if self.emit:
             self.emit(row, event)
+
+    def batches(self, runs: Iterable[_Wanted]) -> list[tuple[str, list[_Wanted]]]:
+        """One per decoder; two, where only some media have a source."""
+        found: dict[tuple[str, bool], list[_Wanted]] = {}
+        for entry in runs:
+            key = entry.run.key
+            found.setdefault((key, (entry.row, key) in self.sources), []).append(entry)
+        return [(key, batch) for (key, _), batch in found.items()]
 
     def watch(self, key: str, modality: str, places: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The callbacks of `sample` for the media at `places`: (row, part of the message)."""
@@ -463,7 +474,8 @@ class _Request:
         def on_step(step: int, steps: int) -> None:
             _check(self.stopped)
             if self.on_step:
-                self.on_step(key, step, steps)
+                with self._telling:
+                    self.on_step(key, step, steps)
             for index, (row, place) in enumerate(places):
                 self.tell(row, Progress(place, modality, step, steps, shown[index]))
                 shown[index] = None

@@ -3,7 +3,8 @@ batches of the decoders.
 
 It has no thread of its own. Of those who wait, one works for all: it takes the next step of all
 rows, or makes the next batch of media, until what it waits for itself is done; then another goes
-on. Text and media have a worker each, so that neither holds the other up.
+on. Text and each lane of decoders have a worker each, so that none holds another up: on a CPU every
+decoder is a lane, while those on one accelerator, whose queue and memory are one, take turns.
 """
 
 from __future__ import annotations
@@ -69,13 +70,17 @@ class Engine:
         self._decoding = Decoding(model, prefixes)
         self._entering: list[Prefill] = []
         self._text = _Shared(self._step)
-        self._orders: list[Order] = []
-        self._media = _Shared(self._sample)
+        self._lanes: dict[str, _Lane] = {}
 
     @property
     def idle(self) -> bool:
         """Whether nothing is held: no row, no order."""
-        return not (self._entering or self._decoding.rows or self._orders)
+        return not (self._entering or self._decoding.rows or self.waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Orders that no decoder has begun with."""
+        return sum(len(lane.orders) for lane in list(self._lanes.values()))
 
     def write(self, entry: Prefill, heed: Callable[[], None]) -> None:
         """Generate rows to their end. `heed`: called between steps; may raise to leave, and is
@@ -112,16 +117,19 @@ class Engine:
                 raise order.error
             return order.made is not None
 
-        with self._media.changed:
-            self._orders.append(order)
+        device = self.model.decoders[order.key].device
+        name = order.key if device.type == "cpu" else str(device)
+        lane = self._lanes.setdefault(name, _Lane(self._sample))
+        with lane.changed:
+            lane.orders.append(order)
         try:
-            self._media.wait(done)
+            lane.wait(done)
         finally:
-            with self._media.changed:
+            with lane.changed:
                 if order.made is None:
                     order.error = order.error or Cancelled()
-                if order in self._orders:
-                    self._orders.remove(order)
+                if order in lane.orders:
+                    lane.orders.remove(order)
         assert order.made is not None
         return order.made
 
@@ -151,17 +159,12 @@ class Engine:
             for row in entry.rows:
                 row.error, row.done = error, True
 
-    def _sample(self) -> None:
+    def _sample(self, lane: _Lane) -> None:
         """Make the media of the order that has waited longest and of those that fit to it."""
-        if max(self._text.num, self._media.num) > 1:
+        if max(self._text.num, lane.num) > 1:
             time.sleep(_GATHER)
-        with self._media.changed:
-            first = self._orders[0]
-            fitting = {
-                id(order.owner): order for order in reversed(self._orders) if order.fits(first)
-            }
-            batch = list(fitting.values())
-            self._orders = [order for order in self._orders if order not in batch]
+        batch = lane.next()
+        first = batch[0]
         counts = [len(order.states) for order in batch]
 
         def on_step(step: int, steps: int) -> None:
@@ -233,6 +236,25 @@ class _Shared:
             self.changed.acquire()
             self.busy = False
             self.changed.notify_all()
+
+
+class _Lane(_Shared):
+    """The orders that wait for decoders of which one works at a time."""
+
+    def __init__(self, sample: Callable[[_Lane], None]):
+        super().__init__(lambda: sample(self))
+        self.orders: list[Order] = []
+
+    def next(self) -> list[Order]:
+        """Take the order that has waited longest and those that fit to it."""
+        with self.changed:
+            first = self.orders[0]
+            fitting = {
+                id(order.owner): order for order in reversed(self.orders) if order.fits(first)
+            }
+            batch = list(fitting.values())
+            self.orders = [order for order in self.orders if order not in batch]
+        return batch
 
 
 def few_heaps() -> None:

@@ -164,7 +164,7 @@ def test_media_of_several_calls_are_made_in_one_batch_and_one_may_leave(
 
     def release() -> None:
         until = time.monotonic() + 60
-        while len(chat.engine._orders) + sum(sizes) < 3:
+        while chat.engine.waiting + sum(sizes) < 3:
             assert time.monotonic() < until
             time.sleep(0.01)
         may.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -100,6 +101,36 @@ def test_text_goes_on_while_a_medium_is_made(
             told.set()
     assert TextDelta in kinds[kinds.index(MediumStarted) : kinds.index(Progress)]
     assert kinds[-2:] == [MediumReady, Done]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_decoders_work_side_by_side_on_a_cpu_and_in_turn_on_an_accelerator(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    made = Chat(tiny_model).reply(PROMPT, **OPTIONS).media
+    active, most = set[str](), [0]
+    both = threading.Barrier(3)
+
+    def sampler(key: str, medium: Medium) -> Callable[..., list[Medium]]:
+        def sample(*_: object, **__: object) -> list[Medium]:
+            active.add(key)
+            if device == "cpu":
+                both.wait(30)  # until all three are here
+            most[0] = max(most[0], len(active))
+            time.sleep(0.02)
+            active.remove(key)
+            return [medium]
+
+        return sample
+
+    for key, medium in zip(("image", "audio", "video"), made, strict=True):
+        decoder = tiny_model.decoders[key]
+        assert decoder.modality == medium.modality
+        monkeypatch.setattr(decoder, "device", torch.device(device))
+        monkeypatch.setattr(decoder, "sample", sampler(key, medium))
+    reply = Chat(tiny_model).reply(PROMPT, **OPTIONS)
+    assert [medium.modality for medium in reply.media] == [medium.modality for medium in made]
+    assert most[0] == (3 if device == "cpu" else 1)
 
 
 def test_previews_change_nothing_but_the_events(tiny_model: AnyToAny) -> None:

@@ -17,6 +17,7 @@ import inspect
 import json
 import logging
 import shlex
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ _CONVERT = (
     "from diffusers import DiffusionPipeline as Pipeline; "
     "Pipeline.from_pretrained({folder!r}, use_safetensors=False).save_pretrained({folder!r})"
 )
+
+_LOADING = threading.Lock()
+"""Held while a pipeline is loaded, since its libraries patch torch.nn for all threads meanwhile."""
 
 OnStep = Callable[[int, int], None]
 """Called with (step, steps) while sampling; may raise Cancelled."""
@@ -361,20 +365,24 @@ class ModalityDecoder:
     def pipeline(self) -> Any:
         """The diffusers pipeline, loaded once."""
         if self._pipeline is None:
-            self._check_offload()
-            # Weights that are born in inference mode could never take part in a training step.
-            with torch.inference_mode(False):
-                pipeline = load_pipeline(self.folder, self.dtype)
-                if self.config.offload == "none":
-                    pipeline.to(self.device)
-                else:
-                    getattr(pipeline, f"enable_{self.config.offload}_cpu_offload")(
-                        device=self.device
-                    )
-                self._loaded(pipeline)
-            self._pipeline, self._own_scheduler = pipeline, pipeline.scheduler
-            self._reschedule()
+            with _LOADING:
+                if self._pipeline is None:  # else another thread was first
+                    self._load()
         return self._pipeline
+
+    def _load(self) -> None:
+        self._check_offload()
+        # Weights that are born in inference mode could never take part in a training step.
+        with torch.inference_mode(False):
+            pipeline = load_pipeline(self.folder, self.dtype)
+            if self.config.offload == "none":
+                pipeline.to(self.device)
+            else:
+                getattr(pipeline, f"enable_{self.config.offload}_cpu_offload")(device=self.device)
+            self._loaded(pipeline)
+        self._own_scheduler = pipeline.scheduler
+        self._pipeline = pipeline
+        self._reschedule()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ModalityDecoder:
         """Where the pipeline lives (moved now if it is loaded; loaded again for another dtype than
