@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 CHUNK = 1024
 """Positions whose logits stand in memory at once in training."""
+BLOCK = 16
+"""Those of a chunk that a CPU's cache holds while they are worked at."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,45 @@ def _chunk(
     """Of some positions: -log p float32[P], its gradient by the hidden state float[P, D] (empty
     unless `needed`), and by the rows' product with it float32[P, O]."""
     words, chosen, is_word = _chosen(labels, head)
-    of_words = head.shape(F.linear(hidden, head.words, head.bias)).float()  # [P, V]
+    logits = F.linear(hidden, head.words, head.bias)  # [P, V]
     of_rows = head.shape(F.linear(hidden, rows)).float()  # [P, O]
-    total = torch.logaddexp(of_words.logsumexp(-1), of_rows.logsumexp(-1))
-    said = torch.where(is_word, of_words.gather(1, words)[:, 0], _pick(of_rows, chosen))
+    size = BLOCK if hidden.device.type == "cpu" else CHUNK
+    blocks = zip(
+        logits.split(size),
+        words.split(size),
+        is_word.split(size),
+        of_rows.logsumexp(-1).split(size),
+        strict=True,
+    )
+    found = [_block(*block, head, needed) for block in blocks]
+    total, said = (torch.cat(part) for part in zip(*found, strict=True))
+    nats = total - torch.where(is_word, said, _pick(of_rows, chosen))
     by_rows = _by_rows(of_rows, total, chosen, is_word, head)
     if not needed:
-        return total - said, hidden[:0], by_rows
+        return nats, hidden[:0], by_rows
+    by_hidden = logits.to(head.words.dtype) @ head.words + by_rows.to(rows.dtype) @ rows
+    return nats, by_hidden, by_rows
+
+
+def _block(
+    logits: Tensor, words: Tensor, is_word: Tensor, of_rows: Tensor, head: Head, needed: bool
+) -> tuple[Tensor, Tensor]:
+    """Of some of a chunk's positions: log of the sum over words and rows float32[P], and what the
+    head says of the label, if it is a word, float32[P]. With `needed` the logits become the
+    gradient of -log p by the head's product."""
+    of_words = head.shape(logits).float()
+    said = of_words.gather(1, words)[:, 0]
     slope = head.shape.slope(of_words)
-    by_words = of_words.sub_(total[:, None]).exp_()
-    by_words.scatter_add_(1, words, -is_word.float()[:, None])
-    if head.shape != LogitShape():
-        by_words *= slope
-    by_hidden = by_words.to(head.words.dtype) @ head.words + by_rows.to(rows.dtype) @ rows
-    return total - said, by_hidden, by_rows
+    most = of_words.amax(-1, keepdim=True)
+    by_words = of_words.sub_(most).exp_()
+    total = torch.logaddexp(by_words.sum(-1).log() + most[:, 0], of_rows)
+    if needed:
+        by_words *= (most - total[:, None]).exp()
+        by_words.scatter_add_(1, words, -is_word.float()[:, None])
+        if head.shape != LogitShape():
+            by_words *= slope
+        logits.copy_(by_words)
+    return total, said
 
 
 def _fused_chunk(

@@ -2,9 +2,11 @@
 
 Linear layers see the row as it is, without padding. For attention alone each conversation becomes a
 row of its own, whose keys begin with the opening that all of them share (a system prompt, say),
-which stands in the pack once. Time and memory are those of the conversations one by one.
-Legend: C conversations, P positions of the opening, S of the longest conversation after it,
-T = P + all that follows, H heads (those of keys may be fewer), E their width.
+which stands in the pack once; conversations of like length make a group. Time and memory are those
+of the conversations one by one.
+Legend: C conversations of a group, P positions of the opening, S of the group's longest
+conversation after it, T = P + all that follows, N = the groups' C * S together, H heads, K heads of
+keys, G = H / K, E their width, L keys.
 """
 
 from __future__ import annotations
@@ -21,63 +23,120 @@ KERNEL = "sdpa_packed"
 SHORT = 256
 """Keys up to which plain products have the faster gradient on a CPU; the fused kernel's is made for
 long rows."""
+GROUP = 10_000
+"""Pairs of a query and a key whose time on a CPU is that of a group more."""
 LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that it knows."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which place goes where: `opening` is P; `shape` (C, S). Two maps between what is packed [T]
-    and the conversations' own rows [C * S], flat: `to_rows` (any place where a conversation has
-    ended) and `to_pack` (of the T - P after the opening); and the same backwards, for gradients,
-    where a place that nothing came from is the one behind the last: `from_rows` [T], `from_pack`
-    [C * S]."""
+    """Which place goes where: `opening` is P; `shapes` (C, S) of each group. Two maps between what
+    follows the opening in the pack [T - P] and the groups' rows [N], flat: `to_rows` (any place
+    where a conversation has ended) and `to_pack`; and `from_pack` [N], which is `to_rows` with the
+    place behind the last one where a conversation has ended."""
 
     opening: int
-    shape: tuple[int, int]
+    shapes: tuple[tuple[int, int], ...]
     to_rows: Tensor
     to_pack: Tensor
-    from_rows: Tensor
     from_pack: Tensor
 
     @classmethod
     def of(cls, lengths: Sequence[int], opening: int, device: torch.device) -> Packing:
         """`lengths`: of the conversations, the opening not counted. Nothing is asked of the
         device."""
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         own = torch.tensor(lengths)
-        columns = torch.arange(max(lengths))
-        real = (columns < own[:, None]).flatten()
-        number = ((own.cumsum(0) - own)[:, None] + columns).flatten()  # of those after the opening
-        to_pack = real.nonzero().flatten()
+        starts = own.cumsum(0) - own
+        shapes, numbers, reals = [], [], []
+        for size in _groups([lengths[index] for index in order], opening, device):
+            members, order = torch.tensor(order[:size]), order[size:]
+            columns = torch.arange(int(own[members[0]]))
+            shapes.append((size, len(columns)))
+            numbers.append(
+                (starts[members, None] + columns).flatten()
+            )  # of those after the opening
+            reals.append((columns < own[members, None]).flatten())
+        number, real = torch.cat(numbers), torch.cat(reals)
+        to_pack = torch.empty(sum(lengths), dtype=torch.long)
+        to_pack[number[real]] = real.nonzero().flatten()
         maps = (
-            torch.where(real, opening + number, 0),
+            torch.where(real, number, 0),
             to_pack,
-            torch.cat([torch.full((opening,), len(real)), to_pack]),
             torch.where(real, number, len(to_pack)),
         )
-        shape = len(lengths), len(columns)
-        return cls(opening, shape, *(table.to(device, non_blocking=True) for table in maps))
+        return cls(opening, tuple(shapes), *(table.to(device, non_blocking=True) for table in maps))
 
 
-class _Moved(torch.autograd.Function):
-    """Rows [N, ...] -> rows [M, ...] by the place that each comes from. The gradient is moved the
-    same way, by a map of its own: what adds up rows by their number is many times slower."""
+def _groups(lengths: Sequence[int], opening: int, device: torch.device) -> list[int]:
+    """How many of the conversations, longest first, make each group: the least padding, where a
+    group is worth its own calls. An accelerator, whose calls cost more than its padding, has one.
+    """
+    if device.type != "cpu":
+        return [len(lengths)]
+    best = [(0, 0)]  # for the first n conversations: (cost, size of the last group)
+    for stop in range(1, len(lengths) + 1):
+        best.append(
+            min(
+                (
+                    best[start][0]
+                    + (stop - start) * lengths[start] * (opening + lengths[start])
+                    + GROUP,
+                    stop - start,
+                )
+                for start in range(stop)
+            )
+        )
+    sizes, stop = [], len(lengths)
+    while stop:
+        sizes.append(best[stop][1])
+        stop -= sizes[-1]
+    return sizes[::-1]
+
+
+class _Apart(torch.autograd.Function):
+    """What is packed, float[T, H, E], -> its opening float[P, H, E] and the groups' rows
+    float[N, H, E]. The gradient is moved by a map of its own, since what adds up rows by their
+    number is many times slower."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, back: Tensor) -> Tensor:  # pyright: ignore
-        ctx.save_for_backward(back)
-        return rows.index_select(0, places)
+    def forward(  # pyright: ignore
+        ctx: Any, states: Tensor, opening: int, to_rows: Tensor, to_pack: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(to_pack)
+        return states[:opening].clone(), states[opening:].index_select(0, to_rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        (back,) = ctx.saved_tensors
-        nothing = gradient.new_zeros(1, *gradient.shape[1:])
-        return torch.cat([gradient, nothing]).index_select(0, back), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _packed(*gradients, *ctx.saved_tensors), None, None, None
 
 
-def _moved(rows: Tensor, places: Tensor, back: Tensor) -> Tensor:
-    moved: Tensor = _Moved.apply(rows, places, back)  # pyright: ignore[reportAssignmentType]
-    return moved
+class _Together(torch.autograd.Function):
+    """The opening float[P, H, E] and the groups' rows float[N, H, E] -> what is packed,
+    float[T, H, E]."""
+
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any, first: Tensor, rows: Tensor, to_pack: Tensor, from_pack: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(from_pack)
+        ctx.opening = len(first)
+        return _packed(first, rows, to_pack)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (from_pack,) = ctx.saved_tensors
+        first, rest = gradient[: ctx.opening], gradient[ctx.opening :]
+        nothing = rest.new_zeros(1, *rest.shape[1:])
+        return first, torch.cat([rest, nothing]).index_select(0, from_pack), None, None
+
+
+def _packed(first: Tensor, rows: Tensor, to_pack: Tensor) -> Tensor:
+    found = rows.new_empty(len(first) + len(to_pack), *rows.shape[1:])
+    found[: len(first)] = first
+    torch.index_select(rows, 0, to_pack, out=found[len(first) :])
+    return found
 
 
 def attend(
@@ -93,54 +152,94 @@ def attend(
     float[1, T, H, E]."""
     if packing is None:
         return _attend(module, query, key, value, attention_mask, **options)
-    opening, (count, longest) = packing.opening, packing.shape
-    window = options.get("sliding_window")
-
-    def apart(states: Tensor) -> Tensor:
-        """float[1, H, T, E] -> float[C, H, S, E]"""
-        flat = _moved(states[0].transpose(0, 1), packing.to_rows, packing.from_rows)
-        return flat.unflatten(0, packing.shape).transpose(1, 2)
-
-    def before(states: Tensor) -> Tensor:
-        """float[1, H, T, E] -> float[C, H, P + S, E]"""
-        shared = states[:, :, :opening].expand(count, -1, -1, -1)
-        return torch.cat([shared, apart(states)], dim=2) if opening else apart(states)
-
-    mask = _causal(opening, longest, window, query.device)
-    read, _ = _attend(module, apart(query), before(key), before(value), mask, **options)
-    flat = read.flatten(0, 1)  # [C * S, H, E]
-    found = _moved(flat, packing.to_pack, packing.from_pack)[None]  # [1, T - P, H, E]
-    if opening == 0:
-        return found, None
-    first, _ = _attend(
-        module,
-        query[:, :, :opening],
-        key[:, :, :opening],
-        value[:, :, :opening],
-        _causal(0, opening, window, query.device),
-        **options,
+    opening, window = packing.opening, options.get("sliding_window")
+    (query, key, value), *rows = zip(
+        *(_apart(states, packing) for states in (query, key, value)), strict=True
     )
-    return torch.cat([first, found], dim=1), None
+    reads = []
+    for (_, longest), (own, keys, values) in zip(packing.shapes, rows, strict=True):
+        mask = _causal(opening, longest, window, query.device)
+        keys, values = _behind(key, keys), _behind(value, values)
+        reads.append(_attend(module, own, keys, values, mask, **options)[0].flatten(0, 1))
+    read = reads[0][:0]
+    if opening:
+        mask = _causal(0, opening, window, query.device)
+        read = _attend(module, query, key, value, mask, **options)[0][0]
+    found: Tensor = _Together.apply(  # pyright: ignore
+        read, torch.cat(reads), packing.to_pack, packing.from_pack
+    )
+    return found[None], None
+
+
+def _apart(states: Tensor, packing: Packing) -> list[Tensor]:
+    """float[1, H, T, E] -> the opening float[1, H, P, E], then float[C, H, S, E] of each group."""
+    first, flat = _Apart.apply(  # pyright: ignore
+        states[0].transpose(0, 1), packing.opening, packing.to_rows, packing.to_pack
+    )
+    parts = flat.split([count * longest for count, longest in packing.shapes])
+    groups = zip(parts, packing.shapes, strict=True)
+    return [
+        first.transpose(0, 1)[None],
+        *(part.unflatten(0, shape).transpose(1, 2) for part, shape in groups),
+    ]
+
+
+def _behind(opening: Tensor, own: Tensor) -> Tensor:
+    """The keys that a group's conversations see: float[1, K, P, E] before float[C, K, S, E]."""
+    if opening.shape[2] == 0:
+        return own
+    return torch.cat([opening.expand(len(own), -1, -1, -1), own], dim=2)
 
 
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers' `sdpa`, or the same by plain products where that trains faster."""
-    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     short = query.device.type == "cpu" and query.requires_grad and key.shape[2] <= SHORT
-    if not short or options.get("dropout") or (mask is not None and mask.dtype != torch.bool):
+    plain = mask is None or mask.dtype == torch.bool
+    if not (short and plain and query.dtype == key.dtype == value.dtype) or options.get("dropout"):
         return sdpa_attention_forward(module, query, key, value, mask, **options)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if mask is None:
         (own, seen) = query.shape[2], key.shape[2]
-        mask = torch.ones(own, seen, dtype=torch.bool).tril(seen - own)
+        mask = torch.ones(own, seen, dtype=torch.bool).tril(seen - own)[None, None]
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    scores = (query * scale) @ key.transpose(2, 3)  # [B, H, S, P + S]
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return (scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value).transpose(1, 2), None
+    read: Tensor = _Plain.apply(query, key, value, mask, scale)  # pyright: ignore
+    return read, None
+
+
+class _Plain(torch.autograd.Function):
+    """Attention by plain products: float[B, H, S, E], float[B, K, L, E] twice and what is seen,
+    bool[B, 1, S, L], -> float[B, S, H, E]. Heads that share keys are rows of one product, and of
+    what is between the products only the softmax is kept."""
+
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+    ) -> Tensor:
+        batch, heads, own, _ = query.shape
+        query = (query * scale).reshape(
+            batch, key.shape[1], -1, query.shape[-1]
+        )  # [B, K, G * S, E]
+        scores = query @ key.transpose(2, 3)
+        by_head = scores.view(batch, heads, own, -1)
+        by_head.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # [B, K, G * S, L]
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scale = scale
+        return (weights @ value).view(batch, heads, own, -1).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        query, key, value, weights = ctx.saved_tensors
+        batch, own, heads, _ = gradient.shape
+        gradient = gradient.transpose(1, 2).reshape(batch, key.shape[1], -1, value.shape[-1])
+        by_weights = gradient @ value.transpose(2, 3)
+        by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+        by_query = (by_scores @ key).mul_(ctx.scale).view(batch, heads, own, -1)
+        by_key = by_scores.transpose(2, 3) @ query
+        return by_query, by_key, weights.transpose(2, 3) @ gradient, None, None
 
 
 def register() -> None:
