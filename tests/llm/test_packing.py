@@ -1,0 +1,63 @@
+"""Packed attention against the plain one with a mask of everything."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmllm.llm import packing
+from mmllm.llm.packing import Packing
+
+LENGTHS = (4, 9, 1, 5, 9, 2)
+CPU = torch.device("cpu")
+
+
+def seen(opening: int, window: int | None) -> Tensor:
+    """bool[T, T]: the opening before it and its own conversation as far as it is said."""
+    whose = torch.tensor(
+        [-1] * opening + [n for n, size in enumerate(LENGTHS) for _ in range(size)]
+    )
+    place = torch.cat([torch.arange(opening), *(opening + torch.arange(n) for n in LENGTHS)])
+    behind = place[:, None] - place
+    mask = (behind >= 0) & ((whose[:, None] == whose) | (whose == -1))
+    return mask if window is None else mask & (behind < window)
+
+
+@pytest.mark.parametrize("group", [0, 10_000], ids=["many groups", "one group"])
+@pytest.mark.parametrize("short", [0, 256], ids=["fused", "plain"])
+@pytest.mark.parametrize(("opening", "window"), [(0, None), (3, None), (0, 4), (3, 4)])
+def test_packed_attention_and_its_gradients_are_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, opening: int, window: int | None, short: int, group: int
+) -> None:
+    monkeypatch.setattr(packing, "GROUP", group)
+    monkeypatch.setattr(packing, "SHORT", short)
+    torch.manual_seed(0)
+    total = opening + sum(LENGTHS)
+    states = [torch.randn(1, heads, total, 8, requires_grad=True) for heads in (6, 2, 2)]
+    weigh = torch.randn(1, total, 6, 8)
+    rows = Packing.of(LENGTHS, opening, CPU)
+    assert len(rows.shapes) == (len(LENGTHS) if group == 0 else 1)
+    module = SimpleNamespace(num_key_value_groups=3, is_causal=True, training=True)
+    options = {"scaling": 0.3, "sliding_window": window}
+    found, _ = packing.attend(module, *states, None, packing=rows, **options)
+    gradients = torch.autograd.grad((found * weigh).sum(), states)
+    plain = F.scaled_dot_product_attention(
+        *states, attn_mask=seen(opening, window), scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    for one, other in zip(
+        gradients, torch.autograd.grad((plain * weigh).sum(), states), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_groups_spare_padding_where_it_is_worth_a_call() -> None:
+    lengths = [30] * 20 + [300]
+    rows = Packing.of(lengths, 10, CPU)
+    assert rows.shapes == ((1, 300), (20, 30))
+    assert sorted(rows.from_pack[rows.to_pack].tolist()) == list(range(sum(lengths)))
+    assert packing._groups([300] + [30] * 20, 10, torch.device("cuda")) == [21]
