@@ -152,7 +152,9 @@ def test_a_reply_keeps_the_order_of_text_and_media(tiny_model: AnyToAny) -> None
         list(writer.add(piece))
         if isinstance(piece, Run):
             wanted.append(_Wanted(0, number, len(writer.parts) - 1, piece))
-    chat._make(wanted, [writer], _Request({}, {}, [0], None, None, False, lambda: False, 0.0))
+    request = _Request({}, {}, [0], None, None, False, lambda: False, 0.0)
+    for key, batch in request.batches(wanted):
+        chat._make(key, batch, [writer], request)
     assert [type(part) for part in writer.parts] == [Text, Image, Text, Audio]
     assert writer.parts[0] == Text(tokenizer.decode(one))
 
