@@ -54,9 +54,7 @@ class Packing:
             members, order = torch.tensor(order[:size]), order[size:]
             columns = torch.arange(int(own[members[0]]))
             shapes.append((size, len(columns)))
-            numbers.append(
-                (starts[members, None] + columns).flatten()
-            )  # of those after the opening
+            numbers.append((starts[members, None] + columns).flatten())
             reals.append((columns < own[members, None]).flatten())
         number, real = torch.cat(numbers), torch.cat(reals)
         to_pack = torch.empty(sum(lengths), dtype=torch.long)
@@ -219,13 +217,11 @@ class _Plain(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     ) -> Tensor:
         batch, heads, own, _ = query.shape
-        query = (query * scale).reshape(
-            batch, key.shape[1], -1, query.shape[-1]
-        )  # [B, K, G * S, E]
-        scores = query @ key.transpose(2, 3)
+        query = (query * scale).reshape(batch, key.shape[1], -1, query.shape[-1])
+        scores = query @ key.transpose(2, 3)  # [B, K, G * S, L]
         by_head = scores.view(batch, heads, own, -1)
         by_head.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # [B, K, G * S, L]
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
         ctx.save_for_backward(query, key, value, weights)
         ctx.scale = scale
         return (weights @ value).view(batch, heads, own, -1).transpose(1, 2)

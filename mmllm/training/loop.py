@@ -51,6 +51,11 @@ _MAY_CHANGE = {
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
 
+_FEW_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+"""On a CPU oneDNN keeps what it has made for the last 1,024 shapes. Each step's packed rows have
+shapes of their own, so most of that is never used again; these hold a step's several times over."""
+
+
 def dry_run(run: RunConfig, *, progress: bool = True) -> None:
     """One step of everything that a stage does, checkpoint, validation and samples included, in a
     folder that is deleted: what is wrong is found in a minute instead of at the end."""
@@ -69,12 +74,6 @@ def dry_run(run: RunConfig, *, progress: bool = True) -> None:
         )
         train(replace(run, stage=once), progress=progress, ahead=False)
     logger.info("dry run: one step of everything went well; nothing was kept")
-
-
-_FEW_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-"""On a CPU oneDNN keeps what it has made for the last 1,024 shapes, and each step's packed rows are
-of shapes of their own: 22 steps of 32 conversations of mini's stage 3 left a process at 3.5 GB with
-them and at 2.9 GB with these, which hold a step's several times over."""
 
 
 def train(
