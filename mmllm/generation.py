@@ -4,11 +4,13 @@ A run that has begun is fed whole, in one forward pass: its K tokens and nothing
 rows take steps of different widths (one token, or a run); a step is as wide as its widest row and
 the others are padded on the left with positions that nobody attends to. Every row draws from its
 own generator, so a batch gives what single calls give. Rows join a batch that is running, and
-leave it as soon as they are done: see Decoding.
+leave it as soon as they are done: see Decoding. A row that is alone is fed what it may well say
+next besides, as far as the conversation has said it before (mmllm.prompt_lookup): what it chooses
+is the same, in fewer passes.
 
 A conversation that goes on is prefilled from where the engine left it: see Prefixes.
 
-Legend: B rows, T positions, D width, K signal tokens, V text vocabulary, O outputs.
+Legend: B rows, T positions, D width, K signal tokens, V text vocabulary, O outputs, G guesses.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +33,7 @@ from mmllm.data.frozen import identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.model import AnyToAny
+from mmllm.prompt_lookup import PromptLookup
 
 Choice = Literal["auto", "force", "forbid"]
 
@@ -38,6 +42,8 @@ Choice = Literal["auto", "force", "forbid"]
 class Sampling:
     """How tokens are chosen. `temperature` 0 is greedy. `max_media` bounds a reply's media. Text
     ends before the first of the `stop` strings (then `ids` hold the beginning of it, or all).
+    `prompt_lookup`: how many tokens may be guessed at once (mmllm.prompt_lookup); 0 is one token a
+    pass, always.
     Forced media come in the order in which `modalities` names them, at the latest at the end."""
 
     max_new_tokens: int = 256
@@ -47,11 +53,14 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_media: int = 4
     stop: Sequence[str] = ()
+    prompt_lookup: int = 15
     modalities: Mapping[str, Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.max_media < 0:
             raise ConfigError("max_new_tokens must be at least 1 and max_media at least 0")
+        if self.prompt_lookup < 0:
+            raise ConfigError(f"prompt_lookup must not be negative, got {self.prompt_lookup}")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ConfigError(
                 "temperature and top_k must not be negative, and top_p must lie in (0, 1]; got "
@@ -129,6 +138,8 @@ class Row:
         """What it is fed next: one token, a whole run, or nothing where it is done."""
         self.symbols: list[Hashable] = []
         """What it was fed, by position; empty where its cache is not to be kept."""
+        self.said = PromptLookup()
+        """The ids of the conversation, `next` among them."""
         self._seen: set[int] = set()
         self._stopped = False
         keys = model.renderer.output_keys
@@ -147,6 +158,7 @@ class Row:
     def choose(self, logits: Tensor) -> None:
         """float[V + O] -> `next`."""
         self.next = [] if self.done else self._chosen(logits)
+        self.said.add(self.next)
 
     def _chosen(self, logits: Tensor) -> list[int]:
         row = self._pick(self._constrained(logits.float()))
@@ -166,6 +178,13 @@ class Row:
         self._stopped = self._stopped or self._spells_stop()
         self.on_piece(row)
         return [row]
+
+    def guess(self) -> list[int]:
+        """Words that may be chosen behind `next`."""
+        left = self.sampling.max_new_tokens - len(self.answer.ids)
+        guessed = self.said.guess(min(self.sampling.prompt_lookup, left)) if self.next else []
+        known = self.tokens.vocabulary
+        return list(takewhile(lambda word: word < known and word not in self.end_ids, guessed))
 
     def fed(self, states: Tensor) -> None:
         """Note that `next` was fed; its states, float[len(next), D], are kept if it is a run."""
@@ -287,6 +306,8 @@ def prepare(
     `prefixes` are used, and added to, where B is 1. Any thread may do this at any time. Raises
     MediaError."""
     lengths = [len(prompt) for prompt in prompts]
+    for row, prompt in zip(rows, prompts, strict=True):
+        row.said.add(prompt.ids)
     if not (prefixes and prefixes.num_kept and len(prompts) == 1):
         return Prefill(list(rows), lengths, _batch(model, prompts, lookup))
     (prompt,), (row,) = prompts, rows
@@ -298,18 +319,22 @@ def prepare(
 
 @dataclass
 class _Group:
-    """Rows in one cache. `mask` bool[B, T]: real positions; `last` float[B, D]: each row's last
-    state."""
+    """Rows in one cache. `mask` bool[B, T]: real positions."""
 
     rows: list[Row]
     mask: Tensor
     cache: Any
-    last: Tensor
+
+    def cut(self, num: int) -> None:
+        """Drop the last positions."""
+        if num:
+            self.mask = self.mask[:, :-num]
+            self.cache.cut(num)
 
 
 class Decoding:
-    """Rows that are answered together; `step` by step each is fed a token or a run. Rows join
-    between steps, and leave when they are done. One thread at a time.
+    """Rows that are answered together; `step` by step each is fed a token or a run, and chooses
+    the next. Rows join between steps, and leave when they are done. One thread at a time.
 
     Rows of models that forget (sliding windows, recurrent states) cannot move to another cache:
     those that join later take steps of their own, and all leave together.
@@ -327,8 +352,9 @@ class Decoding:
 
     @torch.inference_mode()
     def join(self, entry: Prefill) -> None:
-        """Read prompts; their rows take part from the next step on."""
+        """Read prompts, and choose what is said first; steps feed their rows from then on."""
         group = _read(self.model, entry)
+        self._keep(group)
         if not (self._groups and group.cache.divisible):
             self._groups.append(group)
             return
@@ -337,23 +363,22 @@ class Decoding:
         width = max(into.mask.shape[1], group.mask.shape[1])
         masks = [F.pad(mask, (width - mask.shape[1], 0)) for mask in (into.mask, group.mask)]
         into.mask = torch.cat(masks)
-        into.last = torch.cat([into.last, group.last])
         into.rows = [*into.rows, *group.rows]
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Choose for every row, and feed what was chosen in one forward pass."""
+        """Feed every row what it chose, in one forward pass, and let it choose again."""
         self.tidy()
         for group in self._groups:
-            logits = self.model.llm.head(group.last)  # [B, V + O]
-            for index, row in enumerate(group.rows):
-                row.choose(logits[index])
-                if not row.next and row.symbols and self.prefixes and group.cache.divisible:
-                    self.prefixes.keep(row.symbols, group.cache.row(index, group.mask[index]))
-            _leave(group, [index for index, row in enumerate(group.rows) if row.next])
-            if group.rows:
-                _advance(self.model, group)
+            _advance(self.model, group)
+            self._keep(group)
         self.tidy()
+
+    def _keep(self, group: _Group) -> None:
+        """Remember the caches of rows that have come to their end."""
+        for index, row in enumerate(group.rows):
+            if not row.next and row.symbols and self.prefixes and group.cache.divisible:
+                self.prefixes.keep(row.symbols, group.cache.row(index, group.mask[index]))
 
     def tidy(self) -> None:
         """Let go of rows that are done."""
@@ -418,7 +443,7 @@ def _rest(prompt: Rendered, known: int) -> Rendered:
 
 
 def _read(model: AnyToAny, entry: Prefill) -> _Group:
-    """Embed prompts, padded on the left, and fill the cache with what it does not hold."""
+    """Embed prompts, padded on the left, fill the cache with what it does not hold, and choose."""
     batch = entry.batch.to(model.device)
     embeds, mask, positions = model.embed(batch), batch.mask, batch.positions  # padded on the right
     assert mask is not None
@@ -431,7 +456,9 @@ def _read(model: AnyToAny, entry: Prefill) -> _Group:
     cache = model.llm.new_cache() if entry.cache is None else entry.cache
     mask = F.pad(mask, (entry.known, 0), value=True)
     hidden = model.llm(embeds, mask=mask, positions=positions + entry.known, cache=cache)
-    return _Group(entry.rows, mask, cache, hidden[:, -1])
+    for row, logits in zip(entry.rows, model.llm.head(hidden[:, -1]), strict=True):
+        row.choose(logits)
+    return _Group(entry.rows, mask, cache)
 
 
 def _leave(group: _Group, left: list[int]) -> None:
@@ -448,7 +475,6 @@ def _leave(group: _Group, left: list[int]) -> None:
     start = int(mask.any(0).int().argmax())
     group.cache.keep(left, start)
     group.mask = mask[:, start:]
-    group.last = group.last[left]
     group.rows = [group.rows[index] for index in left]
 
 
@@ -488,14 +514,17 @@ def _shared(fed: Sequence[Hashable], symbols: Sequence[Hashable]) -> int:
 
 
 def _advance(model: AnyToAny, group: _Group) -> None:
-    """Feed every row its next ids, in one forward pass as wide as the widest step."""
-    width = max(len(row.next) for row in group.rows)
+    """Feed every row its next ids, in one forward pass as wide as the widest step, and choose."""
+    alone = len(group.rows) == 1 and group.cache.divisible
+    guesses = group.rows[0].guess() if alone else []
+    steps = [[*row.next, *guesses] for row in group.rows]
+    width = max(map(len, steps))
     ids = torch.zeros(len(group.rows), width, dtype=torch.long)
     real = torch.zeros(len(group.rows), width, dtype=torch.bool)
     positions = torch.zeros(len(group.rows), width, dtype=torch.long)
-    for index, row in enumerate(group.rows):
-        if num := len(row.next):
-            ids[index, -num:] = torch.tensor(row.next)
+    for index, (row, step) in enumerate(zip(group.rows, steps, strict=True)):
+        if num := len(step):
+            ids[index, -num:] = torch.tensor(step)
             real[index, -num:] = True
             positions[index, -num:] = torch.arange(row.position, row.position + num)
     device = group.mask.device
@@ -503,7 +532,16 @@ def _advance(model: AnyToAny, group: _Group) -> None:
     embeds = model.llm.embed(ids.to(device))
     positions = positions.to(device)
     hidden = model.llm(embeds, mask=group.mask, positions=positions, cache=group.cache)
-    group.last = hidden[:, -1]
-    for index, row in enumerate(group.rows):
+    last = hidden[:, width - 1 - len(guesses) :]  # [B, 1 + G, D]
+    logits = model.llm.head(last.flatten(0, 1)).unflatten(0, last.shape[:2])
+    for index, (row, step) in enumerate(zip(group.rows, steps, strict=True)):
         if row.next:
-            row.fed(hidden[index, -len(row.next) :])
+            start = width - len(step)
+            row.fed(hidden[index, start : start + len(row.next)])
+        row.choose(logits[index, 0])
+    right = 0
+    while right < len(guesses) and group.rows[0].next == guesses[right : right + 1]:
+        right += 1
+        group.rows[0].fed(last[0, right : right + 1])
+        group.rows[0].choose(logits[0, right])
+    group.cut(len(guesses) - right)

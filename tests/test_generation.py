@@ -114,7 +114,7 @@ def test_a_run_once_begun_completes_and_is_fed_in_one_step(tiny_model: AnyToAny,
         tiny_model,
         [tiny_model.renderer.render(PROMPTS[0], for_reply=True)],
         FrozenWork(tiny_model),
-        sampling=Sampling(max_new_tokens=4, max_media=3),
+        sampling=Sampling(max_new_tokens=4, max_media=3, prompt_lookup=0),
     )[0]
     length = len(tiny_model.llm.tokens.run(key))
     assert len(answer.runs) == 3

@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "mini": {"errors"},
     "gallery": {"conversation"},
     "replies": {"conversation"},
+    "prompt_lookup": set(),
     # The parts, which do not know one another.
     "projections": {"errors"},
     "llm": {"errors", "precision", "tokens", "weights"},
@@ -44,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "errors", "llm", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
-    "generation": {"conversation", "data", "errors", "model"},
+    "generation": {"conversation", "data", "errors", "model", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},
     "chat": {
         "checkpoints",

@@ -71,14 +71,14 @@ def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
     embeds = tiny_model.embed(batch)
     plain = tiny_model.llm.embed(batch.ids)
     rendered = tiny_model.renderer.render(conversation)
-    taken = torch.zeros(len(rendered), dtype=torch.bool)
+    taken = torch.zeros(rendered.learnt, dtype=torch.bool)
     for place in rendered.inputs:
         expected = tiny_model.encoders[place.key].encode([place.medium]).tokens.mean()
         span = slice(place.start, place.start + place.length)
         assert torch.allclose(embeds[1, span], expected.expand_as(embeds[1, span]))
         taken[span] = True
-    rest = embeds[1, : len(rendered)][~taken]
-    assert torch.equal(rest, plain[1, : len(rendered)][~taken])
+    rest = embeds[1, : rendered.learnt][~taken]
+    assert torch.equal(rest, plain[1, : rendered.learnt][~taken])
     assert torch.equal(embeds[0], plain[0])
 
 

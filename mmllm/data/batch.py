@@ -93,15 +93,15 @@ def collate(
     targets: bool = True,
 ) -> Batch:
     """Pad on the right, or pack into one row without padding, what all conversations begin with
-    standing there once (with `share`). `targets`: look up what the output media are aligned with
-    (not needed to generate).
+    standing there once (with `share`). `targets`: it is learnt from, so look up what the output
+    media are aligned with, and leave out what comes behind the last state that is needed.
 
     `input_widths` and `output_widths` name every key of the model with its N or K: a key that no
     item uses gets zero rows, so that what trains always gets a gradient. `seeds`: one number per
     item, from which the noise of its media is drawn.
     """
-    lengths = [len(item) for item in items]
-    shared = _common_opening(items) if share else 0
+    lengths = [(item.learnt if targets else 0) or len(item) for item in items]
+    shared = _common_opening(items, min(lengths) - 1) if share else 0
     if pack:
         own = [length - shared for length in lengths]
         offsets = [sum(own[:index]) for index in range(len(items))]
@@ -115,11 +115,11 @@ def collate(
     mask = torch.zeros(rows * total, dtype=torch.bool)
     supervised: list[int] = []
     labels: list[int] = []
-    for item, offset in zip(items, offsets, strict=True):
+    for item, length, offset in zip(items, lengths, offsets, strict=True):
         begin = shared if pack and offset else 0  # the first one brings what all begin with
-        places = slice(offset + begin, offset + len(item))
-        ids[places] = torch.tensor(item.ids[begin:])
-        positions[places] = torch.arange(begin, len(item))
+        places = slice(offset + begin, offset + length)
+        ids[places] = torch.tensor(item.ids[begin:length])
+        positions[places] = torch.arange(begin, length)
         mask[places] = True
         for index, label in enumerate(item.labels):
             if label != UNSUPERVISED:  # the state before a token predicts it
@@ -145,10 +145,9 @@ def collate(
     )
 
 
-def _common_opening(items: Sequence[Rendered]) -> int:
-    """How many first positions are equal in all rows: no medium, and one position left to each."""
+def _common_opening(items: Sequence[Rendered], limit: int) -> int:
+    """How many of so many first positions are equal in all rows, and no medium's."""
     first = items[0]
-    limit = min(len(item) for item in items) - 1
     for item in items:
         limit = min([limit, *(place.start for place in [*item.inputs, *item.outputs])])
         for index in range(limit):

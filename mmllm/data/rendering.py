@@ -61,6 +61,14 @@ class Rendered:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def learnt(self) -> int:
+        """How many positions there are up to the last one whose state is learnt from, or that a
+        medium takes: what ends the last turn is predicted, and need not be read."""
+        last = max((at for at, label in enumerate(self.labels) if label != UNSUPERVISED), default=0)
+        ends = (place.start + place.length for place in [*self.inputs, *self.outputs])
+        return max(last, *ends, 0)
+
 
 class Renderer:
     """Renders for one model: its tokenizer, its tokens, its encoders and decoders."""

@@ -78,6 +78,11 @@ class Cache(DynamicCache):
             kept = torch.tensor(rows, device=layer.keys.device)
             layer.take(layer.keys[kept, :, start:], layer.values[kept, :, start:])
 
+    def cut(self, num: int) -> None:
+        """Forget the last positions."""
+        for layer in self._parts:
+            layer.keys, layer.values = layer.keys[..., :-num, :], layer.values[..., :-num, :]
+
     def join(self, other: Cache) -> None:
         """Take the rows of another one in, the shorter padded on the left with zeros."""
         for layer, more in zip(self._parts, other._parts, strict=True):

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import packing
 from mmllm.llm.head import Head, LogitShape
+from mmllm.llm.lora import adapted_linear
 from mmllm.llm.stack import Stack, product
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
@@ -184,6 +185,8 @@ class LanguageModel(nn.Module):
         from peft import get_peft_model
 
         lora = _lora_config(self.config.lora)
+        if not self.is_quantized:
+            lora._register_custom_module({nn.Linear: adapted_linear()})
         with torch.random.fork_rng(devices=[]):  # the same adapters in every process and run
             torch.manual_seed(0)
             try:

@@ -4,15 +4,16 @@ Linear layers see the row as it is, without padding. For attention alone each co
 row of its own, whose keys begin with the opening that all of them share (a system prompt, say),
 which stands in the pack once; conversations of like length make a group. Time and memory are those
 of the conversations one by one.
-Legend: C conversations of a group, P positions of the opening, S of the group's longest
-conversation after it, T = P + all that follows, N = the groups' C * S together, H heads, K heads of
-keys, G = H / K, E their width, L keys.
+Legend: C conversations of a group, P positions of the opening that they see, S of the group's
+longest conversation after it, L = P + S, T positions of the pack, N = the groups' C * S together,
+or C * L for keys; H heads, K heads of keys, E their width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,46 +26,128 @@ SHORT = 256
 long rows."""
 GROUP = 10_000
 """Pairs of a query and a key whose time on a CPU is that of a group more."""
+ALIGNED = 4
+"""L is a multiple of it: products of odd widths take a fifth longer on a CPU."""
 LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that it knows."""
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Which place goes where: `opening` is P; `shapes` (C, S) of each group. Two maps between what
-    follows the opening in the pack [T - P] and the groups' rows [N], flat: `to_rows` (any place
-    where a conversation has ended) and `to_pack`; and `from_pack` [N], which is `to_rows` with the
-    place behind the last one where a conversation has ended."""
+class _Group:
+    """C conversations that see `before` (P) positions of the opening. `places` int[C, S]: where
+    they stand in the pack; anywhere where `real` bool[C, S] says that one has ended."""
 
-    opening: int
-    shapes: tuple[tuple[int, int], ...]
-    to_rows: Tensor
-    to_pack: Tensor
-    from_pack: Tensor
+    before: int
+    places: Tensor
+    real: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.places)
+
+    @property
+    def own(self) -> int:
+        """S"""
+        return self.places.shape[1]
+
+    @property
+    def seen(self) -> int:
+        """L"""
+        return self.before + self.own
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Which of T rows stands in which of N, and the other way round: `take` int[N], `back` int[T];
+    in the rows `empty` stands none. With heads each row is that of one head."""
+
+    take: Tensor
+    back: Tensor
+    empty: Tensor
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """float[T, E] -> float[N, E], anything in those that are empty."""
+        return rows.index_select(0, self.take)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """float[N, E] -> float[T, E]"""
+        return rows.index_select(0, self.back)
+
+
+class Packing:
+    """Which place goes where, for all layers of one forward pass."""
+
+    def __init__(self, groups: Sequence[_Group], device: torch.device):
+        self.groups = groups
+        self.device = device
+        self.map = cache(self._map)
+        self.mask = cache(self._mask)
+        self.bias = cache(self._bias)
 
     @classmethod
     def of(cls, lengths: Sequence[int], opening: int, device: torch.device) -> Packing:
         """`lengths`: of the conversations, the opening not counted. Nothing is asked of the
-        device."""
+        device. The opening is a group of its own."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         own = torch.tensor(lengths)
-        starts = own.cumsum(0) - own
-        shapes, numbers, reals = [], [], []
+        starts = opening + own.cumsum(0) - own
+        groups = []
+        if opening:
+            groups.append(_group(torch.tensor([0]), torch.tensor([opening]), 0))
         for size in _groups([lengths[index] for index in order], opening, device):
             members, order = torch.tensor(order[:size]), order[size:]
-            columns = torch.arange(int(own[members[0]]))
-            shapes.append((size, len(columns)))
-            numbers.append((starts[members, None] + columns).flatten())
-            reals.append((columns < own[members, None]).flatten())
-        number, real = torch.cat(numbers), torch.cat(reals)
-        to_pack = torch.empty(sum(lengths), dtype=torch.long)
-        to_pack[number[real]] = real.nonzero().flatten()
-        maps = (
-            torch.where(real, number, 0),
-            to_pack,
-            torch.where(real, number, len(to_pack)),
-        )
-        return cls(opening, tuple(shapes), *(table.to(device, non_blocking=True) for table in maps))
+            groups.append(_group(starts[members], own[members], opening))
+        return cls(groups, device)
+
+    def _map(self, heads: int, keys: bool) -> _Map:
+        """For rows of `heads` heads in the pack, int[T * heads], and by head in a group: of keys
+        [C, heads, L], or of what asks for them [C, heads, S]."""
+        places, reals = [], []
+        head = torch.arange(heads)[:, None]
+        for group in self.groups:
+            place, real = group.places, group.real
+            if keys:
+                opening = torch.arange(group.before).expand(group.count, -1)
+                place = torch.cat([opening, place], dim=1)
+                real = torch.cat([torch.zeros_like(opening, dtype=torch.bool), real], dim=1)
+            places.append((place[:, None] * heads + head).flatten())
+            reals.append(real[:, None].expand(-1, heads, -1).flatten())
+        take, real = torch.cat(places), torch.cat(reals)
+        back = torch.empty(int(real.sum()), dtype=torch.long)
+        back[take[real]] = real.nonzero().flatten()
+        found = take, back, (~real).nonzero().flatten()
+        return _Map(*(table.to(self.device, non_blocking=True) for table in found))
+
+    def _mask(self, index: int, window: int | None) -> Tensor | None:
+        """What each position of a group sees, bool[1, 1, S, L]; None: all up to itself."""
+        group = self.groups[index]
+        if group.before == 0 and (window is None or group.own <= window):
+            return None
+        return _seen(group.own, group.seen, window, self.device)
+
+    def _bias(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """The same as what is added to scores: float[1, 1, S, L]."""
+        group = self.groups[index]
+        return _added(_seen(group.own, group.seen, window, self.device), dtype)
+
+    def sum_keys(self, gradient: Tensor, heads: int) -> Tensor:
+        """The gradient by the groups' keys, float[N * heads, E], as that by the pack's,
+        float[T * heads, E]: the opening stands in every conversation."""
+        found = self.map(heads, keys=True).gather(gradient)
+        sizes = [group.count * heads * group.seen for group in self.groups]
+        for group, part in zip(self.groups, gradient.split(sizes), strict=True):
+            if before := group.before:
+                opening = part.view(group.count, heads, group.seen, -1)[:, :, :before].sum(0)
+                found[: before * heads] += opening.transpose(0, 1).flatten(0, 1)
+        return found
+
+
+def _group(starts: Tensor, own: Tensor, before: int) -> _Group:
+    """Conversations that start at int[C] and have int[C] positions, the longest first."""
+    longest = -(-(before + int(own[0])) // ALIGNED) * ALIGNED - before
+    columns = torch.arange(longest)
+    real = columns < own[:, None]
+    return _Group(before, torch.where(real, starts[:, None] + columns, 0), real)
 
 
 def _groups(lengths: Sequence[int], opening: int, device: torch.device) -> list[int]:
@@ -93,50 +176,6 @@ def _groups(lengths: Sequence[int], opening: int, device: torch.device) -> list[
     return sizes[::-1]
 
 
-class _Apart(torch.autograd.Function):
-    """What is packed, float[T, H, E], -> its opening float[P, H, E] and the groups' rows
-    float[N, H, E]. The gradient is moved by a map of its own, since what adds up rows by their
-    number is many times slower."""
-
-    @staticmethod
-    def forward(  # pyright: ignore
-        ctx: Any, states: Tensor, opening: int, to_rows: Tensor, to_pack: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(to_pack)
-        return states[:opening].clone(), states[opening:].index_select(0, to_rows)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _packed(*gradients, *ctx.saved_tensors), None, None, None
-
-
-class _Together(torch.autograd.Function):
-    """The opening float[P, H, E] and the groups' rows float[N, H, E] -> what is packed,
-    float[T, H, E]."""
-
-    @staticmethod
-    def forward(  # pyright: ignore
-        ctx: Any, first: Tensor, rows: Tensor, to_pack: Tensor, from_pack: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(from_pack)
-        ctx.opening = len(first)
-        return _packed(first, rows, to_pack)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        (from_pack,) = ctx.saved_tensors
-        first, rest = gradient[: ctx.opening], gradient[ctx.opening :]
-        nothing = rest.new_zeros(1, *rest.shape[1:])
-        return first, torch.cat([rest, nothing]).index_select(0, from_pack), None, None
-
-
-def _packed(first: Tensor, rows: Tensor, to_pack: Tensor) -> Tensor:
-    found = rows.new_empty(len(first) + len(to_pack), *rows.shape[1:])
-    found[: len(first)] = first
-    torch.index_select(rows, 0, to_pack, out=found[len(first) :])
-    return found
-
-
 def attend(
     module: Any,
     query: Tensor,
@@ -150,43 +189,179 @@ def attend(
     float[1, T, H, E]."""
     if packing is None:
         return _attend(module, query, key, value, attention_mask, **options)
-    opening, window = packing.opening, options.get("sliding_window")
-    (query, key, value), *rows = zip(
-        *(_apart(states, packing) for states in (query, key, value)), strict=True
-    )
-    reads = []
-    for (_, longest), (own, keys, values) in zip(packing.shapes, rows, strict=True):
-        mask = _causal(opening, longest, window, query.device)
-        keys, values = _behind(key, keys), _behind(value, values)
-        reads.append(_attend(module, own, keys, values, mask, **options)[0].flatten(0, 1))
-    read = reads[0][:0]
-    if opening:
-        mask = _causal(0, opening, window, query.device)
-        read = _attend(module, query, key, value, mask, **options)[0][0]
-    found: Tensor = _Together.apply(  # pyright: ignore
-        read, torch.cat(reads), packing.to_pack, packing.from_pack
-    )
-    return found[None], None
+    return _attend_packed(module, query, key, value, packing, **options)[None], None
 
 
-def _apart(states: Tensor, packing: Packing) -> list[Tensor]:
-    """float[1, H, T, E] -> the opening float[1, H, P, E], then float[C, H, S, E] of each group."""
-    first, flat = _Apart.apply(  # pyright: ignore
-        states[0].transpose(0, 1), packing.opening, packing.to_rows, packing.to_pack
-    )
-    parts = flat.split([count * longest for count, longest in packing.shapes])
-    groups = zip(parts, packing.shapes, strict=True)
-    return [
-        first.transpose(0, 1)[None],
-        *(part.unflatten(0, shape).transpose(1, 2) for part, shape in groups),
+@torch.compiler.disable()  # every batch has shapes of its own
+def _attend_packed(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **options: Any
+) -> Tensor:
+    """float[1, H, T, E] -> float[T, H, E]"""
+    window = options.get("sliding_window")
+    pack = [states[0].transpose(0, 1) for states in (query, key, value)]  # [T, H, E]
+    short = max(group.seen for group in packing.groups) <= SHORT
+    if short and _is_plain(query, key, value, options):
+        scale = _scale(query, options)
+        return _PlainPacked.apply(*pack, packing, window, scale)  # pyright: ignore
+    rows = [
+        _Apart.apply(states, packing, keys)  # pyright: ignore
+        for states, keys in zip(pack, (False, True, True), strict=True)
     ]
+    owns = [group.count * group.own for group in packing.groups]
+    seens = [group.count * group.seen for group in packing.groups]
+    split = [row.split(sizes) for row, sizes in zip(rows, (owns, seens, seens), strict=True)]
+    reads = []
+    for index, (group, *parts) in enumerate(zip(packing.groups, *split, strict=True)):
+        own, *seen = (part.unflatten(0, (group.count, -1)).transpose(1, 2) for part in parts)
+        read, _ = _attend(module, own, seen[0], seen[1], packing.mask(index, window), **options)
+        reads.append(read.flatten(0, 1))
+    return _Together.apply(torch.cat(reads), packing)  # pyright: ignore
 
 
-def _behind(opening: Tensor, own: Tensor) -> Tensor:
-    """The keys that a group's conversations see: float[1, K, P, E] before float[C, K, S, E]."""
-    if opening.shape[2] == 0:
-        return own
-    return torch.cat([opening.expand(len(own), -1, -1, -1), own], dim=2)
+class _Apart(torch.autograd.Function):
+    """What is packed, float[T, H, E], -> the groups' rows float[N, H, E]. The gradient is moved by
+    a map of its own, since what adds up rows by their number is many times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, packing: Packing, keys: bool) -> Tensor:  # pyright: ignore
+        ctx.packing, ctx.keys = packing, keys
+        return packing.map(1, keys=keys).spread(states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.keys:
+            return ctx.packing.map(1, keys=False).gather(gradients[0]), None, None
+        found = ctx.packing.sum_keys(gradients[0].flatten(1), 1)
+        return found.view(-1, *gradients[0].shape[1:]), None, None
+
+
+class _Together(torch.autograd.Function):
+    """The groups' rows float[N, H, E] -> what is packed, float[T, H, E]."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, packing: Packing) -> Tensor:  # pyright: ignore
+        ctx.packing = packing
+        return packing.map(1, keys=False).gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        places = ctx.packing.map(1, keys=False)
+        return places.spread(gradients[0]).index_fill_(0, places.empty, 0), None
+
+
+class _PlainPacked(torch.autograd.Function):
+    """Packed attention by plain products: float[T, H, E], float[T, K, E] twice -> float[T, H, E].
+    What groups read lies by head, so that nothing is turned or joined for a product."""
+
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packing: Packing,
+        window: int | None,
+        scale: float,
+    ) -> Tensor:
+        heads, shared, width = query.shape[1], key.shape[1], query.shape[2]
+        asks, holds = packing.map(heads, keys=False), packing.map(shared, keys=True)
+        own = asks.spread(query.reshape(-1, width))
+        keys, values = (holds.spread(states.reshape(-1, width)) for states in (key, value))
+        read, weights = torch.empty_like(own), []
+        parts = _by_group(packing, heads, shared, [own, read], [keys, values])
+        for index, (queries, out, *seen) in enumerate(parts):
+            weights.append(
+                _weights(queries, seen[0], packing.bias(index, window, own.dtype), scale)
+            )
+            torch.bmm(weights[-1], seen[1], out=out)
+        ctx.save_for_backward(own, keys, values, *weights)
+        ctx.packing, ctx.scale, ctx.heads, ctx.shared = packing, scale, heads, shared
+        return asks.gather(read).view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        packing, heads, shared = ctx.packing, ctx.heads, ctx.shared
+        own, keys, values, *weights = ctx.saved_tensors
+        asks = packing.map(heads, keys=False)
+        by_read = asks.spread(gradients[0].reshape(-1, own.shape[-1]))
+        by_read.index_fill_(0, asks.empty, 0)
+        by_own, by_keys, by_values = map(torch.empty_like, (own, keys, values))
+        asking, seen = [by_read, own, by_own], [keys, values, by_keys, by_values]
+        parts = _by_group(packing, heads, shared, asking, seen)
+        for weight, part in zip(weights, parts, strict=True):
+            _gradients(weight, ctx.scale, *part)
+        rows = (
+            asks.gather(by_own),
+            *(packing.sum_keys(part, shared) for part in (by_keys, by_values)),
+        )
+        return *(part.view(len(gradients[0]), -1, own.shape[-1]) for part in rows), None, None, None
+
+
+def _by_group(
+    packing: Packing, heads: int, shared: int, asking: Sequence[Tensor], seen: Sequence[Tensor]
+) -> Iterator[list[Tensor]]:
+    """Of each group its part of every tensor, float[C * K, positions, E]: heads that share keys
+    are rows of one product."""
+    asks = [group.count * group.own * heads for group in packing.groups]
+    holds = [group.count * group.seen * shared for group in packing.groups]
+    split = [part.split(asks) for part in asking] + [part.split(holds) for part in seen]
+    for group, *parts in zip(packing.groups, *split, strict=True):
+        yield [part.view(group.count * shared, -1, part.shape[-1]) for part in parts]
+
+
+class _Plain(torch.autograd.Function):
+    """Attention by plain products: float[B, H, S, E], float[B, K, L, E] twice and what is added to
+    scores, float[1 or B, 1, S, L], -> float[B, S, H, E]."""
+
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
+    ) -> Tensor:
+        products = key.shape[0] * key.shape[1]
+        own, keys, values = (
+            states.reshape(products, -1, states.shape[-1]) for states in (query, key, value)
+        )
+        weights = _weights(own, keys, bias, scale)
+        ctx.save_for_backward(own, keys, values, weights)
+        ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
+        return (weights @ values).view(query.shape).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own, keys, values, weights = ctx.saved_tensors
+        by_read = gradients[0].transpose(1, 2).reshape(own.shape)
+        by_own, by_keys, by_values = map(torch.empty_like, (own, keys, values))
+        _gradients(weights, ctx.scale, by_read, own, by_own, keys, values, by_keys, by_values)
+        query, key = ctx.shapes
+        return by_own.view(query), by_keys.view(key), by_values.view(key), None, None
+
+
+def _weights(own: Tensor, keys: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """What each head's query takes of each value: float[B * K, G * S, E], float[B * K, L, E] and
+    float[1 or B, 1, S, L] -> float[B * K, G * S, L]. Of what is between the products only this is
+    kept."""
+    scores = torch.bmm(own, keys.transpose(1, 2))
+    by_head = scores.view(len(bias), -1, *bias.shape[2:])
+    return torch.add(bias, by_head, alpha=scale, out=by_head).softmax(-1).view(scores.shape)
+
+
+def _gradients(
+    weights: Tensor,
+    scale: float,
+    by_read: Tensor,
+    own: Tensor,
+    by_own: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    by_keys: Tensor,
+    by_values: Tensor,
+) -> None:
+    """Fill the gradients by queries, keys and values from that by what was read of them."""
+    torch.bmm(weights.transpose(1, 2), by_read, out=by_values)
+    by_weights = torch.bmm(by_read, values.transpose(1, 2))
+    by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype).mul_(scale)
+    torch.bmm(by_scores, keys, out=by_own)
+    torch.bmm(by_scores.transpose(1, 2), own, out=by_keys)
 
 
 def _attend(
@@ -195,47 +370,39 @@ def _attend(
     """transformers' `sdpa`, or the same by plain products where that trains faster."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    short = query.device.type == "cpu" and query.requires_grad and key.shape[2] <= SHORT
-    plain = mask is None or mask.dtype == torch.bool
-    if not (short and plain and query.dtype == key.dtype == value.dtype) or options.get("dropout"):
+    usual = mask is None or mask.dtype == torch.bool
+    if not (usual and key.shape[2] <= SHORT and _is_plain(query, key, value, options)):
         return sdpa_attention_forward(module, query, key, value, mask, **options)
     if mask is None:
-        (own, seen) = query.shape[2], key.shape[2]
-        mask = torch.ones(own, seen, dtype=torch.bool).tril(seen - own)[None, None]
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
-    read: Tensor = _Plain.apply(query, key, value, mask, scale)  # pyright: ignore
-    return read, None
+        mask = _seen(query.shape[2], key.shape[2], None, query.device)
+    bias, scale = _added(mask, query.dtype), _scale(query, options)
+    return _Plain.apply(query, key, value, bias, scale), None  # pyright: ignore
 
 
-class _Plain(torch.autograd.Function):
-    """Attention by plain products: float[B, H, S, E], float[B, K, L, E] twice and what is seen,
-    bool[B, 1, S, L], -> float[B, S, H, E]. Heads that share keys are rows of one product, and of
-    what is between the products only the softmax is kept."""
+def _is_plain(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether plain products can train it, and are faster."""
+    if torch.compiler.is_compiling() or options.get("dropout"):
+        return False
+    same = query.dtype == key.dtype == value.dtype
+    return same and query.device.type == "cpu" and query.requires_grad
 
-    @staticmethod
-    def forward(  # pyright: ignore
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
-    ) -> Tensor:
-        batch, heads, own, _ = query.shape
-        query = (query * scale).reshape(batch, key.shape[1], -1, query.shape[-1])
-        scores = query @ key.transpose(2, 3)  # [B, K, G * S, L]
-        by_head = scores.view(batch, heads, own, -1)
-        by_head.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.scale = scale
-        return (weights @ value).view(batch, heads, own, -1).transpose(1, 2)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        query, key, value, weights = ctx.saved_tensors
-        batch, own, heads, _ = gradient.shape
-        gradient = gradient.transpose(1, 2).reshape(batch, key.shape[1], -1, value.shape[-1])
-        by_weights = gradient @ value.transpose(2, 3)
-        by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-        by_query = (by_scores @ key).mul_(ctx.scale).view(batch, heads, own, -1)
-        by_key = by_scores.transpose(2, 3) @ query
-        return by_query, by_key, weights.transpose(2, 3) @ gradient, None, None
+def _scale(query: Tensor, options: Mapping[str, Any]) -> float:
+    return options.get("scaling") or query.shape[-1] ** -0.5
+
+
+def _seen(own: int, seen: int, window: int | None, device: torch.device) -> Tensor:
+    """What each of the last positions sees of all, itself the last: bool[1, 1, own, seen]"""
+    places = torch.arange(seen, device=device)
+    behind = places[seen - own :, None] - places
+    found = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    return found[None, None]
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where something is seen. Elsewhere what leaves numbers even where nothing is."""
+    unseen = torch.finfo(dtype).min / 2
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, unseen)
 
 
 def register() -> None:
@@ -251,14 +418,3 @@ def no_mask(embeds: Tensor) -> Tensor:
     """A mask that transformers takes as made already and that no other attention could use: a
     family that does not hand the Packing on fails instead of mixing conversations."""
     return embeds.new_zeros(1, 1, 0, 0, dtype=torch.bool)
-
-
-def _causal(before: int, own: int, window: int | None, device: torch.device) -> Tensor | None:
-    """bool[own, before + own]: what each position sees, itself the last; None: plainly causal."""
-    if before == 0 and (window is None or own <= window):
-        return None
-    behind = torch.arange(before, before + own, device=device)[:, None] - torch.arange(
-        before + own, device=device
-    )
-    seen = behind >= 0
-    return (seen if window is None else seen & (behind < window))[None, None]

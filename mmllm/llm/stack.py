@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.llm import packing
+from mmllm.llm.lora import plain_adapter
 
 _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 """Families of transformers whose layers are what `Stack` computes."""
@@ -41,21 +42,14 @@ class _Linear:
         """None for a module that does something else."""
         if type(module) is nn.Linear:
             return cls(module.weight.t(), module.bias)
-        if not hasattr(module, "lora_A") or type(module.base_layer) is not nn.Linear:
-            return None
-        base = module.base_layer
-        if module.merged or module.training:
-            return None
-        if module.disable_adapters:
+        base = getattr(module, "base_layer", None)
+        if type(base) is nn.Linear and module.disable_adapters and not module.merged:
             return cls(base.weight.t(), base.bias)
-        (name,) = module.active_adapters if len(module.active_adapters) == 1 else ("",)
-        if name not in module.lora_A or name in module.lora_variant:
+        plain = None if module.training else plain_adapter(module)
+        if plain is None:
             return None
-        down, up = module.lora_A[name], module.lora_B[name]
-        if type(down) is not nn.Linear or up.bias is not None:
-            return None
-        scale = module.scaling[name]
-        return cls(base.weight.t(), base.bias, down.weight.t(), up.weight.t(), scale)
+        base, down, up, scale = plain
+        return cls(base.weight.t(), base.bias, down.t(), up.t(), scale)
 
     @classmethod
     @torch.no_grad()

@@ -188,7 +188,9 @@ class _Fit:
         generator = torch.Generator().manual_seed(self.seed)
         torch.manual_seed(self.seed)  # dropout
         weights = [weight for weight in projection.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(
+            weights, lr=options.learning_rate, betas=(0.9, 0.98), fused=True
+        )
         projection.train()
         value = torch.zeros(())
         bar = tqdm(

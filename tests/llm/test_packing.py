@@ -40,7 +40,7 @@ def test_packed_attention_and_its_gradients_are_the_plain_ones(
     states = [torch.randn(1, heads, total, 8, requires_grad=True) for heads in (6, 2, 2)]
     weigh = torch.randn(1, total, 6, 8)
     rows = Packing.of(LENGTHS, opening, CPU)
-    assert len(rows.shapes) == (len(LENGTHS) if group == 0 else 1)
+    assert len(rows.groups) == (len(LENGTHS) if group == 0 else 1) + (opening > 0)
     module = SimpleNamespace(num_key_value_groups=3, is_causal=True, training=True)
     options = {"scaling": 0.3, "sliding_window": window}
     found, _ = packing.attend(module, *states, None, packing=rows, **options)
@@ -58,6 +58,11 @@ def test_packed_attention_and_its_gradients_are_the_plain_ones(
 def test_groups_spare_padding_where_it_is_worth_a_call() -> None:
     lengths = [30] * 20 + [300]
     rows = Packing.of(lengths, 10, CPU)
-    assert rows.shapes == ((1, 300), (20, 30))
-    assert sorted(rows.from_pack[rows.to_pack].tolist()) == list(range(sum(lengths)))
+    found = [(group.before, group.count, group.own) for group in rows.groups]
+    assert found == [(0, 1, 12), (10, 1, 302), (10, 20, 30)]
+    assert all(group.seen % packing.ALIGNED == 0 for group in rows.groups)
+    for keys in (False, True):
+        places = rows.map(3, keys=keys)
+        every = torch.arange(3 * (10 + sum(lengths)))
+        assert places.gather(places.spread(every)).equal(every)
     assert packing._groups([300] + [30] * 20, 10, torch.device("cuda")) == [21]

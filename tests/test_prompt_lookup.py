@@ -1,0 +1,154 @@
+"""Guesses from what was said before: where they come from, and that they change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mmllm.conversation import Conversation
+from mmllm.data.frozen import FrozenWork
+from mmllm.errors import ConfigError
+from mmllm.generation import Generated, Prefixes, Run, Sampling, generate
+from mmllm.model import AnyToAny
+from mmllm.prompt_lookup import PromptLookup
+from tests.test_generation import PROMPTS
+
+
+def test_what_followed_the_same_words_is_guessed() -> None:
+    said = PromptLookup()
+    said.add([1, 2, 3, 4, 5, 9, 2, 3])
+    assert said.guess(1) == [4]
+    assert said.guess(9) == [4, 5]
+
+
+def test_the_longest_and_then_the_latest_place_counts() -> None:
+    said = PromptLookup()
+    said.add([1, 2, 3, 7, 2, 3, 8, 2, 3, 9, 1, 2, 3])
+    assert said.guess(1) == [7]  # behind 1 2 3, and not behind the later 2 3
+    said.add([0, 5, 2, 3])
+    assert said.guess(1) == [0]
+
+
+def test_a_guess_that_was_right_makes_bold_until_one_is_wrong() -> None:
+    said = PromptLookup()
+    said.add([7, 1, 2, 3, 1, 2, 3])
+    assert said.guess(8) == [1, 2]
+    said.add([1, 2, 3])
+    assert said.guess(8) == [1, 2, 3, 1, 2, 3, 1, 2], "what goes round goes on"
+    said.add([1, 2, 9])
+    assert said.guess(8) == [], "nothing was said behind 2 9"
+    said.add([1, 2])
+    assert said.guess(8) == [9, 1]
+
+
+def test_nothing_is_guessed_from_nothing() -> None:
+    said = PromptLookup()
+    assert said.guess(5) == []
+    said.add([1, 2, 3, 4])
+    assert said.guess(5) == []
+
+
+def counted(model: AnyToAny) -> list[int]:
+    """How many positions each of the LLM's passes reads, from now on."""
+    widths: list[int] = []
+    forward = model.llm.forward
+
+    def noted(embeds: torch.Tensor, **options: Any) -> torch.Tensor:
+        widths.append(embeds.shape[1])
+        return forward(embeds, **options)
+
+    model.llm.forward = noted
+    return widths
+
+
+def answer(
+    model: AnyToAny,
+    prompt: Conversation,
+    prefixes: Prefixes | None = None,
+    **options: Any,
+) -> Generated:
+    return generate(
+        model,
+        [model.renderer.render(prompt, for_reply=True)],
+        FrozenWork(model),
+        sampling=Sampling(**options),
+        prefixes=prefixes,
+    )[0]
+
+
+def assert_same(one: Generated, other: Generated) -> None:
+    assert one.finish == other.finish
+    assert one.ids == other.ids
+    assert len(one.pieces) == len(other.pieces)
+    for piece, wanted in zip(one.pieces, other.pieces, strict=True):
+        if isinstance(wanted, Run):
+            assert isinstance(piece, Run)
+            assert torch.allclose(piece.states, wanted.states, atol=1e-4)
+        else:
+            assert piece == wanted
+
+
+def inclined(model: AnyToAny, key: str) -> None:
+    """Make runs of `key` the likeliest choice but one, everywhere."""
+    head = model.llm.head
+
+    def biased(hidden: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden)
+        logits[..., model.llm.tokens.head_row(key)] = logits.amax(-1) - 0.5
+        return logits
+
+    model.llm.head = biased
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.5, "top_k": 3},
+        {"repetition_penalty": 1.02},
+        {"modalities": {"image": "force"}},
+        {"max_new_tokens": 9},
+        {"temperature": 0.5, "top_k": 3, "max_media": 2},
+    ],
+    ids=str,
+)
+def test_guesses_change_nothing(make_model: Callable[..., AnyToAny], options: dict) -> None:
+    passes, runs = {0: 0, 5: 0}, 0
+    for seed in range(3):
+        model = make_model(seed)
+        inclined(model, "image")
+        widths = counted(model)
+        for prompt in PROMPTS:
+            found = {}
+            for lookup in passes:
+                before = len(widths)
+                wishes = {"max_new_tokens": 40, "prompt_lookup": lookup} | options
+                found[lookup] = answer(model, prompt, **wishes)
+                passes[lookup] += len(widths) - before
+            assert_same(found[5], found[0])
+            runs += len(found[5].runs)
+    assert passes[5] < passes[0]
+    if options.get("top_k") or "modalities" in options:
+        assert runs
+
+
+def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> None:
+    kept = []
+    for lookup in (0, 5):
+        prefixes = Prefixes()
+        answer(tiny_model, PROMPTS[0], prefixes, max_new_tokens=30, prompt_lookup=lookup)
+        kept += prefixes._kept
+    (symbols, cache), (others, other) = kept
+    assert symbols == others
+    for one, two in zip(cache.layers, other.layers, strict=True):
+        assert one.keys.shape[2] == len(symbols)
+        assert torch.allclose(one.keys, two.keys, atol=1e-4)
+        assert torch.allclose(one.values, two.values, atol=1e-4)
+
+
+def test_a_negative_number_of_guesses_is_refused() -> None:
+    with pytest.raises(ConfigError, match="prompt_lookup must not be negative, got -1"):
+        Sampling(prompt_lookup=-1)
