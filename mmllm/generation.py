@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import takewhile
+from itertools import accumulate, chain, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,13 +135,15 @@ class Row:
         self.position = 0
         """Where its next token stands."""
         self.next: list[int] = []
-        """What it is fed next: one token, a whole run, or nothing where it is done."""
+        """What it is fed next: one token or a whole run; nothing where it has still to choose, or
+        is done."""
         self.symbols: list[Hashable] = []
         """What it was fed, by position; empty where its cache is not to be kept."""
         self.said = PromptLookup()
         """The ids of the conversation, `next` among them."""
         self._seen: set[int] = set()
         self._stopped = False
+        self._over = False  # whether the text would have ended with the last choice
         keys = model.renderer.output_keys
         for modality, choice in sampling.modalities.items():
             if modality not in keys and choice == "force":
@@ -164,7 +166,8 @@ class Row:
         row = self._pick(self._constrained(logits.float()))
         length = len(self.answer.ids) + 1
         ended = row in self.end_ids
-        if self._stopped or ended or length > self.sampling.max_new_tokens:
+        self._over = self._stopped or ended or length > self.sampling.max_new_tokens
+        if self._over:
             if self.owed:  # what was asked for comes before the end
                 return self.tokens.run(self.owed[0])
             self.done = True
@@ -179,25 +182,33 @@ class Row:
         self.on_piece(row)
         return [row]
 
-    def guess(self) -> list[int]:
-        """Words that may be chosen behind `next`."""
+    def guess(self) -> list[list[int]]:
+        """What may be chosen behind `next`: words, or the run of another medium that is owed."""
+        if not self.next or not self.sampling.prompt_lookup:
+            return []
+        if self._over:
+            return [self.tokens.run(key) for key in self.owed[1:2]]
         left = self.sampling.max_new_tokens - len(self.answer.ids)
-        guessed = self.said.guess(min(self.sampling.prompt_lookup, left)) if self.next else []
-        known = self.tokens.vocabulary
-        return list(takewhile(lambda word: word < known and word not in self.end_ids, guessed))
+        guessed = self.said.guess(min(self.sampling.prompt_lookup, left))
+        return [[word] for word in takewhile(self._is_word, guessed)]
 
     def fed(self, states: Tensor) -> None:
-        """Note that `next` was fed; its states, float[len(next), D], are kept if it is a run."""
-        self.position += len(self.next)
+        """Note that `next` was fed; its states, float[len(next), D], are kept if it is a run. What
+        comes behind it is still to be chosen."""
+        fed, self.next = self.next, []
+        self.position += len(fed)
         if self.symbols:
-            self.symbols += self.next
-        key = self.tokens.output_of_id(self.next[0])
+            self.symbols += fed
+        key = self.tokens.output_of_id(fed[0])
         if key is not None:
             run = Run(key, states.clone())
             self.answer.pieces.append(run)
             if key in self.owed:
                 self.owed.remove(key)
             self.on_piece(run)
+
+    def _is_word(self, id_: int) -> bool:
+        return id_ < self.tokens.vocabulary and id_ not in self.end_ids
 
     def _spells_stop(self) -> bool:
         """Whether the text since the last run ends in tokens that spell a stop string."""
@@ -319,11 +330,13 @@ def prepare(
 
 @dataclass
 class _Group:
-    """Rows in one cache. `mask` bool[B, T]: real positions."""
+    """Rows in one cache. `mask` bool[B, T]: real positions; `last` float[B, D]: the states by which
+    those choose that have not chosen yet."""
 
     rows: list[Row]
     mask: Tensor
     cache: Any
+    last: Tensor
 
     def cut(self, num: int) -> None:
         """Drop the last positions."""
@@ -333,8 +346,8 @@ class _Group:
 
 
 class Decoding:
-    """Rows that are answered together; `step` by step each is fed a token or a run, and chooses
-    the next. Rows join between steps, and leave when they are done. One thread at a time.
+    """Rows that are answered together; `step` by step each is fed a token or a run. Rows join
+    between steps, and leave when they are done. One thread at a time.
 
     Rows of models that forget (sliding windows, recurrent states) cannot move to another cache:
     those that join later take steps of their own, and all leave together.
@@ -352,9 +365,8 @@ class Decoding:
 
     @torch.inference_mode()
     def join(self, entry: Prefill) -> None:
-        """Read prompts, and choose what is said first; steps feed their rows from then on."""
+        """Read prompts; their rows take part from the next step on."""
         group = _read(self.model, entry)
-        self._keep(group)
         if not (self._groups and group.cache.divisible):
             self._groups.append(group)
             return
@@ -363,21 +375,30 @@ class Decoding:
         width = max(into.mask.shape[1], group.mask.shape[1])
         masks = [F.pad(mask, (width - mask.shape[1], 0)) for mask in (into.mask, group.mask)]
         into.mask = torch.cat(masks)
+        into.last = torch.cat([into.last, group.last])
         into.rows = [*into.rows, *group.rows]
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Feed every row what it chose, in one forward pass, and let it choose again."""
+        """Choose for every row, and feed what was chosen in one forward pass."""
         self.tidy()
         for group in self._groups:
-            _advance(self.model, group)
-            self._keep(group)
+            if any(not row.next for row in group.rows):
+                logits = self.model.llm.head(group.last)  # [B, V + O]
+                for index, row in enumerate(group.rows):
+                    if not row.next:
+                        row.choose(logits[index])
+                self._keep(group)
+            _leave(group, [index for index, row in enumerate(group.rows) if row.next])
+            if group.rows:
+                _advance(self.model, group)
+                self._keep(group)
         self.tidy()
 
     def _keep(self, group: _Group) -> None:
         """Remember the caches of rows that have come to their end."""
         for index, row in enumerate(group.rows):
-            if not row.next and row.symbols and self.prefixes and group.cache.divisible:
+            if row.done and row.symbols and self.prefixes and group.cache.divisible:
                 self.prefixes.keep(row.symbols, group.cache.row(index, group.mask[index]))
 
     def tidy(self) -> None:
@@ -443,7 +464,7 @@ def _rest(prompt: Rendered, known: int) -> Rendered:
 
 
 def _read(model: AnyToAny, entry: Prefill) -> _Group:
-    """Embed prompts, padded on the left, fill the cache with what it does not hold, and choose."""
+    """Embed prompts, padded on the left, and fill the cache with what it does not hold."""
     batch = entry.batch.to(model.device)
     embeds, mask, positions = model.embed(batch), batch.mask, batch.positions  # padded on the right
     assert mask is not None
@@ -456,9 +477,7 @@ def _read(model: AnyToAny, entry: Prefill) -> _Group:
     cache = model.llm.new_cache() if entry.cache is None else entry.cache
     mask = F.pad(mask, (entry.known, 0), value=True)
     hidden = model.llm(embeds, mask=mask, positions=positions + entry.known, cache=cache)
-    for row, logits in zip(entry.rows, model.llm.head(hidden[:, -1]), strict=True):
-        row.choose(logits)
-    return _Group(entry.rows, mask, cache)
+    return _Group(entry.rows, mask, cache, hidden[:, -1])
 
 
 def _leave(group: _Group, left: list[int]) -> None:
@@ -475,6 +494,7 @@ def _leave(group: _Group, left: list[int]) -> None:
     start = int(mask.any(0).int().argmax())
     group.cache.keep(left, start)
     group.mask = mask[:, start:]
+    group.last = group.last[left]
     group.rows = [group.rows[index] for index in left]
 
 
@@ -514,10 +534,11 @@ def _shared(fed: Sequence[Hashable], symbols: Sequence[Hashable]) -> int:
 
 
 def _advance(model: AnyToAny, group: _Group) -> None:
-    """Feed every row its next ids, in one forward pass as wide as the widest step, and choose."""
+    """Feed every row its next ids, in one forward pass as wide as the widest step. A row that is
+    alone is fed its guesses behind them, and chooses at once, as far as they were right."""
     alone = len(group.rows) == 1 and group.cache.divisible
     guesses = group.rows[0].guess() if alone else []
-    steps = [[*row.next, *guesses] for row in group.rows]
+    steps = [[*row.next, *chain(*guesses)] for row in group.rows]
     width = max(map(len, steps))
     ids = torch.zeros(len(group.rows), width, dtype=torch.long)
     real = torch.zeros(len(group.rows), width, dtype=torch.bool)
@@ -532,16 +553,25 @@ def _advance(model: AnyToAny, group: _Group) -> None:
     embeds = model.llm.embed(ids.to(device))
     positions = positions.to(device)
     hidden = model.llm(embeds, mask=group.mask, positions=positions, cache=group.cache)
-    last = hidden[:, width - 1 - len(guesses) :]  # [B, 1 + G, D]
-    logits = model.llm.head(last.flatten(0, 1)).unflatten(0, last.shape[:2])
+    group.last = hidden[:, -1]
     for index, (row, step) in enumerate(zip(group.rows, steps, strict=True)):
         if row.next:
             start = width - len(step)
             row.fed(hidden[index, start : start + len(row.next)])
-        row.choose(logits[index, 0])
-    right = 0
-    while right < len(guesses) and group.rows[0].next == guesses[right : right + 1]:
-        right += 1
-        group.rows[0].fed(last[0, right : right + 1])
-        group.rows[0].choose(logits[0, right])
-    group.cut(len(guesses) - right)
+    if guesses:
+        group.cut(_check(model, group.rows[0], guesses, hidden[0]))
+
+
+def _check(model: AnyToAny, row: Row, guesses: list[list[int]], states: Tensor) -> int:
+    """Let a row choose by the states float[W, D] before its guesses and behind each, up to the
+    first that was wrong; how many positions were fed in vain."""
+    num = sum(map(len, guesses))
+    ends = list(accumulate(map(len, guesses), initial=len(states) - num))
+    logits = model.llm.head(states[[end - 1 for end in ends]])  # [1 + G, V + O]
+    row.choose(logits[0])
+    for right, guess in enumerate(guesses):
+        if row.next != guess:
+            return ends[-1] - ends[right]
+        row.fed(states[ends[right] : ends[right + 1]])
+        row.choose(logits[right + 1])
+    return 0

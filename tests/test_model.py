@@ -82,6 +82,28 @@ def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
     assert torch.equal(embeds[0], plain[0])
 
 
+@pytest.mark.parametrize("pack", [False, True])
+@torch.no_grad()
+def test_what_nothing_is_learnt_from_is_left_out(tiny_model: AnyToAny, pack: bool) -> None:
+    """The end of a last turn is predicted and not read; what counts stays what it was."""
+    whole = batch_of(tiny_model, MIXED, pack=pack, targets=False)
+    learnt = batch_of(tiny_model, MIXED, pack=pack)
+    lengths = [tiny_model.renderer.render(talk) for talk in MIXED]
+    assert all(0 < item.learnt < len(item) for item in lengths)
+    ends = sum(len(item) - item.learnt for item in lengths)
+    if pack:
+        assert whole.ids.shape[1] - learnt.ids.shape[1] == ends
+    else:
+        assert learnt.ids.shape[1] == max(item.learnt for item in lengths)
+    assert learnt.labels.equal(whole.labels)
+    states = [tiny_model(batch).hidden.flatten(0, 1)[batch.supervised] for batch in (whole, learnt)]
+    assert torch.allclose(*states, atol=1e-4)
+    for key, media in whole.outputs.items():
+        one = tiny_model(whole).hidden.flatten(0, 1)[media.places]
+        other = tiny_model(learnt).hidden.flatten(0, 1)[learnt.outputs[key].places]
+        assert torch.allclose(one, other, atol=1e-4)
+
+
 def test_every_output_reads_its_own_states(tiny_model: AnyToAny) -> None:
     batch = batch_of(tiny_model, MIXED)
     output = tiny_model(batch)

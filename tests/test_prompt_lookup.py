@@ -110,6 +110,7 @@ def inclined(model: AnyToAny, key: str) -> None:
         {"temperature": 0.5, "top_k": 3},
         {"repetition_penalty": 1.02},
         {"modalities": {"image": "force"}},
+        {"modalities": {"image": "force", "video": "force", "audio": "force"}, "stop": ["e"]},
         {"max_new_tokens": 9},
         {"temperature": 0.5, "top_k": 3, "max_media": 2},
     ],
@@ -133,6 +134,13 @@ def test_guesses_change_nothing(make_model: Callable[..., AnyToAny], options: di
     assert passes[5] < passes[0]
     if options.get("top_k") or "modalities" in options:
         assert runs
+
+
+def test_two_media_that_are_owed_are_read_in_one_pass(tiny_model: AnyToAny) -> None:
+    widths, wishes = counted(tiny_model), {"audio": "force", "image": "force"}
+    made = answer(tiny_model, PROMPTS[0], max_new_tokens=3, modalities=wishes)
+    assert [run.key for run in made.runs] == ["audio", "image"]
+    assert widths[-1] == sum(len(run.states) for run in made.runs)
 
 
 def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> None:

@@ -20,7 +20,7 @@ from mmllm.model import AnyToAny
 from mmllm.replies import Progress, Reply
 from tests.test_generation import ALL, PROMPTS, eager
 
-LENGTHS = (4, 9, 5)
+LENGTHS = (3, 9, 5)
 PICTURE = {"image": "force", "audio": "forbid", "video": "forbid"}
 
 

@@ -6,10 +6,9 @@ Legend: B rows, H heads, T positions, C channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -33,7 +32,10 @@ class Layer(DynamicLayer):
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if self.room is None or self.room[0].shape[-2] < end:
-            room = _room(key_states, end), _room(value_states, end)
+            room = (
+                _room(key_states, len(key_states), end),
+                _room(value_states, len(key_states), end),
+            )
             if start and self.keys is not None and self.values is not None:
                 room[0][..., :start, :] = self.keys
                 room[1][..., :start, :] = self.values
@@ -47,6 +49,13 @@ class Layer(DynamicLayer):
     def take(self, keys: Tensor, values: Tensor) -> None:
         """Hold these, which nobody else writes to, in place of what is there."""
         self.keys, self.values, self.room = keys, values, None
+
+    def gather(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Hold copies of these rows, float[B, H, T, C] each, in place of what is there; those that
+        are shorter stand behind zeros."""
+        self.room = _gathered(keys), _gathered(values)
+        end = max(part.shape[-2] for part in keys)
+        self.keys, self.values = (part[..., :end, :] for part in self.room)
 
 
 class Cache(DynamicCache):
@@ -75,8 +84,10 @@ class Cache(DynamicCache):
     def keep(self, rows: list[int], start: int) -> None:
         """Go on with these rows only, without the first `start` positions."""
         for layer in self._parts:
-            kept = torch.tensor(rows, device=layer.keys.device)
-            layer.take(layer.keys[kept, :, start:], layer.values[kept, :, start:])
+            keys, values = layer.keys[:, :, start:], layer.values[:, :, start:]
+            layer.gather(
+                [keys[row : row + 1] for row in rows], [values[row : row + 1] for row in rows]
+            )
 
     def cut(self, num: int) -> None:
         """Forget the last positions."""
@@ -84,9 +95,9 @@ class Cache(DynamicCache):
             layer.keys, layer.values = layer.keys[..., :-num, :], layer.values[..., :-num, :]
 
     def join(self, other: Cache) -> None:
-        """Take the rows of another one in, the shorter padded on the left with zeros."""
+        """Take the rows of another one in."""
         for layer, more in zip(self._parts, other._parts, strict=True):
-            layer.take(_together(layer.keys, more.keys), _together(layer.values, more.values))
+            layer.gather([layer.keys, more.keys], [layer.values, more.values])
 
     @property
     def _parts(self) -> list[Any]:
@@ -106,15 +117,17 @@ class Cache(DynamicCache):
         return made
 
 
-def _room(like: Tensor, length: int) -> Tensor:
-    rows, heads, _, channels = like.shape
+def _room(like: Tensor, rows: int, length: int) -> Tensor:
+    _, heads, _, channels = like.shape
     return like.new_empty(rows, heads, length + max(_AHEAD, length // 2), channels)
 
 
-def _together(one: Tensor, other: Tensor) -> Tensor:
-    """float[B, H, T, C], float[B', H, T', C] -> float[B + B', H, max(T, T'), C]"""
-    width = max(one.shape[-2], other.shape[-2])
-    both = one.new_zeros(len(one) + len(other), one.shape[1], width, one.shape[-1])
-    both[: len(one), :, width - one.shape[-2] :] = one
-    both[len(one) :, :, width - other.shape[-2] :] = other
-    return both
+def _gathered(parts: Sequence[Tensor]) -> Tensor:
+    """float[B, H, T, C] each -> room for all of their rows, which end together."""
+    end = max(part.shape[-2] for part in parts)
+    room = _room(parts[0], sum(map(len, parts)), end)
+    for part, place in zip(parts, room.split([len(part) for part in parts]), strict=True):
+        start = end - part.shape[-2]
+        place[..., :start, :] = 0
+        place[..., start:end, :] = part
+    return room

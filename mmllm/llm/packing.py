@@ -11,9 +11,8 @@ or C * L for keys; H heads, K heads of keys, E their width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that it knows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Group:
     """C conversations that see `before` (P) positions of the opening. `places` int[C, S]: where
     they stand in the pack; anywhere where `real` bool[C, S] says that one has ended."""
@@ -78,11 +77,9 @@ class Packing:
     """Which place goes where, for all layers of one forward pass."""
 
     def __init__(self, groups: Sequence[_Group], device: torch.device):
-        self.groups = groups
+        self.groups = tuple(groups)
         self.device = device
-        self.map = cache(self._map)
-        self.mask = cache(self._mask)
-        self.bias = cache(self._bias)
+        self._made: dict[tuple[Any, ...], Any] = {}
 
     @classmethod
     def of(cls, lengths: Sequence[int], opening: int, device: torch.device) -> Packing:
@@ -99,36 +96,28 @@ class Packing:
             groups.append(_group(starts[members], own[members], opening))
         return cls(groups, device)
 
-    def _map(self, heads: int, keys: bool) -> _Map:
+    def map(self, heads: int, *, keys: bool) -> _Map:
         """For rows of `heads` heads in the pack, int[T * heads], and by head in a group: of keys
         [C, heads, L], or of what asks for them [C, heads, S]."""
-        places, reals = [], []
-        head = torch.arange(heads)[:, None]
-        for group in self.groups:
-            place, real = group.places, group.real
-            if keys:
-                opening = torch.arange(group.before).expand(group.count, -1)
-                place = torch.cat([opening, place], dim=1)
-                real = torch.cat([torch.zeros_like(opening, dtype=torch.bool), real], dim=1)
-            places.append((place[:, None] * heads + head).flatten())
-            reals.append(real[:, None].expand(-1, heads, -1).flatten())
-        take, real = torch.cat(places), torch.cat(reals)
-        back = torch.empty(int(real.sum()), dtype=torch.long)
-        back[take[real]] = real.nonzero().flatten()
-        found = take, back, (~real).nonzero().flatten()
-        return _Map(*(table.to(self.device, non_blocking=True) for table in found))
+        return self._once(_map, self.groups, heads, keys, self.device)
 
-    def _mask(self, index: int, window: int | None) -> Tensor | None:
+    def mask(self, index: int, window: int | None) -> Tensor | None:
         """What each position of a group sees, bool[1, 1, S, L]; None: all up to itself."""
         group = self.groups[index]
         if group.before == 0 and (window is None or group.own <= window):
             return None
-        return _seen(group.own, group.seen, window, self.device)
+        return self._once(_seen, group.own, group.seen, window, self.device)
 
-    def _bias(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    def bias(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """The same as what is added to scores: float[1, 1, S, L]."""
         group = self.groups[index]
-        return _added(_seen(group.own, group.seen, window, self.device), dtype)
+        return self._once(_bias, group.own, group.seen, window, self.device, dtype)
+
+    def _once(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        """What `make` gives, for all layers."""
+        if (make, *arguments) not in self._made:
+            self._made[make, *arguments] = make(*arguments)
+        return self._made[make, *arguments]
 
     def sum_keys(self, gradient: Tensor, heads: int) -> Tensor:
         """The gradient by the groups' keys, float[N * heads, E], as that by the pack's,
@@ -140,6 +129,24 @@ class Packing:
                 opening = part.view(group.count, heads, group.seen, -1)[:, :, :before].sum(0)
                 found[: before * heads] += opening.transpose(0, 1).flatten(0, 1)
         return found
+
+
+def _map(groups: tuple[_Group, ...], heads: int, keys: bool, device: torch.device) -> _Map:
+    places, reals = [], []
+    head = torch.arange(heads)[:, None]
+    for group in groups:
+        place, real = group.places, group.real
+        if keys:
+            opening = torch.arange(group.before).expand(group.count, -1)
+            place = torch.cat([opening, place], dim=1)
+            real = torch.cat([torch.zeros_like(opening, dtype=torch.bool), real], dim=1)
+        places.append((place[:, None] * heads + head).flatten())
+        reals.append(real[:, None].expand(-1, heads, -1).flatten())
+    take, real = torch.cat(places), torch.cat(reals)
+    back = torch.empty(int(real.sum()), dtype=torch.long)
+    back[take[real]] = real.nonzero().flatten()
+    found = take, back, (~real).nonzero().flatten()
+    return _Map(*(table.to(device, non_blocking=True) for table in found))
 
 
 def _group(starts: Tensor, own: Tensor, before: int) -> _Group:
@@ -397,6 +404,12 @@ def _seen(own: int, seen: int, window: int | None, device: torch.device) -> Tens
     behind = places[seen - own :, None] - places
     found = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     return found[None, None]
+
+
+def _bias(
+    own: int, seen: int, window: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    return _added(_seen(own, seen, window, device), dtype)
 
 
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
