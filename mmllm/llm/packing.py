@@ -390,7 +390,7 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, A
     """Whether plain products can train it, and are faster."""
     if torch.compiler.is_compiling() or options.get("dropout"):
         return False
-    same = query.dtype == key.dtype == value.dtype
+    same = query.dtype == key.dtype == value.dtype and key.shape == value.shape
     return same and query.device.type == "cpu" and query.requires_grad
 
 

@@ -55,6 +55,21 @@ def test_packed_attention_and_its_gradients_are_the_plain_ones(
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("opening", [0, 3])
+def test_values_of_another_width_than_keys(opening: int) -> None:
+    """As in multi-head latent attention."""
+    total = opening + sum(LENGTHS)
+    states = [torch.randn(1, 6, total, width, requires_grad=True) for width in (8, 8, 5)]
+    module = SimpleNamespace(num_key_value_groups=1, is_causal=True, training=True)
+    rows = Packing.of(LENGTHS, opening, CPU)
+    found, _ = packing.attend(module, *states, None, packing=rows, scaling=0.3)
+    plain = F.scaled_dot_product_attention(*states, attn_mask=seen(opening, None), scale=0.3)
+    torch.testing.assert_close(found, plain.transpose(1, 2), atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(read.square().sum(), states) for read in (found, plain)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
 def test_groups_spare_padding_where_it_is_worth_a_call() -> None:
     lengths = [30] * 20 + [300]
     rows = Packing.of(lengths, 10, CPU)
