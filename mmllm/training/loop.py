@@ -182,6 +182,10 @@ def train(
         work.store.flush()
     journal.finish()
     accelerator.wait_for_everyone()
+    # DDP's wrapper goes before the processes' group does: as the last to hold the group it would wait
+    # there, with Python's lock, for a thread that may wait for the lock.
+    del wrapped
+    accelerator.free_memory()
     accelerator.end_training()
     return output
 
