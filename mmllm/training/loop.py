@@ -182,7 +182,7 @@ def train(
         work.store.flush()
     journal.finish()
     accelerator.wait_for_everyone()
-    # DDP's wrapper goes before the processes' group does: as the last to hold the group it would wait
+    # DDP's wrapper goes before the processes' group: as the last to hold the group it would wait
     # there, with Python's lock, for a thread that may wait for the lock.
     del wrapped
     accelerator.free_memory()
