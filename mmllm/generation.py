@@ -5,8 +5,8 @@ rows take steps of different widths (one token, or a run); a step is as wide as 
 the others are padded on the left with positions that nobody attends to. Every row draws from its
 own generator, so a batch gives what single calls give. Rows join a batch that is running, and
 leave it as soon as they are done: see Decoding. A row that is alone is fed what it may well say
-next besides, as far as the conversation has said it before (mmllm.prompt_lookup): what it chooses
-is the same, in fewer passes.
+next besides, as far as the conversation has said it before (mmllm.prompt_lookup), or the run that
+it owes next: what it chooses is the same, in fewer passes.
 
 A conversation that goes on is prefilled from where the engine left it: see Prefixes.
 

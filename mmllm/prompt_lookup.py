@@ -2,7 +2,8 @@
 
 A forward pass over a few tokens costs little more than one over a single token, whose time is that
 of reading the weights. What repeats itself in a conversation is therefore guessed and checked in
-one pass; a wrong guess costs what the pass was wider, and never changes what is said.
+one pass; a wrong guess costs what the pass was wider. What is said stays the same, but for the
+rounding of wider products.
 """
 
 from __future__ import annotations
