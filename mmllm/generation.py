@@ -8,7 +8,8 @@ leave it as soon as they are done: see Decoding. A row that is alone is fed what
 next besides, as far as the conversation has said it before (mmllm.prompt_lookup), or the run that
 it owes next: what it chooses is the same, in fewer passes.
 
-A conversation that goes on is prefilled from where the engine left it: see Prefixes.
+A conversation that goes on is prefilled from where the engine left it, and what all begin with is
+read once: see Prefixes. A short prompt is read in the same pass as the steps of the others.
 
 Legend: B rows, T positions, D width, K signal tokens, V text vocabulary, O outputs, G guesses.
 """
@@ -32,10 +33,18 @@ from mmllm.data.batch import Batch, Lookup, collate
 from mmllm.data.frozen import identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
+from mmllm.llm.stack import Pass
 from mmllm.model import AnyToAny
 from mmllm.prompt_lookup import PromptLookup
 
 Choice = Literal["auto", "force", "forbid"]
+
+_LONG = 64
+"""Positions of prompts from which on they are read by themselves: what is as wide gains nothing by
+a step of others along with it, and what goes wrong with it is not theirs."""
+_OPENING_SHARE = 8
+"""An opening is read apart where it is this share of a prompt or more: kernels for what has nothing
+before it are the faster ones."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ class Run:
 @dataclass
 class Generated:
     """One row's answer. `pieces` holds token ids and runs in order; `finish` says why it ended;
-    `cached`: positions of the prompt that an earlier turn had computed."""
+    `cached`: positions of the prompt that were read before, as an earlier turn's or as the opening
+    of all."""
 
     pieces: list[int | Run] = field(default_factory=list)
     finish: Literal["end", "length", "stop", ""] = ""
@@ -253,17 +263,37 @@ class Row:
 
 class Prefixes:
     """Key-value caches of the last conversations, so that a later turn, another try or an edited
-    one computes only what is new, media included. Threads may share them.
+    one computes only what is new, media included, and of the opening that all conversations share
+    (the template's beginning and the system prompt). Threads may share them.
 
-    `keep`: how many. A cache takes as much memory as its conversation's positions; one that goes
-    on in another is dropped. Caches of models that forget (sliding windows, recurrent states)
-    cannot be shortened and are not kept.
+    `keep`: how many conversations. A cache takes as much memory as its conversation's positions;
+    one that goes on in another is dropped. Caches of models that forget (sliding windows, recurrent
+    states) cannot be shortened and are not kept.
     """
 
     def __init__(self, keep: int = 4):
         self.num_kept = keep
         self._kept: list[tuple[list[Hashable], Any]] = []  # what was fed, its cache; newest last
         self._lock = threading.Lock()
+        self._opening: tuple[Hashable, Any] | None = None  # the weights that read it, its cache
+
+    @torch.inference_mode()
+    def opening(self, model: AnyToAny, length: int) -> Any:
+        """A cache of the first positions of `model.renderer.opening`. It is read by itself, once,
+        and again when weights have changed: the same bytes whoever asks. One thread at a time."""
+        state = model.llm.state
+        if self._opening is None or self._opening[0] != state:
+            ids = torch.tensor([model.renderer.opening], device=model.device)
+            positions = torch.arange(ids.shape[1], device=model.device)[None]
+            cache = model.llm.new_cache()
+            model.llm(
+                model.llm.embed(ids),
+                mask=torch.ones_like(ids, dtype=torch.bool),
+                positions=positions,
+                cache=cache,
+            )
+            self._opening = state, cache
+        return self._opening[1].beginning(length)
 
     def longest(self, symbols: Sequence[Hashable]) -> tuple[int, Any]:
         """How many first positions a kept conversation shares, and a cache of just these (None: no
@@ -284,7 +314,7 @@ class Prefixes:
             self._kept = [*kept, (symbols, cache)][-self.num_kept :] if self.num_kept else []
 
     def clear(self) -> None:
-        """Forget all, as is needed when weights change."""
+        """Forget all conversations, as is needed when weights change."""
         with self._lock:
             self._kept = []
 
@@ -297,7 +327,8 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> str:
 @dataclass
 class Prefill:
     """Prompts that are ready to be read, each with its row. Media are decoded by now; no network
-    has run. `known`: how many first positions `cache` holds; without one, there is none."""
+    has run. `known`: how many first positions `cache` holds, or, where that is None, the cache of
+    the opening that they share."""
 
     rows: list[Row]
     lengths: list[int]
@@ -313,36 +344,61 @@ def prepare(
     rows: Sequence[Row],
     prefixes: Prefixes | None = None,
 ) -> Prefill:
-    """Decode the media of B prompts, each rendered `for_reply`, and look up what is known of them:
-    `prefixes` are used, and added to, where B is 1. Any thread may do this at any time. Raises
-    MediaError."""
-    lengths = [len(prompt) for prompt in prompts]
+    """Decode the media of B prompts, each rendered `for_reply`, and look up what is known of them
+    by `prefixes`: the opening, or, where B is 1, of a conversation, which is then added to them.
+    Any thread may do this at any time. Raises MediaError."""
+    known, cache = 0, None
+    if prefixes:
+        known = _known_opening(model, prompts)
+        if prefixes.num_kept and len(prompts) == 1:
+            rows[0].symbols = _symbols(prompts[0])
+            longest, found = prefixes.longest(rows[0].symbols)
+            if longest > known:
+                known, cache = longest, found
     for row, prompt in zip(rows, prompts, strict=True):
         row.said.add(prompt.ids)
-    if not (prefixes and prefixes.num_kept and len(prompts) == 1):
-        return Prefill(list(rows), lengths, _batch(model, prompts, lookup))
-    (prompt,), (row,) = prompts, rows
-    row.symbols = _symbols(prompt)
-    known, cache = prefixes.longest(row.symbols)
-    row.answer.cached = known
-    return Prefill([row], lengths, _batch(model, [_rest(prompt, known)], lookup), known, cache)
+        row.answer.cached = known
+    lengths = [len(prompt) for prompt in prompts]
+    batch = _batch(model, [_rest(prompt, known) for prompt in prompts], lookup)
+    return Prefill(list(rows), lengths, batch, known, cache)
 
 
 @dataclass
 class _Group:
     """Rows in one cache. `mask` bool[B, T]: real positions; `last` float[B, D]: the states by which
-    those choose that have not chosen yet."""
+    those choose that have not chosen yet; `prompts`: what is still to be read, without `last`."""
 
     rows: list[Row]
     mask: Tensor
     cache: Any
-    last: Tensor
+    prompts: Pass | None
+    last: Tensor | None = None
+
+    def join(self, other: _Group) -> None:
+        """Take the rows of another one in."""
+        assert self.last is not None
+        assert other.last is not None
+        self.cache.join(other.cache)
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        masks = [F.pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
+        self.mask = torch.cat(masks)
+        self.last = torch.cat([self.last, other.last])
+        self.rows = [*self.rows, *other.rows]
 
     def cut(self, num: int) -> None:
         """Drop the last positions."""
         if num:
             self.mask = self.mask[:, :-num]
             self.cache.cut(num)
+
+
+@dataclass
+class _Step:
+    """What a group is fed at once: by row, its `next` and what is guessed behind that."""
+
+    new: Pass
+    ids: list[list[int]]
+    guesses: list[list[int]]
 
 
 class Decoding:
@@ -365,35 +421,55 @@ class Decoding:
 
     @torch.inference_mode()
     def join(self, entry: Prefill) -> None:
-        """Read prompts; their rows take part from the next step on."""
-        group = _read(self.model, entry)
-        if not (self._groups and group.cache.divisible):
-            self._groups.append(group)
-            return
-        into = self._groups[0]
-        into.cache.join(group.cache)
-        width = max(into.mask.shape[1], group.mask.shape[1])
-        masks = [F.pad(mask, (width - mask.shape[1], 0)) for mask in (into.mask, group.mask)]
-        into.mask = torch.cat(masks)
-        into.last = torch.cat([into.last, group.last])
-        into.rows = [*into.rows, *group.rows]
+        """Take rows in: their media are encoded now, and their prompts read by the next step, along
+        with what it feeds the others, or, where they are long, now."""
+        group = _entering(self.model, entry, self._cache(entry))
+        if group.mask.numel() > _LONG:
+            self._read([group])
+        self._groups.append(group)
 
     @torch.inference_mode()
     def step(self) -> None:
         """Choose for every row, and feed what was chosen in one forward pass."""
         self.tidy()
         for group in self._groups:
-            if any(not row.next for row in group.rows):
-                logits = self.model.llm.head(group.last)  # [B, V + O]
-                for index, row in enumerate(group.rows):
-                    if not row.next:
-                        row.choose(logits[index])
-                self._keep(group)
-            _leave(group, [index for index, row in enumerate(group.rows) if row.next])
-            if group.rows:
-                _advance(self.model, group)
-                self._keep(group)
+            if group.last is not None:
+                self._choose(group, group.last)
+        self._groups = [group for group in self._groups if group.rows]
+        if self._groups:
+            self._read(self._groups)
         self.tidy()
+        if self._groups and self._groups[0].cache.divisible:
+            first, *others = self._groups
+            for group in others:
+                first.join(group)
+            self._groups = [first]
+
+    def _cache(self, entry: Prefill) -> Any:
+        """A cache of what is known of these prompts."""
+        if entry.cache is not None:
+            return entry.cache
+        if entry.known and self.prefixes:
+            return self.prefixes.opening(self.model, entry.known)
+        return self.model.llm.new_cache()
+
+    def _choose(self, group: _Group, last: Tensor) -> None:
+        """Let those rows choose that have not; who has come to an end leaves."""
+        if any(not row.next for row in group.rows):
+            logits = self.model.llm.head(last)  # [B, V + O]
+            for index, row in enumerate(group.rows):
+                if not row.next:
+                    row.choose(logits[index])
+            self._keep(group)
+        _leave(group, [index for index, row in enumerate(group.rows) if row.next])
+
+    def _read(self, groups: Sequence[_Group]) -> None:
+        """Feed every row what comes next, in one forward pass."""
+        steps = [_next(self.model, group) for group in groups]
+        states = self.model.llm.read([step.new for step in steps])
+        for group, step, hidden in zip(groups, steps, states, strict=True):
+            _take(self.model, group, step, hidden)
+            self._keep(group)
 
     def _keep(self, group: _Group) -> None:
         """Remember the caches of rows that have come to their end."""
@@ -450,6 +526,14 @@ def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup) -> Batc
     )
 
 
+def _known_opening(model: AnyToAny, prompts: Sequence[Rendered]) -> int:
+    """How many first positions all of them share with the opening: none where they are too few to
+    gain by, or caches cannot be shortened."""
+    shared = min(_shared(model.renderer.opening, prompt.ids) for prompt in prompts)
+    few = shared < max(map(len, prompts)) / _OPENING_SHARE
+    return 0 if few or not model.llm.new_cache().divisible else shared
+
+
 def _rest(prompt: Rendered, known: int) -> Rendered:
     """What comes after the first `known` positions."""
     return Rendered(
@@ -463,8 +547,8 @@ def _rest(prompt: Rendered, known: int) -> Rendered:
     )
 
 
-def _read(model: AnyToAny, entry: Prefill) -> _Group:
-    """Embed prompts, padded on the left, and fill the cache with what it does not hold."""
+def _entering(model: AnyToAny, entry: Prefill, cache: Any) -> _Group:
+    """Embed prompts, padded on the left, behind what the cache holds."""
     batch = entry.batch.to(model.device)
     embeds, mask, positions = model.embed(batch), batch.mask, batch.positions  # padded on the right
     assert mask is not None
@@ -474,21 +558,20 @@ def _read(model: AnyToAny, entry: Prefill) -> _Group:
         shift = width - (length - entry.known)  # decoding needs the last position on the right
         for padded in (embeds, mask, positions):
             padded[index] = padded[index].roll(shift, dims=0)
-    cache = model.llm.new_cache() if entry.cache is None else entry.cache
     mask = F.pad(mask, (entry.known, 0), value=True)
-    hidden = model.llm(embeds, mask=mask, positions=positions + entry.known, cache=cache)
-    return _Group(entry.rows, mask, cache, hidden[:, -1])
+    return _Group(entry.rows, mask, cache, Pass(embeds, positions + entry.known, mask, cache))
 
 
 def _leave(group: _Group, left: list[int]) -> None:
     """Go on with the rows `left` only, in a cache without the positions that none of them has.
-    Where rows cannot be taken out of a cache, it goes on with all until none is left."""
+    Where rows cannot be taken out of a cache, or are not in it yet, it goes on with all until none
+    is left."""
     if len(left) == len(group.rows):
         return
     if not left:
         group.rows = []
         return
-    if not group.cache.divisible:
+    if group.last is None or not group.cache.divisible:
         return
     mask = group.mask[left]
     start = int(mask.any(0).int().argmax())
@@ -533,9 +616,11 @@ def _shared(fed: Sequence[Hashable], symbols: Sequence[Hashable]) -> int:
     return shared
 
 
-def _advance(model: AnyToAny, group: _Group) -> None:
-    """Feed every row its next ids, in one forward pass as wide as the widest step. A row that is
-    alone is fed its guesses behind them, and chooses at once, as far as they were right."""
+def _next(model: AnyToAny, group: _Group) -> _Step:
+    """The prompts, or every row's next ids, as wide as the widest step. A row that is alone is fed
+    its guesses behind them."""
+    if group.prompts:
+        return _Step(group.prompts, [[] for _ in group.rows], [])
     alone = len(group.rows) == 1 and group.cache.divisible
     guesses = group.rows[0].guess() if alone else []
     steps = [[*row.next, *chain(*guesses)] for row in group.rows]
@@ -551,15 +636,19 @@ def _advance(model: AnyToAny, group: _Group) -> None:
     device = group.mask.device
     group.mask = torch.cat([group.mask, real.to(device)], dim=1)
     embeds = model.llm.embed(ids.to(device))
-    positions = positions.to(device)
-    hidden = model.llm(embeds, mask=group.mask, positions=positions, cache=group.cache)
-    group.last = hidden[:, -1]
-    for index, (row, step) in enumerate(zip(group.rows, steps, strict=True)):
+    return _Step(Pass(embeds, positions.to(device), group.mask, group.cache), steps, guesses)
+
+
+def _take(model: AnyToAny, group: _Group, step: _Step, hidden: Tensor) -> None:
+    """Give rows the states float[B, W, D] of what they were fed. A row with guesses chooses at
+    once, as far as they were right."""
+    group.prompts, group.last = None, hidden[:, -1]
+    for index, (row, ids) in enumerate(zip(group.rows, step.ids, strict=True)):
         if row.next:
-            start = width - len(step)
+            start = hidden.shape[1] - len(ids)
             row.fed(hidden[index, start : start + len(row.next)])
-    if guesses:
-        group.cut(_check(model, group.rows[0], guesses, hidden[0]))
+    if step.guesses:
+        group.cut(_check(model, group.rows[0], step.guesses, hidden[0]))
 
 
 def _check(model: AnyToAny, row: Row, guesses: list[list[int]], states: Tensor) -> int:

@@ -12,8 +12,8 @@ from mmllm.conversation import Image, Medium, Message
 @dataclass(frozen=True)
 class Usage:
     """Tokens of a turn. `prompt`: of the whole conversation, its media's placeholders included;
-    `cached`: how many of these were known from an earlier turn; `text` and `signals`: of the
-    reply."""
+    `cached`: how many of these were read before, as an earlier turn's or as the opening of all
+    (the template's and the system prompt); `text` and `signals`: of the reply."""
 
     prompt: int = 0
     cached: int = 0

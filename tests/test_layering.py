@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "errors", "llm", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
-    "generation": {"conversation", "data", "errors", "model", "prompt_lookup"},
+    "generation": {"conversation", "data", "errors", "llm", "model", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},
     "chat": {
         "checkpoints",

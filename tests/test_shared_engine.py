@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmllm import generation
 from mmllm.chat import Chat
 from mmllm.conversation import Audio, Message, assistant, user
 from mmllm.data.frozen import FrozenWork
@@ -35,8 +36,15 @@ def same(one: Generated, other: Generated) -> bool:
     )
 
 
-@pytest.mark.parametrize("keep", [0, 3])
-def test_rows_that_join_and_leave_get_what_they_get_alone(tiny_model: AnyToAny, keep: int) -> None:
+@pytest.mark.parametrize(("keep", "long"), [(0, 1), (0, 10_000), (3, 10_000)])
+def test_rows_that_join_and_leave_get_what_they_get_alone(
+    tiny_model: AnyToAny, keep: int, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a prompt is read by itself or along with a step of the others."""
+    monkeypatch.setattr(generation, "_LONG", long)
+    passes: list[int] = []
+    read = tiny_model.llm.read
+    tiny_model.llm.read = lambda new: passes.append(len(new)) or read(new)  # pyright: ignore
     model = eager(tiny_model, "audio")
     work, prefixes = FrozenWork(model), Prefixes(keep)
     prompts = [model.renderer.render(talk, for_reply=True) for talk in PROMPTS]
@@ -52,6 +60,8 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(tiny_model: AnyToAny, 
         decoding.step()
         sizes.append(len(decoding.rows))
     assert sizes[:3] == [1, 2, 3]
+    assert max(passes) == 2
+    assert passes[:6] == ([1, 1, 1, 2, 1, 2] if long == 1 else [1, 2, 2, 1, 1, 1])
     assert sizes[2:] == sorted(sizes[2:], reverse=True)
     assert {*sizes[2:]} == {3, 2, 1, 0}
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):

@@ -15,10 +15,10 @@ import torch
 
 from mmllm import media
 from mmllm.chat import Chat
-from mmllm.conversation import Image, Medium, Message, Text, assistant, user
+from mmllm.conversation import Image, Medium, Message, Text, assistant, system, user
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import ConfigError, MediaError
-from mmllm.generation import Prefixes, Sampling, generate
+from mmllm.generation import Generated, Prefixes, Sampling, generate
 from mmllm.model import AnyToAny
 from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
 from tests.test_generation import eager
@@ -323,7 +323,8 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
 ) -> None:
     options = {"modalities": {"image": "force"}, "max_new_tokens": 5, "temperature": 1.0}
     plain = talk(Chat(tiny_model, prefixes=0), TURNS, **options)
-    assert all(reply.usage.cached == 0 for reply in plain)
+    opening = len(tiny_model.renderer.opening)
+    assert {reply.usage.cached for reply in plain} <= {0, opening}
 
     encoded: list[str] = []
     for key, encoder in tiny_model.encoders.items():
@@ -346,7 +347,7 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
         assert reply.usage.cached >= before.usage.prompt  # random text may be spelt otherwise
         assert reply.usage.prompt == plain[cached.index(reply)].usage.prompt
     rest = [reply.usage.prompt - reply.usage.cached for reply in cached]
-    assert [width for width in widths if width > 5] == rest
+    assert [width for width in widths if width > 5] == [opening, *rest]
 
 
 def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) -> None:
@@ -361,6 +362,52 @@ def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) ->
         for one, other in zip(cached.runs, plain.runs, strict=True):
             assert torch.allclose(one.states, other.states, atol=1e-4)
     assert cached.cached > 10
+
+
+def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyToAny]) -> None:
+    model = make_model()
+    model.llm.attach_lora()
+    opening = model.renderer.opening
+    talks = [[user("one")], [user(picture(40))], [system("Say no."), user("one")]]
+    prompts = [model.renderer.render(talk, for_reply=True) for talk in talks]
+    assert [prompt.ids[: len(opening)] == opening for prompt in prompts] == [True, True, False]
+
+    work, prefixes = FrozenWork(model), Prefixes(0)
+    settings = Sampling(max_new_tokens=4, modalities=ALL)
+
+    def answers(*numbers: int, by: Prefixes | None = None) -> list[Generated]:
+        chosen = [prompts[number] for number in numbers]
+        return generate(model, chosen, work, sampling=settings, prefixes=by)
+
+    def alike(one: Generated, other: Generated, atol: float = 1e-4) -> bool:
+        return one.ids == other.ids and all(
+            torch.allclose(a.states, b.states, rtol=0, atol=atol)
+            for a, b in zip(one.runs, other.runs, strict=True)
+        )
+
+    (first,) = answers(0, by=prefixes)
+    assert first.cached == len(opening)
+    answers(2, by=prefixes)
+    answers(0, 1, by=prefixes)
+    (again,) = answers(0, by=prefixes)
+    assert alike(first, again, atol=0), "the same bytes, whoever asked before"
+    kinds = (0,), (1,), (0, 1), (0, 2)
+    for change in (lambda: None, lambda: model.llm.model.get_input_embeddings().weight.mul_(0.5)):
+        with torch.no_grad():
+            change()
+        for numbers in kinds:
+            found, plain = answers(*numbers, by=prefixes), answers(*numbers)
+            assert all(alike(one, other) for one, other in zip(found, plain, strict=True))
+    with torch.no_grad():
+        for name, weight in model.llm.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    (adapted,) = answers(0, by=prefixes)
+    assert alike(adapted, *answers(0))
+    with model.llm.model.disable_adapter():
+        (bare,) = answers(0, by=prefixes)
+        assert alike(bare, *answers(0))
+    assert not alike(bare, adapted)
 
 
 def test_what_differs_is_not_taken_for_what_was_seen(

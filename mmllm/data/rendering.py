@@ -20,6 +20,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import Medium, Message, Text
@@ -97,6 +99,13 @@ class Renderer:
         self.template_options = dict(template_options or {})
         self._pieces: dict[tuple[str, bool], list[int]] = {}
         self._anchor = self._find_anchor()
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """Ids with which a conversation begins that brings no system message of its own."""
+        one, other = (self.render([Message("user", (Text(word),))]).ids for word in "ab")
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        return [token for token, _ in same]
 
     def render(self, conversation: Sequence[Message], *, for_reply: bool = False) -> Rendered:
         """All turns with the assistant's supervised; `for_reply` ends where a reply begins."""

@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 import shlex
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,7 +24,7 @@ from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import packing
 from mmllm.llm.head import Head, LogitShape
 from mmllm.llm.lora import adapted_linear
-from mmllm.llm.stack import Stack, product
+from mmllm.llm.stack import Pass, Stack, product, versions
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
 from mmllm.tokens import TokenSpace
@@ -301,6 +301,17 @@ class LanguageModel(nn.Module):
         rest = self._run(embeds[:, shared:], mask, positions[:, shared:], cache)
         return torch.cat([opening.expand(len(embeds), -1, -1), rest], dim=1)
 
+    def read(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """What `forward` gives for each; the weights are read once for all where the layers are
+        known (mmllm.llm.stack)."""
+        stack = getattr(passes[-1].cache, "stack", None)
+        if stack and len(passes) > 1:
+            return stack(passes)
+        return [
+            self(new.embeds, mask=new.mask, positions=new.positions, cache=new.cache)
+            for new in passes
+        ]
+
     def recompute_activations(self) -> None:
         """Keep only what enters each layer in training, and run the layer again for the gradient:
         memory for about a third more time (Chen et al. 2016)."""
@@ -325,7 +336,8 @@ class LanguageModel(nn.Module):
         **options: Any,
     ) -> Tensor:
         if stack := getattr(cache, "stack", None):
-            return stack(embeds, mask=mask, positions=positions, cache=cache)
+            assert positions is not None
+            return stack([Pass(embeds, positions, mask, cache)])[0]
         return self._decoder(
             inputs_embeds=embeds,
             attention_mask=mask if mask is None or mask.ndim > 2 else mask.long(),
@@ -371,6 +383,12 @@ class LanguageModel(nn.Module):
         bias = None if module.bias is None else module.bias[:count]
         head = Head(words[:count], bias, self.head_rows, self.logit_shape, self.fused)
         return head.nats(hidden, labels)
+
+    @property
+    def state(self) -> Hashable:
+        """Equal as long as no weight was changed in place or replaced, and no adapter switched."""
+        switches = [module.__dict__.get("_disable_adapters") for module in self.modules()]
+        return versions(self.parameters()), tuple(switches)
 
     def new_cache(self) -> Any:
         """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the

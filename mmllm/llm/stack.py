@@ -10,7 +10,7 @@ Legend: B rows, W new positions, N = B * W, T all positions, D width, H heads, C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +24,11 @@ from mmllm.llm.lora import plain_adapter
 
 _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 """Families of transformers whose layers are what `Stack` computes."""
+
+
+_SLOW = range(7, 16)
+"""Rows of float32 whose product takes longer than that of 16, up to 1.5 times as long: MKL on a CPU
+with AVX-512."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,17 @@ class _Layer:
     scale: float
 
 
+@dataclass(frozen=True)
+class Pass:
+    """New positions of B rows: `embeds` float[B, W, D] and `positions` int[B, W]; the `cache` of
+    what is before them, which they extend; `mask` bool[B, T] of all that is there then."""
+
+    embeds: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    cache: Any
+
+
 class Stack:
     """The layers of one model, from embeddings to the last hidden states."""
 
@@ -148,42 +164,80 @@ class Stack:
             return None
         return cls(known, _norm(decoder.norm), decoder.rotary_emb)
 
-    def __call__(self, x: Tensor, *, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """float[B, W, D] -> float[B, W, D]; `mask` bool[B, T], `positions` int[B, W], and a cache
-        of T - W positions, which is extended."""
-        rows, width, _ = x.shape
-        cos, sin = (part[:, :, None] for part in self.rotary(x, positions))  # [B, W, 1, C]
+    def __call__(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """float[B, W, D] of each pass -> float[B, W, D]; their caches are extended. The weights are
+        read once for all."""
+        parts = [_Part.of(new) for new in passes]
+        x = _whole([new.embeds.flatten(0, 1) for new in passes])  # [N, D]
+        positions = _whole([new.positions.flatten() for new in passes])
+        cos, sin = (part[0, :, None] for part in self.rotary(x[None], positions[None]))  # [N, 1, C]
         sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
-        known = cache.get_seq_length()
-        seen = _seen(mask, width, known)
-        causal = seen is None and width > 1
-        few = width == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
-        x = x.reshape(rows * width, -1)
-        for layer, held in zip(self.layers, cache.layers, strict=True):
+        for index, layer in enumerate(self.layers):
             sizes = (layer.heads, layer.kv_heads, layer.kv_heads)
-            heads = layer.qkv(layer.norm(x)).view(rows, width, sum(sizes), -1)
-            q, k, v = heads.split(sizes, dim=2)
+            heads = layer.qkv(layer.norm(x)).view(len(x), sum(sizes), -1)
+            q, k, v = heads.split(sizes, dim=1)
             if layer.q_norm and layer.k_norm:
-                heads = torch.cat((layer.q_norm(q), layer.k_norm(k)), dim=2)
-            turned = _rotated(heads[:, :, : sum(sizes[:2])], cos, sin)
-            q, k = turned.transpose(1, 2).split(sizes[:2], dim=1)  # [B, H, W, C]
-            keys, values = held.update(k, v.transpose(1, 2))
-            if few and seen is None:
-                read = _attend(q, keys, values, layer.scale)
-            else:
-                read = F.scaled_dot_product_attention(
-                    q,
-                    keys,
-                    values,
-                    attn_mask=seen,
-                    is_causal=causal,
-                    scale=layer.scale,
-                    enable_gqa=layer.heads != layer.kv_heads,
-                ).transpose(1, 2)  # [B, W, H, C]
-            x = layer.o(read.reshape(rows * width, -1), onto=x)
+                heads = torch.cat((layer.q_norm(q), layer.k_norm(k)), dim=1)
+            q, k = _rotated(heads[:, : sum(sizes[:2])], cos, sin).split(sizes[:2], dim=1)
+            qkv = [part.split([part.size for part in parts]) for part in (q, k, v)]
+            read = _whole(
+                [part.read(layer, index, *its) for part, *its in zip(parts, *qkv, strict=True)]
+            )
+            x = layer.o(read, onto=x)
             h = layer.norm_after(x)
             x = layer.down(layer.activation(layer.gate(h)) * layer.up(h), onto=x)
-        return self.norm(x).view(rows, width, -1)
+        states = self.norm(x).split([part.size for part in parts])
+        return [its.view(new.embeds.shape) for new, its in zip(passes, states, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The attention of one pass. `seen`: see `_seen`."""
+
+    rows: int
+    width: int
+    cache: Any
+    seen: Tensor | None
+    causal: bool
+    few: bool
+
+    @classmethod
+    def of(cls, new: Pass) -> _Part:
+        rows, width, _ = new.embeds.shape
+        seen = _seen(new.mask, width, new.cache.get_seq_length())
+        exact = new.embeds.dtype == torch.float32 and new.embeds.device.type == "cpu"
+        alone = width == 1 and seen is None
+        return cls(rows, width, new.cache, seen, seen is None and width > 1, alone and exact)
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.width
+
+    def read(self, layer: _Layer, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """float[B * W, H, C], float[B * W, H', C] twice -> float[B * W, H * C]; layer `index` of
+        the cache is extended."""
+        q, k, v = (
+            heads.view(self.rows, self.width, *heads.shape[1:]).transpose(1, 2)
+            for heads in (q, k, v)
+        )  # [B, H, W, C]
+        keys, values = self.cache.layers[index].update(k, v)
+        if self.few:
+            return _attend(q, keys, values, layer.scale).view(self.size, -1)
+        read = F.scaled_dot_product_attention(
+            q,
+            keys,
+            values,
+            attn_mask=self.seen,
+            is_causal=self.causal,
+            scale=layer.scale,
+            enable_gqa=layer.heads != layer.kv_heads,
+        )
+        return read.transpose(1, 2).reshape(self.size, -1)
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """All of them, one behind the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -191,6 +245,10 @@ def product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
     if len(x) == 1 and x.dtype == torch.bfloat16:  # a third faster than a matrix of one row
         row = torch.mv(weight.t(), x[0])[None]
         return row if onto is None else row + onto
+    if len(x) in _SLOW and x.dtype == torch.float32 and x.device.type == "cpu":
+        padded = F.pad(x, (0, 0, 0, _SLOW.stop - len(x)))
+        read = torch.mm(padded, weight)[: len(x)]
+        return read if onto is None else read.add_(onto)
     return torch.mm(x, weight) if onto is None else torch.addmm(onto, x, weight)
 
 
@@ -216,7 +274,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) of float[B, W, H, C]; the first half of `sin` is
+    """Rotary position embedding (Su et al. 2021) of float[N, H, C]; the first half of `sin` is
     negative."""
     half, rest = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((rest, half), dim=-1), sin)
@@ -268,15 +326,20 @@ def _joined(attention: nn.Module, parts: list[_Linear]) -> _Linear | None:
             return None
     if len({part.bias is None for part in parts}) > 1:
         return None
-    state = (
-        [(weight._version, weight.data_ptr()) for weight in made_of],
-        [(part.down is None, part.scale) for part in parts],
-    )
+    state = versions(made_of), [(part.down is None, part.scale) for part in parts]
     kept = _JOINED.get(attention)
     if kept is None or kept[0] != state:
         kept = state, _Linear.joined(parts)
         _JOINED[attention] = kept
     return kept[1]
+
+
+def versions(weights: Iterable[Tensor]) -> Hashable:
+    """Equal as long as none of them was changed in place or replaced; tensors that were made in
+    inference mode do not tell."""
+    return tuple(
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights
+    )
 
 
 def _norm(module: Any) -> _Norm:

@@ -18,6 +18,7 @@ from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.generation import Sampling, generate
 from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.stack import product
 from mmllm.llm.templates import TEMPLATES
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, WINDOW
@@ -237,6 +238,15 @@ def test_states_in_a_cache_are_those_without_one(name, adapted, folders) -> None
     whole, rest = llm(embeds[:1])[0], llm(embeds[1:, short:])[0]
     torch.testing.assert_close(states[0], whole, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(states[1, short:], rest, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 7, 15, 16])
+def test_a_product_of_any_number_of_rows_is_the_plain_one(rows) -> None:
+    x, weight, onto = torch.randn(rows, 9), torch.randn(9, 5), torch.randn(rows, 5)
+    before = onto.clone()
+    torch.testing.assert_close(product(x, weight), x @ weight)
+    torch.testing.assert_close(product(x, weight, onto), x @ weight + before)
+    assert onto.equal(before)
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "smollm"])
