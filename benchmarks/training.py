@@ -175,7 +175,8 @@ class _Reader:
 def _real_tokens(batch: Batch) -> int:
     """Positions of conversations, padding left out and openings counted for each."""
     if batch.packed:
-        return sum(batch.packed) + len(batch.packed) * batch.shared
+        conversations = len(batch.packed) - (batch.padding > 0)
+        return sum(batch.packed) - batch.padding + conversations * batch.shared
     assert batch.mask is not None
     return int(batch.mask.sum())
 

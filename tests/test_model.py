@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmllm import losses
 from mmllm.conversation import Message, assistant, user
-from mmllm.data.batch import Batch, collate
+from mmllm.data.batch import ALIGNED, Batch, collate
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import CheckpointError
 from mmllm.llm import head
@@ -92,7 +92,8 @@ def test_what_nothing_is_learnt_from_is_left_out(tiny_model: AnyToAny, pack: boo
     assert all(0 < item.learnt < len(item) for item in lengths)
     ends = sum(len(item) - item.learnt for item in lengths)
     if pack:
-        assert whole.ids.shape[1] - learnt.ids.shape[1] == ends
+        real = [batch.ids.shape[1] - batch.padding for batch in (whole, learnt)]
+        assert real[0] - real[1] == ends
     else:
         assert learnt.ids.shape[1] == max(item.learnt for item in lengths)
     assert learnt.labels.equal(whole.labels)
@@ -161,6 +162,8 @@ def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) ->
     padded = terms_of(tiny_model, batch_of(tiny_model, MIXED))
     batch = batch_of(tiny_model, MIXED, pack=True)
     assert batch.ids.shape[0] == 1
+    assert batch.ids.shape[1] % ALIGNED == 0
+    assert 0 < batch.padding < ALIGNED
     assert batch.mask is None
     for name, term in terms_of(tiny_model, batch).items():
         assert term.count == padded[name].count
@@ -174,7 +177,8 @@ def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
     talk = [MIXED[3]] * 3
     padded, packed = (batch_of(tiny_model, talk, pack=pack) for pack in (False, True))
     length = padded.ids.shape[1]
-    assert packed.ids.shape == (1, packed.shared + 3 * (length - packed.shared))
+    real = packed.shared + 3 * (length - packed.shared)
+    assert packed.ids.shape == (1, real + packed.padding)
     assert packed.supervised.unique().numel() < len(packed.supervised)
     found = [terms_of(tiny_model, batch)["text"].total for batch in (padded, packed)]
     assert torch.allclose(*found, atol=1e-4)

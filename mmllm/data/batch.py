@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from mmllm.conversation import Medium
 from mmllm.data.rendering import UNSUPERVISED, Rendered
+
+ALIGNED = 16
+"""A pack's positions are a multiple of it: a CPU takes longer for bfloat16 products of other
+heights, and has to make ready for each height that it has not seen."""
 
 
 @dataclass
@@ -45,8 +50,8 @@ class Batch:
     """`ids` int[B, T]; `mask` bool[B, T] or None when packed; `positions` int[B, T];
     `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]; `shared`: the
     first positions that are the same text in every conversation. `packed`: the one row holds them
-    once and then conversations of these lengths. `plain` int[W, S]: windows of plain text beside
-    the conversations, for the loss `retain`."""
+    once and then conversations of these lengths, the last of which may be so much `padding`.
+    `plain` int[W, S]: windows of plain text beside the conversations, for the loss `retain`."""
 
     ids: Tensor
     mask: Tensor | None
@@ -57,6 +62,7 @@ class Batch:
     outputs: dict[str, OutputMedia]
     shared: int = 0
     packed: tuple[int, ...] = ()
+    padding: int = 0
     plain: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
@@ -92,8 +98,8 @@ def collate(
     seeds: Sequence[int] | None = None,
     targets: bool = True,
 ) -> Batch:
-    """Pad on the right, or pack into one row without padding, what all conversations begin with
-    standing there once (with `share`). `targets`: it is learnt from, so look up what the output
+    """Pad on the right, or pack into one row, what all conversations begin with standing there once
+    (with `share`). `targets`: it is learnt from, so look up what the output
     media are aligned with, and leave out what comes behind the last state that is needed.
 
     `input_widths` and `output_widths` name every key of the model with its N or K: a key that no
@@ -102,9 +108,12 @@ def collate(
     """
     lengths = [(item.learnt if targets else 0) or len(item) for item in items]
     shared = _common_opening(items, min(lengths) - 1) if share else 0
+    padding = 0
     if pack:
         own = [length - shared for length in lengths]
-        offsets = [sum(own[:index]) for index in range(len(items))]
+        offsets = [0, *accumulate(own[:-1])]
+        padding = -(shared + sum(own)) % ALIGNED
+        own += [padding] if padding else []
         total, rows = shared + sum(own), 1
     else:
         own = []
@@ -126,6 +135,8 @@ def collate(
                 place = index - 1
                 supervised.append(place if pack and place < shared else offset + place)
                 labels.append(label)
+    if padding:
+        positions[-padding:] = torch.arange(shared, shared + padding)
 
     inputs = {key: _input_media(items, offsets, key, lookup) for key in input_widths}
     outputs = {
@@ -142,6 +153,7 @@ def collate(
         outputs=outputs,
         shared=shared,
         packed=tuple(own),
+        padding=padding,
     )
 
 

@@ -11,7 +11,7 @@ or C * L for keys; H heads, K heads of keys, E their width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ KERNEL = "sdpa_packed"
 SHORT = 256
 """Keys up to which plain products have the faster gradient on a CPU; the fused kernel's is made for
 long rows."""
-GROUP = 10_000
+GROUP = 20_000
 """Pairs of a query and a key whose time on a CPU is that of a group more."""
 ALIGNED = 4
 """L is a multiple of it: products of odd widths take a fifth longer on a CPU."""
@@ -58,11 +58,13 @@ class _Group:
 @dataclass(frozen=True)
 class _Map:
     """Which of T rows stands in which of N, and the other way round: `take` int[N], `back` int[T];
-    in the rows `empty` stands none. With heads each row is that of one head."""
+    in the rows `empty` stands none, and in `openings` int[C, P] the first P of T once more, for
+    each of all conversations. With heads each row is that of one head."""
 
     take: Tensor
     back: Tensor
     empty: Tensor
+    openings: Tensor
 
     def spread(self, rows: Tensor) -> Tensor:
         """float[T, E] -> float[N, E], anything in those that are empty."""
@@ -71,6 +73,15 @@ class _Map:
     def gather(self, rows: Tensor) -> Tensor:
         """float[N, E] -> float[T, E]"""
         return rows.index_select(0, self.back)
+
+    def sum(self, rows: Tensor) -> Tensor:
+        """float[N, E] -> float[T, E], what stands in several rows added up: the gradient of
+        `spread`."""
+        found = self.gather(rows)
+        if before := self.openings.shape[1]:
+            again = rows.index_select(0, self.openings.flatten())
+            found[:before] += again.view(*self.openings.shape, -1).sum(0)
+        return found
 
 
 class Packing:
@@ -113,26 +124,30 @@ class Packing:
         group = self.groups[index]
         return self._once(_bias, group.own, group.seen, window, self.device, dtype)
 
+    def shares(self, heads: int, shared: int) -> tuple[_Share, _Share]:
+        """Of what is spread over the groups, by all `heads` and by those that are `shared`."""
+        return self._once(_shares, self.groups, heads, shared)
+
     def _once(self, make: Callable[..., Any], *arguments: Any) -> Any:
         """What `make` gives, for all layers."""
         if (make, *arguments) not in self._made:
             self._made[make, *arguments] = make(*arguments)
         return self._made[make, *arguments]
 
-    def sum_keys(self, gradient: Tensor, heads: int) -> Tensor:
-        """The gradient by the groups' keys, float[N * heads, E], as that by the pack's,
-        float[T * heads, E]: the opening stands in every conversation."""
-        found = self.map(heads, keys=True).gather(gradient)
-        sizes = [group.count * heads * group.seen for group in self.groups]
-        for group, part in zip(self.groups, gradient.split(sizes), strict=True):
-            if before := group.before:
-                opening = part.view(group.count, heads, group.seen, -1)[:, :, :before].sum(0)
-                found[: before * heads] += opening.transpose(0, 1).flatten(0, 1)
-        return found
+
+_Share = tuple[list[int], list[int]]
+"""How many rows are each group's, and of how many products with shared keys."""
+
+
+def _shares(groups: tuple[_Group, ...], heads: int, shared: int) -> tuple[_Share, _Share]:
+    products = [group.count * shared for group in groups]
+    asks = [group.count * heads * group.own for group in groups]
+    holds = [group.count * shared * group.seen for group in groups]
+    return (asks, products), (holds, products)
 
 
 def _map(groups: tuple[_Group, ...], heads: int, keys: bool, device: torch.device) -> _Map:
-    places, reals = [], []
+    places, reals, openings, offset = [], [], [], 0
     head = torch.arange(heads)[:, None]
     for group in groups:
         place, real = group.places, group.real
@@ -140,12 +155,18 @@ def _map(groups: tuple[_Group, ...], heads: int, keys: bool, device: torch.devic
             opening = torch.arange(group.before).expand(group.count, -1)
             place = torch.cat([opening, place], dim=1)
             real = torch.cat([torch.zeros_like(opening, dtype=torch.bool), real], dim=1)
+            if group.before:
+                rows = offset + torch.arange(group.count * heads * group.seen)
+                rows = rows.view(group.count, heads, -1)[:, :, : group.before]
+                openings.append(rows.transpose(1, 2).flatten(1))
+            offset += group.count * heads * group.seen
         places.append((place[:, None] * heads + head).flatten())
         reals.append(real[:, None].expand(-1, heads, -1).flatten())
     take, real = torch.cat(places), torch.cat(reals)
     back = torch.empty(int(real.sum()), dtype=torch.long)
     back[take[real]] = real.nonzero().flatten()
-    found = take, back, (~real).nonzero().flatten()
+    again = torch.cat(openings) if openings else torch.empty(0, 0, dtype=torch.long)
+    found = take, back, (~real).nonzero().flatten(), again
     return _Map(*(table.to(device, non_blocking=True) for table in found))
 
 
@@ -238,7 +259,7 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.keys:
             return ctx.packing.map(1, keys=False).gather(gradients[0]), None, None
-        found = ctx.packing.sum_keys(gradients[0].flatten(1), 1)
+        found = ctx.packing.map(1, keys=True).sum(gradients[0].flatten(1))
         return found.view(-1, *gradients[0].shape[1:]), None, None
 
 
@@ -274,46 +295,46 @@ class _PlainPacked(torch.autograd.Function):
         asks, holds = packing.map(heads, keys=False), packing.map(shared, keys=True)
         own = asks.spread(query.reshape(-1, width))
         keys, values = (holds.spread(states.reshape(-1, width)) for states in (key, value))
-        read, weights = torch.empty_like(own), []
-        parts = _by_group(packing, heads, shared, [own, read], [keys, values])
-        for index, (queries, out, *seen) in enumerate(parts):
-            weights.append(
-                _weights(queries, seen[0], packing.bias(index, window, own.dtype), scale)
-            )
-            torch.bmm(weights[-1], seen[1], out=out)
-        ctx.save_for_backward(own, keys, values, *weights)
+        read = torch.empty_like(own)
+        asked, held = packing.shares(heads, shared)
+        parts = [*_by_group([own, read], *asked), *_by_group([keys, values], *held)]
+        saved = []
+        for index, (queries, out, *seen) in enumerate(zip(*parts, strict=True)):
+            weights = _weights(queries, seen[0], packing.bias(index, window, own.dtype), scale)
+            torch.bmm(weights, seen[1], out=out)
+            saved += [weights, queries, *seen]
+        ctx.save_for_backward(*saved)
         ctx.packing, ctx.scale, ctx.heads, ctx.shared = packing, scale, heads, shared
         return asks.gather(read).view(query.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        packing, heads, shared = ctx.packing, ctx.heads, ctx.shared
-        own, keys, values, *weights = ctx.saved_tensors
-        asks = packing.map(heads, keys=False)
-        by_read = asks.spread(gradients[0].reshape(-1, own.shape[-1]))
-        by_read.index_fill_(0, asks.empty, 0)
-        by_own, by_keys, by_values = map(torch.empty_like, (own, keys, values))
-        asking, seen = [by_read, own, by_own], [keys, values, by_keys, by_values]
-        parts = _by_group(packing, heads, shared, asking, seen)
-        for weight, part in zip(weights, parts, strict=True):
-            _gradients(weight, ctx.scale, *part)
-        rows = (
-            asks.gather(by_own),
-            *(packing.sum_keys(part, shared) for part in (by_keys, by_values)),
-        )
-        return *(part.view(len(gradients[0]), -1, own.shape[-1]) for part in rows), None, None, None
+        heads, shared, width = ctx.heads, ctx.shared, gradients[0].shape[-1]
+        asks, holds = ctx.packing.map(heads, keys=False), ctx.packing.map(shared, keys=True)
+        by_read = asks.spread(gradients[0].reshape(-1, width)).index_fill_(0, asks.empty, 0)
+        by_own = torch.empty_like(by_read)
+        by_keys, by_values = by_own.new_empty(2, len(holds.take), width)
+        asked, held = ctx.packing.shares(heads, shared)
+        filled = _by_group([by_read, by_own], *asked) + _by_group([by_keys, by_values], *held)
+        saved = ctx.saved_tensors
+        for group in zip(*(saved[place::4] for place in range(4)), *filled, strict=True):
+            _gradients(ctx.scale, *group)
+        rows = asks.gather(by_own), holds.sum(by_keys), holds.sum(by_values)
+        return *(part.view(len(gradients[0]), -1, width) for part in rows), None, None, None
 
 
 def _by_group(
-    packing: Packing, heads: int, shared: int, asking: Sequence[Tensor], seen: Sequence[Tensor]
-) -> Iterator[list[Tensor]]:
-    """Of each group its part of every tensor, float[C * K, positions, E]: heads that share keys
+    tensors: Sequence[Tensor], sizes: Sequence[int], products: Sequence[int]
+) -> list[list[Tensor]]:
+    """float[N, E] each -> for each its groups, float[C * K, positions, E]: heads that share keys
     are rows of one product."""
-    asks = [group.count * group.own * heads for group in packing.groups]
-    holds = [group.count * group.seen * shared for group in packing.groups]
-    split = [part.split(asks) for part in asking] + [part.split(holds) for part in seen]
-    for group, *parts in zip(packing.groups, *split, strict=True):
-        yield [part.view(group.count * shared, -1, part.shape[-1]) for part in parts]
+    return [
+        [
+            part.view(count, -1, part.shape[-1])
+            for part, count in zip(tensor.split(sizes), products, strict=True)
+        ]
+        for tensor in tensors
+    ]
 
 
 class _Plain(torch.autograd.Function):
@@ -338,7 +359,7 @@ class _Plain(torch.autograd.Function):
         own, keys, values, weights = ctx.saved_tensors
         by_read = gradients[0].transpose(1, 2).reshape(own.shape)
         by_own, by_keys, by_values = map(torch.empty_like, (own, keys, values))
-        _gradients(weights, ctx.scale, by_read, own, by_own, keys, values, by_keys, by_values)
+        _gradients(ctx.scale, weights, own, keys, values, by_read, by_own, by_keys, by_values)
         query, key = ctx.shapes
         return by_own.view(query), by_keys.view(key), by_values.view(key), None, None
 
@@ -353,20 +374,20 @@ def _weights(own: Tensor, keys: Tensor, bias: Tensor, scale: float) -> Tensor:
 
 
 def _gradients(
-    weights: Tensor,
     scale: float,
-    by_read: Tensor,
+    weights: Tensor,
     own: Tensor,
-    by_own: Tensor,
     keys: Tensor,
     values: Tensor,
+    by_read: Tensor,
+    by_own: Tensor,
     by_keys: Tensor,
     by_values: Tensor,
 ) -> None:
     """Fill the gradients by queries, keys and values from that by what was read of them."""
     torch.bmm(weights.transpose(1, 2), by_read, out=by_values)
-    by_weights = torch.bmm(by_read, values.transpose(1, 2))
-    by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype).mul_(scale)
+    by_weights = torch.bmm(by_read, (values * scale).transpose(1, 2))  # the smallest to be scaled
+    by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
     torch.bmm(by_scores, keys, out=by_own)
     torch.bmm(by_scores.transpose(1, 2), own, out=by_keys)
 
