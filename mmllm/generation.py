@@ -40,8 +40,8 @@ from mmllm.prompt_lookup import PromptLookup
 Choice = Literal["auto", "force", "forbid"]
 
 _LONG = 64
-"""Positions of prompts from which on they are read by themselves: what is as wide gains nothing by
-a step of others along with it, and what goes wrong with it is not theirs."""
+"""Positions up to which prompts are read along with a step of others: what is wider gains nothing
+by it, and what goes wrong with it is not theirs."""
 _OPENING_SHARE = 8
 """An opening is read apart where it is this share of a prompt or more: kernels for what has nothing
 before it are the faster ones."""
@@ -424,7 +424,7 @@ class Decoding:
         """Take rows in: their media are encoded now, and their prompts read by the next step, along
         with what it feeds the others, or, where they are long, now."""
         group = _entering(self.model, entry, self._cache(entry))
-        if group.mask.numel() > _LONG:
+        if entry.batch.ids.numel() > _LONG:
             self._read([group])
         self._groups.append(group)
 
@@ -531,7 +531,7 @@ def _known_opening(model: AnyToAny, prompts: Sequence[Rendered]) -> int:
     gain by, or caches cannot be shortened."""
     shared = min(_shared(model.renderer.opening, prompt.ids) for prompt in prompts)
     few = shared < max(map(len, prompts)) / _OPENING_SHARE
-    return 0 if few or not model.llm.new_cache().divisible else shared
+    return 0 if few or not model.llm.divides_caches else shared
 
 
 def _rest(prompt: Rendered, known: int) -> Rendered:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -398,6 +399,13 @@ class LanguageModel(nn.Module):
         cache = Cache(self._base.config)
         cache.stack = Stack.of(self._decoder) if cache.divisible else None
         return cache
+
+    @cached_property
+    def divides_caches(self) -> bool:
+        """Whether rows and positions can be taken out of its caches: not if it forgets."""
+        from mmllm.llm.cache import Cache
+
+        return Cache(self._base.config).divisible
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
         """`to` and its like: a model that is spread over devices stays where it is."""
