@@ -192,7 +192,8 @@ class Stack:
 
 @dataclass(frozen=True)
 class _Part:
-    """The attention of one pass. `seen`: see `_seen`."""
+    """The attention of one pass. `seen`: see `_seen`; `causal`: nothing was before, and there is no
+    padding; `few`: single positions that plain products read faster."""
 
     rows: int
     width: int
