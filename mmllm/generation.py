@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from mmllm.conversation import Medium
 from mmllm.data.batch import Batch, Lookup, collate
 from mmllm.data.frozen import identity
-from mmllm.data.rendering import Rendered
+from mmllm.data.rendering import Rendered, num_shared
 from mmllm.errors import ConfigError
 from mmllm.llm.stack import Pass
 from mmllm.model import AnyToAny
@@ -609,8 +609,7 @@ def _content(medium: Medium) -> Hashable:
 
 def _shared(fed: Sequence[Hashable], symbols: Sequence[Hashable]) -> int:
     """Length of the common beginning: no medium in part, and not the last position."""
-    limit = min(len(fed), len(symbols) - 1)
-    shared = next((place for place in range(limit) if fed[place] != symbols[place]), limit)
+    shared = num_shared(fed, symbols[:-1])
     while isinstance(symbols[shared], tuple) and symbols[shared][1] > 0:  # pyright: ignore
         shared -= 1
     return shared

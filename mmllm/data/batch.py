@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Medium
-from mmllm.data.rendering import UNSUPERVISED, Rendered
+from mmllm.data.rendering import UNSUPERVISED, Rendered, num_shared
 
 ALIGNED = 16
 """A pack's positions are a multiple of it: a CPU takes longer for bfloat16 products of other
@@ -99,8 +99,8 @@ def collate(
     targets: bool = True,
 ) -> Batch:
     """Pad on the right, or pack into one row, what all conversations begin with standing there once
-    (with `share`). `targets`: it is learnt from, so look up what the output
-    media are aligned with, and leave out what comes behind the last state that is needed.
+    (with `share`). `targets`: it is learnt from, so look up what the output media are aligned with,
+    and leave out what comes behind the last state that is needed.
 
     `input_widths` and `output_widths` name every key of the model with its N or K: a key that no
     item uses gets zero rows, so that what trains always gets a gradient. `seeds`: one number per
@@ -162,10 +162,7 @@ def _common_opening(items: Sequence[Rendered], limit: int) -> int:
     first = items[0]
     for item in items:
         limit = min([limit, *(place.start for place in [*item.inputs, *item.outputs])])
-        for index in range(limit):
-            if item.ids[index] != first.ids[index]:
-                limit = index
-                break
+        limit = num_shared(item.ids[:limit], first.ids)
     return limit if len(items) > 1 else 0
 
 

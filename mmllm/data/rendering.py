@@ -104,8 +104,7 @@ class Renderer:
     def opening(self) -> list[int]:
         """Ids with which a conversation begins that brings no system message of its own."""
         one, other = (self.render([Message("user", (Text(word),))]).ids for word in "ab")
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-        return [token for token, _ in same]
+        return one[: num_shared(one, other)]
 
     def render(self, conversation: Sequence[Message], *, for_reply: bool = False) -> Rendered:
         """All turns with the assistant's supervised; `for_reply` ends where a reply begins."""
@@ -276,6 +275,12 @@ class Renderer:
             supervised = ends[0] + 1
         rendered.ids += ids
         rendered.labels += ids[:supervised] + [UNSUPERVISED] * (len(ids) - supervised)
+
+
+def num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many first entries are the same in both."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _lend_space(

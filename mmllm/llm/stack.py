@@ -24,8 +24,6 @@ from mmllm.llm.lora import plain_adapter
 
 _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 """Families of transformers whose layers are what `Stack` computes."""
-
-
 _SLOW = range(7, 16)
 """Rows of float32 whose product takes longer than that of 16, up to 1.5 times as long: MKL on a CPU
 with AVX-512."""
