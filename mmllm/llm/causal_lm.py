@@ -25,6 +25,7 @@ from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import packing
 from mmllm.llm.head import Head, LogitShape
 from mmllm.llm.lora import adapted_linear
+from mmllm.llm.packed_stack import PackedStack
 from mmllm.llm.stack import Pass, Stack, product, versions
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
@@ -288,6 +289,9 @@ class LanguageModel(nn.Module):
         """
         if packed and self.packs_openings:
             rows = packing.Packing.of(packed, shared, embeds.device)
+            stack = self._packed_stack
+            if stack and positions is not None and not self._recomputes and stack.computes(embeds):
+                return stack(embeds, positions, rows)
             return self._run(embeds, packing.no_mask(embeds), positions, None, packing=rows)
         if shared == 0 or self._recomputes:  # layers that run again cannot extend a cache
             return self._run(embeds, mask, positions, cache)
@@ -347,6 +351,10 @@ class LanguageModel(nn.Module):
             use_cache=cache is not None,
             **options,
         ).last_hidden_state
+
+    @cached_property
+    def _packed_stack(self) -> PackedStack | None:
+        return PackedStack.of(self._decoder)
 
     def _use_packing(self) -> bool:
         """Whether packed conversations can share their opening: with sdpa, where every layer is

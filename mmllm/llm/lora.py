@@ -44,48 +44,108 @@ def adapted_linear() -> type[nn.Module]:
             if plain is None or not torch.is_grad_enabled() or not _exact(x, plain[0].weight):
                 return super().forward(x, *arguments, **options)
             base, down, up, scale = plain
-            down, up = down.to(x.dtype), up.to(x.dtype)
-            return _Adapted.apply(x, base.weight, base.bias, down, up, scale)  # pyright: ignore
+            return adapted(x, Frozen(base.weight, base.bias), down, up, scale)
 
     return AdaptedLinear
 
 
 def _exact(x: Tensor, weight: Tensor) -> bool:
     """Whether a frozen layer reads what it is given as it is."""
+    return x.dtype == weight.dtype and not weight.requires_grad and not casts(x)
+
+
+def casts(x: Tensor) -> bool:
+    """Whether autocast would have products read it in another dtype."""
     kind = x.device.type
-    cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype
-    return x.dtype == weight.dtype and not weight.requires_grad and not cast
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype
 
 
-class _Adapted(torch.autograd.Function):
-    """float[..., I], frozen float[O, I] and float[O] or None, float[R, I], float[O, R]
-    -> float[..., O]"""
+class Frozen:
+    """Products with a weight float[O, I], and a bias float[O] or None, that do not train."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[N, I] -> float[N, O]"""
+        return F.linear(x, self.weight, self.bias)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """float[N, O] -> float[N, I]"""
+        return gradient @ self.weight
+
+
+class LaidOut(Frozen):
+    """The same, of a weight in bfloat16 on a CPU that is kept once more for each direction, laid
+    out as oneDNN's products read it: they do so every time otherwise, for up to a third of theirs.
+    """
 
     @staticmethod
-    def forward(  # pyright: ignore
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        scale: float,
-    ) -> Tensor:
-        flat = x.flatten(0, -2)
-        low = flat @ down.T  # [N, R]
-        ctx.save_for_backward(flat, weight, down, up, low)
-        ctx.scale = scale
-        out = F.linear(flat, weight, bias)
-        return out.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
+    def can(weight: Tensor) -> bool:
+        """Whether this machine has such products for it."""
+        usual = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+        return usual and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    @torch.no_grad()
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__(weight, bias)
+        self._forward = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self._backward = torch.ops.mkldnn._reorder_linear_weight(weight.detach().t().contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _product(x, self._forward, self.bias)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return _product(gradient, self._backward, None)
+
+
+def _product(x: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
+
+
+def adapted(x: Tensor, frozen: Frozen, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """What a frozen layer and its adapter give: float[..., I], float[R, I], float[O, R]
+    -> float[..., O]"""
+    return _Adapted.apply(x, frozen, down.to(x.dtype), up.to(x.dtype), scale)  # pyright: ignore
+
+
+def unadapted(x: Tensor, frozen: Frozen) -> Tensor:
+    """What a frozen layer gives: float[..., I] -> float[..., O]"""
+    return _Unadapted.apply(x, frozen)  # pyright: ignore
+
+
+class _Unadapted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frozen: Frozen) -> Tensor:  # pyright: ignore
+        ctx.frozen = frozen
+        return frozen.forward(x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, down, up, low = ctx.saved_tensors
+        by_x = ctx.frozen.backward(gradients[0].flatten(0, -2))
+        return by_x.view(*gradients[0].shape[:-1], -1), None
+
+
+class _Adapted(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any, x: Tensor, frozen: Frozen, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        low = flat @ down.T  # [N, R]
+        ctx.save_for_backward(flat, down, up, low)
+        ctx.frozen, ctx.scale = frozen, scale
+        return frozen.forward(flat).addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        flat, down, up, low = ctx.saved_tensors
         gradient = gradients[0].flatten(0, -2)
         by_low = (gradient @ up).mul_(ctx.scale)  # [N, R]
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = (gradient @ weight).addmm_(by_low, down)
+            by_x = ctx.frozen.backward(gradient).addmm_(by_low, down)
             by_x = by_x.view(*gradients[0].shape[:-1], -1)
         by_up = (gradient.T @ low).mul_(ctx.scale)
-        return by_x, None, None, by_low.T @ flat, by_up, None
+        return by_x, None, by_low.T @ flat, by_up, None

@@ -217,16 +217,17 @@ def attend(
     float[1, T, H, E]."""
     if packing is None:
         return _attend(module, query, key, value, attention_mask, **options)
-    return _attend_packed(module, query, key, value, packing, **options)[None], None
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    return attend_pack(module, q, k, v, packing, **options)[None], None
 
 
 @torch.compiler.disable()  # every batch has shapes of its own
-def _attend_packed(
+def attend_pack(
     module: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **options: Any
 ) -> Tensor:
-    """float[1, H, T, E] -> float[T, H, E]"""
+    """float[T, H, E], float[T, K, E] twice -> float[T, H, E]; `options` are `attend`'s."""
     window = options.get("sliding_window")
-    pack = [states[0].transpose(0, 1) for states in (query, key, value)]  # [T, H, E]
+    pack = query, key, value
     short = max(group.seen for group in packing.groups) <= SHORT
     if short and _is_plain(query, key, value, options):
         scale = _scale(query, options)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mmllm.llm import packing
 from mmllm.llm.lora import plain_adapter
 
-_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 """Families of transformers whose layers are what `Stack` computes."""
 _SLOW = range(7, 16)
 """Rows of float32 whose product takes longer than that of 16, up to 1.5 times as long: MKL on a CPU
@@ -152,9 +152,9 @@ class Stack:
         """Of the part of a transformers model below its head; None where it is not one of those
         that are known, or something hooks into it."""
         family = type(decoder).__name__.removesuffix("Model")
-        if family not in _FAMILIES or decoder.config._attn_implementation != packing.KERNEL:
+        if family not in FAMILIES or decoder.config._attn_implementation != packing.KERNEL:
             return None
-        if decoder.training or any(_is_hooked(module) for module in decoder.modules()):
+        if decoder.training or any(is_hooked(module) for module in decoder.modules()):
             return None
         layers = [_layer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]]
         known = [layer for layer in layers if layer is not None]
@@ -346,6 +346,6 @@ def _norm(module: Any) -> _Norm:
     return _Norm(module.weight, eps)
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     """Whether somebody (accelerate, FSDP, a user) put something around a module's forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)

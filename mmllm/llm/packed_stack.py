@@ -1,0 +1,193 @@
+"""The layers of a Llama-like model over a pack, trained on a CPU in fewer passes over memory.
+
+transformers' layers read and write a pack several times for a norm, once more for each sum, and
+have every frozen weight laid out anew for every product. Here a sum and the norm behind it are one
+pass, and so is rotation; nothing is kept in float32 for the gradient; frozen weights lie ready
+(mmllm.llm.lora). Modules and weights are the model's own: what is not known (other families,
+hooks, compiled layers, other devices) runs as it did before.
+
+Legend: T positions of the pack, D width, H heads, E their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.llm.lora import Frozen, LaidOut, adapted, casts, plain_adapter, unadapted
+from mmllm.llm.packing import Packing, attend_pack
+from mmllm.llm.stack import FAMILIES, is_hooked, versions
+
+BLOCK = 128
+"""Positions that a core's cache holds while they are added and normed."""
+SMALL = 2 << 30
+"""Bytes of a model whose weights are laid out, in two copies more."""
+
+
+class PackedStack:
+    """The layers of one model, from embeddings to the last hidden states."""
+
+    def __init__(self, decoder: Any):
+        self.decoder = decoder
+        small = sum(weight.nbytes for weight in decoder.parameters()) <= SMALL
+        layers = decoder.layers[: decoder.config.num_hidden_layers]
+        self.layers = [_Layer(layer, small) for layer in layers]
+
+    @classmethod
+    def of(cls, decoder: Any) -> PackedStack | None:
+        """Of the part of a transformers model below its head; None for families not known here."""
+        family = type(decoder).__name__.removesuffix("Model")
+        known = family in FAMILIES and not getattr(decoder.config, "sliding_window", None)
+        return cls(decoder) if known else None
+
+    def computes(self, embeds: Tensor) -> bool:
+        """Whether it gives what the model's own layers would for such embeddings, as they are."""
+        weight = self.decoder.norm.weight
+        plain = embeds.device.type == "cpu" and embeds.dtype == weight.dtype
+        return plain and not casts(embeds) and not any(map(_is_changed, self.decoder.modules()))
+
+    def __call__(self, embeds: Tensor, positions: Tensor, packing: Packing) -> Tensor:
+        """float[1, T, D], int[1, T] -> float[1, T, D]"""
+        cos, sin = (part[0, :, None] for part in self.decoder.rotary_emb(embeds, positions))
+        sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
+        after = [layer.module.input_layernorm for layer in self.layers[1:]] + [self.decoder.norm]
+        x = embeds[0]
+        h = self.layers[0].module.input_layernorm(x)
+        for layer, norm in zip(self.layers, after, strict=True):
+            read = layer.attention(h, cos, sin, packing)
+            x, h = _summed(layer.module.post_attention_layernorm, x, read)
+            x, h = _summed(norm, x, layer.network(h))
+        return h[None]
+
+
+class _Layer:
+    """Attention and the gated network of one of transformers' layers."""
+
+    def __init__(self, module: Any, small: bool):
+        self.module = module
+        self.q, self.k, self.v, self.o = (
+            _Linear(module.self_attn, f"{name}_proj", small) for name in "qkvo"
+        )
+        self.gate, self.up, self.down = (
+            _Linear(module.mlp, f"{name}_proj", small) for name in ("gate", "up", "down")
+        )
+
+    def attention(self, h: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> Tensor:
+        """float[T, D], float[T, 1, E] twice -> float[T, D]"""
+        module = self.module.self_attn
+        q, k, v = (
+            linear(h).view(len(h), -1, module.head_dim) for linear in (self.q, self.k, self.v)
+        )
+        if hasattr(module, "q_norm"):
+            q, k = module.q_norm(q), module.k_norm(k)
+        q, k = (_Rotated.apply(heads, cos, sin) for heads in (q, k))  # pyright: ignore
+        dropout = module.attention_dropout if module.training else 0.0
+        read = attend_pack(module, q, k, v, packing, scaling=module.scaling, dropout=dropout)
+        return self.o(read.flatten(1))
+
+    def network(self, h: Tensor) -> Tensor:
+        """float[T, D] -> float[T, D]"""
+        return self.down(self.module.mlp.act_fn(self.gate(h)) * self.up(h))
+
+
+class _Linear:
+    """A linear layer of a module, under whatever adapter it has when it is called."""
+
+    def __init__(self, parent: nn.Module, name: str, small: bool):
+        self.parent, self.name, self.small = parent, name, small
+        self.kept: tuple[Hashable, Frozen] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float[T, I] -> float[T, O]"""
+        module: Any = getattr(self.parent, self.name)
+        if type(module) is nn.Linear:
+            return module(x) if _trains(module) else unadapted(x, self._frozen(module))
+        plain = plain_adapter(module)
+        if plain is None or _trains(plain[0]):
+            return module(x)
+        base, down, up, scale = plain
+        return adapted(x, self._frozen(base), down, up, scale)
+
+    def _frozen(self, base: nn.Linear) -> Frozen:
+        """Made once, and again when the weight was changed."""
+        state = versions([base.weight])
+        if self.kept is None or self.kept[0] != state:
+            kind = LaidOut if self.small and LaidOut.can(base.weight) else Frozen
+            self.kept = state, kind(base.weight, base.bias)
+        return self.kept[1]
+
+
+def _trains(base: nn.Linear) -> bool:
+    return any(weight.requires_grad for weight in base.parameters())
+
+
+def _is_changed(module: Any) -> bool:
+    """Whether somebody put something around its forward, or trains what is frozen here."""
+    trained = type(module).__name__.endswith("RMSNorm") and module.weight.requires_grad
+    return trained or is_hooked(module) or module._compiled_call_impl is not None
+
+
+def _summed(norm: Any, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    """x + branch, and that normed: float[T, D] twice -> float[T, D] twice"""
+    return _Summed.apply(x, branch, norm.weight, norm.variance_epsilon)  # pyright: ignore
+
+
+class _Summed(torch.autograd.Function):
+    """A sum and its root mean square normalisation (Zhang and Sennrich 2019), in float32 within."""
+
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        total, normed, scale = torch.empty_like(x), torch.empty_like(x), torch.empty(len(x), 1)
+        exact_weight = weight.float()
+        for one, other, whole, out, by in _blocks(x, branch, total, normed, scale):
+            exact = torch.add(one, other, out=whole).float()
+            by.copy_(torch.linalg.vecdot(exact, exact)[:, None])
+            by.div_(x.shape[1]).add_(eps).rsqrt_()
+            out.copy_((exact * by).mul_(exact_weight))
+        ctx.save_for_backward(total, scale, exact_weight)
+        ctx.set_materialize_grads(False)
+        return total, normed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total, scale, weight = ctx.saved_tensors
+        by_total, by_normed = gradients
+        found = torch.empty_like(total)
+        for whole, by, slope, out in _blocks(total, scale, by_normed, found):
+            exact, slope = whole.float(), slope.float() * weight
+            share = torch.linalg.vecdot(exact, slope)[:, None] * by.square() / total.shape[1]
+            out.copy_(slope.addcmul_(exact, share, value=-1).mul_(by))
+        if by_total is not None:
+            found += by_total
+        return found, found, None, None
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """So many positions of each."""
+    return zip(*(tensor.split(BLOCK) for tensor in tensors), strict=True)
+
+
+class _Rotated(torch.autograd.Function):
+    """Rotary position embedding (Su et al. 2021): float[T, H, E], float[T, 1, E] twice
+    -> float[T, H, E]"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # pyright: ignore
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradients[0], cos, sin, -1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    """Backwards where `way` is -1; the first half of `sin` is negative."""
+    half, rest = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((rest, half), dim=-1), sin, value=way)

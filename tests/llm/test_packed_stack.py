@@ -1,0 +1,157 @@
+"""The lean layers over a pack give what the model's own do, or leave it to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmllm import config
+from mmllm.llm import packed_stack
+from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.packed_stack import PackedStack
+from tests.llm.families import FAMILIES
+
+KNOWN = ["llama3", "vicuna", "qwen3", "smollm"]
+OPENING, LENGTHS = 3, (6, 2, 9)
+TOTAL = OPENING + sum(LENGTHS)
+POSITIONS = torch.cat(
+    [torch.arange(OPENING), *(OPENING + torch.arange(length) for length in LENGTHS)]
+)
+
+
+def model_of(folder: Path, dtype: torch.dtype = torch.float32, **lora: Any) -> LanguageModel:
+    """In training, with adapters that do something."""
+    lora = {"rank": 2, "targets": ["q_proj", "v_proj", "down_proj"], **lora}
+    tree = config.parse_component(
+        "llm", {"weights": str(folder), "lora": lora}, "llm", default="causal_lm"
+    )
+    llm = config.build(tree, dtype=dtype)
+    llm.attach_lora()
+    torch.manual_seed(0)
+    for _, parameter in llm.lora_parameters():
+        parameter.data.normal_(std=0.1)
+        parameter.requires_grad_()
+    return llm.train()
+
+
+def states_of(llm: LanguageModel, embeds: Tensor) -> Tensor:
+    return llm(embeds, positions=POSITIONS[None], shared=OPENING, packed=LENGTHS)
+
+
+def embeds_of(llm: LanguageModel) -> Tensor:
+    embeds = torch.randn(1, TOTAL, llm.width, generator=torch.Generator().manual_seed(1))
+    return embeds.to(llm.embedding.weight.dtype).requires_grad_()
+
+
+def results(llm: LanguageModel) -> list[Tensor]:
+    """What comes out, and the gradients of embeddings and adapters."""
+    embeds = embeds_of(llm)
+    states = states_of(llm, embeds)
+    slope = torch.linspace(-1, 1, states.numel()).view(states.shape)
+    weights = [weight for _, weight in llm.lora_parameters()]
+    return [states, *torch.autograd.grad((states.float() * slope).sum(), [embeds, *weights])]
+
+
+def its_own(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The same by the model's own layers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedStack, "computes", lambda *_: False)
+        return results(llm)
+
+
+def is_used(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> bool:
+    calls = []
+    run = PackedStack.__call__
+
+    def called(*arguments: Any) -> Tensor:
+        calls.append(1)
+        return run(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedStack, "__call__", called)
+        states_of(llm, embeds_of(llm))
+    return bool(calls)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["plain", "dora"])
+def test_states_and_gradients_are_the_models_own(
+    name: str, options: dict, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_stack, "BLOCK", 8)  # and a rest
+    llm = model_of(folders(name), options=options)
+    assert is_used(llm, monkeypatch)
+    for one, other in zip(results(llm), its_own(llm, monkeypatch), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "smollm"])
+@pytest.mark.parametrize("small", [0, packed_stack.SMALL], ids=["as they are", "laid out"])
+def test_in_bfloat16_they_are_as_near_to_the_exact_ones(
+    name: str, small: int, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_stack, "SMALL", small)
+    exact = results(model_of(folders(name)))
+    llm = model_of(folders(name), torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert is_used(llm, monkeypatch)
+        ours, own = results(llm), its_own(llm, monkeypatch)
+    for one, other, right in zip(ours, own, exact, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - right).norm() <= 2 * (other - right).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_lies_ready_follows_the_weights(
+    dtype: torch.dtype, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = model_of(folders("smollm"), dtype)
+    first = results(llm)[0]
+    assert results(llm)[0].equal(first)
+    with torch.no_grad():
+        llm._decoder.layers[0].self_attn.k_proj.weight.mul_(1.5)
+        llm._decoder.layers[1].mlp.down_proj.base_layer.weight.mul_(1.5)
+    second = results(llm)[0]
+    assert not second.allclose(first, atol=0.05)
+    torch.testing.assert_close(second, its_own(llm, monkeypatch)[0], atol=0.05, rtol=0.05)
+    llm.float()
+    torch.testing.assert_close(results(llm)[0], its_own(llm, monkeypatch)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_what_it_does_not_know_runs_as_before(
+    folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FAMILIES:
+        known = model_of(folders(name))._packed_stack is not None
+        assert known == (name in KNOWN)
+    for case in ("as it is", "hooked", "compiled", "norm trains", "recomputes", "cast"):
+        llm = model_of(folders("smollm"))
+        layer = llm._decoder.layers[1]
+        if case == "hooked":
+            layer.register_forward_hook(lambda *_: None)
+        elif case == "compiled":
+            layer.compile(backend="eager")
+        elif case == "norm trains":
+            layer.input_layernorm.weight.requires_grad_()
+        elif case == "recomputes":
+            llm.recompute_activations()
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "cast"):
+            assert is_used(llm, monkeypatch) == (case == "as it is")
+
+
+def test_a_layer_that_trains_gets_its_gradient(
+    folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = model_of(folders("smollm"))
+    weight = llm._decoder.layers[0].mlp.up_proj.weight.requires_grad_()
+    gradients = []
+    for computes in (PackedStack.computes, lambda *_: False):
+        monkeypatch.setattr(PackedStack, "computes", computes)
+        states = states_of(llm, embeds_of(llm))
+        gradients += torch.autograd.grad(states.square().sum(), [weight])
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
