@@ -182,17 +182,18 @@ def _real_tokens(batch: Batch) -> int:
 
 
 def processes(options: Options) -> Iterator[Row]:
-    """Two processes that train one model (gloo) against two that train one each, all with one
-    thread, on as many conversations a process."""
+    """Real tokens a second of two processes that train one model (gloo) against two that train one
+    each, all with one thread, on as many conversations a process."""
     together, alone = _Pair(world=2), _Pair(world=1)
     with together, alone:
         timing = timed(together.steps, alone.steps, options)
-    ratio = 1 / timing.ratio
+    ratio = together.tokens / alone.tokens / timing.ratio
     yield Row("two processes together / alone", ratio, 0.95, "at least", detail=str(timing))
 
 
 class _Pair:
-    """Two processes that wait for a word and then take the same number of steps at once."""
+    """Two processes that wait for a word and then take the same number of steps at once, on so
+    many real `tokens` between them."""
 
     def __init__(self, *, world: int):
         context = multiprocessing.get_context("spawn")
@@ -207,7 +208,7 @@ class _Pair:
     def __enter__(self) -> _Pair:
         for member in self.members:
             member.start()
-        self._wait()
+        self.tokens = sum(self._wait())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -220,9 +221,8 @@ class _Pair:
             pipe.send(True)
         self._wait()
 
-    def _wait(self) -> None:
-        for pipe in self.pipes:
-            pipe.recv()
+    def _wait(self) -> list[Any]:
+        return [pipe.recv() for pipe in self.pipes]
 
 
 def _member(rank: int, world: int, port: int, pipe: Connection) -> None:
@@ -240,8 +240,7 @@ def _member(rank: int, world: int, port: int, pipe: Connection) -> None:
     stage = Stage(2, pack=True, batch_size=16 * world)
     assert stage.accelerator.num_processes == world
     steps = range(4)
-    stage.ready(stage.feed, steps)
-    pipe.send(True)
+    pipe.send(sum(map(_real_tokens, stage.ready(stage.feed, steps))))
     while pipe.recv():
         stage.steps(stage.feed, steps)
         pipe.send(True)

@@ -11,7 +11,7 @@ import pytest
 from mmllm import config
 from mmllm.conversation import Message, Text
 from mmllm.data.dialogues import DialoguesConfig
-from mmllm.data.mixture import Draw, LengthGroups, Mixture
+from mmllm.data.mixture import Draw, LengthGroups, Mixture, deal
 from mmllm.data.pairs import PairsConfig
 
 
@@ -110,3 +110,31 @@ def test_groups_of_like_length_hold_what_was_drawn_and_pad_little():
     assert again.batch(17, 8) == groups.batch(17, 8)
     other = LengthGroups(Mixture(sources, seed=6), length, window=10, slices=2)  # pyright: ignore
     assert other.batch(17, 8) != groups.batch(17, 8)
+
+
+def test_draws_are_dealt_evenly():
+    rng = np.random.default_rng(0)
+    for parts in (1, 2, 3, 8):
+        lengths = rng.lognormal(4, 0.6, 8 * parts).astype(int).tolist()
+        draws = [Draw("talks", index, seed=index) for index in range(len(lengths))]
+
+        def tokens(part: list[Draw], lengths: list[int] = lengths) -> int:
+            return sum(lengths[draw.index] for draw in part)
+
+        dealt = deal(draws, parts, lambda draw, lengths=lengths: lengths[draw.index])
+        assert [len(part) for part in dealt] == [8] * parts
+        assert sorted(draw.index for part in dealt for draw in part) == [*range(len(draws))]
+        slices = [draws[start : start + 8] for start in range(0, len(draws), 8)]
+        spread = [np.ptp([*map(tokens, shared)]) for shared in (dealt, slices)]
+        assert spread[0] <= min(spread[1], 0.05 * sum(lengths) / parts)
+
+
+def test_dealing_goes_by_the_order_of_equals_and_asks_each_length_once():
+    draws = [Draw("talks", index, seed=index) for index in range(6)]
+    asked = []
+    dealt = deal(draws, 3, lambda draw: asked.append(draw) or 7)
+    assert [[draw.index for draw in part] for part in dealt] == [[0, 3], [1, 4], [2, 5]]
+    assert asked == draws
+    # The part with the longest gets what the other one has no room for.
+    one = deal(draws[:4], 2, lambda draw: [9, 1, 1, 1][draw.index])
+    assert [[draw.index for draw in part] for part in one] == [[0, 3], [1, 2]]

@@ -1,13 +1,14 @@
 """The order of training data: the global batch of a step is a pure function of (seed, step).
 
-Shuffling and mixing happen on the global order and a process takes its slice of it, so training
-resumes at any step, on any number of processes, without a sampler's state.
+Shuffling and mixing happen on the global order and a process takes its part of it (a slice, or
+what it is dealt), so training resumes at any step, on any number of processes, without a sampler's
+state.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,3 +118,19 @@ class LengthGroups:
             [draw for index in order[start : start + self.slices] for draw in parts[index]]
             for start in range(0, len(parts), self.slices)
         ]
+
+
+def deal(draws: Sequence[Draw], parts: int, length: Callable[[Draw], int]) -> list[list[Draw]]:
+    """As many draws for each part and about as many tokens: the longest first, each to the part
+    that has the fewest so far and still has room. Of equals the first comes first, so that all
+    who deal the same draws find the same."""
+    room = len(draws) // parts
+    assert len(draws) == room * parts
+    dealt: list[list[Draw]] = [[] for _ in range(parts)]
+    tokens = [0] * parts
+    sized = [(length(draw), draw) for draw in draws]
+    for size, draw in sorted(sized, key=lambda pair: pair[0], reverse=True):
+        least = min((p for p in range(parts) if len(dealt[p]) < room), key=tokens.__getitem__)
+        dealt[least].append(draw)
+        tokens[least] += size
+    return dealt

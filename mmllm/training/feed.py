@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from mmllm import config as configs
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch, collate
 from mmllm.data.frozen import FrozenWork
-from mmllm.data.mixture import Draw, LengthGroups, Mixture
+from mmllm.data.mixture import Draw, LengthGroups, Mixture, deal
 from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.sources import Source
@@ -24,6 +25,10 @@ from mmllm.model import AnyToAny
 logger = logging.getLogger(__name__)
 
 _TRIES = 100
+
+_NEIGHBOURS = 16
+"""So many ranks deal their packed conversations out among themselves. Each renders those of all of
+them to know their lengths: on a large cluster those of a whole micro-batch would be too many."""
 
 
 @dataclass
@@ -70,11 +75,13 @@ class Feed(Dataset):
         draws = self.order.batch(step, self.stage.batch_size)
         windows = self.plain.batch(step) if self.plain else None
         parts = self.stage.accumulation * self.world
-        size = len(draws) // parts
+        size = len(draws) // self.stage.accumulation
         result = Step([])
         for micro in range(self.stage.accumulation):
+            ready: dict[Draw, Rendered] = {}
+            own = self._own(draws[micro * size : (micro + 1) * size], ready)
+            batch = self._collate(own, ready, result.skipped)
             part = micro * self.world + self.rank
-            batch = self._collate(draws[part * size : (part + 1) * size], result.skipped)
             batch.plain = None if windows is None else windows.chunk(parts)[part]
             result.micros.append(batch)
         return result
@@ -102,17 +109,39 @@ class Feed(Dataset):
             )
         return rendered
 
-    def _length(self, draw: Draw) -> int:
-        """Tokens of a draw; one that will be skipped counts as the longest."""
+    def _own(self, draws: Sequence[Draw], ready: dict[Draw, Rendered]) -> Sequence[Draw]:
+        """This process's draws of a micro-batch: its slice; where they are packed, as many, so
+        chosen that no process has a much longer pack than its neighbours. What had to be rendered
+        for it is put into `ready`."""
+        size = len(draws) // self.world
+        first = self.rank - self.rank % _NEIGHBOURS
+        ranks = min(_NEIGHBOURS, self.world - first)
+        if not self.stage.pack or 1 in (ranks, size):
+            return draws[self.rank * size : (self.rank + 1) * size]
+        near = draws[first * size : (first + ranks) * size]
+        dealt = deal(near, ranks, functools.partial(self._length, ready=ready))
+        return dealt[self.rank - first]
+
+    def _length(self, draw: Draw, ready: dict[Draw, Rendered] | None = None) -> int:
+        """Tokens of a draw, whose rendering is put into `ready`; one that will be skipped counts
+        as the longest."""
         try:
-            return len(self.render(draw))
+            rendered = self.render(draw)
         except (MediaError, ContextError):
             return self.stage.max_length
+        if ready is not None:
+            ready[draw] = rendered
+        return len(rendered)
 
-    def _collate(self, draws: Sequence[Draw], skipped: list[tuple[str, str]]) -> Batch:
+    def _collate(
+        self,
+        draws: Sequence[Draw],
+        ready: Mapping[Draw, Rendered],
+        skipped: list[tuple[str, str]],
+    ) -> Batch:
         items, seeds = [], []
         for draw in draws:
-            items.append(self._readable(draw, skipped))
+            items.append(self._readable(draw, ready, skipped))
             seeds.append(draw.seed)
         return collate(
             items,
@@ -125,13 +154,15 @@ class Feed(Dataset):
             seeds=seeds,
         )
 
-    def _readable(self, draw: Draw, skipped: list[tuple[str, str]]) -> Rendered:
+    def _readable(
+        self, draw: Draw, ready: Mapping[Draw, Rendered], skipped: list[tuple[str, str]]
+    ) -> Rendered:
         """The item, or the next one of its source that can be read."""
         size = len(self.mixture.sources[draw.source])
         for attempt in range(min(size, _TRIES)):
             candidate = Draw(draw.source, (draw.index + attempt) % size, draw.seed)
             try:
-                rendered = self.render(candidate)
+                rendered = ready[candidate] if candidate in ready else self.render(candidate)
                 self.work.check(rendered)
                 return rendered
             except (MediaError, ContextError) as error:

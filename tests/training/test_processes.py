@@ -79,13 +79,15 @@ def test_a_process_that_sees_no_media_at_all_holds_nobody_up(make_run, tmp_path:
     assert len(launch("cpu-2", run, tmp_path)) == 4
 
 
-@pytest.mark.parametrize("length_window", [0, 3])
+@pytest.mark.parametrize(
+    "changes", [{}, {"length_window": 3}, {"pack": True, "batch_size": 8}], ids=str
+)
 def test_a_run_goes_on_in_another_number_of_processes(
-    make_run, tmp_path: Path, length_window: int
+    make_run, tmp_path: Path, changes: dict
 ) -> None:
     """One process, then two, then one again: the batches and losses of a run that never stopped."""
     # A constant learning rate: the schedule must not see where the run pauses.
-    constant = {"schedule": "constant", "warmup": 0.0, "length_window": length_window}
+    constant = {"schedule": "constant", "warmup": 0.0, **changes}
     whole = launch("cpu", make_run(output="whole", steps=6, **constant), tmp_path)
     curve: list[dict[str, float]] = []
     for shape, steps in (("cpu", 2), ("cpu-2", 4), ("cpu", 6)):
