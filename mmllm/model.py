@@ -26,15 +26,13 @@ from mmllm.llm.causal_lm import LanguageModel
 @dataclass
 class Output:
     """What one forward pass gives: `hidden` float[B, T, D], `nats` float32[P], the -log p of what
-    is supervised, `conditions` by output key and tensor name float[M, …]. Of a batch with
-    plain text, `plain` float[W * S, V + O] and, from the LLM without its adapters and without a
-    gradient, `untouched` float[W * S, V]."""
+    is supervised, `conditions` by output key and tensor name float[M, …]. Of a batch with plain
+    text, `apart` float32[W * S]: see `AnyToAny.apart`."""
 
     hidden: Tensor
     nats: Tensor
     conditions: dict[str, dict[str, Tensor]]
-    plain: Tensor | None = None
-    untouched: Tensor | None = None
+    apart: Tensor | None = None
 
 
 class AnyToAny(nn.Module):
@@ -129,25 +127,22 @@ class AnyToAny(nn.Module):
         """The same in all stages, for every mix of modalities, none included."""
         hidden = self.hidden(batch)
         flat = hidden.flatten(0, 1)  # [B * T, D]
-        plain, untouched = (None, None) if batch.plain is None else self.read_plain(batch.plain)
         return Output(
             hidden=hidden,
             nats=self.llm.nats(flat[batch.supervised], batch.labels),
             conditions=self.condition(
                 {key: flat[media.places] for key, media in batch.outputs.items()},
             ),
-            plain=plain,
-            untouched=untouched,
+            apart=None if batch.plain is None else self.apart(batch.plain),
         )
 
-    def read_plain(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What the LLM says of plain text, int[W, S], at every position, and what it would say
-        without its adapters: float[W * S, V + O], float[W * S, V]."""
+    def apart(self, ids: Tensor) -> Tensor:
+        """How far what the LLM says at every position of plain text, int[W, S], is from what it
+        would say without its adapters: float32[W * S], Kullback-Leibler divergences."""
         embeds = self.llm.embed(ids)
         with torch.no_grad(), self.llm.untouched():
-            untouched = self.llm.head(self.llm(embeds).flatten(0, 1))
-        adapted = self.llm.head(self.llm(embeds).flatten(0, 1))
-        return adapted, untouched[:, : self.llm.tokens.vocabulary]
+            untouched = self.llm.read_whole(embeds)
+        return self.llm.divergence(self.llm.read_whole(embeds), untouched)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The LLM's last hidden states: float[B, T, D]."""

@@ -23,10 +23,11 @@ from torch.nn import functional as F
 
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import packing
+from mmllm.llm.frozen import Products, is_small, versions
 from mmllm.llm.head import Head, LogitShape
 from mmllm.llm.lora import adapted_linear
 from mmllm.llm.packed_stack import PackedStack
-from mmllm.llm.stack import Pass, Stack, product, versions
+from mmllm.llm.stack import Pass, Stack, product
 from mmllm.llm.templates import chat_template
 from mmllm.precision import named_dtype
 from mmllm.tokens import TokenSpace
@@ -306,6 +307,16 @@ class LanguageModel(nn.Module):
         rest = self._run(embeds[:, shared:], mask, positions[:, shared:], cache)
         return torch.cat([opening.expand(len(embeds), -1, -1), rest], dim=1)
 
+    def read_whole(self, embeds: Tensor) -> Tensor:
+        """Rows without padding, each by itself: float[W, S, D] -> last hidden states
+        float[W * S, D]. Where the model packs they are a pack."""
+        if not self.packs_openings:
+            return self(embeds).flatten(0, 1)
+        count, length, _ = embeds.shape
+        positions = torch.arange(length, device=embeds.device).repeat(count)[None]
+        packed = (length,) * count
+        return self(embeds.flatten(0, 1)[None], positions=positions, packed=packed)[0]
+
     def read(self, passes: Sequence[Pass]) -> list[Tensor]:
         """What `forward` gives for each; the weights are read once for all where the layers are
         known (mmllm.llm.stack)."""
@@ -384,14 +395,36 @@ class LanguageModel(nn.Module):
     def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """-log p of each label, float[P, D] and int[P] -> float32[P], without P x V logits that
         stand in memory together."""
-        module = self._base.get_output_embeddings()
-        words = module.weight
-        if type(module) is not nn.Linear or hasattr(module, "_hf_hook"):  # quantised, or elsewhere
+        head = self._plain_head()
+        if head is None:
             return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
+        return head.nats(hidden, labels)
+
+    def divergence(self, hidden: Tensor, fixed: Tensor) -> Tensor:
+        """How far what is said after `hidden` float[P, D] is from the words that would be said
+        after `fixed` float[P, D], which gets no gradient: float32[P], Kullback-Leibler divergences.
+        """
+        head = self._plain_head()
+        if head is not None:
+            return head.divergence(hidden, fixed)
+        count = self.tokens.vocabulary
+        said = self.head(hidden).float().log_softmax(-1)[:, :count]
+        wanted = self.head(fixed)[:, :count].float().log_softmax(-1)
+        return F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
+
+    def _plain_head(self) -> Head | None:
+        """None for one that is quantised, or elsewhere."""
+        module = self._base.get_output_embeddings()
+        if type(module) is not nn.Linear or hasattr(module, "_hf_hook"):
+            return None
         count = self.tokens.vocabulary
         bias = None if module.bias is None else module.bias[:count]
-        head = Head(words[:count], bias, self.head_rows, self.logit_shape, self.fused)
-        return head.nats(hidden, labels)
+        words = self._head_products(module.weight[:count], bias)
+        return Head(words, self.head_rows, self.logit_shape, self.fused)
+
+    @cached_property
+    def _head_products(self) -> Products:
+        return Products(is_small(self._base))
 
     @property
     def state(self) -> Hashable:

@@ -1,4 +1,5 @@
-"""-log p of labels from hidden states: head and loss in one, forward and gradient at once.
+"""Losses from hidden states, head and loss in one, forward and gradient at once: -log p of labels,
+and how far what is said is from what another state would say.
 
 Logits of P x V never stand in memory together, and none is computed twice: a chunk's logits become
 the gradient of its hidden states while they are there. The words of the head are frozen, so that
@@ -8,12 +9,15 @@ Legend: P positions, D width, V words, O rows of outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mmllm.llm.frozen import Frozen
 
 CHUNK = 1024
 """Positions whose logits stand in memory at once in training."""
@@ -50,37 +54,43 @@ class LogitShape:
 
 @dataclass(frozen=True)
 class Head:
-    """`words` float[V, D] and `bias` float[V] or None, frozen; `rows` float[O, D]. `fused`: by
-    Liger's kernel (Hsu et al. 2024), which needs CUDA."""
+    """`words`: of float[V, D]; `rows` float[O, D]. `fused`: by Liger's kernel (Hsu et al. 2024),
+    which needs CUDA."""
 
-    words: Tensor
-    bias: Tensor | None
+    words: Frozen
     rows: Tensor
     shape: LogitShape
     fused: bool = False
 
     def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """float[P, D] and int[P], labels from V on meaning rows -> float32[P]."""
-        return _Nats.apply(hidden, self.rows, labels, self)  # pyright: ignore[reportReturnType]
+        chunk = _fused_chunk if self.fused else _chunk
+        return _Loss.apply(hidden, self.rows, labels, self, chunk)  # pyright: ignore
+
+    def divergence(self, hidden: Tensor, fixed: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of what is said after `hidden` float[P, D] from the words
+        that would be said after `fixed` float[P, D], which gets no gradient: float32[P]."""
+        return _Loss.apply(hidden, self.rows, fixed, self, _divergence_chunk)  # pyright: ignore
 
 
-class _Nats(torch.autograd.Function):
+class _Loss(torch.autograd.Function):
     """Each position's loss depends on its own hidden state alone, so its gradient can be kept
     before it is known what the loss will be multiplied with."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, rows: Tensor, labels: Tensor, head: Head) -> Tensor:
-        chunk = _fused_chunk if head.fused else _chunk
+    def forward(  # pyright: ignore
+        ctx: Any, hidden: Tensor, rows: Tensor, wanted: Tensor, head: Head, chunk: _Chunk
+    ) -> Tensor:
         rows = rows.to(hidden.dtype)
         needed = ctx.needs_input_grad[0]
-        parts = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
-        found = [chunk(states, rows, wanted, head, needed) for states, wanted in parts]
+        parts = zip(hidden.split(CHUNK), wanted.split(CHUNK), strict=True)
+        found = [chunk(states, rows, its, head, needed) for states, its in parts]
         nats, by_hidden, by_rows = (torch.cat(part) for part in zip(*found, strict=True))
         ctx.save_for_backward(hidden, by_hidden, by_rows)
         return nats
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, by_hidden, by_rows = ctx.saved_tensors
         scale = gradients[0][:, None]  # float32[P, 1]
         return (
@@ -88,18 +98,22 @@ class _Nats(torch.autograd.Function):
             (by_rows * scale).T @ hidden.float(),
             None,
             None,
+            None,
         )
+
+
+_Chunk = Callable[[Tensor, Tensor, Tensor, Head, bool], tuple[Tensor, Tensor, Tensor]]
+"""Of some positions: the loss float32[P], its gradient by the hidden state float[P, D] (empty
+unless needed), and by the rows' product with it float32[P, O]."""
 
 
 def _chunk(
     hidden: Tensor, rows: Tensor, labels: Tensor, head: Head, needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of some positions: -log p float32[P], its gradient by the hidden state float[P, D] (empty
-    unless `needed`), and by the rows' product with it float32[P, O]."""
     words, chosen, is_word = _chosen(labels, head)
-    logits = F.linear(hidden, head.words, head.bias)  # [P, V]
+    logits = head.words.forward(hidden)  # [P, V]
     of_rows = head.shape(F.linear(hidden, rows)).float()  # [P, O]
-    size = BLOCK if hidden.device.type == "cpu" else CHUNK
+    size = _block_size(hidden)
     blocks = zip(
         logits.split(size),
         words.split(size),
@@ -113,8 +127,49 @@ def _chunk(
     by_rows = _by_rows(of_rows, total, chosen, is_word, head)
     if not needed:
         return nats, hidden[:0], by_rows
-    by_hidden = logits.to(head.words.dtype) @ head.words + by_rows.to(rows.dtype) @ rows
-    return nats, by_hidden, by_rows
+    return nats, _by_hidden(logits, by_rows, rows, head), by_rows
+
+
+def _by_hidden(by_words: Tensor, by_rows: Tensor, rows: Tensor, head: Head) -> Tensor:
+    """The gradient by hidden states from those by words' and rows' products with them."""
+    dtype = head.words.weight.dtype
+    return head.words.backward(by_words.to(dtype)) + by_rows.to(rows.dtype) @ rows
+
+
+def _block_size(hidden: Tensor) -> int:
+    return BLOCK if hidden.device.type == "cpu" else CHUNK
+
+
+def _divergence_chunk(
+    hidden: Tensor, rows: Tensor, fixed: Tensor, head: Head, needed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits, others = head.words.forward(hidden), head.words.forward(fixed)  # [P, V]
+    of_rows = head.shape(F.linear(hidden, rows)).float()  # [P, O]
+    size = _block_size(hidden)
+    blocks = zip(
+        logits.split(size), others.split(size), of_rows.logsumexp(-1).split(size), strict=True
+    )
+    found = [_divergence_block(*block, head, needed) for block in blocks]
+    total, apart = (torch.cat(part) for part in zip(*found, strict=True))
+    by_rows = (of_rows - total[:, None]).exp() * head.shape.slope(of_rows)
+    return apart, _by_hidden(logits, by_rows, rows, head) if needed else hidden[:0], by_rows
+
+
+def _divergence_block(
+    logits: Tensor, others: Tensor, of_rows: Tensor, head: Head, needed: bool
+) -> tuple[Tensor, Tensor]:
+    """As `_block`, of the words that `others` make likely in place of one label."""
+    of_words, wanted = head.shape(logits).float(), head.shape(others).float().log_softmax(-1)
+    total = torch.logaddexp(of_words.logsumexp(-1), of_rows)
+    likely = wanted.exp()
+    apart = wanted.sub_(of_words).mul_(likely).sum(-1) + total
+    if needed:
+        slope = head.shape.slope(of_words)
+        by_words = of_words.sub_(total[:, None]).exp_().sub_(likely)
+        if head.shape != LogitShape():
+            by_words *= slope
+        logits.copy_(by_words)
+    return total, apart
 
 
 def _block(
@@ -149,20 +204,21 @@ def _fused_chunk(
 
     words, chosen, is_word = _chosen(labels, head)
     words = words[:, 0]
-    states = (hidden * head.shape.factor).to(head.words.dtype)
+    weight, its_bias = head.words.weight, head.words.bias
+    states = (hidden * head.shape.factor).to(weight.dtype)
     told = fused_linear_cross_entropy_forward(
         states,
-        head.words,
+        weight,
         words,
-        bias=None if head.bias is None else head.bias * head.shape.factor,
+        bias=None if its_bias is None else its_bias * head.shape.factor,
         reduction="none",
         softcap=head.shape.cap,
         compute_gradients=needed,
         weight_requires_grad=False,
     )
     of_word, by_states = told[0], told[4]
-    bias = 0.0 if head.bias is None else head.bias[words]
-    product = (hidden.float() * head.words[words].float()).sum(-1) + bias
+    bias = 0.0 if its_bias is None else its_bias[words]
+    product = (hidden.float() * weight[words].float()).sum(-1) + bias
     said_word = head.shape(product)  # [P]
     of_words = of_word + said_word  # log of the sum over words
     of_rows = head.shape(F.linear(hidden, rows)).float()
@@ -178,14 +234,14 @@ def _fused_chunk(
     slope = head.shape.slope(said_word)
     slope = slope[:, None] if isinstance(slope, Tensor) else slope
     by_hidden = share * by_states.float() * head.shape.factor
-    by_hidden += (share - is_word[:, None].float()) * slope * head.words[words].float()
+    by_hidden += (share - is_word[:, None].float()) * slope * weight[words].float()
     by_hidden += by_rows @ rows.float()
     return nats, by_hidden.to(hidden.dtype), by_rows
 
 
 def _chosen(labels: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
     """Each label as a word int[P, 1] (0 if it is none) and as a row int[P], and which it is."""
-    count = len(head.words)
+    count = len(head.words.weight)
     is_word = labels < count
     return torch.where(is_word, labels, 0)[:, None], (labels - count).clamp_min(0), is_word
 

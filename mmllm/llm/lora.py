@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mmllm.llm.frozen import Frozen
 
 
 def plain_adapter(module: Any) -> tuple[nn.Linear, Tensor, Tensor, float] | None:
@@ -58,50 +59,6 @@ def casts(x: Tensor) -> bool:
     """Whether autocast would have products read it in another dtype."""
     kind = x.device.type
     return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype
-
-
-class Frozen:
-    """Products with a weight float[O, I], and a bias float[O] or None, that do not train."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight = weight
-        self.bias = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[N, I] -> float[N, O]"""
-        return F.linear(x, self.weight, self.bias)
-
-    def backward(self, gradient: Tensor) -> Tensor:
-        """float[N, O] -> float[N, I]"""
-        return gradient @ self.weight
-
-
-class LaidOut(Frozen):
-    """The same, of a weight in bfloat16 on a CPU that is kept once more for each direction, laid
-    out as oneDNN's products read it: they do so every time otherwise, for up to a third of theirs.
-    """
-
-    @staticmethod
-    def can(weight: Tensor) -> bool:
-        """Whether this machine has such products for it."""
-        usual = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-        return usual and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-    @torch.no_grad()
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__(weight, bias)
-        self._forward = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        self._backward = torch.ops.mkldnn._reorder_linear_weight(weight.detach().t().contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _product(x, self._forward, self.bias)
-
-    def backward(self, gradient: Tensor) -> Tensor:
-        return _product(gradient, self._backward, None)
-
-
-def _product(x: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
 
 
 def adapted(x: Tensor, frozen: Frozen, down: Tensor, up: Tensor, scale: float) -> Tensor:

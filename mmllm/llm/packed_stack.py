@@ -3,7 +3,7 @@
 transformers' layers read and write a pack several times for a norm, once more for each sum, and
 have every frozen weight laid out anew for every product. Here a sum and the norm behind it are one
 pass, and so is rotation; nothing is kept in float32 for the gradient; frozen weights lie ready
-(mmllm.llm.lora). Modules and weights are the model's own: what is not known (other families,
+(mmllm.llm.frozen). Modules and weights are the model's own: what is not known (other families,
 hooks, compiled layers, other devices) runs as it did before.
 
 Legend: T positions of the pack, D width, H heads, E their width.
@@ -11,20 +11,19 @@ Legend: T positions of the pack, D width, H heads, E their width.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmllm.llm.lora import Frozen, LaidOut, adapted, casts, plain_adapter, unadapted
+from mmllm.llm.frozen import Products, is_small
+from mmllm.llm.lora import adapted, casts, plain_adapter, unadapted
 from mmllm.llm.packing import Packing, attend_pack
-from mmllm.llm.stack import FAMILIES, is_hooked, versions
+from mmllm.llm.stack import FAMILIES, is_hooked
 
 BLOCK = 128
 """Positions that a core's cache holds while they are added and normed."""
-SMALL = 2 << 30
-"""Bytes of a model whose weights are laid out, in two copies more."""
 
 
 class PackedStack:
@@ -32,7 +31,7 @@ class PackedStack:
 
     def __init__(self, decoder: Any):
         self.decoder = decoder
-        small = sum(weight.nbytes for weight in decoder.parameters()) <= SMALL
+        small = is_small(decoder)
         layers = decoder.layers[: decoder.config.num_hidden_layers]
         self.layers = [_Layer(layer, small) for layer in layers]
 
@@ -97,31 +96,20 @@ class _Linear:
     """A linear layer of a module, under whatever adapter it has when it is called."""
 
     def __init__(self, parent: nn.Module, name: str, small: bool):
-        self.parent, self.name, self.small = parent, name, small
-        self.kept: tuple[Hashable, Frozen] | None = None
+        self.parent, self.name = parent, name
+        self.products = Products(small)
 
     def __call__(self, x: Tensor) -> Tensor:
         """float[T, I] -> float[T, O]"""
         module: Any = getattr(self.parent, self.name)
-        if type(module) is nn.Linear:
-            return module(x) if _trains(module) else unadapted(x, self._frozen(module))
-        plain = plain_adapter(module)
-        if plain is None or _trains(plain[0]):
+        base = getattr(module, "base_layer", module)
+        if type(base) is not nn.Linear or any(weight.requires_grad for weight in base.parameters()):
             return module(x)
-        base, down, up, scale = plain
-        return adapted(x, self._frozen(base), down, up, scale)
-
-    def _frozen(self, base: nn.Linear) -> Frozen:
-        """Made once, and again when the weight was changed."""
-        state = versions([base.weight])
-        if self.kept is None or self.kept[0] != state:
-            kind = LaidOut if self.small and LaidOut.can(base.weight) else Frozen
-            self.kept = state, kind(base.weight, base.bias)
-        return self.kept[1]
-
-
-def _trains(base: nn.Linear) -> bool:
-    return any(weight.requires_grad for weight in base.parameters())
+        frozen = self.products(base.weight, base.bias)
+        if base is module or (module.disable_adapters and not module.merged):
+            return unadapted(x, frozen)
+        plain = plain_adapter(module)
+        return module(x) if plain is None else adapted(x, frozen, *plain[1:])
 
 
 def _is_changed(module: Any) -> bool:

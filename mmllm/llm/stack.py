@@ -10,7 +10,7 @@ Legend: B rows, W new positions, N = B * W, T all positions, D width, H heads, C
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.llm import packing
+from mmllm.llm.frozen import versions
 from mmllm.llm.lora import plain_adapter
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
@@ -331,14 +332,6 @@ def _joined(attention: nn.Module, parts: list[_Linear]) -> _Linear | None:
         kept = state, _Linear.joined(parts)
         _JOINED[attention] = kept
     return kept[1]
-
-
-def versions(weights: Iterable[Tensor]) -> Hashable:
-    """Equal as long as none of them was changed in place or replaced; tensors that were made in
-    inference mode do not tell."""
-    return tuple(
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights
-    )
 
 
 def _norm(module: Any) -> _Norm:

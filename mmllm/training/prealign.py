@@ -154,6 +154,7 @@ def _signals(
                 input_widths=model.input_widths,
                 output_widths=model.output_widths,
                 pad_id=model.llm.pad_id,
+                pack=model.llm.packs_openings,
                 seeds=[0] * len(group),
             ).to(model.device)
             with fit.autocast():

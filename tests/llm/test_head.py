@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.llm import head
+from mmllm.llm.frozen import Frozen
 from mmllm.llm.head import Head, LogitShape
 
 WIDTH, WORDS = 6, 11
@@ -73,12 +74,41 @@ def test_losses_and_gradients_are_those_of_plain_autograd(
 
     logits = shape(torch.cat([F.linear(hidden, words, bias), hidden @ rows.T], dim=-1))
     wanted = run(F.cross_entropy(logits, labels, reduction="none"))
-    found = run(Head(words, bias, rows, shape, fused).nats(hidden, labels))
+    found = run(Head(Frozen(words, bias), rows, shape, fused).nats(hidden, labels))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        again = Head(words, bias, rows, shape, fused).nats(hidden, labels)
+        again = Head(Frozen(words, bias), rows, shape, fused).nats(hidden, labels)
     torch.testing.assert_close(again, wanted[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("outputs", [0, 2])
+@pytest.mark.parametrize("positions", [0, 1, 9])
+@pytest.mark.parametrize("biased", [False, True])
+def test_divergences_and_gradients_are_those_of_plain_autograd(
+    shape, outputs, positions, biased, monkeypatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK", 4)
+    monkeypatch.setattr(head, "BLOCK", 3)
+    torch.manual_seed(positions)
+    words, bias = torch.randn(WORDS, WIDTH), torch.randn(WORDS) if biased else None
+    rows = torch.randn(outputs, WIDTH, requires_grad=True)
+    hidden = torch.randn(positions, WIDTH, requires_grad=True)
+    fixed, scale = torch.randn(positions, WIDTH), torch.rand(positions)
+
+    def run(apart: Tensor) -> list[Tensor]:
+        return [apart, *torch.autograd.grad((apart * scale).sum(), [hidden, rows])]
+
+    logits = shape(torch.cat([F.linear(hidden, words, bias), hidden @ rows.T], dim=-1))
+    said = logits.log_softmax(-1)[:, :WORDS]
+    wanted = shape(F.linear(fixed, words, bias)).log_softmax(-1)
+    divergence = F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
+    ours = Head(Frozen(words, bias), rows, shape)
+    for one, other in zip(run(ours.divergence(hidden, fixed)), run(divergence), strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.divergence(hidden, fixed), divergence)
 
 
 def test_what_is_almost_certain_has_almost_no_gradient_in_bfloat16(fused) -> None:
@@ -87,6 +117,8 @@ def test_what_is_almost_certain_has_almost_no_gradient_in_bfloat16(fused) -> Non
     words = torch.randn(WORDS, 64, dtype=torch.bfloat16)
     hidden = (2 * words[:3]).requires_grad_()
     rows = torch.zeros(1, 64, requires_grad=True)
-    Head(words, None, rows, LogitShape(), fused).nats(hidden, torch.arange(3)).sum().backward()
+    Head(Frozen(words, None), rows, LogitShape(), fused).nats(
+        hidden, torch.arange(3)
+    ).sum().backward()
     assert hidden.grad is not None
     assert hidden.grad.abs().max() < 1e-6 * words.abs().max()

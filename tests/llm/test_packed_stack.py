@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmllm import config
-from mmllm.llm import packed_stack
+from mmllm.llm import frozen, packed_stack
 from mmllm.llm.causal_lm import LanguageModel
 from mmllm.llm.packed_stack import PackedStack
 from tests.llm.families import FAMILIES
@@ -91,11 +91,11 @@ def test_states_and_gradients_are_the_models_own(
 
 
 @pytest.mark.parametrize("name", ["qwen3", "smollm"])
-@pytest.mark.parametrize("small", [0, packed_stack.SMALL], ids=["as they are", "laid out"])
+@pytest.mark.parametrize("small", [0, frozen.SMALL], ids=["as they are", "laid out"])
 def test_in_bfloat16_they_are_as_near_to_the_exact_ones(
     name: str, small: int, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_stack, "SMALL", small)
+    monkeypatch.setattr(frozen, "SMALL", small)
     exact = results(model_of(folders(name)))
     llm = model_of(folders(name), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):

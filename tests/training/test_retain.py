@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmllm import checkpoints, losses
 from mmllm import model as models
@@ -58,14 +59,44 @@ def test_fresh_adapters_differ_by_the_new_rows_alone(make_run, plain):
     model = models.build(make_run().system)
     choose_trainable(model, {"llm.lora.*": 1e-3})
     ids = torch.randint(5, 200, (2, 9))
-    adapted, untouched = model.read_plain(ids)
-    torch.testing.assert_close(adapted[:, : untouched.shape[1]], untouched)
-    assert adapted.requires_grad
-    assert not untouched.requires_grad
+    apart = model.apart(ids)
+    assert apart.requires_grad
     assert all(p.requires_grad for name, p in model.llm.lora_parameters())
-    rows = adapted.float().softmax(-1)[:, untouched.shape[1] :].sum(-1)
-    wanted = -(1 - rows).log().sum()  # all that is missing is what the new rows took
-    torch.testing.assert_close(losses.retain(adapted, untouched).total, wanted)
+    logits = model.llm.head(model.llm(model.llm.embed(ids)).flatten(0, 1))
+    rows = logits.float().softmax(-1)[:, model.llm.tokens.vocabulary :].sum(-1)
+    wanted = -(1 - rows).log()  # all that is missing is what the new rows took
+    torch.testing.assert_close(apart, wanted, atol=1e-5, rtol=1e-4)
+    assert losses.retain(apart).count == 18
+
+
+def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
+    """Each window by itself, forward and gradient."""
+    model = models.build(make_run().system)
+    choose_trainable(model, {"llm.lora.*": 1e-3, "llm.head_rows": 1e-3})
+    weights = [*dict(model.llm.lora_parameters()).values(), model.llm.head_rows]
+    torch.manual_seed(0)
+    for weight in weights:
+        weight.data.normal_(std=0.1)
+    ids = torch.randint(5, 200, (2, 9))
+
+    def logits(row: Tensor) -> Tensor:
+        return model.llm.head(model.llm(model.llm.embed(row[None]))[0])
+
+    wanted = []
+    for row in ids:
+        with torch.no_grad(), model.llm.untouched():
+            untouched = logits(row)[:, : model.llm.tokens.vocabulary].log_softmax(-1)
+        said = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocabulary]
+        wanted.append((untouched.exp() * (untouched - said)).sum(-1))
+    found, wanted = model.apart(ids), torch.cat(wanted)
+    assert wanted.max() > 0.01
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), weights),
+        torch.autograd.grad(wanted.sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
@@ -84,7 +115,7 @@ def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / f"run-{weight}"))
         windows = loop._plain_text(model, run.stage).windows
         with torch.no_grad():
-            term = losses.retain(*model.read_plain(windows))
+            term = losses.retain(model.apart(windows))
         apart[weight] = float(term.total) / term.count
     assert apart[10.0] < 0.5 * apart[0.0]
 

@@ -1,0 +1,39 @@
+"""Weights that lie ready give the products of those that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmllm.llm.frozen import Frozen, LaidOut, Products
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_weight_that_is_laid_out_gives_the_same_products(bias: bool) -> None:
+    torch.manual_seed(0)
+    weight, more = torch.randn(40, 24).bfloat16(), torch.randn(40).bfloat16() if bias else None
+    x, gradient = torch.randn(33, 24).bfloat16(), torch.randn(40, 33).bfloat16().T
+    plain, laid_out = Frozen(weight, more), LaidOut(weight, more)
+    assert LaidOut.can(weight) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert not LaidOut.can(weight.float())
+    pairs = [
+        (laid_out.forward(x), plain.forward(x)),
+        (laid_out.backward(gradient), plain.backward(gradient)),
+    ]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, atol=0.1, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_made_once_and_follow_their_weight(dtype: torch.dtype) -> None:
+    products, weight = Products(small=True), torch.randn(4, 3).to(dtype)
+    first = products(weight, None)
+    assert isinstance(first, LaidOut) == LaidOut.can(weight)
+    assert products(weight, None) is first
+    weight.mul_(2)
+    second = products(weight, None)
+    assert second is not first
+    x = torch.eye(3).to(dtype)
+    assert second.forward(x).equal(weight.T)
+    assert products(weight.clone(), None) is not second
+    assert type(Products(small=False)(weight, None)) is Frozen
