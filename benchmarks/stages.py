@@ -20,7 +20,7 @@ from mmllm.config import StageConfig
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import Mixture
 from mmllm.projections.input import LinearConfig
-from mmllm.training import loop
+from mmllm.training import cpu, loop
 from mmllm.training.feed import Feed, Step, open_sources
 from mmllm.training.stage import choose_trainable
 
@@ -39,6 +39,7 @@ class Stage:
     def __init__(
         self, number: int, *, encoders: Mapping[str, Any] | None = None, **changes: Any
     ) -> None:
+        cpu.settle()
         run = configs.load_run(Path(__file__).parents[1] / MINI[number])
         if encoders is not None:
             linear = dict.fromkeys(encoders, LinearConfig())

@@ -16,9 +16,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 import pairs
 import torch
@@ -27,6 +29,7 @@ from stages import Bare, Stage
 
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import LengthGroups
+from mmllm.llm.packed_stack import PackedStack
 from mmllm.training.feed import Feed
 
 
@@ -139,11 +142,13 @@ def packing(options: Options) -> Iterator[Row]:
         key=lambda step: sum(len(grouped.render(d)) for d in grouped.order.batch(step, size)),
     )
     chosen = [by_length[window * eighth // 8] for eighth in (1, 3, 5, 7)]
-    packed = _Reader(stage, stage.feed_of(pack=True), range(4))
+    packs = stage.feed_of(pack=True)
+    packed = _Reader(stage, packs, range(4))
     for name, bar, other in (
         ("length-grouped padding", 1.3, _Reader(stage, grouped, chosen, share=False)),
         ("ours, which shares openings", None, _Reader(stage, grouped, chosen)),
         ("random-order padding", None, _Reader(stage, padded, range(4), share=False)),
+        ("packed, by transformers' layers", None, _Reader(stage, packs, range(4), lean=False)),
     ):
         few = options if bar else replace(options, pairs=-(-options.pairs // 3))
         timing = timed(packed.read, other.read, few)
@@ -158,10 +163,19 @@ def packing(options: Options) -> Iterator[Row]:
 
 class _Reader:
     """Some steps of one feed. Without `share`, openings are not computed once for all rows: how
-    padded batches are usually run."""
+    padded batches are usually run. Without `lean`, packs run through transformers' own layers."""
 
-    def __init__(self, stage: Stage, feed: Feed, steps: Sequence[int], *, share: bool = True):
-        self.stage, self.feed, self.numbers, self.share = stage, feed, steps, share
+    def __init__(
+        self,
+        stage: Stage,
+        feed: Feed,
+        steps: Sequence[int],
+        *,
+        share: bool = True,
+        lean: bool = True,
+    ):
+        self.stage, self.feed, self.numbers = stage, feed, steps
+        self.share, self.lean = share, lean
         self.tokens = sum(map(_real_tokens, stage.ready(feed, steps)))
 
     def read(self) -> None:
@@ -169,7 +183,12 @@ class _Reader:
             data = self.feed[number]
             if not self.share:
                 data.micros = [replace(batch, shared=0) for batch in data.micros]
-            self.stage.step(data)
+            with nullcontext() if self.lean else patch.object(PackedStack, "computes", _never):
+                self.stage.step(data)
+
+
+def _never(*_: Any) -> bool:
+    return False
 
 
 def _real_tokens(batch: Batch) -> int:

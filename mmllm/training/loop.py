@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import logging
 import math
-import os
 import signal
 import tempfile
 import time
@@ -36,7 +35,7 @@ from mmllm.encoders.base import ReleasedEncoder
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype
-from mmllm.training import report
+from mmllm.training import cpu, report
 from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
 from mmllm.training.prealign import prealign
 from mmllm.training.stage import Group, choose_trainable
@@ -49,11 +48,6 @@ _MAY_CHANGE = {
     *("compile", "fused"),
 }
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
-
-
-_FEW_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-"""On a CPU oneDNN keeps what it has made for the last 1,024 shapes. Each step's packed rows have
-shapes of their own, so most of that is never used again; these hold a step's several times over."""
 
 
 def dry_run(run: RunConfig, *, progress: bool = True) -> None:
@@ -85,7 +79,7 @@ def train(
     from the newest one exactly as if nothing had happened. `ahead`: run the frozen parts over all
     data before the first step, and not when a step asks.
     """
-    os.environ.setdefault(*_FEW_KERNELS)
+    cpu.settle()
     stage, output = run.stage, Path(run.stage.output)
     source = _starting_point(stage, output, resume)
     resume = resume and checkpoints.latest(output) is not None  # else it begins, as if not asked
