@@ -49,7 +49,9 @@ class Stage:
         changes = {"cache": self.folder.name, "prealign": None, "realign": None, **changes}
         self.stage: StageConfig = replace(run.stage, **changes)
         self.precision = loop.choose_precision(self.stage.precision)
-        self.accelerator = Accelerator(mixed_precision=self.precision)
+        self.accelerator = Accelerator(
+            mixed_precision=self.precision, kwargs_handlers=[loop.REPLICAS]
+        )
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = models.build(run.system, dtype=dtype, device=str(self.accelerator.device))
         self.optimizer: Any = loop.make_optimizer(

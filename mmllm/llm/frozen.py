@@ -6,6 +6,7 @@ Legend: N rows, I width read, O width given.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,7 @@ class LaidOut(Frozen):
     @staticmethod
     def can(weight: Tensor) -> bool:
         """Whether this machine has such products for it."""
-        usual = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-        return usual and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _has_products()
 
     @torch.no_grad()
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -56,23 +56,33 @@ class LaidOut(Frozen):
 
 
 class Products:
-    """Those of one layer, made ready when they are first asked for, and again when its weight was
-    changed. `small`: of a model whose weights may be kept in two copies more."""
+    """Those of one layer. `small`: of a model whose weights may be kept in two copies more; they
+    are made when they are first asked for, and again when the weight was changed."""
 
     def __init__(self, small: bool):
         self.small = small
-        self._kept: tuple[Hashable, Frozen] | None = None
+        self._kept: tuple[Hashable, LaidOut] | None = None
 
     def __call__(self, weight: Tensor, bias: Tensor | None) -> Frozen:
+        if not self.small or not LaidOut.can(weight):
+            return Frozen(weight, bias)
         state = versions([weight])
         if self._kept is None or self._kept[0] != state:
-            kind = LaidOut if self.small and LaidOut.can(weight) else Frozen
-            self._kept = state, kind(weight, bias)
+            self._kept = state, LaidOut(weight, bias)
         return self._kept[1]
 
 
 def is_small(model: nn.Module) -> bool:
     return sum(weight.nbytes for weight in model.parameters()) <= SMALL
+
+
+@cache
+def _has_products() -> bool:
+    """Of AVX-512, where they were measured."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _product(x: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,6 +48,10 @@ _MAY_CHANGE = {
     *("compile", "fused"),
 }
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
+
+
+REPLICAS = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+"""How DDP keeps the replicas alike: frozen parts have the only buffers, which nobody changes."""
 
 
 def dry_run(run: RunConfig, *, progress: bool = True) -> None:
@@ -86,7 +90,10 @@ def train(
     chosen = dict(source.manifest["chosen"]) if resume and source else {}
     precision = chosen.setdefault("precision", choose_precision(stage.precision))
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=_trackers(stage), project_dir=str(output)
+        mixed_precision=precision,
+        log_with=_trackers(stage),
+        project_dir=str(output),
+        kwargs_handlers=[REPLICAS],
     )
     main = accelerator.is_main_process
 
@@ -264,8 +271,7 @@ def take_step(
             local[name] = local.get(name, 0) + count
     names = sorted(local)
     counts = torch.tensor([float(local[name]) for name in names]).to(device, non_blocking=True)
-    totals: Tensor = accelerator.reduce(counts)  # pyright: ignore[reportAssignmentType]
-    by_name = dict(zip(names, totals.unbind(), strict=True))
+    totals = _summed(accelerator, counts)
     sums = {name: torch.zeros((), device=device) for name in names}
     for number, micro in enumerate(data.micros):
         last = number == len(data.micros) - 1
@@ -278,6 +284,7 @@ def take_step(
                 decoders=model.decoders,
                 distance=stage.distance,
             )
+            by_name = dict(zip(names, totals().unbind(), strict=True))
             # Gradients are averaged over processes, but each term is divided by its global count.
             loss = losses.weigh(terms, stage.losses, by_name) * accelerator.num_processes
             accelerator.backward(loss)
@@ -289,16 +296,32 @@ def take_step(
     finite = _is_finite(norm, device)
     _update(optimizer, finite)
     optimizer.zero_grad()
-    reduced: Tensor = accelerator.reduce(torch.stack([sums[n] for n in names]))  # pyright: ignore
-    return _Losses(names, stage.losses, torch.cat([reduced, totals, finite[None].float()]))
+    reduced = _summed(accelerator, torch.stack([sums[name] for name in names]))
+    numbers = _Late(
+        lambda: torch.cat([reduced(), totals(), finite[None].float()]), device.type == "cuda"
+    )
+    return _Losses(names, stage.losses, numbers)
+
+
+def _summed(accelerator: Accelerator, values: Tensor) -> Callable[[], Tensor]:
+    """Sums over all processes, under way until they are asked for: whoever is first goes on."""
+    if not accelerator.use_distributed:
+        return lambda: values
+    work: Any = torch.distributed.all_reduce(values, async_op=True)
+
+    def found() -> Tensor:
+        work.wait()
+        return values
+
+    return found
 
 
 class _Losses:
     """The mean losses of a step by name, on their way from the device."""
 
-    def __init__(self, names: Sequence[str], weights: Mapping[str, float], numbers: Tensor):
+    def __init__(self, names: Sequence[str], weights: Mapping[str, float], numbers: _Late):
         """`numbers`: the sums, the counts, and 1 if the gradient was finite."""
-        self._names, self._weights, self._numbers = names, weights, _Late(numbers)
+        self._names, self._weights, self._numbers = names, weights, numbers
 
     def __call__(self) -> dict[str, float]:
         """Waits for the step to end. The weighted sum of all is `loss`, not a number for a step
@@ -311,20 +334,23 @@ class _Losses:
 
 
 class _Late:
-    """Numbers of the device: the copy is queued now, behind what makes them, and not waited for
-    until it is read, so that the device meanwhile has the next step to do."""
+    """Numbers that are not waited for until they are read. Those of a GPU: the copy is queued now,
+    behind what makes them, so that it meanwhile has the next step to do."""
 
-    def __init__(self, values: Tensor):
-        self._values = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
-        self._values.copy_(values, non_blocking=True)
-        self._copied = torch.cuda.Event() if values.is_cuda else None
-        if self._copied:
+    def __init__(self, make: Callable[[], Tensor], queue: bool):
+        self._make, self._copied = make, None
+        if queue:
+            values = make()
+            host = torch.empty_like(values, device="cpu", pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
             self._copied.record()
+            self._make = lambda: host
 
     def read(self) -> list[float]:
         if self._copied:
             self._copied.synchronize()
-        return self._values.tolist()
+        return self._make().tolist()
 
 
 def _is_finite(norm: Any, device: torch.device) -> Tensor:
@@ -579,9 +605,11 @@ class _Interrupt:
             self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._flag and error is None:  # nothing may be under way when the group is left
+            self._flag.read()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.seen:
@@ -595,5 +623,8 @@ class _Interrupt:
         if accelerator.num_processes == 1:
             return self.seen
         flag = torch.tensor([float(self.seen)]).to(accelerator.device, non_blocking=True)
-        before, self._flag = self._flag, _Late(accelerator.reduce(flag))  # pyright: ignore
+        before, self._flag = (
+            self._flag,
+            _Late(_summed(accelerator, flag), accelerator.device.type == "cuda"),
+        )
         return before is not None and before.read()[0] > 0

@@ -13,9 +13,8 @@ def test_a_weight_that_is_laid_out_gives_the_same_products(bias: bool) -> None:
     torch.manual_seed(0)
     weight, more = torch.randn(40, 24).bfloat16(), torch.randn(40).bfloat16() if bias else None
     x, gradient = torch.randn(33, 24).bfloat16(), torch.randn(40, 33).bfloat16().T
-    plain, laid_out = Frozen(weight, more), LaidOut(weight, more)
-    assert LaidOut.can(weight) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert not LaidOut.can(weight.float())
+    plain, laid_out = Frozen(weight, more), Products(small=True)(weight, more)
+    assert isinstance(laid_out, LaidOut) == LaidOut.can(weight)
     pairs = [
         (laid_out.forward(x), plain.forward(x)),
         (laid_out.backward(gradient), plain.backward(gradient)),
@@ -25,15 +24,14 @@ def test_a_weight_that_is_laid_out_gives_the_same_products(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_are_made_once_and_follow_their_weight(dtype: torch.dtype) -> None:
+def test_what_lies_ready_is_made_once_and_follows_its_weight(dtype: torch.dtype) -> None:
     products, weight = Products(small=True), torch.randn(4, 3).to(dtype)
     first = products(weight, None)
     assert isinstance(first, LaidOut) == LaidOut.can(weight)
-    assert products(weight, None) is first
+    assert (products(weight, None) is first) == LaidOut.can(weight)
     weight.mul_(2)
     second = products(weight, None)
     assert second is not first
-    x = torch.eye(3).to(dtype)
-    assert second.forward(x).equal(weight.T)
+    assert second.forward(torch.eye(3).to(dtype)).equal(weight.T)
     assert products(weight.clone(), None) is not second
     assert type(Products(small=False)(weight, None)) is Frozen
