@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmllm.llm.frozen import Products, is_small
 from mmllm.llm.lora import adapted, casts, plain_adapter, unadapted
 from mmllm.llm.packing import Packing, attend_pack
-from mmllm.llm.stack import FAMILIES, is_hooked
+from mmllm.llm.stack import FAMILIES, angles, is_hooked, rotated
 
 BLOCK = 128
 """Positions that a core's cache holds while they are added and normed."""
@@ -50,8 +50,7 @@ class PackedStack:
 
     def __call__(self, embeds: Tensor, positions: Tensor, packing: Packing) -> Tensor:
         """float[1, T, D], int[1, T] -> float[1, T, D]"""
-        cos, sin = (part[0, :, None] for part in self.decoder.rotary_emb(embeds, positions))
-        sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
+        cos, sin = angles(self.decoder.rotary_emb, embeds[0], positions[0])
         after = [layer.module.input_layernorm for layer in self.layers[1:]] + [self.decoder.norm]
         x = embeds[0]
         h = self.layers[0].module.input_layernorm(x)
@@ -161,21 +160,14 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _Rotated(torch.autograd.Function):
-    """Rotary position embedding (Su et al. 2021): float[T, H, E], float[T, 1, E] twice
-    -> float[T, H, E]"""
+    """`rotated`, whose gradient is rotated back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # pyright: ignore
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1)
+        return rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(gradients[0], cos, sin, -1), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
-    """Backwards where `way` is -1; the first half of `sin` is negative."""
-    half, rest = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((rest, half), dim=-1), sin, value=way)
+        return rotated(gradients[0], cos, sin, -1), None, None

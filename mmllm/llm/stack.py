@@ -169,15 +169,14 @@ class Stack:
         parts = [_Part.of(new) for new in passes]
         x = _whole([new.embeds.flatten(0, 1) for new in passes])  # [N, D]
         positions = _whole([new.positions.flatten() for new in passes])
-        cos, sin = (part[0, :, None] for part in self.rotary(x[None], positions[None]))  # [N, 1, C]
-        sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
+        cos, sin = angles(self.rotary, x, positions)
         for index, layer in enumerate(self.layers):
             sizes = (layer.heads, layer.kv_heads, layer.kv_heads)
             heads = layer.qkv(layer.norm(x)).view(len(x), sum(sizes), -1)
             q, k, v = heads.split(sizes, dim=1)
             if layer.q_norm and layer.k_norm:
                 heads = torch.cat((layer.q_norm(q), layer.k_norm(k)), dim=1)
-            q, k = _rotated(heads[:, : sum(sizes[:2])], cos, sin).split(sizes[:2], dim=1)
+            q, k = rotated(heads[:, : sum(sizes[:2])], cos, sin).split(sizes[:2], dim=1)
             qkv = [part.split([part.size for part in parts]) for part in (q, k, v)]
             read = _whole(
                 [part.read(layer, index, *its) for part, *its in zip(parts, *qkv, strict=True)]
@@ -273,11 +272,19 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     return torch.bmm(scores.softmax(-1), values).view(rows, -1, values.shape[-1])
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) of float[N, H, C]; the first half of `sin` is
-    negative."""
+def angles(rotary: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What `rotated` takes for rows float[N, D] at int[N], of a model's own table: float[N, 1, C]
+    twice."""
+    cos, sin = (part[0, :, None] for part in rotary(x[None], positions[None]))
+    half, rest = sin.chunk(2, dim=-1)
+    return cos, torch.cat((-half, rest), dim=-1)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, way: int = 1) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) of float[N, H, C], backwards where `way` is -1;
+    the first half of `sin` is negative."""
     half, rest = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((rest, half), dim=-1), sin)
+    return torch.addcmul(x * cos, torch.cat((rest, half), dim=-1), sin, value=way)
 
 
 def _layer(module: Any) -> _Layer | None:
