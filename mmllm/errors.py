@@ -1,5 +1,23 @@
 """What users can be told: each class names a kind of trouble, each message what, where and how."""
 
+from __future__ import annotations
+
+import reprlib
+
+_QUOTED = 120
+"""Characters of a foreign value that a message quotes."""
+
+
+def quoted(value: object) -> str:
+    """`repr(value)`, cut to a length that fits into a message, whatever the value holds: long
+    texts, long lists, deep nesting. What is cut is never built, so large values cost nothing."""
+    short = reprlib.Repr()
+    short.maxlevel = 3
+    short.maxstring = short.maxother = _QUOTED
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = 4
+    text = short.repr(value)
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
+
 
 class MmllmError(Exception):
     """Base of all errors that mmllm raises on purpose; the CLI shows it without a stack trace."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import second_device  # isort: skip - it has to come before mmllm
 from mmllm import config, model
 from mmllm.model import AnyToAny
 from tests import parts
@@ -42,3 +43,10 @@ def tiny_model(make_model: Callable[..., AnyToAny]) -> AnyToAny:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path
+
+
+@pytest.fixture
+def second() -> Iterator[torch.device]:
+    """The second device (tests/second_device.py)."""
+    with second_device.inference_as_no_grad():
+        yield second_device.DEVICE

@@ -389,7 +389,7 @@ class LanguageModel(nn.Module):
         rows = plain and not hasattr(module, "_hf_hook")
         text = product(hidden, module.weight.t()) if rows else module(hidden)
         text = text[..., : self.tokens.vocabulary]
-        begins = hidden @ self.head_rows.to(hidden.dtype).T
+        begins = hidden @ self.head_rows.to(hidden).T
         return self.logit_shape(torch.cat([text, begins.to(text)], dim=-1))
 
     def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
