@@ -2,7 +2,9 @@
 
 Their values live in CPU memory, so every result can be compared with the CPU's. Two properties of
 an accelerator are kept: an operation whose tensors are on different devices is refused, and what
-makes the host wait for the device is counted. It builds on torch's registration of backends that
+makes the host wait for CUDA is counted: reading a value, a size that depends on values, and copies
+in either direction that are not `non_blocking` (what such a copy fetches is there at once, here:
+that somebody reads it too early is not noticed). It builds on torch's registration of backends that
 are written in Python (torch.utils.backend_registration, torch 2.11).
 
 tests/conftest.py imports this module before mmllm, because `torch.inference_mode` is replaced by a
@@ -163,8 +165,11 @@ class SecondTensor(Tensor):
         return _dispatch(func, args, kwargs or {})
 
 
-_READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
-"""What answers on the host."""
+_READS = {
+    *("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"),
+    *("aten::masked_select", "aten::bincount", "aten::_unique2", "aten::unique_consecutive"),
+}
+"""What answers on the host, be it only with the size of its result."""
 _COPIES = {"aten::_to_copy", "aten::copy_", "aten::to"}
 _CPU_INDICES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 """What CUDA too accepts indices on the CPU for."""
@@ -181,10 +186,10 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     name, target = func._schema.name, kwargs.get("device")
     if ours and name not in _COPIES | _CPU_INDICES:
         _refuse_mixed(name, tensors)
-    leaves = name in _COPIES and ours and target is not None and not _is_second(target)
-    leaves |= name == "aten::copy_" and bool(ours) and not isinstance(args[0], SecondTensor)
-    if (name in _READS and ours) or leaves:
-        _WAITS[name] += 1
+    if ours:
+        _refuse_generators(name, tree_flatten((args, kwargs))[0])
+        if _waits(name, args, kwargs):
+            _WAITS[name] += 1
 
     def unwrapped(leaf: Any) -> Any:
         if isinstance(leaf, SecondTensor):
@@ -212,6 +217,35 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
 
     result = tree_map(wrapped, result)
     return return_and_correct_aliasing(func, args, kwargs, result) if ours else result
+
+
+def _waits(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether CUDA would let the host wait. Copies do, both ways, unless they are non-blocking, and
+    so does what has to know how many entries of a mask are true."""
+    if name == "aten::_to_copy":
+        target = kwargs.get("device")
+        leaves = target is not None and not _is_second(target)
+        return leaves and not kwargs.get("non_blocking")
+    if name == "aten::copy_":
+        blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        return blocking and not all(isinstance(tensor, SecondTensor) for tensor in args[:2])
+    if name in _CPU_INDICES:
+        fills = name != "aten::index" and args[2].numel() == 1  # becomes masked_fill
+        indices = [index for index in args[1] if index is not None]
+        masks = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
+        moved = not all(isinstance(index, SecondTensor) for index in indices)
+        return moved or (masks and not fills)
+    return name in _READS
+
+
+def _refuse_generators(name: str, leaves: list[Any]) -> None:
+    """An accelerator draws from a generator of its own; noise of the CPU's is drawn there."""
+    for leaf in leaves:
+        if isinstance(leaf, torch.Generator) and leaf.device.type != NAME:
+            raise RuntimeError(
+                f"Expected a '{NAME}' device type for generator but found '{leaf.device.type}' "
+                f"in {name}"
+            )
 
 
 def _refuse_mixed(name: str, tensors: list[Tensor]) -> None:
@@ -254,7 +288,7 @@ def _empty_strided(
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """What `torch.tensor(..., device=...)` ends in, past `__torch_dispatch__`."""
-    if isinstance(source, SecondTensor) and not isinstance(target, SecondTensor):
+    if not (non_blocking or (isinstance(source, SecondTensor) == isinstance(target, SecondTensor))):
         _WAITS["aten::_copy_from"] += 1
     into = target.values if isinstance(target, SecondTensor) else target
     into.copy_(source.values if isinstance(source, SecondTensor) else source)

@@ -40,6 +40,46 @@ def test_what_makes_the_host_wait_is_counted(second: torch.device) -> None:
     assert waits.total() == 5
 
 
+def test_copies_wait_unless_they_are_non_blocking(second: torch.device) -> None:
+    tensor = torch.ones(3, device=second)
+    with host_waits() as waits:
+        torch.ones(3).to(second)
+        torch.tensor([1.0, 2.0], device=second)
+        tensor.copy_(torch.zeros(3))
+        tensor[torch.tensor([0, 1])]
+    with host_waits() as none:
+        torch.ones(3).to(second, non_blocking=True)
+        tensor.copy_(torch.zeros(3), non_blocking=True)
+        tensor.to("cpu", non_blocking=True)
+        tensor.to(torch.float16).clone().copy_(tensor)
+    assert waits.total() == 4
+    assert none.total() == 0
+
+
+def test_sizes_that_depend_on_values_make_the_host_wait(second: torch.device) -> None:
+    tensor, mask = torch.ones(3, device=second), torch.ones(3, device=second) > 0
+    with host_waits() as waits:
+        tensor[mask]
+        tensor[mask] = torch.zeros(3, device=second)
+        tensor.masked_select(mask)
+        tensor.unique()
+    with host_waits() as none:
+        tensor[mask] = 0.0
+        tensor[torch.zeros(2, dtype=torch.long).to(second, non_blocking=True)]
+        tensor[1] = 5.0
+    assert waits.total() == 4
+    assert none.total() == 0
+
+
+def test_the_cpus_generators_are_refused(second: torch.device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(RuntimeError, match="device type for generator"):
+        torch.randn(3, device=second, generator=generator)
+    with pytest.raises(RuntimeError, match="device type for generator"):
+        torch.ones(3, device=second).multinomial(1, generator=generator)
+    torch.randn(3, device=second)
+
+
 def test_inference_mode_is_torchs_own_elsewhere() -> None:
     with torch.inference_mode():
         assert torch.is_inference_mode_enabled()
