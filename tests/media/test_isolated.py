@@ -1,0 +1,218 @@
+"""Decoding in processes of its own: the same media and errors, and an end to what has none."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from mmllm import media
+from mmllm.conversation import Audio, Embedded, Image, Medium, Video
+from mmllm.errors import MediaError, MissingMediaError, OversizedMediaError
+from mmllm.media import isolated
+from tests.media.test_media import MARK, gradient, steps, tone
+
+SOUND = Audio.from_numpy(tone(), 16_000)
+
+
+def many_frames(num: int = 5000, side: int = 2000) -> bytes:
+    """A GIF of some 100 kB that takes minutes to look through: a pixel changes in each frame."""
+    canvas, changed = (PILImage.new("P", (side, side)) for _ in range(2))
+    changed.putpixel((side // 2, side // 2), 1)
+    file = io.BytesIO()
+    canvas.save(file, "GIF", save_all=True, append_images=[changed], duration=100, loop=0)
+    whole = file.getvalue()
+    second = whole.rindex(b"\x21\xf9\x04")  # its graphic control extension
+    return whole[:second] + whole[second:-1] * (num - 1) + b";"
+
+
+@pytest.fixture(scope="module")
+def slow() -> bytes:
+    return many_frames()
+
+
+@pytest.mark.parametrize(
+    ("medium", "name"),
+    [
+        (Image.from_numpy(gradient(), provenance=MARK), "a.png"),
+        (Audio.from_numpy(tone(), 16_000, provenance=MARK), "a.wav"),
+        (Video.from_numpy(steps(), 8.0, sound=SOUND, provenance=MARK), "a.mp4"),
+        (Video.from_numpy(steps(), 10.0), "a.gif"),
+    ],
+)
+@pytest.mark.parametrize("form", ["path", "text", "relative", "bytes", "embedded"])
+def test_what_is_decoded_is_what_the_library_decodes_here(
+    medium: Medium, name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = medium.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    source: Any = {
+        "path": path,
+        "text": str(path),
+        "relative": name,
+        "bytes": path.read_bytes(),
+        "embedded": Embedded(f"{name} of a row", path.read_bytes),
+    }[form]
+    given = type(medium)(source=source, caption="said")
+    here, there = given.decoded(), isolated.decode(given)
+    assert type(there) is type(here)
+    assert (there.source, there.caption) == (source, "said")
+    assert there.provenance == here.provenance
+    assert np.array_equal(there.to_numpy(), here.to_numpy())
+    assert there.to_numpy().dtype == here.to_numpy().dtype
+    assert getattr(there, "sample_rate", None) == getattr(here, "sample_rate", None)
+    assert isolated.probe(source) == media.probe(source)
+    if isinstance(here, Video) and isinstance(there, Video):
+        assert there.fps == here.fps
+        assert np.array_equal(isolated.sample_frames(given, 5), media.sample_frames(given, 5))
+        assert (here.sound is None) == (there.sound is None)
+        if here.sound is not None and there.sound is not None:
+            assert there.sound.sample_rate == here.sound.sample_rate
+            assert np.array_equal(there.sound.to_numpy(), here.sound.to_numpy())
+
+
+@pytest.mark.parametrize(
+    "source", [b"", b"hello", "nowhere.png", Path("/"), Embedded("row 3", lambda: b"x")]
+)
+def test_the_errors_are_the_same(source: Any) -> None:
+    with pytest.raises(MediaError) as here:
+        media.decode(Image(source))
+    with pytest.raises(MediaError) as there:
+        isolated.decode(Image(source))
+    assert str(there.value) == str(here.value)
+    assert type(there.value) is type(here.value)
+
+
+def test_limits_hold_there_too(tmp_path: Path) -> None:
+    picture = Image.from_numpy(gradient()).save(tmp_path / "a.png")
+    with media.limits(pixels=100), pytest.raises(OversizedMediaError, match="pixels"):
+        isolated.decode(Image(picture))
+    assert isolated.decode(Image(picture)).to_numpy().shape == (24, 40, 3)
+    with pytest.raises(MissingMediaError):
+        isolated.decode(Image(tmp_path / "b.png"))
+
+
+def test_what_takes_too_long_is_ended(slow: bytes) -> None:
+    began = time.monotonic()
+    with pytest.raises(OversizedMediaError, match=r"not decoded within 0.3 s; make it smaller"):
+        isolated.sample_frames(Video(slow), 8, seconds=0.3)
+    assert time.monotonic() - began < 10
+    assert isolated.decode(Image(_png())).to_numpy().shape == (24, 40, 3)
+
+
+def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
+    gone = threading.Event()
+    timer = threading.Timer(0.3, gone.set)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(isolated.GivenUpError):
+        isolated.sample_frames(Video(slow), 8, seconds=60, cancel=gone)
+    assert time.monotonic() - began < 10
+
+
+def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
+    gone = threading.Event()
+
+    def look() -> None:
+        with pytest.raises(isolated.GivenUpError):
+            isolated.sample_frames(Video(slow), 8, seconds=60, cancel=gone)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert isolated.decode(Image(_png())).to_numpy().shape == (24, 40, 3)
+    assert time.monotonic() - began < 10
+    gone.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_process_that_breaks_down_costs_its_file_only(slow: bytes) -> None:
+    isolated.start()
+    before = set(isolated._STARTED)
+
+    def kill() -> None:
+        time.sleep(0.5)
+        for process in before:
+            os.kill(process._popen.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(MediaError, match="broke down"):
+        isolated.sample_frames(Video(slow), 8, seconds=60)
+    thread.join()
+    assert isolated.decode(Image(_png())).to_numpy().shape == (24, 40, 3)
+    assert before.isdisjoint(process for process in isolated._STARTED if process.usable)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded where the platform can")
+def test_memory_is_bounded() -> None:
+    code = (
+        "from mmllm.media import isolated, Limits\n"
+        "with isolated._bounded(60, Limits(decoded_bytes=2**20)):\n"
+        "    try:\n"
+        "        bytearray(2**31)\n"
+        "    except MemoryError:\n"
+        "        print('refused')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "refused\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_processes_end_with_their_parent(tmp_path: Path) -> None:
+    """Even one that is killed in the middle of a file; and they import no torch."""
+    code = (
+        "import sys, threading, time\n"
+        "from mmllm.conversation import Video\n"
+        "from mmllm.media import isolated\n"
+        "isolated.start()\n"
+        "slow = Video(sys.argv[1])\n"
+        "threading.Thread(target=isolated.sample_frames, args=(slow, 8)).start()\n"
+        "time.sleep(0.5)\n"
+        "print(*(entry._popen.pid for entry in isolated._STARTED), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "slow.gif").write_bytes(many_frames())
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "slow.gif"], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    children = [Path("/proc") / number for number in parent.stdout.readline().split()]
+    assert len(children) == 2
+    for child in children:
+        assert "torch" not in (child / "maps").read_text()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until = time.monotonic() + 20
+    while any(_runs(child) for child in children):
+        assert time.monotonic() < until, "they go on"
+        time.sleep(0.05)
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    PILImage.fromarray(gradient()).save(file, "PNG")
+    return file.getvalue()
+
+
+def _runs(process: Path) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
