@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mmllm.conversation import Conversation, Medium, Message, Part, Text
 from mmllm.data.frozen import FrozenWork
 from mmllm.decoders.base import Cancelled
 from mmllm.engine import Engine, Order
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, quoted
 from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_dtype
@@ -203,6 +204,11 @@ class Chat:
             seeds = [random.randrange(2**31) for _ in conversations]
         if len(seeds) != len(conversations):
             raise ConfigError(f"{len(conversations)} conversations but {len(seeds)} seeds")
+        for seed in seeds:
+            if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+                raise ConfigError(
+                    f"seed: expected a whole number from 0 to 2**63 - 1, got {quoted(seed)}"
+                )
         asked = [_messages(entry) for entry in conversations]
         sources = self._sources(asked, options)
         request = _Request(options, sources, seeds, on_step, emit, previews, stopped, began)

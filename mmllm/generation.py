@@ -21,6 +21,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, chain, takewhile
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from mmllm.conversation import Medium
 from mmllm.data.batch import Batch, Lookup, collate
 from mmllm.data.frozen import identity
 from mmllm.data.rendering import Rendered, num_shared
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, quoted
 from mmllm.llm.stack import Pass
 from mmllm.model import AnyToAny
 from mmllm.prompt_lookup import PromptLookup
@@ -42,6 +43,12 @@ Choice = Literal["auto", "force", "forbid"]
 _LONG = 64
 """Positions up to which prompts are read along with a step of others: what is wider gains nothing
 by it, and what goes wrong with it is not theirs."""
+_GREEDY = 1e-5
+"""Temperatures below it are greedy: quotients of the largest logits would not be finite."""
+_HOTTEST = 1000.0
+"""All tokens are as good as equally likely."""
+_MOST_PENALTY = 100.0
+"""`repetition_penalty`, and the inverse of the least: logits stay finite, whatever they are."""
 _OPENING_SHARE = 8
 """An opening is read apart where it is this share of a prompt or more: kernels for what has nothing
 before it are the faster ones."""
@@ -49,8 +56,9 @@ before it are the faster ones."""
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy. `max_media` bounds a reply's media. Text
-    ends before the first of the `stop` strings (then `ids` hold the beginning of it, or all).
+    """How tokens are chosen. A `temperature` below 1e-5 is greedy. `max_media` bounds a reply's
+    media. Text ends before the first of the `stop` strings (then `ids` hold the beginning of it, or
+    all).
     `prompt_lookup`: how many tokens may be guessed at once (mmllm.prompt_lookup); 0 is one token a
     pass, always.
     Forced media come in the order in which `modalities` names them, at the latest at the end."""
@@ -66,23 +74,41 @@ class Sampling:
     modalities: Mapping[str, Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.max_media < 0:
-            raise ConfigError("max_new_tokens must be at least 1 and max_media at least 0")
-        if self.prompt_lookup < 0:
-            raise ConfigError(f"prompt_lookup must not be negative, got {self.prompt_lookup}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        for name, least in (
+            ("max_new_tokens", 1),
+            ("max_media", 0),
+            ("top_k", 0),
+            ("prompt_lookup", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise ConfigError(
+                    f"{name}: expected a whole number of at least {least}, got {quoted(value)}"
+                )
+        penalties = 1 / _MOST_PENALTY, _MOST_PENALTY
+        for name, least, most in (
+            ("temperature", 0, _HOTTEST),
+            ("top_p", 0, 1),
+            ("repetition_penalty", *penalties),
+        ):
+            value = getattr(self, name)
+            # Every comparison with NaN is false.
+            if not isinstance(value, Real) or not least <= value <= most:
+                raise ConfigError(
+                    f"{name}: expected a number from {least:g} to {most:g}, got {quoted(value)}"
+                )
+        if self.top_p == 0:
+            raise ConfigError("top_p: expected more than 0, got 0; greedy is a temperature of 0")
+        strings = isinstance(self.stop, Sequence) and not isinstance(self.stop, str)
+        if not strings or not all(isinstance(one, str) and one for one in self.stop):
             raise ConfigError(
-                "temperature and top_k must not be negative, and top_p must lie in (0, 1]; got "
-                f"{self.temperature}, {self.top_k}, {self.top_p}"
+                f"stop: expected a list of strings that are not empty, got {quoted(self.stop)}"
             )
-        if self.repetition_penalty <= 0:
-            raise ConfigError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
-        if isinstance(self.stop, str) or not all(self.stop):
-            raise ConfigError(f"stop: expected a list of strings that are not empty: {self.stop!r}")
         for modality, choice in self.modalities.items():
             if choice not in ("auto", "force", "forbid"):
                 raise ConfigError(
-                    f"modalities[{modality!r}]: expected auto, force or forbid, got {choice!r}"
+                    f"modalities[{quoted(modality)}]: expected auto, force or forbid, got "
+                    f"{quoted(choice)}"
                 )
 
 
@@ -248,9 +274,9 @@ class Row:
 
     def _pick(self, logits: Tensor) -> int:
         sampling = self.sampling
-        if sampling.temperature == 0:
+        if sampling.temperature < _GREEDY:
             return int(logits.argmax())
-        logits = logits / sampling.temperature
+        logits = (logits - logits.max()) / sampling.temperature
         if sampling.top_k:
             least = logits.topk(min(sampling.top_k, len(logits))).values[-1]
             logits = logits.masked_fill(logits < least, -torch.inf)

@@ -11,7 +11,7 @@ from mmllm.chat import Chat, _Request, _Wanted, _Writer
 from mmllm.conversation import Audio, Image, Text, Video, assistant, user
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import ConfigError, ContextError
-from mmllm.generation import Run, Sampling, generate
+from mmllm.generation import Row, Run, Sampling, generate
 from mmllm.model import AnyToAny
 from tests.test_model import batch_of
 from tests.test_rendering import clip, picture, sound
@@ -203,3 +203,67 @@ def test_context_overflow_is_said_or_refused(make_model: Callable[..., AnyToAny]
         chat.reply([user("six " * 400)])
     with pytest.raises(ConfigError, match="unknown sampling option"):
         chat.reply([user("one")], heat=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": -1e-9},
+        {"temperature": 10**400},
+        {"temperature": "1"},
+        {"top_p": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.0001},
+        {"top_k": -1},
+        {"top_k": 1.5},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": float("nan")},
+        {"repetition_penalty": float("inf")},
+        {"repetition_penalty": 0},
+        {"repetition_penalty": 1e300},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": 2.0},
+        {"max_media": -1},
+        {"max_media": None},
+        {"stop": 5},
+        {"stop": [""]},
+        {"stop": [5]},
+        {"seed": 2**63},
+        {"seed": 2**70},
+        {"seed": -1},
+        {"seed": 1.0},
+        {"seed": "1"},
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(tiny_model: AnyToAny, options: dict) -> None:
+    with pytest.raises(ConfigError, match=rf"^{next(iter(options))}: expected "):
+        Chat(tiny_model).reply([user("hello")], **{"max_new_tokens": 1, **options})
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+@pytest.mark.parametrize("temperature", [1e-38, 1e-5, 2e-5, 1e-3])
+def test_a_tiny_temperature_is_greedy_whatever_the_logits(
+    tiny_model: AnyToAny, temperature: float, scale: float
+) -> None:
+    """One logit is far above the others, as it is behind a division by so little."""
+    head = tiny_model.llm.head
+    tiny_model.llm.head = lambda hidden: head(hidden) * scale
+    options = {"seed": 2**63 - 1, "max_new_tokens": 6, "repetition_penalty": 0.01}
+    forbidden = dict.fromkeys(ALL, "forbid")
+    chat = Chat(tiny_model)
+    hot = chat.reply([user("hello")], temperature=temperature, modalities=forbidden, **options)
+    assert hot.ids == chat.reply([user("hello")], modalities=forbidden, **options).ids
+    assert len(hot.ids) > 1
+
+
+def test_a_temperature_divides_what_lies_below_the_largest_logit(tiny_model: AnyToAny) -> None:
+    """Two likely tokens are drawn as often as the softmax of their quotients says."""
+    row = Row(tiny_model, Sampling(temperature=0.5), torch.Generator().manual_seed(0))
+    logits = torch.full([8], -50.0)
+    logits[2], logits[5] = 80.0, 80.5
+    drawn = [row._pick(logits) for _ in range(2000)]
+    assert set(drawn) == {2, 5}
+    share = drawn.count(5) / len(drawn)
+    assert abs(share - 1 / (1 + torch.tensor(-1.0).exp().item())) < 0.04

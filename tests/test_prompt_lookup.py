@@ -158,5 +158,7 @@ def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> No
 
 
 def test_a_negative_number_of_guesses_is_refused() -> None:
-    with pytest.raises(ConfigError, match="prompt_lookup must not be negative, got -1"):
+    with pytest.raises(
+        ConfigError, match="prompt_lookup: expected a whole number of at least 0, got -1"
+    ):
         Sampling(prompt_lookup=-1)
