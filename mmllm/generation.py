@@ -36,6 +36,7 @@ from mmllm.data.rendering import Rendered, num_shared
 from mmllm.errors import ConfigError, quoted
 from mmllm.llm.stack import Pass
 from mmllm.model import AnyToAny
+from mmllm.precision import moved
 from mmllm.prompt_lookup import PromptLookup
 
 Choice = Literal["auto", "force", "forbid"]
@@ -193,13 +194,22 @@ class Row:
         }
         self.owed = [keys[name] for name, wish in sampling.modalities.items() if wish == "force"]
 
-    def choose(self, logits: Tensor) -> None:
-        """float[V + O] -> `next`."""
-        self.next = [] if self.done else self._chosen(logits)
+    def draw(self, logits: Tensor) -> Tensor:
+        """float[V + O] -> the number of one of them, int[1], where the logits are: nobody waits
+        for it. -1 where they are no numbers."""
+        return self._pick(self._constrained(logits.float()))
+
+    def choose(self, drawn: int) -> None:
+        """What `draw` gave -> `next`."""
+        if drawn < 0 and not self.done:
+            raise ConfigError(
+                "the LLM's logits are not numbers: something overflows in its dtype, or its "
+                "weights hold NaN; load the model with dtype bfloat16 or float32"
+            )
+        self.next = [] if self.done else self._chosen(drawn)
         self.said.add(self.next)
 
-    def _chosen(self, logits: Tensor) -> list[int]:
-        row = self._pick(self._constrained(logits.float()))
+    def _chosen(self, row: int) -> list[int]:
         length = len(self.answer.ids) + 1
         ended = row in self.end_ids
         self._over = self._stopped or ended or length > self.sampling.max_new_tokens
@@ -266,31 +276,43 @@ class Row:
             if key in self.forbidden or full:
                 logits[self.tokens.head_row(key)] = -torch.inf
         if self.sampling.repetition_penalty != 1 and self._seen:
-            seen = torch.tensor(sorted(self._seen), device=logits.device)
+            seen = moved(torch.tensor(sorted(self._seen)), logits.device)
             value = logits[seen]
             penalty = self.sampling.repetition_penalty
             logits[seen] = torch.where(value > 0, value / penalty, value * penalty)
         return logits
 
-    def _pick(self, logits: Tensor) -> int:
+    def _pick(self, logits: Tensor) -> Tensor:
         sampling = self.sampling
         if sampling.temperature < _GREEDY:
-            return int(logits.argmax())
+            return _largest(logits)
         logits = (logits - logits.max()) / sampling.temperature
         if sampling.top_k:
             least = logits.topk(min(sampling.top_k, len(logits))).values[-1]
             logits = logits.masked_fill(logits < least, -torch.inf)
-        values, order = logits.softmax(-1).sort(descending=True)
+        values, order = logits.softmax(-1).sort(descending=True, stable=True)
         if sampling.top_p < 1:
             values = values.masked_fill(values.cumsum(-1) - values >= sampling.top_p, 0)
-        drawn = torch.multinomial(values.cpu(), 1, generator=self.generator)
-        return int(order[drawn.to(order.device)])
+        # As torch.multinomial draws on a CPU, where the generator lives whatever the device.
+        noise = torch.empty(len(values), pin_memory=values.device.type == "cuda")
+        noise.exponential_(1, generator=self.generator)
+        drawn = _largest(values / moved(noise, values.device))
+        return torch.where(drawn < 0, drawn, order.gather(0, drawn.clamp_min(0)))
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Where the largest of float[N] is, int[1]; -1 if some are no numbers."""
+    place = values.argmax(keepdim=True)
+    return torch.where(values.gather(0, place).isnan(), -1, place)
 
 
 class Prefixes:
     """Key-value caches of the last conversations, so that a later turn, another try or an edited
     one computes only what is new, media included, and of the opening that all conversations share
     (the template's beginning and the system prompt). Threads may share them.
+
+    They serve the model in the state that read them (LanguageModel.state). Under a hook nothing is
+    kept, and nothing that was kept is used: it is called for every position.
 
     `keep`: how many conversations. A cache takes as much memory as its conversation's positions;
     one that goes on in another is dropped. Caches of models that forget (sliding windows, recurrent
@@ -299,9 +321,10 @@ class Prefixes:
 
     def __init__(self, keep: int = 4):
         self.num_kept = keep
-        self._kept: list[tuple[list[Hashable], Any]] = []  # what was fed, its cache; newest last
+        # What was fed, its cache, the state of what read it; newest last.
+        self._kept: list[tuple[list[Hashable], Any, Hashable]] = []
         self._lock = threading.Lock()
-        self._opening: tuple[Hashable, Any] | None = None  # the weights that read it, its cache
+        self._opening: tuple[Hashable, Any] | None = None  # the state of what read it, its cache
 
     @torch.inference_mode()
     def opening(self, model: AnyToAny, length: int) -> Any:
@@ -309,38 +332,36 @@ class Prefixes:
         and again when weights have changed: the same bytes whoever asks. One thread at a time."""
         state = model.llm.state
         if self._opening is None or self._opening[0] != state:
-            ids = torch.tensor([model.renderer.opening], device=model.device)
+            ids = moved(torch.tensor([model.renderer.opening]), model.device)
             positions = torch.arange(ids.shape[1], device=model.device)[None]
             cache = model.llm.new_cache()
-            model.llm(
-                model.llm.embed(ids),
-                mask=torch.ones_like(ids, dtype=torch.bool),
-                positions=positions,
-                cache=cache,
-            )
+            model.llm(model.llm.embed(ids), positions=positions, cache=cache)
             self._opening = state, cache
         return self._opening[1].beginning(length)
 
-    def longest(self, symbols: Sequence[Hashable]) -> tuple[int, Any]:
+    def longest(self, model: AnyToAny, symbols: Sequence[Hashable]) -> tuple[int, Any]:
         """How many first positions a kept conversation shares, and a cache of just these (None: no
         position). One position at least is left to be computed."""
         with self._lock:
             kept = self._kept
+        state = model.llm.state if kept else None
         best, found = 0, None
-        for fed, cache in kept:
+        for fed, cache, read_by in kept:
             shared = _shared(fed, symbols)
-            if shared > best:
+            if shared > best and read_by == state:
                 best, found = shared, cache
         return best, None if found is None else found.beginning(best)
 
-    def keep(self, symbols: list[Hashable], cache: Any) -> None:
+    def keep(self, model: AnyToAny, symbols: list[Hashable], cache: Any) -> None:
         """Remember what was fed (`symbols`) and its cache, which nobody may extend from now on."""
+        if cache.was_hooked or not self.num_kept:
+            return
         with self._lock:
             kept = [entry for entry in self._kept if entry[0] != symbols[: len(entry[0])]]
-            self._kept = [*kept, (symbols, cache)][-self.num_kept :] if self.num_kept else []
+            self._kept = [*kept, (symbols, cache, model.llm.state)][-self.num_kept :]
 
     def clear(self) -> None:
-        """Forget all conversations, as is needed when weights change."""
+        """Forget all conversations."""
         with self._lock:
             self._kept = []
 
@@ -374,11 +395,11 @@ def prepare(
     by `prefixes`: the opening, or, where B is 1, of a conversation, which is then added to them.
     Any thread may do this at any time. Raises MediaError."""
     known, cache = 0, None
-    if prefixes:
+    if prefixes and not model.llm.is_hooked:
         known = _known_opening(model, prompts)
         if prefixes.num_kept and len(prompts) == 1:
             rows[0].symbols = _symbols(prompts[0])
-            longest, found = prefixes.longest(rows[0].symbols)
+            longest, found = prefixes.longest(model, rows[0].symbols)
             if longest > known:
                 known, cache = longest, found
     for row, prompt in zip(rows, prompts, strict=True):
@@ -391,8 +412,9 @@ def prepare(
 
 @dataclass
 class _Group:
-    """Rows in one cache. `mask` bool[B, T]: real positions; `last` float[B, D]: the states by which
-    those choose that have not chosen yet; `prompts`: what is still to be read, without `last`."""
+    """Rows in one cache. `mask` bool[B, T], on the CPU: real positions; `last` float[B, D]: the
+    states by which those choose that have not chosen yet; `prompts`: what is still to be read,
+    without `last`."""
 
     rows: list[Row]
     mask: Tensor
@@ -481,11 +503,12 @@ class Decoding:
 
     def _choose(self, group: _Group, last: Tensor) -> None:
         """Let those rows choose that have not; who has come to an end leaves."""
-        if any(not row.next for row in group.rows):
+        choosing = [index for index, row in enumerate(group.rows) if not (row.next or row.done)]
+        if choosing:
             logits = self.model.llm.head(last)  # [B, V + O]
-            for index, row in enumerate(group.rows):
-                if not row.next:
-                    row.choose(logits[index])
+            drawn = torch.cat([group.rows[index].draw(logits[index]) for index in choosing])
+            for index, number in zip(choosing, drawn.tolist(), strict=True):  # the host waits once
+                group.rows[index].choose(number)
             self._keep(group)
         _leave(group, [index for index, row in enumerate(group.rows) if row.next])
 
@@ -501,7 +524,8 @@ class Decoding:
         """Remember the caches of rows that have come to their end."""
         for index, row in enumerate(group.rows):
             if row.done and row.symbols and self.prefixes and group.cache.divisible:
-                self.prefixes.keep(row.symbols, group.cache.row(index, group.mask[index]))
+                cache = group.cache.row(index, group.mask[index])
+                self.prefixes.keep(self.model, row.symbols, cache)
 
     def tidy(self) -> None:
         """Let go of rows that are done."""
@@ -576,8 +600,9 @@ def _rest(prompt: Rendered, known: int) -> Rendered:
 def _entering(model: AnyToAny, entry: Prefill, cache: Any) -> _Group:
     """Embed prompts, padded on the left, behind what the cache holds."""
     batch = entry.batch.to(model.device)
-    embeds, mask, positions = model.embed(batch), batch.mask, batch.positions  # padded on the right
-    assert mask is not None
+    embeds, mask, positions = model.embed(batch), entry.batch.mask, batch.positions
+    assert mask is not None  # all are padded on the right
+    mask = mask.clone()
     width = embeds.shape[1]
     for index, (row, length) in enumerate(zip(entry.rows, entry.lengths, strict=True)):
         row.position = length
@@ -603,7 +628,7 @@ def _leave(group: _Group, left: list[int]) -> None:
     start = int(mask.any(0).int().argmax())
     group.cache.keep(left, start)
     group.mask = mask[:, start:]
-    group.last = group.last[left]
+    group.last = torch.stack([group.last[index] for index in left])
     group.rows = [group.rows[index] for index in left]
 
 
@@ -650,18 +675,16 @@ def _next(model: AnyToAny, group: _Group) -> _Step:
     guesses = group.rows[0].guess() if alone else []
     steps = [[*row.next, *chain(*guesses)] for row in group.rows]
     width = max(map(len, steps))
-    ids = torch.zeros(len(group.rows), width, dtype=torch.long)
+    new = torch.zeros(2, len(group.rows), width, dtype=torch.long)  # ids and positions
     real = torch.zeros(len(group.rows), width, dtype=torch.bool)
-    positions = torch.zeros(len(group.rows), width, dtype=torch.long)
     for index, (row, step) in enumerate(zip(group.rows, steps, strict=True)):
         if num := len(step):
-            ids[index, -num:] = torch.tensor(step)
+            new[0, index, -num:] = torch.tensor(step)
+            new[1, index, -num:] = torch.arange(row.position, row.position + num)
             real[index, -num:] = True
-            positions[index, -num:] = torch.arange(row.position, row.position + num)
-    device = group.mask.device
-    group.mask = torch.cat([group.mask, real.to(device)], dim=1)
-    embeds = model.llm.embed(ids.to(device))
-    return _Step(Pass(embeds, positions.to(device), group.mask, group.cache), steps, guesses)
+    group.mask = torch.cat([group.mask, real], dim=1)
+    ids, positions = moved(new, model.device)
+    return _Step(Pass(model.llm.embed(ids), positions, group.mask, group.cache), steps, guesses)
 
 
 def _take(model: AnyToAny, group: _Group, step: _Step, hidden: Tensor) -> None:
@@ -681,11 +704,11 @@ def _check(model: AnyToAny, row: Row, guesses: list[list[int]], states: Tensor) 
     first that was wrong; how many positions were fed in vain."""
     num = sum(map(len, guesses))
     ends = list(accumulate(map(len, guesses), initial=len(states) - num))
-    logits = model.llm.head(states[[end - 1 for end in ends]])  # [1 + G, V + O]
-    row.choose(logits[0])
+    logits = model.llm.head(torch.stack([states[end - 1] for end in ends]))  # [1 + G, V + O]
+    row.choose(int(row.draw(logits[0])))
     for right, guess in enumerate(guesses):
         if row.next != guess:
             return ends[-1] - ends[right]
         row.fed(states[ends[right] : ends[right + 1]])
-        row.choose(logits[right + 1])
+        row.choose(int(row.draw(logits[right + 1])))
     return 0

@@ -1,4 +1,5 @@
-"""Which floating-point type is fast here: measured on a CPU, known on a GPU."""
+"""What is fast here: the floating-point type (measured on a CPU, known on a GPU), and copies to a
+device that nobody waits for."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import functools
 import time
 
 import torch
+from torch import Tensor
 
 from mmllm.errors import ConfigError
 
@@ -27,6 +29,13 @@ def fast_dtype() -> torch.dtype:
         return torch.float32
     speed = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return torch.bfloat16 if speed[torch.bfloat16] < speed[torch.float32] / 1.3 else torch.float32
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`, without waiting for what the device has still to do. CUDA copies what
+    lies in pageable memory aside first, so that it may be freed or changed at once; MPS does not
+    promise that a copy which nobody waits for is right."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "mps")
 
 
 def best_device() -> str:

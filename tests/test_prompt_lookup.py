@@ -149,7 +149,7 @@ def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> No
         prefixes = Prefixes()
         answer(tiny_model, PROMPTS[0], prefixes, max_new_tokens=30, prompt_lookup=lookup)
         kept += prefixes._kept
-    (symbols, cache), (others, other) = kept
+    (symbols, cache, _), (others, other, _) = kept
     assert symbols == others
     for one, two in zip(cache.layers, other.layers, strict=True):
         assert one.keys.shape[2] == len(symbols)

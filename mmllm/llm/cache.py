@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from mmllm.precision import moved
+
 _AHEAD = 64
 """Positions of room at least."""
 
@@ -22,6 +24,13 @@ class Layer(DynamicLayer):
     `keys` and `values` [B, H, T, C] are the beginning of a larger `room`."""
 
     room: tuple[Tensor, Tensor] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Hold nothing yet, of their dtype and device. (transformers makes it of a list, and so
+        waits for the device twice a layer.)"""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -67,6 +76,10 @@ class Cache(DynamicCache):
         self.layers = [Layer() if type(entry) is DynamicLayer else entry for entry in self.layers]
         self.stack: Any = None
         """What runs on it in place of the model's own forward (mmllm.llm.stack), if anything."""
+        self.hooks: Any = None
+        """Those of the model that reads it (mmllm.llm.hooks)."""
+        self.was_hooked = False
+        """Whether some of it was read while there was a hook."""
 
     @property
     def divisible(self) -> bool:
@@ -78,8 +91,13 @@ class Cache(DynamicCache):
         return self._made(lambda entry: entry[..., :length, :])
 
     def row(self, index: int, real: Tensor) -> Cache:
-        """A copy of one row, of the positions that `real` bool[T] marks."""
-        return self._made(lambda entry: entry[index : index + 1, :, real])
+        """A copy of one row, of the positions that `real` bool[T], on the CPU, marks."""
+        places = real.nonzero()[:, 0]
+
+        def of(entry: Tensor) -> Tensor:
+            return entry[index : index + 1].index_select(2, moved(places, entry.device))
+
+        return self._made(of)
 
     def keep(self, rows: list[int], start: int) -> None:
         """Go on with these rows only, without the first `start` positions."""
@@ -96,6 +114,7 @@ class Cache(DynamicCache):
 
     def join(self, other: Cache) -> None:
         """Take the rows of another one in."""
+        self.was_hooked = self.was_hooked or other.was_hooked
         for layer, more in zip(self._parts, other._parts, strict=True):
             layer.gather([layer.keys, more.keys], [layer.values, more.values])
 

@@ -25,11 +25,12 @@ from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import packing
 from mmllm.llm.frozen import Products, is_small, versions
 from mmllm.llm.head import Head, LogitShape
+from mmllm.llm.hooks import Hooks, is_hooked
 from mmllm.llm.lora import adapted_linear
 from mmllm.llm.packed_stack import PackedStack
 from mmllm.llm.stack import Pass, Stack, product
 from mmllm.llm.templates import chat_template
-from mmllm.precision import named_dtype
+from mmllm.precision import moved, named_dtype
 from mmllm.tokens import TokenSpace
 from mmllm.weights import PICKLES, are_left_out, locate, save_tensors
 
@@ -281,7 +282,8 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """float[B, T, D] -> last hidden states float[B, T, D], after the final norm.
 
-        `mask` bool[B, T (+ cached)] marks real positions. `cache`: one of `new_cache`, or of
+        `mask` bool[B, T (+ cached)] marks real positions; with a cache it is best on the CPU, as a
+        device would be waited for. `cache`: one of `new_cache`, or of
         transformers, that is read and extended. `shared`: the first positions are the same in all
         rows (a system prompt, say) and are computed once for all of them. `packed`: the one row
         holds `shared` positions and then, one behind the other, conversations of these lengths that
@@ -320,8 +322,8 @@ class LanguageModel(nn.Module):
     def read(self, passes: Sequence[Pass]) -> list[Tensor]:
         """What `forward` gives for each; the weights are read once for all where the layers are
         known (mmllm.llm.stack)."""
-        stack = getattr(passes[-1].cache, "stack", None)
-        if stack and len(passes) > 1:
+        stack = self._stack_on(passes[-1].cache)
+        if stack and len(passes) > 1 and not is_hooked(self):
             return stack(passes)
         return [
             self(new.embeds, mask=new.mask, positions=new.positions, cache=new.cache)
@@ -351,17 +353,30 @@ class LanguageModel(nn.Module):
         cache: Any,
         **options: Any,
     ) -> Tensor:
-        if stack := getattr(cache, "stack", None):
+        if stack := self._stack_on(cache):
             assert positions is not None
             return stack([Pass(embeds, positions, mask, cache)])[0]
+        if cache is not None and mask is not None and mask.device.type == "cpu" and mask.all():
+            mask = None  # else transformers would ask the device the same
         return self._decoder(
             inputs_embeds=embeds,
-            attention_mask=mask if mask is None or mask.ndim > 2 else mask.long(),
+            attention_mask=mask
+            if mask is None or mask.ndim > 2
+            else moved(mask, embeds.device).long(),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
             **options,
         ).last_hidden_state
+
+    def _stack_on(self, cache: Any) -> Stack | None:
+        """What extends a cache in place of the model's own forward; nothing does where somebody
+        hooks into the model, even if the cache was begun without."""
+        hooks = getattr(cache, "hooks", None)
+        if not hooks:
+            return getattr(cache, "stack", None)
+        cache.was_hooked = cache.was_hooked or hooks.may_change
+        return None
 
     @cached_property
     def _packed_stack(self) -> PackedStack | None:
@@ -386,7 +401,7 @@ class LanguageModel(nn.Module):
         """
         module = self._base.get_output_embeddings()
         plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
-        rows = plain and not hasattr(module, "_hf_hook")
+        rows = plain and not Hooks(module)
         text = product(hidden, module.weight.t()) if rows else module(hidden)
         text = text[..., : self.tokens.vocabulary]
         begins = hidden @ self.head_rows.to(hidden).T
@@ -413,9 +428,9 @@ class LanguageModel(nn.Module):
         return F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
 
     def _plain_head(self) -> Head | None:
-        """None for one that is quantised, or elsewhere."""
+        """None for one that is quantised, or that somebody hooks into."""
         module = self._base.get_output_embeddings()
-        if type(module) is not nn.Linear or hasattr(module, "_hf_hook"):
+        if type(module) is not nn.Linear or Hooks(module):
             return None
         count = self.tokens.vocabulary
         bias = None if module.bias is None else module.bias[:count]
@@ -428,9 +443,19 @@ class LanguageModel(nn.Module):
 
     @property
     def state(self) -> Hashable:
-        """Equal as long as no weight was changed in place or replaced, and no adapter switched."""
-        switches = [module.__dict__.get("_disable_adapters") for module in self.modules()]
-        return versions(self.parameters()), tuple(switches)
+        """Equal as long as no weight was changed in place or replaced, no adapter switched, no
+        module replaced, and no hook added or removed."""
+        modules = list(self.modules())
+        weights = [weight for module in modules for weight in module._parameters.values()]
+        switches = tuple(module.__dict__.get("_disable_adapters") for module in modules)
+        known = versions(weight for weight in weights if weight is not None)
+        return known, switches, tuple(map(id, modules)), Hooks(self).names
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether somebody looks into what the model computes, or changes it: then every position
+        of every prompt is read, by the modules' own forward. (accelerate's hooks do neither.)"""
+        return Hooks(self.model).may_change
 
     def new_cache(self) -> Any:
         """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the
@@ -438,6 +463,7 @@ class LanguageModel(nn.Module):
         from mmllm.llm.cache import Cache
 
         cache = Cache(self._base.config)
+        cache.hooks = Hooks(self.model)
         cache.stack = Stack.of(self._decoder) if cache.divisible else None
         return cache
 

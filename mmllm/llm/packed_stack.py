@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.llm.frozen import Products, is_small
+from mmllm.llm.hooks import is_hooked
 from mmllm.llm.lora import adapted, casts, plain_adapter, unadapted
 from mmllm.llm.packing import Packing, attend_pack
-from mmllm.llm.stack import FAMILIES, angles, is_hooked, rotated
+from mmllm.llm.stack import angles, is_known, rotated
 
 BLOCK = 128
 """Positions that a core's cache holds while they are added and normed."""
@@ -38,15 +39,17 @@ class PackedStack:
     @classmethod
     def of(cls, decoder: Any) -> PackedStack | None:
         """Of the part of a transformers model below its head; None for families not known here."""
-        family = type(decoder).__name__.removesuffix("Model")
-        known = family in FAMILIES and not getattr(decoder.config, "sliding_window", None)
+        known = is_known(decoder) and not getattr(decoder.config, "sliding_window", None)
         return cls(decoder) if known else None
 
     def computes(self, embeds: Tensor) -> bool:
         """Whether it gives what the model's own layers would for such embeddings, as they are."""
         weight = self.decoder.norm.weight
         plain = embeds.device.type == "cpu" and embeds.dtype == weight.dtype
-        return plain and not casts(embeds) and not any(map(_is_changed, self.decoder.modules()))
+        if not plain or casts(embeds) or any(map(_is_changed, self.decoder.modules())):
+            return False
+        own = zip(self.layers, self.decoder.layers, strict=False)
+        return is_known(self.decoder) and all(layer.is_of(module) for layer, module in own)
 
     def __call__(self, embeds: Tensor, positions: Tensor, packing: Packing) -> Tensor:
         """float[1, T, D], int[1, T] -> float[1, T, D]"""
@@ -72,6 +75,11 @@ class _Layer:
         self.gate, self.up, self.down = (
             _Linear(module.mlp, f"{name}_proj", small) for name in ("gate", "up", "down")
         )
+
+    def is_of(self, module: Any) -> bool:
+        """Whether this is still what the model has in this place."""
+        parts = self.module.self_attn, self.module.mlp
+        return module is self.module and parts == (self.q.parent, self.gate.parent)
 
     def attention(self, h: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> Tensor:
         """float[T, D], float[T, 1, E] twice -> float[T, D]"""

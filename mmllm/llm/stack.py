@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 from mmllm.llm import packing
 from mmllm.llm.frozen import versions
+from mmllm.llm.hooks import Hooks
 from mmllm.llm.lora import plain_adapter
+from mmllm.precision import moved
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 """Families of transformers whose layers are what `Stack` computes."""
@@ -152,10 +154,9 @@ class Stack:
     def of(cls, decoder: Any) -> Stack | None:
         """Of the part of a transformers model below its head; None where it is not one of those
         that are known, or something hooks into it."""
-        family = type(decoder).__name__.removesuffix("Model")
-        if family not in FAMILIES or decoder.config._attn_implementation != packing.KERNEL:
+        if not is_known(decoder) or decoder.config._attn_implementation != packing.KERNEL:
             return None
-        if decoder.training or any(is_hooked(module) for module in decoder.modules()):
+        if decoder.training or Hooks(decoder):
             return None
         layers = [_layer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]]
         known = [layer for layer in layers if layer is not None]
@@ -203,7 +204,7 @@ class _Part:
     @classmethod
     def of(cls, new: Pass) -> _Part:
         rows, width, _ = new.embeds.shape
-        seen = _seen(new.mask, width, new.cache.get_seq_length())
+        seen = _seen(new.mask, width, new.cache.get_seq_length(), new.embeds.device)
         exact = new.embeds.dtype == torch.float32 and new.embeds.device.type == "cpu"
         alone = width == 1 and seen is None
         return cls(rows, width, new.cache, seen, seen is None and width > 1, alone and exact)
@@ -234,6 +235,25 @@ class _Part:
         return read.transpose(1, 2).reshape(self.size, -1)
 
 
+def is_known(decoder: Any) -> bool:
+    """Whether the part of a model below its head is one of `FAMILIES`, in transformers' own modules
+    (linear layers may be others): nobody has put one of theirs in."""
+    family = type(decoder).__name__.removesuffix("Model")
+    if family not in FAMILIES:
+        return False
+    kinds = {
+        "self_attn": "Attention",
+        "mlp": "MLP",
+        "input_layernorm": "RMSNorm",
+        "post_attention_layernorm": "RMSNorm",
+    }
+    parts = [(decoder.norm, "RMSNorm"), (decoder.rotary_emb, "RotaryEmbedding")]
+    for layer in decoder.layers:
+        parts.append((layer, "DecoderLayer"))
+        parts += [(getattr(layer, name, None), kind) for name, kind in kinds.items()]
+    return all(type(part).__name__ == family + kind for part, kind in parts)
+
+
 def _whole(parts: Sequence[Tensor]) -> Tensor:
     """All of them, one behind the other."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
@@ -251,15 +271,17 @@ def product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
     return torch.mm(x, weight) if onto is None else torch.addmm(onto, x, weight)
 
 
-def _seen(mask: Tensor | None, width: int, known: int) -> Tensor | None:
+def _seen(mask: Tensor | None, width: int, known: int, device: torch.device) -> Tensor | None:
     """What each new position attends to: bool[B, 1, W, T]; None where that is all before it, and
     nothing was before, or a single position is new."""
-    if mask is None or bool(mask.all()):
-        if width == 1 or known == 0:
-            return None
-        mask = torch.ones(1, known + width, dtype=torch.bool) if mask is None else mask
-    order = torch.ones(width, known + width, dtype=torch.bool, device=mask.device).tril(known)
-    return mask[:, None, None, :] & order
+    padded = mask is not None and not bool(mask.all())
+    if not padded and (width == 1 or known == 0):
+        return None
+    order = torch.ones(width, known + width, dtype=torch.bool, device=device).tril(known)
+    if mask is None or not padded:
+        return order[None, None]
+    # Padding sees itself: kernels differ in what attention over nothing gives.
+    return (moved(mask, device)[:, None, None, :] & order) | order.triu(known)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -344,8 +366,3 @@ def _joined(attention: nn.Module, parts: list[_Linear]) -> _Linear | None:
 def _norm(module: Any) -> _Norm:
     eps = torch.full((1, 1), module.variance_epsilon, device=module.weight.device)
     return _Norm(module.weight, eps)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody (accelerate, FSDP, a user) put something around a module's forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
