@@ -263,7 +263,7 @@ def test_a_temperature_divides_what_lies_below_the_largest_logit(tiny_model: Any
     row = Row(tiny_model, Sampling(temperature=0.5), torch.Generator().manual_seed(0))
     logits = torch.full([8], -50.0)
     logits[2], logits[5] = 80.0, 80.5
-    drawn = [row._pick(logits) for _ in range(2000)]
+    drawn = [int(row.draw(logits)) for _ in range(2000)]
     assert set(drawn) == {2, 5}
     share = drawn.count(5) / len(drawn)
     assert abs(share - 1 / (1 + torch.tensor(-1.0).exp().item())) < 0.04
