@@ -55,6 +55,10 @@ class PlaceholderError(RowError):
     """Placeholders and media that do not match."""
 
 
+class LongRowError(RowError):
+    """A row of more tokens than `stage.max_length`."""
+
+
 class AssetError(MmllmError, OSError):
     """A component's weights or a data file that cannot be had."""
 

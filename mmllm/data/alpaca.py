@@ -10,6 +10,7 @@ import numpy as np
 
 from mmllm.conversation import Message, assistant, user
 from mmllm.data.sources import open_rows, select
+from mmllm.data.words import text_of
 from mmllm.errors import RowError
 
 
@@ -36,10 +37,11 @@ class Alpaca:
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
         row = self.rows[index]
-        instruction, output = row.get("instruction"), row.get("output")
+        instruction, more, output = (
+            text_of(row.get(field), rng, field) for field in ("instruction", "input", "output")
+        )
         if not instruction or not output:
             raise RowError("`instruction` or `output` is empty or missing")
-        more = row.get("input")
         return [user(f"{instruction}\n\n{more}" if more else instruction), assistant(output)]
 
     def name(self, index: int) -> str:

@@ -15,7 +15,9 @@ import numpy as np
 
 from mmllm.conversation import Medium, Message, Text
 from mmllm.data.sources import medium, read_rows, select
-from mmllm.errors import ConfigError
+from mmllm.data.turns import role_of
+from mmllm.data.words import caption_of
+from mmllm.errors import RowError, quoted
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Dialogues:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
-        messages = parse_messages(self.rows[index]["messages"], self.root)
+        messages = parse_messages(self.rows[index].get("messages"), self.root, rng)
         if self.either_order:
             messages = [
                 replace(message, parts=message.parts[::-1])
@@ -68,24 +70,34 @@ def _one_medium_with_text(message: Message) -> bool:
     )
 
 
-def build(config: DialoguesConfig, *, where: str) -> Dialogues:
-    return Dialogues(config, where)
-
-
-def parse_messages(messages: Sequence[Mapping[str, Any]], root: Path) -> list[Message]:
-    """The `messages` of a row -> a conversation whose media lie under `root`."""
+def parse_messages(messages: Any, root: Path, rng: np.random.Generator) -> list[Message]:
+    """The `messages` of a row -> a conversation whose media lie under `root`. `rng` draws one of
+    several captions. Raises RowError."""
+    if not isinstance(messages, list):
+        raise RowError(f"expected a list of `messages`, got {quoted(messages)}")
     conversation = []
     for entry in messages:
-        content = entry["content"]
+        role, content = role_of(entry), entry.get("content")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
-        parts: list[Text | Medium] = [
-            Text(part["text"])
-            if part["type"] == "text"
-            else medium(part["type"], part.get("file"), root, part.get("caption"))
-            for part in content
-        ]
-        if entry["role"] not in ("system", "user", "assistant"):
-            raise ConfigError(f"unknown role {entry['role']!r}: system, user or assistant")
-        conversation.append(Message(entry["role"], tuple(parts)))
+        if not isinstance(content, list):
+            raise RowError(
+                f"a turn of {role!r}: expected a text or a list of parts, got {quoted(content)}"
+            )
+        conversation.append(Message(role, tuple(_part(part, root, rng) for part in content)))
     return conversation
+
+
+def _part(part: Any, root: Path, rng: np.random.Generator) -> Text | Medium:
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise RowError(f"expected a part {{type: text, text}} or of media, got {quoted(part)}")
+    if part["type"] != "text":
+        caption = caption_of(part.get("caption"), rng) or None
+        return medium(part["type"], part.get("file"), root, caption)
+    if not isinstance(part.get("text"), str):
+        raise RowError(f"a text part has no text, but {quoted(part)}")
+    return Text(part["text"])
+
+
+def build(config: DialoguesConfig, *, where: str) -> Dialogues:
+    return Dialogues(config, where)

@@ -15,7 +15,7 @@ import numpy as np
 from mmllm.conversation import Message
 from mmllm.data.sources import open_rows, select
 from mmllm.data.turns import columns, converse
-from mmllm.errors import RowError
+from mmllm.errors import RowError, quoted
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Llava:
         row = self.rows[index]
         turns = row.get("conversations")
         if not isinstance(turns, list):
-            raise RowError(f"no list `conversations` in a row with fields {', '.join(row)}")
+            raise RowError(f"no list `conversations` in a row with fields {quoted(list(row))}")
         media = columns(row, self.root)
         return converse(turns, media, media)
 

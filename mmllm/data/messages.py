@@ -1,15 +1,14 @@
 """Chat messages as `datasets`, TRL and OpenAI write them, in .json, .jsonl or Parquet.
 
-A content is a text, or a list of parts: `{type: text, text}`, `{type: image}` that takes the next
-of the row's column `images`, `{type: image, image: file or {bytes, path}}`,
-`{type: image_url, image_url: {url}}`, `{type: input_audio, input_audio: {data, format}}`; the same
-for audio and video. A `url` is a file below the root or `data:…;base64,…`; nothing is fetched.
+A content is a text, or a list of parts: `{type: text, text}` (or `value`, or `content`),
+`{type: image}` that takes the next of the row's column `images`,
+`{type: image, image: file or {bytes, path}}`, `{type: image_url, image_url: {url}}`,
+`{type: input_audio, input_audio: {data, format}}`; the same for audio and video. A `url` is a file
+below the root or `data:…;base64,…`; nothing is fetched.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,18 +17,11 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message, Text
-from mmllm.data.sources import open_rows, select
-from mmllm.data.turns import (
-    Queues,
-    as_list,
-    check_size,
-    checked,
-    columns,
-    embedded,
-    place,
-    role_of,
-)
-from mmllm.errors import PlaceholderError, RowError
+from mmllm.data.sources import from_text, open_rows, select
+from mmllm.data.turns import Queues, as_list, columns, embedded, place, role_of
+from mmllm.data.words import caption_of, is_nothing
+from mmllm.errors import PlaceholderError, RowError, quoted
+from mmllm.media import data_uri
 
 
 @dataclass(frozen=True)
@@ -63,35 +55,37 @@ class Messages:
         row = self.rows[index]
         messages = row.get(self.column)
         if not isinstance(messages, list):
-            raise RowError(f"no list {self.column!r} in a row with fields {', '.join(row)}")
+            raise RowError(f"no list {self.column!r} in a row with fields {quoted(list(row))}")
         media = columns(row, self.root)
         has_columns = any(media.values())
         conversation = []
         for message in messages:
             role, content = role_of(message), message.get("content")
             if isinstance(content, str):
-                parts = place(content, media) if has_columns else [Text(content)] * bool(content)
+                parts = place(content, media) if has_columns else [Text(content)]
             else:
-                parts = [self._part(part, media) for part in as_list(content)]
+                parts = [self._part(part, media, rng) for part in as_list(content)]
             conversation.append(Message(role, tuple(parts)))
         for modality, left in media.items():
             if left:
                 raise PlaceholderError(f"{len(left)} {modality} that no message shows")
-        return checked(conversation)
+        return conversation
 
     def name(self, index: int) -> str:
         return str(self.rows[index].get("id") or index)
 
-    def _part(self, part: Mapping[str, Any], media: Queues) -> Text | Medium:
-        kind = str(part.get("type") if isinstance(part, Mapping) else part)
+    def _part(self, part: Any, media: Queues, rng: np.random.Generator) -> Text | Medium:
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise RowError(f"expected a part {{type: text, text}} or of media, got {quoted(part)}")
+        kind: str = part["type"]
         modality = kind.removeprefix("input_").removeprefix("output_").removesuffix("_url")
         if modality == "text":
-            return Text(str(part.get("text") or ""))
+            return Text(_words(part))
         if modality not in MEDIA:
-            raise RowError(f"unknown part {kind!r}: text, {', '.join(MEDIA)}")
-        caption = part.get("caption")
+            raise RowError(f"unknown part {quoted(kind)}: text, {', '.join(MEDIA)}")
+        caption = caption_of(part.get("caption"), rng) or None
         for key in (kind, modality, "url", "file", "path", "bytes"):
-            if part.get(key) is not None:
+            if not is_nothing(part.get(key)):
                 return source_of(modality, part[key], self.root, caption)
         if not media[modality]:
             raise PlaceholderError(f"a part {kind!r} has no {modality}, and the row none left")
@@ -99,28 +93,25 @@ class Messages:
         return MEDIA[modality](source=found.source, caption=caption)
 
 
+def _words(part: Mapping[str, Any]) -> str:
+    """What a text part says, under whichever name; raises RowError for one without words."""
+    for key in ("text", "value", "content"):
+        if isinstance(part.get(key), str):
+            return part[key]
+    raise RowError(f"a text part has no text, but {quoted(part)}")
+
+
 def source_of(modality: str, value: Any, root: Path, caption: str | None) -> Medium:
     """A medium as a message names it; see the top of this file. Raises MediaError."""
     if isinstance(value, Mapping):
-        if isinstance(value.get("data"), str):
-            return _from_base64(modality, value["data"], caption)
+        data = value.get("data")
+        if isinstance(data, str):
+            read = data_uri.parse if data_uri.is_data_uri(data) else data_uri.decode
+            return MEDIA[modality](source=from_text(data, modality, read), caption=caption)
         value = value.get("url") or value
-    if isinstance(value, str) and value.startswith("data:"):
-        head, comma, data = value.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise RowError(f"expected data:…;base64,… of {modality}, got {value[:40]!r}")
-        return _from_base64(modality, data, caption)
     if isinstance(value, str):
         value = value.removeprefix("file://")
     return embedded(modality, value, root, caption)
-
-
-def _from_base64(modality: str, data: str, caption: str | None) -> Medium:
-    check_size(len(data) // 4 * 3, modality)
-    try:
-        return MEDIA[modality](source=base64.b64decode(data, validate=True), caption=caption)
-    except binascii.Error as error:
-        raise RowError(f"{modality}: not valid base64: {error}") from error
 
 
 def build(config: MessagesConfig, *, where: str) -> Messages:

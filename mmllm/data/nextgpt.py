@@ -13,6 +13,7 @@ encoder; they are not opened: the feature cache makes these targets for any deco
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from mmllm.conversation import MEDIA, Medium, Message, Text
+from mmllm.conversation import MEDIA, Medium, Message
 from mmllm.data.phrasing import Direction, Phrasing
 from mmllm.data.sources import medium, read_rows
-from mmllm.data.turns import as_list, checked, converse, queues, role_of
-from mmllm.errors import ConfigError, RowError
+from mmllm.data.turns import as_list, converse, queues, role_of, woven
+from mmllm.data.words import caption_of
+from mmllm.errors import ConfigError, RowError, quoted
 
 FOLDERS = {"image": "images", "audio": "audios", "video": "videos"}
 """Where NExT-GPT keeps each modality, below the file's own folder."""
 
-_TAGS = re.compile(rf"\s*<({'|'.join(MEDIA)})>(.*?)</\1>\s*", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(rf"<(/?)({'|'.join(MEDIA)})>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class NextGPT:
         self.roots: dict[str, Path] = {key: root / folders.get(key, "") for key in MEDIA}
         self.phrasing: Phrasing | None = None
         if config.direction is not None:
-            self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where)
-        elif not {"conversations", "conversation"} & self.rows[0].keys():
+            self.phrasing = Phrasing(
+                config.direction, config.prompts, config.replies, where, self.rows.columns
+            )
+        elif not {"conversations", "conversation"}.intersection(self.rows.columns):
             raise ConfigError(
                 f"{where}: {config.file} holds pairs; say how they are asked about: `direction` "
                 "(understand or generate) and `prompts`"
@@ -81,10 +85,10 @@ class NextGPT:
         row = self.rows[index]
         if "conversations" in row:
             return converse(
-                row["conversations"], queues(self._inputs(row)), queues(self._made(row))
+                row["conversations"], queues(self._inputs(row)), queues(self._made(row, rng))
             )
         if "conversation" in row:
-            return self._mosit(row)
+            return self._mosit(row, rng)
         return self._pair(row, rng)
 
     def name(self, index: int) -> str:
@@ -102,7 +106,7 @@ class NextGPT:
             for file in as_list(row.get(f"input_{key}"))
         ]
 
-    def _made(self, row: Mapping[str, Any]) -> list[Medium]:
+    def _made(self, row: Mapping[str, Any], rng: np.random.Generator) -> list[Medium]:
         """Files and captions of what the assistant makes; either may be missing."""
         made = []
         for key in MEDIA:
@@ -112,7 +116,7 @@ class NextGPT:
             count = max(len(files), len(captions))
             files, captions = files or [None] * count, captions or [None] * count
             made += [
-                medium(key, file, self.roots[key], caption and str(caption).strip())
+                medium(key, file, self.roots[key], caption_of(caption, rng) or None)
                 for file, caption in zip(files, captions, strict=True)
             ]
         return made
@@ -121,20 +125,20 @@ class NextGPT:
         named = [key for key in MEDIA if f"{key}_name" in row]
         if len(named) != 1 or "caption" not in row:
             raise RowError(
-                f"neither a pair nor a conversation: a row with fields {', '.join(row) or 'none'}"
+                f"neither a pair nor a conversation: a row with fields {quoted(list(row))}"
             )
         if self.phrasing is None:
             raise RowError("a pair among conversations: `direction` and `prompts` are not given")
-        caption = str(row["caption"] or "").strip()  # WebVid's end in line breaks
+        caption = caption_of(row["caption"], rng)
         shown = medium(named[0], row[f"{named[0]}_name"], self.roots[named[0]], caption)
-        return self.phrasing.conversation(shown, {**row, "caption": caption}, rng)
+        return self.phrasing.conversation(shown, row, rng)
 
-    def _mosit(self, row: Mapping[str, Any]) -> list[Message]:
+    def _mosit(self, row: Mapping[str, Any], rng: np.random.Generator) -> list[Message]:
         """`<Image>name</Image>` is the medium of that name in the row's lists; a tag around
         anything else is a description for whoever looked for the media, and is left out."""
         listed = {
             (key, entry[f"{key}_name"]): medium(
-                key, entry[f"{key}_name"], self.roots[key], str(entry.get("caption") or "").strip()
+                key, entry[f"{key}_name"], self.roots[key], caption_of(entry.get("caption"), rng)
             )
             for key in MEDIA
             for entry in as_list(row.get(f"{key}_list"))
@@ -142,16 +146,34 @@ class NextGPT:
         }
         messages = []
         for turn in as_list(row["conversation"]):
-            role = role_of(turn)
-            pieces = _TAGS.split(str(turn.get("value") or ""))  # text, tag, content, text, …
-            parts: list[Text | Medium] = [Text(pieces[0])] if pieces[0] else []
-            for tag, content, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-                if found := listed.get((tag.lower(), content.strip())):
-                    parts.append(found)
-                if rest:
-                    parts.append(Text(rest))
+            role, text = role_of(turn), turn.get("value")
+            if not isinstance(text, str):
+                raise RowError(f"a turn of {role!r} has no text, but {quoted(text)}")
+            texts, tagged = _split(text)
+            parts = woven(texts, [listed.get(named) for named in tagged])
             messages.append(Message(role, tuple(parts)))
-        return checked(messages)
+        return messages
+
+
+def _split(text: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Texts around tags, and (modality, what stands inside) of the tags between them. A tag ends
+    where the next one of its modality closes, however many open before that; one that is not
+    closed is text. Tags are met once: a pattern would look for every end anew."""
+    marks = list(_TAG.finditer(text))
+    ends = {key: deque(m for m in marks if m[1] and m[2].lower() == key) for key in MEDIA}
+    texts, tagged, done = [], [], 0
+    for mark in marks:
+        if mark[1] or mark.start() < done:
+            continue
+        key = mark[2].lower()
+        while ends[key] and ends[key][0].start() < mark.end():
+            ends[key].popleft()
+        if ends[key]:
+            end = ends[key].popleft()
+            texts.append(text[done : mark.start()])
+            tagged.append((key, text[mark.end() : end.start()].strip()))
+            done = end.end()
+    return [*texts, text[done:]], tagged
 
 
 def build(config: NextGPTConfig, *, where: str) -> NextGPT:

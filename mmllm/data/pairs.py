@@ -11,6 +11,7 @@ import numpy as np
 from mmllm.conversation import Message
 from mmllm.data.phrasing import Phrasing
 from mmllm.data.sources import medium, read_rows, select
+from mmllm.data.words import caption_of, is_nothing
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Pairs:
     def __init__(self, config: PairsConfig, where: str):
         rows, self.root = read_rows(config.file, config.root, where)
         self.rows = select(rows, {"modality": config.modality, **config.where}, where)
-        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where)
+        self.phrasing = Phrasing(
+            config.direction, config.prompts, config.replies, where, self.rows.columns
+        )
         self.config = config
         self.share = config.share
 
@@ -50,7 +53,9 @@ class Pairs:
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
         row = self.rows[index]
-        shown = medium(self.config.modality, row.get("file"), self.root, row.get("caption"))
+        caption = caption_of(row.get("caption"), rng)
+        file = None if is_nothing(row.get("file")) else row["file"]
+        shown = medium(self.config.modality, file, self.root, caption)
         return self.phrasing.conversation(shown, row, rng)
 
     def name(self, index: int) -> str:

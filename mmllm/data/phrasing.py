@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message, assistant, user
-from mmllm.data.sources import resolve
-from mmllm.errors import ConfigError, EmptyCaptionError
+from mmllm.data.sources import read_text, resolve
+from mmllm.data.words import Template
+from mmllm.errors import ConfigError, EmptyCaptionError, quoted
 
 Direction = Literal["understand", "generate"]
 
@@ -33,7 +34,8 @@ class PhrasingConfig:
 
 
 class Phrasing:
-    """Makes the two turns of a pair. Raises ConfigError if there are no prompts."""
+    """Makes the two turns of a pair. Raises ConfigError for prompts or replies that cannot be
+    meant; `fields` are those that any row has, None where they are not known."""
 
     def __init__(
         self,
@@ -41,24 +43,30 @@ class Phrasing:
         prompts: tuple[str, ...] | str,
         replies: Sequence[str],
         where: str,
+        fields: Sequence[str] | None = None,
     ):
         self.direction = direction
-        self.prompts = _prompts(prompts, f"{where}.prompts")
-        self.replies = replies or (() if direction == "generate" else ("{caption}",))
+        self.prompts = [
+            Template(text, f"{where}.prompts") for text in _prompts(prompts, f"{where}.prompts")
+        ]
+        replies = replies or (() if direction == "generate" else ("{caption}",))
+        self.replies = [Template(text, f"{where}.replies") for text in replies]
+        for name, templates in (("prompts", self.prompts), ("replies", self.replies)):
+            for template in templates if fields is not None else ():
+                template.check({"caption", *fields}, f"{where}.{name}")
 
     def conversation(
         self, shown: Medium, row: Mapping[str, Any], rng: np.random.Generator
     ) -> list[Message]:
         """`row` fills the `{names}` in prompts and replies. Raises EmptyCaptionError where the
         caption is needed."""
-        replies = self.replies
+        row = {**row, "caption": shown.caption or ""}
         prompt = self.prompts[int(rng.integers(len(self.prompts)))]
-        reply = replies[int(rng.integers(len(replies)))] if replies else None
-        if not (shown.caption or "").strip() and (
-            self.direction == "generate" or "{caption}" in f"{prompt}{reply}"
-        ):
+        reply = self.replies[int(rng.integers(len(self.replies)))] if self.replies else None
+        needed = [*prompt.names, *(reply.names if reply else ())]
+        if not row["caption"].strip() and (self.direction == "generate" or "caption" in needed):
             raise EmptyCaptionError(f"{shown!r}: the caption is empty")
-        asked, said = _fill(prompt, row), [_fill(reply, row)] if reply is not None else []
+        asked, said = prompt.fill(row, rng), [reply.fill(row, rng)] if reply else []
         if self.direction == "generate":
             return [user(asked), assistant(*said, shown)]
         parts = (shown, asked) if rng.random() < 0.5 else (asked, shown)  # people do both
@@ -71,18 +79,15 @@ def _prompts(prompts: tuple[str, ...] | str, where: str) -> Sequence[str]:
     if isinstance(prompts, str):
         file, _, keys = prompts.partition("#")
         try:
-            found = json.loads(resolve(file).read_text(encoding="utf-8"))
+            found = json.loads(read_text(resolve(file)))
             for key in filter(None, keys.split(".")):
                 found = found[key]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{where}: {prompts!r} cannot be read: {error!r}") from error
-    if not found or not all(isinstance(prompt, str) for prompt in found):
-        raise ConfigError(f"{where}: expected a list of at least one text")
+    if (
+        not isinstance(found, list | tuple)
+        or not found
+        or not all(isinstance(prompt, str) for prompt in found)
+    ):
+        raise ConfigError(f"{where}: expected a list of at least one text, got {quoted(found)}")
     return found
-
-
-def _fill(template: str, row: Mapping[str, Any]) -> str:
-    try:
-        return template.format_map(row)
-    except KeyError as error:
-        raise ConfigError(f"prompt {template!r}: the row has no field {error}") from error

@@ -6,6 +6,7 @@ Legend: W windows of a step, S tokens of a window.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,36 @@ import torch
 from torch import Tensor
 
 from mmllm.data.sources import read_rows
-from mmllm.errors import ConfigError
+from mmllm.data.words import check_text
+from mmllm.errors import ConfigError, RowError
+
+logger = logging.getLogger(__name__)
+
+
+def _texts(file: str) -> list[str]:
+    """The texts of a file's rows; what is no row with a text is left out and counted."""
+    rows, _ = read_rows(file, None, "stage.retain")
+    texts, first = [], ""
+    for index in range(len(rows)):
+        try:
+            text = rows[index].get("text")
+            check_text(text, "`text`")
+            texts.append(text)
+        except RowError as error:
+            first = first or f"{index}: {error}"
+    if not texts:
+        raise ConfigError(
+            f'stage.retain.file: {file}: expected rows {{"text": "…"}}; the first is {first}'
+        )
+    if first:
+        logger.warning(
+            "stage.retain.file: %s: %d of %d rows are left out, the first is %s",
+            file,
+            len(rows) - len(texts),
+            len(rows),
+            first,
+        )
+    return texts
 
 
 class PlainText:
@@ -29,12 +59,9 @@ class PlainText:
         seed: int,
     ):
         self.batch_size, self.seed = batch_size, seed
-        rows, _ = read_rows(file, None, "stage.retain")
-        if not all(isinstance(row.get("text"), str) for row in rows):
-            raise ConfigError(f'stage.retain.file: {file}: expected rows {{"text": "…"}}')
         windows = []
-        for row in rows:
-            ids = encode(row["text"])
+        for text in _texts(file):
+            ids = encode(text)
             windows += [ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
         if not windows:
             raise ConfigError(

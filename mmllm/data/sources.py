@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message
-from mmllm.data.tables import Table
-from mmllm.errors import ConfigError, MediaError, OutsideRootError, RowError
+from mmllm.data.tables import Broken, Table, encoding_of
+from mmllm.errors import (
+    ConfigError,
+    MediaError,
+    OutsideRootError,
+    OversizedMediaError,
+    RowError,
+    quoted,
+)
+from mmllm.media import data_uri
 from mmllm.weights import locate
 
-Rows: TypeAlias = list[dict[str, Any]] | Table
-"""What datasets are made of: `rows[i]` is a mapping of fields."""
+_LONGEST_NAME = 4096
+"""Characters of a file's name, as Linux has it."""
 
 
 class Source(Protocol):
@@ -35,9 +45,47 @@ class Source(Protocol):
         ...
 
 
-def read_rows(file: str, root: str | None, where: str) -> tuple[list[dict[str, Any]], Path]:
-    """Rows of a .json (a list) or .jsonl file, or one of them gzipped (.gz), and the folder that
-    its media are named from.
+class JsonRows(Sequence[dict[str, Any]]):
+    """The rows of a JSON file. One that is not an object raises RowError when it is asked for."""
+
+    def __init__(self, entries: Sequence[dict[str, Any] | Broken]):
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        entry = self._entries[index]
+        if isinstance(entry, Broken):
+            raise RowError(entry.reason)
+        return entry
+
+    @functools.cached_property
+    def whole(self) -> int:
+        """How many rows can be read."""
+        return sum(isinstance(entry, dict) for entry in self._entries)
+
+    @functools.cached_property
+    def columns(self) -> list[str]:
+        """Every field that any row has."""
+        rows = (entry for entry in self._entries if isinstance(entry, dict))
+        return list(dict.fromkeys(key for row in rows for key in row))
+
+    def select(self, column: str, values: Sequence[Any]) -> JsonRows:
+        """The rows whose `column` has one of the values; one that cannot be read stays, to be
+        counted."""
+        return JsonRows(
+            [e for e in self._entries if isinstance(e, Broken) or e.get(column) in values]
+        )
+
+
+Rows: TypeAlias = JsonRows | Table
+"""What datasets are made of: `rows[i]` is a mapping of fields, or raises RowError."""
+
+
+def read_rows(file: str, root: str | None, where: str) -> tuple[JsonRows, Path]:
+    """Rows of a JSON file, which is a list of objects or has one object a line (its content says
+    which), maybe gzipped, and the folder that its media are named from.
 
     `file` may begin with `mini:data/…`; `root` is the file's folder unless given.
     """
@@ -45,31 +93,34 @@ def read_rows(file: str, root: str | None, where: str) -> tuple[list[dict[str, A
     if not path.is_file():
         raise ConfigError(f"{where}.file: {file!r} does not exist (looked at {path})")
     try:
-        text = read_text(path)
-        if ".jsonl" in path.suffixes:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+        entries = _entries(read_text(path, errors="surrogateescape"))
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
         raise ConfigError(f"{where}.file: {path}: not valid JSON: {error}") from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{where}.file: {path}: expected a non-empty list of objects")
+    rows = JsonRows(entries)
+    if not rows.whole:
+        first = f"; the first: {entries[0].reason}" if entries else ""  # pyright: ignore
+        raise ConfigError(
+            f"{where}.file: {path}: expected a non-empty list of objects, or one a line{first}"
+        )
     return rows, resolve(root) if root else path.parent
 
 
 def open_rows(file: str, root: str | None, where: str) -> tuple[Rows, Path]:
     """As `read_rows`; also .csv, .tsv and .parquet (a pattern may name several), which are tables
     that do not come into memory whole."""
-    if Path(file.removesuffix(".gz")).suffix not in (".csv", ".tsv", ".parquet"):
+    if Path(file.lower().removesuffix(".gz")).suffix not in (".csv", ".tsv", ".parquet"):
         return read_rows(file, root, where)
     path = resolve(file)
     return Table.open(path, f"{where}.file"), resolve(root) if root else path.parent
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file, unpacked if its name ends in .gz."""
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a file, unpacked if it is gzipped: UTF-8, or what its byte order mark says.
+    `errors` as in `bytes.decode`."""
     data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    if data.startswith(b"\x1f\x8b"):
+        data = gzip.decompress(data)
+    return data.decode(encoding_of(data), errors)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,40 +129,112 @@ def write_text(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
+def lines(text: str) -> list[str]:
+    """The lines of a JSONL file. Only line feeds and carriage returns end one: what else
+    `str.splitlines` takes for an end may stand in JSON as it is."""
+    return text.replace("\r", "\n").split("\n")
+
+
+def _entries(text: str) -> list[dict[str, Any] | Broken]:
+    """The rows of a list, of one object a line, or of one object. Raises ValueError."""
+    if not text.strip():
+        raise ValueError("the file is empty")
+    try:
+        found = _parsed(text)
+    except (ValueError, RecursionError) as error:
+        if not _is_by_line(text):
+            raise
+        del error
+        numbered = enumerate(lines(text), 1)
+        return [_entry_of_line(line, number) for number, line in numbered if line.strip()]
+    rows = found if isinstance(found, list) else [found]
+    return [_entry(row, f"row {number}") for number, row in enumerate(rows)]
+
+
+def _is_by_line(text: str) -> bool:
+    """Whether a text that is no JSON as a whole has one value a line: a list that is cut short or
+    holds a fault has not."""
+    if not text.lstrip().startswith("["):
+        return True
+    try:
+        first = next(line for line in lines(text) if line.strip())
+        _parsed(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text; integers of thousands of digits become floats."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit for the digits of an integer
+        return json.loads(text, parse_int=float)
+
+
+def _entry_of_line(line: str, number: int) -> dict[str, Any] | Broken:
+    try:
+        return _entry(_parsed(line), f"line {number}")
+    except (ValueError, RecursionError) as error:
+        return Broken(f"line {number}: not valid JSON: {error}")
+
+
+def _entry(row: Any, what: str) -> dict[str, Any] | Broken:
+    return row if isinstance(row, dict) else Broken(f"{what}: expected an object, {quoted(row)}")
+
+
 def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:
     """Rows whose fields have the wanted values (a list means any of them)."""
     for key, wanted in where.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if isinstance(rows, Table):
-            rows = rows.select(key, values)
-        else:
-            rows = [row for row in rows if row.get(key) in values]
-        if not rows:
+        rows = rows.select(key, wanted if isinstance(wanted, list) else [wanted])
+        if not rows.whole:
             raise ConfigError(f"{place}.where: no row has {key} = {wanted!r}")
     return rows
 
 
 def medium(modality: str, file: str | None, root: Path, caption: str | None) -> Medium:
-    """A medium of a dataset; its file must lie under the dataset's root."""
+    """A medium of a dataset: `file` lies under the dataset's root, or is a data: URI."""
     if modality not in MEDIA:
-        raise MediaError(f"unknown modality {modality!r}; known are {', '.join(MEDIA)}")
+        raise RowError(f"unknown modality {quoted(modality)}; known are {', '.join(MEDIA)}")
     if file is None:
         return MEDIA[modality](caption=caption)
+    if isinstance(file, str) and data_uri.is_data_uri(file):
+        return MEDIA[modality](source=from_text(file, modality, data_uri.parse), caption=caption)
     return MEDIA[modality](source=inside(root, file), caption=caption)
+
+
+def from_text(text: str, where: str, read: Callable[[str, str], bytes]) -> bytes:
+    """The bytes of a file that a row holds as text; `read` is a function of mmllm.media.data_uri.
+    Raises RowError for what is no such text."""
+    try:
+        return read(text, where)
+    except OversizedMediaError:
+        raise
+    except MediaError as error:
+        raise RowError(str(error)) from error
 
 
 def inside(root: Path, file: str) -> Path:
     """`file` below `root`, wherever links and `..` lead; raises OutsideRootError for any other,
     RowError for what is no name."""
     if not isinstance(file, str) or not file or "\0" in file:
-        raise RowError(f"expected the name of a file, got {file!r}")
+        raise RowError(f"expected the name of a file, got {quoted(file)}")
+    if data_uri.looks_like_base64(file):
+        raise RowError(
+            f"expected the name of a file, got {quoted(file)}, which looks like base64: write "
+            "data:image/jpeg;base64,… (with the type that it has)"
+        )
+    if len(file) > _LONGEST_NAME:
+        raise RowError(f"expected the name of a file, got {len(file)} characters: {quoted(file)}")
     if "://" in file:
         raise OutsideRootError(
-            f"{file!r} is no local file: download it below {root} and name it from there"
+            f"{quoted(file)} is no local file: download it below {root} and name it from there"
         )
     path = root / file
     if not path.resolve().is_relative_to(root.resolve()):
-        raise OutsideRootError(f"{file!r} lies outside the dataset's root {root}")
+        raise OutsideRootError(f"{quoted(file)} lies outside the dataset's root {root}")
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmllm.data.phrasing import Phrasing, PhrasingConfig
 from mmllm.data.sources import open_rows, resolve, select
 from mmllm.data.tables import Table
 from mmllm.data.turns import embedded
+from mmllm.data.words import Template, caption_of
 from mmllm.errors import ConfigError
 
 
@@ -51,9 +51,10 @@ class Captions:
             self.root = resolve(config.root) if config.root else path.parent
         else:
             rows, self.root = open_rows(config.file, config.root, where)
-        columns = rows.columns if isinstance(rows, Table) else list(rows[0])
-        used = [name for _, name, _, _ in string.Formatter().parse(config.path or "") if name]
-        for name in (*used, config.caption, *filter(None, [config.embedded])):
+        columns = rows.columns
+        self.path = None if config.path is None else Template(config.path, f"{where}.path")
+        used = self.path.names if self.path else [str(config.embedded)]
+        for name in (*used, config.caption):
             if name not in columns:
                 near = difflib.get_close_matches(name, columns, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -62,7 +63,7 @@ class Captions:
                     f"{', '.join(columns)}"
                 )
         self.rows = select(rows, config.where, where)
-        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where)
+        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where, columns)
         self.config = config
         self.share = config.share
 
@@ -71,25 +72,18 @@ class Captions:
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
         row, config = self.rows[index], self.config
-        caption = row.get(config.caption)
-        if isinstance(caption, list) and caption:
-            caption = caption[int(rng.integers(len(caption)))]
-        caption = str(caption or "").strip()
-        value = row.get(config.embedded) if config.embedded else self._file(row)
+        caption = caption_of(row.get(config.caption), rng)
+        value = self.path.fill(row, rng) if self.path else row.get(str(config.embedded))
         shown = embedded(config.modality, value, self.root, caption)
-        return self.phrasing.conversation(shown, {**row, "caption": caption}, rng)
+        return self.phrasing.conversation(shown, {**row, config.caption: caption}, rng)
 
     def name(self, index: int) -> str:
         row = self.rows[index]
-        if self.config.path:
-            return self._file(row)
+        if self.path:
+            return self.path.fill(row, np.random.default_rng(0))
         value = row.get(self.config.embedded or "")
         path = value.get("path") if isinstance(value, Mapping) else None
         return f"{index} ({Path(path).name})" if path else str(index)
-
-    def _file(self, row: Mapping[str, Any]) -> str:
-        assert self.config.path is not None
-        return self.config.path.format_map(row)
 
 
 def build(config: TableConfig, *, where: str) -> Captions:

@@ -1,33 +1,56 @@
 """Rows of CSV, TSV and Parquet files by number, without holding media in memory.
 
-A text file becomes an Arrow table of strings ("001312382" stays what it is). Of Parquet one row
-group is read at a time and the last ones are kept; who shuffles wants small groups, as `datasets`
-writes them.
+A text file becomes an Arrow table of bytes ("001312382" stays what it is), which are read as UTF-8
+row by row. Of Parquet one row group is read at a time and the last ones are kept; who shuffles
+wants small groups, as `datasets` writes them.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
+import gzip
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmllm.conversation import Embedded
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, MediaError, RowError, quoted
 
 if TYPE_CHECKING:
     import pyarrow
 
 GROUP_BYTES = 512 * 2**20
 """The largest row group that is read."""
+_LONGEST_ROW = 2**30
+"""Bytes of a row of a text file."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A row that cannot be read, and why."""
+
+    reason: str
+
+
+def encoding_of(data: bytes) -> str:
+    """What a text file is encoded in, by its first bytes: UTF-8 unless a byte order mark says
+    another; the mark itself is no text."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-8-sig"
 
 
 class Table(Sequence[dict[str, Any]]):
     """`table[i]` -> {column: value}. Pieces are Arrow tables in memory or row groups on disk.
 
-    Bytes in a row, at any depth, are Embedded: named, and read again when they are needed.
+    Bytes in a row, at any depth, are Embedded: named, and read again when they are needed. Rows
+    that cannot be read come last; each raises RowError when it is asked for.
     """
 
     def __init__(
@@ -36,12 +59,14 @@ class Table(Sequence[dict[str, Any]]):
         columns: list[str],
         pieces: Sequence[pyarrow.Table | tuple[str, int]],
         sizes: Sequence[int],
+        broken: Sequence[Broken] = (),
         kept: np.ndarray | None = None,
     ):
         self.name = name  # of the file or the pattern
         self.columns = columns
         self._pieces = list(pieces)
-        self._ends = np.cumsum(sizes)  # pieces' ends, in rows
+        self._ends = np.cumsum(sizes, dtype=np.int64)  # pieces' ends, in rows
+        self._broken = broken
         self._kept = kept  # int[N]: rows that `select` left, None for all
 
     @classmethod
@@ -56,55 +81,75 @@ class Table(Sequence[dict[str, Any]]):
         pieces: list[Any] = []
         sizes: list[int] = []
         columns: list[str] = []
+        broken: list[Broken] = []
         for file in paths:
             try:
-                if file.suffix == ".parquet":
+                if file.suffix.lower() == ".parquet":
                     names, groups = _row_groups(file, where)
                     pieces += [(str(file), number) for number in range(len(groups))]
                     sizes += groups
                 else:
-                    text = _read_text(file, header)
+                    text, faults = _read_text(file, header)
                     names = text.column_names
                     pieces.append(text)
                     sizes.append(len(text))
-            except (pyarrow.ArrowException, OSError) as error:
+                    broken += faults
+            except ConfigError:
+                raise
+            except (pyarrow.ArrowException, OSError, ValueError) as error:
                 raise ConfigError(f"{where}: {file} cannot be read: {error}") from error
-            if columns and names != columns:
+            twice = [name for name in names if name and names.count(name) > 1]
+            if twice:
+                raise ConfigError(f"{where}: {file} has two columns {twice[0]!r}; rename one")
+            if columns and sorted(names) != sorted(columns):
                 raise ConfigError(
                     f"{where}: {file} has columns {names}, {paths[0].name} has {columns}"
                 )
-            columns = names
+            columns = columns or names
         if not sum(sizes):
-            raise ConfigError(f"{where}: {path}: no rows")
-        return cls(str(path), columns, pieces, sizes)
+            first = f"; the first: {broken[0].reason}" if broken else ""
+            raise ConfigError(f"{where}: {path}: no rows{first}")
+        return cls(str(path), columns, pieces, sizes, broken)
 
     def __len__(self) -> int:
+        return self.whole + len(self._broken)
+
+    @property
+    def whole(self) -> int:
+        """How many rows can be read."""
         return int(self._ends[-1]) if self._kept is None else len(self._kept)
 
     def __getitem__(self, index: Any) -> Any:
+        index = range(len(self))[index]
+        if index >= self.whole:
+            raise RowError(self._broken[index - self.whole].reason)
         row = int(index if self._kept is None else self._kept[index])
         return self._named(self._row(row), row, ())
 
     def select(self, column: str, values: Sequence[Any]) -> Table:
-        """The rows whose `column` has one of the values (texts of a text file match as texts)."""
+        """The rows whose `column` has one of the values (texts of a text file match as texts); one
+        that cannot be read stays, to be counted."""
         if column not in self.columns:
             raise ConfigError(f"no column {column!r}; there are {', '.join(self.columns)}")
+        as_text = [str(value).encode() for value in values]
         found = []
         for number, piece in enumerate(self._pieces):
-            part = self._piece(number) if not isinstance(piece, tuple) else _group(*piece, column)
+            on_disk = isinstance(piece, tuple)
+            part = _group(*piece, column) if on_disk else self._piece(number)
             own = part.column(column).to_pylist()
-            wanted = set(values if isinstance(piece, tuple) else map(str, values))
+            wanted = values if on_disk else as_text
             found.append(np.array([value in wanted for value in own], dtype=bool))
         kept = np.flatnonzero(np.concatenate(found))
         if self._kept is not None:
             kept = np.intersect1d(kept, self._kept)
         sizes = np.diff(self._ends, prepend=0).tolist()
-        return Table(self.name, self.columns, self._pieces, sizes, kept)
+        return Table(self.name, self.columns, self._pieces, sizes, self._broken, kept)
 
     def _row(self, row: int) -> dict[str, Any]:
         number = int(np.searchsorted(self._ends, row, side="right"))
         start = int(self._ends[number - 1]) if number else 0
-        return self._piece(number).slice(row - start, 1).to_pylist()[0]
+        found = self._piece(number).slice(row - start, 1).to_pylist()[0]
+        return found if isinstance(self._pieces[number], tuple) else _decoded(found)
 
     def _named(self, value: Any, row: int, place: tuple[str | int, ...]) -> Any:
         if isinstance(value, bytes):
@@ -117,7 +162,12 @@ class Table(Sequence[dict[str, Any]]):
         return value
 
     def _bytes(self, row: int, place: tuple[str | int, ...]) -> bytes:
-        value: Any = self._row(row)
+        import pyarrow
+
+        try:
+            value: Any = self._row(row)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise MediaError(f"{self.name}:{row} cannot be read: {error}") from error
         for key in place:
             value = value[key]
         return value
@@ -151,18 +201,69 @@ def _group(path: str, number: int, column: str | None = None) -> pyarrow.Table:
         return file.read_row_group(number, columns=[column] if column else None)
 
 
-def _read_text(path: Path, header: Sequence[str]) -> pyarrow.Table:
+def _decoded(row: dict[str, bytes]) -> dict[str, str]:
+    """The texts of a row of a text file; raises RowError."""
+    texts = {}
+    for column, value in row.items():
+        try:
+            texts[column] = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RowError(
+                f"column {column!r}: {quoted(value)} is not UTF-8 (byte 0x{value[error.start]:02x})"
+                "; write the file again in it (iconv -f latin1 -t utf-8)"
+            ) from error
+    return texts
+
+
+def _read_text(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[Broken]]:
+    """The rows of a text file, and those that have another number of fields than the first."""
+    import pyarrow
+
+    try:  # many threads; a row that does not fit ends it
+        return _read_csv(path, header), []
+    except pyarrow.ArrowInvalid:
+        broken: list[Broken] = []
+        return _read_csv(path, header, broken), broken
+
+
+def _read_csv(
+    path: Path, header: Sequence[str], broken: list[Broken] | None = None
+) -> pyarrow.Table:
+    """One column of bytes for each of the file's. Given `broken`, rows that do not fit are put
+    there, and the file is read as one block, in which a row may be as long as it likes."""
     import pyarrow
     from pyarrow import csv
 
-    tabs = ".tsv" in path.suffixes
+    def skip(row: csv.InvalidRow) -> str:
+        assert broken is not None
+        number = row.number - (0 if header else 1)  # the first line names the columns
+        what = f"row {number}: {row.expected_columns} fields expected, {row.actual_columns} found"
+        broken.append(Broken(f"{what}: {quoted(row.text)}"))
+        return "skip"
+
+    tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes)
     parsing = csv.ParseOptions(
         delimiter="\t" if tabs else ",",
         quote_char=False if tabs else '"',  # in tabbed files a quotation mark is text
         newlines_in_values=not tabs,
+        invalid_row_handler=None if broken is None else skip,
     )
-    reading = csv.ReadOptions(column_names=list(header) or None)
-    with csv.open_csv(path, read_options=reading, parse_options=parsing) as stream:
+    packed = path.suffix.lower() == ".gz"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        encoding = encoding_of(file.read(4))
+    reading = csv.ReadOptions(
+        column_names=list(header) or None,
+        encoding="utf8" if encoding == "utf-8-sig" else encoding,
+        use_threads=broken is None,
+    )
+    if broken is not None:
+        reading.block_size = _LONGEST_ROW if packed else min(path.stat().st_size + 1, _LONGEST_ROW)
+    unchecked = csv.ConvertOptions(check_utf8=False)
+    with csv.open_csv(
+        path, read_options=reading, parse_options=parsing, convert_options=unchecked
+    ) as stream:
         names = stream.schema.names
-    strings = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
-    return csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=strings)
+    if broken is not None:
+        broken.clear()  # the look at the names has met them too
+    as_bytes = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.binary()))
+    return csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=as_bytes)

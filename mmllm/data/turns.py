@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mmllm.conversation import MEDIA, Embedded, Medium, Message, Role, Text
 from mmllm.data.sources import medium
-from mmllm.errors import EmptyCaptionError, OversizedMediaError, PlaceholderError, RowError
+from mmllm.data.words import is_nothing
+from mmllm.errors import OversizedMediaError, PlaceholderError, RowError, quoted
 from mmllm.media import current_limits
 
 ROLES: dict[str, Role] = {
@@ -22,7 +23,7 @@ ROLES: dict[str, Role] = {
 }
 """What speakers are called in files -> in a conversation."""
 
-PLACEHOLDER = re.compile(rf"\s*<({'|'.join(MEDIA)})>\s*")
+PLACEHOLDER = re.compile(rf"<({'|'.join(MEDIA)})>")
 
 Queues: TypeAlias = Mapping[str, deque[Medium]]
 """Modality -> the media that its placeholders stand for, in order."""
@@ -30,7 +31,9 @@ Queues: TypeAlias = Mapping[str, deque[Medium]]
 
 def as_list(value: Any) -> list[Any]:
     """A field that holds nothing, one thing, or several."""
-    return [] if value in (None, "") else value if isinstance(value, list) else [value]
+    if is_nothing(value) or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def queues(media: Iterable[Medium]) -> Queues:
@@ -44,11 +47,11 @@ def queues(media: Iterable[Medium]) -> Queues:
 def role_of(turn: Mapping[str, Any]) -> Role:
     """Of `from` or `role`; raises RowError for an unknown one."""
     if not isinstance(turn, Mapping):
-        raise RowError(f"expected a turn {{from, value}} or {{role, content}}, got {turn!r}")
-    said = turn.get("from") or turn.get("role")
-    if said not in ROLES:
-        raise RowError(f"unknown speaker {said!r}; known are {', '.join(ROLES)}")
-    return ROLES[said]
+        raise RowError(f"expected a turn {{from, value}} or {{role, content}}, got {quoted(turn)}")
+    speaker = turn.get("from") or turn.get("role")
+    if not isinstance(speaker, str) or speaker not in ROLES:
+        raise RowError(f"unknown speaker {quoted(speaker)}; known are {', '.join(ROLES)}")
+    return ROLES[speaker]
 
 
 def place(text: str, media: Queues) -> list[Text | Medium]:
@@ -57,24 +60,36 @@ def place(text: str, media: Queues) -> list[Text | Medium]:
     White space around a placeholder belongs to it. Raises PlaceholderError.
     """
     pieces = PLACEHOLDER.split(text)  # text, modality, text, modality, …, text
-    parts: list[Text | Medium] = [Text(pieces[0])] if pieces[0] else []
-    for modality, rest in zip(pieces[1::2], pieces[2::2], strict=True):
+    parts: list[Text | Medium] = []
+    for modality in pieces[1::2]:
         if not media[modality]:
             raise PlaceholderError(f"<{modality}> stands in the text, but there is no {modality}")
         parts.append(media[modality].popleft())
-        if rest:
-            parts.append(Text(rest))
+    return woven(pieces[::2], parts)
+
+
+def woven(texts: Sequence[str], between: Sequence[Text | Medium | None]) -> list[Text | Medium]:
+    """Texts with what stands between them (None: nothing), and no white space around that."""
+    parts: list[Text | Medium] = []
+    last = len(texts) - 1
+    for number, text in enumerate(texts):
+        text = text.lstrip() if number else text
+        text = text.rstrip() if number < last else text
+        if text:
+            parts.append(Text(text))
+        if number < last and (part := between[number]) is not None:
+            parts.append(part)
     return parts
 
 
 def converse(turns: Any, given: Queues, made: Queues) -> list[Message]:
-    """Turns `{from, value}` -> a conversation. What users show is taken from `given`, what the
-    assistant makes from `made` (which may be the same). Raises RowError."""
+    """Turns `{from, value}` -> messages. What users show is taken from `given`, what the assistant
+    makes from `made` (which may be the same). Raises RowError."""
     messages = []
     for turn in as_list(turns):
         role, text = role_of(turn), turn.get("value")
         if not isinstance(text, str):
-            raise RowError(f"a turn of {role!r} has no text, but {text!r}")
+            raise RowError(f"a turn of {role!r} has no text, but {quoted(text)}")
         messages.append(Message(role, tuple(place(text, made if role == "assistant" else given))))
     for media in {id(given): given, id(made): made}.values():
         for modality, left in media.items():
@@ -82,22 +97,6 @@ def converse(turns: Any, given: Queues, made: Queues) -> list[Message]:
                 raise PlaceholderError(
                     f"{len(left)} {modality} without a <{modality}> in the text, first {left[0]!r}"
                 )
-    return checked(messages)
-
-
-def checked(messages: list[Message]) -> list[Message]:
-    """The conversation itself if one can learn from it; raises RowError."""
-    speakers = [message.role for message in messages if message.role != "system"]
-    if "assistant" not in speakers:
-        raise RowError("the assistant says nothing")
-    if speakers[0] != "user":
-        raise RowError("the assistant speaks first; a conversation begins with the user")
-    for message in messages:
-        if not message.parts:
-            raise RowError(f"a turn of {message.role!r} is empty")
-        for made in message.media if message.role == "assistant" else []:
-            if not (made.caption or "").strip():
-                raise EmptyCaptionError(f"{made!r}: what the assistant makes needs a caption")
     return messages
 
 
@@ -112,7 +111,9 @@ def embedded(modality: str, value: Any, root: Path, caption: str | None) -> Medi
     if isinstance(value, Embedded):
         return MEDIA[modality](source=value, caption=caption)
     if not isinstance(value, str):
-        raise RowError(f"expected a file's name or {{bytes, path}} of {modality}, got {value!r}")
+        raise RowError(
+            f"expected a file's name or {{bytes, path}} of {modality}, got {quoted(value)}"
+        )
     return medium(modality, value, root, caption)
 
 

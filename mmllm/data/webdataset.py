@@ -25,7 +25,9 @@ import pyarrow as pa
 from mmllm.conversation import MEDIA, Embedded, Message
 from mmllm.data.phrasing import Phrasing, PhrasingConfig
 from mmllm.data.sources import resolve
+from mmllm.data.tables import encoding_of
 from mmllm.data.turns import check_size
+from mmllm.data.words import caption_of
 from mmllm.errors import ConfigError, MediaError, MissingMediaError, RowError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,9 @@ class WebDataset:
         if not self._ends[-1]:
             raise ConfigError(f"{where}.shards: {config.shards}: no samples")
         self.media = config.media or EXTENSIONS[config.modality]
-        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where)
+        # A sample's .json may have any fields; beside a text there are none.
+        fields = None if ":" in config.caption else ()
+        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where, fields)
         self.config = config
         self.share = config.share
 
@@ -82,7 +86,7 @@ class WebDataset:
                 f"{self.name(index)}: none of .{', .'.join(self.media)}, but "
                 f".{', .'.join(sorted(files))}"
             )
-        row = self._words(shard, number, files)
+        row = self._words(shard, number, files, rng)
         name = f"{shard.path}/{shard.key(number)}.{own}"
         source = Embedded(name, partial(shard.read, number, own))
         shown = MEDIA[self.config.modality](source=source, caption=row["caption"])
@@ -96,19 +100,22 @@ class WebDataset:
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self.shards[which], index - (int(self._ends[which - 1]) if which else 0)
 
-    def _words(self, shard: Shard, number: int, files: dict[str, Any]) -> dict[str, Any]:
+    def _words(
+        self, shard: Shard, number: int, files: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any]:
         """The caption and, where it stands in a .json, the other fields."""
         extension, _, key = self.config.caption.partition(":")
         if extension not in files:
             return {"caption": ""}
         try:
-            text = shard.read(number, extension).decode("utf-8")
-            fields = json.loads(text) if key else {}
-        except ValueError as error:
+            data = shard.read(number, extension)
+            text = data.decode(encoding_of(data))
+            fields = json.loads(text) if key else {"": text}
+        except (ValueError, RecursionError) as error:
             raise RowError(f"{shard.path.name}/{shard.key(number)}.{extension}: {error}") from error
         if not isinstance(fields, dict):
             raise RowError(f"{shard.path.name}/{shard.key(number)}.{extension}: no JSON object")
-        return {**fields, "caption": str(fields.get(key) or "").strip() if key else text.strip()}
+        return {**fields, "caption": caption_of(fields.get(key), rng)}
 
 
 class Shard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,9 @@ from mmllm.training.loop import frozen_work, warm
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 20
+"""Rows that cannot be used and are told of by name."""
+
 
 def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
     """Fill the folder that the stage names as its `cache`. What is there is not computed again,
@@ -32,9 +36,23 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
     data = [stage.data, *([stage.validation.data] if stage.validation else [])]
     for datasets in data:
         sources = Mixture(open_sources(datasets, "stage.data"), stage.seed).sources
-        for name, error in warm(work, every_item(model, sources), state, progress):
+        rows: list[tuple[str, str]] = []
+        items = every_item(model, sources, skipped=rows)
+        for name, error in warm(work, items, state, progress):
             logger.warning("cannot be read: %s: %s", name, error)
+        if state.is_main_process:  # each process reads all rows
+            _report(rows, sum(map(len, sources.values())))
     return work.store
+
+
+def _report(rows: Sequence[tuple[str, str]], total: int) -> None:
+    """Say which rows are left out, the first ones by name, and how many."""
+    for name, error in rows[:_NAMED]:
+        logger.warning("cannot be used: %s: %s", name, error)
+    if rows:
+        logger.warning(
+            "%d of %d rows cannot be used; `mmllm data check` lists them all", len(rows), total
+        )
 
 
 def to_be_filled(run: RunConfig) -> RunConfig:

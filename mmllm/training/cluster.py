@@ -19,7 +19,7 @@ from mmllm.config import RunConfig
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.sources import Source
 from mmllm.data.store import FeatureStore
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, MediaError
 from mmllm.training.caching import to_be_filled
 from mmllm.training.feed import item, open_sources
 from mmllm.training.loop import frozen_work
@@ -96,8 +96,11 @@ class Part:
         seen: set[str] = set()
         for name, source in self.sources.items():
             for index in range(len(source)):
-                rendered = item(self.model, source, index)
-                things = [] if rendered is None else self.work.missing(rendered)
+                try:
+                    things = self.work.missing(item(self.model, source, index))
+                except MediaError as error:
+                    logger.warning("cannot be used: %s/%s: %s", name, source.name(index), error)
+                    continue
                 new = sorted(set(things) - seen)
                 if new:
                     yield {"source": name, "index": index, "things": new}
@@ -106,7 +109,7 @@ class Part:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         """Run over the items of some rows; {medium, error} of those that cannot be read."""
         named = zip(batch["source"], batch["index"], strict=True)
-        items = [item(self.model, self.sources[name], int(index)) for name, index in named]
+        items = (item(self.model, self.sources[name], int(index)) for name, index in named)
         only = {thing for things in batch["things"] for thing in things}
-        bad = self.work.warm([i for i in items if i is not None], progress=False, only=only)
+        bad = self.work.warm(items, progress=False, only=only)
         return {"medium": [name for name, _ in bad], "error": [error for _, error in bad]}

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 from mmllm import config as configs
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch, collate
+from mmllm.data.checked import CheckedSource, render
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.mixture import Draw, LengthGroups, Mixture, deal
 from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.sources import Source
-from mmllm.errors import ContextError, MediaError, TrainingError
+from mmllm.errors import MediaError, TrainingError
 from mmllm.model import AnyToAny
 
 logger = logging.getLogger(__name__)
@@ -98,16 +99,10 @@ class Feed(Dataset):
         return iter(loader)
 
     def render(self, draw: Draw) -> Rendered:
-        """One item; raises MediaError or ContextError."""
+        """One item; raises MediaError."""
         source = self.mixture.sources[draw.source]
         conversation = source.conversation(draw.index, self.mixture.rng(draw))
-        rendered = self.model.renderer.render(conversation)
-        if len(rendered) > self.stage.max_length:
-            raise ContextError(
-                f"{draw.source}/{source.name(draw.index)}: {len(rendered)} tokens, but "
-                f"stage.max_length is {self.stage.max_length}"
-            )
-        return rendered
+        return render(self.model.renderer, conversation, self.stage.max_length)
 
     def _own(self, draws: Sequence[Draw], ready: dict[Draw, Rendered]) -> Sequence[Draw]:
         """This process's draws of a micro-batch: its slice; where they are packed, as many, so
@@ -127,7 +122,7 @@ class Feed(Dataset):
         as the longest."""
         try:
             rendered = self.render(draw)
-        except (MediaError, ContextError):
+        except MediaError:
             return self.stage.max_length
         if ready is not None:
             ready[draw] = rendered
@@ -159,46 +154,53 @@ class Feed(Dataset):
     ) -> Rendered:
         """The item, or the next one of its source that can be read."""
         size = len(self.mixture.sources[draw.source])
-        for attempt in range(min(size, _TRIES)):
+        tries = min(size, _TRIES)
+        for attempt in range(tries):
             candidate = Draw(draw.source, (draw.index + attempt) % size, draw.seed)
             try:
                 rendered = ready[candidate] if candidate in ready else self.render(candidate)
                 self.work.check(rendered)
                 return rendered
-            except (MediaError, ContextError) as error:
+            except MediaError as error:
                 name = self.mixture.sources[draw.source].name(candidate.index)
                 skipped.append((f"{draw.source}/{name}", str(error)))
         raise TrainingError(
-            f"{draw.source}: {_TRIES} items in a row cannot be read, last: {skipped[-1]}"
+            f"{draw.source}: {tries} items in a row cannot be used, of {size}; the last is "
+            f"{': '.join(skipped[-1])}; `mmllm data check` lists them all"
         )
 
 
 def open_sources(data: Mapping[str, object], where: str) -> dict[str, Source]:
-    """The datasets that a stage names."""
-    return {name: configs.build(entry, where=f"{where}.{name}") for name, entry in data.items()}
+    """The datasets that a stage names; whatever is wrong with a row of theirs is a MediaError."""
+    return {
+        name: CheckedSource(configs.build(entry, where=f"{where}.{name}"))
+        for name, entry in data.items()
+    }
 
 
 def every_item(
-    model: AnyToAny, sources: Mapping[str, Source], variants: int = 1
+    model: AnyToAny,
+    sources: Mapping[str, Source],
+    variants: int = 1,
+    skipped: list[tuple[str, str]] | None = None,
 ) -> Iterator[Rendered]:
     """Each item of each source, in so many of its phrasings: what the frozen parts will be asked
-    about."""
-    for source in sources.values():
+    about. Rows that cannot be used are left out and, where a list is given, (name, error) of each
+    is put into it."""
+    for name, source in sources.items():
         for index in range(len(source)):
-            for variant in range(variants):
-                rendered = item(model, source, index, variant)
-                if rendered is None:
-                    break
-                yield rendered
+            try:
+                for variant in range(variants):
+                    yield item(model, source, index, variant)
+            except MediaError as error:
+                if skipped is not None:
+                    skipped.append((f"{name}/{source.name(index)}", str(error)))
 
 
-def item(model: AnyToAny, source: Source, index: int, variant: int = 0) -> Rendered | None:
-    """One of the phrasings of one item; None for what is reported when it is drawn."""
-    try:
-        rng = np.random.default_rng([index, variant])
-        return model.renderer.render(source.conversation(index, rng))
-    except MediaError:
-        return None
+def item(model: AnyToAny, source: Source, index: int, variant: int = 0) -> Rendered:
+    """One of the phrasings of one item; raises MediaError."""
+    rng = np.random.default_rng([index, variant])
+    return render(model.renderer, source.conversation(index, rng))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from mmllm.model import AnyToAny
 from mmllm.training.summary import write_report
 
 logger = logging.getLogger(__name__)
+
+ALLOWED_SKIPS = 10
+"""So many skipped items never end a run, whatever its share: early on one is a large share."""
 
 Losses = Callable[[], dict[str, float]]
 """Reads the mean losses of a step, by name."""
@@ -42,7 +46,7 @@ class Journal:
         self.stage = stage
         self.items = 0
         self.nonfinite = 0
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: Counter[tuple[str, str]] = Counter()  # (name, error) -> draws
         self._recent: deque[dict[str, float]] = deque(maxlen=20)
         self._waiting: tuple[int, Losses, float] | None = None
         self._file = output / "metrics.jsonl"
@@ -66,11 +70,15 @@ class Journal:
         assert self._waiting is None
         self._waiting = step, losses, seconds
         self.items += self.stage.batch_size
-        for name, error in skipped:
-            logger.warning("skipped %s: %s", name, error)
-        self.skipped += skipped
+        for entry in skipped:
+            if entry not in self.skipped:  # the same one comes again in every epoch
+                logger.warning("skipped %s: %s", *entry)
+            self.skipped[entry] += 1
         if self.main and skipped:
-            rows = [{"item": name, "error": error} for name, error in self.skipped]
+            rows = [
+                {"item": name, "error": error, "times": times}
+                for (name, error), times in self.skipped.items()
+            ]
             text = json.dumps(rows, indent=1)
             (self.output / "skipped.json").write_text(text, encoding="utf-8")
         self._check_skipped(step)
@@ -95,12 +103,12 @@ class Journal:
             )
 
     def _check_skipped(self, step: int) -> None:
-        allowed = max(10.0, self.stage.max_bad_share * self.items)
-        if len(self.skipped) > allowed:
-            names = "; ".join(f"{name}: {error}" for name, error in self.skipped[:5])
+        total = self.skipped.total()
+        if total > max(ALLOWED_SKIPS, self.stage.max_bad_share * self.items):
+            names = "; ".join(f"{name}: {error}" for name, error in islice(self.skipped, 5))
             share = self.stage.max_bad_share
             raise TrainingError(
-                f"{len(self.skipped)} of {self.items} items could not be read by step {step + 1} "
+                f"{total} of {self.items} items could not be read by step {step + 1} "
                 f"(stage.max_bad_share {share}); see {self.output}/skipped.json; first: {names}"
             )
 
@@ -121,6 +129,17 @@ class Journal:
     def finish(self) -> None:
         """The page of the whole stage."""
         self.settle()
+        if self.skipped:
+            total = self.skipped.total()
+            logger.warning(
+                "%d of %d items drawn (%.1f %%) were skipped, %d different ones: %s; `mmllm data "
+                "check` lists all of the dataset's",
+                total,
+                self.items,
+                100 * total / self.items,
+                len(self.skipped),
+                self.output / "skipped.json",
+            )
         if self.main:
             write_report(self.output, self._rows(), self.stage.batch_size)
 

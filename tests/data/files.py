@@ -13,6 +13,7 @@ import numpy as np
 
 from mmllm import config
 from mmllm.conversation import Audio, Image, Message, Text, Video
+from mmllm.training.feed import open_sources
 
 RNG = np.random.default_rng
 
@@ -49,9 +50,9 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def source(kind: str, **fields: Any) -> Any:
-    """A dataset as a config would name it."""
+    """A dataset as a config would name it, opened as training opens it."""
     entry = config.parse_component("data", {"type": kind, **fields}, "data")
-    return config.build(entry, where="data")
+    return open_sources({"data": entry}, "stage")["data"]
 
 
 def said(messages: Sequence[Message]) -> list[tuple[str, list[str]]]:
