@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
+
+from mmllm.errors import MediaError, quoted
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -109,11 +112,15 @@ class Image(Medium):
     @classmethod
     def from_numpy(cls, array: np.ndarray, **fields: Any) -> Image:
         """uint8[H, W, 3], RGB."""
-        return cls(array=_checked(cls, array, ndim=3, dtype=np.uint8), **fields)
+        return cls(array=_pixels(cls, array, "H, W, 3"), **fields)
 
     @classmethod
     def from_pil(cls, picture: PILImage.Image, **fields: Any) -> Image:
-        return cls.from_numpy(np.asarray(picture.convert("RGB")), **fields)
+        """A picture of Pillow's as its file would be read: upright by EXIF, on white where it is
+        transparent, deep grey scaled to 8 bits."""
+        from mmllm.media import image
+
+        return cls(array=image.from_pil(picture), **fields)
 
     def to_pil(self) -> PILImage.Image:
         from PIL import Image as PILImage
@@ -130,9 +137,8 @@ class Audio(Medium):
 
     @classmethod
     def from_numpy(cls, array: np.ndarray, sample_rate: int, **fields: Any) -> Audio:
-        """float32[C, S] or float32[S] in [-1, 1], `sample_rate` in Hz."""
-        array = _checked(cls, np.atleast_2d(array), ndim=2, dtype=np.float32)
-        return cls(array=array, sample_rate=sample_rate, **fields)
+        """float32[C, S] or float32[S] in [-1, 1], `sample_rate` in Hz. A little more is clipped."""
+        return cls(array=_samples(array), sample_rate=_rate(sample_rate), **fields)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,7 +152,10 @@ class Video(Medium):
     @classmethod
     def from_numpy(cls, array: np.ndarray, fps: float, **fields: Any) -> Video:
         """uint8[F, H, W, 3], RGB, `fps` in frames per second."""
-        return cls(array=_checked(cls, array, ndim=4, dtype=np.uint8), fps=fps, **fields)
+        array = _pixels(cls, array, "F, H, W, 3")
+        if not _is_number(fps) or fps <= 0:
+            raise MediaError(f"Video.from_numpy: expected fps > 0, got {quoted(fps)}")
+        return cls(array=array, fps=float(fps), **fields)
 
     def to_pil(self) -> list[PILImage.Image]:
         """One picture a frame."""
@@ -215,12 +224,76 @@ def assistant(*parts: str | Part) -> Message:
     return message("assistant", *parts)
 
 
-def _checked(kind: type, array: np.ndarray, *, ndim: int, dtype: type) -> np.ndarray:
-    """The array itself, or an error that names what was expected."""
+_MOST_CHANNELS = 64
+_LOUDEST = 2.0
+"""Of floats that are meant for [-1, 1]: resampling and mixing go a little beyond."""
+
+
+def _pixels(kind: type, array: np.ndarray, layout: str) -> np.ndarray:
+    """The array itself, or a MediaError that names what was expected."""
     array = np.asarray(array)
-    if array.ndim != ndim or array.dtype != dtype or 0 in array.shape:
-        raise ValueError(
-            f"{kind.__name__}.from_numpy: expected a non-empty {np.dtype(dtype)} array with {ndim} "
-            f"dimensions, got {array.dtype}{list(array.shape)}"
+    ndim = layout.count(",") + 1
+    if array.ndim == ndim and array.dtype == np.uint8 and array.shape[-1] == 3 and array.size:
+        return array
+    remedy = ""
+    if array.dtype != np.uint8:
+        remedy = "; scale it to 0 … 255 and cast it: .astype(np.uint8)"
+    elif array.ndim == ndim and array.shape[-1] == 4:
+        remedy = "; lay what is transparent on a background, as Image.from_pil(...) does"
+    elif array.ndim == ndim and array.shape[-3] == 3:
+        remedy = "; move the channels to the end: np.moveaxis(array, -3, -1)"
+    elif array.ndim == ndim - 1 or (array.ndim == ndim and array.shape[-1] == 1):
+        remedy = "; of grey make three equal channels: np.repeat(array, 3, axis=-1)"
+    raise MediaError(
+        f"{kind.__name__}.from_numpy: expected a non-empty uint8[{layout}], RGB, got "
+        f"{array.dtype}{list(array.shape)}{remedy}"
+    )
+
+
+def _samples(array: np.ndarray) -> np.ndarray:
+    """float32[C, S] in [-1, 1], or a MediaError that names what was expected."""
+    array = np.atleast_2d(np.asarray(array))
+    where = "Audio.from_numpy: "
+    if array.ndim != 2 or array.dtype != np.float32 or not array.size:
+        remedy = ""
+        if np.issubdtype(array.dtype, np.integer):
+            remedy = "; scale it to [-1, 1]: int16 is .astype(np.float32) / 32768"
+        elif array.dtype != np.float32:
+            remedy = "; cast it: .astype(np.float32)"
+        raise MediaError(
+            f"{where}expected a non-empty float32[C, S] or float32[S], got "
+            f"{array.dtype}{list(array.shape)}{remedy}"
         )
-    return array
+    channels, samples = array.shape
+    if channels > min(samples, _MOST_CHANNELS):
+        raise MediaError(
+            f"{where}expected float32[C, S], got {channels} channels of {samples} samples; "
+            "transpose it: array.T"
+        )
+    lowest, highest = float(array.min()), float(array.max())
+    if not np.isfinite([lowest, highest]).all():
+        raise MediaError(f"{where}expected finite values, got NaN or infinity among them")
+    loudest = max(-lowest, highest)
+    if loudest > _LOUDEST:
+        raise MediaError(
+            f"{where}expected values in [-1, 1], got up to {loudest:.6g}; divide by the largest "
+            "value of the format, such as 32768 for 16 bits"
+        )
+    return array if loudest <= 1 else array.clip(-1, 1)
+
+
+def _rate(rate: Any) -> int:
+    """A sampling rate as an int, of which libraries make floats and numpy's numbers."""
+    if not _is_number(rate) or rate <= 0 or rate != int(rate):
+        raise MediaError(
+            f"Audio.from_numpy: expected a sample_rate in whole Hz > 0, got {quoted(rate)}"
+        )
+    return int(rate)
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float | np.number | Fraction)
+        and not isinstance(value, bool)
+        and bool(np.isfinite(float(value)))
+    )

@@ -24,7 +24,10 @@ ALLOWED: dict[str, set[str]] = {
     "console": set(),
     "config": {"errors"},
     "licences": {"config", "errors"},
-    "conversation": {"media"},  # opens a file when somebody asks for its pixels or samples
+    "conversation": {
+        "errors",
+        "media",
+    },  # opens a file when somebody asks for its pixels or samples
     "media": {"conversation", "errors"},
     "weights": {"errors", "mini"},  # the one door to the shipped weights
     "mini": {"errors"},
@@ -171,6 +174,7 @@ LIGHT = (
 """Modules whose import, with all that it pulls in, costs no heavy package."""
 
 DISTRIBUTIONS = {
+    "pillow_heif": "pillow-heif",
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "liger_kernel": "liger-kernel",

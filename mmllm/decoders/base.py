@@ -31,6 +31,7 @@ from mmllm.conversation import MEDIA, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.schedules import noised, resolved, solver
 from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.media.preparing import preparing
 from mmllm.weights import PICKLES, are_left_out, locate
 
 Condition = dict[str, Tensor]
@@ -210,7 +211,8 @@ class ModalityDecoder:
         """A medium of this modality -> what `encode_media` takes, on the CPU; else MediaError."""
         if not isinstance(medium, MEDIA[self.modality]):
             raise MediaError(f"the {self.modality} decoder cannot take {medium!r}")
-        return self._preprocess(medium)
+        with preparing(medium, f"the {self.modality} decoder"):
+            return self._preprocess(medium)
 
     @torch.no_grad()
     def encode_media(self, samples: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmllm.conversation import Audio, Medium
+from mmllm.conversation import Audio
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.errors import AssetError, ConfigError
 from mmllm.weights import are_left_out
 
 RATE = 44_100
@@ -93,12 +93,10 @@ class AisfxEncoder(ModalityEncoder):
         what["preprocessing"] = f"log-mel {RATE} {_WINDOW} {_HOP} {_BANDS} loudest window"
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Audio) -> Tensor:
         """A sound -> float[T, 96], silence after its end; of a longer one the loudest window."""
         from mmllm import media
 
-        if not isinstance(medium, Audio):
-            raise MediaError(f"aisfx: expected Audio, got {medium!r}")
         wave = torch.tensor(media.resample(medium, RATE).to_numpy()[0])
         if self.config.normalize:
             wave = wave / wave.abs().max().clamp(min=1e-4)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Medium
+from mmllm.conversation import Audio
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError
@@ -87,7 +87,7 @@ class AstEncoder(ModalityEncoder):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Audio) -> Tensor:
         """A sound -> float[T, B]; of a longer one the beginning."""
         made = pretrained.prepared(self.extractor, medium, where=_WHERE)
         return made["input_values"][0].float()

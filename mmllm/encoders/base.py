@@ -6,12 +6,14 @@ Legend: M media, S sample shape, L tokens, C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmllm.conversation import Medium
+from mmllm.conversation import MEDIA, Medium
+from mmllm.errors import MediaError
+from mmllm.media.preparing import preparing
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,14 @@ class ModalityEncoder(nn.Module):
 
     def preprocess(self, medium: Medium) -> Tensor:
         """A medium -> float[*S]; on the CPU, in data workers; raises MediaError."""
+        name, expected = type(self).__module__.rpartition(".")[2], MEDIA[self.modality]
+        if not isinstance(medium, expected):
+            raise MediaError(f"{name}: expected {expected.__name__}, got {medium!r}")
+        with preparing(medium, name):
+            return self._preprocess(medium)
+
+    def _preprocess(self, medium: Any) -> Tensor:
+        """A medium of this modality -> float[*S]; what it raises is a MediaError outside."""
         raise NotImplementedError
 
     def forward(self, samples: Tensor) -> Features:

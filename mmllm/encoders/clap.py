@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Audio, Medium
+from mmllm.conversation import Audio
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError
@@ -88,7 +88,7 @@ class ClapEncoder(ModalityEncoder):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Audio) -> Tensor:
         """A sound -> float[V, T, B]. Of one that is too long upstream draws a part, or three parts
         to fuse, at random; drawn from a fixed seed, so that a sound has one answer."""
         with _fixed_draws():

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.conversation import Image, Medium
+from mmllm.conversation import Image
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.errors import AssetError, ConfigError
 from mmllm.weights import are_left_out
 
 _ARCHITECTURE = "tf_efficientnet_{variant}"
@@ -29,6 +29,8 @@ _CHANNELS = 1280
 _STRIDE = 32
 _MEAN, _SCALE = 127.0, 128.0
 """Of the Lite models; timm's own default (127.5, 127.5) is for the weights it hosts itself."""
+_LARGEST_SQUARE = 8192
+"""Pixels of a side that are letterboxed as they are: a long thin picture's square is huge."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,8 @@ class EfficientNetEncoder(ModalityEncoder):
         what["preprocessing"] = f"letterbox white, bicubic, (x-{_MEAN})/{_SCALE}"
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Image) -> Tensor:
         """A picture -> float[3, size, size]: whole, centred on a white square."""
-        if not isinstance(medium, Image):
-            raise MediaError(f"efficientnet: expected Image, got {medium!r}")
         return to_square(medium, self.config.size)
 
     def forward(self, samples: Tensor) -> Features:
@@ -110,8 +110,13 @@ class EfficientNetEncoder(ModalityEncoder):
 def to_square(image: Image, size: int) -> Tensor:
     """uint8[H, W, 3] -> float[3, size, size]: letterboxed on white, bicubic, (x - 127) / 128."""
     from PIL import Image as PILImage
+    from PIL import ImageOps
 
     picture = image.to_pil()
+    if max(picture.size) > _LARGEST_SQUARE:
+        picture = ImageOps.contain(
+            picture, (_LARGEST_SQUARE, _LARGEST_SQUARE), PILImage.Resampling.BICUBIC
+        )
     side = max(picture.size)
     if picture.size != (side, side):
         square = PILImage.new("RGB", (side, side), "white")

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Image, Medium, Video
+from mmllm.conversation import Image, Video
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import ConfigError, MediaError
+from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,10 @@ class FramesEncoder(ModalityEncoder):
         what = ["frames", self.config.frames, "middles", self.picture.fingerprint]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Video) -> Tensor:
         """A clip -> float[N, *S]; a clip of fewer frames repeats them."""
         from mmllm import media
 
-        if not isinstance(medium, Video):
-            raise MediaError(f"frames: expected Video, got {medium!r}")
         frames = media.sample_frames(medium, self.config.frames)
         return torch.stack([self.picture.preprocess(Image(array=frame)) for frame in frames])
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmllm.conversation import Image, Medium
+from mmllm.conversation import Image
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.errors import AssetError, ConfigError
 from mmllm.weights import are_left_out
 
 _WHERE = "open_clip"
@@ -97,10 +97,8 @@ class OpenClipEncoder(ModalityEncoder):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Image) -> Tensor:
         """A picture -> float[3, H, W], as open_clip does at inference."""
-        if not isinstance(medium, Image):
-            raise MediaError(f"{_WHERE}: expected Image, got {medium!r}")
         return self.transform(medium.to_pil())
 
     def forward(self, samples: Tensor) -> Features:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmllm.conversation import Audio, Medium
+from mmllm.conversation import Audio
 from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.weights import PICKLES, are_left_out, locate
 
@@ -268,13 +268,11 @@ def placed(samples: Tensor, module: nn.Module) -> Tensor:
     return samples.to(like.device, like.dtype)
 
 
-def prepared(extractor: Any, medium: Medium, *, where: str, **options: Any) -> Any:
+def prepared(extractor: Any, medium: Audio, *, where: str, **options: Any) -> Any:
     """What a feature extractor of transformers makes of a sound, at its own rate and with channels
     averaged; raises MediaError."""
     from mmllm import media
 
-    if not isinstance(medium, Audio):
-        raise MediaError(f"{where}: expected Audio, got {medium!r}")
     rate = extractor.sampling_rate
     wave = np.array(media.resample(medium, rate).to_numpy()[0])
     try:

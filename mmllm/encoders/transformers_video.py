@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from mmllm.conversation import Medium, Video
+from mmllm.conversation import Video
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import ConfigError, MediaError
+from mmllm.errors import ConfigError
 
 _WHERE = "transformers_video"
 _MODELS = {
@@ -107,12 +107,10 @@ class TransformersVideoEncoder(ModalityEncoder):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Video) -> Tensor:
         """A clip -> float[F, 3, H, W]; a clip of fewer frames repeats them."""
         from mmllm import media
 
-        if not isinstance(medium, Video):
-            raise MediaError(f"{_WHERE}: expected Video, got {medium!r}")
         made = self.processor(
             videos=media.sample_frames(medium, self._frames),
             do_sample_frames=False,

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Image, Medium
+from mmllm.conversation import Image
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.errors import AssetError, ConfigError
 
 _WHERE = "transformers_vision"
 _MODELS = {
@@ -113,11 +113,9 @@ class TransformersVisionEncoder(ModalityEncoder):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Image) -> Tensor:
         """A picture -> float[3, H, W]; for SigLIP2 of any aspect float[1 + P, 3 * side^2], of which
         the first row begins with how many patches are high and wide."""
-        if not isinstance(medium, Image):
-            raise MediaError(f"{_WHERE}: expected Image, got {medium!r}")
         made = self.processor(images=medium.to_pil(), return_tensors="pt")
         pixels = made["pixel_values"][0].float()
         if not self._ragged:

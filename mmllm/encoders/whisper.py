@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Medium
+from mmllm.conversation import Audio
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError
@@ -82,7 +82,7 @@ class WhisperEncoder(ModalityEncoder):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def preprocess(self, medium: Medium) -> Tensor:
+    def _preprocess(self, medium: Audio) -> Tensor:
         """A sound -> float[1 + B, T], silence after its end; of a longer one the beginning."""
         made = pretrained.prepared(self.extractor, medium, where=_WHERE, return_attention_mask=True)
         return torch.cat([made["attention_mask"].float(), made["input_features"][0].float()])

@@ -22,14 +22,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmllm.conversation import MEDIA, Audio, Image, Medium, Video
-from mmllm.errors import MediaError, OversizedMediaError
+from mmllm.errors import MediaError
 from mmllm.media import audio as _audio
 from mmllm.media import image as _image
 from mmllm.media import video as _video
 from mmllm.media.audio import resample
 from mmllm.media.facts import Facts
 from mmllm.media.files import Source, name_of, opened, replacing
-from mmllm.media.limits import Limits, current_limits, limits
+from mmllm.media.limits import Cost, Limits, check_limit, check_size, current_limits, limits
 
 __all__ = [
     "Facts",
@@ -47,6 +47,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Medium)
 
+_HIGHEST_RATE = 1_000_000
 _CALLED = {"image": "a picture", "audio": "a sound", "video": "a clip"}
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": tuple(_image.SUFFIXES),
@@ -61,10 +62,14 @@ def probe(source: Source) -> Facts:
     Raises:
         MediaError: missing, empty, too many bytes, or neither picture, sound nor clip.
     """
+    return _probe(source, Cost(name_of(source)))
+
+
+def _probe(source: Source, cost: Cost) -> Facts:
     name = name_of(source)
     for room in (_image, _audio, _video):
         with opened(source) as file:
-            facts = room.probe(file, name)
+            facts = room.probe(file, name, cost)
         if facts is not None:
             return facts
     raise MediaError(
@@ -81,15 +86,16 @@ def decode(medium: M) -> M:
     stays longer is repeated), with its `sound`. A provenance mark in the file is kept.
 
     Raises:
-        MediaError: missing, empty, damaged, of another modality, or beyond `limits`; these are
-            compared with the header, before anything is decoded.
+        MediaError: missing, empty, damaged, of another modality, or beyond `limits`; sizes are
+            compared with the header, before anything is decoded, time and work while decoding.
     """
     if medium.array is not None:
         return medium
     source = _source(medium)
-    facts = _probed(medium, source)
+    cost = Cost(name_of(source))
+    facts = _probed(medium, source, cost)
     _check(facts, name_of(source))
-    fields = _DECODERS[medium.modality](source, facts)
+    fields = _DECODERS[medium.modality](source, facts, cost)
     if medium.provenance is not None:
         fields["provenance"] = medium.provenance
     return replace(medium, **fields)
@@ -110,10 +116,11 @@ def sample_frames(video: Video, num: int) -> np.ndarray:
         count = len(video.array)
         return video.array[[int((i + 0.5) * count / num) for i in range(num)]]
     source = _source(video)
-    facts = _probed(video, source)
+    cost = Cost(name_of(source))
+    facts = _probed(video, source, cost)
     _check(replace(facts, frames=num, samples=0), name_of(source))
     _check(replace(facts, width=1, height=1, samples=0), name_of(source))
-    return _read_frames(source, facts, num)[0]
+    return _read_frames(source, facts, num, cost)[0]
 
 
 def save(medium: Medium, path: str | Path) -> Path:
@@ -125,7 +132,10 @@ def save(medium: Medium, path: str | Path) -> Path:
     Raises:
         MediaError: an unknown suffix, a medium without data, a full disk.
     """
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:
+        raise MediaError(f"{path}: cannot be written ({error})") from error
     suffix, known = path.suffix.lower(), _SUFFIXES[medium.modality]
     if suffix not in known:
         raise MediaError(
@@ -149,66 +159,69 @@ def read_provenance(path: Source) -> dict[str, Any] | None:
     Raises:
         MediaError: as `probe`.
     """
-    facts, name = probe(path), name_of(path)
+    name = name_of(path)
+    cost = Cost(name)
+    facts = _probe(path, cost)
     room = _video if facts.by_av else _audio if facts.modality == "audio" else _image
     with opened(path) as file:
-        return room.read_provenance(file, name)
+        return room.read_provenance(file, name, cost)
 
 
 # --- each modality's way ------------------------------------------------------------------------
 
 
-def _decode_image(source: Source, facts: Facts) -> dict[str, Any]:
+def _decode_image(source: Source, facts: Facts, cost: Cost) -> dict[str, Any]:
     with opened(source) as file:
-        array, mark = _image.decode(file, name_of(source))
+        array, mark = _image.decode(file, name_of(source), cost)
     return {"array": array, "provenance": mark}
 
 
-def _decode_audio(source: Source, facts: Facts) -> dict[str, Any]:
+def _decode_audio(source: Source, facts: Facts, cost: Cost) -> dict[str, Any]:
     name = name_of(source)
     with opened(source) as file:
         if facts.by_av:
-            sound = _video.read_sound(file, name)
+            sound = _video.read_sound(file, name, facts, cost)
             array, mark, rate = sound.array, sound.provenance, sound.sample_rate
         else:
-            (array, mark), rate = _audio.decode(file, name, facts), facts.sample_rate
+            (array, mark), rate = _audio.decode(file, name, facts, cost), facts.sample_rate
     return {"array": array, "sample_rate": rate, "provenance": mark}
 
 
-def _decode_video(source: Source, facts: Facts) -> dict[str, Any]:
+def _decode_video(source: Source, facts: Facts, cost: Cost) -> dict[str, Any]:
     name = name_of(source)
-    array, fps = _read_frames(source, facts, None)
+    array, fps = _read_frames(source, facts, None, cost)
     fields: dict[str, Any] = {"array": array, "fps": fps}
     if facts.channels:
         with opened(source) as file:
-            fields["sound"] = replace(_video.read_sound(file, name), provenance=None)
+            sound = _video.read_sound(file, name, facts, cost)
+            fields["sound"] = replace(sound, provenance=None)
     room = _video if facts.by_av else _image
     with opened(source) as file:
-        fields["provenance"] = room.read_provenance(file, name)
+        fields["provenance"] = room.read_provenance(file, name, cost)
     return fields
 
 
 _DECODERS = {"image": _decode_image, "audio": _decode_audio, "video": _decode_video}
 
 
-def _read_frames(source: Source, facts: Facts, num: int | None) -> tuple[np.ndarray, float]:
+def _read_frames(
+    source: Source, facts: Facts, num: int | None, cost: Cost
+) -> tuple[np.ndarray, float]:
     """(uint8[num, H, W, 3] even in time, frames per second); all frames if `num` is None."""
     name = name_of(source)
-    stays: list[int] = []
     if facts.by_av:
-        fps = facts.frames / facts.seconds
-    else:
+        times = _video.middles(num or facts.frames, facts.seconds)
         with opened(source) as file:
-            stays = _image.durations(file, name, facts.frames)
-        fps, seconds = _image.frame_rate(stays), sum(stays) / 1000
-        facts = replace(facts, seconds=seconds, frames=round(seconds * fps))
-        _check(facts if num is None else replace(facts, width=1, height=1), name)
+            array = _video.frames_at(file, name, facts, times, cost)
+        return array, facts.frames / facts.seconds
+    with opened(source) as file:
+        stays = _image.durations(file, name, facts.frames, cost)
+    fps, seconds = _image.frame_rate(stays), sum(stays) / 1000
+    facts = replace(facts, seconds=seconds, frames=round(seconds * fps))
+    _check(facts if num is None else replace(facts, width=1, height=1), name)
     times = _video.middles(num or facts.frames, facts.seconds)
     with opened(source) as file:
-        timed = (
-            _video.frames(file, name, facts) if facts.by_av else _image.frames(file, name, stays)
-        )
-        return _video.at_times(timed, times), fps
+        return _image.frames_at(file, name, stays, times, cost), fps
 
 
 def _save_video(video: Video, temporary: Path, path: Path) -> None:
@@ -234,9 +247,9 @@ def _source(medium: Medium) -> Source:
     return medium.source
 
 
-def _probed(medium: Medium, source: Source) -> Facts:
+def _probed(medium: Medium, source: Source, cost: Cost) -> Facts:
     """The facts of a medium's file, which must be of the medium's modality."""
-    facts = probe(source)
+    facts = _probe(source, cost)
     if facts.modality != medium.modality:
         raise MediaError(
             f"{name_of(source)}: expected {_CALLED[medium.modality]}, got "
@@ -248,20 +261,22 @@ def _probed(medium: Medium, source: Source) -> Facts:
 
 def _check(facts: Facts, name: str) -> None:
     """Emptiness and limits, by the header."""
-    allowed = current_limits()
     if facts.modality == "audio" and facts.samples < 1:
         raise MediaError(f"{name}: the sound holds no samples (0 seconds)")
     if facts.modality == "video" and facts.frames < 1:
         raise MediaError(f"{name}: the clip holds no frames")
-    for limit, value, unit in (
-        ("pixels", facts.width * facts.height, f"pixels ({facts.width} x {facts.height})"),
-        ("seconds", facts.seconds, "seconds"),
-        ("frames", facts.frames, "frames"),
-        ("decoded_bytes", facts.decoded_bytes, "bytes when decoded"),
-    ):
-        if value > getattr(allowed, limit):
-            raise OversizedMediaError(
-                f"{name}: {value:.10g} {unit}, more than the limit of "
-                f"{getattr(allowed, limit):.10g}; make it smaller or use "
-                f"`with mmllm.media.limits({limit}=...):`"
+    if facts.modality != "audio":
+        if not facts.width or not facts.height:
+            raise MediaError(
+                f"{name}: the size of its frames cannot be read; it is damaged, or they have more "
+                f"than {current_limits().pixels} pixels (see `mmllm.media.limits`)"
             )
+        check_size(name, facts.width, facts.height)
+    if facts.sample_rate > _HIGHEST_RATE:
+        raise MediaError(
+            f"{name}: {facts.sample_rate} samples per second, more than the {_HIGHEST_RATE} that "
+            "any recorder takes; is its header damaged?"
+        )
+    check_limit(name, "seconds", facts.seconds, "seconds")
+    check_limit(name, "frames", facts.frames, "frames")
+    check_limit(name, "decoded_bytes", facts.decoded_bytes, "bytes when decoded")

@@ -6,6 +6,7 @@ Legend: C channels, S samples.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import gcd
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,14 +16,21 @@ from mmllm.conversation import Audio
 from mmllm.errors import MediaError
 from mmllm.media import provenance
 from mmllm.media.facts import Facts
+from mmllm.media.files import brief
+from mmllm.media.limits import Cost, check_limit
 
 SUFFIXES = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _BLOCK = 1 << 16
-"""Samples written at once: libsndfile's Vorbis encoder crashes on very long blocks."""
+"""Samples read or written at once: libsndfile's Vorbis encoder crashes on very long blocks."""
+_LARGEST_KERNEL = 1 << 24
+"""Values of a sinc's kernel; between rates that share no divisor it would take gigabytes."""
+_OPEN = 0x7FFF0000
+"""Bytes that a WAV announces, at the least, when its writer did not know: SoX writes 0x7FFFF000,
+others the largest number of 31 or 32 bits, less the header."""
 
 
-def probe(file: BinaryIO, name: str) -> Facts | None:
-    """What the header says, or None when soundfile does not know the format."""
+def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
+    """What the header says, or None when soundfile cannot read it."""
     import soundfile
 
     if str(getattr(file, "name", "")).lower().endswith(".raw"):
@@ -37,49 +45,63 @@ def probe(file: BinaryIO, name: str) -> Facts | None:
                 sample_rate=sound.samplerate,
                 channels=sound.channels,
             )
-    except soundfile.LibsndfileError as error:
-        if "not recognised" in str(error) or "unknown format" in str(error).lower():
-            return None
-        raise _damaged(name, error) from error
-    if facts.format in ("WAV", "WAVEX"):
-        _check_wav(file, name)
+            compressed = sound.subtype.startswith("MPEG") and sound.format != "MP3"
+    except Exception:  # soundfile's own classes, and others where a header is odd
+        return None
+    if compressed:
+        return None  # MP3 in another container: soundfile's count of samples is a guess
+    if facts.format in ("WAV", "WAVEX") and _is_open(file, name):
+        return facts if facts.samples else None
     return facts
 
 
-def decode(file: BinaryIO, name: str, facts: Facts) -> tuple[np.ndarray, dict[str, Any] | None]:
+def decode(
+    file: BinaryIO, name: str, facts: Facts, cost: Cost
+) -> tuple[np.ndarray, dict[str, Any] | None]:
     """float32[C, S] in [-1, 1], and the provenance that the file carries."""
     import soundfile
 
+    array, length = np.empty((facts.channels, facts.samples), np.float32), 0
     try:
         with soundfile.SoundFile(file) as sound:
-            samples = sound.read(dtype="float32", always_2d=True)
+            # In blocks: some codecs cannot be asked for all, and the clock is looked at between.
+            while length < facts.samples:
+                cost.check()
+                wanted = min(_BLOCK, facts.samples - length)
+                block = sound.read(wanted, dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                array[:, length : length + len(block)] = block.T
+                length += len(block)
             mark = provenance.from_comment(sound.comment)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except MediaError:
+        raise
+    except Exception as error:
         raise _damaged(name, error) from error
     # MP3 counts its frames by estimate; the other formats know.
-    if len(samples) < facts.samples * (0.9 if facts.format == "MP3" else 1):
-        raise _damaged(name, f"{facts.samples} samples announced, {len(samples)} found")
-    return checked(samples.T, name), mark
+    if length < facts.samples * (0.9 if facts.format == "MP3" else 1):
+        raise _damaged(name, f"{facts.samples} samples announced, {length} found")
+    return checked(array[:, :length], name), mark
 
 
-def read_provenance(file: BinaryIO, name: str) -> dict[str, Any] | None:
+def read_provenance(file: BinaryIO, name: str, cost: Cost) -> dict[str, Any] | None:
     """The mark of a sound that soundfile can read."""
     import soundfile
 
     try:
         with soundfile.SoundFile(file) as sound:
             return provenance.from_comment(sound.comment)
-    except soundfile.LibsndfileError as error:
+    except Exception as error:
         raise _damaged(name, error) from error
 
 
 def checked(samples: np.ndarray, name: str) -> np.ndarray:
-    """float32[C, S], contiguous, clipped to [-1, 1]; refuses silence of length zero and NaN."""
+    """float32[C, S], clipped in place to [-1, 1]; refuses silence of length zero and NaN."""
     if 0 in samples.shape:
         raise MediaError(f"{name}: the sound holds no samples")
-    if not np.isfinite(samples).all():
+    if not np.isfinite([samples.min(), samples.max()]).all():
         raise MediaError(f"{name}: the sound holds values that are not numbers (NaN or infinity)")
-    return np.ascontiguousarray(samples.clip(-1.0, 1.0), dtype=np.float32)
+    return samples.clip(-1.0, 1.0, out=samples)
 
 
 def save(audio: Audio, path: Path, suffix: str) -> None:
@@ -102,21 +124,52 @@ def save(audio: Audio, path: Path, suffix: str) -> None:
 def resample(audio: Audio, rate: int, mono: bool = True) -> Audio:
     """The same sound at `rate` Hz, its channels averaged into one if `mono`.
 
-    Band-limited by a windowed sinc (`torchaudio.functional.resample`).
+    Band-limited by a windowed sinc (`torchaudio.functional.resample`), also under autocast.
     """
     audio = decoded(audio)
-    samples = audio.to_numpy()
+    samples, own = audio.to_numpy(), audio.sample_rate
+    assert own
     if mono and samples.shape[0] > 1:
         samples = samples.mean(axis=0, keepdims=True)
-    if audio.sample_rate != rate:
-        import torch
-        from torchaudio.functional import resample as sinc
-
-        assert audio.sample_rate
-        # Zero-copy is not worth a read-only warning: decoded arrays may be shared.
-        tensor = torch.tensor(samples)
-        samples = sinc(tensor, audio.sample_rate, rate).clamp(-1, 1).numpy()
+    if own != rate:
+        size = 4 * samples.shape[0] * samples.shape[1] * rate // own
+        check_limit(repr(audio), "decoded_bytes", size, f"bytes when resampled to {rate} Hz")
+        common = gcd(own, rate)
+        exact = own // common * (rate // common) <= _LARGEST_KERNEL
+        samples = (_sinc if exact else _by_phases)(samples, own, rate)
     return replace(audio, source=None, array=samples, sample_rate=rate)
+
+
+def _sinc(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
+    """float32[C, S] of another rate; its kernel grows with the numerator of their ratio."""
+    import torch
+    from torchaudio.functional import resample as sinc
+
+    # Zero-copy is not worth a read-only warning: decoded arrays may be shared.
+    tensor = torch.tensor(samples)
+    with torch.autocast("cpu", enabled=False):
+        return sinc(tensor, own, rate).clamp(-1, 1).numpy()
+
+
+def _by_phases(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
+    """float32[C, S] of another rate, of any ratio, by FFmpeg's filter bank of as many phases."""
+    import av
+
+    length = -(-samples.shape[1] * rate // own)
+    resampled = np.zeros((samples.shape[0], length), np.float32)
+    for row, channel in zip(resampled, samples, strict=True):
+        resampler, done = av.AudioResampler(format="fltp", layout="mono", rate=rate), 0
+        for start in [*range(0, len(channel), _BLOCK), None]:
+            frame = None
+            if start is not None:
+                block = np.ascontiguousarray(channel[None, start : start + _BLOCK])
+                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+                frame.sample_rate = own
+            for made in resampler.resample(frame):
+                part = made.to_ndarray()[0, : length - done]
+                row[done : done + len(part)] = part
+                done += len(part)
+    return resampled.clip(-1, 1, out=resampled)
 
 
 def decoded(audio: Audio) -> Audio:
@@ -133,23 +186,32 @@ def decoded(audio: Audio) -> Audio:
 def _damaged(name: str, why: object) -> MediaError:
     why = getattr(why, "error_string", why)  # libsndfile's words, without the file object's repr
     return MediaError(
-        f"{name}: the sound is damaged or truncated ({why}); was it copied completely?"
+        f"{name}: the sound is damaged or truncated ({brief(why)}); was it copied completely?"
     )
 
 
-def _check_wav(file: BinaryIO, name: str) -> None:
-    """libsndfile reads a WAV whose end is missing without a word: compare what it announces."""
+def _is_open(file: BinaryIO, name: str) -> bool:
+    """Whether a WAV leaves the length of its samples open, as recorders that stream do.
+
+    Raises MediaError where samples are missing: libsndfile reads such a file without a word.
+    """
     file.seek(0, 2)
     length = file.tell()
+    file.seek(0)
+    head = file.read(8)
+    order = "big" if head[:4] == b"RIFX" else "little"
+    whole = int.from_bytes(head[4:], order)
     position = 12  # after "RIFF", the length and "WAVE"
     while position + 8 <= length:
         file.seek(position)
         chunk = file.read(8)
-        size = int.from_bytes(chunk[4:], "little")
+        size = int.from_bytes(chunk[4:], order)
         if chunk[:4] == b"data":
-            # Recorders that stream leave the length open: 0 or all ones.
-            if size not in (0, 0xFFFFFFFF) and position + 8 + size > length:
-                found = length - position - 8
+            found = length - position - 8
+            if size == 0 or size >= _OPEN or (size > found and (whole == 0 or whole >= _OPEN)):
+                return found > 0
+            if size > found:
                 raise _damaged(name, f"{size} bytes of samples announced, {found} found")
-            return
+            return False
         position += 8 + size + size % 2
+    return False

@@ -8,19 +8,32 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias, cast
 
 from mmllm.conversation import Embedded
 from mmllm.errors import MediaError, MissingMediaError, OversizedMediaError
-from mmllm.media.limits import current_limits
+from mmllm.media.limits import Cost, current_limits
 
 Source: TypeAlias = str | Path | bytes | Embedded
 """A path, the bytes of a file, or a file inside another."""
 
 
+_LONGEST_NAME = 300
+_LONGEST_REASON = 200
+
+
 def name_of(source: Source) -> str:
     """How messages call a source."""
-    return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    name = str(source)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+
+
+def brief(error: object) -> str:
+    """The first line of what a library says, cut to a length that fits into a message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:_LONGEST_REASON]
 
 
 @contextmanager
@@ -49,10 +62,32 @@ def opened(source: Source) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         remedy = " (download it first: only local files are read)" if "://" in name else ""
         raise MissingMediaError(f"{name}: no such file{remedy}") from error
-    except OSError as error:
-        raise MediaError(f"{name}: cannot be read ({error.strerror or error})") from error
+    # A home that nobody has is a RuntimeError, a name with a null character a ValueError.
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, MediaError):
+            raise
+        why = getattr(error, "strerror", None) or brief(error)
+        raise MediaError(f"{name}: cannot be read ({why})") from error
     with file:
         yield file
+
+
+def timed(file: BinaryIO, cost: Cost) -> BinaryIO:
+    """The file, whose `read` raises OversizedMediaError once decoding has taken too long: it ends
+    a library's loops over frames, chunks and packets, too."""
+    return cast(BinaryIO, _Timed(file, cost))
+
+
+class _Timed:
+    """No more of a file than libraries need, so that none reads past it by its descriptor."""
+
+    def __init__(self, file: BinaryIO, cost: Cost) -> None:
+        self._read, self._cost = file.read, cost
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self._cost.check()
+        return self._read(size)
 
 
 @contextmanager

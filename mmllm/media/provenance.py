@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +26,9 @@ _XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 _KIND = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-_MARK = re.compile(r"<mmllm:provenance>(.*?)</mmllm:provenance>", re.DOTALL)
+_BEGIN, _END = "<mmllm:provenance>", "</mmllm:provenance>"
+_LONGEST = 1 << 20
+"""Characters of a remark that is looked at."""
 
 
 def to_comment(provenance: Mapping[str, Any]) -> str:
@@ -35,13 +36,12 @@ def to_comment(provenance: Mapping[str, Any]) -> str:
     return json.dumps({KEY: dict(provenance)}, default=str, sort_keys=True)
 
 
-def from_comment(comment: str | bytes | None) -> dict[str, Any] | None:
-    """The provenance that a comment holds, or None."""
-    if isinstance(comment, bytes):
-        comment = comment.decode("utf-8", "replace")
+def from_comment(comment: object) -> dict[str, Any] | None:
+    """The provenance that a comment holds, or None. What libraries find in files is of any type."""
+    text = _text(comment)
     try:
-        found = json.loads(comment or "null")
-    except ValueError:
+        found = json.loads(text or "null")
+    except (ValueError, RecursionError):
         return None
     marked = found.get(KEY) if isinstance(found, dict) else None
     return marked if isinstance(marked, dict) else None
@@ -52,9 +52,15 @@ def to_xmp(provenance: Mapping[str, Any]) -> bytes:
     return _XMP.format(kind=_KIND, comment=html.escape(to_comment(provenance), False)).encode()
 
 
-def from_xmp(packet: str | bytes | None) -> dict[str, Any] | None:
+def from_xmp(packet: object) -> dict[str, Any] | None:
     """The provenance that an XMP packet holds, or None."""
-    if isinstance(packet, bytes):
-        packet = packet.decode("utf-8", "replace")
-    found = _MARK.search(packet or "")
-    return from_comment(html.unescape(found[1])) if found else None
+    _, found, rest = _text(packet).partition(_BEGIN)
+    marked, ended, _ = rest.partition(_END)
+    return from_comment(html.unescape(marked)) if found and ended else None
+
+
+def _text(found: object) -> str:
+    """What a library found as text; the empty text where it is something else or far too long."""
+    if isinstance(found, bytes):
+        found = found.decode("utf-8", "replace")
+    return found if isinstance(found, str) and len(found) <= _LONGEST else ""

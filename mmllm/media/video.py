@@ -6,7 +6,7 @@ Legend: F frames, H x W pixels, C channels, S samples.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -19,9 +19,11 @@ from mmllm.errors import MediaError
 from mmllm.media import audio as sounds
 from mmllm.media import provenance
 from mmllm.media.facts import Facts
-from mmllm.media.limits import current_limits
+from mmllm.media.files import brief, timed
+from mmllm.media.limits import Cost, check_limit, current_limits
 
 if TYPE_CHECKING:
+    import av
     from av.container import InputContainer
 
 log = logging.getLogger(__name__)
@@ -31,22 +33,32 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3
 """What FFmpeg may open. Playlists are not among them: they would make it open other files."""
 _AV_TIME = 1_000_000  # av.time_base, without importing av
 _COVER = "attached_pic"
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that read the transparency of WebM; FFmpeg's own leave it out."""
 
 
 @contextmanager
-def _container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
-    """The opened container; what FFmpeg finds wrong inside the block is a MediaError."""
-    import av
-    from av.error import FFmpegError
-
+def _container(file: BinaryIO, name: str, cost: Cost) -> Iterator[InputContainer]:
+    """The opened container; whatever is raised about it inside the block is a MediaError."""
     try:
-        with av.open(file, "r", options={"format_whitelist": _CONTAINERS}) as container:
+        with _open(file, cost) as container:
             yield container
-    except FFmpegError as error:
+    except MediaError:
+        raise
+    except Exception as error:  # PyAV raises ValueError and others, too, where frames are odd
+        cost.check()  # it may be what it stumbled over
+        why = getattr(error, "strerror", None) or brief(error)
         raise MediaError(
             f"{name}: the file is damaged, truncated, or in no format that is known "
-            f"({error.strerror}); was it copied completely?"
+            f"({why}); was it copied completely?"
         ) from error
+
+
+def _open(file: BinaryIO, cost: Cost) -> InputContainer:
+    import av
+
+    options = {"format_whitelist": _CONTAINERS, "max_pixels": str(current_limits().pixels)}
+    return av.open(timed(file, cost), "r", options=options, metadata_errors="replace")
 
 
 def _picture_stream(container: InputContainer) -> Any | None:
@@ -62,60 +74,84 @@ def _sound_stream(container: InputContainer) -> Any | None:
     return next((stream for stream in container.streams.audio if stream.codec_context), None)
 
 
-def probe(file: BinaryIO, name: str) -> Facts | None:
+def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
     """What the container says, or None when FFmpeg does not know it.
 
     Packets are counted (not decoded) where the header does not say how many there are.
     """
-    import av
-    from av.error import FFmpegError
-
     try:
-        with av.open(file, "r", options={"format_whitelist": _CONTAINERS}) as container:
-            picture = _picture_stream(container)
-            sound = _sound_stream(container)
-            stream = picture or sound
-            if stream is None:
-                return None
-            seconds = _seconds(container, stream)
-            kind = container.format.name
-            rate = {"sample_rate": sound.rate, "channels": sound.channels} if sound else {}
-            if picture is None:
-                assert sound is not None
-                if seconds is None:
-                    seconds = _measure(container, sound)[1]
-                samples = round(seconds * sound.rate)
-                return Facts("audio", kind, seconds=seconds, samples=samples, by_av=True, **rate)
-            count = picture.frames
-            if not count or not seconds:
-                count, measured = _measure(container, picture)
-                seconds = seconds or measured or count / float(picture.guessed_rate or 25)
-            return Facts(
-                "video",
-                kind,
-                width=picture.width,
-                height=picture.height,
-                frames=count,
-                seconds=seconds,
-                samples=round(seconds * sound.rate) if sound else 0,
-                by_av=True,
-                **rate,
-            )
-    except FFmpegError:
+        with _open(file, cost) as container:
+            return _facts(container)
+    except MediaError:
+        raise
+    except Exception:
+        cost.check()
         return None
 
 
+def _facts(container: InputContainer) -> Facts | None:
+    picture = _picture_stream(container)
+    sound = _sound_stream(container)
+    stream = picture or sound
+    if stream is None:
+        return None
+    seconds = _seconds(container, stream)
+    kind = container.format.name
+    rate = {"sample_rate": sound.rate, "channels": sound.channels} if sound else {}
+    if picture is None:
+        assert sound is not None
+        if seconds is None:
+            seconds = _measure(container, sound)[1]
+        samples = round(seconds * sound.rate)
+        return Facts("audio", kind, seconds=seconds, samples=samples, by_av=True, **rate)
+    count = _num_shown(container, picture)
+    if not count or not seconds:
+        count, measured = _measure(container, picture)
+        seconds = seconds or measured or count / float(picture.guessed_rate or 25)
+    width, height = _stretched(picture, picture.width, picture.height)
+    return Facts(
+        "video",
+        kind,
+        width=width,
+        height=height,
+        frames=count,
+        seconds=seconds,
+        samples=round(seconds * sound.rate) if sound else 0,
+        by_av=True,
+        **rate,
+    )
+
+
 def _seconds(container: InputContainer, stream: Any) -> float | None:
-    if stream.duration:
+    if stream.duration and stream.duration > 0:
         return float(stream.duration * stream.time_base)
-    return container.duration / _AV_TIME if container.duration else None
+    duration = container.duration
+    return duration / _AV_TIME if duration and duration > 0 else None
+
+
+def _num_shown(container: InputContainer, stream: Any) -> int:
+    """The frames that the header announces, without those that an edit list hides; 0: unknown."""
+    index = stream.index_entries
+    if "mp4" not in container.format.name or not 0 < len(index) <= current_limits().frames:
+        return stream.frames
+    return min(stream.frames, sum(not entry.is_discard for entry in index))
+
+
+def _stretched(stream: Any, width: int, height: int) -> tuple[int, int]:
+    """The size at which frames are shown: pixels that are not square are stretched to be."""
+    aspect = stream.sample_aspect_ratio
+    if not aspect or aspect <= 0 or aspect == 1:
+        return width, height
+    if aspect > 1:
+        return round(width * aspect), height
+    return width, round(height / aspect)
 
 
 def _measure(container: InputContainer, stream: Any) -> tuple[int, float]:
-    """(packets, seconds) of a stream, by reading through the file once."""
+    """(packets that are shown, seconds) of a stream, by reading through the file once."""
     count, first, last = 0, None, 0
     for packet in container.demux(stream):
-        if packet.size:
+        if packet.size and not packet.is_discard:
             count += 1
             if packet.pts is not None:
                 first = packet.pts if first is None else min(first, packet.pts)
@@ -126,40 +162,133 @@ def _measure(container: InputContainer, stream: Any) -> tuple[int, float]:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def frames(file: BinaryIO, name: str, facts: Facts) -> Iterator[tuple[float, np.ndarray]]:
-    """(start in seconds, uint8[H, W, 3] upright) of each frame, decoded one after the other."""
-    with _container(file, name) as container:
+def frames_at(
+    file: BinaryIO, name: str, facts: Facts, times: Sequence[float], cost: Cost
+) -> np.ndarray:
+    """uint8[len(times), H, W, 3]: what is on screen at each of the ascending times, in seconds.
+    All have the size of the first, upright, with square pixels, on white."""
+    chosen = _Chosen(name, len(times))
+    shown: av.VideoFrame | None = None
+    with _container(file, name, cost) as container:
         stream = _picture_stream(container)
-        assert stream is not None
-        announced, seen, first = stream.frames, 0, None
-        for frame in container.decode(stream):
-            time = frame.time if frame.time is not None else seen * facts.seconds / facts.frames
-            first = time if first is None else first
-            seen += 1
-            array = frame.to_ndarray(format="rgb24")
-            if frame.rotation:
-                array = np.rot90(array, frame.rotation // 90)
-            yield time - first, array
-        if seen == 0 or seen < 0.9 * announced:
-            raise MediaError(
-                f"{name}: the clip is truncated ({announced} frames announced, {seen} found); was "
-                "it copied completely?"
-            )
+        assert stream is not None  # the probe saw it
+        view = _View(stream)
+        for start, frame in _timed_frames(container, stream, name, facts, cost):
+            while shown is not None and not chosen.full and start > times[chosen.count] + 1e-6:
+                chosen.add(shown, view)
+            if chosen.full:
+                break
+            shown = frame
+        assert shown is not None
+        while not chosen.full:
+            chosen.add(shown, view)
+    return chosen.array
 
 
-def at_times(timed: Iterable[tuple[float, np.ndarray]], times: Sequence[float]) -> np.ndarray:
-    """uint8[len(times), H, W, 3]: what is on screen at each of the ascending times, in seconds."""
-    chosen: list[np.ndarray] = []
-    shown: np.ndarray | None = None
-    for start, frame in timed:
-        while shown is not None and len(chosen) < len(times) and start > times[len(chosen)] + 1e-6:
-            chosen.append(shown)
-        if len(chosen) == len(times):
-            break
-        shown = frame
-    assert shown is not None
-    chosen += [shown] * (len(times) - len(chosen))
-    return np.stack(chosen)
+def _timed_frames(
+    container: InputContainer, stream: Any, name: str, facts: Facts, cost: Cost
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(start in seconds, frame) of each, decoded one after the other."""
+    seen, first = 0, None
+    for frame in _decoded(container, stream, _decoder(stream), cost):
+        cost.add_frame(frame.width, frame.height)
+        time = frame.time if frame.time is not None else seen * facts.seconds / facts.frames
+        first = time if first is None else first
+        seen += 1
+        yield time - first, frame
+    announced = facts.frames if stream.frames else 0
+    if seen == 0 or seen < 0.9 * announced:
+        raise MediaError(
+            f"{name}: the clip is truncated ({announced} frames announced, {seen} found); was "
+            "it copied completely?"
+        )
+
+
+def _decoder(stream: Any) -> Any:
+    """The stream's own decoder, or the one that reads its transparency."""
+    import av
+
+    decoder = stream.codec_context
+    better = _WITH_ALPHA.get(decoder.name)
+    if better in av.codecs_available and stream.metadata.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(better, "r")
+    decoder.options = {"max_pixels": str(current_limits().pixels)}
+    return decoder
+
+
+def _decoded(container: InputContainer, stream: Any, decoder: Any, cost: Cost) -> Iterator[Any]:
+    """The frames of a stream."""
+    for packet in container.demux(stream):
+        cost.check()
+        if packet.size or packet.dts is None:  # the end has no time; an empty one holds nothing
+            yield from decoder.decode(packet)
+
+
+class _Chosen:
+    """The frames that are kept, in an array that is made when the size of the first is known."""
+
+    def __init__(self, name: str, num: int) -> None:
+        self.name, self.num, self.count = name, num, 0
+        self.array = np.empty(0, np.uint8)
+        self._last: av.VideoFrame | None = None
+
+    @property
+    def full(self) -> bool:
+        return self.count == self.num
+
+    def add(self, frame: av.VideoFrame, view: _View) -> None:
+        if frame is self._last:
+            self.array[self.count] = self.array[self.count - 1]
+        else:
+            picture = view.picture(frame)
+            if not self.count:
+                size = self.num * picture.nbytes
+                check_limit(self.name, "decoded_bytes", size, "bytes when decoded")
+                self.array = np.empty((self.num, *picture.shape), np.uint8)
+            self.array[self.count] = picture
+        self._last = frame
+        self.count += 1
+
+
+class _View:
+    """How the frames of a stream are shown: the first one's size and turn hold for all."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._size: tuple[int, int] | None = None
+        self._matrix = np.zeros(0, np.int32)
+
+    def picture(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8[H, W, 3]."""
+        if self._size is None:
+            self._size = _stretched(self._stream, frame.width, frame.height)
+            side = frame.side_data.get("DISPLAYMATRIX")
+            self._matrix = np.frombuffer(side, np.int32) if side is not None else self._matrix
+        scaled = {}
+        if self._size != (frame.width, frame.height):
+            scaled = dict(zip(("width", "height"), self._size, strict=True))
+        if any(part.is_alpha for part in frame.format.components) or frame.format.has_palette:
+            array = _on_white(frame.to_ndarray(format="rgba", **scaled))
+        else:
+            array = frame.to_ndarray(format="rgb24", **scaled)
+        return _turned(array, self._matrix)
+
+
+def _on_white(array: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 4] -> uint8[H, W, 3]: transparency laid on white."""
+    alpha = array[..., 3:].astype(np.uint16)
+    return ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _turned(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 3] turned by quarters and mirrored as a display matrix (ISO 14496-12, 8.3.2)
+    maps it: a place (x, y) is shown at (a x + c y, b x + d y)."""
+    if len(matrix) < 5:
+        return array
+    a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        array, a, d = array.transpose(1, 0, 2), c, b
+    return array[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def middles(num: int, seconds: float) -> list[float]:
@@ -167,36 +296,60 @@ def middles(num: int, seconds: float) -> list[float]:
     return [(i + 0.5) * seconds / num for i in range(num)]
 
 
-def read_sound(file: BinaryIO, name: str) -> Audio:
+def read_sound(file: BinaryIO, name: str, facts: Facts, cost: Cost) -> Audio:
     """The first sound track: float32[C, S] at its own rate, provenance included."""
-    import av
-
-    blocks: list[np.ndarray] = []
-    with _container(file, name) as container:
+    allowed = current_limits()
+    array, length, rate = np.empty((0, 0), np.float32), 0, 0
+    with _container(file, name, cost) as container:
         stream = _sound_stream(container)
         assert stream is not None  # the probe saw it
-        rate, longest = stream.rate, current_limits().seconds
-        resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
-        length = 0
-        for frame in container.decode(stream):
-            for block in resampler.resample(frame):
-                blocks.append(block.to_ndarray())
-                length += blocks[-1].shape[1]
-            if length > longest * rate:
-                raise MediaError(f"{name}: the sound is longer than the limit of {longest} s")
-        blocks += [block.to_ndarray() for block in resampler.resample(None)]
+        for rate, block in _blocks(container, stream, cost):
+            end = length + block.shape[1]
+            check_limit(name, "seconds", end / rate, "seconds")
+            check_limit(name, "decoded_bytes", 4 * len(block) * end, "bytes when decoded")
+            if end > array.shape[1]:
+                # What is not written takes no memory, so the announced length may be any.
+                most = int(min(allowed.seconds * rate, allowed.decoded_bytes / 4 / len(block)))
+                room = max(end, min(most, facts.samples + rate if not length else 2 * end))
+                longer = np.empty((len(block), room), np.float32)
+                if length:
+                    longer[:, :length] = array[:, :length]
+                array = longer
+            array[:, length:end] = block
+            length = end
         mark = provenance.from_comment(container.metadata.get("comment"))
         announced = round((stream.duration or 0) * (stream.time_base or 0) * rate)
-    if not blocks:
+    if not length:
         raise MediaError(f"{name}: the sound holds no samples")
     # Codecs with fixed blocks (AAC: 1024 samples) fill the last one with what was never there.
-    array = sounds.checked(np.concatenate(blocks, axis=1)[:, : announced or None], name)
+    length = min(length, announced) if announced > 0 else length
+    array = sounds.checked(array[:, :length], name)
     return Audio(array=array, sample_rate=rate, provenance=mark)
 
 
-def read_provenance(file: BinaryIO, name: str) -> dict[str, Any] | None:
+def _blocks(container: InputContainer, stream: Any, cost: Cost) -> Iterator[tuple[int, np.ndarray]]:
+    """(samples per second, float32[C, S]) of each part of a sound. Rate and channels are those of
+    the first; where they change in the middle, the rest is brought back to them."""
+    import av
+
+    target: tuple[Any, int] | None = None
+    kind, resampler = None, None
+    for frame in _decoded(container, stream, stream.codec_context, cost):
+        target = target or (frame.layout, frame.sample_rate)
+        if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
+            if resampler is not None:
+                yield from ((target[1], block.to_ndarray()) for block in resampler.resample(None))
+            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+            resampler = av.AudioResampler(format="fltp", layout=target[0], rate=target[1])
+        assert resampler is not None
+        yield from ((target[1], block.to_ndarray()) for block in resampler.resample(frame))
+    if resampler is not None and target is not None:
+        yield from ((target[1], block.to_ndarray()) for block in resampler.resample(None))
+
+
+def read_provenance(file: BinaryIO, name: str, cost: Cost) -> dict[str, Any] | None:
     """The mark of a clip or sound in a container."""
-    with _container(file, name) as container:
+    with _container(file, name, cost) as container:
         return provenance.from_comment(container.metadata.get("comment"))
 
 
