@@ -9,6 +9,10 @@
 
 A checkpoint is written next to its place and renamed, the manifest last: what carries its name is
 complete. No pickle is written or read.
+
+A checkpoint may come from others. It runs no code and names no file outside its folder unless the
+user says so by name (mmllm.config.trust); whatever is wrong with it is a CheckpointError or
+ConfigError that says where. (Weights of frozen parts are opened where its config says.)
 """
 
 from __future__ import annotations
@@ -19,22 +23,23 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from mmllm import config as configs
+from mmllm import literals
 from mmllm.config import RunConfig, SystemConfig
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, MmllmError, naming, quoted
 from mmllm.llm.export import merge as merge_lora
 from mmllm.llm.export import save_transformers
 from mmllm.model import AnyToAny
-from mmllm.weights import save_tensors
+from mmllm.weights import check_links, copy_tensors, inside, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +59,27 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def system(self) -> SystemConfig:
-        return configs.parse_system(self.config()["system"])
+        with self._naming():
+            return configs.parse_system(self.config()["system"])
 
     def run(self) -> RunConfig:
         """System and stage; raises CheckpointError for a checkpoint that no stage wrote."""
         tree = self.config()
         if "stage" not in tree:
             raise CheckpointError(f"{self.folder}: holds a model but no stage of training")
-        return configs.parse_run(tree, str(self.folder / "config.yaml"))
+        with self._naming():
+            return configs.parse_run(tree, str(self.folder / "config.yaml"))
 
     def config(self) -> dict[str, Any]:
         """What config.yaml says, as plain data; `llm.weights` in the folder becomes its path."""
-        tree = configs.read_yaml(self.folder / "config.yaml")
-        if self.holds_llm:
-            tree["system"]["llm"]["weights"] = str(self.folder / "llm")
-        return tree
+        with self._naming():
+            tree = configs.read_yaml(self.folder / "config.yaml")
+            if self.holds_llm:
+                tree["system"]["llm"]["weights"] = str(self.folder / "llm")
+            return tree
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(CheckpointError, self.folder / "config.yaml")
 
     @property
     def holds_llm(self) -> bool:
@@ -138,7 +149,7 @@ def assemble(
     draft = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     try:
         draft.mkdir(parents=True)
-        text = yaml.safe_dump({"system": configs.dump(system)}, sort_keys=False)
+        text = literals.dump({"system": configs.dump(system)})
         (draft / "config.yaml").write_text(text, encoding="utf-8")
         for name, tensors in files.items():
             save_tensors(tensors, draft / name)
@@ -171,7 +182,7 @@ def latest(run_folder: str | Path) -> Checkpoint | None:
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         try:
             return _open(candidate)
-        except CheckpointError as error:
+        except MmllmError as error:
             logger.warning("passing over a damaged checkpoint: %s", error)
     return None
 
@@ -188,9 +199,10 @@ def load_model(
     """Build the checkpoint's system and load what was trained."""
     from mmllm import model as models
 
-    model = models.build(source.system(), dtype=dtype, device=device)
-    load_weights(model, source)
-    return model.eval()
+    with naming(CheckpointError, source.folder):
+        model = models.build(source.system(), dtype=dtype, device=device)
+        load_weights(model, source)
+        return model.eval()
 
 
 def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -245,26 +257,29 @@ def _load_whole(source: Checkpoint) -> AnyToAny:
 
     system = source.system()
     llm = replace(system.llm, quantization=None, device_map=None, dtype=None)
-    model = models.build(replace(system, llm=llm))
-    load_weights(model, source)
-    return model.eval()
+    with naming(CheckpointError, source.folder):
+        model = models.build(replace(system, llm=llm))
+        load_weights(model, source)
+        return model.eval()
 
 
 def load_weights(model: AnyToAny, source: Checkpoint) -> None:
     """Into a model that was built already. Strict: raises CheckpointError naming what differs."""
-    from safetensors.torch import load_file
-
     saved = source.manifest["fingerprints"]
     for part, own in fingerprints(model).items():
         if part in saved and saved[part] != own:
             raise CheckpointError(
-                f"{source.folder}: {part} differs: the checkpoint was trained with {saved[part]}, "
-                f"this system has {own}; use the same weights and preprocessing"
+                f"{source.folder}: {part} differs: the checkpoint was trained with "
+                f"{quoted(saved[part])}, this system has {own}; use the same weights and "
+                "preprocessing"
             )
     for file, parameters in _parameters(model).items():
-        _copy_into(parameters, load_file(source.folder / file), source.folder / file)
+        copy_tensors(parameters, source.folder / file, remedy=_OTHER_PARTS)
     if (source.folder / "adapter").is_dir():
         model.llm.load_lora(source.folder / "adapter")
+
+
+_OTHER_PARTS = "was it trained with another LLM, encoder, decoder or projection?"
 
 
 def training_state(source: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -274,15 +289,17 @@ def training_state(source: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor
     folder = source.folder / "training"
     if not folder.is_dir():
         raise CheckpointError(f"{source.folder}: holds no training state; it cannot be resumed")
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state, load_file(folder / "optimizer.safetensors")
+    with naming(CheckpointError, folder):
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return dict(state), load_file(folder / "optimizer.safetensors")
 
 
 def verify(source: Checkpoint) -> None:
     """Compare every file with its hash in the manifest; raises CheckpointError."""
     for name, entry in source.manifest["files"].items():
-        if _sha256(source.folder / name) != entry["sha256"]:
-            raise CheckpointError(f"{source.folder / name}: damaged (its hash differs)")
+        with naming(CheckpointError, source.folder / name):
+            if _sha256(source.folder / name) != entry["sha256"]:
+                raise CheckpointError(f"{source.folder / name}: damaged (its hash differs)")
 
 
 def fingerprints(model: AnyToAny) -> dict[str, str]:
@@ -312,7 +329,7 @@ def _write(
         save_transformers(model.llm, draft / "llm")
     if stage is not None:
         tree["stage"] = configs.dump(stage)
-    (draft / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    (draft / "config.yaml").write_text(literals.dump(tree), encoding="utf-8")
     for file, parameters in _parameters(model).items():
         save_tensors(
             {
@@ -354,20 +371,37 @@ def _write_manifest(draft: Path, *, step: int, **facts: Any) -> None:
 
 
 def _open(folder: Path) -> Checkpoint:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: no readable manifest.json: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder}: checkpoint format {manifest.get('format')!r}, expected {FORMAT}"
-        )
+    file = folder / "manifest.json"
+    with naming(CheckpointError, f"{file}: no readable manifest"):
+        check_links(folder)
+        manifest = json.loads(inside(folder, file.name, "manifest").read_text("utf-8"))
+        _check_manifest(manifest, file)
     for name, entry in manifest["files"].items():
-        file = folder / name
-        size = file.stat().st_size if file.is_file() else None
+        file = inside(folder, name, str(folder / "manifest.json"))
+        size = file.stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(f"{file}: expected {entry['bytes']} bytes, got {size}")
     return Checkpoint(folder, manifest)
+
+
+_MANIFEST = {"step": int, "files": dict, "fingerprints": dict, "chosen": dict}
+
+
+def _check_manifest(manifest: Any, file: Path) -> None:
+    """Raises CheckpointError unless it holds what is read of it."""
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        got = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{file}: checkpoint format {quoted(got)}, expected {FORMAT}")
+    for key, kind in _MANIFEST.items():
+        if not isinstance(manifest.get(key), kind):
+            got = quoted(manifest.get(key))
+            raise CheckpointError(f"{file}: {key}: expected {kind.__name__}, got {got}")
+    for name, entry in manifest["files"].items():
+        facts = entry if isinstance(entry, dict) else {}
+        if not isinstance(facts.get("bytes"), int) or not isinstance(facts.get("sha256"), str):
+            raise CheckpointError(
+                f"{file}: files: {quoted(name)}: expected bytes and sha256, got {quoted(entry)}"
+            )
 
 
 def _parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
@@ -377,19 +411,6 @@ def _parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
         "output_projections.safetensors": dict(model.output_projections.named_parameters()),
         "rows.safetensors": {"rows": model.llm.rows, "head_rows": model.llm.head_rows},
     }
-
-
-def _copy_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], file: Path) -> None:
-    for name in sorted(own.keys() | saved.keys()):
-        expected = list(own[name].shape) if name in own else "absent"
-        got = list(saved[name].shape) if name in saved else "absent"
-        if expected != got:
-            raise CheckpointError(
-                f"{file}: entry {name!r}: expected {expected}, got {got}; was it trained with "
-                "another LLM, encoder, decoder or projection?"
-            )
-    for name, value in own.items():
-        value.data.copy_(saved[name])
 
 
 def _llm_fingerprint(model: AnyToAny) -> str:

@@ -1,8 +1,12 @@
 """Strict configuration: YAML -> frozen dataclasses, and the one place that looks up components.
 
 Every key is known or an error that suggests the near one; every value is checked against the
-type of its field. A component is named by its `type`; its Config stands next to its class, and
-its module is imported only when a config names it.
+type of its field, which also says what `no`, `1e-4` or `null` mean. A component is named by its
+`type`; its Config stands next to its class, and its module is imported only when a config names it.
+
+A config of one's own may name types of one's own ("module:Config"). One that lies in a checkpoint
+may not: it imports nothing and names no file outside its folder, unless the user has said so by
+name (`trust`).
 """
 
 from __future__ import annotations
@@ -11,16 +15,19 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import math
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from mmllm.errors import ConfigError
+from mmllm import literals
+from mmllm.errors import ConfigError, quoted
+from mmllm.literals import Spelled
+from mmllm.weights import inside
 
 COMPONENTS: dict[str, dict[str, str]] = {
     "llm": {"causal_lm": "mmllm.llm.causal_lm:CausalLMConfig"},
@@ -77,8 +84,10 @@ COMPONENTS: dict[str, dict[str, str]] = {
 }
 """Room -> type -> "module:Config". A new component is one file and one entry here."""
 
-_FOREIGN: set[str] = set()
-"""Components from outside the table that were named as "module:Config"."""
+_OWN: set[str] = set()
+"""Components from outside the table, "module:Config", that the user of this process has named."""
+_TRUSTED: set[str] = set()
+"""Modules and files that the user lets checkpoints name."""
 
 T = TypeVar("T")
 
@@ -108,8 +117,9 @@ class SystemConfig:
             have, want = set(getattr(self, projections)), set(getattr(self, parts))
             if have != want:
                 raise ConfigError(
-                    f"system.{projections}: expected the keys of system.{parts} {sorted(want)}, "
-                    f"got {sorted(have)}; each part needs one projection under its own key"
+                    f"system.{projections}: expected the keys of system.{parts} "
+                    f"{quoted(sorted(want))}, got {quoted(sorted(have))}; each part needs one "
+                    "projection under its own key"
                 )
 
 
@@ -280,8 +290,8 @@ def parse_stage(tree: Any) -> StageConfig:
     unknown = set(stage.losses) - {"text", "align", "denoise", "retain"}
     if unknown:
         raise ConfigError(
-            f"stage.losses: unknown loss {sorted(unknown)}; known are text, align, denoise and "
-            "retain"
+            f"stage.losses: unknown loss {quoted(sorted(unknown))}; known are text, align, "
+            "denoise and retain"
         )
     if ("retain" in stage.losses) != (stage.retain is not None):
         raise ConfigError(
@@ -325,18 +335,42 @@ def component_class(room: str, kind: str, where: str | None = None) -> type:
     """The Config class of a component type; imports its module. "module:Config" names your own."""
     entry = COMPONENTS[room].get(kind, kind if ":" in kind else None)
     if entry is None:
+        near = _suggest(kind, COMPONENTS[room])
         raise ConfigError(
-            f"{where or room}: unknown type {kind!r}{_suggest(kind, COMPONENTS[room])}; known are "
+            f"{where or room}: unknown type {quoted(kind)}{near}; known are "
             f"{', '.join(sorted(COMPONENTS[room]))}, or 'your.module:YourConfig'"
         )
     module, _, name = entry.partition(":")
+    if kind in COMPONENTS[room]:
+        return getattr(importlib.import_module(module), name)
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{where or room}: type {kind!r} cannot be loaded: {error}") from error
-    if kind not in COMPONENTS[room]:
-        _FOREIGN.add(entry)
+        found = getattr(_import_own(module), name)
+    except Exception as error:  # whatever a module of the user's own raises
+        raise ConfigError(
+            f"{where or room}: type {quoted(kind)} cannot be loaded: {type(error).__name__}: "
+            f"{error}; its module has to be installed, on PYTHONPATH, or in the working folder"
+        ) from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"{where or room}: type {quoted(kind)} is no dataclass")
+    _OWN.add(entry)
     return found
+
+
+def _import_own(module: str) -> types.ModuleType:
+    """A module that the user has named: found on the import path, else in the working folder,
+    which is not on that path before."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        folder = str(Path.cwd())
+        if error.name != module.partition(".")[0] or folder in sys.path:
+            raise
+        sys.path.append(folder)
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError:
+            sys.path.remove(folder)
+            raise
 
 
 def parse_component(room: str, tree: Any, where: str, *, default: str | None = None) -> Any:
@@ -387,19 +421,80 @@ def dump(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
+def trust(names: Collection[str]) -> None:
+    """Let the checkpoints that this process opens name these modules ("my_encoder", with what is
+    below it) as types of components, and these files as templates."""
+    if isinstance(names, str):
+        raise ConfigError(f"trust: expected a list of names, got {quoted(names)}")
+    _TRUSTED.update(names)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping; a `system:` that names a file is read from next to it."""
+    """A YAML mapping; a `system:` that names a file is read from next to it.
+
+    A YAML in a checkpoint's folder was written by others, any other by the user: see `trust`.
+    """
     path = Path(path)
+    folder = _checkpoint_of(path)
+    if folder is not None:
+        inside(folder, str(path.absolute()), str(path))
+    tree = _read_mapping(path)
+    included = tree.get("system")
+    if isinstance(included, str):
+        file = path.parent / included
+        if folder is not None and included not in _TRUSTED:
+            file = inside(folder, str(file.absolute()), f"{path}: system")
+        tree["system"] = _read_mapping(file)
+        folder = folder or _checkpoint_of(file)
+    if folder is not None:
+        _check_foreign(tree, folder, str(path))
+    return tree
+
+
+def _check_foreign(tree: Any, folder: Path, where: str) -> None:
+    """Raises ConfigError if a config that others wrote, plain data, names code that is not mmllm's
+    or a file outside `folder`, and the user does not trust it. Templates get their whole path."""
+    if isinstance(tree, dict):
+        kind = tree.get("type")
+        if isinstance(kind, str) and ":" in kind and not _is_trusted(kind):
+            module = quoted(kind.partition(":")[0])
+            raise ConfigError(
+                f"{where}: type {quoted(kind)} is code that does not belong to mmllm; a checkpoint "
+                f"runs it only if you allow it by name: --trust {module.strip(chr(39))}, or "
+                f"mmllm.load(…, trust=[{module}])"
+            )
+        template = tree.get("chat_template")
+        if isinstance(template, str) and template.endswith(".jinja") and template not in _TRUSTED:
+            tree["chat_template"] = str(inside(folder, template, f"{where}: chat_template"))
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            _check_foreign(value, folder, f"{where}: {quoted(key).strip(chr(39))}")
+
+
+def _is_trusted(kind: str) -> bool:
+    module = kind.partition(":")[0]
+    packages = [module, *(module[:at] for at, letter in enumerate(module) if letter == ".")]
+    return kind in _OWN or not _TRUSTED.isdisjoint([kind, *packages])
+
+
+def _checkpoint_of(path: Path) -> Path | None:
+    """The checkpoint in whose folder a file lies; None for one of the user's own."""
+    parents = dict.fromkeys([*path.absolute().parents, *path.resolve().parents])
+    for folder in parents:
+        if (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file():
+            return folder
+    return None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8-sig") as stream:
+            tree = literals.load(stream.read(literals.MAX_CHARACTERS + 1))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    tree = dict(_mapping(tree, str(path)))
-    if isinstance(tree.get("system"), str):
-        tree["system"] = read_yaml(path.parent / tree["system"])
-    return tree
+    return dict(_mapping(tree, str(path)))
 
 
 def _component_type(cls: type) -> str | None:
@@ -409,20 +504,26 @@ def _component_type(cls: type) -> str | None:
         for kind, known in kinds.items():
             if known == entry:
                 return kind
-    return entry if entry in _FOREIGN else None
+    return entry if entry in _OWN else None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
-        raise ConfigError(f"override {override!r}: expected dotted.key=value")
+        raise ConfigError(f"override {quoted(override)}: expected dotted.key=value")
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is not a mapping")
-    node[last] = yaml.safe_load(value)
+            raise ConfigError(f"override {quoted(override)}: {quoted(parent)} is not a mapping")
+    try:
+        node[last] = literals.load(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"override {quoted(override)}: the value is no YAML: {error}; put quotes round a text: "
+            f"{key}='\"…\"'"
+        ) from error
 
 
 @functools.cache
@@ -435,7 +536,7 @@ def _check_keys(cls: type, tree: Mapping[str, Any], where: str) -> None:
     for key in tree:
         if key not in fields:
             raise ConfigError(
-                f"{where}: unknown key {key!r}{_suggest(key, fields)}; "
+                f"{where}: unknown key {quoted(key)}{_suggest(key, fields)}; "
                 f"known are {', '.join(sorted(fields))}"
             )
     missing = [
@@ -450,19 +551,19 @@ def _check_keys(cls: type, tree: Mapping[str, Any], where: str) -> None:
 
 
 def _suggest(key: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(key)[:60], list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _mapping(tree: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where}: expected a mapping of keys, got {tree!r}")
+        raise ConfigError(f"{where}: expected a mapping of keys, got {quoted(tree)}")
     return tree
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     """One field: nested dataclasses by `parse`, everything else by pydantic."""
-    options = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
+    options = _options(hint)
     nested = [option for option in options if dataclasses.is_dataclass(option)]
     if nested and not dataclasses.is_dataclass(value):
         if value is None and type(None) in options:
@@ -470,12 +571,71 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return parse(typing.cast(type, nested[0]), value, where)
     import pydantic
 
+    value = _as_meant(hint, value)
     try:
-        return _adapter(hint).validate_python(value)
+        found = _adapter(hint).validate_python(value)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join([where, *map(str, first["loc"])])
-        raise ConfigError(f"{place}: {first['msg'].lower()}, got {first['input']!r}") from error
+        place = ".".join([where, *(str(key)[:60] for key in first["loc"])])
+        hint_at = {
+            bool: "; YAML reads yes, no, on and off as true and false: put quotes round a text",
+            type(None): "; YAML reads null, ~ and nothing as no value: put quotes round a text",
+        }.get(type(first["input"]), "")
+        raise ConfigError(
+            f"{place}: {first['msg'].lower()}, got {quoted(first['input'])}{hint_at}"
+        ) from error
+    if _holds_nan(found):
+        raise ConfigError(f"{where}: expected a number, got nan")
+    return found
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one that it is."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _as_meant(hint: Any, value: Any) -> Any:
+    """The same value without `Spelled`: each scalar is what its field's type says."""
+    options = _options(hint)
+    if isinstance(value, Spelled):
+        return _scalar_as_meant(options, value)
+    if isinstance(value, Mapping | list | tuple):
+        for option in options:
+            of = typing.get_args(option)
+            origin = typing.get_origin(option)
+            if isinstance(value, Mapping) and origin in (Mapping, dict) and len(of) == 2:
+                return {key: _as_meant(of[1], entry) for key, entry in value.items()}
+            if not isinstance(value, Mapping) and origin in (tuple, list, Sequence) and of:
+                hints = [*of, *[of[0]] * len(value)] if of[-1] is not ... else [of[0]] * len(value)
+                return [_as_meant(kind, entry) for kind, entry in zip(hints, value, strict=False)]
+    return literals.plain(value)
+
+
+def _scalar_as_meant(options: Sequence[Any], value: Spelled) -> Any:
+    choices = [
+        choice
+        for option in options
+        if typing.get_origin(option) is typing.Literal
+        for choice in typing.get_args(option)
+    ]
+    for spelling in (value.spelling, value.spelling.lower()):
+        if spelling in choices:
+            return spelling
+    if any(choice == value.plain and type(choice) is type(value.plain) for choice in choices):
+        return value.plain
+    fitting = {bool: (bool,), int: (int, float, bool), float: (float, int)}[type(value.plain)]
+    if any(option is Any or option in fitting for option in options):
+        return value.plain
+    return value.spelling
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_nan(entry) for entry in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_nan(entry) for entry in value)
+    return isinstance(value, float) and math.isnan(value)
 
 
 @functools.cache

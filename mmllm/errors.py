@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _QUOTED = 120
 """Characters of a foreign value that a message quotes."""
+_REASON = 300
+"""Characters of a library's message that a message of ours quotes."""
 
 
 def quoted(value: object) -> str:
@@ -77,3 +81,27 @@ class ContextError(MmllmError, ValueError):
 
 class TrainingError(MmllmError, RuntimeError):
     """Training cannot go on: too many bad items, losses that are not finite, no progress."""
+
+
+@contextmanager
+def naming(kind: type[MmllmError], what: object) -> Iterator[None]:
+    """Whatever a library raises within it becomes `kind`, with `what` before its message: a file
+    that others wrote can be wrong in more ways than its reader has words for. A panic of a library
+    in Rust, which is no Exception, is among it; mmllm's own errors pass."""
+    try:
+        yield
+    except MmllmError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What is said of an exception: the first line of its message, cut, and its class where the
+    message alone would tell nothing."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    line = line if len(line) <= _REASON else f"{line[: _REASON - 1]}…"
+    telling = isinstance(error, OSError | ValueError | RuntimeError) and line
+    return line if telling else f"{type(error).__name__}: {line}".removesuffix(": ")

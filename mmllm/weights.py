@@ -8,13 +8,14 @@ alone, and whoever would load weights makes the same modules on the meta device.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmllm.errors import AssetError
+from mmllm.errors import AssetError, CheckpointError, naming, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,42 @@ def locate(weights: str, where: str, revision: str | None = None) -> str:
     return weights
 
 
+def inside(folder: Path, name: str, where: str, *, follow: bool = False) -> Path:
+    """The regular file `name` of a folder that others filled; raises CheckpointError if it leads
+    out of the folder, by its name or by a symbolic link, which `follow` allows. (The hub's cache
+    links into its blobs.)"""
+    root = folder.resolve()
+    blobs = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
+    try:
+        file = (root / name).resolve()
+        found = file.is_file()
+        if follow:
+            file = Path(os.path.normpath(root / name))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{where}: {quoted(name)} is no file: {error}") from error
+    if not any(file.is_relative_to(within) for within in (root, *blobs)):
+        raise CheckpointError(
+            f"{where}: {quoted(name)} leads out of {folder}; a checkpoint reads no other files: "
+            "copy it into the folder, or allow it by name with --trust or trust=[…]"
+        )
+    if not found:
+        raise CheckpointError(f"{where}: {folder} has no file {quoted(name)}")
+    return root / name
+
+
+def check_links(folder: Path) -> None:
+    """Raises CheckpointError if anything in a folder that others filled is a link out of it, or is
+    neither file nor folder."""
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(place, name)
+            if path.is_symlink() and path.is_dir():
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    raise CheckpointError(f"{path}: links to a folder outside {folder}")
+            elif not path.is_dir():
+                inside(folder, str(path.absolute()), str(folder))
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file that whoever may read its folder can read: the library alone leaves
     it to its owner, and checkpoints and caches are shared."""
@@ -79,6 +116,39 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     mode = path.stat().st_mode
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     path.chmod(mode)
+
+
+def copy_tensors(own: Mapping[str, Tensor], file: Path, *, remedy: str) -> None:
+    """Fill tensors with those of a safetensors file: the same names and shapes, real numbers, all
+    finite; raises CheckpointError that names the file, what differs, and the remedy. What does not
+    fit is not read."""
+    import torch
+    from safetensors import safe_open
+
+    read: dict[str, Tensor] = {}
+    with naming(CheckpointError, file), safe_open(file, framework="pt") as saved:
+        names = set(saved.keys())
+        for name in sorted(own.keys() | names):
+            expected = list(own[name].shape) if name in own else "absent"
+            got = saved.get_slice(name).get_shape() if name in names else "absent"
+            if expected != got:
+                raise CheckpointError(
+                    f"{file}: entry {quoted(name)}: expected {expected}, got {got}; {remedy}"
+                )
+        for name in own:
+            tensor = saved.get_tensor(name)
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"{file}: entry {quoted(name)}: expected real numbers, got {tensor.dtype}"
+                )
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(
+                    f"{file}: entry {quoted(name)} holds NaN or infinite values; take a checkpoint "
+                    "from before training diverged, or another copy of the file"
+                )
+            read[name] = tensor
+    for name, value in own.items():
+        value.data.copy_(read[name])
 
 
 def _configs(name: str, where: str, *, shipped: Path | None) -> Path:

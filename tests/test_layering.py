@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "tokens": set(),
     "precision": {"errors"},
     "console": set(),
-    "config": {"errors"},
+    "literals": set(),
+    "config": {"errors", "literals", "weights"},
     "licences": {"config", "errors"},
     "conversation": {
         "errors",
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
     "losses": {"data", "decoders", "model"},
-    "checkpoints": {"config", "errors", "llm", "model", "weights"},
+    "checkpoints": {"config", "errors", "literals", "llm", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
     "generation": {"conversation", "data", "errors", "llm", "model", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},

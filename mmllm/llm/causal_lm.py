@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
+import math
 import shlex
-import struct
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmllm.errors import CheckpointError, ConfigError
+from mmllm.errors import CheckpointError, ConfigError, naming, quoted, reason
 from mmllm.llm import packing
 from mmllm.llm.frozen import Products, is_small, versions
 from mmllm.llm.head import Head, LogitShape
@@ -32,7 +33,7 @@ from mmllm.llm.stack import Pass, Stack, product
 from mmllm.llm.templates import chat_template
 from mmllm.precision import moved, named_dtype
 from mmllm.tokens import TokenSpace
-from mmllm.weights import PICKLES, are_left_out, locate, save_tensors
+from mmllm.weights import PICKLES, are_left_out, copy_tensors, inside, locate, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -173,6 +174,11 @@ class LanguageModel(nn.Module):
         """Make rows for every output's signal tokens, at the scale of the existing rows."""
         self.tokens = TokenSpace(len(self.embedding.weight), signal_tokens)
         scale = self.embedding_scale
+        if not math.isfinite(scale):
+            raise CheckpointError(
+                f"llm.weights {quoted(self.config.weights)}: its embedding holds NaN or infinite "
+                "values; is the copy whole?"
+            )
         self.rows = nn.Parameter(
             torch.randn(self.tokens.num_signals, self.width, generator=generator) * scale
         )
@@ -204,25 +210,20 @@ class LanguageModel(nn.Module):
             assert "lora_" in name
 
     def load_lora(self, folder: Path) -> None:
-        """Adapters from a folder in peft's own format; raises CheckpointError if they differ."""
-        from peft import get_peft_model_state_dict, load_peft_weights
+        """Adapters from a folder in peft's own format; raises CheckpointError if they differ. Only
+        its safetensors are read: not the pickle that peft would take, nor peft's config."""
+        from peft import get_peft_model_state_dict
 
+        file = folder / "adapter_model.safetensors"
+        if not file.is_file():
+            names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+            raise CheckpointError(
+                f"{file}: absent ({names}); adapters are read from safetensors alone, no pickle is"
+            )
         self.attach_lora()
         own = get_peft_model_state_dict(self.model, save_embedding_layers=False)  # not copies
-        saved = load_peft_weights(str(folder), device="cpu")
-        if own.keys() != saved.keys():
-            odd = sorted(own.keys() ^ saved.keys())
-            raise CheckpointError(
-                f"{folder}: LoRA adapters differ from the config in {len(odd)} entries, "
-                f"first {odd[0]!r}; do llm.weights and llm.lora match the checkpoint?"
-            )
-        for name, value in own.items():
-            if value.shape != saved[name].shape:
-                raise CheckpointError(
-                    f"{folder}: {name}: expected {list(value.shape)}, got "
-                    f"{list(saved[name].shape)}; was it trained with another llm.lora.rank?"
-                )
-            value.copy_(saved[name])
+        remedy = "do llm.weights and llm.lora match the checkpoint?"
+        copy_tensors(own, file, remedy=remedy)
 
     def save_lora(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Adapters in peft's own format; nothing of the base model is written."""
@@ -537,33 +538,50 @@ def build(
     config: CausalLMConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> LanguageModel:
     """Load tokenizer and model from a folder, a .gguf file, a hub id or an asset."""
+    dtype = named_dtype(config.dtype) if config.dtype else dtype
+    where = f"llm.weights {quoted(config.weights)} cannot be loaded"
+    with naming(CheckpointError, where):
+        source = _source(config.weights)
+        if are_left_out():
+            return _hollow(config, source, dtype)
+        return _build(config, source, dtype, device)
+
+
+def _build(
+    config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype, device: str
+) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = named_dtype(config.dtype) if config.dtype else dtype
-    source = _source(config.weights)
-    if are_left_out():
-        return _hollow(config, source, dtype)
+    gguf = "gguf_file" in source
     options = {
         "dtype": dtype,
         "attn_implementation": config.attention,
-        **_quantization(config, dtype, gguf="gguf_file" in source),
+        **_quantization(config, dtype, gguf=gguf),
     }
     if config.device_map is not None:
         mapping = config.device_map
         options["device_map"] = mapping if isinstance(mapping, str) else dict(mapping)
     elif config.quantization:
         options["device_map"] = {"": device}  # quantised where it will be used
-    if "gguf_file" not in source:
+    if not gguf:
         options["use_safetensors"] = True
         _check_files(config.weights, Path(source["pretrained_model_name_or_path"]))
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, **options)
-    except (OSError, ValueError, ImportError, struct.error) as error:  # struct: a broken GGUF
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **source, **options, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
-            f"llm.weights {config.weights!r} cannot be loaded: {_told(error)}"
+            f"llm.weights {quoted(config.weights)} cannot be loaded: {_told(error)}"
         ) from error
-    if "gguf_file" in source:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"llm.weights {quoted(config.weights)} lacks {len(missing)} weights, first "
+            f"{missing[0]!r}; was it saved completely?"
+        )
+    if gguf:
         _forget_gguf(model)
     if "device_map" not in options:
         model = model.to(device)  # pyright: ignore[reportArgumentType] - its wrapper's signature
@@ -589,6 +607,12 @@ def _check_files(weights: str, source: Path) -> None:
             f"llm.weights {weights!r} has no config.json ({', '.join(names[:8]) or 'nothing'}); is "
             "it the folder of a model?"
         )
+    if "adapter_config.json" in names:
+        raise CheckpointError(
+            f"llm.weights {weights!r} is the folder of an adapter, which names another model: "
+            "merge the two with peft (merge_and_unload) and give the merged folder"
+        )
+    _check_shards(source, names)
     if any(name.endswith(".safetensors") for name in names):
         return
     pickles = [name for name in names if Path(name).suffix in PICKLES]
@@ -601,11 +625,42 @@ def _check_files(weights: str, source: Path) -> None:
     )
 
 
+def _check_shards(source: Path, names: Sequence[str]) -> None:
+    """Raises CheckpointError if an index names files outside the folder, or if config.json wants
+    more layers than there are tensors: making them would take for ever."""
+    from safetensors import safe_open
+
+    shards = {name for name in names if name.endswith(".safetensors")}
+    for name in names:
+        if name.endswith(".safetensors.index.json"):
+            index = json.loads((source / name).read_text(encoding="utf-8"))
+            shards |= {str(shard) for shard in index["weight_map"].values()}
+    count = 0
+    for name in sorted(shards):
+        file = inside(source, name, "llm.weights", follow=True)
+        with naming(CheckpointError, file), safe_open(file, framework="pt") as saved:
+            count += len(saved.keys())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    for tree in (config, config.get("text_config")):
+        for key in ("num_hidden_layers", "n_layer", "num_layers"):
+            layers = tree.get(key) if isinstance(tree, dict) else None
+            if shards and isinstance(layers, int) and layers > count:
+                raise CheckpointError(
+                    f"{source / 'config.json'}: {key}: {layers} layers, but the weights hold "
+                    f"{count} tensors"
+                )
+
+
 def _told(error: Exception) -> str:
     """A library's message; of one that speaks of the hub the first line, and what can be done."""
     message = str(error)
+    if "trust_remote_code" in message:
+        return (
+            "it brings code of its own, which is never run here; only families that transformers "
+            "itself implements can be loaded"
+        )
     if "huggingface.co" not in message and "gated" not in message:
-        return message
+        return message if len(message) < 1000 else reason(error)
     return (
         f"{message.splitlines()[0]}; give a folder, correct the id, log in with `hf auth login` if "
         "it is gated, or, where it has no safetensors, download its pickle into a folder and give "
@@ -622,7 +677,7 @@ def _hollow(config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype) 
         of = AutoConfig.from_pretrained(**source)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"llm.weights {config.weights!r}: no usable config.json: {error}"
+            f"llm.weights {quoted(config.weights)}: no usable config.json: {_told(error)}"
         ) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -633,15 +688,18 @@ def _hollow(config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype) 
 
 
 def _source(weights: str) -> dict[str, Any]:
-    """What `from_pretrained` opens, by its parameters' names."""
+    """What `from_pretrained` opens, by its parameters' names. Code that lies with the weights is
+    not run, and nobody is asked whether it should be."""
+    source: dict[str, Any] = {"trust_remote_code": False}
     if not weights.endswith(".gguf"):
-        return {"pretrained_model_name_or_path": locate(weights, "llm.weights")}
+        return {**source, "pretrained_model_name_or_path": locate(weights, "llm.weights")}
     folder, _, file = weights.rpartition("/")
     path = Path(weights).expanduser()
     if path.is_file():
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    located = locate(folder, "llm.weights")
-    return {"pretrained_model_name_or_path": located, "gguf_file": file}
+        folder, file = str(path.parent), path.name
+    else:
+        folder = locate(folder, "llm.weights")
+    return {**source, "pretrained_model_name_or_path": folder, "gguf_file": file}
 
 
 def _quantization(config: CausalLMConfig, dtype: torch.dtype, *, gguf: bool) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""YAML as configs have it: plain data whose numbers and booleans remember how they were spelt.
+
+YAML 1.1 reads `no` and `on` as booleans, `1e-4` as text, `010` as eight, `1:30` as ninety and
+`2026-01-02` as a date. Only the type of a field says what was meant, so a scalar keeps its spelling
+(`Spelled`) until a field takes it (mmllm.config). Numbers are read as YAML 1.2 and JSON read them;
+dates and numbers to the base of 60 stay text; keys are always text.
+
+What is read may come from others: size, nesting and aliases are bounded; no tag makes an object.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+MAX_CHARACTERS = 2**17
+"""Of a document; PyYAML takes seconds for as many."""
+_MAX_NODES = 50_000
+"""Of a document whose aliases are written out."""
+
+_BOOLEANS = {"yes": True, "no": False, "true": True, "false": False, "on": True, "off": False}
+_DECIMAL = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$"
+    r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"
+    r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+_INTEGER = re.compile(
+    r"[-+]?(?:0|[1-9][0-9_]*)$|[-+]?0x[0-9a-fA-F_]+$|[-+]?0b[01_]+$|[-+]?0o[0-7_]+$"
+)
+_BOOLEAN = re.compile("|".join(f"{w}$|{w.title()}$|{w.upper()}$" for w in _BOOLEANS))
+
+
+class Spelled:
+    """A scalar of YAML that is not text: `plain` is what YAML says it is."""
+
+    spelling: str
+    plain: Any
+
+    def __repr__(self) -> str:
+        return self.spelling
+
+
+class _Boolean(Spelled, int):
+    @property
+    def plain(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return bool(self)
+
+
+class _Integer(Spelled, int):
+    @property
+    def plain(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return int(self)
+
+
+class _Float(Spelled, float):
+    @property
+    def plain(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return float(self)
+
+
+def plain(tree: Any) -> Any:
+    """The same data without spellings, as YAML itself reads it."""
+    if isinstance(tree, Spelled):
+        return tree.plain
+    if isinstance(tree, Mapping):
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(plain(value) for value in tree)
+    return tree
+
+
+def load(text: str) -> Any:
+    """YAML -> plain data and `Spelled`. Raises ValueError for whatever is no such document."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"more than {MAX_CHARACTERS} characters")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{place}{error.problem or error.context}") from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def dump(tree: Any) -> str:
+    """Plain data -> YAML that `load`, and any other reader, takes for the same."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of the module's first lines."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value[:60]!r} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+                if key.tag != "tag:yaml.org,2002:merge":
+                    key.tag = "tag:yaml.org,2002:str"
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that one of the two readings would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _resolved(node: yaml.ScalarNode, kind: type, value: Any) -> Any:
+    scalar = kind(value)
+    scalar.spelling = node.value
+    return scalar
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    try:
+        return _resolved(node, _Integer, int(node.value.replace("_", ""), 0))
+    except ValueError:  # `!!int text`, or more digits than Python converts
+        return node.value
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    digits = node.value.replace("_", "").lower()
+    try:
+        return _resolved(node, _Float, float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", digits)))
+    except ValueError:
+        return node.value
+
+
+def _boolean(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    value = _BOOLEANS.get(node.value.lower())
+    return node.value if value is None else _resolved(node, _Boolean, value)
+
+
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many nodes there are below, aliases written out; raises ValueError above the bound."""
+    known = counts.get(id(node))
+    if known is not None:
+        if known == 0:
+            raise ValueError("an alias that contains itself")
+        return known
+    counts[id(node)] = 0  # until it is known: being counted
+    total = 1
+    if not isinstance(node, yaml.ScalarNode):
+        for entry in node.value:
+            for child in entry if isinstance(entry, tuple) else (entry,):
+                total += _count(child, counts)
+                if total > _MAX_NODES:
+                    raise ValueError(f"more than {_MAX_NODES} entries when aliases are written out")
+    counts[id(node)] = total
+    return total
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", _BOOLEAN, "yYnNtTfFoO"),
+    ("int", _INTEGER, "-+0123456789"),
+    ("float", _DECIMAL, "-+0123456789."),
+    ("null", re.compile(r"~$|null$|Null$|NULL$|$"), ["~", "n", "N", ""]),
+    ("merge", re.compile("<<$"), "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "str", "seq", "map")
+}
+_Loader.add_constructor("tag:yaml.org,2002:bool", _boolean)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
