@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import yaml
 
-from mmllm import config
-from mmllm.errors import ConfigError
+from mmllm import config, literals
+from mmllm.errors import ConfigError, MmllmError
 
 ROOT = Path(__file__).parent.parent
 STAGES = sorted(
@@ -77,3 +80,212 @@ def test_a_missing_file_and_broken_yaml_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"broken\.yaml: cannot be read as YAML"):
         config.load_run(tmp_path / "broken.yaml")
+
+
+@dataclass(frozen=True)
+class Everything:
+    """A field of every type that configs have."""
+
+    word: str = ""
+    choice: Literal["auto", "no", "on", "4bit", "null"] = "auto"
+    maybe: Literal["no", "yes"] | None = None
+    count: int = 0
+    share: float = 0.0
+    switch: bool = False
+    words: tuple[str, ...] = ()
+    either: tuple[str, ...] | str = ()
+    pair: tuple[float, float] = (0.0, 0.0)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    places: Mapping[str, int | str] | str | None = None
+    anything: Mapping[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("word: no", "no"),
+        ("word: True", "True"),
+        ("word: 1.10", "1.10"),
+        ("word: 010", "010"),
+        ("word: 0x1F", "0x1F"),
+        ("word: 2026-01-02", "2026-01-02"),
+        ("word: 2026-13-45", "2026-13-45"),
+        ("word: 1:30", "1:30"),
+        ("word: 1e-4", "1e-4"),
+        ("word: =", "="),
+        ("word: 'null'", "null"),
+        ("choice: no", "no"),
+        ("choice: No", "no"),
+        ("choice: on", "on"),
+        ("choice: 4bit", "4bit"),
+        ("maybe: no", "no"),
+        ("maybe: null", None),
+        ("maybe: ~", None),
+        ("maybe:", None),
+        ("count: 1_000", 1000),
+        ("count: 1e3", 1000),
+        ("count: 010", 10),
+        ("count: 0o17", 15),
+        ("count: 0x10", 16),
+        ("share: 1e-4", 1e-4),
+        ("share: 1E5", 1e5),
+        ("share: -.5e+3", -500.0),
+        ("share: 3", 3.0),
+        ("share: .inf", float("inf")),
+        ("switch: off", False),
+        ("switch: Yes", True),
+        ("switch: y", True),
+        ("switch: 1", True),
+        ("words: [no, 1.10, 2026-01-02, on]", ("no", "1.10", "2026-01-02", "on")),
+        ("either: [off, x]", ("off", "x")),
+        ("either: off", "off"),
+        ("pair: [1e-1, 1]", (0.1, 1.0)),
+        ("rates: {no: 1e-4, 2: 5}", {"no": 1e-4, "2": 5.0}),
+        ("places: {a: 0, b: cpu, c: no}", {"a": 0, "b": "cpu", "c": "no"}),
+        ("places: null", None),
+        ("anything: {a: no, b: 1e-4, c: [on, '1'], d: 1:30}", None),
+    ],
+)
+def test_a_literal_is_what_its_field_says(text: str, value: object) -> None:
+    read = config.parse(Everything, literals.load(text), "x")
+    (name,) = literals.load(text)
+    if name == "anything":
+        assert read.anything == {"a": False, "b": 1e-4, "c": [True, "1"], "d": "1:30"}
+        assert type(read.anything["a"]) is bool
+        return
+    assert getattr(read, name) == value
+    assert type(getattr(read, name)) is type(value)
+    assert config.parse(Everything, literals.load(literals.dump(config.dump(read))), "x") == read
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("word: null", r"x\.word: .*string, got None; .* put quotes round a text"),
+        ("word:", r"x\.word: .*got None"),
+        ("count: yes", r"x\.count: .*integer.*'yes'"),
+        ("count: 1:30", r"x\.count: .*'1:30'"),
+        ("count: 2026-01-02", r"x\.count: .*'2026-01-02'"),
+        ("count: 1.5", r"x\.count: .*1\.5"),
+        ("share: on", r"x\.share: .*'on'"),
+        ("share: .nan", r"x\.share: .*nan"),
+        ("rates: {a: .NaN}", r"x\.rates: .*nan"),
+        ("switch: 2", r"x\.switch: .*2"),
+        ("switch: maybe", r"x\.switch: .*'maybe'"),
+        ("choice: off", r"x\.choice: .*'off'"),
+        ("choice: 4", r"x\.choice: .*'4'"),
+        ("words: no", r"x\.words: .*'no'"),
+    ],
+)
+def test_a_literal_that_does_not_fit_is_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.parse(Everything, literals.load(text), "x")
+
+
+def test_the_same_on_the_command_line() -> None:
+    path = ROOT / "configs/mini/1_encoder_alignment.yaml"
+    stage = config.load_run(
+        path,
+        [
+            "stage.precision=no",
+            "stage.fused=on",
+            "stage.name=1e5",
+            "stage.clip=1e-1",
+            "stage.pack=no",
+        ],
+    ).stage
+    assert (stage.precision, stage.fused, stage.name) == ("no", "on", "1e5")
+    assert (stage.clip, stage.pack) == (0.1, False)
+    with pytest.raises(ConfigError, match=r"stage\.output: .*got None; YAML reads null"):
+        config.load_run(path, ["stage.output=null"])
+    for broken in ("stage.name=[1", "stage.name=@x", "stage.name=!!python/name:os.system", "a=*b"):
+        with pytest.raises(ConfigError, match="the value is no YAML"):
+            config.load_run(path, [broken])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "the key 'a' is there twice"),
+        ("a: &x [*x]", "contains itself"),
+        ("a: " + "[" * 3000, "nested too deeply"),
+        ("a: !!timestamp 2026-13-45", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("[a, b]: c", "unhashable"),
+        ("a: x\0y", "unacceptable character"),
+        ("a: '" + "x" * 200_000 + "'", "more than 131072 characters"),
+        ("\xff", "expected a mapping"),
+        ("system: run.yaml", "missing key|unknown key|mapping"),
+        (
+            "a0: &a0 [x, x]\n"
+            + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 50)),
+            "when aliases are written out",
+        ),
+        (
+            "a0: &a0 {k: 1}\n"
+            + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 50)),
+            "when aliases are written out",
+        ),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_document_that_would_hurt_is_one_short_error(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as told:
+        config.load_run(tmp_path / "run.yaml")
+    assert len(str(told.value)) < 1000
+
+
+def test_bytes_that_are_no_text_and_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"run\.yaml: cannot be read as YAML"):
+        config.load_run(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbfa: no")
+    assert literals.plain(config.read_yaml(tmp_path / "run.yaml")) == {"a": False}
+
+
+def test_a_huge_value_is_cut_in_its_message() -> None:
+    tree = config.read_yaml(ROOT / "configs/mini/1_encoder_alignment.yaml")
+    for place in ("steps", "schedule", "data", "train", "x" * 100_000):
+        for value in ("y" * 100_000, [["z"] * 1000] * 1000):
+            with pytest.raises(MmllmError) as told:
+                config.parse_run({**tree, "stage": {**tree["stage"], place: value}})
+            assert len(str(told.value)) < 1500
+
+
+OWN = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class {name}Config:
+    size: int = 1
+
+class NoConfig: pass
+"""
+
+
+def test_types_of_ones_own_are_found_in_the_working_folder_after_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    Path("own_part_of_a_test.py").write_text(OWN.format(name="Own"))
+    Path("own_broken_part.py").write_text("raise RuntimeError('boom')")
+    Path("jinja2.py").write_text("raise SystemExit('must not be found')")
+    found = config.parse_component(
+        "encoders", {"type": "own_part_of_a_test:OwnConfig", "size": 3}, "encoders.x"
+    )
+    assert config.dump(found) == {"type": "own_part_of_a_test:OwnConfig", "size": 3}
+    assert sys.path[-1] == str(tmp_path)
+    for kind, message in (
+        ("own_broken_part:X", "RuntimeError: boom"),
+        ("own_absent_part:X", "own_absent_part"),
+        ("own_part_of_a_test:AbsentConfig", "AbsentConfig"),
+        ("own_part_of_a_test:NoConfig", "is no dataclass"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config.parse_component("encoders", {"type": kind}, "encoders.x")
