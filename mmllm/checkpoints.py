@@ -7,8 +7,9 @@
     llm/                              the language model itself, where LoRA was merged into it
     training/                         optimiser and counters (absent in a model that is only used)
 
-A checkpoint is written next to its place and renamed, the manifest last: what carries its name is
-complete. No pickle is written or read.
+A checkpoint is written next to its place, synced and renamed, the manifest last (mmllm.disk): what
+carries its name is complete. Before it is trained on, its files are compared with the manifest's
+hashes. No pickle is written or read.
 
 A checkpoint may come from others. It runs no code and names no file outside its folder unless the
 user says so by name (mmllm.config.trust); whatever is wrong with it is a CheckpointError or
@@ -20,10 +21,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mmllm import config as configs
-from mmllm import literals
+from mmllm import disk, literals
 from mmllm.config import RunConfig, SystemConfig
 from mmllm.errors import CheckpointError, MmllmError, naming, quoted
 from mmllm.llm.export import merge as merge_lora
@@ -103,31 +103,28 @@ def save(
     is what was decided by measurement; `dtype` converts the weights (None: as they are);
     `with_llm` writes the frozen language model too.
 
-    Raises CheckpointError when the disk is full; what was there before is then untouched.
+    A card (README.md) that lies in the folder stays. Raises CheckpointError when the disk does not
+    take it; what was there before is then untouched.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    shutil.rmtree(draft, ignore_errors=True)
-    needed = _bytes_needed(model, tensors or {}, with_llm=with_llm)
-    free = shutil.disk_usage(folder.parent).free
+    with _written(folder), disk.whole_folder(folder) as draft:
+        require_space(folder, _bytes_needed(model, tensors or {}, with_llm=with_llm))
+        _write(draft, model, step, stage, training, tensors, chosen, dtype, with_llm)
+        card = disk.standing(folder) / "README.md"
+        if card.is_file():
+            shutil.copy2(card, draft)
+    return folder
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raises CheckpointError unless `needed` bytes are free where `folder` is, or will be."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
             f"{folder}: a checkpoint takes {needed / 2**20:.0f} MiB but {free / 2**20:.0f} MiB are "
             "free; free some space and resume from the previous checkpoint"
         )
-    try:
-        draft.mkdir()
-        _write(draft, model, step, stage, training, tensors, chosen, dtype, with_llm)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: cannot be written: {error}; the previous checkpoint is untouched"
-        ) from error
-    return folder
 
 
 def assemble(
@@ -143,28 +140,26 @@ def assemble(
     shapes are checked when the checkpoint is loaded. Raises CheckpointError if `folder` exists or
     cannot be written.
     """
-
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; name a new folder")
-    draft = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    try:
-        draft.mkdir(parents=True)
+    with _written(folder), disk.whole_folder(folder) as draft:
         text = literals.dump({"system": configs.dump(system)})
         (draft / "config.yaml").write_text(text, encoding="utf-8")
         for name, tensors in files.items():
             save_tensors(tensors, draft / name)
         write_more(draft)
         _write_manifest(draft, step=0, system=system.name, stage=None, fingerprints={}, chosen={})
-        draft.rename(folder)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
     return folder
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """A checkpoint folder, or a run folder (then its newest complete checkpoint)."""
-    folder = Path(folder).expanduser()
+    """A model by name ("mini"), a checkpoint folder, or a run folder (then its newest whole
+    checkpoint)."""
+    if str(folder) == "mini" and not Path(folder).exists():
+        from mmllm.mini import locate
+
+        return open_checkpoint(locate("checkpoint"))
+    folder = disk.standing(Path(folder).expanduser())
     if (folder / "manifest.json").is_file():
         return _open(folder)
     newest = latest(folder)
@@ -177,20 +172,38 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def latest(run_folder: str | Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a run; damaged ones are passed over, saying so."""
-    folder = Path(run_folder) / "checkpoints"
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
+    """The newest whole checkpoint of a run, its files compared with their hashes; damaged ones are
+    passed over, saying so. None for a run without checkpoints. Raises CheckpointError where all of
+    them are damaged."""
+    candidates = _steps(Path(run_folder))
+    for candidate in reversed(candidates):
         try:
-            return _open(candidate)
+            found = _open(candidate)
+            verify(found)
+            return found
         except MmllmError as error:
             logger.warning("passing over a damaged checkpoint: %s", error)
+    if candidates:
+        raise CheckpointError(
+            f"{run_folder}: {len(candidates)} checkpoint(s), none of them whole (see the log); "
+            "put a whole one back, or delete the folder to begin again"
+        )
     return None
 
 
-def prune(run_folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a run."""
-    for old in sorted((run_folder / "checkpoints").glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+def prune(run_folder: Path, keep: int, step: int) -> None:
+    """Delete all checkpoints of a run up to `step` but the newest `keep`. Later ones were damaged
+    when the run went on, or it would have gone on from them: they keep no place of a whole one."""
+    folders = sorted((run_folder / "checkpoints").glob("step-*"))
+    for old in [path for path in folders if path.name <= _step_name(step)][:-keep]:
+        doomed = disk.draft_of(old)  # under its own name it is whole or absent
+        old.rename(doomed)
+        disk.remove(doomed)
+
+
+def step_folder(run_folder: Path, step: int) -> Path:
+    """Where a run keeps its checkpoint of a step."""
+    return run_folder / "checkpoints" / _step_name(step)
 
 
 def load_model(
@@ -206,27 +219,20 @@ def load_model(
 
 
 def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
-    """The model of a checkpoint alone, its weights in `dtype`, to be used or given away. A card
-    (README.md) that lies in the folder stays."""
+    """The model of a checkpoint alone, its weights in `dtype`, to be used or given away."""
     stage = source.run().stage if "stage" in source.config() else None
     model = load_model(source)
     if source.holds_llm and dtype:
         model.llm.model.to(dtype)
-    chosen = source.manifest["chosen"]
-    card = folder / "README.md"
-    kept = card.read_text(encoding="utf-8") if card.is_file() else None
-    save(
+    return save(
         folder,
         model,
         step=source.step,
         stage=stage,
-        chosen=chosen,
+        chosen=source.manifest["chosen"],
         dtype=dtype,
         with_llm=source.holds_llm,
     )
-    if kept is not None:
-        card.write_text(kept, encoding="utf-8")
-    return folder
 
 
 def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
@@ -247,7 +253,10 @@ def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype)
     model = _load_whole(source)
     merge_lora(model.llm)
     model.llm.model.to(dtype)
-    save_transformers(model.llm, folder, signals=True)
+    with _written(folder):  # what else lies there stays, a repository's own files say
+        with disk.whole_folder(folder / "transformers") as draft:
+            save_transformers(model.llm, draft, signals=True)
+        disk.move_files(folder / "transformers", folder)
     return folder
 
 
@@ -277,6 +286,7 @@ def load_weights(model: AnyToAny, source: Checkpoint) -> None:
         copy_tensors(parameters, source.folder / file, remedy=_OTHER_PARTS)
     if (source.folder / "adapter").is_dir():
         model.llm.load_lora(source.folder / "adapter")
+    verify(source, without=("llm", "training"))  # last: what can be told of a tensor says more
 
 
 _OTHER_PARTS = "was it trained with another LLM, encoder, decoder or projection?"
@@ -294,12 +304,20 @@ def training_state(source: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor
         return dict(state), load_file(folder / "optimizer.safetensors")
 
 
-def verify(source: Checkpoint) -> None:
-    """Compare every file with its hash in the manifest; raises CheckpointError."""
+def verify(source: Checkpoint, *, without: Sequence[str] = ()) -> None:
+    """Compare every file with its hash in the manifest, but those in the folders `without`; raises
+    CheckpointError."""
     for name, entry in source.manifest["files"].items():
-        with naming(CheckpointError, source.folder / name):
-            if _sha256(source.folder / name) != entry["sha256"]:
-                raise CheckpointError(f"{source.folder / name}: damaged (its hash differs)")
+        if name.partition("/")[0] in without:
+            continue
+        file = source.folder / name
+        with naming(CheckpointError, file):
+            found = _sha256(file)
+        if found != entry["sha256"]:
+            raise CheckpointError(
+                f"{file}: damaged: its SHA-256 is {found[:12]}…, the manifest has "
+                f"{quoted(entry['sha256'][:12])}; use another checkpoint, or copy this one again"
+            )
 
 
 def fingerprints(model: AnyToAny) -> dict[str, str]:
@@ -310,6 +328,28 @@ def fingerprints(model: AnyToAny) -> dict[str, str]:
     for key, decoder in model.decoders.items():
         parts[f"decoders.{key}"] = decoder.fingerprint
     return parts
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Raises CheckpointError for what the disk does not take."""
+    remedy = "free some space or name another folder; what was there before is untouched"
+    with disk.writing(folder, CheckpointError, remedy):
+        yield
+
+
+def _steps(run_folder: Path) -> list[Path]:
+    """The folders of a run's checkpoints by step, whole or not."""
+    names = {
+        path.name.removeprefix(".").removesuffix(".replaced")
+        for pattern in ("step-*", ".step-*.replaced")
+        for path in (run_folder / "checkpoints").glob(pattern)
+    }
+    return [disk.standing(run_folder / "checkpoints" / name) for name in sorted(names)]
+
+
+def _step_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _write(

@@ -107,14 +107,22 @@ def check_links(folder: Path) -> None:
                 inside(folder, str(path.absolute()), str(folder))
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file that whoever may read its folder can read: the library alone leaves
-    it to its owner, and checkpoints and caches are shared."""
+    it to its owner, and checkpoints and caches are shared. `metadata` goes into its header. Raises
+    OSError when the disk does not take it; the library's own error is none."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    values = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(values, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error
     path.chmod(mode)
 
 

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokens": set(),
     "precision": {"errors"},
     "console": set(),
+    "disk": {"errors"},
     "literals": set(),
     "config": {"errors", "literals", "weights"},
     "licences": {"config", "errors"},
@@ -43,13 +44,13 @@ ALLOWED: dict[str, set[str]] = {
     "decoders": {"conversation", "errors", "media", "weights"},
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
     # `checking` decodes media and shows samples.
-    "data": {"conversation", "errors", "gallery", "media", "model", "tokens", "weights"},
+    "data": {"conversation", "disk", "errors", "gallery", "media", "model", "tokens", "weights"},
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
     "losses": {"data", "decoders", "model"},
-    "checkpoints": {"config", "errors", "literals", "llm", "model", "weights"},
+    "checkpoints": {"config", "disk", "errors", "literals", "llm", "mini", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
-    "generation": {"conversation", "data", "errors", "llm", "model", "precision", "prompt_lookup"},
+    "generation": {"conversation", "data", "errors", "llm", "model", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},
     "chat": {
         "checkpoints",
@@ -71,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "config",
         "conversation",
         "data",
+        "disk",
         "encoders",
         "errors",
         "gallery",
@@ -175,7 +177,7 @@ LIGHT = (
 """Modules whose import, with all that it pulls in, costs no heavy package."""
 
 DISTRIBUTIONS = {
-    "pi_heif": "pi-heif",
+    "pillow_heif": "pillow-heif",
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "liger_kernel": "liger-kernel",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import math
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,10 +21,11 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from mmllm import checkpoints, losses
+from mmllm import checkpoints, disk, losses
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
@@ -32,11 +35,12 @@ from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import ReleasedEncoder
-from mmllm.errors import CheckpointError, ConfigError
+from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype
 from mmllm.training import cpu, report
 from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
+from mmllm.training.lock import RunLock
 from mmllm.training.prealign import prealign
 from mmllm.training.stage import Group, choose_trainable
 
@@ -81,12 +85,46 @@ def train(
 
     Interrupting (Ctrl-C, SIGTERM) saves a checkpoint after the step in hand; `resume` goes on
     from the newest one exactly as if nothing had happened. `ahead`: run the frozen parts over all
-    data before the first step, and not when a step asks.
+    data before the first step, and not when a step asks. The folder is locked meanwhile.
     """
     cpu.settle()
-    stage, output = run.stage, Path(run.stage.output)
-    source = _starting_point(stage, output, resume)
-    resume = resume and checkpoints.latest(output) is not None  # else it begins, as if not asked
+    state = PartialState()
+    lock = RunLock(Path(run.stage.output))
+    with contextlib.ExitStack() as held:
+
+        def begin() -> tuple[checkpoints.Checkpoint | None, bool]:
+            held.enter_context(lock)
+            return _starting_point(run.stage, lock.folder, resume)
+
+        source, resumed = _decided(state, begin)
+        return _train(run, source, resumed, lock, progress=progress, ahead=ahead)
+
+
+def _decided(state: PartialState, decide: Callable[[], Any]) -> Any:
+    """What the main process decides, told to all; an MmllmError there is raised everywhere."""
+    outcome: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            outcome = [decide()]
+        except MmllmError as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], MmllmError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _train(
+    run: RunConfig,
+    source: checkpoints.Checkpoint | None,
+    resume: bool,
+    lock: RunLock,
+    *,
+    progress: bool,
+    ahead: bool,
+) -> Path:
+    """`source`: what the weights come from, and with `resume` the step and the optimiser too."""
+    stage, output = run.stage, lock.folder
     chosen = dict(source.manifest["chosen"]) if resume and source else {}
     precision = chosen.setdefault("precision", choose_precision(stage.precision))
     accelerator = Accelerator(
@@ -109,6 +147,8 @@ def train(
         model.llm.compile_layers()
     optimizer = make_optimizer(stage, groups)
     start = _restore(source, optimizer, groups, stage) if resume and source else 0
+    if main:  # weights and two moments in float32
+        checkpoints.require_space(output, 3 * 4 * sum(group.size for group in groups))
 
     mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
     work = frozen_work(model, stage)
@@ -141,7 +181,7 @@ def train(
         align(stage.prealign)
 
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    save = _Saver(accelerator, model, optimizer, groups, run, chosen)
+    save = _Saver(accelerator, model, optimizer, groups, run, chosen, lock)
     bar = tqdm(
         total=stage.steps,
         initial=start,
@@ -168,6 +208,7 @@ def train(
             if validation and (done % stage.validation.every == 0 or done == stage.steps):  # pyright: ignore
                 journal.validation(done, _validate(accelerator, wrapped, validation, stage, model))
                 if stage.best and main and journal.is_best(stage.best, done):
+                    lock.check()
                     checkpoints.save(output / "best", model, step=done, stage=stage, chosen=chosen)
             if stage.samples and main and (done % stage.samples.every == 0 or done == stage.steps):
                 report.write_samples(model, stage.samples, output, done)
@@ -414,13 +455,14 @@ def learning_rate_factor(stage: StageConfig, step: int) -> float:
 
 def _starting_point(
     stage: StageConfig, output: Path, resume: bool
-) -> checkpoints.Checkpoint | None:
-    """The checkpoint to resume, or the one that the stage starts from, or None."""
+) -> tuple[checkpoints.Checkpoint | None, bool]:
+    """What the weights come from, if anything: the checkpoint to resume (then True), or the one
+    that the stage starts from."""
     existing = checkpoints.latest(output)
     if resume:
         if existing:
             _compare_stage(existing, stage)
-            return existing
+            return existing, True
         logger.warning("%s: nothing to resume; starting from the beginning", output)
     elif existing:
         raise ConfigError(
@@ -428,13 +470,14 @@ def _starting_point(
             "another folder with stage.output=…, or delete it"
         )
     if stage.start is None:
-        return None
+        return None, False
     try:
-        return checkpoints.open_checkpoint(stage.start)
+        return checkpoints.open_checkpoint(stage.start), False
     except CheckpointError as error:
         raise CheckpointError(
-            f"stage {stage.name!r} starts from {stage.start!r}, which is absent: train the stage "
-            f"before it first, or name another checkpoint with stage.start=… ({error})"
+            f"stage {stage.name!r} starts from {stage.start!r}, which is absent or damaged: train "
+            "the stage before it first, or name another checkpoint with stage.start=… "
+            f"({error})"
         ) from error
 
 
@@ -544,9 +587,9 @@ def _announce(
     run: RunConfig, groups: list[Group], start: int, output: Path, accelerator: Accelerator
 ) -> None:
     """Say what trains, on what, and where it goes; write the config next to the results."""
-    output.mkdir(parents=True, exist_ok=True)
-    tree = configs.dump(run)
-    (output / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    file = output / "config.yaml"
+    with report.written(file):
+        disk.write_whole(file, yaml.safe_dump(configs.dump(run), sort_keys=False))
     logger.info("stage %s -> %s, from step %d", run.stage.name, output, start)
     logger.info(
         "%d process(es) on %s, precision %s",
@@ -575,12 +618,14 @@ class _Saver:
     groups: list[Group]
     run: RunConfig
     chosen: dict[str, Any]
+    lock: RunLock
 
     def __call__(self, output: Path, step: int) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            self.lock.check()
             checkpoints.save(
-                output / "checkpoints" / f"step-{step:08d}",
+                checkpoints.step_folder(output, step),
                 self.model,
                 step=step,
                 stage=self.run.stage,
@@ -588,12 +633,17 @@ class _Saver:
                 tensors=_optimizer_tensors(self.optimizer, self.groups),
                 chosen=self.chosen,
             )
-            checkpoints.prune(output, self.run.stage.keep)
+            checkpoints.prune(output, self.run.stage.keep, step)
         self.accelerator.wait_for_everyone()
 
 
 class _Interrupt:
-    """Turns Ctrl-C and SIGTERM into a flag that is read after each step; a second one ends."""
+    """Turns Ctrl-C and SIGTERM into a flag that is read after each step; a second one ends.
+
+    A signal that was ignored before stays ignored: so shells start jobs in the background, which
+    Ctrl-C is not meant for. Outside the main thread, where Python lets nobody handle signals, they
+    do what they did.
+    """
 
     def __init__(self) -> None:
         self.seen = False
@@ -601,13 +651,16 @@ class _Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: a handler that Python did not install, and cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if self._flag and error is None:  # nothing may be under way when the group is left
             self._flag.read()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -11,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmllm import disk
 from mmllm.config import SamplesConfig, StageConfig
 from mmllm.conversation import MEDIA, Medium, Message, user
 from mmllm.errors import TrainingError
@@ -24,6 +27,11 @@ ALLOWED_SKIPS = 10
 
 Losses = Callable[[], dict[str, float]]
 """Reads the mean losses of a step, by name."""
+
+
+def written(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Raises TrainingError for what the disk does not take below a path of the run."""
+    return disk.writing(path, TrainingError, "free some space and go on with --resume")
 
 
 class Journal:
@@ -51,10 +59,10 @@ class Journal:
         self._waiting: tuple[int, Losses, float] | None = None
         self._file = output / "metrics.jsonl"
         if main:
-            output.mkdir(parents=True, exist_ok=True)
-            kept = [row for row in self._rows() if row["step"] <= start]
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            self._file.write_text(text, encoding="utf-8")
+            with written(self._file):
+                output.mkdir(parents=True, exist_ok=True)
+                kept = [row for row in self._rows() if row["step"] <= start]
+                disk.write_whole(self._file, "".join(json.dumps(row) + "\n" for row in kept))
 
     def prealigned(self, found: dict[str, float]) -> None:
         """Say what pre-alignment reached: shares of inputs, losses of outputs."""
@@ -79,8 +87,9 @@ class Journal:
                 {"item": name, "error": error, "times": times}
                 for (name, error), times in self.skipped.items()
             ]
-            text = json.dumps(rows, indent=1)
-            (self.output / "skipped.json").write_text(text, encoding="utf-8")
+            file = self.output / "skipped.json"
+            with written(file):
+                disk.write_whole(file, json.dumps(rows, indent=1))
         self._check_skipped(step)
 
     def settle(self) -> None:
@@ -141,7 +150,8 @@ class Journal:
                 self.output / "skipped.json",
             )
         if self.main:
-            write_report(self.output, self._rows(), self.stage.batch_size)
+            with written(self.output / "report.html"):
+                write_report(self.output, self._rows(), self.stage.batch_size)
 
     def latest(self) -> dict[str, str]:
         """Means over the last steps, for the progress bar."""
@@ -184,18 +194,27 @@ class Journal:
             axis.set_title(name)
             axis.set_xlabel("step")
             axis.legend(fontsize="small")
-        figure.savefig(self.output / "curves.png", dpi=100)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=100)
         pyplot.close(figure)
+        file = self.output / "curves.png"
+        with written(file):
+            disk.write_whole(file, picture.getvalue())
 
     def _write(self, row: dict[str, Any]) -> None:
-        with self._file.open("a", encoding="utf-8") as stream:
+        with written(self._file), self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def _rows(self) -> list[dict[str, Any]]:
-        if not self._file.is_file():
-            return []
-        lines = self._file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        """What metrics.jsonl holds, but for lines that a kill or a power loss has cut."""
+        rows = []
+        if self._file.is_file():
+            for line in self._file.read_bytes().splitlines():
+                with contextlib.suppress(ValueError):
+                    row = json.loads(line)
+                    if isinstance(row, dict) and "step" in row:
+                        rows.append(row)
+        return rows
 
 
 def write_samples(model: AnyToAny, samples: SamplesConfig, output: Path, step: int) -> None:
@@ -213,7 +232,8 @@ def write_samples(model: AnyToAny, samples: SamplesConfig, output: Path, step: i
     entries = [
         Entry((prompt, reply.message)) for prompt, reply in zip(prompts, replies, strict=True)
     ]
-    write_gallery(folder, f"{model.config.name}, step {step}", entries)
+    with written(folder):
+        write_gallery(folder, f"{model.config.name}, step {step}", entries)
 
 
 def _shown(modality: str, file: str) -> Medium:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from mmllm import disk
+
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate")
 _SAMPLES = 4
 """Of how many moments the samples are shown: the first and the last ones."""
@@ -61,10 +63,10 @@ def write_report(output: Path, rows: list[dict[str, Any]], batch_size: int) -> P
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(config)}</pre>"]
     page = output / "report.html"
     title = html.escape(output.name)
-    page.write_text(
+    disk.write_whole(
+        page,
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>{''.join(parts)}",
-        encoding="utf-8",
     )
     return page
 
