@@ -168,9 +168,14 @@ def cache(
         freed = store.prune(folder, set(keep) if keep else None)
         console.say(f"{folder}: {freed / 1e6:.1f} MB freed")
     if target == "verify":
-        damaged = store.verify(folder)
+        damaged, unverified = store.verify(folder)
         for path, why in damaged:
             console.say(f"{path}: {why}")
+        if unverified:
+            console.tell(
+                f"{len(unverified)} shard(s) of an earlier version have no checksums: what is read "
+                "from them cannot be compared; delete the folder and fill it again to have them"
+            )
         if damaged:
             console.tell("damaged; `mmllm cache prune` deletes these files")
             raise typer.Exit(1)

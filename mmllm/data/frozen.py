@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mmllm.conversation import Embedded, Medium
 from mmllm.data.rendering import Rendered
-from mmllm.data.store import Entry, FeatureStore, Room
+from mmllm.data.store import DamagedError, Entry, FeatureStore, Room
 from mmllm.errors import MediaError
 from mmllm.model import AnyToAny
 
@@ -56,9 +56,8 @@ class FrozenWork:
             names = [(key, self._name(medium)) for medium in media]
             samples = [self._take_sample(n, m) for n, m in zip(names, media, strict=True)]
             return {"samples": torch.stack(samples)}
-        self._encode(key, media)
-        room = self._room(FEATURES, key)
-        found = [room[self._name(medium)] for medium in media]
+        names = [self._name(medium) for medium in media]
+        found = self._entries(FEATURES, key, names, lambda: self._encode(key, media))
         masks = [entry["mask"] for entry in found if "mask" in entry]
         return {
             "features": torch.stack([entry["tokens"] for entry in found]),
@@ -68,9 +67,8 @@ class FrozenWork:
     def targets(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor]:
         """See Lookup. Raises MediaError for a medium without a caption."""
         captions = [_caption(medium) for medium in media]
-        self._embed(key, captions)
-        room = self._room(CONDITIONS, key)
-        found = [room[_hash(caption)] for caption in captions]
+        names = [_hash(caption) for caption in captions]
+        found = self._entries(CONDITIONS, key, names, lambda: self._embed(key, captions))
         return {name: torch.stack([entry[name] for entry in found]) for name in found[0]}
 
     def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
@@ -78,12 +76,17 @@ class FrozenWork:
         if not self.denoise or not all(medium.has_data for medium in media):
             return None
         decoder, room = self.model.decoders[key], self._room(LATENTS, key)
-        for medium in media:
-            if self._name(medium) not in room:
-                self._may_compute(LATENTS, key, repr(medium))
-                latents = decoder.encode_media(decoder.preprocess(medium)[None])[0]
-                room[self._name(medium)] = {"latents": latents.cpu().clone()}
-        return torch.stack([room[self._name(medium)]["latents"] for medium in media])
+        names = [self._name(medium) for medium in media]
+
+        def compute() -> None:
+            for name, medium in zip(names, media, strict=True):
+                if name not in room:
+                    self._may_compute(LATENTS, key, repr(medium))
+                    latents = decoder.encode_media(decoder.preprocess(medium)[None])[0]
+                    room[name] = {"latents": latents.cpu().clone()}
+
+        found = self._entries(LATENTS, key, names, compute)
+        return torch.stack([entry["latents"] for entry in found])
 
     def check(self, item: Rendered) -> None:
         """Look up everything that a batch with this item will ask; raises MediaError."""
@@ -235,6 +238,20 @@ class FrozenWork:
                     name: value[row].float().cpu().clone() for name, value in condition.items()
                 }
             tick(len(group))
+
+    def _entries(
+        self, kind: str, key: str, names: Sequence[str], compute: Callable[[], object]
+    ) -> list[Entry]:
+        """Look up what `compute` fills in where it is missing. What the disk has damaged counts as
+        missing; in a complete cache, where nothing may be computed, it raises CacheError."""
+        room = self._room(kind, key)
+        while True:
+            compute()
+            try:
+                return [room[name] for name in names]
+            except DamagedError:  # its shard is not read again, so this ends
+                if self.store is None or self.store.complete:
+                    raise
 
     def _room(self, kind: str, key: str) -> MutableMapping[str, Entry] | Room:
         if (kind, key) not in self._rooms:

@@ -1,27 +1,36 @@
 """A table of records on disk that are found by name; nothing of it stays in memory.
 
-    8 bytes: length of the head | JSON head | starts of buckets | records, sorted by hash
+    length and CRC-32 of the head | JSON head | starts and CRC-32s of buckets | records by hash
 
-Names are hashed to 128 bits, whose first bits are the bucket: a look-up reads two numbers and then
-the few records of one bucket. A file is written whole or not at all, and made again from what it
-tells of when that has changed. Files are read, not mapped, so they count as nobody's memory.
+Names are hashed to 128 bits, whose first bits are the bucket: a look-up reads where it starts and
+ends, and then its few records, which must have its checksum. A file is written whole or not at all,
+and made again from what it tells of when that has changed, or when it is damaged. Files are read,
+not mapped, so they count as nobody's memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmllm import disk
+
 SUFFIX = ".index"
 _BUCKET = 16
 """Records of a bucket, about."""
+_HEAD = 12
+"""Bytes before the JSON head: eight of its length, four of its checksum."""
+_EDGE = np.dtype([("start", "<u8"), ("checksum", "<u4")])
+_FORMAT = 2
+"""Part of an index's name, so that those of other formats are not looked at."""
 
 
 class Index:
@@ -31,24 +40,33 @@ class Index:
         """Raises OSError or ValueError for a file that is none, or is not whole."""
         self.path = path
         self._file = path.open("rb", buffering=0)
-        length = int.from_bytes(self._read(0, 8), "little")
-        head = json.loads(self._read(8, length))
+        size = os.fstat(self._file.fileno()).st_size
+        first = self._read(0, _HEAD)
+        length = int.from_bytes(first[:8], "little")
+        text = self._read(_HEAD, min(length, size))
+        if zlib.crc32(text) != int.from_bytes(first[8:], "little") or len(text) != length:
+            raise ValueError(f"{path} is damaged")
+        head = json.loads(text)
         self.about: dict[str, Any] = head["about"]
         self.type = np.dtype([tuple(entry) for entry in head["type"]])
         self._bits: int = head["bits"]
-        self._starts = 8 + length
-        self._records = self._starts + 8 * (2**self._bits + 1)
+        self._edges = _HEAD + length
+        self._records = self._edges + _EDGE.itemsize * (2**self._bits + 1)
         self.count: int = head["count"]
-        if os.fstat(self._file.fileno()).st_size != self._records + self.count * self.type.itemsize:
+        if size != self._records + self.count * self.type.itemsize:
             raise ValueError(f"{path} is not whole")
 
     def __getitem__(self, name: str) -> np.ndarray:
+        """Raises OSError or ValueError where the file is damaged."""
         high, low = hash_of(name)
         bucket = high >> (64 - self._bits) if self._bits else 0
-        starts = self._read(self._starts + 8 * bucket, 16)
-        start, stop = np.frombuffer(starts, dtype="<u8").tolist()
+        edges = self._read(self._edges + _EDGE.itemsize * bucket, 2 * _EDGE.itemsize)
+        (start, checksum), (stop, _) = np.frombuffer(edges, dtype=_EDGE).tolist()
         size = self.type.itemsize
-        data = self._read(self._records + start * size, (stop - start) * size)
+        whole = start <= stop <= self.count
+        data = self._read(self._records + start * size, (stop - start) * size) if whole else b""
+        if not whole or _checksum(start, data) != checksum:
+            raise ValueError(f"{self.path} is damaged")
         found = np.frombuffer(data, dtype=self.type)
         return found[(found["high"] == high) & (found["low"] == low)]
 
@@ -87,17 +105,37 @@ def write(path: Path, parts: Iterable[np.ndarray], about: Mapping[str, Any]) -> 
     edges = np.arange(1, 2**bits, dtype="<u8") << np.uint64(64 - bits) if bits else []
     inner = np.searchsorted(table["high"], np.asarray(edges, dtype="<u8"))
     starts = np.concatenate([[0], inner, [len(table)]]).astype("<u8")
+    size = table.dtype.itemsize
+    data = memoryview(table.tobytes())
+    buckets = np.zeros(len(starts), dtype=_EDGE)
+    buckets["start"] = starts
+    places = starts.tolist()
+    buckets["checksum"][:-1] = [
+        _checksum(start, data[start * size : stop * size])
+        for start, stop in itertools.pairwise(places)
+    ]
     kind = [list(entry) for entry in table.dtype.descr]
     head = json.dumps({"about": about, "type": kind, "bits": bits, "count": len(table)}).encode()
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with draft.open("wb") as stream:
-        for piece in (len(head).to_bytes(8, "little"), head, starts.tobytes(), table.tobytes()):
-            stream.write(piece)
-    draft.replace(path)
+    first = len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little")
+    draft = disk.draft_of(path)
+    try:
+        with draft.open("wb") as stream:
+            for piece in (first, head, buckets.tobytes(), data):
+                stream.write(piece)
+        disk.publish(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _checksum(start: int, records: bytes | memoryview) -> int:
+    """Of a bucket's records and of where they start."""
+    return zlib.crc32(records, start & 0xFFFFFFFF)
 
 
 def name_of(paths: Iterable[Path]) -> str:
     """What an index of these files is called: another name when one is added, gone or changed in
     size."""
-    told = sorted(f"{path.name}:{path.stat().st_size}" for path in paths)
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32] + SUFFIX
+    facts = sorted(f"{path.name}:{path.stat().st_size}" for path in paths)
+    text = "\n".join([f"format {_FORMAT}", *facts])
+    return hashlib.sha256(text.encode()).hexdigest()[:32] + SUFFIX

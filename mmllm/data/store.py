@@ -1,15 +1,17 @@
 """The feature cache on disk: what frozen parts say of media and captions, found by content.
 
     FOLDER/<kind>-<fingerprint>/room.json         what part made this, in words
-    FOLDER/<kind>-<fingerprint>/<shard>.safetensors   tensors "<key>/<name>"
+    FOLDER/<kind>-<fingerprint>/<shard>.safetensors   tensors "<key>/<name>", their CRC-32s
     FOLDER/files/<list>.json                      path, size, time -> hash of the content
     …/<hash>.index                                where everything lies, made from these files
 
 A key is the hash of a medium's bytes or of a caption, a room belongs to one frozen part with one
-fingerprint, so nothing stale can be found. Shards are written under another name and renamed: any
-number of processes and machines fill one folder without a server, and a killed one leaves nothing
-but a partial file that `prune` deletes. What a process has not written itself is found through an
+fingerprint, so nothing stale can be found. Shards are written under another name, synced and
+renamed (mmllm.disk): any number of processes and machines fill one folder without a server, and a
+killed one leaves nothing but a draft. Every tensor that is read is compared with its checksum,
+which covers its name, type and shape too. What a process has not written itself is found through an
 index on disk (mmllm.data.index), so its memory does not grow with the cache; nothing is unpickled.
+A folder that holds everything is read from a file system that takes nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import math
 import os
 import tempfile
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +34,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mmllm import disk
 from mmllm.conversation import Embedded, Medium
 from mmllm.data import index
 from mmllm.data.index import Index
@@ -44,7 +47,10 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
 _SHARDS = "*.safetensors"
-_PARTIAL = ".partial"
+_CHECKSUMS = "crc32"
+"""Entry of a shard's metadata: JSON {tensor: checksum}. Shards of earlier versions have none."""
+_UNKNOWN = -1
+"""What stands in an index for a checksum that is not there."""
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
@@ -56,28 +62,36 @@ Entry = dict[str, Tensor]
 """The tensors of one medium or caption, by name."""
 
 
+class DamagedError(CacheError):
+    """What was read is not what was written. Its shard is not read again."""
+
+
 class Room:
     """One frozen part's answers: a mapping from keys to tensors. New ones wait in memory until
-    `flush`, which `put` calls when they fill a shard."""
+    `flush`, which `put` calls when they fill a shard. `about` says of what part, in words; the
+    folder is made when something is written."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, about: Mapping[str, str]):
         self.folder = folder
+        self.about = about
         self._seen = set(folder.glob(_SHARDS))
         self._index = _indexed(folder, self._seen, _records_of_shards)
         self._later: dict[str, dict[str, Place]] = {}  # of shards that came since, by key
+        self._damaged: set[Path] = set()
         self._new: dict[str, Entry] = {}
         self._new_bytes = 0
 
     def __contains__(self, key: str) -> bool:
-        return key in self._new or key in self._later or bool(self._places(key))
+        return key in self._new or bool(self._places(key))
 
     def __getitem__(self, key: str) -> Entry:
+        """Raises DamagedError, after which the key is elsewhere or not there."""
         if key in self._new:
             return self._new[key]
-        places = self._later.get(key) or self._places(key)
+        places = self._places(key)
         if not places:
             raise KeyError(key)
-        return {name: self._read(place) for name, place in places.items()}
+        return {name: self._read(f"{key}/{name}", place) for name, place in places.items()}
 
     def __setitem__(self, key: str, entry: Entry) -> None:
         self._new[key] = entry
@@ -89,22 +103,33 @@ class Room:
         """Write what is new; raises CacheError when the disk does not take it."""
         if not self._new:
             return
+        disk.sweep(self.folder)
         tensors = {
             f"{key}/{name}": value
             for key, entry in self._new.items()
             for name, value in entry.items()
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        draft = disk.draft_of(path)
         try:
-            draft = path.with_suffix(_PARTIAL)
-            save_tensors(tensors, draft)
-            draft.rename(path)
-            self._add(path)
-        except (OSError, SafetensorError) as error:
-            raise CacheError(
-                f"{self.folder}: cannot be written: {error}; free some space"
-            ) from error
+            with _written(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.describe()
+                sums = {name: _checksum(name, value) for name, value in tensors.items()}
+                save_tensors(tensors, draft, {_CHECKSUMS: json.dumps(sums)})
+                disk.publish(draft, path)
+                self._add(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
         self._new, self._new_bytes = {}, 0
+
+    def describe(self) -> None:
+        """Write room.json where it is missing or damaged. Raises OSError."""
+        path, text = self.folder / "room.json", json.dumps(self.about, indent=1)
+        if not path.exists() or path.read_bytes() != text.encode():
+            disk.write_whole(path, text)
 
     def refresh(self) -> None:
         """See what other processes have written since."""
@@ -121,28 +146,54 @@ class Room:
             self._later.setdefault(key, {})[tensor] = place
 
     def _places(self, key: str) -> dict[str, Place]:
-        """Where the tensors of a key lie, by name, as the index says."""
+        """Where the tensors of a key lie, by name, in shards that are not known to be damaged."""
+        later = self._later.get(key, {})
+        if later and not self._damaged.intersection(place.shard for place in later.values()):
+            return later
         if self._index is None:
             return {}
-        about, found = self._index.about, {}
+        try:
+            return self._indexed_places(self._index, key)
+        except (OSError, ValueError) as error:
+            logger.warning("making a damaged index of the cache again: %s", error)
+            self._index = _indexed(self.folder, self._seen, _records_of_shards, again=True)
+            return self._indexed_places(self._index, key) if self._index else {}
+
+    def _indexed_places(self, table: Index, key: str) -> dict[str, Place]:
+        about, by_shard = table.about, {}
         for name in about["names"]:
-            for record in self._index[f"{key}/{name}"][:1]:
+            for record in table[f"{key}/{name}"]:
                 dtype, shape = about["layouts"][record["layout"]]
                 shard = self.folder / about["files"][record["file"]]
-                found[name] = Place(shard, dtype, tuple(shape), int(record["offset"]))
-        return found
+                found = by_shard.setdefault(shard, {})
+                checksum = int(record["checksum"])
+                found[name] = Place(shard, dtype, tuple(shape), int(record["offset"]), checksum)
+        whole = (places for shard, places in by_shard.items() if shard not in self._damaged)
+        return next(whole, {})
 
-    def _read(self, place: Place) -> Tensor:
+    def _read(self, name: str, place: Place) -> Tensor:
         dtype = _DTYPES[place.dtype]
         data = bytearray(math.prod(place.shape) * dtype.itemsize)
+        try:
+            read = os.preadv(_opened(place.shard).fileno(), [data], place.offset) if data else 0
+        except OSError as error:
+            raise self._damage(place.shard, error.strerror or str(error)) from error
+        if read != len(data):
+            raise self._damage(place.shard, "cut off")
+        if place.checksum not in (_UNKNOWN, _checksum_of(name, place.dtype, place.shape, data)):
+            raise self._damage(place.shard, f"{name} has another checksum than was written")
         if not data:
             return torch.empty(place.shape, dtype=dtype)
-        read = os.preadv(_opened(place.shard).fileno(), [data], place.offset)
-        if read != len(data):
-            raise CacheError(
-                f"{place.shard}: cut off; run `mmllm cache prune {self.folder.parent}`"
-            )
         return torch.frombuffer(data, dtype=dtype).view(place.shape)
+
+    def _damage(self, shard: Path, why: str) -> DamagedError:
+        self._damaged.add(shard)
+        _pass_over(shard, why)
+        cache = self.folder.parent
+        return DamagedError(
+            f"{shard}: damaged: {why}; run `mmllm cache prune {cache}`, which deletes such files, "
+            "and then `mmllm cache` with this config"
+        )
 
 
 @dataclass(frozen=True)
@@ -153,6 +204,7 @@ class Place:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    checksum: int
 
 
 class FeatureStore:
@@ -163,8 +215,8 @@ class FeatureStore:
         self.complete = complete
         self._rooms: dict[str, Room] = {}
         self._hashes: dict[str, str] = {}  # of files that no list had when this was opened
-        lists = set((self.folder / "files").glob("*.json"))
-        self._listed = _indexed(self.folder / "files", lists, _records_of_lists)
+        self._lists = set((self.folder / "files").glob("*.json"))
+        self._listed = _indexed(self.folder / "files", self._lists, _records_of_lists)
         self._new_hashes: dict[str, str] = {}
 
     def room(self, kind: str, part: str, fingerprint: str) -> Room:
@@ -172,11 +224,11 @@ class FeatureStore:
         what the system calls it."""
         name = f"{kind}-{fingerprint}"
         if name not in self._rooms:
-            folder = self.folder / name
-            folder.mkdir(parents=True, exist_ok=True)
             about = {"kind": kind, "part": part, "fingerprint": fingerprint}
-            write_json(folder / "room.json", about)
-            self._rooms[name] = Room(folder)
+            self._rooms[name] = Room(self.folder / name, about)
+            if (self.folder / name).is_dir():
+                with contextlib.suppress(OSError):  # it may be read-only
+                    self._rooms[name].describe()
         return self._rooms[name]
 
     def missing(self, kind: str, part: str, fingerprint: str, what: str) -> CacheError:
@@ -204,8 +256,9 @@ class FeatureStore:
         try:
             stat = Path(source).stat()
             name = f"{Path(source).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-            for record in self._listed[name][:1] if self._listed else ():
-                return record["sha256"].tobytes().hex()
+            listed = self._look_up(name)
+            if listed is not None:
+                return listed
             if name not in self._hashes:
                 with Path(source).open("rb") as stream:
                     self._hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -214,17 +267,46 @@ class FeatureStore:
             raise MediaError(f"{source}: {error.strerror or error}") from error
         return self._hashes[name]
 
+    def _look_up(self, name: str) -> str | None:
+        """The hash of a file that a list has."""
+        for again in (False, True):
+            if self._listed is None:
+                return None
+            try:
+                found = self._listed[name][:1]
+                return found["sha256"].tobytes().hex() if len(found) else None
+            except (OSError, ValueError) as error:
+                if again:
+                    raise
+                logger.warning("making a damaged index of the cache again: %s", error)
+                folder = self.folder / "files"
+                self._listed = _indexed(folder, self._lists, _records_of_lists, again=True)
+        return None
+
     def flush(self) -> None:
+        """Write what is new. Raises CacheError where features cannot be written; hashes of files,
+        which only spare reading them again, need not be."""
         for room in self._rooms.values():
             room.flush()
         if self._new_hashes:
-            (self.folder / "files").mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "files" / f"{uuid.uuid4().hex}.json", self._new_hashes)
+            path = self.folder / "files" / f"{uuid.uuid4().hex}.json"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                disk.write_whole(path, json.dumps(self._new_hashes, indent=1))
+            except OSError as error:
+                logger.info("%s: cannot be written, and need not be: %s", path, error)
             self._new_hashes = {}
 
     def refresh(self) -> None:
         for room in self._rooms.values():
             room.refresh()
+
+    def index(self) -> None:
+        """Leave an index of everything, so that those who may only read need not make their own."""
+        for room in self._rooms.values():
+            _indexed(room.folder, set(room.folder.glob(_SHARDS)), _records_of_shards)
+        lists = set((self.folder / "files").glob("*.json"))
+        _indexed(self.folder / "files", lists, _records_of_lists)
 
 
 @dataclass(frozen=True)
@@ -268,19 +350,40 @@ def survey(folder: Path) -> list[RoomSize]:
     return sizes
 
 
-def verify(folder: Path) -> list[tuple[Path, str]]:
-    """Read every tensor of every shard; returns the damaged files and why."""
+def verify(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """Read every tensor of every shard and compare it with its checksum. Returns the damaged files
+    and why, and the shards that have no checksums, being of an earlier version."""
     survey(folder)
-    damaged = []
-    for path in sorted(folder.glob("*/*.safetensors")):
+    damaged, unverified = [], []
+    for path in sorted(folder.glob(f"*/{_SHARDS}")):
         try:
-            with safe_open(path, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - not a mapping
-                    if not shard.get_tensor(name).isfinite().all():
-                        raise ValueError(f"{name} holds values that are not finite")
-        except (OSError, SafetensorError, ValueError) as error:
+            if not _verify_shard(path):
+                unverified.append(path)
+        except (OSError, ValueError) as error:
             damaged.append((path, str(error)))
-    return damaged
+    for path in sorted((folder / "files").glob("*.json")):
+        try:
+            _hashes_in(path)
+        except (OSError, ValueError) as error:
+            damaged.append((path, str(error)))
+    return damaged, unverified
+
+
+def _verify_shard(path: Path) -> bool:
+    """Whether the shard has checksums. Raises OSError or ValueError where it is damaged."""
+    known = True
+    with path.open("rb") as stream:
+        for name, place in _places_in(path):
+            dtype = _DTYPES[place.dtype]
+            stream.seek(place.offset)
+            data = bytearray(stream.read(math.prod(place.shape) * dtype.itemsize))
+            if place.checksum == _UNKNOWN:
+                known = False
+            elif place.checksum != _checksum_of(name, place.dtype, place.shape, data):
+                raise ValueError(f"{name} has another checksum than was written")
+            if data and not torch.frombuffer(data, dtype=dtype).isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite")
+    return known
 
 
 def prune(folder: Path, keep: set[str] | None = None) -> int:
@@ -288,7 +391,7 @@ def prune(folder: Path, keep: set[str] | None = None) -> int:
     fingerprints are not in `keep` (None: keep all). Returns the bytes that became free. Nothing
     may be writing meanwhile."""
     survey(folder)
-    doomed = list(folder.glob(f"*/*{_PARTIAL}")) + [path for path, _ in verify(folder)]
+    doomed = list(folder.glob(f"*/*{disk.PARTIAL}")) + [path for path, _ in verify(folder)[0]]
     for room in sorted(path.parent for path in folder.glob("*/room.json")):
         if keep is not None and read_room(room)["fingerprint"] not in keep:
             doomed += [file for file in room.iterdir() if file not in doomed]
@@ -314,14 +417,24 @@ def read_room(folder: Path) -> dict[str, str]:
         raise CacheError(f"{folder}: no readable room.json: {error}") from error
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Whole or not at all, whoever else writes."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
-    try:
-        draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        draft.rename(path)
-    except OSError as error:
-        raise CacheError(f"{path}: cannot be written: {error}") from error
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Raises CacheError for what the disk does not take."""
+    with disk.writing(folder, CacheError, "free some space, or let stage.cache be another folder"):
+        yield
+
+
+def _checksum(name: str, value: Tensor) -> int:
+    value = value.detach().cpu().contiguous()
+    dtype = next(word for word, kind in _DTYPES.items() if kind == value.dtype)
+    data = value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
+    return _checksum_of(name, dtype, tuple(value.shape), data)
+
+
+def _checksum_of(name: str, dtype: str, shape: tuple[int, ...], data: Any) -> int:
+    """The CRC-32 of a tensor's bytes and of what is said of them, so that none passes for another
+    and no damaged header or index for a whole one."""
+    return zlib.crc32(data, zlib.crc32(f"{name} {dtype} {list(shape)}".encode()))
 
 
 def _keys_of(path: Path) -> set[str]:
@@ -331,34 +444,55 @@ def _keys_of(path: Path) -> set[str]:
         return set()
 
 
-def _places_in(path: Path) -> Iterator[tuple[str, Place]]:
-    """Every tensor of a shard by its whole name; raises ValueError for a file that is not whole."""
+def _places_in(path: Path) -> list[tuple[str, Place]]:
+    """Every tensor of a shard by its whole name; raises OSError or ValueError for a file that is
+    not whole."""
+    size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > path.stat().st_size:
+        end = 8 + length
+        if end > size:
             raise ValueError("no safetensors header")
         head = json.loads(stream.read(length))
-    head.pop("__metadata__", None)
-    ends = [entry["data_offsets"][1] for entry in head.values()]
-    if 8 + length + max(ends, default=0) != path.stat().st_size:
+    try:
+        sums = json.loads((head.pop("__metadata__", None) or {}).get(_CHECKSUMS, "{}"))
+        places = [
+            (
+                name,
+                Place(
+                    path,
+                    entry["dtype"],
+                    tuple(map(int, entry["shape"])),
+                    8 + length + int(entry["data_offsets"][0]),
+                    int(sums.get(name, _UNKNOWN)),
+                ),
+            )
+            for name, entry in head.items()
+        ]
+        for _, place in places:
+            end = max(end, place.offset + math.prod(place.shape) * _DTYPES[place.dtype].itemsize)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"its header is damaged: {error!r}") from error
+    if end != size:
         raise ValueError("it is cut off, or longer than its header says")
-    for name, entry in head.items():
-        begin = 8 + length + entry["data_offsets"][0]
-        yield name, Place(path, entry["dtype"], tuple(entry["shape"]), begin)
+    return places
 
 
 def _indexed(
     folder: Path,
     paths: set[Path],
     read: Callable[[list[Path]], tuple[list[np.ndarray], dict[str, Any]]],
+    *,
+    again: bool = False,
 ) -> Index | None:
-    """The index of some files, made by whoever comes first; None for no files. Where the folder
-    cannot be written, each process makes its own, elsewhere."""
+    """The index of some files, made by whoever comes first, or `again`; None for no files. Where
+    the folder cannot be written, each process makes its own, elsewhere."""
     if not paths:
         return None
     path = folder / index.name_of(paths)
-    with contextlib.suppress(OSError, ValueError):
-        return Index(path)
+    if not again:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return Index(path)
     older = set(folder.glob(f"*{index.SUFFIX}"))
     parts, about = read(sorted(paths))
     if not parts:
@@ -366,7 +500,10 @@ def _indexed(
     try:
         index.write(path, parts, about)
     except OSError:
-        with tempfile.TemporaryDirectory() as own:
+        with (
+            disk.writing(folder, CacheError, "set TMPDIR to a folder that takes its index"),
+            tempfile.TemporaryDirectory() as own,
+        ):
             index.write(Path(own) / path.name, parts, about)
             return Index(Path(own) / path.name)  # stays open, though its name is gone
     for stale in older - {path}:
@@ -381,7 +518,7 @@ def _records_of_shards(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, A
     parts = []
     for number, path in enumerate(paths):
         try:
-            found = list(_places_in(path))
+            found = _places_in(path)
         except (OSError, ValueError) as error:
             _pass_over(path, error)
             continue
@@ -395,6 +532,7 @@ def _records_of_shards(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, A
                     "file": ("<u4", np.full(len(found), number)),
                     "layout": ("<u4", layout),
                     "offset": ("<u8", offsets),
+                    "checksum": ("<i8", [place.checksum for _, place in found]),
                 },
             )
         )
@@ -411,18 +549,28 @@ def _records_of_lists(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, An
     parts = []
     for path in paths:
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            hashes = [
-                np.frombuffer(bytes.fromhex(value), dtype="V32")[0] for value in known.values()
-            ]
+            known = _hashes_in(path)
         except (OSError, ValueError) as error:
             logger.warning("passing over a damaged list of the cache: %s: %s", path, error)
             continue
+        hashes = [np.frombuffer(value, dtype="V32")[0] for value in known.values()]
         parts.append(index.records(list(known), {"sha256": ("V32", hashes)}))
     return parts, {}
 
 
-def _pass_over(path: Path, error: Exception) -> None:
+def _hashes_in(path: Path) -> dict[str, bytes]:
+    """Raises OSError or ValueError for a list of files' hashes that is damaged."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        found = {str(name): bytes.fromhex(value) for name, value in known.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"no list of hashes: {error}") from error
+    if any(len(value) != 32 for value in found.values()):
+        raise ValueError("holds what is no SHA-256")
+    return found
+
+
+def _pass_over(path: Path, error: object) -> None:
     logger.warning("passing over a damaged shard of the cache: %s: %s", path, error)
 
 

@@ -42,6 +42,8 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
             logger.warning("cannot be read: %s: %s", name, error)
         if state.is_main_process:  # each process reads all rows
             _report(rows, sum(map(len, sources.values())))
+    if state.is_main_process:
+        work.store.index()
     return work.store
 
 

@@ -69,6 +69,7 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
     finally:
         ray.shutdown()
     part.store.refresh()
+    part.store.index()
     return part.store
 
 
