@@ -263,7 +263,7 @@ class _View:
         if self._size is None:
             self._size = _stretched(self._stream, frame.width, frame.height)
             side = frame.side_data.get("DISPLAYMATRIX")
-            self._matrix = np.frombuffer(side, np.int32) if side is not None else self._matrix
+            self._matrix = np.array(np.frombuffer(side, np.int32)) if side else self._matrix
         scaled = {}
         if self._size != (frame.width, frame.height):
             scaled = dict(zip(("width", "height"), self._size, strict=True))
