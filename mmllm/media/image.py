@@ -241,6 +241,8 @@ def _upright(picture: PILImage.Image) -> PILImage.Image:
     turn = PILImage.Transpose
     ways = (turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE)
     ways += (turn.ROTATE_270, turn.TRANSVERSE, turn.ROTATE_90)
+    if not isinstance(picture.info.get("xmp", b""), bytes):
+        del picture.info["xmp"]  # a text in its place, which Pillow searches as bytes
     picture.load()  # PNG and WebP may have their EXIF behind the pixels
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)
