@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import Audio, Image, Medium, Message, Text, Video, assistant, system, user
@@ -47,15 +48,17 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     prefixes: int = 0,
+    trust: Collection[str] = (),
 ) -> Chat:
     """A model to talk to: a name ("mini"), a checkpoint or run folder, or a YAML (untrained).
 
     `device`: cpu, cuda, mps (best available unless given); `dtype`: float32 or bfloat16;
-    `prefixes`: how many conversations' caches are kept for their next turns.
+    `prefixes`: how many conversations' caches are kept for their next turns; `trust`: modules of
+    yours ("my_encoder") and template files that a checkpoint may use: it runs no other code.
     """
     from mmllm.chat import load as load_chat
 
-    return load_chat(source, device=device, dtype=dtype, prefixes=prefixes)
+    return load_chat(source, device=device, dtype=dtype, prefixes=prefixes, trust=trust)
 
 
 def __getattr__(name: str) -> Any:

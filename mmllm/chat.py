@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -378,10 +378,12 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     prefixes: int = 0,
+    trust: Collection[str] = (),
 ) -> Chat:
     """See mmllm.load. A YAML gives an untrained model, to try a configuration."""
     device = device or best_device()
     precision = fast_dtype() if dtype is None else named_dtype(dtype)
+    configs.trust(trust)
     if str(source).endswith((".yaml", ".yml")):
         tree = configs.read_yaml(source)
         system = configs.parse_system(tree.get("system", tree))

@@ -38,6 +38,24 @@ app.add_typer(data_app, name="data")
 _debug = False
 
 
+def _trust(names: list[str] | None) -> list[str] | None:
+    from mmllm.config import trust
+
+    trust(names or ())
+    return names
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="NAME",
+        callback=_trust,
+        help="A module of yours, or a template's file, that the checkpoint may use (repeatable).",
+    ),
+]
+
+
 def run() -> None:
     """The entry point."""
     sys.exit(main(sys.argv[1:]))
@@ -80,6 +98,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="One step of everything; nothing is kept.")
     ] = False,
+    trust: Trust = None,
 ) -> None:
     """Train one stage (`accelerate launch … train/train.py`: in several processes)."""
     from mmllm.config import load_run
@@ -111,6 +130,7 @@ def plan(
     flops: Annotated[
         float | None, typer.Option(metavar="RATE", help="Operations a second that a device does.")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Show parameters, licences, memory, disk and time; needs no weights, GPU or network."""
     from mmllm import planning
@@ -271,6 +291,7 @@ def chat(
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the decoders.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Talk to a model: one reply to PROMPT, or in turns without it."""
     from mmllm.conversation import MEDIA
@@ -315,6 +336,7 @@ def demo(
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Talk to a model in the browser (needs the extra `demo`)."""
     import mmllm
@@ -357,6 +379,7 @@ def evaluate(
     short_run: Annotated[
         bool, typer.Option("--short-run", help="Bars of a few minutes' training.")
     ] = False,
+    trust: Trust = None,
 ) -> None:
     """Measure a model on held-out items and print the table."""
     from mmllm.evaluation import evaluate as measure
@@ -403,6 +426,7 @@ def serve(
     ] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Serve a model by OpenAI's API (needs the extra `server`)."""
     try:
@@ -445,6 +469,7 @@ def export(
         bool,
         typer.Option("--transformers", help="The language model alone, as plain transformers."),
     ] = False,
+    trust: Trust = None,
 ) -> None:
     """Write a trained model without its training state, ready to be used or given away."""
     from mmllm import checkpoints
@@ -466,6 +491,7 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="Of the language model: float32, bfloat16 or float16.")
     ] = "bfloat16",
+    trust: Trust = None,
 ) -> None:
     """Write a trained model with its LoRA merged into a language model of its own."""
     from mmllm import checkpoints

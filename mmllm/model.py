@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from mmllm.data.batch import Batch, InputMedia
 from mmllm.data.rendering import Renderer
 from mmllm.decoders.base import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import ConfigError
+from mmllm.errors import AssetError, ConfigError, naming
 from mmllm.llm.causal_lm import LanguageModel
 
 
@@ -223,13 +224,23 @@ def build(
     """All parts of a system, freshly initialised where they train. `dtype`: of the frozen LLM.
     Raises ConfigError for a licence that is not accepted."""
     licences.check(config)
-    encoders = {key: configs.build(entry) for key, entry in config.encoders.items()}
-    decoders = {key: configs.build(entry) for key, entry in config.decoders.items()}
+    encoders = _parts("encoders", config.encoders)
+    decoders = _parts("decoders", config.decoders)
     llm = configs.build(config.llm, dtype=dtype, device=device)
-    model = AnyToAny(config, llm, encoders, decoders, seed=seed).to(device)
+    with naming(ConfigError, "the parts cannot be joined"):
+        model = AnyToAny(config, llm, encoders, decoders, seed=seed).to(device)
     for decoder in model.decoders.values():
         decoder.to(device)
     return model
+
+
+def _parts(room: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Every part that a room of the config names; whatever is wrong with its files is told."""
+    made = {}
+    for key, entry in entries.items():
+        with naming(AssetError, f"{room}.{key} cannot be opened"):
+            made[key] = configs.build(entry)
+    return made
 
 
 def _no_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmllm.errors import AssetError, CheckpointError, naming, quoted
 
@@ -105,6 +105,32 @@ def check_links(folder: Path) -> None:
                     raise CheckpointError(f"{path}: links to a folder outside {folder}")
             elif not path.is_dir():
                 inside(folder, str(path.absolute()), str(folder))
+
+
+@contextmanager
+def code_left_alone() -> Iterator[None]:
+    """Within it transformers runs no code that lies with weights, and asks nobody whether it
+    should, for the parts of parts too, which are not told `trust_remote_code=False`."""
+    from transformers import dynamic_module_utils as library
+
+    seconds = library.TIME_OUT_REMOTE_CODE
+    library.TIME_OUT_REMOTE_CODE = 0  # how long it waits for an answer; 0 raises ValueError
+    try:
+        yield
+    finally:
+        library.TIME_OUT_REMOTE_CODE = seconds
+
+
+def check_attention(config: Any, where: object) -> None:
+    """Raises CheckpointError for a config.json that names a kernel of a hub, which transformers
+    would fetch and run."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        check_attention(value, where)
+        if key in ("attn_implementation", "_attn_implementation") and "/" in str(value):
+            raise CheckpointError(
+                f"{where}: {key}: {quoted(value)} is code from a hub, which is not run here; "
+                "take it out of the config"
+            )
 
 
 def save_tensors(

@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from mmllm.conversation import MEDIA, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.schedules import noised, resolved, solver
-from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.errors import AssetError, ConfigError, MediaError, naming, quoted
 from mmllm.media.preparing import preparing
-from mmllm.weights import PICKLES, are_left_out, locate
+from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alone, locate
 
 Condition = dict[str, Tensor]
 COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
@@ -52,6 +52,9 @@ _CONVERT = (
     "from diffusers import DiffusionPipeline as Pipeline; "
     "Pipeline.from_pretrained({folder!r}, use_safetensors=False).save_pretrained({folder!r})"
 )
+
+_CODECS = "mmllm.mini.codecs"
+"""Where codecs are that diffusers does not have."""
 
 _LOADING = threading.Lock()
 """Held while a pipeline is loaded, since its libraries patch torch.nn for all threads meanwhile."""
@@ -409,7 +412,8 @@ class ModalityDecoder:
         folder = self.folder / name
         for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if (folder / file).is_file():
-                return json.loads((folder / file).read_text(encoding="utf-8"))
+                with naming(AssetError, folder / file):
+                    return dict(json.loads((folder / file).read_text(encoding="utf-8")))
         raise AssetError(f"{folder}: no config found; this decoder needs the pipeline's {name}")
 
     @property
@@ -627,13 +631,15 @@ def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
         raise AssetError(
             f"{folder}: holds a {found}, but this type of decoder takes {' or '.join(pipelines)}"
         )
-    for name, entry in index.items():
-        if not isinstance(entry, list) or entry[0] is None:
-            continue
+    for name, (_, kind) in parts_of(index, folder).items():
         part = folder / name
         if not part.is_dir():
-            raise AssetError(f"{folder}: {name} ({entry[1]}) is missing; is the copy complete?")
+            raise AssetError(f"{folder}: {name} ({kind}) is missing; is the copy complete?")
         files = {file.suffix for file in part.iterdir()}
+        if (part / "config.json").is_file():
+            with naming(AssetError, part / "config.json"):
+                told = json.loads((part / "config.json").read_text(encoding="utf-8"))
+            check_attention(told, part / "config.json")
         if ".safetensors" not in files and files & set(PICKLES):
             raise AssetError(
                 f"{part}: holds pickled weights only, which could run code and are not read here; "
@@ -648,7 +654,35 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
-    return json.loads(index.read_text(encoding="utf-8"))
+    with naming(AssetError, index):
+        found = json.loads(index.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise AssetError(f"{index}: expected an object, got {quoted(found)}")
+        return found
+
+
+def parts_of(index: dict[str, Any], folder: Path) -> dict[str, tuple[str, str]]:
+    """Part -> library and class, of what a pipeline's folder says; AssetError for a library that is
+    none of diffusers, transformers and mmllm's codecs: code that somebody brings is not run."""
+    parts: dict[str, tuple[str, str]] = {}
+    for name, entry in index.items():
+        if not isinstance(entry, list) or entry[:1] in ([], [None]):
+            continue
+        if len(entry) != 2 or not all(isinstance(word, str) for word in (name, *entry)):
+            continue
+        library, kind = entry
+        known = library == _CODECS or library.isidentifier()
+        if not (known and name.isidentifier() and kind.isidentifier()):
+            raise AssetError(
+                f"{folder}: {quoted(name)} is {quoted(kind)} of {quoted(library)}, which is not of "
+                "diffusers or transformers; code that comes with a pipeline is not run"
+            )
+        if (folder / name / f"{library}.py").exists():
+            raise AssetError(
+                f"{folder / name}: brings {library}.py; code that comes with a pipeline is not run"
+            )
+        parts[name] = library, kind
+    return parts
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -656,16 +690,13 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     every part frozen."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    for entry in read_index(folder).values():
-        if isinstance(entry, list) and str(entry[0]).startswith("mmllm."):
-            importlib.import_module(entry[0])
-    try:
-        with _quietly():
-            pipeline = DiffusionPipeline.from_pretrained(
-                str(folder), use_safetensors=True, dtype=dtype
-            )
-    except (OSError, ValueError) as error:
-        raise AssetError(f"{folder}: the pipeline cannot be loaded: {error}") from error
+    if any(library == _CODECS for library, _ in parts_of(read_index(folder), folder).values()):
+        importlib.import_module(_CODECS)
+    told = f"{folder}: the pipeline cannot be loaded"
+    with naming(AssetError, told), _quietly(), code_left_alone():
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), use_safetensors=True, dtype=dtype, trust_remote_code=False
+        )
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -681,12 +712,9 @@ def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
     import transformers
 
     made: dict[str, torch.nn.Module] = {}
-    for name, entry in read_index(folder).items():
-        if not isinstance(entry, list) or entry[0] is None:
-            continue
-        library, kind = entry
+    for name, (library, kind) in parts_of(read_index(folder), folder).items():
         cls: Any
-        if library.startswith("mmllm."):
+        if library == _CODECS:
             cls = getattr(importlib.import_module(library), kind)
         elif library == "transformers":
             cls = getattr(transformers, kind)
@@ -697,7 +725,7 @@ def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
         if not issubclass(cls, torch.nn.Module):
             continue
         try:
-            with torch.device("cpu" if library.startswith("mmllm.") else "meta"):
+            with torch.device("cpu" if library == _CODECS else "meta"):
                 made[name] = _hollow(cls, str(folder / name))
         except (OSError, ValueError, TypeError) as error:
             raise AssetError(f"{folder / name}: makes no {kind}: {error}") from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmllm.conversation import Image
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError
+from mmllm.errors import AssetError, ConfigError, quoted
 from mmllm.weights import are_left_out
 
 _WHERE = "open_clip"
@@ -191,7 +191,13 @@ def make_tower(model: dict[str, Any]) -> nn.Module:
     text tower, which may be larger, and ask a hub for it."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-    vision = CLIPVisionCfg(**model["vision_cfg"])
+    told = {**model["vision_cfg"], "timm_model_pretrained": False}  # its weights are in the folder
+    if ":" in str(told.get("timm_model_name")):  # a hub's or a folder's, which timm would open
+        raise AssetError(
+            f"{_WHERE}.weights: expected the name of a model of timm, got "
+            f"{quoted(told['timm_model_name'])}"
+        )
+    vision = CLIPVisionCfg(**told)
     return _build_vision_tower(model["embed_dim"], vision, model.get("quick_gelu", False))
 
 

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.conversation import Audio
 from mmllm.errors import AssetError, ConfigError, MediaError
-from mmllm.weights import PICKLES, are_left_out, locate
+from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alone, locate
 
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
 _UNTOLD = ("_name_or_path", "_commit_hash", "transformers_version")
@@ -67,8 +66,11 @@ def open_folder(
 def read_json(folder: Path, name: str, *, where: str) -> dict[str, Any]:
     """A JSON file of the folder; raises AssetError that says what is there instead."""
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise AssetError(
             f"{where}.weights: {folder} has no readable {name} ({there}); is it the right folder?"
@@ -121,6 +123,7 @@ class Source:
         self.where = where
         self.folder = open_folder(weights, where=where, revision=revision)
         self.config = read_json(self.folder, "config.json", where=where)
+        check_attention(self.config, self.folder / "config.json")
         files = weight_files(self.folder, "model*.safetensors", where=where)
         told = {key: value for key, value in self.config.items() if key not in _UNTOLD}
         self.hash = fingerprint([digest(files), told])
@@ -147,14 +150,14 @@ class Source:
             with torch.device("meta"):
                 return cls(of).to(getattr(torch, dtype))
         try:
-            with quiet():
+            with quiet(), code_left_alone():
                 model, report = cls.from_pretrained(
                     str(self.folder),
                     dtype=getattr(torch, dtype),
                     use_safetensors=True,
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # whatever a reader of foreign files raises
             raise AssetError(
                 f"{self.where}.weights: {self.folder} cannot be loaded as {cls.__name__}: "
                 f"{_first_line(error)}"
@@ -170,9 +173,9 @@ class Source:
     def preprocessor(self, cls: Any) -> Any:
         """The image, video or audio preprocessor that upstream saved with the model."""
         try:
-            with quiet():
+            with quiet(), code_left_alone():
                 return cls.from_pretrained(str(self.folder))
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:
             raise AssetError(
                 f"{self.where}.weights: {self.folder} has no usable preprocessor for "
                 f"{cls.__name__}: {_first_line(error)}; copy preprocessor_config.json of "

@@ -33,7 +33,16 @@ from mmllm.llm.stack import Pass, Stack, product
 from mmllm.llm.templates import chat_template
 from mmllm.precision import moved, named_dtype
 from mmllm.tokens import TokenSpace
-from mmllm.weights import PICKLES, are_left_out, copy_tensors, inside, locate, save_tensors
+from mmllm.weights import (
+    PICKLES,
+    are_left_out,
+    check_attention,
+    code_left_alone,
+    copy_tensors,
+    inside,
+    locate,
+    save_tensors,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -222,7 +231,7 @@ class LanguageModel(nn.Module):
             )
         self.attach_lora()
         own = get_peft_model_state_dict(self.model, save_embedding_layers=False)  # not copies
-        remedy = "do llm.weights and llm.lora match the checkpoint?"
+        remedy = "do llm.weights, llm.lora.rank and llm.lora.targets match the checkpoint?"
         copy_tensors(own, file, remedy=remedy)
 
     def save_lora(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -540,7 +549,7 @@ def build(
     """Load tokenizer and model from a folder, a .gguf file, a hub id or an asset."""
     dtype = named_dtype(config.dtype) if config.dtype else dtype
     where = f"llm.weights {quoted(config.weights)} cannot be loaded"
-    with naming(CheckpointError, where):
+    with naming(CheckpointError, where), code_left_alone():
         source = _source(config.weights)
         if are_left_out():
             return _hollow(config, source, dtype)
@@ -641,6 +650,7 @@ def _check_shards(source: Path, names: Sequence[str]) -> None:
         with naming(CheckpointError, file), safe_open(file, framework="pt") as saved:
             count += len(saved.keys())
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    check_attention(config, source / "config.json")
     for tree in (config, config.get("text_config")):
         for key in ("num_hidden_layers", "n_layer", "num_layers"):
             layers = tree.get(key) if isinstance(tree, dict) else None
