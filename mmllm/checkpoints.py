@@ -143,7 +143,9 @@ def assemble(
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; name a new folder")
     with _written(folder), disk.whole_folder(folder) as draft:
-        text = literals.dump({"system": configs.dump(system)})
+        tree = configs.dump(system)
+        _keep_template(draft, tree["llm"], None)
+        text = literals.dump({"system": tree})
         (draft / "config.yaml").write_text(text, encoding="utf-8")
         for name, tensors in files.items():
             save_tensors(tensors, draft / name)
@@ -159,8 +161,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         from mmllm.mini import locate
 
         return open_checkpoint(locate("checkpoint"))
-    folder = disk.standing(Path(folder).expanduser())
-    if (folder / "manifest.json").is_file():
+    with naming(CheckpointError, quoted(str(folder))):
+        folder = disk.standing(Path(folder).expanduser())
+        alone = (folder / "manifest.json").is_file()
+    if alone:
         return _open(folder)
     newest = latest(folder)
     if newest is None:
@@ -367,6 +371,7 @@ def _write(
     if with_llm:
         tree["system"]["llm"]["weights"] = "llm"  # below the checkpoint, wherever it goes
         save_transformers(model.llm, draft / "llm")
+    _keep_template(draft, tree["system"]["llm"], model.llm.chat_template)
     if stage is not None:
         tree["stage"] = configs.dump(stage)
     (draft / "config.yaml").write_text(literals.dump(tree), encoding="utf-8")
@@ -392,6 +397,15 @@ def _write(
         fingerprints=fingerprints(model),
         chosen=dict(chosen or {}),
     )
+
+
+def _keep_template(draft: Path, llm: dict[str, Any], text: str | None) -> None:
+    """A chat template that is a file goes along: a checkpoint reads none that lies elsewhere."""
+    template = llm["chat_template"]
+    if template is not None and template.endswith(".jinja"):
+        text = text or Path(template).expanduser().read_text(encoding="utf-8")
+        (draft / "chat_template.jinja").write_text(text, encoding="utf-8")
+        llm["chat_template"] = "chat_template.jinja"
 
 
 def _write_manifest(draft: Path, *, step: int, **facts: Any) -> None:
