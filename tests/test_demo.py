@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import io
 import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import soundfile
+from PIL import Image as PILImage
+from starlette.responses import PlainTextResponse
 
 from mmllm import media
 from mmllm.chat import Chat
-from mmllm.conversation import assistant, user
+from mmllm.conversation import Video, assistant, user
 from mmllm.demo import Demo
 from mmllm.demo.answering import answer
+from mmllm.demo.gate import Gate
 from mmllm.demo.rooms import Room, Rooms, Turn
+from mmllm.demo.saving import pack, unpack
 from mmllm.errors import ConfigError, MediaError
+from mmllm.media import isolated
 from mmllm.model import AnyToAny
+from mmllm.server.listening import hosts_of
 from tests.decoders import tiny
 from tests.test_rendering import picture
 
@@ -60,9 +77,12 @@ def test_a_session_is_found_by_its_secret_only(rooms: Rooms) -> None:
 def test_a_file_that_was_sent_becomes_a_medium_in_the_sessions_folder(rooms: Rooms) -> None:
     room = rooms.open(None)
     path = sent(rooms)
-    medium = room.take(path)
+    (medium, again), errors = room.take([path, path])
+    assert errors == []
     assert (medium.modality, medium.source) == ("image", room.folder / "001.png")
-    assert not path.exists()
+    assert (again.modality, again.source) == ("image", room.folder / "002.png")
+    (other,), _ = rooms.open(None).take([path])  # the same picture in another session
+    assert np.array_equal(other.to_numpy(), picture(40).to_numpy())
 
 
 @pytest.mark.parametrize(
@@ -77,16 +97,20 @@ def test_other_files_are_refused(rooms: Rooms, name: str, data: bytes | None, sa
     path = rooms.root / name if data is None else sent(rooms, name, data)
     if data is None:
         picture(40).save(path)
-    with pytest.raises(MediaError, match=said):
-        rooms.open(None).take(path)
+    taken, errors = rooms.open(None).take([sent(rooms), path, sent(rooms)])
+    assert len(taken) == 2  # what is good is taken
+    (error,) = errors
+    assert isinstance(error, MediaError)
+    assert said in str(error)
 
 
 def test_a_picture_beyond_the_limits_is_refused(
     rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmllm.demo.rooms.UPLOADS", media.Limits(pixels=4))
-    with pytest.raises(MediaError, match="limit of 4"):
-        rooms.open(None).take(sent(rooms))
+    taken, (error,) = rooms.open(None).take([sent(rooms)])
+    assert taken == []
+    assert "limit of 4" in str(error)
 
 
 def test_unused_sessions_and_uploads_are_deleted(rooms: Rooms) -> None:
@@ -112,9 +136,9 @@ def spoken(chat: Chat, room: Room) -> Room:
 
 def test_a_conversation_survives_its_zip(tiny_model: AnyToAny, rooms: Rooms) -> None:
     room = spoken(Chat(tiny_model), rooms.open(None))
-    path = shutil.copy(room.pack("tiny"), rooms.root / "saved.zip")
+    path = shutil.copy(pack(room, "tiny"), rooms.root / "saved.zip")
     other = rooms.open(None)
-    other.unpack(path)
+    unpack(other, path)
     assert [turn.message.role for turn in other.turns] == ["user", "assistant"]
     assert (other.turns[1].seed, other.turns[1].note) == (5, room.turns[1].note)
     for one, two in zip(room.conversation, other.conversation, strict=True):
@@ -128,43 +152,192 @@ def test_a_conversation_survives_its_zip(tiny_model: AnyToAny, rooms: Rooms) -> 
     assert media.read_provenance(other.turns[1].message.media[0].source)["seed"] == 5  # pyright: ignore
 
 
-GOOD = {"format": 1, "model": "x", "turns": []}
+def turned(*parts: Any, **fields: Any) -> dict[str, Any]:
+    """An index with one message."""
+    turn = {"role": "user", "parts": list(parts), "seed": None, "note": "", **fields}
+    return {"format": 1, "model": "x", "turns": [turn]}
 
 
-@pytest.mark.parametrize(
-    ("index", "files", "said"),
-    [
-        (None, {}, "no conversation"),
-        ("{", {}, "no conversation"),
-        ({**GOOD, "format": 9}, {}, "format 9 is not known"),
-        ([{"image": "../a.png"}], {"../a.png": b"x"}, "unknown part"),
-        ([{"image": "001.png"}], {}, "no conversation"),
-        ([{"image": "001.png"}], {"001.png": b"x"}, "neither a picture"),
-        ([{"smell": "001.png"}], {"001.png": b"x"}, "unknown part"),
-        ([{"text": "x"}], {f"{n:04}.png": b"" for n in range(501)}, "too large"),
-    ],
-)
-def test_a_bad_zip_is_refused_and_the_conversation_stays(
-    rooms: Rooms, tmp_path: Path, index: Any, files: dict[str, bytes], said: str
-) -> None:
-    room = rooms.open(None)
-    room.turns.append(Turn(user(room.keep(picture(40)), "here")))
-    if isinstance(index, list):
-        index = {**GOOD, "turns": [{"role": "user", "parts": index, "seed": None, "note": ""}]}
-    path = tmp_path / "bad.zip"
-    with zipfile.ZipFile(path, "w") as archive:
+def zipped(index: Any = None, /, **files: bytes) -> bytes:
+    """A zip with an index (an object, or bytes) and files, `_png` standing for `.png`."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         if index is not None:
-            text = index if isinstance(index, str) else json.dumps(index)
+            text = index if isinstance(index, bytes) else json.dumps(index).encode()
             archive.writestr("conversation.json", text)
         for name, data in files.items():
-            archive.writestr(name, data)
-    with pytest.raises((ConfigError, MediaError), match=said):
-        room.unpack(path)
+            archive.writestr(name.replace("_", ".").removeprefix("n"), data)
+    return file.getvalue()
+
+
+def with_entry(change: Callable[[zipfile.ZipInfo], None], data: bytes = b"x") -> bytes:
+    """A zip whose second entry, 001.png, was changed before it was written."""
+    file = io.BytesIO()
+    info = zipfile.ZipInfo("001.png")
+    change(info)
+    with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        archive.writestr("conversation.json", json.dumps(turned({"image": "001.png"})))
+        archive.writestr(info, data)
+    return file.getvalue()
+
+
+def named(name: str) -> bytes:
+    return with_entry(lambda info: setattr(info, "filename", name))
+
+
+def patched(data: bytes, where: bytes, offset: int, value: bytes) -> bytes:
+    """`data` with `value` written `offset` bytes after the last `where`."""
+    at = data.rindex(where) + offset
+    return data[:at] + value + data[at + len(value) :]
+
+
+def png(pixels: int = 4) -> bytes:
+    file = io.BytesIO()
+    PILImage.new("RGB", (pixels, pixels)).save(file, "png")
+    return file.getvalue()
+
+
+def wav(seconds: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((48_000 * seconds, 2), np.int16), 48_000, format="WAV")
+    return file.getvalue()
+
+
+def bad_zips() -> Iterator[tuple[str, bytes, str]]:
+    """(what is wrong, the file, what is said)."""
+    listing, local = b"PK\1\2", b"PK\3\4"
+    part = {"image": "001.png"}
+    whole = zipped(turned(part), n001_png=png())
+    yield "empty", b"", "not a zip"
+    yield "no zip", b"hello", "not a zip"
+    yield "cut", whole[:-60], "not a zip"
+    yield "cut in front", whole[40:], "is damaged"
+    yield "no files", zipped(), "no conversation.json"
+    yield "no index", zipped(n001_png=png()), "no conversation.json"
+    yield "no JSON", zipped(b"{"), "Expecting"
+    yield "no text", zipped(b'{"a": "\xff"}'), "decode"
+    yield "nested deeply", zipped(b"[" * 200_000), "recursion"
+    yield "a long number", zipped(b"[" + b"9" * 10_000 + b"]"), "digits"
+    for value in (None, [], 3, "x", {}, {"format": True}, {"format": [1]}):
+        yield f"index {value}", zipped(json.dumps(value).encode()), "expected 'format'"
+    yield "another format", zipped({"format": 9, "turns": []}), "format 9 is not known"
+    for value in (None, {}, "x", 3):
+        yield f"turns {value}", zipped({"format": 1, "turns": value}), "expected 'turns'"
+    for value in (None, [], "x"):
+        yield f"turn {value}", zipped({"format": 1, "turns": [value]}), "expected 'role'"
+    yield "many turns", zipped({"format": 1, "turns": [None] * 300_000}), "300000 messages"
+    for value in ("system", "", "\ud800"):
+        yield f"role {value!a}", zipped(turned(role=value)), "unknown role"
+    yield "no parts", zipped(turned(parts=None)), "expected 'parts'"
+    yield "many parts", zipped(turned(*[{"text": ""}] * 300_000)), "more than 2000 parts"
+    for value in (True, -1, 2**70, "7", 1.5, [1]):
+        yield f"seed {value}", zipped(turned(seed=value)), "unknown seed"
+    yield "a note", zipped(turned(note=["x"])), "expected 'note'"
+    for value in ({}, None, 3, "x", [], {**part, "text": ""}, {"smell": "001.png"}, {"image": 1}):
+        yield f"part {value}", zipped(turned(value), n001_png=png()), "unknown part"
+    yield "a long text", zipped(turned({"text": "x" * 100_001})), "100001 characters"
+    yield "a file less", zipped(turned(part)), "'001.png' is not in this file"
+    yield "its own index", zipped(turned({"image": "conversation.json"})), "is not in this file"
+    sixty = zipped(turned(*[{"audio": "001.wav"}] * 60), n001_wav=wav(60))
+    yield "a sound sixty times", sixty, "named by several parts"
+    yield "many files", zipped(turned(), **{f"n{n:06}_png": b"" for n in range(600)}), "too large"
+    many = zipped(turned(), **{f"n{n:06}_png": b"" for n in range(9_000)})
+    yield "very many files", many, "more than 500 files"
+    yield "an index of 60 MB", zipped(b"[" + b" " * 60_000_000), "'conversation.json' is too large"
+    bomb = zipped(turned(part), n001_png=b"\0" * 2**26)
+    yield "a bomb", bomb, "'001.png' is too large"
+    bombs = {f"n{n:03}_png": b"\0" * 2**24 for n in range(6)}
+    yield "many bombs", zipped(turned(), **bombs), "too large: 7 files, 96 MiB"
+    yield "no picture", zipped(turned(part), n001_png=b"x"), "neither a picture"
+    yield "half a picture", zipped(turned(part), n001_png=png(64)[:-40]), "damaged"
+    yield "a picture of another kind", zipped(turned({"audio": "001.png"}), n001_png=png()), "image"
+    yield "another, by its name", zipped(turned({"audio": "001.wav"}), n001_wav=png()), "image"
+    for name in (
+        "../001.png",
+        "/001.png",
+        "C:\\001.png",
+        "x/001.png",
+        "001.png/",
+        "a\nb",
+        "__MACOSX",
+    ):
+        yield f"the name {name!a}", named(name), "unknown file"
+    yield "a name twice", named("conversation.json"), "'conversation.json' twice"
+    link = with_entry(lambda info: setattr(info, "external_attr", 0o120777 << 16), b"/etc/passwd")
+    yield "a link", link, "no plain file"
+    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        packed = with_entry(lambda info, kind=kind: setattr(info, "compress_type", kind))
+        yield f"compression {kind}", packed, "unknown way"
+    yield "unknown compression", patched(whole, listing, 10, b"\x63\0"), "unknown way"
+    yield "encrypted", patched(whole, listing, 8, b"\1"), "is encrypted"
+    yield "encrypted index", patched(zipped(turned()), listing, 8, b"\1"), "is encrypted"
+    yield "broken deflate", patched(whole, local, 37, b"\xff" * 20), "decompressing|invalid"
+    yield "a wrong sum", patched(whole, listing, 16, b"\0\0\0\0"), "CRC"
+    yield "a smaller size", patched(whole, listing, 24, b"\5"), "CRC|damaged|neither|picture"
+    yield "a larger size", patched(whole, listing, 24, b"\xff\xff\xff\x01"), "not whole"
+    yield "an immense size", patched(whole, listing, 24, b"\xfe\xff\xff\xff"), "too large"
+    yield "less compressed", patched(whole, listing, 20, b"\5"), "EOF|damaged|CRC|picture"
+    yield "a wrong place", patched(whole, listing, 42, b"\7\7"), "magic|offset|header|Overlap"
+    yield "a far place", patched(whole, listing, 42, b"\7\7\7\7"), "magic|offset|header|Truncated"
+    yield "a long list", patched(whole, b"PK\5\6", 12, b"\xff\xff\xff\x0f"), "not a zip|Bad"
+    yield "another zip in it", zipped(turned(part), n001_png=whole), "neither a picture"
+
+
+BAD = {what: (data, said) for what, data, said in bad_zips()}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_zip_is_refused_and_nothing_is_left_of_it(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    written: list[int] = []
+
+    class Draft(tempfile.TemporaryDirectory[str]):
+        def cleanup(self) -> None:
+            written.append(sum(file.stat().st_size for file in Path(self.name).rglob("*")))
+            super().cleanup()
+
+    monkeypatch.setattr("mmllm.demo.saving.tempfile.TemporaryDirectory", Draft)
+    room = rooms.open(None)
+    room.turns.append(Turn(user(room.keep(picture(40)), "here")))
+    data, said = BAD[what]
+    path = sent(rooms, "bad.zip", data)
+    began = time.monotonic()
+    with pytest.raises((ConfigError, MediaError), match=said) as caught:
+        unpack(room, path)
+    assert time.monotonic() - began < 30
+    assert len(str(caught.value)) < 400
     assert room.turns[0].message.text == "here"
-    assert [path.name for path in room.folder.iterdir()] == ["001.png"]
-    path.write_bytes(b"no zip")
-    with pytest.raises(ConfigError, match="no conversation"):
-        room.unpack(path)
+    assert [file.name for file in room.folder.iterdir()] == ["001.png"]
+    assert {file.name for file in rooms.root.iterdir()} == {room.token, "upload"}
+    assert sum(written) <= 2 * len(wav(60))
+
+
+def test_halves_of_characters_do_not_stay(rooms: Rooms) -> None:
+    room = rooms.open(None)
+    unpack(room, sent(rooms, "odd.zip", zipped(turned({"text": "a\ud800b"}, note="\udfffc"))))
+    assert (room.turns[0].message.text, room.turns[0].note) == ("a?b", "?c")
+
+
+def test_a_conversation_that_is_full_says_so_and_can_be_saved(
+    tiny_model: AnyToAny, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = rooms.open(None)
+    monkeypatch.setattr("mmllm.demo.rooms.MOST_FILES", 3)
+    path = sent(rooms)
+    taken, (error,) = room.take([path] * 4)
+    assert len(taken) == 3
+    assert "at most 3 files" in str(error)
+    room.turns.append(Turn(user(*taken)))
+    assert "at most 3 files" in str(room.take([path])[1][0])
+    monkeypatch.setattr("mmllm.demo.rooms.MOST_TURNS", 1)
+    with pytest.raises(ConfigError, match="at most 1 messages"):
+        list(answer(Chat(tiny_model), room, {}))
+    assert not room.answering.locked()
+    other = rooms.open(None)
+    unpack(other, pack(room, "tiny"))
+    assert [len(message.media) for message in other.conversation] == [3]
 
 
 def test_the_demo_gives_what_python_gives(tiny_model: AnyToAny, rooms: Rooms) -> None:
@@ -182,7 +355,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
 ) -> None:
     chat, room = Chat(tiny_model), rooms.open(None)
     room.turns.append(Turn(user("draw")))
-    denoising = Gate(tiny_model, "image")
+    denoising = Steps(tiny_model, "image")
     looks = answer(chat, room, {"modalities": ALL, "decoders": {"image": {"steps": 50}}})
     assert any("Drawing …" in pieces for pieces in looks)  # reads on until it is being drawn
     room.cancel.set()
@@ -199,6 +372,191 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     assert len(room.turns) == 3
 
 
+# --- what may come in, and how it ends ----------------------------------------------------------
+
+
+def test_the_clip_of_a_phone_is_taken_and_one_that_takes_too_long_is_not(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1080p at 60 frames a second: more than the limit when it is decoded whole."""
+    frames = np.zeros((60, 1080, 1920, 3), np.uint8)
+    frames[:, :, ::2] = 255
+    path = Video.from_numpy(frames, fps=60).save(rooms.root / "clip.mp4")
+    (clip,), errors = rooms.open(None).take([path])
+    assert errors == []
+    assert clip.modality == "video"
+    assert media.sample_frames(clip, 3).shape == (3, 1080, 1920, 3)
+
+    hasty = functools.partial(isolated.sample_frames, seconds=0.01)
+    monkeypatch.setattr("mmllm.media.isolated.sample_frames", hasty)
+    taken, (error,) = rooms.open(None).take([path])
+    assert taken == []
+    assert "not decoded within 0.01 s" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", {}, 200),
+        ("GET", "/", {"host": "localhost:80"}, 200),
+        ("GET", "/", {"host": "evil.example"}, 403),
+        ("GET", "/", {"host": "127.0.0.1.evil.example:7860"}, 403),
+        ("GET", "/", {"host": ""}, 403),
+        ("GET", "/config", {"host": "evil.example"}, 403),
+        ("POST", "/gradio_api/upload", {"host": "evil.example"}, 403),
+        ("POST", "/gradio_api/upload", {"origin": "http://evil.example"}, 403),
+        ("POST", "/gradio_api/upload", {"origin": "null"}, 403),
+        ("POST", "/gradio_api/upload", {"origin": "http://127.0.0.1:1"}, 403),
+        ("POST", "/gradio_api/upload", {"origin": "http://["}, 403),
+        ("POST", "/gradio_api/upload", {"sec-fetch-site": "cross-site"}, 403),
+        ("POST", "/gradio_api/upload", {"sec-fetch-site": "same-site"}, 403),
+        ("POST", "/gradio_api/queue/join", {"origin": "http://evil.example"}, 403),
+        ("OPTIONS", "/gradio_api/upload", {"origin": "http://evil.example"}, 403),
+        ("GET", "/gradio_api/info", {"sec-fetch-site": "cross-site"}, 403),
+        (
+            "GET",
+            "/",
+            {
+                "sec-fetch-site": "cross-site",
+                "sec-fetch-mode": "navigate",
+                "sec-fetch-dest": "document",
+            },
+            200,
+        ),
+        (
+            "GET",
+            "/",
+            {
+                "sec-fetch-site": "cross-site",
+                "sec-fetch-mode": "navigate",
+                "sec-fetch-dest": "iframe",
+            },
+            403,
+        ),
+        ("POST", "/gradio_api/upload", {"content-length": str(10**9)}, 413),
+        ("POST", "/gradio_api/queue/join", {"content-length": str(2 * 10**6)}, 413),
+        ("POST", "/gradio_api/upload", {"transfer-encoding": "chunked"}, 411),
+        ("GET", "/gradio_api/proxy=http://example.org", {}, 403),
+        ("GET", "/gradio_api/file=http://example.org/a.png", {}, 403),
+        ("GET", "/gradio_api/file/http://example.org/a.png", {}, 403),
+        ("POST", "/gradio_api/process_recording", {"content-length": "0"}, 403),
+        ("GET", "/gradio_api/deep_link?session_hash=x", {}, 403),
+    ],
+)
+def test_the_demo_answers_to_its_own_page_only(
+    rooms: Rooms, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("the page")(scope, receive, send)
+
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    given = {"host": "127.0.0.1:7860", "content-length": "0", **headers}
+    pairs = [(name.encode(), value.encode()) for name, value in given.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": pairs}
+    asyncio.run(Gate(page, hosts_of("127.0.0.1"), rooms)(scope, receive, send))
+    assert said[0]["status"] == status
+    if status != 200:
+        assert re.fullmatch(rb"[ -~]{10,200}", said[1]["body"])
+
+
+def upload(demo: Demo, *files: bytes, **headers: str) -> tuple[int, str]:
+    """Send files as the page does; (status, answer)."""
+    url = urlsplit(demo.url)
+    assert url.hostname
+    head = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.bin"\r\n\r\n'
+    body = b"".join(head + file + b"\r\n" for file in files) + b"--x--\r\n"
+    kind = "multipart/form-data; boundary=x"
+    headers = {"content-type": kind, "origin": demo.url.rstrip("/"), **headers}
+    with contextlib.closing(HTTPConnection(url.hostname, url.port, timeout=60)) as connection:
+        connection.request("POST", "/gradio_api/upload", body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_what_is_sent_and_not_used_is_bounded(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert upload(demo, b"x", host="evil.example")[0] == 403
+    assert upload(demo, b"x", origin="http://evil.example")[0] == 403
+    assert [path for path in demo.rooms.root.rglob("*") if path.is_file()] == []
+    monkeypatch.setattr("mmllm.demo.rooms.MOST_UPLOADED", 10_000)
+    for number in range(20):
+        status, answer = upload(demo, bytes([number]) * 1000, bytes([number, 1]) * 500)
+        assert status == 200
+    time.sleep(0.5)  # the sweep follows the answer
+    files = [path for path in demo.rooms.root.rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 10_000
+    (newest, _) = json.loads(answer)
+    assert Path(newest).read_bytes() == bytes([19]) * 1000
+
+
+ENDLESS = """
+import sys, tempfile, types
+import gradio
+from mmllm.demo import Demo
+
+with gradio.Blocks() as blocks:
+    gradio.Markdown("another page, which needs no model")
+page = types.ModuleType("mmllm.demo.page")
+page.CSS, page.theme, page.build = "", lambda: None, lambda *_, **__: blocks
+sys.modules["mmllm.demo.page"] = page
+tempfile.tempdir = sys.argv[1]
+with Demo(None) as demo:
+    (demo.rooms.open(None).folder / "secret.txt").write_text("secret")
+    print("ready", flush=True)
+    demo.wait()
+"""
+
+
+def test_no_folder_outlives_its_demo(tmp_path: Path) -> None:
+    """By Ctrl-C, by SIGTERM, by SIGHUP; and after kill -9 the next demo deletes it."""
+    (tmp_path / "mmllm-demo-file").write_text("no folder")
+    (tmp_path / "other").mkdir()
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", ENDLESS, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+        )
+
+    def count() -> int:
+        return sum(path.is_dir() for path in tmp_path.glob("mmllm-demo-*"))
+
+    ends = {
+        signal.SIGKILL: -signal.SIGKILL,
+        signal.SIGTERM: 128 + signal.SIGTERM,
+        signal.SIGHUP: 128 + signal.SIGHUP,
+        signal.SIGINT: 0,
+    }
+    processes = {number: start() for number in ends}
+    try:
+        for process in processes.values():
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        assert count() == 4
+        for (number, process), left in zip(processes.items(), (4, 3, 2, 1), strict=True):
+            process.send_signal(number)
+            assert process.wait(60) == ends[number]
+            assert count() == left  # what was killed leaves its own behind
+        processes[signal.SIGTERM] = last = start()
+        assert last.stdout is not None
+        assert last.stdout.readline() == "ready\n"
+        assert count() == 1  # its own
+        last.terminate()
+        assert last.wait(60) == 128 + signal.SIGTERM
+    finally:
+        for process in processes.values():
+            process.kill()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mmllm-demo-file", "other"]
+
+
 # --- in a browser -------------------------------------------------------------------------------
 
 
@@ -208,7 +566,7 @@ def demo(tiny_model: AnyToAny) -> Iterator[Demo]:
         yield demo
 
 
-class Gate:
+class Steps:
     """Denoising steps of a decoder that wait until they are let through."""
 
     def __init__(self, model: AnyToAny, key: str):
@@ -348,7 +706,7 @@ def test_the_whole_of_it_in_a_real_browser(
     shot(page, "again")
 
     # Stopped in the midst of denoising: what was said stays, and the engine is free at once.
-    denoising = Gate(tiny_model, "image")
+    denoising = Steps(tiny_model, "image")
     page.get_by_role("tab", name="Settings").click()
     page.fill("#seed textarea, #seed input", "")
     page.get_by_role("button", name="Use the last answer's seed").click()

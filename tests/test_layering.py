@@ -119,6 +119,7 @@ ALLOWED: dict[str, set[str]] = {
         "media",
         "mini",
         "replies",
+        "server",  # what is let in, and by which names, is the same
     },
     "server": {
         "chat",

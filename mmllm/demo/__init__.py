@@ -6,13 +6,19 @@ sent to it or made by it. Needs the extra `demo`: pip install "mmllm[demo]".
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
-import tempfile
+import signal
+import threading
+import time
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from mmllm.demo.rooms import UPLOADS, Rooms
+from mmllm.demo.folders import Folder
+from mmllm.demo.rooms import Rooms
+from mmllm.demo.saving import MOST_ZIPPED
 from mmllm.errors import ConfigError
 from mmllm.mini import locate
 
@@ -37,7 +43,8 @@ class Demo:
 
     `card`: Markdown about the model. `port`: None takes a free one from 7860 on. `share`: ask
     Gradio for a public address. `expires`: seconds after which an unused session is deleted.
-    Raises ConfigError if Gradio is not installed or the port is taken.
+    Sessions end with the process, also by SIGTERM and SIGHUP, which then exit as Ctrl-C does, if
+    nobody else handles them. Raises ConfigError if Gradio is not installed or the port is taken.
     """
 
     def __init__(
@@ -50,8 +57,10 @@ class Demo:
         share: bool = False,
         expires: float = 3600.0,
     ):
-        self._folder = tempfile.TemporaryDirectory(prefix="mmllm-demo-")
-        root = Path(self._folder.name).resolve()
+        self._signals = _exit_on_signals()
+        self._folder = Folder()
+        atexit.register(self._folder.delete)
+        root = self._folder.path
         os.environ |= {  # Gradio reads these when it is imported, and when a page is made
             "GRADIO_ANALYTICS_ENABLED": "False",
             "GRADIO_TEMP_DIR": str(root),
@@ -61,12 +70,15 @@ class Demo:
         try:
             from starlette.middleware import Middleware
 
-            from mmllm.demo.page import CSS, OnlyFiles, build, theme
+            from mmllm.demo.gate import Gate
+            from mmllm.demo.page import CSS, build, theme
+            from mmllm.server.listening import hosts_of
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"the demo needs {error.name}; install it with: pip install 'mmllm[demo]'"
             ) from error
         self.rooms = Rooms(root, expires=expires)
+        hosts = None if share else hosts_of(host)
         self.page = build(chat, self.rooms, card=card)
         self.page.queue(max_size=QUEUE)
         try:
@@ -74,8 +86,8 @@ class Demo:
                 server_name=host,
                 server_port=port,
                 share=share,
-                max_file_size=UPLOADS.bytes,
-                app_kwargs={"middleware": [Middleware(OnlyFiles)]},
+                max_file_size=MOST_ZIPPED,
+                app_kwargs={"middleware": [Middleware(Gate, hosts=hosts, rooms=self.rooms)]},
                 prevent_thread_lock=True,
                 quiet=True,
                 footer_links=[],
@@ -86,20 +98,44 @@ class Demo:
                 css=CSS,
             )
         except OSError as error:
-            self._folder.cleanup()
+            self.close()
             raise ConfigError(f"the demo cannot listen on {host}:{port}: {error}") from error
 
     def wait(self) -> None:
         """Serve until Ctrl-C."""
-        self.page.block_thread()
+        try:
+            while self.page.is_running:
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            pass
 
     def close(self) -> None:
         """Stop serving and delete all sessions."""
-        self.page.close()
-        self._folder.cleanup()
+        self.page.close(verbose=False)
+        self._folder.delete()
+        atexit.unregister(self._folder.delete)
+        for number in self._signals:
+            signal.signal(number, signal.SIG_DFL)
 
     def __enter__(self) -> Demo:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _exit_on_signals() -> list[signal.Signals]:
+    """Let signals that would end the process at once end it by SystemExit, so that it cleans up;
+    those that are ignored or handled stay so. Returns which."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return []  # Python handles signals in the main thread only
+    names = ("SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
+    return ours

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, TypeAlias
+from typing import Any
 
 from mmllm.chat import Chat
-from mmllm.conversation import Medium, Message, Part, Text
-from mmllm.demo.rooms import Room, Turn
+from mmllm.conversation import Message, Part, Text
+from mmllm.demo.rooms import PATIENCE, Piece, Room, Turn
+from mmllm.errors import ConfigError
 from mmllm.replies import Done, MediumReady, MediumStarted, Progress, Reply, TextDelta
-
-Piece: TypeAlias = str | Medium
-"""What the page shows of an answer: words, a medium or a preview, in order."""
 
 MAKING = {"image": "Drawing", "audio": "Making the sound", "video": "Animating"}
 _OFTEN = 0.1
@@ -24,15 +22,21 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
     """Answer a room's conversation: looks at the answer as it grows, and in the end, or when
     `room.cancel` is set or the iterator is closed, one more turn in the room.
 
-    Raises what `Chat.stream` raises; the room is then as it was.
+    Raises what `Chat.stream` raises, and ConfigError if the room is being answered already or is
+    full; it is then as it was.
     """
-    if not room.answering.acquire(blocking=False):
-        return
+    if not room.answering.acquire(timeout=PATIENCE):
+        raise ConfigError("another answer is being made in this conversation: wait for it")
+    if not room.turns or room.turns[-1].message.role != "user":
+        room.answering.release()
+        return  # another page's answer was to this, too
     parts: dict[int, Part] = {}
     pieces: dict[int, list[Piece]] = {}
     reply: Reply | None = None
     looked, failed = 0.0, False
     try:
+        room.growing = []
+        room.check_space()
         room.drop_previews()
         events = chat.stream(room.conversation, cancel=room.cancel, previews=True, **request)
         with closing(events):  # pyright: ignore[reportArgumentType]
@@ -62,7 +66,8 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
                     or (isinstance(event, Progress) and event.step == 1)
                 ):
                     looked = now
-                    yield [piece for place in sorted(pieces) for piece in pieces[place]]
+                    room.growing = [piece for place in sorted(pieces) for piece in pieces[place]]
+                    yield room.growing
     except GeneratorExit:
         raise
     except BaseException:
@@ -71,7 +76,15 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
     finally:
         if not failed:
             room.turns.append(_turn(parts, reply, request))
+        room.used = time.monotonic()
         room.answering.release()
+
+
+def watch(room: Room) -> Iterator[list[Piece]]:
+    """Looks at an answer that is being made for another page, until its end."""
+    while room.answering.locked():
+        yield room.growing
+        time.sleep(3 * _OFTEN)
 
 
 def _turn(parts: dict[int, Part], reply: Reply | None, request: dict[str, Any]) -> Turn:

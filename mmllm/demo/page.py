@@ -6,6 +6,11 @@ so that a page that is loaded again shows the conversation again.
 
 from __future__ import annotations
 
+import errno
+import functools
+import html
+import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -17,11 +22,14 @@ import gradio as gr
 
 from mmllm.chat import Chat
 from mmllm.conversation import Medium, Message, Part, Text
-from mmllm.demo.answering import Piece, answer
-from mmllm.demo.rooms import Room, Rooms, Turn
-from mmllm.errors import ConfigError, MmllmError
+from mmllm.demo.answering import answer, watch
+from mmllm.demo.rooms import Piece, Room, Rooms, Turn, check_text
+from mmllm.demo.saving import pack, unpack
+from mmllm.errors import ConfigError, MmllmError, quoted
 from mmllm.generation import Sampling
 from mmllm.mini import locate
+
+log = logging.getLogger(__name__)
 
 CALLED = {"image": "picture", "audio": "sound", "video": "clip"}
 WISHES = (("when it fits", "auto"), ("always", "force"), ("never", "forbid"))
@@ -32,8 +40,6 @@ EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
     ("What is this?", None, "pictures/fluent-3d/guitar.webp"),
 )
 """(text, modality that the model must make, picture in mini's data)."""
-MOST_TEXT = 10_000
-"""Characters of one message."""
 TOGETHER = 4
 """Sessions that are answered at the same time; they share the chat's engine."""
 
@@ -63,36 +69,25 @@ _WIDGETS: dict[str, Callable[..., Any]] = {
         0.05, 1, value, step=0.05, label="Strength", info="How far it goes from where it starts"
     ),
     "seconds": lambda _, value: gr.Number(
-        value or 0, label="Seconds", info="0: as many as it can", minimum=0, step=0.5
+        value or 0, label="Seconds", info="0: as many as it can", step=0.5
     ),
-    "frames": lambda _, value: gr.Number(value, label="Frames", precision=0, minimum=1),
-    "fps": lambda _, value: gr.Number(value, label="Frames per second", minimum=0.1),
-    "height": lambda _, value: gr.Number(value, label="Height in pixels", precision=0, minimum=1),
-    "width": lambda _, value: gr.Number(value, label="Width in pixels", precision=0, minimum=1),
+    "frames": lambda _, value: gr.Number(value, label="Frames", precision=0),
+    "fps": lambda _, value: gr.Number(value, label="Frames per second"),
+    "height": lambda _, value: gr.Number(value, label="Height in pixels", precision=0),
+    "width": lambda _, value: gr.Number(value, label="Width in pixels", precision=0),
 }
 """An option of a decoder -> its widget, given the least and the usual value. The options
 that are not here are for programs."""
 _READ: dict[str, Callable[[Any], Any]] = {
     "seed": int,
-    "stop": str.splitlines,
+    "negative": check_text,
+    "stop": lambda text: check_text(text).splitlines(),
     **dict.fromkeys(("steps", "max_new_tokens", "max_media"), int),
 }
 """A widget's value -> what the engine takes, where they differ."""
 
 
-class OnlyFiles:
-    """Middleware that refuses what Gradio would fetch from other hosts."""
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        path = str(scope.get("path", ""))
-        if scope["type"] == "http" and ("proxy=" in path or "file=http" in path):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await self.app(scope, receive, send)
+_REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`")
 
 
 def theme() -> gr.themes.Base:
@@ -115,8 +110,8 @@ class Settings:
         for place, value in zip(self.places, values, strict=True):
             if value in (None, "") or (place[-1] == "seconds" and not value):
                 continue
-            if place == ("seed",) and not str(value).isdigit():
-                raise ConfigError(f"the seed is a number such as 7, not {value!r}")
+            if place == ("seed",) and not re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
+                raise ConfigError(f"the seed is a number such as 7, not {quoted(value)}")
             tree = request
             for name in place[:-1]:
                 tree = tree.setdefault(name, {})
@@ -157,7 +152,6 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
                 show_label=False,
                 placeholder="Type, paste, drop or record",
                 sources=["upload", "microphone"] if "audio" in inputs else ["upload"],
-                file_types=sorted(inputs),
                 file_count="multiple",
                 interactive=False,  # until the session is known
             )
@@ -183,21 +177,27 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             room = rooms.open(token)
             return room.token, _shown(room.turns), {"__type__": "update", "interactive": True}
 
+        def follow(token: str | None) -> Iterator[list[Any]]:
+            room = rooms.open(token)
+            for pieces in watch(room):
+                yield [*_shown(room.turns), _growing(pieces)]
+            yield _shown(room.turns)
+
         def take(token: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
             room = rooms.open(token)
-            room.stop()
-            text = value.get("text", "")[:MOST_TEXT]
-            parts: list[Part] = []
+            text = value.get("text") or ""
+            media, errors = room.take(value.get("files") or ())
             try:
-                for path in value.get("files", ()):
-                    parts.append(room.take(path))  # what was good stays
+                text = check_text(text)
             except MmllmError as error:
-                gr.Warning(str(error))
-                return room.token, _shown(room.turns), _written(text, parts)
-            if text.strip():
-                parts.append(Text(text))
+                errors.append(error)
+            if errors:  # what was good stays in the box
+                warn(errors)
+                return room.token, _shown(room.turns), _written(text, media)
+            parts: list[Part] = [*media, *([Text(text)] if text.strip() else [])]
             if parts:
-                room.turns.append(Turn(Message("user", tuple(parts))))
+                with room.change():
+                    room.turns.append(Turn(Message("user", tuple(parts))))
             return room.token, _shown(room.turns), None
 
         def photograph(path: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
@@ -209,50 +209,60 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             room = rooms.open(token)
             files = []
             if file:
-                files = [shutil.copy(locate("data") / file, room.folder)]
+                files = [room.new_file(Path(file).suffix)]
+                shutil.copyfile(locate("data") / file, files[0])
             return take(room.token, {"text": text, "files": files})
 
         def again(token: str | None) -> tuple[Any, ...]:
             room = rooms.open(token)
-            room.stop()
-            _drop_answers(room)
+            with room.change():
+                _drop_answers(room)
             return room.token, _shown(room.turns)
 
         def undo(token: str | None) -> tuple[Any, ...]:
             room = rooms.open(token)
-            room.stop()
-            _drop_answers(room)
-            value = _unsaid(room)
+            with room.change():
+                _drop_answers(room)
+                value = _unsaid(room)
             return _shown(room.turns), value
 
         def edit(token: str | None, change: gr.EditData) -> tuple[Any, ...]:
             room = rooms.open(token)
-            room.stop()
             index = change.index if isinstance(change.index, int) else change.index[0]
-            del room.turns[index + 1 :]
-            old = room.turns.pop().message
-            room.turns.append(Turn(old.with_parts([*old.media, Text(str(change.value))])))
+            text = check_text(str(change.value))
+            with room.change():
+                if index >= len(room.turns) or room.turns[index].message.role != "user":
+                    warn([ConfigError("this message is not there any more")])
+                    return room.token, _shown(room.turns)
+                media = room.turns[index].message.media
+                if not text.strip() and not media:
+                    warn([ConfigError("an empty message says nothing: the old one stays")])
+                    return room.token, _shown(room.turns)
+                words = [Text(text)] if text.strip() else []
+                room.turns[index:] = [Turn(Message("user", (*media, *words)))]
             return room.token, _shown(room.turns)
 
         def clear(token: str | None) -> None:
             room = rooms.open(token)
-            room.stop()
-            room.clear()
+            with room.change():
+                room.clear()
 
         def stop(token: str | None) -> None:
             rooms.open(token).cancel.set()
 
         def reply(token: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
             room = rooms.open(token)
+            for pieces in watch(room):  # another page of this session asked before
+                yield [*_shown(room.turns), _growing(pieces)], BUSY
             if room.turns and room.turns[-1].message.role == "user":
                 try:
                     with closing(answer(chat, room, settings.read(values))) as looks:  # pyright: ignore
                         for pieces in looks:
-                            growing = {"role": "assistant", "content": _pieces(pieces)}
-                            yield [*_shown(room.turns), growing], BUSY
-                except MmllmError as error:
-                    gr.Warning(str(error))
-                    value = _unsaid(room)
+                            yield [*_shown(room.turns), _growing(pieces)], BUSY
+                except Exception as error:
+                    warn([error])
+                    with room.change():
+                        value = _unsaid(room)
                     yield _shown(room.turns), {**READY, "value": value}
                     return
             yield _shown(room.turns), READY
@@ -261,18 +271,34 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             seeds = [turn.seed for turn in rooms.open(token).turns if turn.seed is not None]
             return str(seeds[-1]) if seeds else ""
 
-        def pack(token: str | None) -> str:
-            return str(rooms.open(token).pack(name))
+        def save_zip(token: str | None) -> str:
+            return str(pack(rooms.open(token), name))
 
-        def unpack(token: str | None, path: str) -> list[dict[str, Any]]:
+        def load_zip(token: str | None, path: str) -> list[dict[str, Any]]:
             room = rooms.open(token)
-            room.stop()
             try:
-                room.unpack(path)
-            except MmllmError as error:
-                gr.Warning(str(error))
+                unpack(room, path)
+            except Exception as error:
+                warn([error])
             Path(path).unlink(missing_ok=True)
             return _shown(room.turns)
+
+        def warn(errors: Sequence[Exception]) -> None:
+            for error in errors:
+                gr.Warning(html.escape(sentence(error, rooms.root)))
+
+        def told(handler: Callable[..., Any]) -> Callable[..., Any]:
+            """The handler, whose errors the page shows; what was there stays."""
+
+            @functools.wraps(handler)
+            def wrapped(*args: Any) -> Any:
+                try:
+                    return handler(*args)
+                except Exception as error:
+                    message = html.escape(sentence(error, rooms.root))
+                    raise gr.Error(message, print_exception=False) from error
+
+            return wrapped
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         private: dict[str, Any] = {"api_visibility": "private"}
@@ -286,23 +312,28 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             "show_progress_on": [conversation],
             **private,
         }
+        following: dict[str, Any] = {**replying, "fn": follow, "inputs": token}
+        following |= {"outputs": conversation, "concurrency_id": "follow"}
         said = [token, conversation, box]
-        page.load(enter, token, [token, conversation, box], **quick, **private)
+        entered = page.load(told(enter), token, [token, conversation, box], **quick, **private)
+        entered.then(**following)
         if "image" in inputs:
-            camera.input(photograph, [camera, box], [camera, box], **quick, **private)
-        box.submit(take, [token, box], said, **quick, **private).then(**replying)
-        conversation.example_select(example, token, said, **quick, **private).then(**replying)
+            camera.input(told(photograph), [camera, box], [camera, box], **quick, **private)
+        box.submit(told(take), [token, box], said, **quick, **private).success(**replying)
+        chosen = conversation.example_select(told(example), token, said, **quick, **private)
+        chosen.success(**replying)
         for event, change in ((conversation.retry, again), (conversation.edit, edit)):
-            event(change, token, [token, conversation], **quick, **private).then(**replying)
-        conversation.undo(undo, token, [conversation, box], **quick, **private)
-        conversation.clear(clear, token, None, **quick, **private)
-        box.stop(stop, token, None, **quick, **private)
-        save.click(pack, token, zipped, **quick, **private).then(
+            changed = event(told(change), token, [token, conversation], **quick, **private)
+            changed.success(**replying)
+        conversation.undo(told(undo), token, [conversation, box], **quick, **private)
+        conversation.clear(told(clear), token, None, **quick, **private)
+        box.stop(told(stop), token, None, **quick, **private)
+        save.click(told(save_zip), token, zipped, **quick, **private).success(
             None, js="() => document.querySelector('#zipped')?.click()", **private
         )
-        load.upload(unpack, [token, load], conversation, **quick, **private)
+        load.upload(told(load_zip), [token, load], conversation, **quick, **private)
         seed = settings.widgets[settings.places.index(("seed",))]
-        settings.reuse.click(recall, token, seed, **quick, **private)
+        settings.reuse.click(told(recall), token, seed, **quick, **private)
     return page
 
 
@@ -412,6 +443,23 @@ def _shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return messages
 
 
+def _growing(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """An answer in the making, as the chatbot takes it."""
+    return {"role": "assistant", "content": _pieces(pieces)}
+
+
+def sentence(error: Exception, root: Path) -> str:
+    """An error as the page tells it: without what helps in Python only, and without the folders
+    below `root`, whose names are secret. What nobody expected is logged."""
+    if isinstance(error, MmllmError):
+        message = _REMEDY_IN_PYTHON.sub("", str(error))
+        return re.sub(re.escape(str(root)) + r"/(?:[^/\s]+/)*", "", message)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk of the computer that runs this demo is full"
+    log.error("the demo failed", exc_info=error)
+    return "something went wrong here; the log of the demo says what"
+
+
 def _pieces(pieces: Sequence[Piece]) -> list[Any]:
     """Words and files, empty words left out."""
     shown: list[Any] = []
@@ -430,8 +478,8 @@ def _drop_answers(room: Room) -> None:
 
 
 def _unsaid(room: Room) -> dict[str, Any]:
-    """Take the user's last message away; it as the message box takes it."""
-    if not room.turns:
+    """Take the user's message away if it is the last one; it as the message box takes it."""
+    if not room.turns or room.turns[-1].message.role != "user":
         return _written("", ())
     message = room.turns.pop().message
     return _written(message.text, message.media)

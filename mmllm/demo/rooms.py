@@ -1,41 +1,54 @@
 """Sessions of the demo: each has a folder for its media, deleted when it has not been used for a
-while, and its conversation can be saved as a zip and loaded from one.
+while.
 
-A zip holds `conversation.json` and the media beside it:
-    {"format": 1, "model": "mini", "turns": [{"role": "user", "parts": [{"text": "…"}]}, {"role":
-    "assistant", "parts": [{"image": "001.png"}], "seed": 3, "note": ""}]}
+What was said is kept here, by the server; any number of pages may show one session.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import mimetypes
 import re
 import secrets
 import shutil
 import threading
 import time
-import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from mmllm import media
-from mmllm.conversation import MEDIA, Image, Medium, Message, Part, Text
-from mmllm.errors import ConfigError, MediaError
+from mmllm.conversation import MEDIA, Image, Medium, Message, Video
+from mmllm.errors import ConfigError, MediaError, MmllmError
+from mmllm.media import isolated
+from mmllm.server.settings import GIVEN, Settings
 
-UPLOADS = media.Limits(
-    bytes=32 * 2**20, pixels=24_000_000, seconds=60.0, frames=2000, decoded_bytes=2**29
-)
-"""The largest file that is taken."""
+UPLOADS = replace(GIVEN, pixels=24_000_000)
+"""The largest file that is taken: as by the server, but pictures as large as cameras make them."""
 SUFFIX = {"image": ".png", "audio": ".wav", "video": ".mp4"}
 """What made media are saved as: what every browser shows."""
+FILE = re.compile(r"\d{3,6}\.[a-z0-9]{1,5}")
+"""The names of media in a session's folder."""
 
-_FORMAT = 1
-_INDEX = "conversation.json"
-_FILE = re.compile(r"\d{3,6}\.[a-z0-9]{1,5}")
-_MOST_FILES, _MOST_BYTES = 500, 8 * UPLOADS.bytes
-_PATIENCE = 10.0
+MOST_TEXT, MOST_TOGETHER = Settings.characters, Settings.media
+"""Characters and media of one message, as the server takes them."""
+MOST_TURNS, MOST_WORDS, MOST_FILES, MOST_BYTES = 1000, 1_000_000, 400, 2 * UPLOADS.bytes
+"""Of one conversation: messages, characters, media, and bytes of their files."""
+MOST_ROOMS = 200
+"""Sessions at the same time."""
+MOST_UPLOADED = 8 * UPLOADS.bytes
+"""Bytes that were sent and belong to no message yet, of all sessions; the oldest make room."""
+_LOOKS = 4
+"""Frames of a clip that are looked at before it is taken."""
+PATIENCE = 10.0
 """Seconds to wait until an answer that was stopped has ended."""
+_CUT_OFF = 600.0
+"""Seconds after which a file that is not written any more is what a broken upload left."""
+
+
+Piece: TypeAlias = str | Medium
+"""What the page shows of an answer: words, a medium or a preview, in order."""
 
 
 @dataclass
@@ -47,9 +60,38 @@ class Turn:
     note: str = ""
 
 
+def clean(text: str) -> str:
+    """The text without halves of characters (lone surrogates), which no UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_text(text: str) -> str:
+    """The text, cleaned. Raises ConfigError if it is longer than a message may be."""
+    if len(text) > MOST_TEXT:
+        raise ConfigError(f"{len(text)} characters of text, more than {MOST_TEXT}: shorten it")
+    return clean(text)
+
+
+def checked(path: Path) -> Medium:
+    """The medium in a file that can be decoded: pictures and sounds are, whole, and of clips a few
+    frames, since the encoders take those that they want. It is done in a process that is ended if
+    it takes too long.
+
+    Raises MediaError for what is none, is too large or damaged.
+    """
+    with media.limits(UPLOADS):
+        medium = MEDIA[isolated.probe(path).modality](source=path)
+        if isinstance(medium, Video):
+            isolated.sample_frames(medium, _LOOKS)
+        else:
+            isolated.decode(medium)
+    return medium
+
+
 @dataclass
 class Room:
-    """One session. `answering` is held while an answer is made; setting `cancel` ends that."""
+    """One session. `answering` is held while an answer is made, and while the conversation is
+    changed; setting `cancel` ends the answer."""
 
     token: str
     folder: Path
@@ -57,39 +99,90 @@ class Room:
     used: float = field(default_factory=time.monotonic)
     cancel: threading.Event = field(default_factory=threading.Event)
     answering: threading.Lock = field(default_factory=threading.Lock)
+    growing: list[Piece] = field(default_factory=list)
+    """The answer in the making, as far as it is."""
     _files: int = 0
 
     @property
     def conversation(self) -> list[Message]:
         return [turn.message for turn in self.turns]
 
-    def stop(self) -> None:
-        """End the answer in the making, if there is one, and wait for its end; the next one has a
-        `cancel` of its own."""
+    @property
+    def sources(self) -> list[Path]:
+        """The files of the conversation's media."""
+        media = (medium for message in self.conversation for medium in message.media)
+        return [medium.source for medium in media if isinstance(medium.source, Path)]
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """Within it the conversation may be changed: the answer in the making, if there is one,
+        has been ended, and the next one waits. Raises ConfigError if it does not end."""
         self.cancel.set()
-        if self.answering.acquire(timeout=_PATIENCE):
+        if not self.answering.acquire(timeout=PATIENCE):
+            raise ConfigError("the answer in the making has not ended yet; try again in a moment")
+        try:
+            self.cancel = threading.Event()
+            yield
+        finally:
             self.answering.release()
-        self.cancel = threading.Event()
 
-    def take(self, path: str | Path) -> Medium:
-        """Move a file that was sent into the folder; the medium that it holds, not decoded.
+    def check_space(self, files: Sequence[Path] = ()) -> None:
+        """Raises ConfigError if the conversation has no room left for one more message, with these
+        files. What is within the limits can be saved, and loaded again."""
+        files = [*self.sources, *files]
+        words = sum(len(message.text) for message in self.conversation)
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        for count, most, what in (
+            (len(self.turns) + 1, MOST_TURNS, "messages"),
+            (words, MOST_WORDS, "characters"),
+            (len(files), MOST_FILES, "files"),
+            (size, MOST_BYTES, "bytes of files"),
+        ):
+            if count > most:
+                raise ConfigError(
+                    f"this conversation is full (at most {most} {what}): save it, clear it and "
+                    "begin another"
+                )
 
-        Raises MediaError for what is none, is too large or damaged, or was not sent to the demo.
+    def take(self, paths: Sequence[str | Path]) -> tuple[list[Medium], list[MmllmError]]:
+        """Copy files that were sent into the folder: the media that they hold, not decoded, and
+        what is wrong with the others. The files themselves stay: the same one may be sent again,
+        and Gradio names it by its contents.
+
+        MediaError of what is no medium, is too large or damaged, or was not sent to the demo;
+        ConfigError if there are too many for a message or for the conversation.
         """
-        path = Path(path).resolve()
+        media: list[Medium] = []
+        errors: list[MmllmError] = []
+        if len(paths) > MOST_TOGETHER:
+            error = f"{len(paths)} files, more than the {MOST_TOGETHER} of one message"
+            errors.append(ConfigError(f"{error}: the others were left out"))
+        for path in paths[:MOST_TOGETHER]:
+            try:
+                media.append(self._take(Path(path).resolve(), media))
+            except MmllmError as error:
+                errors.append(error)
+        return media, errors
+
+    def _take(self, path: Path, others: Sequence[Medium]) -> Medium:
         if not path.is_relative_to(self.folder.parent) or not path.is_file():
-            raise MediaError(f"{path.name}: no file that was sent")
-        with media.limits(UPLOADS):
-            kind = media.probe(path).modality
-            MEDIA[kind](source=path).decoded()
+            raise MediaError(f"{path.name}: no file that was sent, or one that was deleted since")
+        used = {*self.sources, *(medium.source for medium in others)}
+        self.check_space([*(path for path in used - {*self.sources} if path), path])
+        medium = checked(path)
+        if path.parent == self.folder and path not in used and FILE.fullmatch(path.name):
+            return medium  # of a message that was taken back and is said again
         suffix = path.suffix.lower()
-        target = self._name(suffix if _FILE.fullmatch(f"000{suffix}") else SUFFIX[kind])
-        shutil.move(path, target)
-        return MEDIA[kind](source=target)
+        known, _ = mimetypes.guess_type(f"x{suffix}")
+        if known is None or not known.startswith(f"{medium.modality}/"):
+            suffix = SUFFIX[medium.modality]
+        target = self.new_file(suffix)
+        shutil.copyfile(path, target)
+        return replace(medium, source=target)
 
     def keep(self, medium: Medium) -> Medium:
         """Save a medium that was made; it keeps its array, so that later turns see it exactly."""
-        path = self._name(SUFFIX[medium.modality])
+        path = self.new_file(SUFFIX[medium.modality])
         medium.save(path)
         return replace(medium, source=path)
 
@@ -111,94 +204,16 @@ class Room:
         for path in self.folder.iterdir():
             path.unlink()
 
-    def pack(self, model: str) -> Path:
-        """The conversation as a zip in the folder."""
-        files: list[Path] = []
+    def drop_unsaid(self, age: float = 0.0) -> None:
+        """Delete files that are older than `age` seconds and of no message: of answers that were
+        replaced, of messages that were taken back."""
+        late = time.time() - age
+        for path in set(self.folder.iterdir()) - set(self.sources):
+            if path.stat().st_mtime < late:
+                path.unlink(missing_ok=True)
 
-        def part(part: Part) -> dict[str, str]:
-            if isinstance(part, Text):
-                return {"text": part.text}
-            assert isinstance(part.source, Path)
-            files.append(part.source)
-            return {part.modality: part.source.name}
-
-        turns = [
-            {
-                "role": turn.message.role,
-                "parts": [part(entry) for entry in turn.message.parts],
-                "seed": turn.seed,
-                "note": turn.note,
-            }
-            for turn in self.turns
-        ]
-        tree = {"format": _FORMAT, "model": model, "turns": turns}
-        path = self.folder / "conversation.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(_INDEX, json.dumps(tree, indent=1, ensure_ascii=False))
-            for file in files:
-                archive.write(file, file.name)
-        return path
-
-    def unpack(self, path: str | Path) -> None:
-        """Take the conversation of a zip in place of the one here.
-
-        Raises ConfigError or MediaError, and leaves what is here, if it is not one of `pack`.
-        """
-        draft = Room(self.token, self.folder, _files=self._files)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = {info.filename: info for info in archive.infolist()}
-                size = sum(info.file_size for info in infos.values())
-                if len(infos) > _MOST_FILES or size > _MOST_BYTES:
-                    raise ConfigError(f"too large: {len(infos)} files, {size / 2**20:.0f} MiB")
-                tree = json.loads(archive.read(_INDEX))
-                if tree["format"] != _FORMAT:
-                    raise ConfigError(f"format {tree['format']!r} is not known")
-                draft.turns = [draft._turn(turn, archive, infos) for turn in tree["turns"]]
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, NotImplementedError) as error:
-            if isinstance(error, MediaError):
-                raise
-            raise ConfigError(f"this file holds no conversation: {error}") from error
-        else:
-            self.turns = draft.turns
-        finally:
-            self._files = draft._files
-            kept = {part.source for message in self.conversation for part in message.media}
-            for file in set(self.folder.iterdir()) - kept:
-                file.unlink()
-
-    def _turn(
-        self, tree: dict[str, Any], archive: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo]
-    ) -> Turn:
-        parts: list[Part] = []
-        for entry in tree["parts"]:
-            ((kind, value),) = entry.items()
-            if kind == "text":
-                parts.append(Text(str(value)))
-                continue
-            if kind not in MEDIA or not _FILE.fullmatch(value):
-                raise ConfigError(f"unknown part {entry}")
-            if infos[value].file_size > UPLOADS.bytes:
-                raise ConfigError(f"{value} is too large")
-            target = self._name(Path(value).suffix)
-            target.write_bytes(archive.read(value))
-            medium = MEDIA[kind](source=target)
-            try:
-                with media.limits(UPLOADS):
-                    medium.decoded()
-            except MediaError:
-                target.unlink()
-                raise
-            parts.append(medium)
-        if tree["role"] not in ("user", "assistant"):
-            raise ConfigError(f"unknown role {tree['role']!r}")
-        seed = tree["seed"]
-        if seed is not None and not isinstance(seed, int):
-            raise ConfigError(f"unknown seed {seed!r}")
-        return Turn(Message(tree["role"], tuple(parts)), seed, str(tree["note"]))
-
-    def _name(self, suffix: str) -> Path:
-        """A new file in the folder."""
+    def new_file(self, suffix: str) -> Path:
+        """A name for a new file in the folder."""
         self._files += 1
         return self.folder / f"{self._files:03d}{suffix}"
 
@@ -218,6 +233,8 @@ class Rooms:
         with self._lock:
             room = self._rooms.get(token or "")
             if room is None:
+                if len(self._rooms) >= MOST_ROOMS:
+                    self._drop_one()
                 token = secrets.token_urlsafe(24)
                 room = self._rooms[token] = Room(token, self.root / token)
                 room.folder.mkdir(parents=True)
@@ -225,21 +242,61 @@ class Rooms:
             return room
 
     def sweep(self) -> None:
-        """Delete what has not been used for `expires` seconds: sessions, and files that were sent
-        and then not used."""
+        """Delete what has not been used for `expires` seconds: sessions, files in them that no
+        message has, and files that were sent and then not used; of the latter also the oldest,
+        while they are too many."""
         with self._lock:
             late = time.monotonic() - self.expires
-            for token, room in list(self._rooms.items()):
-                if room.used < late and not room.answering.locked():
-                    del self._rooms[token]
-                    shutil.rmtree(room.folder, ignore_errors=True)
-            old = time.time() - self.expires
-            for path in self.root.iterdir():
-                if path.name not in self._rooms and path.is_dir() and path.stat().st_mtime < old:
-                    shutil.rmtree(path, ignore_errors=True)
+            for room in list(self._rooms.values()):
+                if room.answering.locked():
+                    continue
+                if room.used < late:
+                    self._drop(room)
+                else:
+                    room.drop_unsaid(self.expires)
+            now, size = time.time(), 0
+            for made, path in sorted(self._uploaded(), reverse=True):
+                size += _size(path)
+                if (
+                    now - made > (self.expires if path.is_dir() else _CUT_OFF)
+                    or size > MOST_UPLOADED
+                ):
+                    _delete(path)
+
+    def _uploaded(self) -> Iterator[tuple[float, Path]]:
+        """(the time of its last change, what was sent and belongs to no session)."""
+        for path in self.root.iterdir():
+            if path.name not in self._rooms:
+                with contextlib.suppress(FileNotFoundError):
+                    yield path.stat().st_mtime, path
+
+    def _drop(self, room: Room) -> None:
+        del self._rooms[room.token]
+        shutil.rmtree(room.folder, ignore_errors=True)
+
+    def _drop_one(self) -> None:
+        """Delete the session that will be missed least: an empty one, or the one that was used
+        longest ago."""
+        idle = [room for room in self._rooms.values() if not room.answering.locked()]
+        if not idle:
+            raise ConfigError(f"more than {MOST_ROOMS} people talk here; try again later")
+        self._drop(min(idle, key=lambda room: (bool(room.turns), room.used)))
 
     def _watch(self) -> None:
         while self.root.exists():
             time.sleep(min(self.expires / 4, 60.0))
             if self.root.exists():
                 self.sweep()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.lstat().st_size for file in files)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
