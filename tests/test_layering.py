@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "console": set(),
     "disk": {"errors"},
     "literals": set(),
+    "sandbox": set(),
     "config": {"errors", "literals", "weights"},
     "licences": {"config", "errors"},
     "conversation": {
@@ -38,13 +39,23 @@ ALLOWED: dict[str, set[str]] = {
     "prompt_lookup": set(),
     # The parts, which do not know one another.
     "projections": {"errors"},
-    "llm": {"errors", "precision", "tokens", "weights"},
+    "llm": {"errors", "precision", "sandbox", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
     "decoders": {"conversation", "errors", "media", "weights"},
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
     # `checking` decodes media and shows samples.
-    "data": {"conversation", "disk", "errors", "gallery", "media", "model", "tokens", "weights"},
+    "data": {
+        "conversation",
+        "disk",
+        "errors",
+        "gallery",
+        "media",
+        "model",
+        "sandbox",
+        "tokens",
+        "weights",
+    },
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
     "losses": {"data", "decoders", "model"},

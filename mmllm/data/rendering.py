@@ -24,8 +24,9 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from mmllm import sandbox
 from mmllm.conversation import Medium, Message, Text
-from mmllm.errors import ConfigError, ContextError
+from mmllm.errors import CheckpointError, ConfigError, ContextError, naming, quoted
 from mmllm.tokens import TokenSpace
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 UNSUPERVISED = -100
 """Label of a position that no loss looks at."""
 
+_REMEMBERED, _REMEMBERED_TURNS = 256, 64
+"""Of how many sequences of roles the template's text is kept, and how long they may be."""
 _ANCHOR = "\n"
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 _TOKENIZING = threading.Lock()
@@ -98,6 +101,7 @@ class Renderer:
         self.template = template
         self.template_options = dict(template_options or {})
         self._pieces: dict[tuple[str, bool], list[int]] = {}
+        self._written: dict[tuple[tuple[str, ...], bool], str] = {}
         self._anchor = self._find_anchor()
 
     @cached_property
@@ -170,7 +174,7 @@ class Renderer:
         if not text:
             return []
         anchored = bool(self._anchor) and not opening
-        with _TOKENIZING:
+        with _TOKENIZING, naming(CheckpointError, "the tokenizer cannot read a text"):
             whole = _ANCHOR + text if anchored else text
             ids = self.tokenizer(whole, add_special_tokens=False, **options)["input_ids"]
         if not anchored:
@@ -185,44 +189,59 @@ class Renderer:
     def _find_anchor(self) -> list[int]:
         """What a piece is tokenised behind, for it to get no space of its own; empty where the
         tokenizer (byte-level BPE, say) gives it none anyway."""
-        anchor, alone, together = (
-            self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (_ANCHOR, "a", f"{_ANCHOR}a")
-        )
+        with naming(CheckpointError, "the tokenizer cannot read a text"):
+            anchor, alone, together = (
+                self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                for text in (_ANCHOR, "a", f"{_ANCHOR}a")
+            )
         return [] if together == anchor + alone else anchor
 
     def _write(self, messages: Sequence[Message], for_reply: bool) -> str:
         """The template's text with a slot for every message. A template that knows no system
         role, as Gemma 2's or Mistral's first, gets the system's words before the first turn's."""
+        roles = tuple(message.role for message in messages)
+        if (roles, for_reply) in self._written:
+            return self._written[roles, for_reply]
+        text = self._write_turns(roles, for_reply)
+        # Nothing else goes into the text, unless the template asks for the time.
+        if len(roles) <= _REMEMBERED_TURNS and "strftime_now" not in self.template:
+            if len(self._written) >= _REMEMBERED:
+                self._written.clear()
+            self._written[roles, for_reply] = text
+        return text
+
+    def _write_turns(self, roles: Sequence[str], for_reply: bool) -> str:
         turns = [
-            {"role": message.role, "content": f"\ue000{index}\ue001"}
-            for index, message in enumerate(messages)
+            {"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)
         ]
         try:
-            return self._apply(turns, for_reply, len(messages))
-        except Exception as error:  # templates raise their own classes, from jinja
+            return self._apply(turns, for_reply, len(roles))
+        except sandbox.Refused as error:
             if turns[0]["role"] == "system" and len(turns) > 1:
                 opening = f"{turns[0]['content']}\n\n{turns[1]['content']}"
                 folded = [{**turns[1], "content": opening}, *turns[2:]]
-                with suppress(Exception):  # then the first refusal is the one to tell
-                    return self._apply(folded, for_reply, len(messages))
+                with suppress(sandbox.Refused):  # then the first refusal is the one to tell
+                    return self._apply(folded, for_reply, len(roles))
             raise ConfigError(
-                f"the chat template refuses roles {[turn['role'] for turn in turns]}: {error}"
+                f"the chat template refuses roles {quoted(list(roles))}: {error}"
             ) from error
 
     def _apply(self, turns: list[dict[str, str]], for_reply: bool, expected: int) -> str:
-        text = str(
-            self.tokenizer.apply_chat_template(
-                turns,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=for_reply,
-                **self.template_options,
-            )
-        )
-        told = len(_SLOT.findall(text))
-        if told != expected:
-            raise ValueError(f"it writes {told} of {expected} messages")
+        variables = {
+            "tools": None,
+            "documents": None,
+            **self.tokenizer.special_tokens_map,
+            **self.template_options,
+            "messages": turns,
+            "add_generation_prompt": for_reply,
+        }
+        try:
+            text = sandbox.render(self.template, variables)
+        except sandbox.Exhausted as error:
+            raise ConfigError(f"the chat template cannot be used: {error}") from error
+        places = [int(place) for place in _SLOT.findall(text)]
+        if len(places) != expected or not all(place < expected for place in places):
+            raise sandbox.Refused(f"it writes {len(places)} of {expected} messages")
         return text
 
     def _part(self, rendered: Rendered, part: Text | Medium, role: str) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmllm import sandbox
 from mmllm.errors import CheckpointError, ConfigError, naming, quoted, reason
 from mmllm.llm import packing
 from mmllm.llm.frozen import Products, is_small, versions
@@ -30,7 +31,7 @@ from mmllm.llm.hooks import Hooks, is_hooked
 from mmllm.llm.lora import adapted_linear
 from mmllm.llm.packed_stack import PackedStack
 from mmllm.llm.stack import Pass, Stack, product
-from mmllm.llm.templates import chat_template
+from mmllm.llm.templates import chat_template, check_template
 from mmllm.precision import moved, named_dtype
 from mmllm.tokens import TokenSpace
 from mmllm.weights import (
@@ -204,6 +205,7 @@ class LanguageModel(nn.Module):
         from peft import get_peft_model
 
         lora = _lora_config(self.config.lora)
+        _check_patterns(self.config.lora, self._base)
         if not self.is_quantized:
             lora._register_custom_module({nn.Linear: adapted_linear()})
         with torch.random.fork_rng(devices=[]):  # the same adapters in every process and run
@@ -561,6 +563,7 @@ def _build(
 ) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    sandbox.start()  # for the chat template, meanwhile
     gguf = "gguf_file" in source
     options = {
         "dtype": dtype,
@@ -594,7 +597,9 @@ def _build(
         _forget_gguf(model)
     if "device_map" not in options:
         model = model.to(device)  # pyright: ignore[reportArgumentType] - its wrapper's signature
-    return LanguageModel(config, model, tokenizer)
+    llm = LanguageModel(config, model, tokenizer)
+    check_template(llm.chat_template, tokenizer)
+    return llm
 
 
 _CONVERT = (
@@ -751,6 +756,23 @@ def _forget_gguf(model: Any) -> None:
     for memory in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, memory):
             delattr(model.config, memory)
+
+
+def _check_patterns(options: LoraOptions, model: nn.Module) -> None:
+    """Raises ConfigError for a pattern of modules' names that is none, or that takes for ever."""
+    more = options.options
+    patterns = [
+        options.targets if isinstance(options.targets, str) else None,
+        *(more.get(key) for key in ("exclude_modules", "layers_pattern")),
+        *(name for key in ("rank_pattern", "alpha_pattern") for name in more.get(key) or ()),
+    ]
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        if isinstance(pattern, str) and pattern != "all-linear":
+            try:
+                sandbox.matching(pattern, names)
+            except (sandbox.Refused, sandbox.Exhausted) as error:
+                raise ConfigError(f"llm.lora: the pattern {quoted(pattern)}: {error}") from error
 
 
 def _lora_config(options: LoraOptions) -> Any:

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmllm.errors import ConfigError
+from mmllm import sandbox
+from mmllm.errors import CheckpointError, ConfigError, quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,9 +55,24 @@ def chat_template(wanted: str | None, tokenizer: PreTrainedTokenizerBase) -> str
     file = Path(wanted).expanduser()
     if file.suffix != ".jinja":
         raise ConfigError(
-            f"llm.chat_template: expected {', '.join(TEMPLATES)} or a .jinja file, got {wanted!r}"
+            f"llm.chat_template: expected {', '.join(TEMPLATES)} or a .jinja file, got "
+            f"{quoted(wanted)}"
         )
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"llm.chat_template: {wanted}: cannot be read: {error}") from error
+
+
+def check_template(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises CheckpointError for a chat template that no conversation can be written by: one that
+    is no jinja, or that takes too much time or memory for a single turn."""
+    turn = {"role": "user", "content": "a"}
+    variables = {**tokenizer.special_tokens_map, "messages": [turn], "add_generation_prompt": True}
+    try:
+        sandbox.render(template, variables)
+    except sandbox.Exhausted as error:
+        raise CheckpointError(f"llm: the chat template cannot be used: {error}") from error
+    except sandbox.Refused as error:
+        if error.syntax:
+            raise CheckpointError(f"llm: the chat template is no jinja: {error}") from error
