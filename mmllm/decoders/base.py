@@ -16,10 +16,12 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import shlex
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +38,8 @@ from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alon
 
 Condition = dict[str, Tensor]
 COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
-LENGTHS = {"seconds", "fps"}
+LENGTHS = {"seconds": 600.0, "fps": 1000.0}
+"""Field -> the most that any pipeline is asked for."""
 
 REQUESTS = (
     *("steps", "guidance", "negative", "scheduler", "cache", "source", "strength"),
@@ -97,11 +100,20 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Every count that a family adds is at least 1, every length more than 0."""
-        for name, value in vars(self).items():
-            if name in COUNTS and value is not None and value < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {value}")
-            if name in LENGTHS and value is not None and value <= 0:
+        values: dict[str, Any] = vars(self)
+        for name, value in values.items():
+            if value is None:
+                continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name}: expected a finite number, got {value}")
+            if name in LENGTHS and value <= 0:
                 raise ConfigError(f"{name}: expected more than 0, got {value}")
+            if name in LENGTHS and value > LENGTHS[name]:
+                raise ConfigError(f"{name}: expected at most {LENGTHS[name]:g}, got {value}")
+            if name in COUNTS and not isinstance(value, Integral):
+                raise ConfigError(f"{name}: expected a whole number, got {quoted(value)}")
+            if name in COUNTS and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ class ModalityDecoder:
 
     def __init__(self, config: DecoderConfig):
         self.config: Any = config
+        self._own_config: Any = config  # `config` is another one while a call changes it
         self.folder = _folder(config.weights)
         self.pipeline_class = check_folder(self.folder, self.pipelines)
         check_cache(config.cache, self.pipeline_class)
@@ -178,7 +191,7 @@ class ModalityDecoder:
     @property
     def request_options(self) -> tuple[str, ...]:
         """Fields of the config that one call of `sample` may change."""
-        own = {entry.name for entry in dataclasses.fields(self.config)}
+        own = {entry.name for entry in dataclasses.fields(self._own_config)}
         if not self.source_modality:
             own -= {"source", "strength"}
         if not usable_caches(self.pipeline_class):
@@ -311,7 +324,7 @@ class ModalityDecoder:
                 f"{', '.join(self.request_options)}"
             )
         try:
-            settings = dataclasses.replace(self.config, **changes)
+            settings = dataclasses.replace(self._own_config, **changes)
         except TypeError as error:
             raise ConfigError(f"{self.modality}: {changes}: {error}") from error
         if settings.steps < self.min_steps:
@@ -327,6 +340,13 @@ class ModalityDecoder:
             self._check_strength(settings)
         copy.copy(self)._configure(settings)  # a copy: this decoder may be sampling
         return settings
+
+    def measures(self, **changes: Any) -> dict[str, float]:
+        """What the media of one call will measure, as far as that is known: `height` and `width` in
+        pixels, `seconds`. Raises as `settings` does."""
+        other = copy.copy(self)
+        other._configure(self.settings(**changes))
+        return other._measures()
 
     @contextlib.contextmanager
     def _changed(self, config: Any) -> Iterator[None]:
@@ -439,6 +459,10 @@ class ModalityDecoder:
     def _configure(self, config: Any) -> None:
         """Take a config; ConfigError for one that the pipeline cannot follow."""
         self.config = config
+
+    def _measures(self) -> dict[str, float]:
+        """`measures` by the config in force."""
+        return {}
 
     def _preview(self, latents: Tensor) -> list[Medium] | None:
         """Latents in the making, as the pipeline holds them -> M pictures; None: there are none."""

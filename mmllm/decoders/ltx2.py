@@ -23,6 +23,8 @@ from mmllm.media import resample
 
 _SHRINK = 4
 """Spectrogram frames to one latent of the sound, in every codec of its class."""
+_LONGEST = 120.0
+"""Seconds of a clip, by which its sound is made."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,13 @@ class LTX2Decoder(ClipDecoder):
         time = vae.get("temporal_compression_ratio") or vae["patch_size_t"] * halvings
         space = vae.get("spatial_compression_ratio") or vae["patch_size"] * halvings
         check_frames(self.config.frames, time)
+        seconds = self.config.frames / self.config.fps
+        if seconds > _LONGEST or self.ticks < 1:
+            raise ConfigError(
+                f"fps: {self.config.frames} frames at {self.config.fps:g} a second are "
+                f"{seconds:.3g} s, and their sound {self.ticks} latents; expected at least 1, and "
+                f"at most {_LONGEST:g} s"
+            )
         return self._chosen((512, 768), math.lcm(32, space))
 
     def _read(self, captions: Sequence[str]) -> Condition:

@@ -38,13 +38,25 @@ class MelDecoder(ModalityDecoder):
         self.bands: int = vocoder["model_in_dim"]
         self.rate: int = vocoder["sampling_rate"]
         self.hop = math.prod(vocoder["upsample_rates"])
-        own = self.component_config("unet")["sample_size"] * self.shrink * self.hop / self.rate
-        self.seconds: float = config.seconds or own
-        """How long a sound is."""
+        self._trained = (
+            self.component_config("unet")["sample_size"] * self.shrink * self.hop / self.rate
+        )
+        self._configure(config)
+
+    def _configure(self, config: MelConfig) -> None:
+        super()._configure(config)
         if self.seconds * self.rate < self.hop:
             raise ConfigError(
                 f"seconds: expected at least {self.hop / self.rate}, got {self.seconds}"
             )
+
+    @property
+    def seconds(self) -> float:
+        """How long a sound is."""
+        return self.config.seconds or self._trained
+
+    def _measures(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
 
     @property
     def frames(self) -> int:

@@ -42,6 +42,13 @@ class SD3Decoder(PictureDecoder):
             "pooled_prompt_embeds": (transformer["pooled_projection_dim"],),
         }
 
+    @property
+    def largest_side(self) -> int:
+        """The table of positions ends there."""
+        transformer = self.component_config("transformer")
+        most = transformer.get("pos_embed_max_size", 96)
+        return most * shrinkage(self) * transformer["patch_size"]
+
     def _size(self) -> tuple[int, int]:
         transformer, shrink = self.component_config("transformer"), shrinkage(self)
         side = transformer["sample_size"] * shrink

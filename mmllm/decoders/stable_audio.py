@@ -44,6 +44,9 @@ class StableAudioDecoder(ModalityDecoder):
         """How long a sound is."""
         return self.config.seconds or self.longest
 
+    def _measures(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
     @property
     def longest(self) -> float:
         """Seconds of the longest sound that the transformer can make."""
@@ -51,10 +54,16 @@ class StableAudioDecoder(ModalityDecoder):
 
     def settings(self, **changes: Any) -> StableAudioConfig:
         settings = super().settings(**changes)
-        if changes.get("seconds") and settings.seconds > self.longest:
-            raise ConfigError(
-                f"seconds: expected at most {self.longest:g}, got {settings.seconds:g}"
-            )
+        if changes.get("seconds"):
+            longest, least = self.longest, 1 / self.pipeline.vae.config.sampling_rate
+            if settings.seconds > longest:
+                raise ConfigError(
+                    f"seconds: expected at most {longest:g}, got {settings.seconds:g}"
+                )
+            if settings.seconds < least:  # not a single sample
+                raise ConfigError(
+                    f"seconds: expected at least {least:.3g}, got {settings.seconds:g}"
+                )
         return settings
 
     def unconditional(self, num: int) -> Condition:

@@ -45,12 +45,28 @@ class VisualDecoder(ModalityDecoder):
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
-        self.size = self._size()
+        self.size = self._possible_size()
         """H, W"""
 
     def _configure(self, config: DecoderConfig) -> None:
         super()._configure(config)
-        self.size = self._size()
+        self.size = self._possible_size()
+
+    def _possible_size(self) -> tuple[int, int]:
+        size = self._size()
+        for name, value in zip(("height", "width"), size, strict=True):
+            if value > self.largest_side:
+                raise ConfigError(f"{name}: expected at most {self.largest_side}, got {value}")
+        return size
+
+    def _measures(self) -> dict[str, float]:
+        height, width = self.size
+        return {"height": height, "width": width}
+
+    @property
+    def largest_side(self) -> int:
+        """Pixels that the pipeline can make in a row or a column, as far as its configs say."""
+        return 8192
 
     def _size(self) -> tuple[int, int]:
         """H, W from the configs; ConfigError for a size that the pipeline would not make."""
@@ -100,6 +116,21 @@ class PictureDecoder(VisualDecoder):
 
 class ClipDecoder(VisualDecoder):
     modality = "video"
+
+    def _measures(self) -> dict[str, float]:
+        return {**super()._measures(), "seconds": self.config.frames / self.config.fps}
+
+    @property
+    def most_frames(self) -> int:
+        """Frames that the pipeline can make, as far as its configs say."""
+        return 4096
+
+    def _possible_size(self) -> tuple[int, int]:
+        if self.config.frames > self.most_frames:
+            raise ConfigError(
+                f"frames: expected at most {self.most_frames}, got {self.config.frames}"
+            )
+        return super()._possible_size()
 
     def _preprocess(self, medium: Video) -> Tensor:
         """Frames even in time, their centre -> float[3, F, H, W] in [-1, 1]."""

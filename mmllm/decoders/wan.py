@@ -88,13 +88,40 @@ class WanDecoder(ClipDecoder):
             return_dict=False,
         )[0]
 
+    @property
+    def largest_side(self) -> int:
+        """The table of rotary positions ends there."""
+        *_, height, width = self._patch
+        return self._positions * self._shrink * min(height, width)
+
+    @property
+    def most_frames(self) -> int:
+        return (self._positions * self._patch[0] - 1) * self._group + 1
+
+    @property
+    def _positions(self) -> int:
+        return self.component_config("transformer").get("rope_max_seq_len", 1024)
+
+    @property
+    def _patch(self) -> list[int]:
+        """Latents in time, height and width that are one token."""
+        return self.component_config("transformer")["patch_size"]
+
+    # Wan 2.1 was published before its config held these two.
+
+    @property
+    def _group(self) -> int:
+        return self.component_config("vae").get("scale_factor_temporal", 4)
+
+    @property
+    def _shrink(self) -> int:
+        return self.component_config("vae").get("scale_factor_spatial", 8)
+
     def _size(self) -> tuple[int, int]:
         """The pipeline would round silently, and then latents and samples would differ in size."""
-        config, vae = self.config, self.component_config("vae")
-        # Wan 2.1 was published before its config held these two.
-        group, shrink = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
-        _, *patch = self.component_config("transformer")["patch_size"]
-        check_frames(config.frames, group)
+        config, shrink = self.config, self._shrink
+        _, *patch = self._patch
+        check_frames(config.frames, self._group)
         size = (config.height, config.width)
         check_size(size, (16, 16))  # WanPipeline.check_inputs
         check_size(size, (shrink * patch[0], shrink * patch[1]))

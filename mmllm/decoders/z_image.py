@@ -42,6 +42,12 @@ class ZImageDecoder(PictureDecoder):
         width = self.component_config("transformer")["cap_feat_dim"]
         return {"prompt_embeds": (tokens, width), "prompt_mask": (tokens,)}
 
+    @property
+    def largest_side(self) -> int:
+        """The table of rotary positions ends there."""
+        _, *sides = self.component_config("transformer").get("axes_lens", (1024, 512, 512))
+        return 2 * shrinkage(self) * min(sides)
+
     def _size(self) -> tuple[int, int]:
         return self._chosen((1024, 1024), 2 * shrinkage(self))
 

@@ -33,6 +33,9 @@ class ModalityEncoder(nn.Module):
     """S: the shape of one preprocessed medium."""
     feature_shape: tuple[int, int]
     """(L, C): tokens per medium and their width."""
+    num_frames: int | None = None
+    """How many frames of a clip it looks at (`media.sample_frames`), for one that reads clips: who
+    decodes them elsewhere, beforehand, decodes no others."""
 
     def preprocess(self, medium: Medium) -> Tensor:
         """A medium -> float[*S]; on the CPU, in data workers; raises MediaError."""

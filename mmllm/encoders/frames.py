@@ -52,6 +52,7 @@ class FramesEncoder(ModalityEncoder):
             )
         self.config = config
         self.picture = picture
+        self.num_frames = config.frames
         tokens, channels = picture.feature_shape
         self.sample_shape = (config.frames, *picture.sample_shape)
         self.feature_shape = (config.frames * tokens, channels)

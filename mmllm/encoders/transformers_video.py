@@ -66,7 +66,7 @@ class TransformersVideoEncoder(ModalityEncoder):
         of: Any = self.network.config
         self._options: dict[str, Any] = {}
         own = of.num_frames if kind == "videomae" else of.frames_per_clip
-        self._frames = own if config.frames is None else config.frames
+        self._frames = self.num_frames = own if config.frames is None else config.frames
         if kind == "videomae" and self._frames != own:
             raise ConfigError(f"{_WHERE}.frames: this model takes {own}, got {config.frames}")
         if kind == "vjepa2":

@@ -15,7 +15,8 @@ S samples.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from mmllm.media.limits import Cost, Limits, check_limit, check_size, current_li
 __all__ = [
     "Facts",
     "Limits",
+    "SampledVideo",
     "current_limits",
     "decode",
     "limits",
@@ -54,6 +56,14 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "audio": tuple(_audio.SUFFIXES),
     "video": _video.SUFFIXES,
 }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SampledVideo(Video):
+    """A clip some of whose frames were read before: `sampled` holds what `sample_frames` gives, by
+    the number that is asked for."""
+
+    sampled: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 def probe(source: Source) -> Facts:
@@ -115,6 +125,8 @@ def sample_frames(video: Video, num: int) -> np.ndarray:
     if video.array is not None:
         count = len(video.array)
         return video.array[[int((i + 0.5) * count / num) for i in range(num)]]
+    if isinstance(video, SampledVideo) and num in video.sampled:
+        return video.sampled[num]
     source = _source(video)
     cost = Cost(name_of(source))
     facts = _probed(video, source, cost)

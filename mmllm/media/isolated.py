@@ -3,6 +3,7 @@ take gigabytes, and some crash the library that reads them.
 
     decode(medium, seconds=10)              as `mmllm.media.decode`
     sample_frames(video, 8, seconds=10)     as `mmllm.media.sample_frames`
+    sampled(video, [8], seconds=10)         the clip, with what `sample_frames` will be asked for
     probe(source, seconds=10)               as `mmllm.media.probe`
 
 Each gives what its namesake gives, and raises MediaError too when the time is up, when the memory
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO, TypeVar
@@ -97,6 +98,36 @@ def sample_frames(
         return media.sample_frames(video, num)
     request = {"do": "sample_frames", "num": num}
     return _ask(request, video.source, "clips", seconds, cancel)[1][0]
+
+
+def sampled(
+    video: Video,
+    nums: Iterable[int],
+    *,
+    seconds: float = SECONDS,
+    cancel: threading.Event | None = None,
+) -> Video:
+    """The clip with those frames that `sample_frames` will be asked for, so that nobody else has to
+    decode it: `nums` holds the number of each time.
+
+    Raises:
+        MediaError: as `decode`.
+    """
+    if video.array is not None:
+        return video
+    until = time.monotonic() + seconds
+    found = {
+        num: sample_frames(video, num, seconds=max(until - time.monotonic(), 0.0), cancel=cancel)
+        for num in nums
+    }
+    return media.SampledVideo(
+        source=video.source,
+        caption=video.caption,
+        provenance=video.provenance,
+        fps=video.fps,
+        sound=video.sound,
+        sampled=found,
+    )
 
 
 def probe(

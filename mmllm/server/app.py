@@ -8,17 +8,18 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 import mmllm
 from mmllm.chat import Chat
 from mmllm.conversation import Medium, user
 from mmllm.decoders.base import Cancelled
+from mmllm.errors import quoted
 from mmllm.replies import Done, Event, Reply
-from mmllm.server import answers, errors
+from mmllm.server import answers, bodies, errors
 from mmllm.server import schemas as api
 from mmllm.server.engine import Engine, Job, Options
 from mmllm.server.errors import CLOSED, ApiError, bad
@@ -82,12 +83,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.engine = Engine(chat, settings, self.metrics)
-        renderer = chat.model.renderer
-        makes = {
-            modality: chat.model.decoders[key].request_options
-            for modality, key in renderer.output_keys.items()
-        }
-        self.intake = Intake(settings, makes)
+        self.intake = Intake(settings, chat)
         self.videos = Videos(self.engine, settings)
         self.name = chat.model.config.name
         self.card = {
@@ -96,8 +92,11 @@ class Service:
             "created": int(time.time()),
             "owned_by": "mmllm",
             "context": chat.model.llm.max_length,
-            "reads": sorted(renderer.input_keys),
-            "makes": {modality: list(options) for modality, options in makes.items()},
+            "reads": sorted(chat.model.renderer.input_keys),
+            "makes": {
+                modality: list(decoder.request_options)
+                for modality, decoder in self.intake.decoders.items()
+            },
         }
 
     def check_model(self, name: str | None) -> None:
@@ -105,7 +104,7 @@ class Service:
         if name not in (None, self.name):
             raise ApiError(
                 404,
-                f"model {name!r} is not served here; {self.name!r} is",
+                f"model {quoted(name)} is not served here; {self.name!r} is",
                 param="model",
                 code="model_not_found",
             )
@@ -180,12 +179,20 @@ class EventStream(StreamingResponse):
 def _add_routes(app: FastAPI, service: Service) -> None:
     stream_too = {"content": {"text/event-stream": {}}, "description": "The answer, or chunks."}
 
-    @app.post("/v1/chat/completions", responses={200: stream_too}, response_model=api.ChatResponse)
-    async def chat_completions(request: Request, body: api.ChatRequest) -> Response:
+    @app.post(
+        "/v1/chat/completions",
+        responses={200: stream_too},
+        response_model=api.ChatResponse,
+        openapi_extra=bodies.documented(api.ChatRequest),
+    )
+    async def chat_completions(
+        request: Request, body: Annotated[api.ChatRequest, Depends(bodies.read(api.ChatRequest))]
+    ) -> Response:
         """Answer a conversation with text and media."""
         service.check_model(body.model)
-        options = service.intake.chat_options(body)
-        conversation = await service.intake.conversation(body.messages)
+        options = await asyncio.to_thread(service.intake.chat_options, body)
+        reading = service.intake.conversation(body.messages, options)
+        conversation = await unless_gone(request, asyncio.ensure_future(reading))
         seed = new_seed() if body.seed is None else body.seed
         job = Job(conversation, options, seed)
         writer = answers.Writer(service.name, body.audio.format if body.audio else "wav")
@@ -196,12 +203,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         chunks = writer.chunks(await service.events(request, job), with_usage=with_usage)
         return EventStream(_lines(chunks), lambda: service.engine.cancel(job))
 
-    @app.post("/v1/images/generations", response_model=api.ImageResponse)
-    async def images(request: Request, body: api.ImageRequest) -> Response:
+    @app.post(
+        "/v1/images/generations",
+        response_model=api.ImageResponse,
+        openapi_extra=bodies.documented(api.ImageRequest),
+    )
+    async def images(
+        request: Request, body: Annotated[api.ImageRequest, Depends(bodies.read(api.ImageRequest))]
+    ) -> Response:
         """Make pictures of a prompt."""
         service.check_model(body.model)
-        given = service.intake.decoder_options(body.decoder, "decoder", size=body.size)
-        options = service.intake.only("image", given)
+        options = await asyncio.to_thread(
+            service.intake.only, "image", body.decoder, size=body.size
+        )
         made = await service.make(request, body.prompt, options, body.seed, body.n or 1)
         kind = body.output_format or "png"
         files = [await answers.encoded(picture, kind) for picture, _ in made]
@@ -217,12 +231,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         "/v1/audio/speech",
         response_class=Response,
         responses={200: {**sounds, "description": "The sound."}},
+        openapi_extra=bodies.documented(api.SpeechRequest),
     )
-    async def speech(request: Request, body: api.SpeechRequest) -> Response:
+    async def speech(
+        request: Request,
+        body: Annotated[api.SpeechRequest, Depends(bodies.read(api.SpeechRequest))],
+    ) -> Response:
         """Make a sound of a description."""
         service.check_model(body.model)
-        given = service.intake.decoder_options(body.decoder, "decoder")
-        options = service.intake.only("audio", given)
+        options = await asyncio.to_thread(service.intake.only, "audio", body.decoder)
         ((sound, seed),) = await service.make(request, body.input, options, body.seed)
         kind = body.response_format or "wav"
         return Response(
@@ -231,15 +248,20 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             headers={"x-mmllm-seed": str(seed)},
         )
 
-    @app.post("/v1/videos", response_model=api.VideoResponse)
-    async def create_video(body: api.VideoRequest) -> Response:
+    @app.post(
+        "/v1/videos",
+        response_model=api.VideoResponse,
+        openapi_extra=bodies.documented(api.VideoRequest),
+    )
+    async def create_video(
+        body: Annotated[api.VideoRequest, Depends(bodies.read(api.VideoRequest))],
+    ) -> Response:
         """Begin to make a clip of a prompt."""
         service.check_model(body.model)
         service.intake.check_text(body.prompt, "prompt")
-        given = service.intake.decoder_options(
-            body.decoder, "decoder", size=body.size, seconds=body.seconds
+        options = await asyncio.to_thread(
+            service.intake.only, "video", body.decoder, size=body.size, seconds=body.seconds
         )
-        options = service.intake.only("video", given)
         seed = new_seed() if body.seed is None else body.seed
         clip = service.videos.create(Job([user(body.prompt)], options, seed), body.prompt)
         return described(clip)
@@ -345,13 +367,16 @@ async def _lines(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
 
 
 def _document(app: FastAPI, settings: Settings) -> None:
-    """Say in the OpenAPI document that a token is needed, where one is."""
+    """Say in the OpenAPI document what bodies look like, and that a token is needed, where one
+    is."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = make()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(bodies.component_schemas())
         if settings.token is not None:
-            schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+            schemes = document["components"].setdefault("securitySchemes", {})
             schemes["token"] = {"type": "http", "scheme": "bearer"}
             document["security"] = [{"token": []}]
         return document

@@ -114,18 +114,22 @@ class Engine:
                 thread.join()
 
     def _run(self) -> None:
-        while job := self._next():
-            try:
-                with media.limits(self.settings.given):
-                    replies = self._answer(job)
-            except Exception as error:
-                self._done(job)
-                job.replies.set_exception(error)
-            else:
-                self._done(job)
-                for reply in replies:
-                    self.metrics.count(reply)
-                job.replies.set_result(replies)
+        while (job := self._next()) is not None:
+            self._finish(job)
+            del job  # and with it its media, which are large, until the next one comes
+
+    def _finish(self, job: Job) -> None:
+        try:
+            with media.limits(self.settings.given):
+                replies = self._answer(job)
+        except Exception as error:
+            self._done(job)
+            job.replies.set_exception(error)
+        else:
+            self._done(job)
+            for reply in replies:
+                self.metrics.count(reply)
+            job.replies.set_result(replies)
 
     def _next(self) -> Job | None:
         """Wait for a job that is still waited for; None at the end."""

@@ -9,19 +9,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from mmllm.errors import ConfigError, ContextError, MediaError, MmllmError
+from mmllm.errors import ConfigError, ContextError, MediaError, MmllmError, quoted
 
 log = logging.getLogger(__name__)
 
 CLOSED = 499
 """Nobody reads this answer: the client went away (nginx's number)."""
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
-_REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`")
+_LONGEST_STEP = 64
+"""Characters of a field's name that a path repeats."""
+_REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`:?")
 """Our errors speak to Python programs; a client of the server has other means."""
+_CLASS_IN_PYTHON = re.compile(r"give it as (Image|Audio|Video)\(\.\.\.\)")
+_PARTS = {"Image": "image_url", "Audio": "input_audio", "Video": "video_url"}
+_EXPECTED = {
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "a string",
+}
+"""Kinds of pydantic's errors that speak of Python -> what JSON calls it."""
 
 
 class ErrorBody(BaseModel):
@@ -79,7 +90,7 @@ def told(error: BaseException, param: str | None = None) -> ApiError:
     if isinstance(error, ContextError):
         return bad(str(error), param or "messages", "context_length_exceeded")
     if isinstance(error, MediaError):
-        return bad(_REMEDY_IN_PYTHON.sub("", str(error)), param, "invalid_media")
+        return bad(_for_clients(str(error)), param, "invalid_media")
     if isinstance(error, ConfigError):
         return bad(str(error), param)
     log.error("a request failed", exc_info=error)
@@ -98,10 +109,6 @@ def install(app: FastAPI) -> None:
     async def _mmllm(request: Request, error: MmllmError) -> JSONResponse:
         return told(error).response()
 
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return invalid(error.errors(), error.body).response()
-
     @app.exception_handler(404)
     async def _unknown(request: Request, error: Exception) -> JSONResponse:
         path = request.url.path
@@ -118,40 +125,61 @@ def install(app: FastAPI) -> None:
         response.headers.update(allowed)
         return response
 
-    @app.exception_handler(400)
-    async def _unreadable(request: Request, error: Any) -> JSONResponse:
-        return bad("the body cannot be read: expected one JSON object").response()
-
 
 def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     """What pydantic found wrong with a body -> an error that names the field.
 
     Where a value may have several shapes, each complains; the one that got furthest is told.
     """
-    found = [(list(_path(error["loc"], body)), error) for error in errors]
-    path, error = max(found, key=lambda entry: len(entry[0]))
-    param = ".".join(str(step) for step in path) or None
-    kind, message = error["type"], str(error["msg"])
-    if kind == "json_invalid":
-        return bad("the body is not JSON: " + str(error.get("ctx", {}).get("error", message)))
+    found = [(list(_path(error["loc"], body, error["type"])), error) for error in errors]
+    path = max((path for path, _ in found), key=len)
+    there = [error for steps, error in found if len(steps) == len(path)]
+    param = ".".join(str(step)[:_LONGEST_STEP] for step in path) or None
     if not path and not isinstance(body, Mapping):
         return bad("the body: expected a JSON object, with content-type application/json")
-    if kind == "extra_forbidden":
-        message = "unknown or unsupported field: leave it out"
+    inside = [error for error in there if error["type"] not in _EXPECTED]
+    if not inside:
+        inner: Any = body
+        for step in path:
+            inner = inner.get(step) if isinstance(inner, Mapping) else inner[step]
+        wanted = " or ".join(dict.fromkeys(_EXPECTED[error["type"]] for error in there))
+        message = f"expected {wanted}, got {quoted(inner)}"
+    else:
+        message = _message(inside[0])
     message = message[:1].lower() + message[1:]
     return bad(f"{param}: {message}" if param else message, param)
 
 
-def _path(loc: Sequence[str | int], body: Any) -> Iterator[str | int]:
+def _message(error: Mapping[str, Any]) -> str:
+    kind, more = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "unknown or unsupported field: leave it out"
+    if kind == "union_tag_not_found":
+        return f"expected an object with the field {more['discriminator']}"
+    if kind == "union_tag_invalid":
+        expected, got = more["expected_tags"], quoted(more["tag"])
+        return f"{more['discriminator']}: expected one of {expected}, got {got}"
+    return str(error["msg"])
+
+
+def _path(loc: Sequence[str | int], body: Any, kind: str) -> Iterator[str | int]:
     """The steps of a location that exist in the body; pydantic also names the shapes it tried."""
     inner: Any = body
     for number, step in enumerate(loc):
-        if number == 0 and step in ("body", "path", "query"):
-            continue
+        if isinstance(inner, Mapping) and step in (inner.get("type"), inner.get("role")):
+            rest = loc[number + 1 :]
+            if rest[0] in inner if rest else kind == "too_long":
+                continue  # the shape that was tried, which bears the name of one of its fields
         in_object = isinstance(inner, Mapping) and step in inner
         in_list = isinstance(inner, list) and isinstance(step, int) and step < len(inner)
         if in_object or in_list:
             inner = inner[step]  # pyright: ignore
             yield step
-        elif step is loc[-1] and isinstance(inner, Mapping) and str(step).isidentifier():
-            yield step  # it is missing
+        elif kind == "missing" and number == len(loc) - 1:
+            yield step
+
+
+def _for_clients(message: str) -> str:
+    """A message for Python programs in the words of the API."""
+    message = _REMEDY_IN_PYTHON.sub("", message)
+    return _CLASS_IN_PYTHON.sub(lambda found: f"send it as `{_PARTS[found[1]]}`", message)

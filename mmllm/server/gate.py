@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +21,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN = {"/health"}
 """Paths that need no token."""
+_SMALL = 2**16
+"""Bytes of a body that count for nothing."""
 
 
 class Gate:
@@ -31,6 +34,7 @@ class Gate:
         self.metrics = metrics
         self._token = None if settings.token is None else f"bearer {settings.token}".encode()
         self._inside = 0
+        self._bodies = _Bodies(settings.bodies_bytes)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,12 +61,14 @@ class Gate:
     async def _admit(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         self._check(scope["path"], headers)
-        self._inside += 1
-        try:
-            body = await self._body(headers, receive)
-            await self.app(scope, _again(body, receive), send)
-        finally:
-            self._inside -= 1
+        with self._bodies.one() as held:
+            body = await self._body(headers, receive, held)
+            self._check_room(scope["path"])  # a body that is still on its way holds no place
+            self._inside += 1
+            try:
+                await self.app(scope, _again(body, receive), send)
+            finally:
+                self._inside -= 1
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         hosts = self.settings.hosts
@@ -81,11 +87,16 @@ class Gate:
                     "one that the server was started with",
                     code="invalid_api_key",
                 )
+        self._check_room(path)
+
+    def _check_room(self, path: str) -> None:
         if self._inside >= self.settings.requests and path not in OPEN:
             raise ApiError(429, "too many requests at once; try again soon", code="busy")
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        most = self.settings.body_bytes
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive, held: _Body) -> bytes:
+        """The body, read whole, within its size, its time and a rate that it must keep."""
+        settings = self.settings
+        most = settings.body_bytes
         too_large = ApiError(
             413,
             f"the body has more than {most} bytes: send fewer or smaller media",
@@ -95,20 +106,73 @@ class Gate:
         if length.isdigit() and int(length[:20]) > most:
             raise too_large
         body = bytearray()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
-            async with asyncio.timeout(self.settings.body_seconds):
+            async with asyncio.timeout(None) as held.timeout:
                 while True:
+                    now = loop.time()
+                    expected = settings.silent_seconds + len(body) / settings.body_rate
+                    until = began + min(settings.body_seconds, expected)
+                    held.timeout.reschedule(min(until, now + settings.silent_seconds))
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(CLOSED, "the client went away")
                     body += message.get("body", b"")
                     if len(body) > most:
                         raise too_large
+                    self._bodies.grow(held, len(body))
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError as error:
-            seconds = self.settings.body_seconds
-            raise ApiError(408, f"the body did not arrive within {seconds:g} s") from error
+            seconds = loop.time() - began
+            raise ApiError(
+                408,
+                f"the body did not arrive in time: {len(body)} bytes in {seconds:.3g} s; send it "
+                "without a pause, or less",
+            ) from error
+        finally:
+            held.timeout = None
+
+
+class _Body:
+    """The bytes that one request holds; `timeout`: while they are on their way."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.timeout: asyncio.Timeout | None = None
+
+
+class _Bodies:
+    """The bodies of all requests, which share `most` bytes. Who needs more than is left gets it
+    from the one that has been on its way for longest."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._all: dict[_Body, None] = {}  # in the order in which they began
+
+    @contextmanager
+    def one(self) -> Iterator[_Body]:
+        body = _Body()
+        self._all[body] = None
+        try:
+            yield body
+        finally:
+            self._all.pop(body, None)
+
+    def grow(self, body: _Body, size: int) -> None:
+        """Note that a body has `size` bytes by now. Raises ApiError (429) where they are too many
+        and none can be given up for it."""
+        body.size = size
+        while sum(other.size for other in self._all) > self._most:
+            if size <= _SMALL:  # a question is always let in
+                return
+            slow = [one for one in self._all if one.size and one.timeout and one is not body]
+            if not slow:
+                raise ApiError(429, "too many large requests at once; try again soon", code="busy")
+            timeout, slow[0].size = slow[0].timeout, 0
+            assert timeout is not None
+            timeout.reschedule(0.0)  # it is over: the loop's clock is past it
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -1,54 +1,91 @@
 """A request -> a conversation and options, its media checked and decoded within limits.
 
-Pictures and sounds are decoded here, beside the engine, so that a bad one is told at once and a
-slow one holds nobody up; of clips one frame is read, and the encoders take the frames they want.
+Media are decoded here, in processes that are ended with what takes too long or is waited for no
+more: a bad one is told at once, and a slow one holds nobody up. Of clips those frames are decoded
+that the model looks at.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import contextvars
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
 
 from mmllm import media
+from mmllm.chat import Chat
 from mmllm.conversation import MEDIA, Medium, Message, Role, Text, Video
 from mmllm.conversation import Part as Said
-from mmllm.errors import MediaError
+from mmllm.errors import ConfigError, MediaError, quoted
 from mmllm.generation import Choice, Sampling
+from mmllm.media import data_uri, isolated
 from mmllm.server import remote
 from mmllm.server import schemas as api
 from mmllm.server.engine import Options
-from mmllm.server.errors import bad, told
+from mmllm.server.errors import ApiError, bad, told
 from mmllm.server.settings import Settings
 
-_DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[\w.+\"-]*)*;base64,", re.ASCII)
-_AT_ONCE = 4
-"""Media that are decoded at the same time, of all requests."""
+T = TypeVar("T")
+
+_GRACE = 2.0
+"""Seconds in which a process may say itself that the time is up, before it is ended."""
+_SCHEME = 64
+"""Characters in which a scheme must come."""
 
 
 class Intake:
-    """Reads the requests of one server. `makes`: modality that its model can make -> the options
-    of the decoder."""
+    """Reads the requests of one server for the model of `chat`."""
 
-    def __init__(self, settings: Settings, makes: Mapping[str, Sequence[str]]):
+    def __init__(self, settings: Settings, chat: Chat):
         self.settings = settings
-        self.makes = makes
+        model = chat.model
+        self.decoders = {
+            modality: model.decoders[key] for modality, key in model.renderer.output_keys.items()
+        }
+        """Modality that the model can make -> its decoder."""
+        looks: list[int | None] = [encoder.num_frames for encoder in model.encoders.values()]  # pyright: ignore
+        self.frames = sorted({num for num in looks if num})
+        """How many frames of a clip the model looks at."""
         self._tokens = min(Sampling.max_new_tokens, settings.tokens)
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._lanes = {
+            name: (asyncio.Semaphore(num), ThreadPoolExecutor(num, f"mmllm-{name}"))
+            for name, num in isolated.PROCESSES.items()
+        }
+        self._held = _Held(settings.decoded_bytes)
 
-    async def conversation(self, messages: Sequence[api.AnyMessage]) -> list[Message]:
-        """Raises ApiError (400) that names the part."""
+    async def conversation(
+        self, messages: Sequence[api.AnyMessage], options: Options
+    ) -> list[Message]:
+        """Raises ApiError (400) that names the part, and (429) when there is too much already."""
         parts = [list(_parts(message, f"messages.{n}")) for n, message in enumerate(messages)]
         self._check([entry for of_message in parts for entry in of_message])
-        budget = _Budget(self.settings.given.decoded_bytes)
-        return [
-            Message(_role(message), tuple([await self._read(*entry, budget) for entry in found]))
-            for message, found in zip(messages, parts, strict=True)
-        ]
+        reading = _Reading(self.settings.given.decoded_bytes, self._frames(options))
+        try:
+            return [
+                Message(
+                    _role(message), tuple([await self._read(*entry, reading) for entry in found])
+                )
+                for message, found in zip(messages, parts, strict=True)
+            ]
+        finally:
+            reading.over.set()
+
+    def _frames(self, options: Options) -> list[int]:
+        """How many frames of a clip are looked at, by the model and by decoders that start from a
+        clip; one, so that it is known to be good, if none are."""
+        found = set(self.frames)
+        for modality, decoder in self.decoders.items():
+            if decoder.source_modality == "video":
+                settings = decoder.settings(**options.decoders.get(modality, {}))
+                if settings.source == "last":
+                    found.add(settings.frames)
+        return sorted(found) or [1]
 
     def check_text(self, text: str, param: str) -> None:
         if len(text) > self.settings.characters:
@@ -74,65 +111,108 @@ class Intake:
             "max_media": body.max_media,
             "stop": [body.stop] if isinstance(body.stop, str) else body.stop,
         }
-        decoders = {
-            modality: self.decoder_options(given, f"decoders.{modality}")
-            for modality, given in (body.decoders or {}).items()
-        }
-        for param, names in (("decoders", decoders), ("modalities", body.modalities or ())):
+        named = body.decoders or {}
+        for param, names in (("decoders", named), ("modalities", body.modalities or ())):
             for name in names:
-                if name not in self.makes and (name, param) != ("text", "modalities"):
-                    made = ", ".join(["text", *self.makes])
-                    raise bad(f"{param}: unknown {name!r}; this model makes {made}", param)
+                if name not in self.decoders and (name, param) != ("text", "modalities"):
+                    made = ", ".join(["text", *self.decoders])
+                    raise bad(f"{param}: unknown {quoted(name)}; this model makes {made}", param)
+        decoders = {
+            modality: self.decoder_options(modality, given, f"decoders.{modality}")
+            for modality, given in named.items()
+        }
         return Options(
             modalities=self._choices(body.modalities),
             decoders=decoders,
             sampling={name: value for name, value in sampling.items() if value is not None},
         )
 
-    def only(self, modality: str, given: Mapping[str, Any]) -> Options:
+    def only(
+        self,
+        modality: str,
+        given: api.DecoderOptions | None,
+        *,
+        size: str | None = None,
+        seconds: str | float | None = None,
+    ) -> Options:
         """Options of a request for one medium of one modality."""
-        if modality not in self.makes:
-            made = ", ".join(["text", *self.makes])
+        if modality not in self.decoders:
+            made = ", ".join(["text", *self.decoders])
             raise bad(f"this model makes no {modality}; it makes {made}", code="not_supported")
-        for name in given.keys() - set(self.makes[modality]):
-            known = ", ".join(self.makes[modality])
-            raise bad(f"{name}: this model's {modality} decoder takes {known}", f"decoder.{name}")
-        choices: dict[str, Choice] = dict.fromkeys(self.makes, "forbid")
+        options = self.decoder_options(modality, given, "decoder", size=size, seconds=seconds)
+        choices: dict[str, Choice] = dict.fromkeys(self.decoders, "forbid")
         return Options(
             modalities={**choices, modality: "force"},
-            decoders={modality: given} if given else {},
+            decoders={modality: options} if options else {},
             sampling={"max_media": 1, "max_new_tokens": self._tokens},
         )
 
     def decoder_options(
         self,
+        modality: str,
         given: api.DecoderOptions | None,
         param: str,
         *,
         size: str | None = None,
         seconds: str | float | None = None,
     ) -> dict[str, Any]:
-        """The options that were given, `size` (WIDTHxHEIGHT) and `seconds` among them."""
+        """The options that were given, `size` (WIDTHxHEIGHT) and `seconds` among them, as far as
+        they change anything."""
+        decoder = self.decoders[modality]
         options = given.model_dump(exclude_none=True) if given else {}
-        extra: dict[str, Any] = {} if seconds is None else {"seconds": float(seconds)}
+        wished: dict[str, dict[str, float]] = {}
         if size is not None and size != "auto":
             width, height = size.split("x")
-            extra |= {"width": int(width), "height": int(height)}
-        if twice := sorted(extra.keys() & options.keys()):
-            raise bad(f"{param}.{twice[0]}: given twice, by another field too", param)
-        options |= extra
-        allowed = self.settings
-        self._bound(f"{param}.steps", options.get("steps"), allowed.steps)
-        self._bound(f"{param}.seconds", options.get("seconds"), allowed.made_seconds)
-        self._bound(f"{param}.frames", options.get("frames"), allowed.made_frames)
-        pixels = options.get("width", 1) * options.get("height", 1)
-        self._bound(f"{param}: width x height", pixels, allowed.made_pixels)
-        volume = pixels * options.get("frames", 1)
-        self._bound(f"{param}: width x height x frames", volume, allowed.made_volume)
-        self.check_text(options.get("negative", ""), f"{param}.negative")
-        if options.get("seconds") == 0:
-            raise bad(f"{param}.seconds: expected more than 0", param)
+            wished["size"] = {"width": int(width), "height": int(height)}
+        if seconds is not None:
+            wished["seconds"] = {"seconds": float(seconds)}
+        for field_name, values in wished.items():
+            if twice := sorted(values.keys() & options.keys()):
+                raise bad(f"{param}.{twice[0]}: given twice, by {field_name} too", param)
+            self._check_bounds(values, param, said=field_name)
+        self._check_bounds(options, param)
+        try:
+            measures = decoder.measures(**options)
+        except ConfigError as error:
+            raise bad(f"{param}: {error}", param) from error
+        for field_name, values in wished.items():
+            if values.keys() <= set(decoder.request_options):
+                options |= values
+                self._check_bounds(options, param, said=field_name)
+                try:
+                    decoder.settings(**options)
+                except ConfigError as error:
+                    raise bad(f"{field_name}: {error}", field_name) from error
+                continue
+            comes = {name: measures.get(name) for name in values}
+            if any(_differs(comes[name], value) for name, value in values.items()):
+                usual = "x".join(f"{comes[name]:.4g}" for name in values if comes[name] is not None)
+                known = ", ".join(decoder.request_options)
+                raise bad(
+                    f"{field_name}: this model's {modality} decoder takes {known}; without "
+                    f"{field_name} it makes {usual or 'what it makes'}",
+                    field_name,
+                )
+        if {"width", "height", "frames"} & options.keys():
+            made = decoder.measures(**options)
+            frames = getattr(decoder.settings(**options), "frames", 1)
+            volume = made["width"] * made["height"] * frames
+            most = self.settings.made_volume
+            self._bound(f"{param}: width x height x frames", volume, most)
         return options
+
+    def _check_bounds(self, options: Mapping[str, Any], param: str, said: str = "") -> None:
+        """What the server allows of one decoder; `said`: the field that the client knows."""
+        allowed = self.settings
+        for name, most in (
+            ("steps", allowed.steps),
+            ("seconds", allowed.made_seconds),
+            ("frames", allowed.made_frames),
+        ):
+            self._bound(said or f"{param}.{name}", options.get(name), most)
+        pixels = options.get("width", 1) * options.get("height", 1)
+        self._bound(said or f"{param}: width x height", pixels, allowed.made_pixels)
+        self.check_text(options.get("negative", ""), f"{param}.negative")
 
     def _choices(self, given: list[str] | Mapping[str, Choice] | None) -> dict[str, Choice]:
         if not isinstance(given, list):
@@ -141,7 +221,7 @@ class Intake:
             return dict(given or {})
         if "text" not in given:
             raise bad('modalities: a reply always may hold text; add "text"', "modalities")
-        return {name: "auto" if name in given else "forbid" for name in self.makes}
+        return {name: "auto" if name in given else "forbid" for name in self.decoders}
 
     def _bound(self, param: str, value: float | None, most: float) -> None:
         if value is not None and value > most:
@@ -160,7 +240,7 @@ class Intake:
                 shown[-1],
             )
 
-    async def _read(self, param: str, part: api.AnyPart, budget: _Budget) -> Said:
+    async def _read(self, param: str, part: api.AnyPart, reading: _Reading) -> Said:
         if isinstance(part, api.TextPart):
             return Text(part.text)
         if isinstance(part, api.ImagePart):
@@ -168,50 +248,89 @@ class Intake:
         elif isinstance(part, api.VideoPart):
             modality, param, where = "video", f"{param}.video_url.url", part.video_url.url
         else:
-            modality, param = "audio", f"{param}.input_audio.data"
-            where = f"data:;base64,{part.input_audio.data}"
-        if found := _DATA.match(where):
-            data = self._decoded(where[found.end() :], param)
-        elif where.startswith("data:"):
-            raise bad(f"{param}: expected data:TYPE;base64,…", param, "invalid_url")
-        else:
-            data = await remote.fetch(where, self.settings, param)
-        async with self._slots:
-            try:
-                return await asyncio.to_thread(
-                    _checked, MEDIA[modality](source=data), self.settings, budget
-                )
-            except MediaError as error:
-                raise told(error, param) from error
+            modality, param, where = "audio", f"{param}.input_audio.data", part.input_audio.data
+        inline = data_uri.is_data_uri(where[:_SCHEME])
+        file = None
+        if not inline and modality != "audio":
+            file = await remote.fetch(where, self.settings, param)
 
-    def _decoded(self, text: str, param: str) -> bytes:
-        """Base64 -> bytes."""
-        most = self.settings.given.bytes
-        if len(text) * 3 // 4 > most + 2:
-            raise bad(f"{param}: more than {most} bytes", param)
+        def read() -> Medium:
+            data = file
+            if data is None:
+                data = (data_uri.parse if inline else data_uri.decode)(where, param)
+            return self._decoded(MEDIA[modality](source=data), reading)
+
         try:
-            return base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise bad(f"{param}: not base64 ({error})", param) from error
+            medium = await self._beside("clips" if modality == "video" else "others", read)
+        except MediaError as error:
+            code = "invalid_url" if inline and "expected data:" in str(error) else None
+            problem = told(error, param)
+            raise problem if code is None else bad(problem.message, param, code) from error
+        self._held.add(medium)
+        return medium
+
+    async def _beside(self, lane: str, work: Callable[[], T]) -> T:
+        """Do it in a thread of its own, within the limits of what is given."""
+        free, pool = self._lanes[lane]
+        async with free:
+            with media.limits(self.settings.given):
+                context = contextvars.copy_context()
+            return await asyncio.get_running_loop().run_in_executor(pool, context.run, work)
+
+    def _decoded(self, medium: Medium, reading: _Reading) -> Medium:
+        """A medium as the model looks at it, decoded in a process that can be ended."""
+        if reading.over.is_set():
+            raise isolated.GivenUpError("nobody waits for it any more")
+        limits = replace(media.current_limits(), decoded_bytes=reading.left)
+        seconds = limits.decoding_seconds + _GRACE
+        how: dict[str, Any] = {"seconds": seconds, "cancel": reading.over}
+        with media.limits(limits):
+            if isinstance(medium, Video):
+                medium = isolated.sampled(medium, reading.frames, **how)
+            else:
+                medium = isolated.decode(medium, **how)
+        reading.left = max(reading.left - sum(array.nbytes for array in _arrays(medium)), 0)
+        return medium
 
 
-class _Budget:
-    """Bytes that the media of one request may still take when they are decoded."""
+@dataclass
+class _Reading:
+    """One request that is being read: `left` bytes that its media may still take when they are
+    decoded, and the `frames` of clips that are decoded. `over`: it was read, or given up."""
 
-    def __init__(self, left: int):
-        self.left = left
+    left: int
+    frames: Sequence[int]
+    over: threading.Event = field(default_factory=threading.Event)
 
 
-def _checked(medium: Medium, settings: Settings, budget: _Budget) -> Medium:
-    """A medium that can be decoded, and is unless it is a clip."""
-    with media.limits(replace(settings.given, decoded_bytes=budget.left)):
-        if isinstance(medium, Video):
-            media.sample_frames(medium, 1)
-            return medium
-        medium = media.decode(medium)
-    assert medium.array is not None
-    budget.left -= medium.array.nbytes
-    return medium
+class _Held:
+    """The decoded arrays of all requests, which may take `most` bytes; each counts until nobody
+    has it any more."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._arrays: list[weakref.ref[np.ndarray]] = []
+
+    def add(self, medium: Medium) -> None:
+        """Raises ApiError (429) when it is too much."""
+        alive = [array for entry in self._arrays if (array := entry()) is not None]
+        added = _arrays(medium)
+        if alive and sum(array.nbytes for array in [*alive, *added]) > self._most:
+            raise ApiError(
+                429, "too many large media at the same time; try again soon", code="busy"
+            )
+        self._arrays = [weakref.ref(array) for array in [*alive, *added]]
+
+
+def _arrays(medium: Medium) -> list[np.ndarray]:
+    """What was decoded of a medium."""
+    if isinstance(medium, media.SampledVideo):
+        return list(medium.sampled.values())
+    return [] if medium.array is None else [medium.array]
+
+
+def _differs(comes: float | None, wished: float) -> bool:
+    return comes is None or abs(comes - wished) > 0.01 * wished
 
 
 def _role(message: api.AnyMessage) -> Role:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmllm.errors import ConfigError
+from mmllm.server.settings import Settings
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -45,11 +48,18 @@ def address(door: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server(app: FastAPI) -> uvicorn.Server:
+def server(app: FastAPI, settings: Settings | None = None) -> uvicorn.Server:
     """uvicorn for an app: `server(app).run(sockets=[door])` serves until Ctrl-C or SIGTERM."""
+    allowed: Settings = settings or app.state.service.settings
+
+    class Limited(_LimitedProtocol):
+        silent_seconds = allowed.silent_seconds
+        most = allowed.connections
+
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=Limited,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -58,3 +68,60 @@ def server(app: FastAPI) -> uvicorn.Server:
             timeout_graceful_shutdown=5,
         )
     )
+
+
+class _LimitedProtocol(H11Protocol):
+    """HTTP/1.1 whose headers must come within `silent_seconds`: uvicorn itself waits for ever for
+    their end. Beyond `most` connections the oldest one that waits for its client is closed. (How
+    long a body may take is the gate's to say.)"""
+
+    silent_seconds: float
+    most: int
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
+        self._deadline: asyncio.TimerHandle | None = None
+        self._began = self.loop.time()
+        super().connection_made(transport)
+        self._await_headers()
+        if len(self.connections) > self.most:
+            waiting = [
+                one
+                for one in self.connections
+                if isinstance(one, _LimitedProtocol) and one is not self and one.awaits_client
+            ]
+            if waiting:
+                min(waiting, key=lambda one: one._began).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._headers_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._answers:
+            self._headers_came()
+        elif self._deadline is None:  # the beginning of another request
+            self._await_headers()
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether it is the client's turn to send something."""
+        return not self._answers or self.cycle.more_body
+
+    @property
+    def _answers(self) -> bool:
+        """Whether the headers of a request are there whose answer is not complete."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _await_headers(self) -> None:
+        self._deadline = self.loop.call_later(self.silent_seconds, self._give_up)
+
+    def _headers_came(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        if not self._answers:
+            self.transport.abort()

@@ -6,17 +6,46 @@ nothing here (`user`, `metadata` …), or that say what is the case anyway (`n: 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+T = TypeVar("T")
+MOST_PARTS = 1024
+"""Of one message."""
+MOST_MESSAGES = 512
+_MOST_FIELDS = 64
+"""Of one object; those that change nothing here are not looked into."""
+_MOST_NAMES = 16
+"""Modalities that a request names."""
+
+
+def _few(most: int) -> BeforeValidator:
+    """Refuses a list or an object of more than `most` entries before it looks at one: pydantic
+    would collect what is wrong with each of millions."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise PydanticCustomError(
+                "too_long",
+                "expected at most {most} entries, got {num}",
+                {"most": most, "num": len(value)},
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+Parts = Annotated[list[T], Field(max_length=MOST_PARTS, fail_fast=True), _few(MOST_PARTS)]
+Names = Annotated[list[str], Field(max_length=_MOST_NAMES, fail_fast=True), _few(_MOST_NAMES)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 Seconds = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")]
 SoundFormat = Literal["wav", "flac"]
 Choice = Literal["auto", "force", "forbid"]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 _ANY = object()
 HARMLESS: dict[str, tuple[Any, ...]] = dict.fromkeys(
@@ -47,26 +76,18 @@ class Strict(BaseModel):
     def _drop_neutral(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > _MOST_FIELDS:
+            raise PydanticCustomError(
+                "too_long",
+                "expected at most {most} fields, got {num}",
+                {"most": _MOST_FIELDS, "num": len(data)},
+            )
         return {
             name: value
             for name, value in data.items()
             if name not in cls.neutral
             or (value is not None and not any(_same(value, one) for one in cls.neutral[name]))
         }
-
-
-class Request(Strict):
-    """The body of a request."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_characters(cls, data: Any) -> Any:
-        try:
-            if isinstance(data, dict):
-                json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("half a character (a lone surrogate) is no text") from error
-        return data
 
 
 def _same(value: Any, neutral: Any) -> bool:
@@ -120,13 +141,13 @@ AnyPart = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discrimi
 class SystemMessage(Strict):
     neutral = {"name": (_ANY,)}
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Parts[TextPart]
 
 
 class UserMessage(Strict):
     neutral = {"name": (_ANY,)}
     role: Literal["user"]
-    content: str | list[AnyPart]
+    content: str | Parts[AnyPart]
 
 
 class SaidAudio(Strict):
@@ -148,9 +169,9 @@ class AssistantMessage(Strict):
         "function_call": (),
     }
     role: Literal["assistant"]
-    content: str | list[AnyPart] | None = None
-    parts: list[AnyPart] | None = None
-    images: list[ImagePart] | None = None
+    content: str | Parts[AnyPart] | None = None
+    parts: Parts[AnyPart] | None = None
+    images: Parts[ImagePart] | None = None
     audio: SaidAudio | None = None
 
 
@@ -176,7 +197,7 @@ class DecoderOptions(Strict):
     )
     seconds: float | None = Field(default=None, gt=0)
     frames: int | None = Field(default=None, ge=1)
-    fps: float | None = Field(default=None, gt=0, le=240)
+    fps: float | None = Field(default=None, ge=0.1, le=240)
     height: int | None = Field(default=None, ge=1, description="Pixels.")
     width: int | None = Field(default=None, ge=1, description="Pixels.")
 
@@ -191,7 +212,7 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class ChatRequest(Request):
+class ChatRequest(Strict):
     neutral = {
         **HARMLESS,
         "n": (1,),
@@ -207,8 +228,12 @@ class ChatRequest(Request):
         "response_format": ({"type": "text"},),
     }
     model: str | None = None
-    messages: list[AnyMessage] = Field(min_length=1, max_length=512)
-    modalities: list[str] | dict[str, Choice] | None = Field(
+    messages: Annotated[
+        list[AnyMessage],
+        Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True),
+        _few(MOST_MESSAGES),
+    ]
+    modalities: Names | Annotated[dict[str, Choice], _few(_MOST_NAMES)] | None = Field(
         default=None,
         description=(
             'OpenAI\'s list of what a reply may hold (["text", "image"]), or what is auto, force '
@@ -223,22 +248,22 @@ class ChatRequest(Request):
     )
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=2**31)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     max_media: int | None = Field(default=None, ge=0, description="Of one reply; 4 unless given.")
     stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
+        StopString
+        | Annotated[list[StopString], Field(max_length=16, fail_fast=True), _few(16)]
         | None
     ) = None
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    decoders: dict[str, DecoderOptions] | None = Field(
+    decoders: Annotated[dict[str, DecoderOptions], _few(_MOST_NAMES)] | None = Field(
         default=None, description='By modality: {"image": {"steps": 30}}.'
     )
 
 
-class ImageRequest(Request):
+class ImageRequest(Strict):
     neutral = {
         **HARMLESS,
         "quality": ("auto", "standard"),
@@ -261,7 +286,7 @@ class ImageRequest(Request):
     decoder: DecoderOptions | None = None
 
 
-class SpeechRequest(Request):
+class SpeechRequest(Strict):
     neutral = {
         **HARMLESS,
         "voice": (_ANY,),
@@ -276,7 +301,7 @@ class SpeechRequest(Request):
     decoder: DecoderOptions | None = None
 
 
-class VideoRequest(Request):
+class VideoRequest(Strict):
     neutral = HARMLESS
     model: str | None = None
     prompt: str = Field(min_length=1)

@@ -9,7 +9,14 @@ from mmllm.errors import ConfigError
 from mmllm.media import Limits
 
 MB = 2**20
-GIVEN = Limits(bytes=32 * MB, pixels=16_000_000, seconds=120, frames=10_000, decoded_bytes=256 * MB)
+GIVEN = Limits(
+    bytes=32 * MB,
+    pixels=16_000_000,
+    seconds=120,
+    frames=10_000,
+    decoded_bytes=256 * MB,
+    decoding_seconds=15.0,
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,17 @@ class Settings:
     body_bytes: int = 32 * MB
     body_seconds: float = 60.0
     """To send it in."""
+    silent_seconds: float = 10.0
+    """In which a connection must send its headers whole, and more of its body."""
+    body_rate: int = 16 * 2**10
+    """Bytes a second that a body must come at, once `silent_seconds` are over."""
     characters: int = 100_000
     """Of all its text."""
     media: int = 16
     """How many it may show, play or name."""
     given: Limits = GIVEN
-    """Each of its media; `decoded_bytes`: all that are decoded, together."""
+    """Each of its media; `decoded_bytes`: all that are decoded, together; `decoding_seconds`: to
+    decode one, in a process of its own, which is ended then."""
     fetch_seconds: float = 15.0
     """For one URL, from the look-up of its host to the last byte."""
 
@@ -51,6 +63,12 @@ class Settings:
     # Of all together.
     requests: int = 128
     """That are being read, wait or are answered."""
+    connections: int = 512
+    """Beyond it the oldest connection that has asked nothing yet, or is silent, is closed."""
+    bodies_bytes: int = 512 * MB
+    """Of the requests that are being read, wait or are answered."""
+    decoded_bytes: int = 2**30
+    """Of their media."""
     waiting: int = 64
     """That wait for the engine."""
     batch: int = 8

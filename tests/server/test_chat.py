@@ -12,6 +12,7 @@ import pytest
 
 from mmllm.chat import Chat
 from mmllm.conversation import Audio, Image, Medium, Text, Video, assistant, system, user
+from mmllm.errors import ConfigError
 from mmllm.media import read_provenance
 from mmllm.replies import Reply
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, file_of
@@ -300,9 +301,19 @@ def test_clips_are_jobs(chat: Chat, client: openai.OpenAI, http: httpx2.Client) 
     assert http.get(f"/v1/videos/{job.id}/content").json()["error"]["code"] == "not_found"
 
 
-def test_a_clip_that_cannot_be_made_says_why(http: httpx2.Client) -> None:
+def test_a_clip_that_cannot_be_made_says_why(
+    chat: Chat, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = {"prompt": "a rocket", "decoder": {"frames": 6}}
-    job = http.post("/v1/videos", json=body).json()
+    refused = http.post("/v1/videos", json=body)
+    assert refused.status_code == 400
+    assert "5 would do" in refused.json()["error"]["message"]
+
+    def late(*_: Any, **__: Any) -> None:
+        raise ConfigError("5 would do")
+
+    monkeypatch.setattr(chat, "_serve", late)
+    job = http.post("/v1/videos", json={"prompt": "a rocket"}).json()
     while job["status"] not in ("completed", "failed"):
         job = http.get(f"/v1/videos/{job['id']}").json()
     assert job["status"] == "failed"

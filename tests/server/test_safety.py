@@ -117,14 +117,14 @@ def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
         ({"modalities": {"text": "force"}}, "modalities", "text is in every reply"),
         ({"decoders": {"smell": {}}}, "decoders", "unknown 'smell'"),
         ({"decoders": {"image": {"stpes": 3}}}, "decoders.image.stpes", "unknown"),
-        ({"decoders": {"image": {"seconds": 3}}}, None, "this decoder takes steps"),
+        ({"decoders": {"image": {"seconds": 3}}}, "decoders.image", "this decoder takes steps"),
         ({"decoders": {"image": {"steps": 999}}}, "decoders.image.steps", "at most 200"),
         (
             {"decoders": {"image": {"width": 9999, "height": 9999}}},
             "decoders.image: width x height",
             "at most",
         ),
-        ({"decoders": {"video": {"frames": 6}}}, None, "5 would do"),
+        ({"decoders": {"video": {"frames": 6}}}, "decoders.video", "5 would do"),
         ({"audio": {"format": "mp3"}}, "audio.format", "'wav' or 'flac'"),
     ],
 )
@@ -164,7 +164,7 @@ def test_the_other_endpoints_refuse_too(
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"image_url": {"url": "data:image/png;base64,####"}}, "not base64"),
+        ({"image_url": {"url": "data:image/png;base64,####"}}, "not valid base64"),
         ({"image_url": {"url": "data:image/png,abc"}}, "expected data:TYPE;base64"),
         ({"image_url": {"url": "data:image/png;base64,"}}, "empty"),
         ({"image_url": {"url": data_uri(PNG[:40], "image/png")}}, "damaged"),
@@ -190,7 +190,7 @@ def test_broken_media(http: httpx2.Client, part: dict, said: str) -> None:
         ({"pixels": 1000}, IMAGE, "pixels"),
         ({"seconds": 0.001}, AUDIO, "seconds"),
         ({"decoded_bytes": 5000}, IMAGE, "bytes when decoded"),
-        ({"bytes": 60}, AUDIO, "more than 60 bytes"),
+        ({"bytes": 60}, AUDIO, "108 bytes, more than the limit of 60"),
     ],
 )
 def test_large_media_are_refused_by_their_headers(

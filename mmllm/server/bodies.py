@@ -1,0 +1,95 @@
+"""The body of a request -> a model of `schemas`: bounded before it is parsed, parsed and checked
+beside the event loop, so that nobody else waits meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
+
+from mmllm.errors import quoted
+from mmllm.server import errors
+from mmllm.server import schemas as api
+from mmllm.server.errors import bad
+
+B = TypeVar("B", bound=BaseModel)
+
+MODELS = (api.ChatRequest, api.ImageRequest, api.SpeechRequest, api.VideoRequest)
+_REFS = "#/components/schemas/{model}"
+_MOST_PIECES = 200_000
+"""Commas, colons and brackets of a body, those in its text included, of which 100,000 characters
+are let in: each value takes a hundred bytes and a microsecond, wherever it stands."""
+_PIECES = (b",", b":", b"[", b"{")
+_POOL = ThreadPoolExecutor(2, thread_name_prefix="mmllm-bodies")
+_JSON = re.compile(r"application/(?:[\w.-]{1,64}\+)?json", re.ASCII)
+
+
+def read(model: type[B]) -> Callable[[Request], Awaitable[B]]:
+    """A dependency of a route: the request's body as `model`. Raises ApiError (400)."""
+
+    async def body(request: Request) -> B:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not _JSON.fullmatch(kind[:100]):
+            raise bad("the body: expected a JSON object, with content-type application/json")
+        data = await request.body()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_POOL, parsed, model, data)
+
+    return body
+
+
+def parsed(model: type[B], data: bytes) -> B:
+    """Raises ApiError (400) that names the field."""
+    num = sum(map(data.count, _PIECES))
+    if num > _MOST_PIECES:
+        raise bad(
+            f"the body: {num} commas, colons and brackets, more than {_MOST_PIECES}: send fewer "
+            "values"
+        )
+    try:
+        tree = json.loads(data.decode("utf-8-sig"), parse_constant=_no_json)
+    except UnicodeDecodeError as error:
+        raise bad(f"the body is not UTF-8: byte {error.start} of {len(data)}") from error
+    except RecursionError as error:
+        raise bad("the body is not JSON that can be meant: it is nested too deeply") from error
+    except ValueError as error:
+        why = "a number of thousands of digits" if "digits" in str(error) else str(error)[:200]
+        raise bad(f"the body is not JSON: {why}") from error
+    if rb"\u" in data:  # without an escape, UTF-8 holds whole characters only
+        _check_characters(tree)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise errors.invalid(found, tree) from error
+
+
+def component_schemas() -> dict[str, Any]:
+    """What the OpenAPI document says of the bodies, by name."""
+    modes: Any = [(model, "validation") for model in MODELS]
+    return models_json_schema(modes, ref_template=_REFS)[1]["$defs"]
+
+
+def documented(model: type[BaseModel]) -> dict[str, Any]:
+    """How a route's entry of the OpenAPI document refers to its body."""
+    schema = {"$ref": _REFS.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_characters(tree: Any) -> None:
+    try:
+        json.dumps(tree, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        around = quoted(error.object[max(error.start - 8, 0) : error.start + 9])
+        raise bad(f"half a character (a lone surrogate) is no text, got …{around}…") from error
