@@ -6,7 +6,8 @@ Legend: F frames, H x W pixels, C channels, S samples.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +34,8 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3
 """What FFmpeg may open. Playlists are not among them: they would make it open other files."""
 _AV_TIME = 1_000_000  # av.time_base, without importing av
 _COVER = "attached_pic"
+_SKIPPED = 2.0
+"""Seconds of a clip that are worth looking for another keyframe."""
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that read the transparency of WebM; FFmpeg's own leave it out."""
 
@@ -81,7 +84,7 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
     """
     try:
         with _open(file, cost) as container:
-            return _facts(container)
+            return _facts(container, name)
     except MediaError:
         raise
     except Exception:
@@ -89,7 +92,7 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
         return None
 
 
-def _facts(container: InputContainer) -> Facts | None:
+def _facts(container: InputContainer, name: str) -> Facts | None:
     picture = _picture_stream(container)
     sound = _sound_stream(container)
     stream = picture or sound
@@ -101,13 +104,15 @@ def _facts(container: InputContainer) -> Facts | None:
     if picture is None:
         assert sound is not None
         if seconds is None:
-            seconds = _measure(container, sound)[1]
+            seconds = _measure(container, sound, name)[1]
         samples = round(seconds * sound.rate)
         return Facts("audio", kind, seconds=seconds, samples=samples, by_av=True, **rate)
     count = _num_shown(container, picture)
     if not count or not seconds:
-        count, measured = _measure(container, picture)
-        seconds = seconds or measured or count / float(picture.guessed_rate or 25)
+        count, measured = _measure(container, picture, name)
+        # The container's duration is that of its longest stream, which may be the sound.
+        own = seconds if picture.duration else None
+        seconds = own or measured or seconds or count / float(picture.guessed_rate or 25)
     width, height = _stretched(picture, picture.width, picture.height)
     return Facts(
         "video",
@@ -147,15 +152,28 @@ def _stretched(stream: Any, width: int, height: int) -> tuple[int, int]:
     return width, round(height / aspect)
 
 
-def _measure(container: InputContainer, stream: Any) -> tuple[int, float]:
-    """(packets that are shown, seconds) of a stream, by reading through the file once."""
-    count, first, last = 0, None, 0
-    for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
+def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, float]:
+    """(packets that are shown, seconds) of a stream, by reading through the file once.
+
+    Raises MediaError where the file ends long before the duration that its header announces.
+    """
+    count, first, last, end = 0, None, 0, 0.0
+    for packet in container.demux():
+        if not packet.size or packet.pts is None or packet.is_discard:
+            count += bool(packet.size) and packet.stream is stream and not packet.is_discard
+            continue
+        after = packet.pts + (packet.duration or 0)
+        end = max(end, float(after * packet.time_base))
+        if packet.stream is stream:
             count += 1
-            if packet.pts is not None:
-                first = packet.pts if first is None else min(first, packet.pts)
-                last = max(last, packet.pts + (packet.duration or 0))
+            first = packet.pts if first is None else min(first, packet.pts)
+            last = max(last, after)
+    announced = (container.duration or 0) / _AV_TIME
+    if end < 0.9 * announced:
+        raise MediaError(
+            f"{name}: the file is truncated ({announced:.4g} seconds announced, {end:.4g} found); "
+            "was it copied completely?"
+        )
     return count, float((last - (first or 0)) * stream.time_base)
 
 
@@ -173,7 +191,10 @@ def frames_at(
         stream = _picture_stream(container)
         assert stream is not None  # the probe saw it
         view = _View(stream)
-        for start, frame in _timed_frames(container, stream, name, facts, cost):
+        reader = _Reader(container, stream, name, facts, cost)
+        if facts.seconds > _SKIPPED * len(times):
+            reader.find_keys()
+        for start, frame in reader.frames(lambda: times[chosen.count]):
             while shown is not None and not chosen.full and start > times[chosen.count] + 1e-6:
                 chosen.add(shown, view)
             if chosen.full:
@@ -185,23 +206,73 @@ def frames_at(
     return chosen.array
 
 
-def _timed_frames(
-    container: InputContainer, stream: Any, name: str, facts: Facts, cost: Cost
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(start in seconds, frame) of each, decoded one after the other."""
-    seen, first = 0, None
-    for frame in _decoded(container, stream, _decoder(stream), cost):
-        cost.add_frame(frame.width, frame.height)
-        time = frame.time if frame.time is not None else seen * facts.seconds / facts.frames
-        first = time if first is None else first
-        seen += 1
-        yield time - first, frame
-    announced = facts.frames if stream.frames else 0
-    if seen == 0 or seen < 0.9 * announced:
-        raise MediaError(
-            f"{name}: the clip is truncated ({announced} frames announced, {seen} found); was "
-            "it copied completely?"
-        )
+class _Reader:
+    """The frames of a clip in order, from one keyframe to the next that is worth a leap."""
+
+    def __init__(
+        self, container: InputContainer, stream: Any, name: str, facts: Facts, cost: Cost
+    ) -> None:
+        self.container, self.stream, self.decoder = container, stream, _decoder(stream)
+        self.name, self.facts, self.cost = name, facts, cost
+        self.keys: list[float] = []
+        """When the keyframes come that the container's index knows, in seconds."""
+        self.last = 0.0
+        """When the last frame of the index comes."""
+
+    def find_keys(self) -> None:
+        """Look up the keyframes, in containers that are known to find them again exactly."""
+        kind = self.container.format.name
+        if self.decoder is self.stream.codec_context and ("mp4" in kind or "matroska" in kind):
+            self.container.seek(0, stream=self.stream)  # Matroska reads its index only now
+            unit = float(self.stream.time_base)
+            index = [entry for entry in self.stream.index_entries if not entry.is_discard]
+            self.keys = sorted(entry.timestamp * unit for entry in index if entry.is_keyframe)
+            self.last = max((entry.timestamp * unit for entry in index), default=0.0)
+
+    def frames(self, wanted: Callable[[], float]) -> Iterator[tuple[float, av.VideoFrame]]:
+        """(start in seconds, frame) of each that is decoded, until after the time that is wanted
+        next; those in between may be left out."""
+        first, seen, time, leapt = None, 0, 0.0, False
+        going_on = True
+        while going_on:
+            going_on, landed = False, not leapt
+            for frame in _decoded(self.container, self.stream, self.decoder, self.cost):
+                self.cost.add_frame(frame.width, frame.height)
+                time = frame.time
+                if time is None:
+                    time = seen * self.facts.seconds / self.facts.frames
+                first = time if first is None else first
+                seen += 1
+                if not landed and time - first > wanted():
+                    # Too far: from the beginning, without leaps.
+                    self.keys, leapt, seen, going_on = [], False, 0, True
+                    self.container.seek(0, stream=self.stream)
+                    break
+                landed = True
+                yield time - first, frame
+                if self._leap(time, first + wanted()):
+                    leapt = going_on = True
+                    break
+        if leapt and first is not None:
+            whole = time - first >= 0.9 * (self.last - first)
+        else:
+            whole = seen >= 0.9 * self.facts.frames or not self.stream.frames
+        if not seen or not whole:
+            raise MediaError(
+                f"{self.name}: the clip is truncated ({self.facts.frames} frames announced, "
+                f"{seen} found); was it copied completely?"
+            )
+
+    def _leap(self, now: float, then: float) -> bool:
+        """Go on at the last keyframe before `then`, if that leaves out enough. The frames before a
+        keyframe in time, which may come after it in the file, need what is left out; so does none
+        that is looked at, since a second is kept between."""
+        place = bisect_right(self.keys, then - 1.0) - 1
+        if place < 0 or self.keys[place] < now + _SKIPPED:
+            return False
+        target = round(self.keys[place] / float(self.stream.time_base))
+        self.container.seek(target, stream=self.stream)
+        return True
 
 
 def _decoder(stream: Any) -> Any:
@@ -318,9 +389,16 @@ def read_sound(file: BinaryIO, name: str, facts: Facts, cost: Cost) -> Audio:
             array[:, length:end] = block
             length = end
         mark = provenance.from_comment(container.metadata.get("comment"))
-        announced = round((stream.duration or 0) * (stream.time_base or 0) * rate)
+        kind = container.format.name
+        known = "mp4" in kind or kind == "wav"  # others' durations may be guesses by the bit rate
+        announced = round((stream.duration or 0) * (stream.time_base or 0) * rate) if known else 0
     if not length:
         raise MediaError(f"{name}: the sound holds no samples")
+    if length < 0.9 * announced:
+        raise MediaError(
+            f"{name}: the sound is truncated ({announced} samples announced, {length} found); was "
+            "it copied completely?"
+        )
     # Codecs with fixed blocks (AAC: 1024 samples) fill the last one with what was never there.
     length = min(length, announced) if announced > 0 else length
     array = sounds.checked(array[:, :length], name)
