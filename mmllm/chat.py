@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -28,10 +28,11 @@ from mmllm import config as configs
 from mmllm import model as models
 from mmllm.conversation import Conversation, Medium, Message, Part, Text
 from mmllm.data.frozen import FrozenWork
+from mmllm.data.rendering import Rendered
 from mmllm.decoders.base import Cancelled
 from mmllm.engine import Engine, Order
 from mmllm.errors import ConfigError, quoted
-from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell
+from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell, symbols_of
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_dtype
 from mmllm.replies import (
@@ -102,7 +103,10 @@ class Chat:
         cancel: threading.Event | None = None,
         **sampling: Any,
     ) -> list[Reply]:
-        """Answer several conversations in one LLM batch and one batch per decoder.
+        """Answer several conversations in one LLM batch and one batch per decoder. Greedy words are
+        a matter of the conversation: those that are the same are read and answered once, as one
+        alone is, so that a seed's media differ from those that it gives alone by no more than the
+        decoder's batches differ (a rounding, in its dtype).
 
         `modalities`: auto (default), force or forbid per modality. `seeds`: one per conversation;
         the same seed gives the same reply. `decoders`: by modality, what the decoder's
@@ -229,18 +233,20 @@ class Chat:
                 if dropped
                 else ()
             )
-        rooms = [max(limit - len(prompt), 1) for prompt in prompts]
+        shared = _alike(prompts) if settings.is_greedy else [[row] for row in range(len(prompts))]
         writers = [_Writer(self.model, settings.stop) for _ in prompts]
         pieces: deque[tuple[int, int | Run]] = deque()  # filled by the thread that works for all
-        rows = [
-            Row(
-                self.model,
-                replace(settings, max_new_tokens=min(settings.max_new_tokens, room)),
-                torch.Generator().manual_seed(seed),
-                on_piece=lambda piece, row=row: pieces.append((row, piece)),
+        rows = []
+        for alike in shared:
+            room = max(limit - len(prompts[alike[0]]), 1)
+            rows.append(
+                Row(
+                    self.model,
+                    replace(settings, max_new_tokens=min(settings.max_new_tokens, room)),
+                    torch.Generator().manual_seed(request.seeds[alike[0]]),
+                    lambda piece, alike=alike: pieces.extend((row, piece) for row in alike),
+                )
             )
-            for row, (room, seed) in enumerate(zip(rooms, request.seeds, strict=True))
-        ]
         late: list[_Wanted] = []
         making: list[tuple[str, Future[float]]] = []
         with contextlib.ExitStack() as stack:
@@ -262,13 +268,14 @@ class Chat:
                     if not isinstance(piece, Run):
                         continue
                     run = _Wanted(row, writer.num_pieces - 1, len(writer.parts) - 1, piece)
-                    if len(rows) == 1:
+                    if len(prompts) == 1:
                         make(piece.key, [run])
                     else:  # several rows wait for one another, for a batch of all
                         late.append(run)
 
             try:
-                entry = prepare(self.model, prompts, self._work, rows, self.engine.prefixes)
+                asked = [prompts[alike[0]] for alike in shared]
+                entry = prepare(self.model, asked, self._work, rows, self.engine.prefixes)
                 self.engine.write(entry, heed)
                 for row, writer in enumerate(writers):
                     for event in writer.end():
@@ -282,7 +289,10 @@ class Chat:
             except BaseException:
                 request.stopped = lambda: True
                 raise
-        answers = [row.answer for row in rows]
+        by_row = {
+            number: row.answer for row, alike in zip(rows, shared, strict=True) for number in alike
+        }
+        answers = [by_row[number] for number in range(len(prompts))]
         timings = Timings(request.first_token or text, text, request.seconds(), media)
         return [
             Reply(
@@ -415,6 +425,16 @@ def _sampling(modalities: Mapping[str, Choice] | None, options: Mapping[str, Any
 def _noise(seed: int, place: int) -> torch.Generator:
     """The generator of one medium: a function of the reply's seed and the medium's place in it."""
     return torch.Generator().manual_seed((seed * 65_537 + place) % 2**63)
+
+
+def _alike(prompts: Sequence[Rendered]) -> list[list[int]]:
+    """The numbers of the prompts, those together that say and show the same."""
+    if len(prompts) == 1:
+        return [[0]]
+    found: dict[tuple[Hashable, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        found.setdefault(tuple(symbols_of(prompt)), []).append(number)
+    return list(found.values())
 
 
 def _check(stopped: Callable[[], bool]) -> None:

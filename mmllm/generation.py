@@ -112,6 +112,11 @@ class Sampling:
                     f"{quoted(choice)}"
                 )
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn: equal prompts get equal words."""
+        return self.temperature < _GREEDY
+
 
 @dataclass
 class Run:
@@ -284,7 +289,7 @@ class Row:
 
     def _pick(self, logits: Tensor) -> Tensor:
         sampling = self.sampling
-        if sampling.temperature < _GREEDY:
+        if sampling.is_greedy:
             return _largest(logits)
         logits = (logits - logits.max()) / sampling.temperature
         if sampling.top_k:
@@ -398,7 +403,7 @@ def prepare(
     if prefixes and not model.llm.is_hooked:
         known = _known_opening(model, prompts)
         if prefixes.num_kept and len(prompts) == 1:
-            rows[0].symbols = _symbols(prompts[0])
+            rows[0].symbols = symbols_of(prompts[0])
             longest, found = prefixes.longest(model, rows[0].symbols)
             if longest > known:
                 known, cache = longest, found
@@ -632,7 +637,7 @@ def _leave(group: _Group, left: list[int]) -> None:
     group.rows = [group.rows[index] for index in left]
 
 
-def _symbols(prompt: Rendered) -> list[Hashable]:
+def symbols_of(prompt: Rendered) -> list[Hashable]:
     """What stands at each position: a token id, or which medium's which placeholder."""
     symbols: list[Hashable] = list(prompt.ids)
     for place in prompt.inputs:

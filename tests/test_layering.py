@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"data", "decoders", "model"},
     "checkpoints": {"config", "disk", "errors", "literals", "llm", "mini", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
-    "generation": {"conversation", "data", "errors", "llm", "model", "prompt_lookup"},
+    "generation": {"conversation", "data", "errors", "llm", "model", "precision", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},
     "chat": {
         "checkpoints",
@@ -189,7 +189,7 @@ LIGHT = (
 """Modules whose import, with all that it pulls in, costs no heavy package."""
 
 DISTRIBUTIONS = {
-    "pillow_heif": "pillow-heif",
+    "pi_heif": "pi-heif",
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "liger_kernel": "liger-kernel",

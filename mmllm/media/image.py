@@ -64,10 +64,10 @@ def _open(file: Any, name: str) -> PILImage.Image:
     brands = _brands(file)
     if brands & _HEIF and not brands & _AVIF:
         try:
-            from pillow_heif import HeifImageFile
+            from pi_heif import HeifImageFile
         except ImportError as error:
             raise MediaError(
-                f"{name}: HEIC is not read here; install pillow-heif, or convert it to JPEG"
+                f"{name}: HEIC is not read here; install pi-heif, or convert it to JPEG"
             ) from error
         return HeifImageFile(file)
     return PILImage.open(file, formats=FORMATS)
