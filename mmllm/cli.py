@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mmllm import console
-from mmllm.errors import ConfigError, MmllmError
+from mmllm.errors import AssetError, CheckpointError, ConfigError, MmllmError
 
 if TYPE_CHECKING:
     from mmllm.repl import Answering
@@ -226,27 +226,38 @@ def data_check(
     ] = False,
     workers: Annotated[int, typer.Option(help="Threads that decode.")] = 4,
 ) -> None:
-    """Find missing, damaged and oversized media, empty captions, placeholders that mean nothing
-    and duplicates in all datasets of a stage; write a page of samples. Exit code 1 if anything is
-    wrong."""
-    from mmllm.config import build, load_run
+    """Find missing, damaged and oversized media, empty captions, placeholders that mean nothing,
+    rows that are no conversation or too long, and duplicates in all datasets of a stage; write a
+    page of samples. Exit code 1 if anything is wrong."""
+    from mmllm import planning
+    from mmllm.config import load_run
     from mmllm.data import checking
+    from mmllm.training.feed import open_sources
 
     for name, value in (("--samples", samples), ("--limit", limit), ("--workers", workers)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
-    stage = load_run(find_config(config), overrides or ()).stage
-    datasets = dict(stage.data)
+    run = load_run(find_config(config), overrides or ())
+    stage = run.stage
+    sources = open_sources(stage.data, "stage.data")
     if stage.validation:
-        datasets |= {f"validation.{name}": entry for name, entry in stage.validation.data.items()}
+        held_out = open_sources(stage.validation.data, "stage.validation.data")
+        sources |= {f"validation.{name}": source for name, source in held_out.items()}
+    try:
+        renderer = planning.renderer(run.system)
+    except (AssetError, CheckpointError, ConfigError) as error:
+        console.tell(f"lengths are not looked at: {error}")
+        renderer = None
     report = checking.check(
-        {name: build(entry, where=f"stage.data.{name}") for name, entry in datasets.items()},
+        sources,
         out or Path(stage.output).expanduser() / "data-check",
         samples=samples,
         limit=limit,
         headers_only=headers_only,
         workers=workers,
         progress=sys.stderr.isatty(),
+        renderer=renderer,
+        max_length=stage.max_length,
     )
     for line in checking.table(report):
         console.say(line)

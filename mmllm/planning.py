@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from mmllm import config as configs
 from mmllm import licences, weights
 from mmllm.config import RunConfig, StageConfig, SystemConfig
+from mmllm.data.rendering import Renderer
 from mmllm.decoders.base import hollow_parts
 from mmllm.errors import ConfigError
 from mmllm.licences import PartLicence
-from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.causal_lm import LanguageModel, local_tokenizer
 from mmllm.llm.head import CHUNK
+from mmllm.llm.templates import chat_template
 from mmllm.model import AnyToAny
 from mmllm.training.feed import open_sources
 from mmllm.training.stage import Group, choose_trainable
@@ -124,6 +126,26 @@ def hollow(system: SystemConfig, dtype: torch.dtype = torch.bfloat16) -> AnyToAn
         llm = configs.build(system.llm, dtype=dtype)
     with torch.device("meta"):
         return AnyToAny(system, llm, encoders, decoders)
+
+
+def renderer(system: SystemConfig) -> Renderer:
+    """The renderer of a system, without its weights and from this machine alone: what a dataset's
+    rows become, and how long they are. Raises AssetError, CheckpointError or ConfigError where the
+    tokenizer or the configs of a part are not at hand."""
+    llm: Any = system.llm
+    tokenizer, ends = local_tokenizer(llm.weights)
+    model = hollow(replace(system, llm=replace(llm, chat_template="plain")))
+    model.llm.tokenizer = tokenizer
+    return Renderer(
+        tokenizer,
+        model.renderer.tokens,
+        end_ids=model.llm.end_ids | ends,
+        input_keys=model.renderer.input_keys,
+        output_keys=model.renderer.output_keys,
+        template=chat_template(llm.chat_template, tokenizer),
+        template_options=llm.template_options,
+        system_prompt=llm.system_prompt,
+    )
 
 
 def dtype_of(stage: StageConfig) -> torch.dtype:

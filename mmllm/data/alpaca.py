@@ -40,9 +40,12 @@ class Alpaca:
         instruction, more, output = (
             text_of(row.get(field), rng, field) for field in ("instruction", "input", "output")
         )
-        if not instruction or not output:
+        if not instruction.strip() or not output.strip():
             raise RowError("`instruction` or `output` is empty or missing")
-        return [user(f"{instruction}\n\n{more}" if more else instruction), assistant(output)]
+        return [
+            user(f"{instruction}\n\n{more}" if more.strip() else instruction),
+            assistant(output),
+        ]
 
     def name(self, index: int) -> str:
         return str(index)

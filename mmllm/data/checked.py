@@ -23,6 +23,7 @@ from mmllm.errors import (
     MediaError,
     RowError,
     quoted,
+    reason,
 )
 
 _LONGEST_MESSAGE, _LONGEST_NAME = 1000, 120
@@ -49,15 +50,16 @@ class CheckedSource:
                 raise
             raise type(error)(message) from None
         except Exception as error:  # of any reader, for any row
-            message = _shown(str(error), _LONGEST_MESSAGE)
+            message = str(error)
             if not isinstance(error, ConfigError):  # one of ours says what is wrong
-                message = f"it cannot be read as a conversation ({type(error).__name__}: {message})"
-            raise RowError(message) from error
+                message = f"it cannot be read as a conversation ({reason(error)})"
+            raise RowError(_shown(message, _LONGEST_MESSAGE)) from error
 
     def name(self, index: int) -> str:
         """What reports call the item: its name in the dataset, or its number."""
         try:
-            return _shown(self.source.name(index), _LONGEST_NAME) or str(index)
+            name = self.source.name(index)
+            return _shown(name if name.isprintable() else repr(name), _LONGEST_NAME) or str(index)
         except Exception:  # a row that is no row has no name
             return str(index)
 
@@ -87,9 +89,14 @@ def render(renderer: Renderer, messages: Sequence[Message], longest: int | None 
         rendered = renderer.render(messages)
     except (ConfigError, ContextError) as error:
         raise RowError(_shown(str(error), _LONGEST_MESSAGE)) from error
+    check_length(rendered, longest)
+    return rendered
+
+
+def check_length(rendered: Rendered, longest: int | None) -> None:
+    """Raises LongRowError for more than `longest` tokens."""
     if longest is not None and len(rendered) > longest:
         raise LongRowError(f"{len(rendered)} tokens, but stage.max_length is {longest}")
-    return rendered
 
 
 def _check_part(part: Text | Medium, role: str) -> None:

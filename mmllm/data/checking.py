@@ -2,15 +2,17 @@
 
     report = check(sources, folder)     table(report), folder/index.html, folder/problems.jsonl
 
-A row is read as training reads it, a medium is decoded within the limits, each once however many
-rows show it. What training would skip is found here, before it starts.
+A row is read and rendered as training does it, a medium is decoded within the limits, each once
+however many rows show it. What training would skip is found here, before it starts.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +25,12 @@ from tqdm import tqdm
 
 from mmllm import media
 from mmllm.conversation import Audio, Embedded, Image, Medium, Message, Text, Video
+from mmllm.data.checked import check_length, render
+from mmllm.data.rendering import Renderer
 from mmllm.data.sources import Source
 from mmllm.errors import (
-    ConfigError,
     EmptyCaptionError,
+    LongRowError,
     MediaError,
     MissingMediaError,
     OutsideRootError,
@@ -42,9 +46,9 @@ KINDS: dict[str, type[Exception]] = {
     "outside": OutsideRootError,
     "caption": EmptyCaptionError,
     "placeholder": PlaceholderError,
+    "too long": LongRowError,
     "row": RowError,
     "corrupt": MediaError,
-    "prompt": ConfigError,
 }
 """Kind of problem -> its error; the first that fits. `duplicate` and `tag` have no error."""
 
@@ -72,20 +76,23 @@ class Problem:
 @dataclass
 class Findings:
     """Of one dataset: how many rows there are and were read, media by modality and direction
-    ("image in", "audio out"), problems."""
+    ("image in", "audio out"), the tokens of each row, problems."""
 
     rows: int
     read: int = 0
     media: Counter[str] = field(default_factory=Counter)
+    tokens: array[int] = field(default_factory=lambda: array("L"))
     problems: list[Problem] = field(default_factory=list)
 
 
 @dataclass
 class Report:
-    """What `check` found, by dataset; `page` shows samples. `complete` is False after Ctrl-C."""
+    """What `check` found, by dataset; `page` shows samples. `max_length`: tokens that a row may
+    have. `complete` is False after Ctrl-C."""
 
     findings: dict[str, Findings]
     page: Path
+    max_length: int | None = None
     complete: bool = True
 
     @property
@@ -102,14 +109,19 @@ def check(
     headers_only: bool = False,
     workers: int = 4,
     progress: bool = True,
+    renderer: Renderer | None = None,
+    max_length: int | None = None,
 ) -> Report:
     """Look at all rows, or at `limit` rows of each dataset drawn at random, and write a page of
     `samples` rows of each and problems.jsonl to `folder`.
 
+    `renderer`: of the model that is to be trained, to find rows that it cannot read or make, or
+    that have more than `max_length` tokens; without one that is not looked at.
     `headers_only`: media are opened but not decoded, so that a damaged end is not found.
     Ctrl-C ends it early with what was found so far.
     """
-    report = Report({name: Findings(len(source)) for name, source in sources.items()}, folder)
+    findings = {name: Findings(len(source)) for name, source in sources.items()}
+    report = Report(findings, folder, max_length)
     entries: list[Entry] = []
     plan = {name: _rows(len(source), limit) for name, source in sources.items()}
     bar = tqdm(total=sum(map(len, plan.values())), unit="row", disable=not progress, leave=False)
@@ -124,6 +136,7 @@ def check(
                     plan[name],
                     samples=samples,
                     look=_glance if headers_only else _look,
+                    render=functools.partial(_tokens, renderer, max_length),
                     pool=pool,
                     bar=bar,
                 )
@@ -146,10 +159,9 @@ def table(report: Report, examples: int = 3) -> Iterator[str]:
         counts = Counter(problem.kind for problem in found.problems)
         numbers = [found.rows, found.read, *(found.media[key] for key in modalities)]
         rows.append([name, *(f"{n:,}" for n in numbers), *(f"{counts[k]:,}" for k in kinds)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join([row[0].ljust(len(first)), *rest]).rstrip()
+    yield from _aligned(rows)
+    if "too long" in kinds:
+        yield from _lengths(report)
     for kind in kinds:
         own = [problem for problem in report.problems if problem.kind == kind]
         yield ""
@@ -160,6 +172,27 @@ def table(report: Report, examples: int = 3) -> Iterator[str]:
             yield f"  … all of them: {report.page.parent / 'problems.jsonl'}"
 
 
+def _lengths(report: Report) -> Iterator[str]:
+    """How many rows of each dataset have at most so many tokens."""
+    longest = max(max(found.tokens, default=1) for found in report.findings.values())
+    powers = {2**power for power in range(6, longest.bit_length() + 1)}
+    steps = sorted(powers | {report.max_length or longest})
+    rows = [["rows that fit in", *(f"{step:,}" for step in steps), "longest"]]
+    for name, found in report.findings.items():
+        counts = [sum(tokens <= step for tokens in found.tokens) for step in steps]
+        rows.append([name, *map("{:,}".format, [*counts, max(found.tokens, default=0)])])
+    yield ""
+    yield from _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of columns: the first to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join([row[0].ljust(len(first)), *rest]).rstrip()
+
+
 def _check(
     name: str,
     source: Source,
@@ -168,6 +201,7 @@ def _check(
     *,
     samples: int,
     look: Callable[[Medium], str | Exception],
+    render: Callable[[Sequence[Message], Findings], None],
     pool: ThreadPoolExecutor,
     bar: tqdm,
 ) -> list[Entry]:
@@ -182,7 +216,8 @@ def _check(
         for index in window:
             try:
                 read[index] = list(source.conversation(index, np.random.default_rng([index, 0])))
-            except (MediaError, ConfigError) as error:
+                render(read[index], found)
+            except MediaError as error:
                 found.problems.append(_problem(name, source, index, error))
         fresh = {
             key: medium
@@ -212,6 +247,18 @@ def _check(
         found.read += len(window)
         bar.update(len(window))
     return entries
+
+
+def _tokens(
+    renderer: Renderer | None, longest: int | None, messages: Sequence[Message], found: Findings
+) -> None:
+    """Note how many tokens a row has. Raises RowError for one that cannot be rendered, LongRowError
+    for one of more than `longest`."""
+    if renderer is None:
+        return
+    rendered = render(renderer, messages)
+    found.tokens.append(len(rendered))
+    check_length(rendered, longest)
 
 
 def _rows(count: int, limit: int | None) -> Sequence[int]:
@@ -281,16 +328,11 @@ def _digest(messages: Sequence[Message], known: Mapping[str, str | Exception]) -
 
 
 def _of_texts(dataset: str, row: str, messages: Sequence[Message]) -> Iterator[Problem]:
-    """Placeholders that nobody has filled, and media of the assistant without a caption."""
+    """Placeholders that nobody has filled."""
     for message in messages:
-        for part in message.parts:
-            if isinstance(part, Text):
-                for match in TAG.finditer(part.text):
-                    what = f"{match[0]!r} stands in the text of {message.role!r} and means nothing"
-                    yield Problem(dataset, row, "tag", what)
-            elif message.role == "assistant" and not (part.caption or "").strip():
-                what = f"{part!r}: what the assistant makes needs a caption"
-                yield Problem(dataset, row, "caption", what)
+        for match in TAG.finditer(message.text):
+            what = f"{match[0]!r} stands in the text of {message.role!r} and means nothing"
+            yield Problem(dataset, row, "tag", what)
 
 
 def _problem(dataset: str, source: Source, index: int, error: Exception) -> Problem:

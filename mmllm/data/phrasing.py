@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message, assistant, user
-from mmllm.data.sources import read_text, resolve
+from mmllm.data.sources import parse_json, read_text, resolve
 from mmllm.data.words import Template
 from mmllm.errors import ConfigError, EmptyCaptionError, quoted
 
@@ -79,10 +78,10 @@ def _prompts(prompts: tuple[str, ...] | str, where: str) -> Sequence[str]:
     if isinstance(prompts, str):
         file, _, keys = prompts.partition("#")
         try:
-            found = json.loads(read_text(resolve(file)))
+            found = parse_json(read_text(resolve(file)))
             for key in filter(None, keys.split(".")):
                 found = found[key]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(f"{where}: {prompts!r} cannot be read: {error!r}") from error
     if (
         not isinstance(found, list | tuple)

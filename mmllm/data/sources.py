@@ -14,6 +14,7 @@ import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message
 from mmllm.data.tables import Broken, Table, encoding_of
+from mmllm.data.words import check_text
 from mmllm.errors import (
     ConfigError,
     MediaError,
@@ -94,7 +95,7 @@ def read_rows(file: str, root: str | None, where: str) -> tuple[JsonRows, Path]:
         raise ConfigError(f"{where}.file: {file!r} does not exist (looked at {path})")
     try:
         entries = _entries(read_text(path, errors="surrogateescape"))
-    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{where}.file: {path}: not valid JSON: {error}") from error
     rows = JsonRows(entries)
     if not rows.whole:
@@ -140,11 +141,10 @@ def _entries(text: str) -> list[dict[str, Any] | Broken]:
     if not text.strip():
         raise ValueError("the file is empty")
     try:
-        found = _parsed(text)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError:
         if not _is_by_line(text):
             raise
-        del error
         numbered = enumerate(lines(text), 1)
         return [_entry_of_line(line, number) for number, line in numbered if line.strip()]
     rows = found if isinstance(found, list) else [found]
@@ -158,31 +158,36 @@ def _is_by_line(text: str) -> bool:
         return True
     try:
         first = next(line for line in lines(text) if line.strip())
-        _parsed(first)
-    except (ValueError, RecursionError):
+        parse_json(first)
+    except ValueError:
         return False
     return True
 
 
-def _parsed(text: str) -> Any:
-    """The value of a JSON text; integers of thousands of digits become floats."""
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, in which integers of thousands of digits become floats. Raises
+    ValueError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
     except ValueError:  # Python's limit for the digits of an integer
         return json.loads(text, parse_int=float)
+    except RecursionError as error:
+        raise ValueError("lists or objects are nested too deeply") from error
 
 
 def _entry_of_line(line: str, number: int) -> dict[str, Any] | Broken:
     try:
-        return _entry(_parsed(line), f"line {number}")
-    except (ValueError, RecursionError) as error:
+        return _entry(parse_json(line), f"line {number}")
+    except ValueError as error:
         return Broken(f"line {number}: not valid JSON: {error}")
 
 
 def _entry(row: Any, what: str) -> dict[str, Any] | Broken:
-    return row if isinstance(row, dict) else Broken(f"{what}: expected an object, {quoted(row)}")
+    return (
+        row if isinstance(row, dict) else Broken(f"{what}: expected an object, got {quoted(row)}")
+    )
 
 
 def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:
@@ -221,6 +226,7 @@ def inside(root: Path, file: str) -> Path:
     RowError for what is no name."""
     if not isinstance(file, str) or not file or "\0" in file:
         raise RowError(f"expected the name of a file, got {quoted(file)}")
+    check_text(file, "the name of a file")
     if data_uri.looks_like_base64(file):
         raise RowError(
             f"expected the name of a file, got {quoted(file)}, which looks like base64: write "

@@ -8,7 +8,6 @@ that of any other dataset, and training resumes at any step without a state.
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ import pyarrow as pa
 
 from mmllm.conversation import MEDIA, Embedded, Message
 from mmllm.data.phrasing import Phrasing, PhrasingConfig
-from mmllm.data.sources import resolve
+from mmllm.data.sources import parse_json, resolve
 from mmllm.data.tables import encoding_of
 from mmllm.data.turns import check_size
 from mmllm.data.words import caption_of
@@ -110,8 +109,8 @@ class WebDataset:
         try:
             data = shard.read(number, extension)
             text = data.decode(encoding_of(data))
-            fields = json.loads(text) if key else {"": text}
-        except (ValueError, RecursionError) as error:
+            fields = parse_json(text) if key else {"": text}
+        except ValueError as error:
             raise RowError(f"{shard.path.name}/{shard.key(number)}.{extension}: {error}") from error
         if not isinstance(fields, dict):
             raise RowError(f"{shard.path.name}/{shard.key(number)}.{extension}: no JSON object")

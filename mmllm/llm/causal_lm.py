@@ -702,6 +702,22 @@ def _hollow(config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype) 
     return LanguageModel(config, model, tokenizer)
 
 
+def local_tokenizer(weights: str) -> tuple[PreTrainedTokenizerBase, frozenset[int]]:
+    """The tokenizer of an LLM and the ids that its generation config ends with, without the
+    weights and from this machine alone. Raises CheckpointError."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    source = {**_source(weights), "local_files_only": True}
+    with naming(CheckpointError, f"llm.weights {quoted(weights)}: no tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    folder = source["pretrained_model_name_or_path"]
+    try:
+        ends = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except (OSError, ValueError):  # it need not have one
+        ends = None
+    return tokenizer, frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
 def _source(weights: str) -> dict[str, Any]:
     """What `from_pretrained` opens, by its parameters' names. Code that lies with the weights is
     not run, and nobody is asked whether it should be."""

@@ -152,9 +152,11 @@ class Feed(Dataset):
     def _readable(
         self, draw: Draw, ready: Mapping[Draw, Rendered], skipped: list[tuple[str, str]]
     ) -> Rendered:
-        """The item, or the next one of its source that can be read."""
+        """The item, or the next one of its source that can be used; those between are skipped when
+        they are drawn themselves."""
         size = len(self.mixture.sources[draw.source])
         tries = min(size, _TRIES)
+        last = ""
         for attempt in range(tries):
             candidate = Draw(draw.source, (draw.index + attempt) % size, draw.seed)
             try:
@@ -162,11 +164,13 @@ class Feed(Dataset):
                 self.work.check(rendered)
                 return rendered
             except MediaError as error:
-                name = self.mixture.sources[draw.source].name(candidate.index)
-                skipped.append((f"{draw.source}/{name}", str(error)))
+                name = f"{draw.source}/{self.mixture.sources[draw.source].name(candidate.index)}"
+                last = f"{name}: {error}"
+                if not attempt:
+                    skipped.append((name, str(error)))
         raise TrainingError(
-            f"{draw.source}: {tries} items in a row cannot be used, of {size}; the last is "
-            f"{': '.join(skipped[-1])}; `mmllm data check` lists them all"
+            f"{draw.source}: {tries} items in a row cannot be used, of {size}; `mmllm data check` "
+            f"lists them all; the last is {last}"
         )
 
 
