@@ -32,18 +32,23 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 NAME = "second"
 
-_WAITS: Counter[str] = Counter()
+_COUNTING: list[Counter[str]] = []
 
 
 @contextmanager
 def host_waits() -> Iterator[Counter[str]]:
-    """Counts, by name, what made the host wait for the device inside the block."""
-    before = Counter(_WAITS)
+    """Counts, by name, what made the host wait for the device since the block began."""
     counted: Counter[str] = Counter()
+    _COUNTING.append(counted)
     try:
         yield counted
     finally:
-        counted.update(_WAITS - before)
+        _COUNTING[:] = [entry for entry in _COUNTING if entry is not counted]
+
+
+def _waited(name: str) -> None:
+    for counted in _COUNTING:
+        counted[name] += 1
 
 
 # --- inference mode -----------------------------------------------------------------------------
@@ -101,7 +106,7 @@ class _Backend(backend_registration._DummyBackendModule):
     def manual_seed_all(self, seed: int) -> None: ...
 
     def synchronize(self, *device: Any) -> None:
-        _WAITS["synchronize"] += 1
+        _waited("synchronize")
 
     def empty_cache(self) -> None: ...
 
@@ -144,8 +149,19 @@ class SecondTensor(Tensor):
         return f"SecondTensor({self.values!r})"
 
     def tolist(self) -> Any:
-        _WAITS["tolist"] += 1
+        _waited("tolist")
         return self.values.detach().tolist()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            made = SecondTensor(self.values.detach().clone())
+            is_parameter = isinstance(self, torch.nn.Parameter)
+            memo[id(self)] = (
+                torch.nn.Parameter(made, self.requires_grad)
+                if is_parameter
+                else made.requires_grad_(self.requires_grad)
+            )
+        return memo[id(self)]
 
     def data_ptr(self) -> int:
         return self.values.data_ptr()
@@ -175,6 +191,10 @@ _CPU_INDICES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_in
 """What CUDA too accepts indices on the CPU for."""
 
 
+_LAZY = {"aten::_conj": torch.conj_physical, "aten::_neg_view": torch.neg}
+"""What torch would note in a bit of the values, which nobody reads below `__torch_dispatch__`."""
+
+
 def _is_second(device: Any) -> bool:
     return device is not None and torch.device(device).type == NAME
 
@@ -189,7 +209,7 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     if ours:
         _refuse_generators(name, tree_flatten((args, kwargs))[0])
         if _waits(name, args, kwargs):
-            _WAITS[name] += 1
+            _waited(name)
 
     def unwrapped(leaf: Any) -> Any:
         if isinstance(leaf, SecondTensor):
@@ -201,7 +221,7 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     plain = tree_map(unwrapped, kwargs)
     if plain.get("pin_memory"):
         plain["pin_memory"] = False
-    result = func(*tree_map(unwrapped, args), **plain)
+    result = _LAZY.get(name, func)(*tree_map(unwrapped, args), **plain)
     if target is not None:
         stays = _is_second(target)
     elif name == "aten::copy_":
@@ -289,7 +309,7 @@ def _empty_strided(
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """What `torch.tensor(..., device=...)` ends in, past `__torch_dispatch__`."""
     if not (non_blocking or (isinstance(source, SecondTensor) == isinstance(target, SecondTensor))):
-        _WAITS["aten::_copy_from"] += 1
+        _waited("aten::_copy_from")
     into = target.values if isinstance(target, SecondTensor) else target
     into.copy_(source.values if isinstance(source, SecondTensor) else source)
     return target
@@ -298,3 +318,24 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 _LIBRARY.impl("empty.memory_format", _empty, "PrivateUse1")
 _LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
 _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
+
+
+def _factory(name: str) -> Any:
+    """One that torch makes by resizing an empty tensor, which a wrapper cannot follow."""
+    make = getattr(torch.ops.aten, name)
+
+    def made(*args: Any, device: Any = None, pin_memory: Any = None, **options: Any) -> Tensor:
+        return SecondTensor(make(*args, device="cpu", **options))
+
+    return made
+
+
+_FACTORIES = {
+    "arange": ("", ".start", ".start_step"),
+    "eye": ("", ".m"),
+    "tril_indices": ("",),
+    "triu_indices": ("",),
+}
+for _name, _overloads in _FACTORIES.items():
+    for _overload in _overloads:
+        _LIBRARY.impl(f"{_name}{_overload}", _factory(_name), "PrivateUse1")

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
 from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
+from mmllm.precision import moved
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def _captions(condition: Condition) -> list[Tensor]:
     """Each caption's own positions; its mask stays tied to them by a gradient of zero."""
     embeds, mask = condition["prompt_embeds"], condition["prompt_mask"]
     kept = embeds * mask[..., None]
-    return [row[here] for row, here in zip(kept, mask > 0.5, strict=True)]
+    shown = (mask > 0.5).cpu()  # the device is waited for once, not once a caption
+    places = [moved(here.nonzero()[:, 0], kept.device) for here in shown]
+    return [row.index_select(0, its) for row, its in zip(kept, places, strict=True)]
 
 
 def build(config: ZImageConfig) -> ZImageDecoder:

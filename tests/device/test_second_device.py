@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from tests.second_device import host_waits
+from tests.second_device import SecondTensor, host_waits
 
 
 def test_results_stay_on_the_device_and_equal_the_cpus(second: torch.device) -> None:
@@ -13,6 +15,36 @@ def test_results_stay_on_the_device_and_equal_the_cpus(second: torch.device) -> 
     product = values.to(second) @ values.to(second).T
     assert product.device == second
     assert product.tolist() == (values @ values.T).tolist()
+
+
+def test_tensors_made_there_have_their_shape(second: torch.device) -> None:
+    assert torch.arange(3, device=second).shape == (3,)
+    assert torch.meshgrid(*[torch.arange(2.0, device=second)] * 2, indexing="ij")[0].shape == (2, 2)
+    assert torch.eye(2, 3, device=second).tolist() == torch.eye(2, 3).tolist()
+    assert torch.tril_indices(3, 3, device=second).shape == (2, 6)
+
+
+def test_gradients_of_complex_products_are_the_cpus(second: torch.device) -> None:
+    turn = torch.polar(torch.ones(3), torch.arange(3.0))
+    found = []
+    for device in ("cpu", second):
+        x = torch.arange(6.0).view(3, 2).to(device).requires_grad_()
+        rotated = torch.view_as_real(torch.view_as_complex(x * 2) * turn.to(device))
+        (rotated * torch.arange(6.0).view(3, 2).to(device)).sum().backward()
+        assert x.grad is not None
+        found.append(x.grad.cpu())
+    torch.testing.assert_close(*found)
+
+
+def test_copies_of_modules_are_their_own(second: torch.device) -> None:
+    module = torch.nn.Linear(2, 2).to(second)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        module.weight.zero_()
+    assert isinstance(other.weight, torch.nn.Parameter)
+    assert isinstance(other.weight.data, SecondTensor)
+    assert other.weight.requires_grad
+    assert other.weight.abs().sum().item() > 0
 
 
 def test_operations_that_mix_devices_are_refused(second: torch.device) -> None:
