@@ -169,7 +169,7 @@ def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, fl
             first = packet.pts if first is None else min(first, packet.pts)
             last = max(last, after)
     announced = (container.duration or 0) / _AV_TIME
-    if end < 0.9 * announced:
+    if end < 0.9 * announced - 1.0:  # the last packet's own duration is not always known
         raise MediaError(
             f"{name}: the file is truncated ({announced:.4g} seconds announced, {end:.4g} found); "
             "was it copied completely?"
@@ -195,6 +195,7 @@ def frames_at(
         if facts.seconds > _SKIPPED * len(times):
             reader.find_keys()
         for start, frame in reader.frames(lambda: times[chosen.count]):
+            view.begin(frame)
             while shown is not None and not chosen.full and start > times[chosen.count] + 1e-6:
                 chosen.add(shown, view)
             if chosen.full:
@@ -329,12 +330,16 @@ class _View:
         self._size: tuple[int, int] | None = None
         self._matrix = np.zeros(0, np.int32)
 
-    def picture(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8[H, W, 3]."""
+    def begin(self, frame: av.VideoFrame) -> None:
+        """Look at the first frame, whether it is kept or not."""
         if self._size is None:
             self._size = _stretched(self._stream, frame.width, frame.height)
             side = frame.side_data.get("DISPLAYMATRIX")
             self._matrix = np.array(np.frombuffer(side, np.int32)) if side else self._matrix
+
+    def picture(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8[H, W, 3]."""
+        assert self._size is not None
         scaled = {}
         if self._size != (frame.width, frame.height):
             scaled = dict(zip(("width", "height"), self._size, strict=True))

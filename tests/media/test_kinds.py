@@ -417,7 +417,66 @@ def test_frames_that_change_their_size_have_that_of_the_first(container, codec):
     assert clip.to_numpy().shape[1:] == (32, 48, 3)
     if container == "mpegts":
         assert clip.to_numpy()[-1].mean() > 100
-    assert media.sample_frames(Video(small + large), 3).shape == (3, 32, 48, 3)
+    assert media.sample_frames(Video(small + large), 1).shape == (1, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "options"),
+    [
+        ("mp4", "libx264", {"x264-params": "keyint=20"}),
+        ("mp4", "libx264", {"x264-params": "open-gop=1:bframes=3:keyint=20:min-keyint=20"}),
+        ("mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=20"}),
+        ("mp4", "mpeg4", {"g": "20", "bf": "2"}),
+        ("matroska", "libx264", {"x264-params": "keyint=20"}),
+        ("webm", "libvpx-vp9", {"g": "20", "cpu-used": "8", "deadline": "realtime"}),
+    ],
+)
+def test_frames_of_a_long_clip_are_found_by_keyframes_exactly(
+    container, codec, options, monkeypatch
+):
+    noise = np.random.default_rng(0).integers(0, 128, (32, 32, 3)).repeat(2, 0).repeat(2, 1)
+    frames = np.stack([np.roll(noise, (n, 2 * n), (0, 1)) + n % 100 for n in range(250)])
+    data = muxed(container, codec, frames.astype(np.uint8), options=options)
+    whole = Video(data).to_numpy()
+    for num in (1, 2, 5):
+        decoded: list[int] = []
+        with monkeypatch.context() as patch:
+            limits = sys.modules["mmllm.media.limits"]
+            patch.setattr(limits.Cost, "add_frame", lambda *size, to=decoded: to.append(1))
+            sampled = media.sample_frames(Video(data), num)
+        middles = [int((i + 0.5) * len(whole) / num) for i in range(num)]
+        assert np.array_equal(sampled, whole[middles])
+        assert len(decoded) < 50 * num
+    cut_off = data[: int(0.6 * len(data))]
+    with pytest.raises(MediaError, match=r"truncated|format"):
+        media.sample_frames(Video(cut_off), 5)
+
+
+def test_a_clip_that_was_cut_behind_its_index_is_truncated(tmp_path):
+    data = Video.from_numpy(np.stack([gradient(64, 64) // (1 + n % 3) for n in range(100)]), 10.0)
+    whole = data.save(tmp_path / "a.mp4").read_bytes()
+    for num in (1, 5):
+        with pytest.raises(MediaError, match="truncated"):
+            media.sample_frames(Video(whole[: int(0.4 * len(whole))]), num)
+
+
+def test_a_longer_sound_does_not_slow_the_clip_down(tmp_path):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        pictures = output.add_stream("libx264", rate=10)
+        pictures.height, pictures.width, pictures.pix_fmt = 32, 48, "yuv420p"
+        sound = output.add_stream("libopus", rate=48_000, layout="mono")
+        for array in steps():
+            output.mux(pictures.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        output.mux(pictures.encode(None))
+        frame = av.AudioFrame.from_ndarray(tone(4, 48_000), "fltp", "mono")
+        frame.sample_rate = 48_000
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+    clip = Video(buffer.getvalue()).decoded()
+    assert clip.fps == pytest.approx(10, rel=0.01)
+    assert len(clip.to_numpy()) == 12
+    assert clip.sound.to_numpy().shape[1] > 3.9 * 48_000
 
 
 def test_animations_whose_frames_outgrow_the_canvas_are_cropped():
