@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,19 +75,58 @@ def test_resume_equals_a_run_that_never_stopped(
         assert torch.equal(value, parts_[name]), name
 
 
-def test_ctrl_c_saves_after_the_step_in_hand(
-    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = loop.take_step
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """The handlers of both signals are those of before the test, whatever it did."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Each step gets the next of these signals."""
+    step, left = loop.take_step, list(numbers)
 
     def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
+        if left:
+            os.kill(os.getpid(), left.pop(0))
         return step(*arguments)
 
     monkeypatch.setattr(loop, "take_step", interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "before", [signal.default_int_handler, signal.SIG_DFL, lambda number, frame: None]
+)
+def test_ctrl_c_saves_after_the_step_in_hand(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers, number, before
+) -> None:
+    signal.signal(number, before)
+    interrupted_by(monkeypatch, number)
     train(make_run(steps=50, checkpoint_every=50), progress=False)
     assert checkpoints.open_checkpoint(tmp_path / "run").step == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is before
+
+
+def test_a_job_in_the_background_ignores_ctrl_c_and_saves_when_it_is_ended(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers
+) -> None:
+    """As a shell starts it: Ctrl-C at the terminal is meant for another program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupted_by(monkeypatch, signal.SIGINT, signal.SIGINT, signal.SIGTERM)
+    train(make_run(steps=50, checkpoint_every=50), progress=False)
+    assert checkpoints.open_checkpoint(tmp_path / "run").step == 3
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_training_in_a_thread_leaves_the_signals_alone(make_run, tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(train, make_run(steps=2), progress=False).result(120)
+    assert checkpoints.open_checkpoint(tmp_path / "run").step == 2
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_losses_fall_and_the_saved_model_answers_alike(make_run, tmp_path: Path) -> None:
