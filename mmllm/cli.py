@@ -197,7 +197,10 @@ def cache(
                 "from them cannot be compared; delete the folder and fill it again to have them"
             )
         if damaged:
-            console.tell("damaged; `mmllm cache prune` deletes these files")
+            console.tell(
+                "damaged; `mmllm cache prune` deletes these files, and `mmllm cache CONFIG` then "
+                "computes again what was in them"
+            )
             raise typer.Exit(1)
     for room in store.survey(folder):
         console.say(

@@ -455,7 +455,10 @@ def _places_in(path: Path) -> list[tuple[str, Place]]:
             raise ValueError("no safetensors header")
         head = json.loads(stream.read(length))
     try:
-        sums = json.loads((head.pop("__metadata__", None) or {}).get(_CHECKSUMS, "{}"))
+        metadata = head.pop("__metadata__", None)  # absent in those of earlier versions
+        sums = dict.fromkeys(head, _UNKNOWN)
+        if metadata:
+            sums = json.loads(metadata[_CHECKSUMS])
         places = [
             (
                 name,
@@ -464,7 +467,7 @@ def _places_in(path: Path) -> list[tuple[str, Place]]:
                     entry["dtype"],
                     tuple(map(int, entry["shape"])),
                     8 + length + int(entry["data_offsets"][0]),
-                    int(sums.get(name, _UNKNOWN)),
+                    int(sums[name]),
                 ),
             )
             for name, entry in head.items()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmllm import config
 from mmllm import model as models
@@ -26,6 +28,7 @@ from mmllm.training.caching import fill_cache
 from mmllm.training.feed import every_item, open_sources
 from mmllm.training.loop import train
 from tests import parts
+from tests.faults import DAMAGES, drafts, largest_file, refused_writes
 
 LOSSES = {"text": 1.0, "align": 1.0}
 
@@ -109,6 +112,198 @@ def test_a_damaged_shard_is_passed_over_found_and_pruned(make_run, filled, capsy
     assert not shard.exists()
     assert not list(filled.rglob("*.partial"))
     assert main(["cache", "verify", str(filled)]) == 0
+
+
+@pytest.fixture
+def reread(monkeypatch):
+    """Shards are opened again, as by another process."""
+    store._opened.cache_clear()
+    yield store._opened.cache_clear
+    store._opened.cache_clear()
+
+
+def shard_of(cache: Path, kind: str) -> Path:
+    return next(cache.glob(f"{kind}-*/*.safetensors"))
+
+
+def damage_data(shard: Path, damage) -> None:
+    """Damage what stands behind the header, which stays as it is."""
+    whole = shard.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    shard.write_bytes(whole[start:])
+    damage(shard)
+    shard.write_bytes(whole[:start] + shard.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("features", "zeroed"), ("conditions", "half zeroed"), ("latents", "a flipped bit")],
+)
+def test_damaged_tensors_are_computed_again_or_told_where_that_may_not_be(
+    make_run, filled, capsys, reread, kind: str, what: str
+):
+    """A power loss leaves shards of the right size with nothing in them; a bad disk turns bits."""
+    fresh = losses(train(make_run(output="fresh", steps=2), progress=False))
+    shard = shard_of(filled, kind)
+    damage_data(shard, DAMAGES[what])
+    assert main(["cache", "verify", str(filled)]) == 1
+    assert f"{shard}: " in capsys.readouterr().out
+
+    complete = make_run(output="complete", steps=2, cache=str(filled), cache_complete=True)
+    with pytest.raises(CacheError, match=rf"{shard}: damaged: .*`mmllm cache prune {filled}`"):
+        train(complete, progress=False)
+    reread()
+    run = make_run(output="on", steps=2, cache=str(filled))
+    assert losses(train(run, progress=False)) == fresh
+    assert f"damaged shard of the cache: {shard}" in capsys.readouterr().err
+    reread()
+    assert main(["cache", "prune", str(filled)]) == 0
+    assert not shard.exists()
+    fill_cache(run, progress=False)
+    complete = make_run(output="again", steps=2, cache=str(filled), cache_complete=True)
+    assert losses(train(complete, progress=False)) == fresh
+
+
+@pytest.mark.parametrize("what", ["zeroed", "half zeroed", "cut", "empty"])
+def test_a_shard_whose_header_is_damaged_too_is_passed_over(make_run, filled, what: str):
+    shard = shard_of(filled, "features")
+    DAMAGES[what](shard)
+    fresh = losses(train(make_run(output="fresh"), progress=False))
+    assert losses(train(make_run(output="on", cache=str(filled)), progress=False)) == fresh
+    assert {path for path, _ in store.verify(filled)[0]} == {shard}
+
+
+ONE_NUMBER = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {"a/tokens": []},
+        {"a/tokens": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}},
+        {"a/tokens": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}},
+        {"a/tokens": {"dtype": "F32", "shape": [1], "data_offsets": []}},
+        {"__metadata__": 7, "a/tokens": ONE_NUMBER},
+        {"__metadata__": {"crc32": "[1]"}, "a/tokens": ONE_NUMBER},
+        {"__metadata__": {"crc36": "{}"}, "a/tokens": ONE_NUMBER},
+        {"__metadata__": {"crc32": "{}"}, "a/tokens": ONE_NUMBER},
+    ],
+)
+def test_a_header_that_means_nothing_is_a_damaged_shard(filled, caplog, header):
+    text = json.dumps(header).encode()
+    shard = filled / "features-odd" / "x.safetensors"
+    shard.parent.mkdir()
+    about = {"kind": "features", "part": "p", "fingerprint": "odd"}
+    (shard.parent / "room.json").write_text(json.dumps(about))
+    shard.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    room = FeatureStore(filled).room("features", "p", "odd")
+    assert "a" not in room
+    assert "passing over a damaged shard" in caplog.text
+    assert [path for path, _ in store.verify(filled)[0]] == [shard]
+
+
+def test_no_tensor_passes_for_another(tmp_path: Path):
+    """The checksum is of the name, the type and the shape, too."""
+    room = FeatureStore(tmp_path).room("features", "encoders.image", "f")
+    room["a"] = {"tokens": torch.ones(2, 3), "mask": torch.ones(3, dtype=torch.bool)}
+    room["b"] = {"tokens": torch.zeros(2, 3), "mask": torch.zeros(3, dtype=torch.bool)}
+    room.flush()
+    shard = shard_of(tmp_path, "features")
+    whole = shard.read_bytes()
+    for old, new in ((b'"a/tokens"', b'"c/tokens"'), (b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]")):
+        shard.write_bytes(whole.replace(old, new, 1))
+        [(path, why)] = store.verify(tmp_path)[0]
+        assert path == shard, old
+        assert "checksum" in why or "header" in why, (old, why)
+    shard.write_bytes(whole)
+    assert store.verify(tmp_path) == ([], [])
+
+
+def without_checksums(cache: Path) -> int:
+    """The cache as earlier versions wrote it."""
+    for path in cache.glob("*/*.index"):
+        path.unlink()
+    shards = list(cache.glob("*/*.safetensors"))
+    for path in shards:
+        save_file(load_file(path), path)
+    return len(shards)
+
+
+def test_a_cache_of_an_earlier_version_is_read_and_told_as_not_compared(make_run, filled, capsys):
+    fresh = losses(train(make_run(output="fresh"), progress=False))
+    count = without_checksums(filled)
+    run = make_run(output="cached", cache=str(filled), cache_complete=True)
+    assert losses(train(run, progress=False)) == fresh
+    capsys.readouterr()
+    assert main(["cache", "verify", str(filled)]) == 0
+    assert f"{count} shard(s) of an earlier version have no checksums" in capsys.readouterr().err
+
+
+def test_a_cache_of_an_earlier_version_with_values_that_are_not_finite_is_damaged(filled):
+    without_checksums(filled)
+    shard = shard_of(filled, "features")
+    tensors = load_file(shard)
+    name = next(name for name in tensors if name.endswith("tokens"))
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, shard)
+    [(path, why)] = store.verify(filled)[0]
+    assert path == shard
+    assert "not finite" in why
+
+
+@pytest.mark.parametrize("room", ["features-colour-4x6", "files"])
+def test_a_damaged_index_is_made_again(filled, room: str):
+    shown = filled.parent / "media" / "0.png"
+    [table] = (filled / room).glob("*.index")
+    whole, wanted = table.read_bytes(), contents_of(filled / "features-colour-4x6")
+    assert len(wanted) == 4
+    for what, damage in DAMAGES.items():
+        for read_only in (True, False):
+            table.write_bytes(whole)
+            damage(table)
+            with refused_writes(filled) if read_only else nullcontext():
+                again = FeatureStore(filled)
+                features = again.room("features", "encoders.image", "colour-4x6")
+                for name, value in wanted.items():
+                    key, _, tensor = name.partition("/")
+                    assert torch.equal(features[key][tensor], value), (what, name)
+                sha256 = hashlib.sha256(shown.read_bytes()).hexdigest()
+                assert again.key(Image(source=shown)) == sha256
+                assert again._new_hashes == {}, (what, "the file was read again")
+        if what != "a flipped bit":  # of another bucket than was asked for, perhaps
+            assert table.read_bytes() == whole, what
+
+
+def test_a_complete_cache_is_read_where_nothing_can_be_written(make_run, filled, capsys):
+    """Clusters share them read-only; filling one leaves the index that readers need."""
+    fresh = losses(train(make_run(output="fresh", steps=2), progress=False))
+    before = sorted(filled.rglob("*"))
+    assert sum(path.suffix == ".index" for path in before) == 10
+    for number, complete in enumerate((True, False)):
+        run = make_run(output=f"on-{number}", steps=2, cache=str(filled), cache_complete=complete)
+        with refused_writes(filled):
+            assert losses(train(run, progress=False)) == fresh
+    for path in filled.glob("*/*.index"):
+        path.unlink()
+    run = make_run(output="without", steps=2, cache=str(filled), cache_complete=True)
+    with refused_writes(filled):
+        assert losses(train(run, progress=False)) == fresh
+
+
+def test_a_cache_that_cannot_take_what_is_missing_says_so(make_run, tmp_path: Path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    run = make_run(cache=str(cache))
+    for code, said in ((errno.EROFS, "Read-only"), (errno.ENOSPC, "No space left")):
+        told = rf"^{cache}/\S+: cannot be written: {said}.*stage\.cache"
+        with refused_writes(cache, code), pytest.raises(CacheError, match=told):
+            fill_cache(run, progress=False)
+    with largest_file(1000), pytest.raises(CacheError, match=r"written: .*File too large"):
+        fill_cache(run, progress=False)
+    assert drafts(tmp_path) == []
+    fill_cache(make_run(cache=str(cache)), progress=False)
+    assert store.verify(cache) == ([], [])
 
 
 def test_prune_keeps_the_rooms_that_are_named(filled):
