@@ -34,7 +34,7 @@ from mmllm.engine import Engine, Order
 from mmllm.errors import ConfigError, quoted
 from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell, symbols_of
 from mmllm.model import AnyToAny
-from mmllm.precision import best_device, fast_dtype, named_dtype
+from mmllm.precision import best_device, fast_dtype, named_device, named_dtype
 from mmllm.replies import (
     Done,
     Event,
@@ -391,8 +391,8 @@ def load(
     trust: Collection[str] = (),
 ) -> Chat:
     """See mmllm.load. A YAML gives an untrained model, to try a configuration."""
-    device = device or best_device()
-    precision = fast_dtype() if dtype is None else named_dtype(dtype)
+    device = best_device() if device is None else named_device(device)
+    precision = fast_dtype(device.partition(":")[0]) if dtype is None else named_dtype(dtype)
     configs.trust(trust)
     if str(source).endswith((".yaml", ".yml")):
         tree = configs.read_yaml(source)

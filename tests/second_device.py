@@ -240,8 +240,10 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _waits(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether CUDA would let the host wait. Copies do, both ways, unless they are non-blocking, and
-    so does what has to know how many entries of a mask are true."""
+    """Whether CUDA would let the host wait. Copies do, both ways, unless they are non-blocking or
+    of nothing, and so does what has to know how many entries of a mask are true."""
+    if name in _COPIES and args[0].numel() == 0:
+        return False
     if name == "aten::_to_copy":
         target = kwargs.get("device")
         leaves = target is not None and not _is_second(target)
@@ -308,13 +310,38 @@ def _empty_strided(
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """What `torch.tensor(..., device=...)` ends in, past `__torch_dispatch__`."""
-    if not (non_blocking or (isinstance(source, SecondTensor) == isinstance(target, SecondTensor))):
+    crosses = isinstance(source, SecondTensor) != isinstance(target, SecondTensor)
+    if crosses and not non_blocking and source.numel():
         _waited("aten::_copy_from")
     into = target.values if isinstance(target, SecondTensor) else target
     into.copy_(source.values if isinstance(source, SecondTensor) else source)
     return target
 
 
+_IN_LOW_PRECISION = ("linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention")
+"""What autocast computes in its own type here; a real accelerator knows more such operations."""
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+
+def _cast(operation: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(NAME)
+
+        def lower(leaf: Any) -> Any:
+            floats = isinstance(leaf, Tensor) and leaf.is_floating_point()
+            return leaf.to(dtype) if floats else leaf
+
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return operation(*tree_map(lower, args), **tree_map(lower, kwargs))
+
+    return run
+
+
+_FALLBACK = torch.library.Library("_", "IMPL")
+_FALLBACK.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+for _name in _IN_LOW_PRECISION:
+    _operation = getattr(torch.ops.aten, _name).default
+    _LIBRARY.impl(_name, _cast(_operation), "AutocastPrivateUse1")
 _LIBRARY.impl("empty.memory_format", _empty, "PrivateUse1")
 _LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
 _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "llm": {"errors", "precision", "sandbox", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
-    "decoders": {"conversation", "errors", "media", "weights"},
+    "decoders": {"conversation", "errors", "media", "precision", "weights"},
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
     # `checking` decodes media and shows samples.
     "data": {
@@ -52,13 +52,14 @@ ALLOWED: dict[str, set[str]] = {
         "gallery",
         "media",
         "model",
+        "precision",
         "sandbox",
         "tokens",
         "weights",
     },
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
-    "losses": {"data", "decoders", "model"},
+    "losses": {"data", "decoders", "model", "precision"},
     "checkpoints": {"config", "disk", "errors", "literals", "llm", "mini", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
     "generation": {"conversation", "data", "errors", "llm", "model", "precision", "prompt_lookup"},

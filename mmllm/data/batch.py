@@ -6,7 +6,7 @@ K signal tokens a medium, P supervised positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmllm.conversation import Medium
 from mmllm.data.rendering import UNSUPERVISED, Rendered, num_shared
+from mmllm.precision import moved
 
 ALIGNED = 16
 """A pack's positions are a multiple of it: a CPU takes longer for bfloat16 products of other
@@ -67,7 +68,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Every tensor on `device`."""
-        return _moved(self, device)
+        return _mapped(self, lambda tensor: moved(tensor, device))
+
+    def pin_memory(self) -> Batch:
+        """Every tensor in pinned memory, which CUDA reads without the host."""
+        return _mapped(self, Tensor.pin_memory)
 
 
 class Lookup(Protocol):
@@ -208,13 +213,13 @@ def _output_media(
     )
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return move(value)
     if isinstance(value, dict):
-        return {key: _moved(entry, device) for key, entry in value.items()}
+        return {key: _mapped(entry, move) for key, entry in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(
-            **{entry.name: _moved(getattr(value, entry.name), device) for entry in fields(value)}
+            **{entry.name: _mapped(getattr(value, entry.name), move) for entry in fields(value)}
         )
     return value

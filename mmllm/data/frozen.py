@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from mmllm.conversation import Embedded, Medium
@@ -21,11 +22,17 @@ from mmllm.data.rendering import Rendered
 from mmllm.data.store import DamagedError, Entry, FeatureStore, Room
 from mmllm.errors import MediaError
 from mmllm.model import AnyToAny
+from mmllm.precision import moved
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 32
 FEATURES, CONDITIONS, LATENTS = "features", "conditions", "latents"
+
+
+class DeviceNeeded(Exception):
+    """Raised in a data worker, a forked process that cannot use an accelerator, for what has to be
+    computed by a frozen part."""
 
 
 class FrozenWork:
@@ -214,12 +221,12 @@ class FrozenWork:
                         raise
                     bad.append((repr(missing[name]), str(error)))
             if samples:
-                features = encoder(torch.stack(samples).to(self.model.device))
+                features = encoder(moved(torch.stack(samples), self.model.device))
+                found = {"tokens": features.tokens.float().cpu()}
+                if features.mask is not None:
+                    found["mask"] = features.mask.cpu()
                 for row, name in enumerate(kept):
-                    entry = {"tokens": features.tokens[row].float().cpu().clone()}
-                    if features.mask is not None:
-                        entry["mask"] = features.mask[row].cpu().clone()
-                    room[name] = entry
+                    room[name] = {entry: value[row].clone() for entry, value in found.items()}
             tick(len(names[start : start + _BATCH]))
         return bad
 
@@ -233,10 +240,9 @@ class FrozenWork:
             group = missing[start : start + _BATCH]
             self._may_compute(CONDITIONS, key, repr(group[0]))
             condition = self.model.decoders[key].encode_captions(group)
+            found = {name: value.float().cpu() for name, value in condition.items()}
             for row, caption in enumerate(group):
-                room[_hash(caption)] = {
-                    name: value[row].float().cpu().clone() for name, value in condition.items()
-                }
+                room[_hash(caption)] = {name: value[row].clone() for name, value in found.items()}
             tick(len(group))
 
     def _entries(
@@ -267,6 +273,8 @@ class FrozenWork:
         return f"{room}.{key}", str(part.fingerprint)
 
     def _may_compute(self, kind: str, key: str, what: str) -> None:
+        if get_worker_info() is not None and self.model.device.type != "cpu":
+            raise DeviceNeeded
         if self.store and self.store.complete:
             raise self.store.missing(kind, *self._part(kind, key), what)
 

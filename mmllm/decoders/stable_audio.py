@@ -16,6 +16,7 @@ from mmllm.conversation import Audio, Medium
 from mmllm.decoders.base import Condition, ModalityDecoder, SequenceConfig
 from mmllm.errors import ConfigError
 from mmllm.media import resample
+from mmllm.precision import moved
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,20 @@ class StableAudioDecoder(ModalityDecoder):
 
         pipeline, num = self.pipeline, len(noisy)
         words = pipeline.encode_prompt(None, self.device, False, **condition)
-        start, end = pipeline.encode_duration(0.0, self.seconds, self.device, False, num)
+        # The pipeline makes durations and rotation on the CPU, where each copy would be waited for.
+        durations = pipeline.projection_model(
+            start_seconds=noisy.new_zeros(num, dtype=torch.float32),
+            end_seconds=noisy.new_full((num,), self.seconds, dtype=torch.float32),
+        )
+        start = durations.seconds_start_hidden_states
+        end = durations.seconds_end_hidden_states
         rotary = get_1d_rotary_pos_embed(
             pipeline.rotary_embed_dim,
             noisy.shape[-1] + 1,  # the durations are one more token in front
             use_real=True,
             repeat_interleave_real=False,
         )
+        rotary = tuple(moved(part, self.device) for part in rotary)
         return pipeline.transformer(
             noisy,
             timesteps,

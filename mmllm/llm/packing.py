@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmllm.precision import moved
+
 KERNEL = "sdpa_packed"
 """What transformers calls this attention; without a Packing it is its `sdpa`."""
 SHORT = 256
@@ -167,7 +169,7 @@ def _map(groups: tuple[_Group, ...], heads: int, keys: bool, device: torch.devic
     back[take[real]] = real.nonzero().flatten()
     again = torch.cat(openings) if openings else torch.empty(0, 0, dtype=torch.long)
     found = take, back, (~real).nonzero().flatten(), again
-    return _Map(*(table.to(device, non_blocking=True) for table in found))
+    return _Map(*(moved(table, device) for table in found))
 
 
 def _group(starts: Tensor, own: Tensor, before: int) -> _Group:
@@ -443,10 +445,24 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 def register() -> None:
     """Make the kernel known to transformers, masks included."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(KERNEL, attend)
-    AttentionMaskInterface.register(KERNEL, sdpa_mask)
+    AttentionMaskInterface.register(KERNEL, _mask)
+
+
+def _mask(
+    *, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **options: Any
+) -> Tensor | None:
+    """transformers' `sdpa_mask`, which leaves the mask out where no position is padding. To see
+    that, an accelerator would be waited for: it gets a mask wherever there may be padding."""
+    from transformers.masking_utils import sdpa_mask
+
+    readable = attention_mask is None or attention_mask.device.type == "cpu"
+    return sdpa_mask(
+        attention_mask=attention_mask,
+        allow_is_causal_skip=allow_is_causal_skip and readable,
+        **options,
+    )
 
 
 def no_mask(embeds: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
             f"--ray needs Ray Data, which cannot be imported ({error}); pip install 'mmllm[ray]'"
         ) from error
     tree = configs.dump(to_be_filled(run))
-    part = Part(tree)
+    part = Part(tree, device="cpu")  # it lists what is missing, and leaves the GPUs to the workers
     rows = list(part.missing())
     if not rows:
         return part.store
@@ -76,10 +76,10 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
 class Part:
     """The frozen parts of a run in one process. Called by Ray Data with a batch of rows."""
 
-    def __init__(self, tree: dict[str, Any]):
+    def __init__(self, tree: dict[str, Any], device: str | None = None):
         run = configs.parse_run(tree)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = models.build(run.system, dtype=torch.bfloat16, device=device)
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = models.build(run.system, dtype=torch.bfloat16, device=chosen)
         self.work: FrozenWork = frozen_work(self.model, run.stage)
         assert self.work.store is not None
         self.store = self.work.store

@@ -15,7 +15,7 @@ from mmllm import config as configs
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch, collate
 from mmllm.data.checked import CheckedSource, render
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import DeviceNeeded, FrozenWork
 from mmllm.data.mixture import Draw, LengthGroups, Mixture, deal
 from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
@@ -38,6 +38,10 @@ class Step:
 
     micros: list[Batch]
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def pin_memory(self) -> Step:
+        """Called by torch's DataLoader, in a thread of its own where there are data workers."""
+        return Step([batch.pin_memory() for batch in self.micros], self.skipped)
 
 
 class Feed(Dataset):
@@ -88,15 +92,18 @@ class Feed(Dataset):
         return result
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
-        """Steps start … stop - 1, prepared ahead by the stage's data workers."""
+        """Steps start … stop - 1, prepared ahead by the stage's data workers, or here where a
+        frozen part has to be run for it: a worker cannot use the device."""
         loader = DataLoader(
-            self,
+            _Ahead(self),
             batch_size=None,
             sampler=range(start, stop),
             num_workers=self.stage.workers,
             persistent_workers=False,
+            pin_memory=self.model.device.type == "cuda",
         )
-        return iter(loader)
+        for step, ready in zip(range(start, stop), loader, strict=True):
+            yield self[step] if ready is None else ready
 
     def render(self, draw: Draw) -> Rendered:
         """One item; raises MediaError."""
@@ -172,6 +179,19 @@ class Feed(Dataset):
             f"{draw.source}: {tries} items in a row cannot be used, of {size}; `mmllm data check` "
             f"lists them all; the last is {last}"
         )
+
+
+@dataclass(frozen=True)
+class _Ahead(Dataset):
+    """The steps of a feed in a data worker; None for one that needs the device."""
+
+    feed: Feed
+
+    def __getitem__(self, step: int) -> Step | None:
+        try:
+            return self.feed[step]
+        except DeviceNeeded:
+            return None
 
 
 def open_sources(data: Mapping[str, object], where: str) -> dict[str, Source]:

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import logging
 import math
+import os
 import signal
 import tempfile
 import threading
@@ -37,7 +38,7 @@ from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import ReleasedEncoder
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import AnyToAny
-from mmllm.precision import fast_dtype
+from mmllm.precision import fast_dtype, moved, named_device
 from mmllm.training import cpu, report
 from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
 from mmllm.training.lock import RunLock
@@ -88,6 +89,8 @@ def train(
     data before the first step, and not when a step asks. The folder is locked meanwhile.
     """
     cpu.settle()
+    if name := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        named_device(name)  # else accelerate takes the best one that is here
     state = PartialState()
     lock = RunLock(Path(run.stage.output))
     with contextlib.ExitStack() as held:
@@ -127,12 +130,7 @@ def _train(
     stage, output = run.stage, lock.folder
     chosen = dict(source.manifest["chosen"]) if resume and source else {}
     precision = chosen.setdefault("precision", choose_precision(stage.precision))
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        log_with=_trackers(stage),
-        project_dir=str(output),
-        kwargs_handlers=[REPLICAS],
-    )
+    accelerator = _accelerator(stage, precision)
     main = accelerator.is_main_process
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -232,6 +230,25 @@ def _train(
     return output
 
 
+def _accelerator(stage: StageConfig, precision: str) -> Accelerator:
+    """Raises ConfigError for a precision that its device cannot compute in."""
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=_trackers(stage),
+            project_dir=stage.output,
+            kwargs_handlers=[REPLICAS],
+        )
+    except ValueError as error:
+        raise ConfigError(f"stage.precision: {precision} cannot be used here: {error}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError(
+            "stage.precision: fp16 needs a GPU, and this is a CPU, where training would silently "
+            "stay in float32; choose bf16, no or auto"
+        )
+    return accelerator
+
+
 def _align(
     model: AnyToAny,
     mixture: Mixture,
@@ -311,7 +328,7 @@ def take_step(
         for name, count in losses.counts(micro, stage.losses).items():
             local[name] = local.get(name, 0) + count
     names = sorted(local)
-    counts = torch.tensor([float(local[name]) for name in names]).to(device, non_blocking=True)
+    counts = moved(torch.tensor([float(local[name]) for name in names]), device)
     totals = _summed(accelerator, counts)
     sums = {name: torch.zeros((), device=device) for name in names}
     for number, micro in enumerate(data.micros):
@@ -330,7 +347,7 @@ def take_step(
             loss = losses.weigh(terms, stage.losses, by_name) * accelerator.num_processes
             accelerator.backward(loss)
         for name, term in terms.items():
-            sums[name] += term.total.detach().to(device, non_blocking=True)
+            sums[name] += moved(term.total.detach(), device)
     norm = accelerator.clip_grad_norm_(
         [p for group in optimizer.param_groups for p in group["params"]], stage.clip
     )
@@ -419,7 +436,7 @@ def _validate(
     """Mean losses over the validation batches, the same ones every time."""
     assert stage.validation is not None
     model.eval()
-    sums: dict[str, float] = {}
+    totals: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
     for data in feed.steps(0, stage.validation.batches):
         for micro in data.micros:
@@ -432,11 +449,11 @@ def _validate(
                 distance=stage.distance,
             )
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.total)
+                totals.setdefault(name, []).append(moved(term.total, accelerator.device))
                 counts[name] = counts.get(name, 0) + term.count
-    names = sorted(sums)
-    pairs = torch.tensor([[sums[name], counts[name]] for name in names], device=accelerator.device)
-    reduced = accelerator.reduce(pairs).tolist()  # pyright: ignore
+    names = sorted(totals)
+    rows = [[sum(torch.stack(totals[name]).tolist()), counts[name]] for name in names]
+    reduced = accelerator.reduce(torch.tensor(rows, device=accelerator.device)).tolist()  # pyright: ignore
     return {
         name: total / count for name, (total, count) in zip(names, reduced, strict=True) if count
     }
@@ -577,10 +594,11 @@ def uses_liger(wanted: str, device: torch.device) -> bool:
 
 
 def choose_precision(wanted: str) -> str:
-    """auto: bf16 where the device has fast bf16 products (measured on a CPU), else float32."""
+    """auto: bf16 where the device that trains has fast bf16 products (measured on a CPU), else
+    float32."""
     if wanted != "auto":
         return wanted
-    return "bf16" if fast_dtype() is torch.bfloat16 else "no"
+    return "bf16" if fast_dtype(PartialState().device.type) is torch.bfloat16 else "no"
 
 
 def _announce(
@@ -675,7 +693,7 @@ class _Interrupt:
         after any of them was interrupted, when the device has told without being waited for."""
         if accelerator.num_processes == 1:
             return self.seen
-        flag = torch.tensor([float(self.seen)]).to(accelerator.device, non_blocking=True)
+        flag = moved(torch.tensor([float(self.seen)]), accelerator.device)
         before, self._flag = (
             self._flag,
             _Late(_summed(accelerator, flag), accelerator.device.type == "cuda"),

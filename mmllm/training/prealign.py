@@ -38,6 +38,7 @@ from mmllm.data.frozen import FrozenWork, identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.model import AnyToAny
+from mmllm.precision import moved
 
 Reply = tuple[int, ...]
 Autocast = Callable[[], AbstractContextManager]
@@ -81,7 +82,7 @@ def _prealign_inputs(
             continue
         place = {reply: index for index, reply in enumerate(replies)}
         media = [medium for medium, _ in pairs]
-        owners = torch.tensor([place[reply] for _, reply in pairs], device=model.device)
+        owners = torch.tensor([place[reply] for _, reply in pairs])
         kind = _Words if projection.words else _Tokens
         reader = kind(model, work, key, replies, fit.options.temperature)
 
@@ -92,7 +93,7 @@ def _prealign_inputs(
         fit(name, projection, len(media), loss)
         with torch.no_grad(), _evaluating(projection):
             near = [reader.nearest(media[i : i + 64]) for i in range(0, len(media), 64)]
-        scores[name] = (torch.cat(near) == owners).float().mean().item()
+        scores[name] = (torch.cat(near).cpu() == owners).float().mean().item()
     return scores
 
 
@@ -114,6 +115,7 @@ def _prealign_outputs(
         projection, masks = model.output_projections[key], model.decoders[key].masks
 
         def loss(chosen: Tensor, kept=kept, projection=projection, masks=masks) -> Tensor:
+            chosen = moved(chosen, kept.states.device)
             targets = {name: value[chosen] for name, value in kept.targets.items()}
             term = losses.align(projection(kept.states[chosen]), targets, masks, distance)
             return term.total / term.count
@@ -268,7 +270,8 @@ class _Reader:
         found = self.work.input_media(self.key, media)
         features, mask = found["features"], found["feature_mask"]
         assert features is not None
-        return features.to(self.device), None if mask is None else mask.to(self.device)
+        mask = None if mask is None else moved(mask, self.device)
+        return moved(features, self.device), mask
 
 
 class _Tokens(_Reader):
@@ -283,7 +286,7 @@ class _Tokens(_Reader):
         return F.normalize(self.projection(*self.features(media)).float(), dim=-1)
 
     def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
-        rows, own = owners.unique(return_inverse=True)
+        rows, own = (moved(part, self.device) for part in owners.unique(return_inverse=True))
         tokens = self.tokens(media)
         logits = tokens @ self.targets[rows].T / self.temperature
         return F.cross_entropy(logits.flatten(0, 1), own.repeat_interleave(tokens.shape[1]))
@@ -311,7 +314,7 @@ class _Words(_Reader):
         return self.projection.scores(*self.features(media)).float()
 
     def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
-        return F.cross_entropy(self.scores(media), owners)
+        return F.cross_entropy(self.scores(media), moved(owners, self.device))
 
     def nearest(self, media: list[Medium]) -> Tensor:
         return self.scores(media).argmax(1)

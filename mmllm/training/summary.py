@@ -100,8 +100,8 @@ def _inlined(page: Path) -> str:
 
 
 def _peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    """Bytes: of the GPU that was used, else of this process."""
+    if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
+        return used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

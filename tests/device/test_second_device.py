@@ -83,6 +83,7 @@ def test_copies_wait_unless_they_are_non_blocking(second: torch.device) -> None:
         torch.ones(3).to(second, non_blocking=True)
         tensor.copy_(torch.zeros(3), non_blocking=True)
         tensor.to("cpu", non_blocking=True)
+        torch.tensor([], device=second)
         tensor.to(torch.float16).clone().copy_(tensor)
     assert waits.total() == 4
     assert none.total() == 0
@@ -110,6 +111,16 @@ def test_the_cpus_generators_are_refused(second: torch.device) -> None:
     with pytest.raises(RuntimeError, match="device type for generator"):
         torch.ones(3, device=second).multinomial(1, generator=generator)
     torch.randn(3, device=second)
+
+
+def test_autocast_computes_products_in_its_own_type(second: torch.device) -> None:
+    layer = torch.nn.Linear(3, 2).to(second)
+    with torch.autocast(second.type, torch.bfloat16):
+        found = layer(torch.ones(1, 3, device=second))
+        assert (layer.weight + 1).dtype == torch.float32
+    found.sum().backward()
+    assert (found.dtype, found.device) == (torch.bfloat16, second)
+    assert layer.weight.grad.dtype == torch.float32
 
 
 def test_inference_mode_is_torchs_own_elsewhere() -> None:

@@ -1,0 +1,114 @@
+"""Stages that are trained on a device and on the CPU, for tests/device and tests/gpu."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from mmllm.config import RunConfig
+from mmllm.training import loop
+from tests.training.test_loop import weights
+
+OnDevice = Callable[[torch.device], None]
+ALL = {"*_projections.*": 1e-3, "llm.*": 1e-3}
+STAGES: dict[str, dict[str, Any]] = {
+    "encoder alignment": {"train": {"input_projections.*": 1e-3}, "losses": {"text": 1.0}},
+    "decoder alignment": {
+        "train": {"output_projections.*": 1e-3, "llm.rows": 1e-3, "llm.head_rows": 1e-3},
+        "losses": {"text": 1.0, "align": 1.0, "denoise": 0.1},
+    },
+    "instruction tuning": {"train": ALL, "losses": {"text": 1.0, "align": 1.0}},
+}
+"""What the three stages of the paper train, all of them on both directions."""
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnDevice]:
+    """`on_device(device)`: what trains from here on trains there. accelerate takes it for the best
+    device of this machine, which it keeps for the whole process."""
+
+    def choose(device: torch.device) -> None:
+        _forget()
+        monkeypatch.setattr(PartialState, "default_device", property(lambda _: device))
+
+    yield choose
+    _forget()
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@dataclass
+class Told:
+    """What a run told: `losses` and gradient `norms` by step, what it kept, and what its steps
+    waited for."""
+
+    folder: Path
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, torch.Tensor]
+    waits: list[Counter[str]] = field(default_factory=list)
+
+
+def trained(
+    run: RunConfig,
+    waiting: Callable[[], AbstractContextManager[Counter[str]]],
+    *,
+    resume: bool = False,
+) -> Told:
+    """`loop.train`, watched. `waiting` counts what the host waits for inside it."""
+    norms: list[Any] = []
+    waits: list[Counter[str]] = []
+    take, clip = loop.take_step, Accelerator.clip_grad_norm_
+
+    def watched_step(*arguments: Any) -> Any:
+        with waiting() as counted:
+            found = take(*arguments)
+        waits.append(counted)
+        return found
+
+    def watched_norm(*arguments: Any) -> Any:
+        norms.append(clip(*arguments))
+        return norms[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", watched_step)
+        patch.setattr(Accelerator, "clip_grad_norm_", watched_norm)
+        folder = loop.train(run, resume=resume, progress=False)
+    return Told(folder, curve(folder), [float(norm) for norm in norms], weights(folder), waits)
+
+
+def curve(folder: Path) -> list[float]:
+    """Losses by step, held-out ones between them."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [value for row in rows for name, value in sorted(row.items()) if name not in _NO_LOSS]
+
+
+_NO_LOSS = ("step", "seconds")
+
+
+def assert_alike(one: Told, other: Told, tolerance: float = 1e-4) -> None:
+    """The same losses, norms and weights."""
+    assert one.losses
+    assert one.losses == pytest.approx(other.losses, rel=tolerance, abs=tolerance)
+    assert one.norms == pytest.approx(other.norms, rel=tolerance, abs=tolerance)
+    assert one.weights.keys() == other.weights.keys()
+    for name, value in one.weights.items():
+        found = other.weights[name]
+        if name.endswith("in_proj_bias") and value.ndim:
+            # Keys' own bias changes no attention: its gradient is rounding, a whole step for Adam.
+            value, found = (torch.cat([v.chunk(3)[0], v.chunk(3)[2]]) for v in (value, found))
+        torch.testing.assert_close(found, value, rtol=tolerance, atol=tolerance, msg=name)
