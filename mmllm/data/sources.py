@@ -130,7 +130,7 @@ def write_text(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
-def lines(text: str) -> list[str]:
+def _lines(text: str) -> list[str]:
     """The lines of a JSONL file. Only line feeds and carriage returns end one: what else
     `str.splitlines` takes for an end may stand in JSON as it is."""
     return text.replace("\r", "\n").split("\n")
@@ -145,7 +145,7 @@ def _entries(text: str) -> list[dict[str, Any] | Broken]:
     except ValueError:
         if not _is_by_line(text):
             raise
-        numbered = enumerate(lines(text), 1)
+        numbered = enumerate(_lines(text), 1)
         return [_entry_of_line(line, number) for number, line in numbered if line.strip()]
     rows = found if isinstance(found, list) else [found]
     return [_entry(row, f"row {number}") for number, row in enumerate(rows)]
@@ -157,7 +157,7 @@ def _is_by_line(text: str) -> bool:
     if not text.lstrip().startswith("["):
         return True
     try:
-        first = next(line for line in lines(text) if line.strip())
+        first = next(line for line in _lines(text) if line.strip())
         parse_json(first)
     except ValueError:
         return False

@@ -8,7 +8,6 @@ itself before the conversation goes on.
 from __future__ import annotations
 
 import contextlib
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,10 @@ import numpy as np
 
 from mmllm.conversation import MEDIA, Conversation, Medium, Message
 from mmllm.data.dialogues import parse_messages
-from mmllm.data.sources import read_text
+from mmllm.data.sources import read_rows
+from mmllm.data.turns import as_list
+from mmllm.data.words import caption_of
+from mmllm.errors import ConfigError, RowError, quoted
 from mmllm.model import AnyToAny
 
 MAX_NEW_TOKENS = 40
@@ -86,25 +88,36 @@ class Answer:
 
 
 def read_questions(file: Path) -> dict[str, list[Question]]:
-    """All test items by row."""
+    """All test items by row. Raises ConfigError for one that is none: each counts in a figure."""
     found: dict[str, list[Question]] = {}
-    for line in read_text(file).splitlines():
-        entry = json.loads(line)
-        turns: list[list[Mapping[str, Any]]] = [[]]
-        for message in entry.get("messages", ()):
-            if message.get("generate"):
-                turns.append([])
-            else:
-                turns[-1].append(message)
-        question = Question(
-            id=entry["id"],
-            row=entry["row"],
-            turns=tuple(tuple(parse_messages(turn, file.parent)) for turn in turns),
-            caption=entry.get("caption", ""),
-            expect=entry["expect"],
-        )
+    items, folder = read_rows(str(file), None, "evaluation")
+    for number in range(len(items)):
+        try:
+            question = _question(items[number], folder)
+        except RowError as error:
+            raise ConfigError(f"{file}: test item {number}: {error}") from error
         found.setdefault(question.row, []).append(question)
     return found
+
+
+def _question(item: Mapping[str, Any], folder: Path) -> Question:
+    for key, kind in (("id", str), ("row", str), ("expect", Mapping)):
+        if not isinstance(item.get(key), kind):
+            raise RowError(f"expected {key!r}, a {kind.__name__}, got {quoted(item.get(key))}")
+    turns: list[list[Any]] = [[]]
+    for message in as_list(item.get("messages")):
+        if isinstance(message, Mapping) and message.get("generate"):
+            turns.append([])
+        else:
+            turns[-1].append(message)
+    rng = np.random.default_rng(zlib.crc32(item["id"].encode("utf-8", "replace")))
+    return Question(
+        id=item["id"],
+        row=item["row"],
+        turns=tuple(tuple(parse_messages(turn, folder, rng)) for turn in turns),
+        caption=caption_of(item.get("caption"), rng),
+        expect=item["expect"],
+    )
 
 
 def spread(questions: Sequence[Question], num: int) -> list[Question]:

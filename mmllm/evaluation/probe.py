@@ -8,7 +8,6 @@ Legend: M media, L tokens, C channels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from mmllm import mini
 from mmllm.conversation import Medium
 from mmllm.data.frozen import FrozenWork
-from mmllm.data.sources import read_text
+from mmllm.data.sources import read_rows
 from mmllm.evaluation.judges import open_item
 from mmllm.model import AnyToAny
 
@@ -38,10 +37,9 @@ def probe(
     one is the yardstick, so that a probe that overfits makes nothing easier.
     """
     data = data or mini.locate("data")
+    rows, _ = read_rows(str(data / "pairs.jsonl.gz"), None, "evaluation")
     trained = {
-        row["file"]: row
-        for line in read_text(data / "pairs.jsonl.gz").splitlines()
-        if (row := json.loads(line))["modality"] == modality and row["split"] == "train"
+        row["file"]: row for row in rows if row["modality"] == modality and row["split"] == "train"
     }
     concepts = [row["concept"] for row in trained.values()]
     known = encoded(model, modality, [open_item(data, row) for row in trained.values()])

@@ -337,3 +337,27 @@ def test_what_is_known_of_the_same_frozen_part_is_not_measured_again() -> None:
     assert bench.settled("decoder/video", "decoders.video", "a") == []
     sample = evaluation._Bench([], 20, known=known)  # fewer items: another figure
     assert sample.settled("decoder/image", "decoders.image", "a") == []
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("{", "test item 1: line 2: not valid JSON"),
+        ('{"id": 5, "row": "a", "expect": {}}', "test item 1: expected 'id', a str, got 5"),
+        ('{"id": "b", "expect": {}}', "test item 1: expected 'row', a str, got None"),
+        ('{"id": "b", "row": "a"}', "test item 1: expected 'expect', a Mapping, got None"),
+        ('{"id": "b", "row": "a", "expect": {}, "messages": ["hi"]}', "expected a turn"),
+        (
+            '{"id": "b", "row": "a", "expect": {}, "messages": [{"role": "user", "content": 5}]}',
+            "expected a text or a list of parts, got 5",
+        ),
+    ],
+)
+def test_a_damaged_test_item_is_told(item: str, message: str, tmp_path: Path) -> None:
+    good = '{"id": "a", "row": "a", "expect": {"concept": "x\u2028y"}, "messages": []}'
+    file = tmp_path / "tests.jsonl"
+    file.write_text(f"\ufeff{good}\n{item}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        read_questions(file)
+    file.write_text(f"\ufeff{good}\n", encoding="utf-8")
+    assert read_questions(file)["a"][0].concept == "x\u2028y"
