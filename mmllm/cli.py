@@ -249,7 +249,7 @@ def data_check(
     try:
         renderer = planning.renderer(run.system)
     except (AssetError, CheckpointError, ConfigError) as error:
-        console.tell(f"lengths are not looked at: {error}")
+        console.tell(f"how long rows are is not looked at: {error}")
         renderer = None
     report = checking.check(
         sources,

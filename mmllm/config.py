@@ -185,6 +185,8 @@ class StageConfig:
     `fused`: the head's loss by Liger's kernel, where it is installed on CUDA; `on` insists on it.
     `optimizer`: adamw is torch's; the others, by bitsandbytes on CUDA, keep their state in 8 bits,
     and `paged` lets it leave the device when memory is short.
+    `max_bad_share`: of the rows drawn, how many may be skipped because they cannot be used; 10
+    always may (mmllm.training.report.ALLOWED_SKIPS).
     `best` names a held-out loss (validation/text): the model that has the lowest is kept in
     `output`/best, beside the last `keep` checkpoints. `trackers` are accelerate's: tensorboard,
     trackio, wandb and others; metrics.jsonl and report.html are written in any case.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from mmllm import media
+from mmllm import config, media, model, planning
 from mmllm.cli import INTERRUPTED, main
 from mmllm.conversation import Image
 from mmllm.data import checking
+from mmllm.model import AnyToAny
 from tests.data.files import clip, picture, sound, source, write_json
 
 
@@ -127,3 +129,77 @@ def test_the_command_reads_a_stage_and_exits_by_what_it_found(
     monkeypatch.setattr("mmllm.data.nextgpt.NextGPT.conversation", interrupted)
     assert main(["data", "check", "run.yaml"]) == INTERRUPTED
     assert "stopped" in capsys.readouterr().err
+
+
+def test_rows_that_are_too_long_are_counted_with_what_would_fit(
+    tmp_path: Path, system_tree: dict, monkeypatch, capsys
+):
+    """As training skips them: by the tokens of the stage's own tokenizer and template."""
+    words = [1, 20, 95, 200]
+    rows = [
+        {"instruction": f"Say {count}.", "input": "", "output": "hello " * count} for count in words
+    ]
+    monkeypatch.chdir(tmp_path)
+    write_json(Path("rows.json"), rows)
+    stage = {
+        "name": "s",
+        "output": "run",
+        "train": {"*": 0.1},
+        "losses": {"text": 1},
+        "max_length": 100,
+        "data": {"rows": {"type": "alpaca", "file": "rows.json"}},
+    }
+    Path("run.yaml").write_text(yaml.safe_dump({"system": system_tree, "stage": stage}))
+    renderer = planning.renderer(config.parse_system(system_tree))
+    own = model.build(config.parse_system(system_tree)).renderer
+    talks = source("alpaca", file="rows.json")
+    lengths = []
+    for index in range(len(rows)):
+        conversation = talks.conversation(index, np.random.default_rng(0))
+        lengths.append(len(own.render(conversation)))
+        assert renderer.render(conversation).ids == own.render(conversation).ids
+    assert main(["data", "check", "run.yaml"]) == 1
+    shown = capsys.readouterr().out
+    longer = [length for length in lengths if length > 100]
+    assert len(longer) == 2
+    assert f"too long: {len(longer)}" in shown
+    assert f"rows/3: {lengths[3]} tokens, but stage.max_length is 100" in shown
+    table = [line.split() for line in shown.splitlines() if line.startswith(("rows that", "rows "))]
+    steps = [int(step.replace(",", "")) for step in table[1][4:-1]]
+    assert 100 in steps
+    assert [int(count) for count in table[2][1:]] == [
+        *(sum(length <= step for length in lengths) for step in steps),
+        max(lengths),
+    ]
+    assert main(["data", "check", "run.yaml", f"stage.max_length={max(lengths)}"]) == 0
+
+
+def test_rows_that_the_model_cannot_read_are_found(
+    tmp_path: Path, make_model: Callable[..., AnyToAny]
+):
+    picture(tmp_path / "a.png")
+    rows = [{"image": "a.png", "conversations": turns("<image> Grey?")}]
+    sources = {"rows": source("llava", file=write_json(tmp_path / "rows.json", rows))}
+    blind = make_model(encoders={}, input_projections={}).renderer
+    report = checking.check(sources, tmp_path / "out", progress=False, renderer=blind)
+    assert [problem.kind for problem in report.problems] == ["row"]
+    assert "no encoder for image" in report.problems[0].message
+
+
+def test_without_the_tokenizer_the_rest_is_looked_at(
+    faulty: Path, system_tree: dict, monkeypatch, capsys
+):
+    monkeypatch.chdir(faulty)
+    stage = {
+        "name": "s",
+        "output": "run",
+        "train": {"*": 0.1},
+        "losses": {"text": 1},
+        "data": {"rows": {"type": "nextgpt", "file": "rows.json"}},
+    }
+    absent = {**system_tree, "llm": {"weights": "./nowhere"}}
+    Path("run.yaml").write_text(yaml.safe_dump({"system": absent, "stage": stage}))
+    assert main(["data", "check", "run.yaml"]) == 1
+    shown = capsys.readouterr()
+    assert "missing: 1" in shown.out
+    assert "how long rows are is not looked at: llm.weights" in shown.err
