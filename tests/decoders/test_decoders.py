@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 import shutil
 
@@ -693,3 +694,80 @@ def test_too_few_steps_are_refused(make, family: str, steps: int) -> None:
     condition = decoder.encode_captions(["a"])
     with pytest.raises(ConfigError, match="steps: expected at least"):
         decoder.sample(condition, generators=[torch.Generator()], steps=steps)
+
+
+@pytest.mark.parametrize("family", ["video", "sd3", "z_image"])
+def test_a_picture_may_be_as_wide_as_the_table_of_positions(make, family):
+    """At its end it is made; behind it it is refused, by its name."""
+    decoder = make(family, steps=2)
+    widest = decoder.largest_side
+    unit = math.gcd(widest, *decoder.size)
+    condition = decoder.encode_captions(CAPTIONS[:1])
+    options = {"height": unit, "frames": 1} if family == "video" else {"height": unit}
+    (medium,) = decoder.sample(condition, generators=seeded(0), width=widest, **options)
+    assert medium.to_numpy().shape[-3:-1] == (unit, widest)
+    assert decoder.measures(width=widest)["width"] == widest
+    for name in ("width", "height"):
+        with pytest.raises(ConfigError, match=f"{name}: expected at most {widest}, got"):
+            decoder.settings(**{name: widest + unit})
+
+
+def test_a_clip_may_be_as_long_as_the_table_of_positions(make):
+    decoder = make("video", steps=2)
+    most = decoder.most_frames
+    condition = decoder.encode_captions(CAPTIONS[:1])
+    size = {"height": 32, "width": 32}
+    (clip,) = decoder.sample(condition, generators=seeded(0), frames=most, **size)
+    assert len(clip.to_numpy()) == most
+    with pytest.raises(ConfigError, match=f"frames: expected at most {most}, got {most + 4}"):
+        decoder.settings(frames=most + 4)
+
+
+@pytest.mark.parametrize("family", ["audioldm", "audioldm2", "audio"])
+def test_sounds_are_as_long_as_a_call_asks(make, family):
+    decoder = make(family, steps=2)
+    condition = decoder.encode_captions(CAPTIONS[:1])
+    own = decoder.measures()["seconds"]
+    for seconds in (own, own / 2):
+        assert decoder.measures(seconds=seconds)["seconds"] == seconds
+        (sound,) = decoder.sample(condition, generators=seeded(0), seconds=seconds)
+        samples = sound.to_numpy().shape[1]
+        assert samples == pytest.approx(seconds * sound.sample_rate, rel=0.3)
+    assert decoder.measures()["seconds"] == own, "the call is over"
+    for seconds, said in ((1e-9, "at least"), (601.0, "at most"), (float("nan"), "finite")):
+        with pytest.raises(ConfigError, match=f"seconds: expected (a )?{said}"):
+            decoder.settings(seconds=seconds)
+
+
+def test_a_call_that_is_being_made_changes_no_other(make):
+    """Its settings are those of the config, not of the call in hand."""
+    decoder = make("video", steps=2)
+    own, condition = decoder.settings(), decoder.encode_captions(CAPTIONS[:1])
+    seen = []
+    decoder.sample(
+        condition,
+        generators=seeded(0),
+        on_step=lambda *_: seen.append((decoder.settings(), decoder.measures())),
+        guidance=7.0,
+        frames=5,
+        height=32,
+        width=64,
+    )
+    assert seen == [(own, decoder.measures())] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fps": 0.01}, "at most 120 s"),
+        ({"fps": 1000.0, "frames": 1}, "0 latents"),
+        ({"steps": 2.5}, "steps: expected a whole number"),
+        ({"steps": "3"}, "steps: expected a whole number"),
+        ({"guidance": float("nan")}, "guidance: expected a finite number"),
+        ({"frames": 4097}, "frames: expected at most 4096"),
+        ({"width": 8224}, "width: expected at most 8192"),
+    ],
+)
+def test_numbers_at_the_edge_are_refused_before_anything_is_made(make, options, said):
+    with pytest.raises(ConfigError, match=said):
+        make("ltx2").settings(**options)
