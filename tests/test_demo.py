@@ -32,7 +32,7 @@ from starlette.responses import PlainTextResponse
 
 from mmllm import media
 from mmllm.chat import Chat
-from mmllm.conversation import Video, assistant, user
+from mmllm.conversation import Image, Video, assistant, user
 from mmllm.demo import Demo
 from mmllm.demo.answering import answer
 from mmllm.demo.gate import Gate
@@ -83,6 +83,22 @@ def test_a_file_that_was_sent_becomes_a_medium_in_the_sessions_folder(rooms: Roo
     assert (again.modality, again.source) == ("image", room.folder / "002.png")
     (other,), _ = rooms.open(None).take([path])  # the same picture in another session
     assert np.array_equal(other.to_numpy(), picture(40).to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("a.tif", ".png"), ("a.jpg", ".jpg"), ("a.html", ".png"), ("a", ".png"), ("a.JPG", ".jpg")],
+)
+def test_pictures_are_kept_as_what_browsers_show(rooms: Rooms, name: str, kept: str) -> None:
+    file = io.BytesIO()
+    kind = "tiff" if name.endswith("tif") else "jpeg" if name.lower().endswith("jpg") else "png"
+    PILImage.fromarray(picture(40).to_numpy()).save(file, kind)
+    (medium,), errors = rooms.open(None).take([sent(rooms, name, file.getvalue())])
+    assert errors == []
+    assert isinstance(medium.source, Path)
+    assert medium.source.suffix == kept
+    assert np.array_equal(medium.to_numpy(), Image(file.getvalue()).to_numpy())
+    assert (media.probe(medium.source).format == "PNG") == (kept == ".png")
 
 
 @pytest.mark.parametrize(
@@ -675,6 +691,20 @@ def test_the_whole_of_it_in_a_real_browser(
     shot(page, "empty")
     say(page, "hello")
     answers(page, 1)
+
+    # What is no picture is told of in one sentence, and what was written stays.
+    bad = tmp_path / "<b>.png"
+    bad.write_bytes(b"no picture")
+    page.set_input_files("#message input[type=file]", bad)
+    page.wait_for_selector("#message .thumbnail-item")
+    say(page, "what is that?")
+    page.wait_for_selector("text=neither a picture, a sound nor a clip")
+    page.locator(".toast-close").first.click()
+    page.set_input_files("#keep input[type=file]", bad.rename(tmp_path / "bad.zip"))
+    page.wait_for_selector("text=File is not a zip file")
+    page.locator(".toast-close").first.click()
+    assert page.input_value("#message textarea") == "what is that?"
+    assert page.locator("#message .thumbnail-item").count() == 0
 
     # A picture in; a picture, a sound and a clip out, all of which the browser can show.
     page.set_input_files("#message input[type=file]", tiny.medium("image").save(tmp_path / "a.png"))

@@ -302,6 +302,8 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         private: dict[str, Any] = {"api_visibility": "private"}
+        # Warnings reach the page by way of the queue only; nobody waits in it for these.
+        warned: dict[str, Any] = {**quick, **private, "queue": True, "concurrency_limit": None}
         replying: dict[str, Any] = {
             "fn": reply,
             "inputs": [token, *settings.widgets],
@@ -319,11 +321,11 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
         entered.then(**following)
         if "image" in inputs:
             camera.input(told(photograph), [camera, box], [camera, box], **quick, **private)
-        box.submit(told(take), [token, box], said, **quick, **private).success(**replying)
-        chosen = conversation.example_select(told(example), token, said, **quick, **private)
+        box.submit(told(take), [token, box], said, **warned).success(**replying)
+        chosen = conversation.example_select(told(example), token, said, **warned)
         chosen.success(**replying)
         for event, change in ((conversation.retry, again), (conversation.edit, edit)):
-            changed = event(told(change), token, [token, conversation], **quick, **private)
+            changed = event(told(change), token, [token, conversation], **warned)
             changed.success(**replying)
         conversation.undo(told(undo), token, [conversation, box], **quick, **private)
         conversation.clear(told(clear), token, None, **quick, **private)
@@ -331,7 +333,7 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
         save.click(told(save_zip), token, zipped, **quick, **private).success(
             None, js="() => document.querySelector('#zipped')?.click()", **private
         )
-        load.upload(told(load_zip), [token, load], conversation, **quick, **private)
+        load.upload(told(load_zip), [token, load], conversation, **warned)
         seed = settings.widgets[settings.places.index(("seed",))]
         settings.reuse.click(told(recall), token, seed, **quick, **private)
     return page

@@ -39,6 +39,7 @@ MOST_ROOMS = 200
 """Sessions at the same time."""
 MOST_UPLOADED = 8 * UPLOADS.bytes
 """Bytes that were sent and belong to no message yet, of all sessions; the oldest make room."""
+_BROWSERS_SHOW = {"PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "ICO", "AVIF"}
 _LOOKS = 4
 """Frames of a clip that are looked at before it is taken."""
 PATIENCE = 10.0
@@ -86,6 +87,16 @@ def checked(path: Path) -> Medium:
         else:
             isolated.decode(medium)
     return medium
+
+
+def as_png(picture: Image, target: Path) -> Image | None:
+    """A picture, pixel by pixel, as a PNG at `target`; None if that would be too large a file."""
+    with media.limits(UPLOADS):
+        isolated.decode(picture).save(target)
+    if target.stat().st_size <= UPLOADS.bytes:
+        return Image(source=target)
+    target.unlink()
+    return None
 
 
 @dataclass
@@ -172,6 +183,12 @@ class Room:
         medium = checked(path)
         if path.parent == self.folder and path not in used and FILE.fullmatch(path.name):
             return medium  # of a message that was taken back and is said again
+        if (
+            isinstance(medium, Image)
+            and media.probe(path).format not in _BROWSERS_SHOW
+            and (made := as_png(medium, self.new_file(".png")))
+        ):
+            return made
         suffix = path.suffix.lower()
         known, _ = mimetypes.guess_type(f"x{suffix}")
         if known is None or not known.startswith(f"{medium.modality}/"):
