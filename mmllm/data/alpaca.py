@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import Message, assistant, user
-from mmllm.data.sources import open_rows, select
+from mmllm.data.sources import open_rows, require, select
 from mmllm.data.words import text_of
 from mmllm.errors import RowError
 
@@ -29,6 +29,7 @@ class Alpaca:
 
     def __init__(self, config: AlpacaConfig, where: str):
         rows, _ = open_rows(config.file, None, where)
+        require(rows, ("instruction", "output"), where)
         self.rows = select(rows, config.where, where)
         self.share = config.share
 

@@ -243,7 +243,10 @@ def _check(
                 found.problems.append(Problem(name, row, "duplicate", what))
             seen.setdefault(digest, row)
             if index in shown and not bad:
-                entries.append(Entry(tuple(map(_preview, messages)), f"{name}: {row}"))
+                try:
+                    entries.append(Entry(tuple(map(_preview, messages)), f"{name}: {row}"))
+                except MediaError as error:  # whose header was all that had been looked at
+                    found.problems.append(_problem(name, source, index, error))
         found.read += len(window)
         bar.update(len(window))
     return entries

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import Medium, Message, Text
-from mmllm.data.sources import medium, read_rows, select
+from mmllm.data.sources import medium, read_rows, require, select
 from mmllm.data.turns import role_of
 from mmllm.data.words import caption_of
 from mmllm.errors import RowError, quoted
@@ -40,6 +40,7 @@ class Dialogues:
 
     def __init__(self, config: DialoguesConfig, where: str):
         rows, self.root = read_rows(config.file, config.root, where)
+        require(rows, ["messages"], where)
         self.rows = select(rows, dict(config.where), where)
         self.either_order = config.either_order
         self.share = config.share

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import Message
-from mmllm.data.sources import open_rows, select
+from mmllm.data.sources import open_rows, require, select
 from mmllm.data.turns import columns, converse
 from mmllm.errors import RowError, quoted
 
@@ -34,6 +34,7 @@ class Llava:
 
     def __init__(self, config: LlavaConfig, where: str):
         rows, self.root = open_rows(config.file, config.root, where)
+        require(rows, ["conversations"], where)
         self.rows = select(rows, config.where, where)
         self.share = config.share
 

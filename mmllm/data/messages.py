@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message, Text
-from mmllm.data.sources import from_text, open_rows, select
+from mmllm.data.sources import from_text, open_rows, require, select
 from mmllm.data.turns import Queues, as_list, columns, embedded, place, role_of
 from mmllm.data.words import caption_of, is_nothing
 from mmllm.errors import PlaceholderError, RowError, quoted
@@ -44,6 +44,7 @@ class Messages:
 
     def __init__(self, config: MessagesConfig, where: str):
         rows, self.root = open_rows(config.file, config.root, where)
+        require(rows, [config.column], where)
         self.rows = select(rows, config.where, where)
         self.column = config.column
         self.share = config.share

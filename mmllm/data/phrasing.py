@@ -50,8 +50,10 @@ class Phrasing:
         ]
         replies = replies or (() if direction == "generate" else ("{caption}",))
         self.replies = [Template(text, f"{where}.replies") for text in replies]
+        if fields is None:
+            return
         for name, templates in (("prompts", self.prompts), ("replies", self.replies)):
-            for template in templates if fields is not None else ():
+            for template in templates:
                 template.check({"caption", *fields}, f"{where}.{name}")
 
     def conversation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import gzip
 import json
@@ -71,6 +72,10 @@ class JsonRows(Sequence[dict[str, Any]]):
         """Every field that any row has."""
         rows = (entry for entry in self._entries if isinstance(entry, dict))
         return list(dict.fromkeys(key for row in rows for key in row))
+
+    def has(self, column: str) -> bool:
+        """Whether any row has this field."""
+        return any(isinstance(entry, dict) and column in entry for entry in self._entries)
 
     def select(self, column: str, values: Sequence[Any]) -> JsonRows:
         """The rows whose `column` has one of the values; one that cannot be read stays, to be
@@ -188,6 +193,18 @@ def _entry(row: Any, what: str) -> dict[str, Any] | Broken:
     return (
         row if isinstance(row, dict) else Broken(f"{what}: expected an object, got {quoted(row)}")
     )
+
+
+def require(rows: Rows, fields: Sequence[str], where: str) -> None:
+    """Raises ConfigError for a field that no row has: the file is of another kind, or its columns
+    have other names."""
+    for name in fields:
+        if not rows.has(name):
+            near = difflib.get_close_matches(name, rows.columns, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"{where}: no row has a field {name!r}{hint}; there are {quoted(rows.columns)}"
+            )
 
 
 def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:

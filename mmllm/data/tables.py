@@ -126,6 +126,10 @@ class Table(Sequence[dict[str, Any]]):
         row = int(index if self._kept is None else self._kept[index])
         return self._named(self._row(row), row, ())
 
+    def has(self, column: str) -> bool:
+        """Whether the rows have this field."""
+        return column in self.columns
+
     def select(self, column: str, values: Sequence[Any]) -> Table:
         """The rows whose `column` has one of the values (texts of a text file match as texts); one
         that cannot be read stays, to be counted."""

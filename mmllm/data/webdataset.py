@@ -207,7 +207,9 @@ def _index(path: Path) -> pa.Table:
         for member in tar:
             if not member.isreg():
                 continue
-            folder, _, base = member.name.rpartition("/")
+            # Names are bytes in a tar: those that are no UTF-8 are kept as they can be shown.
+            name = member.name.encode("utf-8", "backslashreplace").decode("utf-8")
+            folder, _, base = name.rpartition("/")
             stem, _, extension = base.partition(".")
             if not stem or not extension:
                 continue

@@ -99,6 +99,13 @@ def test_headers_only_does_not_see_a_torn_end(faulty: Path):
     assert kinds == PLANTED.keys() - {"corrupt"}
 
 
+def test_headers_only_meets_a_torn_end_on_the_page(faulty: Path):
+    """What is shown is decoded, and what cannot be is a problem of its row."""
+    sources = {"rows": source("nextgpt", file=str(faulty / "rows.json"))}
+    report = checking.check(sources, faulty / "out", progress=False, headers_only=True)
+    assert {problem.kind for problem in report.problems} == PLANTED.keys()
+
+
 def test_the_command_reads_a_stage_and_exits_by_what_it_found(
     faulty: Path, system_tree: dict, monkeypatch, capsys
 ):

@@ -457,3 +457,36 @@ def test_where_matches_lists_of_parquet(tmp_path: Path):
     table = pa.table({"image": ["a", "b"], "caption": ["x", "y"], "tags": [["p"], ["q"]]})
     pq.write_table(table, tmp_path / "a.parquet")
     assert answers("table", tmp_path / "a.parquet", where={"tags": [["q"]]}, **TABLE) == [["y"]]
+
+
+# --- what is wrong with the dataset itself ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("alpaca", {}, "no row has a field 'instruction'; did you mean 'instructions'"),
+        ("messages", {}, "no row has a field 'messages'; did you mean 'message'"),
+        ("messages", {"column": "talk"}, "no row has a field 'talk'"),
+        ("dialogues", {}, "no row has a field 'messages'"),
+        ("llava", {}, "no row has a field 'conversations'; did you mean 'conversation'"),
+        ("nextgpt", {}, "holds pairs"),
+        ("pairs", ASK, "no row has modality = 'image'"),
+        ("table", {**ASK, "path": "{file}"}, "no column 'file'"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_when_it_is_opened(kind, fields, message, tmp_path: Path):
+    row = {"instructions": "a", "message": []}
+    row |= {} if kind == "nextgpt" else {"conversation": []}
+    file = write_json(tmp_path / "rows.jsonl", [row, row])
+    with pytest.raises(ConfigError, match=message):
+        source(kind, file=file, **fields)
+
+
+def test_names_in_a_tar_may_be_any_bytes(tmp_path: Path):
+    png = picture(tmp_path / "a.png", 7).read_bytes()
+    write_tar(tmp_path / "a.tar", {"caf\udce9.png": png, "caf\udce9.txt": b"\xef\xbb\xbfred"})
+    shards = source("webdataset", shards=str(tmp_path / "a.tar"), **ASK)
+    assert shards.name(0) == r"a.tar/caf\udce9"
+    assert _answer(shards, 0) == ["red"]
+    assert grey(shards.conversation(0, RNG(0))[0]) == [7]
