@@ -36,6 +36,7 @@ from mmllm.conversation import Image, Video, assistant, user
 from mmllm.demo import Demo
 from mmllm.demo.answering import answer
 from mmllm.demo.gate import Gate
+from mmllm.demo.page import Settings
 from mmllm.demo.rooms import Room, Rooms, Turn
 from mmllm.demo.saving import pack, unpack
 from mmllm.errors import ConfigError, MediaError
@@ -580,6 +581,28 @@ def test_no_folder_outlives_its_demo(tmp_path: Path) -> None:
 def demo(tiny_model: AnyToAny) -> Iterator[Demo]:
     with Demo(Chat(tiny_model), card="# How it was trained\nNot at all.") as demo:
         yield demo
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("seed",), "7a", "a number such as 7"),
+        (("seed",), "9" * 30, "a number such as 7"),
+        (("seed",), "\u00b2", "a number such as 7"),
+        (("seed",), "-1", "a number such as 7"),
+        (("stop",), "\n".join("abcdefghijklmnopqrs"), "19 texts to stop at"),
+        (("decoders", "image", "negative"), "x" * 100_001, "100001 characters"),
+        (("decoders", "image", "height"), 10**9, "width x height: expected at most"),
+        (("decoders", "video", "frames"), 20_001, "frames: expected at most 500"),
+        (("decoders", "video", "frames"), 10**40, "frames: expected at most 500"),
+        (("decoders", "audio", "seconds"), 1e300, "seconds: expected at most 60"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_one_sentence(
+    place: tuple[str, ...], value: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Settings([], [place], None).read([value])
 
 
 class Steps:

@@ -12,7 +12,7 @@ import html
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from mmllm.demo.saving import pack, unpack
 from mmllm.errors import ConfigError, MmllmError, quoted
 from mmllm.generation import Sampling
 from mmllm.mini import locate
+from mmllm.server.settings import Settings as Limits
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
     ("What is this?", None, "pictures/fluent-3d/guitar.webp"),
 )
 """(text, modality that the model must make, picture in mini's data)."""
+MOST_STOPS = 16
+"""Texts that an answer stops at."""
 TOGETHER = 4
 """Sessions that are answered at the same time; they share the chat's engine."""
 
@@ -81,7 +84,7 @@ that are not here are for programs."""
 _READ: dict[str, Callable[[Any], Any]] = {
     "seed": int,
     "negative": check_text,
-    "stop": lambda text: check_text(text).splitlines(),
+    "stop": lambda text: _stops(text),
     **dict.fromkeys(("steps", "max_new_tokens", "max_media"), int),
 }
 """A widget's value -> what the engine takes, where they differ."""
@@ -116,7 +119,31 @@ class Settings:
             for name in place[:-1]:
                 tree = tree.setdefault(name, {})
             tree[place[-1]] = _READ.get(place[-1], lambda value: value)(value)
+        for options in request["decoders"].values():
+            _check_cost(options)
         return request
+
+
+def _check_cost(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a medium that costs more than the server lets one cost. What a decoder
+    can make at all, it says itself."""
+    pixels = abs(options.get("width", 1) * options.get("height", 1))
+    frames = options.get("frames", 1)
+    for what, value, most in (
+        ("seconds", options.get("seconds", 0), Limits.made_seconds),
+        ("frames", frames, Limits.made_frames),
+        ("width x height", pixels, Limits.made_pixels),
+        ("width x height x frames", pixels * frames, Limits.made_volume),
+    ):
+        if value > most:
+            raise ConfigError(f"{what}: expected at most {most:g}, got {value:g}")
+
+
+def _stops(text: str) -> list[str]:
+    stops = [line for line in check_text(text).splitlines() if line]
+    if len(stops) > MOST_STOPS:
+        raise ConfigError(f"{len(stops)} texts to stop at, more than {MOST_STOPS}")
+    return stops
 
 
 def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
