@@ -45,7 +45,8 @@ class Gate:
         async def watched(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            await send(message)
+            async with asyncio.timeout(self.settings.send_seconds):
+                await send(message)  # waits until what was sent before has been taken
 
         try:
             await self._admit(scope, receive, watched)

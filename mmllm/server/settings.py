@@ -38,6 +38,8 @@ class Settings:
     """In which a connection must send its headers whole, and more of its body."""
     body_rate: int = 16 * 2**10
     """Bytes a second that a body must come at, once `silent_seconds` are over."""
+    send_seconds: float = 60.0
+    """In which a client must take what it was sent; then it holds its place no longer."""
     characters: int = 100_000
     """Of all its text."""
     media: int = 16

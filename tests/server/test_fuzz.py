@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
+import importlib.util
 import json
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx2
@@ -162,3 +167,49 @@ def test_broken_files(small: Served) -> None:
             response = http.post("/v1/chat/completions", json=body)
             assert answered_well(response), f"{kind} {bytes(data)!r}: {response.text}"
         assert http.post("/v1/chat/completions", json=VALID).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    """benchmarks/fuzz_server.py, of which this is a small part."""
+    path = Path(__file__).parents[2] / "benchmarks" / "fuzz_server.py"
+    spec = importlib.util.spec_from_file_location("fuzz_server", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz_server"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_first_requests_of_the_benchmark(small: Served, fuzz: ModuleType) -> None:
+    """Over all routes, by raw connections; none is the server's fault, each is answered in time."""
+    answers: list[Any] = []
+    port = int(small.url.rpartition(":")[2])
+    asked = fuzz.requests(0, 200)
+    asyncio.run(fuzz.sent("127.0.0.1", port, asked, 4, answers.append))
+    assert len(answers) == 200
+    assert {answer.asked.kind for answer in answers} >= {"structure", "options", "media", "headers"}
+    bad = [
+        (answer.asked.kind, answer.status, b"".join(answer.asked.data)[:600], answer.body[:600])
+        for answer in answers
+        if answer.status >= 500
+        or b'"internal_error"' in answer.body
+        or (answer.status == 0 and answer.asked.whole)
+    ]
+    assert bad == []
+    statuses = [answer.status for answer in answers]
+    assert statuses.count(200) > 10
+    assert statuses.count(400) > 50
+    with closing(small.http()) as http:
+        assert http.post("/v1/chat/completions", json=VALID).status_code == 200
+
+
+def test_faults_are_seen(fuzz: ModuleType) -> None:
+    """The benchmark's own eyes."""
+    asked = fuzz.Asked("x", [b""])
+    assert fuzz.faults(fuzz.Answer(asked, 400, 0.1, b"{}")) == []
+    assert fuzz.faults(fuzz.Answer(asked, 500, 0.1, b"")) == ["status 500"]
+    assert fuzz.faults(fuzz.Answer(asked, 200, 6.0, b"")) == ["6.0 s"]
+    assert fuzz.faults(fuzz.Answer(asked, 0, 0.1, b"")) == ["no answer"]
+    assert fuzz.faults(fuzz.Answer(fuzz.Asked("x", [b""], whole=False), 0, 0.1, b"")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
@@ -20,6 +21,8 @@ from mmllm.media import isolated
 from mmllm.server import bodies
 from mmllm.server import schemas as api
 from mmllm.server.errors import ApiError
+from mmllm.server.gate import Gate
+from mmllm.server.metrics import Metrics
 from mmllm.server.settings import Settings
 from tests.media.test_isolated import many_frames
 from tests.server.conftest import Served
@@ -426,3 +429,21 @@ def test_bodies_on_their_way_make_way(serve: Callable[..., Served]) -> None:
         assert http.post(CHAT, json=asking(TEXT)).status_code == 200
         assert http.post(CHAT, json=asking(TEXT, x="y" * 200_000)).status_code == 400
         assert client.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_takes_no_answer_holds_its_place_for_a_while() -> None:
+    async def answering(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def stuck(message: Any) -> None:
+        await asyncio.sleep(3600)
+
+    gate = Gate(answering, Settings(send_seconds=0.1, hosts=None), Metrics())
+    scope = {"type": "http", "path": "/v1/models", "headers": []}
+    with pytest.raises(TimeoutError):
+        asyncio.run(gate(scope, receive, stuck))
+    assert gate._inside == 0
