@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -38,8 +39,8 @@ from mmllm.config import RunConfig, SystemConfig
 from mmllm.errors import CheckpointError, MmllmError, naming, quoted
 from mmllm.llm.export import merge as merge_lora
 from mmllm.llm.export import save_transformers
-from mmllm.model import AnyToAny
-from mmllm.weights import check_links, copy_tensors, inside, save_tensors
+from mmllm.model import PROJECTIONS, AnyToAny
+from mmllm.weights import check_links, copy_tensors, inside, save_tensors, tensor_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,8 @@ def load_model(
     from mmllm import model as models
 
     with naming(CheckpointError, source.folder):
-        model = models.build(source.system(), dtype=dtype, device=device)
+        sizes = _sizes(source)
+        model = models.build(source.system(), dtype=dtype, device=device, sizes=sizes)
         load_weights(model, source)
         return model.eval()
 
@@ -271,9 +273,17 @@ def _load_whole(source: Checkpoint) -> AnyToAny:
     system = source.system()
     llm = replace(system.llm, quantization=None, device_map=None, dtype=None)
     with naming(CheckpointError, source.folder):
-        model = models.build(replace(system, llm=llm))
+        model = models.build(replace(system, llm=llm), sizes=_sizes(source))
         load_weights(model, source)
         return model.eval()
+
+
+def _sizes(source: Checkpoint) -> dict[str, int]:
+    """How many numbers it holds of what a config describes, to make no more of them."""
+    files = {room: source.folder / f"{room}.safetensors" for room in ("rows", *PROJECTIONS)}
+    shapes = {room: tensor_shapes(file) for room, file in files.items()}
+    shapes["rows"].pop("head_rows", None)
+    return {room: sum(map(math.prod, of.values())) for room, of in shapes.items()}
 
 
 def load_weights(model: AnyToAny, source: Checkpoint) -> None:

@@ -106,6 +106,7 @@ def standing(folder: Path) -> Path:
 
 def draft_of(path: Path) -> Path:
     """A name beside `path`, on the same file system, that tells who writes there."""
+    path = path if path.name else path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.{process_table()}-{os.getpid()}{PARTIAL}")
 
 
@@ -199,6 +200,7 @@ def _put_in_place(draft: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
+    folder = folder if folder.name else folder.absolute()
     return folder.with_name(f".{folder.name}{_REPLACED}")
 
 

@@ -101,7 +101,8 @@ def naming(kind: type[MmllmError], what: object) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """What is said of an exception: the first line of its message, cut, and its class where the
     message alone would tell nothing."""
-    line = next(iter(str(error).strip().splitlines()), "")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = next(iter(text.strip().splitlines()), "")
     line = line if len(line) <= _REASON else f"{line[: _REASON - 1]}…"
     telling = isinstance(error, OSError | ValueError | RuntimeError) and line
     return line if telling else f"{type(error).__name__}: {line}".removesuffix(": ")

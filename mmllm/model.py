@@ -23,6 +23,9 @@ from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, naming
 from mmllm.llm.causal_lm import LanguageModel
 
+PROJECTIONS = ("input_projections", "output_projections")
+"""The rooms of what is trained beside the LLM."""
+
 
 @dataclass
 class Output:
@@ -47,38 +50,28 @@ class AnyToAny(nn.Module):
         decoders: Mapping[str, ModalityDecoder],
         *,
         seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
     ):
+        """`sizes`: how many numbers a checkpoint holds for the projections, by room, and for the
+        signal tokens' rows: a config that wants others is a ConfigError before they are made."""
         super().__init__()
         self.config = config
         self.llm = llm
         self.encoders = nn.ModuleDict({key: encoder.freeze() for key, encoder in encoders.items()})
         self.decoders = dict(decoders)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.input_projections = nn.ModuleDict(
-                {
-                    key: configs.build(
-                        config.input_projections[key],
-                        feature_shape=encoder.feature_shape,
-                        width=llm.width,
-                        scale=llm.embedding_scale,
-                    )
-                    for key, encoder in encoders.items()
-                }
-            )
-            self.output_projections = nn.ModuleDict(
-                {
-                    key: configs.build(
-                        config.output_projections[key],
-                        condition_shapes=decoder.condition_shapes,
-                        width=llm.width,
-                    )
-                    for key, decoder in decoders.items()
-                }
-            )
         signal_tokens: dict[str, int] = {
             key: entry.signal_tokens for key, entry in config.output_projections.items()
         }
+        if sizes is not None:
+            with torch.device("meta"):
+                rooms = zip(PROJECTIONS, _projections(config, llm, encoders, decoders), strict=True)
+            wanted = {room: _num_parameters(modules) for room, modules in rooms}
+            _compare({**wanted, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.input_projections, self.output_projections = _projections(
+                config, llm, encoders, decoders
+            )
         llm.add_outputs(signal_tokens, torch.Generator().manual_seed(seed))
         self.requires_grad_(False)
         self.renderer = Renderer(
@@ -220,18 +213,62 @@ def build(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
 ) -> AnyToAny:
     """All parts of a system, freshly initialised where they train. `dtype`: of the frozen LLM.
+    `sizes`: see AnyToAny.
     Raises ConfigError for a licence that is not accepted."""
     licences.check(config)
     encoders = _parts("encoders", config.encoders)
     decoders = _parts("decoders", config.decoders)
     llm = configs.build(config.llm, dtype=dtype, device=device)
     with naming(ConfigError, "the parts cannot be joined"):
-        model = AnyToAny(config, llm, encoders, decoders, seed=seed).to(device)
+        model = AnyToAny(config, llm, encoders, decoders, seed=seed, sizes=sizes)
+        model = model.to(device)
     for decoder in model.decoders.values():
         decoder.to(device)
     return model
+
+
+def _projections(
+    config: SystemConfig,
+    llm: LanguageModel,
+    encoders: Mapping[str, ModalityEncoder],
+    decoders: Mapping[str, ModalityDecoder],
+) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+    """Those of inputs and those of outputs, by key."""
+    inputs = {
+        key: configs.build(
+            config.input_projections[key],
+            feature_shape=encoder.feature_shape,
+            width=llm.width,
+            scale=llm.embedding_scale,
+        )
+        for key, encoder in encoders.items()
+    }
+    outputs = {
+        key: configs.build(
+            config.output_projections[key],
+            condition_shapes=decoder.condition_shapes,
+            width=llm.width,
+        )
+        for key, decoder in decoders.items()
+    }
+    return nn.ModuleDict(inputs), nn.ModuleDict(outputs)
+
+
+def _num_parameters(module: nn.Module) -> int:
+    """How many numbers it has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _compare(wanted: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    for room, count in wanted.items():
+        if count > sizes[room]:
+            raise ConfigError(
+                f"{room}: the config describes {count:,} numbers, but the checkpoint holds "
+                f"{sizes[room]:,}; was it trained with another LLM, encoder, decoder or projection?"
+            )
 
 
 def _parts(room: str, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmllm.errors import AssetError, CheckpointError, naming, quoted
+from mmllm.errors import AssetError, CheckpointError, naming, quoted, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ def inside(folder: Path, name: str, where: str, *, follow: bool = False) -> Path
         if follow:
             file = Path(os.path.normpath(root / name))
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: {quoted(name)} is no file: {error}") from error
+        raise CheckpointError(f"{where}: {quoted(name)} is no file: {reason(error)}") from error
     if not any(file.is_relative_to(within) for within in (root, *blobs)):
         raise CheckpointError(
             f"{where}: {quoted(name)} leads out of {folder}; a checkpoint reads no other files: "
@@ -150,6 +150,14 @@ def save_tensors(
     except SafetensorError as error:
         raise OSError(f"{path.name}: {error}") from error
     path.chmod(mode)
+
+
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """Name -> shape of what a safetensors file holds, by its header; raises CheckpointError."""
+    from safetensors import safe_open
+
+    with naming(CheckpointError, file), safe_open(file, framework="pt") as saved:
+        return {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
 
 
 def copy_tensors(own: Mapping[str, Tensor], file: Path, *, remedy: str) -> None:

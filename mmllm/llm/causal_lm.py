@@ -43,6 +43,7 @@ from mmllm.weights import (
     inside,
     locate,
     save_tensors,
+    tensor_shapes,
 )
 
 if TYPE_CHECKING:
@@ -577,8 +578,10 @@ def _build(
         options["device_map"] = {"": device}  # quantised where it will be used
     if not gguf:
         options["use_safetensors"] = True
-        _check_files(config.weights, Path(source["pretrained_model_name_or_path"]))
+        names = _check_files(config.weights, Path(source["pretrained_model_name_or_path"]))
     try:
+        if not gguf and names:
+            _check_size(source, names)
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model, report = AutoModelForCausalLM.from_pretrained(
             **source, **options, output_loading_info=True
@@ -609,10 +612,11 @@ _CONVERT = (
 )
 
 
-def _check_files(weights: str, source: Path) -> None:
-    """CheckpointError for a local folder that holds no model, or its weights as a pickle only."""
+def _check_files(weights: str, source: Path) -> list[str]:
+    """The names in a local folder; none for the id of a hub. CheckpointError for a folder that
+    holds no model, or its weights as a pickle only."""
     if not source.exists():
-        return  # the id of a hub
+        return []
     if not source.is_dir():
         raise CheckpointError(f"llm.weights {weights!r}: expected a folder or a .gguf file")
     names = sorted(path.name for path in source.iterdir())
@@ -626,9 +630,8 @@ def _check_files(weights: str, source: Path) -> None:
             f"llm.weights {weights!r} is the folder of an adapter, which names another model: "
             "merge the two with peft (merge_and_unload) and give the merged folder"
         )
-    _check_shards(source, names)
     if any(name.endswith(".safetensors") for name in names):
-        return
+        return names
     pickles = [name for name in names if Path(name).suffix in PICKLES]
     if not pickles:
         raise CheckpointError(f"llm.weights {weights!r} has no *.safetensors; is the copy whole?")
@@ -639,31 +642,53 @@ def _check_files(weights: str, source: Path) -> None:
     )
 
 
-def _check_shards(source: Path, names: Sequence[str]) -> None:
-    """Raises CheckpointError if an index names files outside the folder, or if config.json wants
-    more layers than there are tensors: making them would take for ever."""
-    from safetensors import safe_open
+def _check_size(source: dict[str, Any], names: Sequence[str]) -> None:
+    """Raises CheckpointError if an index names files outside the folder, or if config.json
+    describes more than the weights hold: transformers would make what is missing, then tell."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    folder = Path(source["pretrained_model_name_or_path"])
     shards = {name for name in names if name.endswith(".safetensors")}
     for name in names:
         if name.endswith(".safetensors.index.json"):
-            index = json.loads((source / name).read_text(encoding="utf-8"))
+            index = json.loads((folder / name).read_text(encoding="utf-8"))
             shards |= {str(shard) for shard in index["weight_map"].values()}
-    count = 0
-    for name in sorted(shards):
-        file = inside(source, name, "llm.weights", follow=True)
-        with naming(CheckpointError, file), safe_open(file, framework="pt") as saved:
-            count += len(saved.keys())
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    check_attention(config, source / "config.json")
-    for tree in (config, config.get("text_config")):
-        for key in ("num_hidden_layers", "n_layer", "num_layers"):
-            layers = tree.get(key) if isinstance(tree, dict) else None
-            if shards and isinstance(layers, int) and layers > count:
+    shapes = [
+        shape
+        for name in sorted(shards)
+        for shape in tensor_shapes(inside(folder, name, "llm.weights", follow=True)).values()
+    ]
+    for name in {"generation_config.json"}.intersection(names):  # transformers passes over it
+        with naming(CheckpointError, folder / name):
+            json.loads((folder / name).read_text(encoding="utf-8"))
+    file = folder / "config.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    check_attention(told, file)
+    for tree in (told, told.get("text_config")):
+        for key in _COUNTS:
+            count = tree.get(key) if isinstance(tree, dict) else None
+            if isinstance(count, int) and count > len(shapes):
                 raise CheckpointError(
-                    f"{source / 'config.json'}: {key}: {layers} layers, but the weights hold "
-                    f"{count} tensors"
+                    f"{file}: {key} is {count}, but the weights hold {len(shapes)} tensors"
                 )
+    if "quantization_config" in told:
+        return
+    of = AutoConfig.from_pretrained(**source)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            of, attn_implementation="eager", trust_remote_code=False
+        )
+    described = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(math.prod(shape) for shape in shapes)
+    if described > held:
+        raise CheckpointError(
+            f"{file} describes {described:,} parameters, but the weights hold {held:,}; is the "
+            "copy whole?"
+        )
+
+
+_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+"""Keys of a config.json that say how many modules are made; each has a tensor of its own."""
 
 
 def _told(error: Exception) -> str:
