@@ -6,7 +6,7 @@ Legend: C channels, S samples.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import gcd
+from math import ceil, gcd
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,10 @@ _BLOCK = 1 << 16
 """Samples read or written at once: libsndfile's Vorbis encoder crashes on very long blocks."""
 _LARGEST_KERNEL = 1 << 24
 """Values of a sinc's kernel; between rates that share no divisor it would take gigabytes."""
+_SINC_ZEROS = 6
+"""Zero crossings of the sinc on either side: torchaudio's default."""
+_RESAMPLED = 1 << 22
+"""Samples of a channel that are resampled at once: torch takes a multiple of them in memory."""
 _OPEN = 0x7FFF0000
 """Bytes that a WAV announces, at the least, when its writer did not know: SoX writes 0x7FFFF000,
 others the largest number of 31 or 32 bits, less the header."""
@@ -141,14 +145,28 @@ def resample(audio: Audio, rate: int, mono: bool = True) -> Audio:
 
 
 def _sinc(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
-    """float32[C, S] of another rate; its kernel grows with the numerator of their ratio."""
+    """float32[C, S] of another rate; its kernel grows with the numerator of their ratio.
+
+    Long sounds are resampled in blocks, each with as much of its neighbours as the kernel reaches.
+    """
     import torch
     from torchaudio.functional import resample as sinc
 
-    # Zero-copy is not worth a read-only warning: decoded arrays may be shared.
-    tensor = torch.tensor(samples)
-    with torch.autocast("cpu", enabled=False):
-        return sinc(tensor, own, rate).clamp(-1, 1).numpy()
+    step, made = own // gcd(own, rate), rate // gcd(own, rate)
+    reach = ceil(_SINC_ZEROS * step / (0.99 * min(step, made))) + step  # as torchaudio has it
+    margin, block = step * ceil(reach / step), step * ceil(_RESAMPLED / step)
+    channels, length = samples.shape
+    resampled = np.empty((channels, -(-length * made // step)), np.float32)
+    for start in range(0, length, block):
+        left = min(start, margin)
+        # Zero-copy is not worth a read-only warning: decoded arrays may be shared.
+        tensor = torch.tensor(samples[:, start - left : start + block + margin])
+        with torch.autocast("cpu", enabled=False):
+            part = sinc(tensor, own, rate).clamp(-1, 1).numpy()
+        skipped, first = left * made // step, start * made // step
+        part = part[:, skipped : skipped + block * made // step]
+        resampled[:, first : first + part.shape[1]] = part[:, : resampled.shape[1] - first]
+    return resampled
 
 
 def _by_phases(samples: np.ndarray, own: int, rate: int) -> np.ndarray:

@@ -22,7 +22,7 @@ class Limits:
 
     bytes: int = 256 * 2**20
     """Of the file."""
-    pixels: int = 64_000_000
+    pixels: int = 50_000_000
     """Width x height of a picture or of one frame."""
     ratio: float = 100.0
     """Of the longer to the shorter side of a picture or a frame: encoders that scale the shorter

@@ -313,6 +313,16 @@ def test_rates_without_a_common_divisor_are_resampled(rate):
     assert np.abs(sound.to_numpy()[:, inside] - expected[:, inside]).max() < 0.02
 
 
+@pytest.mark.parametrize(("own", "rate"), [(48_000, 16_000), (44_100, 16_000), (8_000, 44_100)])
+def test_long_sounds_are_resampled_in_blocks_without_seams(own, rate, monkeypatch):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, own + 77)).astype(np.float32)
+    whole = media.resample(Audio.from_numpy(noise, own), rate, mono=False).to_numpy()
+    monkeypatch.setattr("mmllm.media.audio._RESAMPLED", own // 7)
+    blocks = media.resample(Audio.from_numpy(noise, own), rate, mono=False).to_numpy()
+    assert blocks.shape == whole.shape
+    assert np.abs(blocks - whole).max() < 1e-5
+
+
 def test_resampling_is_exact_under_autocast():
     sound = Audio.from_numpy(tone(), 16_000)
     plain = media.resample(sound, 44_100).to_numpy()
