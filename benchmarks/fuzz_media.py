@@ -11,7 +11,9 @@ anything but MediaError, takes over 5 s of processor time, or over 1 GB of memor
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import io
+import multiprocessing
 import os
 import random
 import resource
@@ -90,7 +92,10 @@ def main() -> int:
     counted: Counter[str] = Counter()
     slowest, largest = 0.0, 0
     started = time.monotonic()
-    for name, data in mutants(corpus(), options.seed, options.count):
+    # Made elsewhere: encoders leave threads and locks behind, which forked processes would lack.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        files = pool.apply(corpus)
+    for name, data in mutants(files, options.seed, options.count):
         outcome = tried(lambda data=data: examine(data))
         counted[outcome.what] += 1
         slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.memory)
@@ -163,16 +168,16 @@ def tried(work: Callable[[], str]) -> Outcome:
         os.close(reader)
         _report(work, writer)
     os.close(writer)
-    alive = not select.select([reader], [], [], PATIENCE)[0]
+    alive = not select.select([reader], [], [], PATIENCE)[0]  # readable when it has ended, too
     if alive:
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reader, "rb") as file:
         told = file.read()
     _, status, used = os.wait4(child, 0)
     seconds = used.ru_utime + used.ru_stime  # how busy the machine is otherwise does not count
-    if alive or not told:
+    if alive or b"\t" not in told:
         why = f"still at it after {PATIENCE} s" if alive else f"died with status {status}"
-        return Outcome("failed", why, seconds, 0)
+        return Outcome("failed", f"{why}\n{told.decode()}".strip(), seconds, 0)
     what, most, why = told.decode().split("\t", 2)
     memory = int(most)
     if seconds > SECONDS or memory > MEMORY:
@@ -184,12 +189,14 @@ def _report(work: Callable[[], str], writer: int) -> None:
     """In the child: do the work, write its outcome, end without the parent's exit handlers."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)  # FFmpeg and libjpeg complain there
+    faulthandler.dump_traceback_later(PATIENCE - 5, exit=True, file=writer)
     before = _memory()
     try:
         told = work()
         what = "named" if told else "read"
     except BaseException as error:
         what, told = "failed", f"{type(error).__name__}: {error}"
+    faulthandler.cancel_dump_traceback_later()
     line = f"{what}\t{_memory() - before}\t{told[:500]}"
     os.write(writer, line.encode("utf-8", "replace"))
     os._exit(0)
