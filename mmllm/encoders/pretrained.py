@@ -173,8 +173,10 @@ class Source:
     def preprocessor(self, cls: Any) -> Any:
         """The image, video or audio preprocessor that upstream saved with the model."""
         try:
+            # Others would keep it as a setting of theirs.
+            options = {"trust_remote_code": False} if cls.__name__.startswith("Auto") else {}
             with quiet(), code_left_alone():
-                return cls.from_pretrained(str(self.folder))
+                return cls.from_pretrained(str(self.folder), **options)
         except Exception as error:
             raise AssetError(
                 f"{self.where}.weights: {self.folder} has no usable preprocessor for "
