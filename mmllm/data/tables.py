@@ -8,9 +8,12 @@ wants small groups, as `datasets` writes them.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import gzip
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ from mmllm.errors import ConfigError, MediaError, RowError, quoted
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow import csv
 
 GROUP_BYTES = 512 * 2**20
 """The largest row group that is read."""
@@ -96,7 +100,7 @@ class Table(Sequence[dict[str, Any]]):
                     broken += faults
             except ConfigError:
                 raise
-            except (pyarrow.ArrowException, OSError, ValueError) as error:
+            except (pyarrow.ArrowException, OSError, ValueError, EOFError, zlib.error) as error:
                 raise ConfigError(f"{where}: {file} cannot be read: {error}") from error
             twice = [name for name in names if name and names.count(name) > 1]
             if twice:
@@ -226,48 +230,108 @@ def _read_text(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[B
     try:  # many threads; a row that does not fit ends it
         return _read_csv(path, header), []
     except pyarrow.ArrowInvalid:
-        broken: list[Broken] = []
-        return _read_csv(path, header, broken), broken
+        return _read_odd_csv(path, header)
 
 
-def _read_csv(
-    path: Path, header: Sequence[str], broken: list[Broken] | None = None
+def _read_csv(path: Path, header: Sequence[str]) -> pyarrow.Table:
+    """One column of bytes for each of the file's."""
+    encoding = _encoding(path)
+    return _read_columns(
+        lambda: contextlib.nullcontext(path),
+        _parse_options(path),
+        column_names=list(header) or None,
+        encoding="utf8" if encoding == "utf-8-sig" else encoding,
+    )
+
+
+def _read_odd_csv(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[Broken]]:
+    """As `_read_csv`, slower: rows that do not fit are left out and told, and the file is read as
+    one block, in which a row may be as long as it likes."""
+    broken: dict[int, Broken] = {}
+    encoding = _encoding(path)
+    as_latin = encoding == "utf-8-sig"  # so that every byte is a letter, and can be told
+
+    def skip(row: Any) -> str:
+        number = row.number - (0 if header else 1)  # the first line names the columns
+        text = _bytes_of(row.text).decode("utf-8", "backslashreplace") if as_latin else row.text
+        what = f"row {number}: {row.expected_columns} fields expected, {row.actual_columns} found"
+        broken[number] = Broken(f"{what}: {quoted(text)}")
+        return "skip"
+
+    size = _LONGEST_ROW if _is_packed(path) else min(path.stat().st_size + 1, _LONGEST_ROW)
+    table = _read_columns(
+        lambda: _opened(path),
+        _parse_options(path, skip),
+        column_names=list(header) or None,
+        encoding="latin-1" if as_latin else encoding,
+        use_threads=False,
+        block_size=size,
+    )
+    return _from_latin(table, header) if as_latin else table, list(broken.values())
+
+
+def _read_columns(
+    opened: Callable[[], AbstractContextManager[Any]], parsing: csv.ParseOptions, **reading: Any
 ) -> pyarrow.Table:
-    """One column of bytes for each of the file's. Given `broken`, rows that do not fit are put
-    there, and the file is read as one block, in which a row may be as long as it likes."""
     import pyarrow
     from pyarrow import csv
 
-    def skip(row: csv.InvalidRow) -> str:
-        assert broken is not None
-        number = row.number - (0 if header else 1)  # the first line names the columns
-        what = f"row {number}: {row.expected_columns} fields expected, {row.actual_columns} found"
-        broken.append(Broken(f"{what}: {quoted(row.text)}"))
-        return "skip"
+    options = csv.ReadOptions(**reading)
+    unchecked = csv.ConvertOptions(check_utf8=False)
+    with (
+        opened() as file,
+        csv.open_csv(
+            file, read_options=options, parse_options=parsing, convert_options=unchecked
+        ) as stream,
+    ):
+        names = stream.schema.names
+    as_bytes = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.binary()))
+    with opened() as file:
+        return csv.read_csv(
+            file, read_options=options, parse_options=parsing, convert_options=as_bytes
+        )
+
+
+def _from_latin(table: pyarrow.Table, header: Sequence[str]) -> pyarrow.Table:
+    """The table of a file that was read as Latin-1, with the bytes that it has."""
+    import pyarrow
+
+    columns = [
+        pyarrow.array([_bytes_of(cell.decode("utf-8")) for cell in column.to_pylist()], "binary")
+        for column in table.columns
+    ]
+    names = header or [_bytes_of(name).decode("utf-8") for name in table.column_names]
+    return pyarrow.table(columns, names=list(names))
+
+
+def _bytes_of(text: str) -> bytes:
+    return text.encode("latin-1")
+
+
+def _parse_options(path: Path, skip: Callable[[Any], str] | None = None) -> csv.ParseOptions:
+    from pyarrow import csv
 
     tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes)
-    parsing = csv.ParseOptions(
+    return csv.ParseOptions(
         delimiter="\t" if tabs else ",",
         quote_char=False if tabs else '"',  # in tabbed files a quotation mark is text
         newlines_in_values=not tabs,
-        invalid_row_handler=None if broken is None else skip,
+        invalid_row_handler=skip,
     )
-    packed = path.suffix.lower() == ".gz"
-    with gzip.open(path) if packed else path.open("rb") as file:
-        encoding = encoding_of(file.read(4))
-    reading = csv.ReadOptions(
-        column_names=list(header) or None,
-        encoding="utf8" if encoding == "utf-8-sig" else encoding,
-        use_threads=broken is None,
-    )
-    if broken is not None:
-        reading.block_size = _LONGEST_ROW if packed else min(path.stat().st_size + 1, _LONGEST_ROW)
-    unchecked = csv.ConvertOptions(check_utf8=False)
-    with csv.open_csv(
-        path, read_options=reading, parse_options=parsing, convert_options=unchecked
-    ) as stream:
-        names = stream.schema.names
-    if broken is not None:
-        broken.clear()  # the look at the names has met them too
-    as_bytes = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.binary()))
-    return csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=as_bytes)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file unpacked, behind its byte order mark if it is UTF-8."""
+    with gzip.open(path) if _is_packed(path) else path.open("rb") as file:
+        file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
+        yield file
+
+
+def _encoding(path: Path) -> str:
+    with gzip.open(path) if _is_packed(path) else path.open("rb") as file:
+        return encoding_of(file.read(4))
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"

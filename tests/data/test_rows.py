@@ -427,6 +427,17 @@ def test_a_row_of_a_table_costs_itself(tmp_path: Path):
     assert [entry == ["red"] for entry in chosen] == [True, False, False]
 
 
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_row_of_a_table_may_be_wrong_in_two_ways(mark: bytes, tmp_path: Path, capfd):
+    data = "image,caption,größe\na,rød,1\n".encode() + b"b,caf\xe9\nc,\xe9,2\n"
+    (tmp_path / "a.csv").write_bytes(mark + data)
+    found = answers("table", tmp_path / "a.csv", **{**TABLE, "replies": ["{caption} {größe}"]})
+    assert found[0] == ["rød 1"]
+    assert found[1].startswith("column 'caption': b'\\xe9' is not UTF-8")
+    assert found[2] == "row 2: 3 fields expected, 2 found: 'b,caf\\\\xe9'"
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_tables_in_other_encodings(encoding: str, tmp_path: Path):
     for name, mark in (("a.csv", ","), ("a.tsv", "\t"), ("A.CSV", ",")):
