@@ -5,7 +5,9 @@ random weights and features that lie ready, beside the same language model run b
     python benchmarks/large.py --seconds 0.1 --pairs 1                # without one: does it run?
 
 A pack holds 4,096 positions. Operations are 4 a parameter and token: frozen weights have no
-gradient. Without a GPU the language model has two narrow layers, and no bar is measured.
+gradient. Without a GPU the language model has two narrow layers, and the bars are printed, not
+measured: a step takes at most 1.05 of the bare language model's, and trains more than 15,400 tokens
+a second.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ from mmllm.weights import left_out
 
 RECIPE = Path(__file__).parents[1] / "configs" / "modern-8b"
 POSITIONS, CONVERSATIONS = 4096, 8
-PUBLISHED = 12_473
-"""Tokens a second of LoRA on an 8 B model with packs of 4,096 on one H100, as published for
-another framework: 402 TFLOP/s, 41 % of what the card can do."""
+FLOOR = 1.05
+"""What a step may take of the same language model's, run bare."""
+LEAST = 15_400
+"""Tokens a second on one H100 or H200. LoRA on an 8 B model with packs of 4,096 is published at
+12,473 for another framework: 402 TFLOP/s, 41 % of what an H100 can do."""
 NARROW = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -82,7 +86,7 @@ def _with_random_weights(
     with left_out():
         hollow = models.build(system, dtype=torch.bfloat16, device="meta")
     of = hollow.llm.model.config
-    if device.type == "cpu":
+    if device.type != "cuda":
         of.update({**NARROW, "layer_types": of.layer_types[: NARROW["num_hidden_layers"]]})
     with device:
         real = AutoModelForCausalLM.from_config(
@@ -150,10 +154,12 @@ def _rows(name: str, number: int, options: Options) -> Iterator[Row]:
     batch = _batch(stage.model, stage.features, speaks=number == 3).to(device)
     bare = Bare(stage, [batch])
     timing = timed(lambda: stage.step(Step([batch])), bare.steps, options)
-    yield Row(f"{name}: step / bare", timing.ratio, 1.05 if measured else None, detail=str(timing))
+    floor, least = (FLOOR, LEAST) if measured else (None, None)
+    unmeasured = "" if measured else f"; on a GPU at most {FLOOR}"
+    yield Row(f"{name}: step / bare", timing.ratio, floor, detail=f"{timing}{unmeasured}")
     rate = POSITIONS / statistics.median(timing.ours)
-    bar = PUBLISHED if measured else None
-    yield Row(f"{name}: tokens a second", rate, bar, "at least", unit="tokens/s")
+    unmeasured = "" if measured else f"on a GPU at least {LEAST:,}"
+    yield Row(f"{name}: tokens a second", rate, least, "at least", "tokens/s", unmeasured)
     adapters = {id(weight) for _, weight in stage.model.llm.lora_parameters()}
     weights = stage.model.llm.model.parameters()
     size = sum(weight.numel() for weight in weights if id(weight) not in adapters)

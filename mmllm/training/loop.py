@@ -89,8 +89,7 @@ def train(
     data before the first step, and not when a step asks. The folder is locked meanwhile.
     """
     cpu.settle()
-    if name := os.environ.get("ACCELERATE_TORCH_DEVICE"):
-        named_device(name)  # else accelerate takes the best one that is here
+    _check_launch()
     state = PartialState()
     lock = RunLock(Path(run.stage.output))
     with contextlib.ExitStack() as held:
@@ -101,6 +100,19 @@ def train(
 
         source, resumed = _decided(state, begin)
         return _train(run, source, resumed, lock, progress=progress, ahead=ahead)
+
+
+def _check_launch() -> None:
+    """Raises ConfigError for what accelerate was told and cannot be, before it begins."""
+    if name := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        named_device(name)  # without a name accelerate takes the best one that is here
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate: {kind} spreads weights over processes, and mmllm cannot write such "
+                "a checkpoint; launch with configs/accelerate/multi-gpu.yaml, and a language model "
+                "that is too large for one GPU with llm.quantization=4bit"
+            )
 
 
 def _decided(state: PartialState, decide: Callable[[], Any]) -> Any:

@@ -1,0 +1,91 @@
+"""Devices by name: one that is not here is refused with those that are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mmllm
+from mmllm import precision
+from mmllm.errors import ConfigError
+from mmllm.precision import fast_dtype, moved, named_device
+from mmllm.training.loop import _accelerator, train
+from tests.device.training import OnDevice, on_device
+from tests.training.conftest import data, make_run
+
+__all__ = ["data", "make_run", "on_device"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gpu", "an NVIDIA or AMD GPU is called cuda"),
+        ("cuda", "cannot use|finds no GPU|built without CUDA"),
+        ("cuda:7", r"here \(cpu.*got 'cuda:7'"),
+        ("mps", r"here \(cpu.*got 'mps'"),
+        ("cpu:1", "got 'cpu:1'"),
+        ("cuda:x", "got 'cuda:x'"),
+        ("", "got ''"),
+        ("meta", "got 'meta'"),
+        ("g" * 10_000, "got 'ggg"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused(name: str, said: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: False, raising=False)
+    with pytest.raises(ConfigError, match=said) as caught:
+        mmllm.load("mini", device=name)
+    assert len(str(caught.value)) < 500
+
+
+def test_devices_that_are_here_are_taken(second: torch.device, monkeypatch) -> None:
+    assert named_device("cpu") == "cpu"
+    assert named_device("second") == "second"
+    monkeypatch.setattr(precision, "_count", lambda kind: {"cpu": 1, "cuda": 2}.get(kind, 0))
+    assert named_device("cuda:1") == "cuda:1"
+    with pytest.raises(ConfigError, match=r"here \(cpu, cuda:0 to cuda:1\), got 'cuda:2'"):
+        named_device("cuda:2")
+
+
+def test_precision_follows_the_device(monkeypatch) -> None:
+    fast_dtype.cache_clear()
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert fast_dtype("cuda") is torch.float32  # before Ampere: in emulation alone
+    assert fast_dtype("mps") is torch.float32
+    fast_dtype.cache_clear()
+
+
+def test_what_is_moved_to_the_cpu_or_to_mps_is_there_at_once(monkeypatch) -> None:
+    waits = []
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda _self, _device, non_blocking: waits.append(not non_blocking)
+    )
+    for device in ("cpu", "mps", "second"):
+        moved(torch.ones(1), device)
+    assert waits == [True, True, False]
+
+
+def test_training_is_refused_where_accelerate_was_told_what_cannot_be(make_run, monkeypatch):
+    run = make_run()
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"ACCELERATE_USE_{kind}", "true")
+            with pytest.raises(ConfigError, match=rf"{kind} .*multi-gpu\.yaml"):
+                train(run, progress=False)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "gpu")
+    with pytest.raises(ConfigError, match="got 'gpu'"):
+        train(run, progress=False)
+
+
+def test_half_precision_is_refused_where_it_would_be_left_out(
+    make_run, on_device: OnDevice, second: torch.device
+) -> None:
+    on_device(torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"stage\.precision: fp16 needs a GPU"):
+        _accelerator(make_run().stage, "fp16")
+    on_device(second)
+    with pytest.raises(ConfigError, match=r"stage\.precision: fp16 cannot be used here"):
+        _accelerator(make_run().stage, "fp16")
