@@ -73,6 +73,19 @@ def test_a_session_is_found_by_its_secret_only(rooms: Rooms) -> None:
     assert len({one.token, other.token, "guessed"}) == 3
     assert rooms.open(one.token) is one
     assert one.folder != other.folder
+    assert rooms.open({"token": one.token}) not in (one, other)  # pyright: ignore[reportArgumentType]
+
+
+def test_sessions_are_bounded_and_empty_ones_make_room(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmllm.demo.rooms.MOST_ROOMS", 3)
+    spoken = rooms.open(None)
+    spoken.turns.append(Turn(user("hello")))
+    for _ in range(10):
+        rooms.open(None)
+    assert rooms.open(spoken.token) is spoken
+    assert len(list(rooms.root.iterdir())) == 3
 
 
 def test_a_file_that_was_sent_becomes_a_medium_in_the_sessions_folder(rooms: Rooms) -> None:

@@ -258,7 +258,8 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             index = change.index if isinstance(change.index, int) else change.index[0]
             text = check_text(str(change.value))
             with room.change():
-                if index >= len(room.turns) or room.turns[index].message.role != "user":
+                there = 0 <= index < len(room.turns)
+                if not there or room.turns[index].message.role != "user":
                     warn([ConfigError("this message is not there any more")])
                     return room.token, _shown(room.turns)
                 media = room.turns[index].message.media

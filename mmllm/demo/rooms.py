@@ -248,7 +248,7 @@ class Rooms:
     def open(self, token: str | None) -> Room:
         """The session of a token; a new one if there is none (any more)."""
         with self._lock:
-            room = self._rooms.get(token or "")
+            room = self._rooms.get(token) if isinstance(token, str) else None
             if room is None:
                 if len(self._rooms) >= MOST_ROOMS:
                     self._drop_one()
