@@ -277,7 +277,7 @@ class LanguageModel(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """int[B, T] -> float[B, T, D]; placeholders are zero until media are placed there."""
         vocabulary = self.tokens.vocabulary
-        text = self.embedding(ids.clamp_max(vocabulary - 1))
+        text = self.embedding(ids.clamp_max(vocabulary - 1)).to(ids.device)
         # One zero row stands for the placeholder; without outputs the table is that row alone.
         table = F.pad(self.rows, (0, 0, 0, 1)).to(text.dtype)
         new = F.embedding((ids - vocabulary).clamp(0, self.tokens.num_signals), table)
@@ -371,7 +371,7 @@ class LanguageModel(nn.Module):
             return stack([Pass(embeds, positions, mask, cache)])[0]
         if cache is not None and mask is not None and mask.device.type == "cpu" and mask.all():
             mask = None  # else transformers would ask the device the same
-        return self._decoder(
+        states = self._decoder(
             inputs_embeds=embeds,
             attention_mask=mask
             if mask is None or mask.ndim > 2
@@ -381,6 +381,7 @@ class LanguageModel(nn.Module):
             use_cache=cache is not None,
             **options,
         ).last_hidden_state
+        return states.to(embeds.device)  # of a model that is spread they are where its end is
 
     def _stack_on(self, cache: Any) -> Stack | None:
         """What extends a cache in place of the model's own forward; nothing does where somebody
@@ -416,7 +417,7 @@ class LanguageModel(nn.Module):
         plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
         rows = plain and not Hooks(module)
         text = product(hidden, module.weight.t()) if rows else module(hidden)
-        text = text[..., : self.tokens.vocabulary]
+        text = text[..., : self.tokens.vocabulary].to(hidden.device)
         begins = hidden @ self.head_rows.to(hidden).T
         return self.logit_shape(torch.cat([text, begins.to(text)], dim=-1))
 

@@ -223,15 +223,7 @@ class _Part:
         keys, values = self.cache.layers[index].update(k, v)
         if self.few:
             return _attend(q, keys, values, layer.scale).view(self.size, -1)
-        read = F.scaled_dot_product_attention(
-            q,
-            keys,
-            values,
-            attn_mask=self.seen,
-            is_causal=self.causal,
-            scale=layer.scale,
-            enable_gqa=layer.heads != layer.kv_heads,
-        )
+        read = _attended(q, keys, values, self.seen, self.causal, layer.scale)
         return read.transpose(1, 2).reshape(self.size, -1)
 
 
@@ -282,6 +274,31 @@ def _seen(mask: Tensor | None, width: int, known: int, device: torch.device) -> 
         return order[None, None]
     # Padding sees itself: kernels differ in what attention over nothing gives.
     return (moved(mask, device)[:, None, None, :] & order) | order.triu(known)
+
+
+def _attended(
+    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """The fused kernel: float[B, H, W, C], float[B, H', T, C] twice -> float[B, H, W, C]. On
+    accelerators its fast forms share keys between heads only where there is no mask, and on MPS
+    never: there a single position is read as rows of one head, and else keys are repeated."""
+    shape, groups = q.shape, q.shape[1] // keys.shape[1]
+    shares = q.device.type == "cpu" or (q.device.type == "cuda" and seen is None)
+    if groups > 1 and not shares:
+        if shape[2] == 1:
+            q = q.reshape(len(q), keys.shape[1], groups, -1)
+        else:
+            keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
+    read = F.scaled_dot_product_attention(
+        q,
+        keys,
+        values,
+        attn_mask=seen,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=q.shape[1] != keys.shape[1],
+    )
+    return read.reshape(shape)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

@@ -20,7 +20,7 @@ from mmllm.demo.answering import answer
 from mmllm.demo.rooms import Room, Turn
 from mmllm.model import AnyToAny
 from mmllm.replies import Done, MediumReady, Progress, Reply
-from tests import second_device
+from tests import parts, second_device
 from tests.decoders import tiny
 from tests.second_device import host_waits
 from tests.server.conftest import running
@@ -295,3 +295,30 @@ def test_the_server_and_the_demo_give_what_python_gives(
         )
     assert said.choices[0].finish_reason in ("stop", "length")
     assert wanted.text in str(said.choices[0].message.model_dump())
+
+
+def test_a_model_that_is_spread_over_devices(system_tree: dict, tmp_path: Path) -> None:
+    """As accelerate's hooks spread one: its embedding, last layers, norm and head are elsewhere."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    weights = str(parts.write_llm(tmp_path / "llm", tied=False))
+    tree = {**system_tree, "llm": {**system_tree["llm"], "weights": weights}}
+    here, there = (
+        model.build(config.parse_system(tree), device=device).eval() for device in ("cpu", "second")
+    )
+    decoder = there.llm._decoder
+    ends = decoder.norm, there.llm._base.lm_head
+    for part in (decoder.embed_tokens, decoder.layers[1], *ends):
+        part.to("cpu")
+        add_hook_to_module(part, AlignDevicesHook(execution_device="cpu"))
+    options: dict[str, Any] = {
+        "modalities": {"image": "force", "audio": "forbid", "video": "forbid"},
+        "max_new_tokens": 5,
+        "temperature": 1.0,
+    }
+    for talks in (TALKS[:3], TALKS[1:2]):
+        seeds = list(range(len(talks)))
+        wanted = Chat(here).reply_many(talks, seeds=seeds, **options)
+        found = Chat(there).reply_many(talks, seeds=seeds, **options)
+        for one, other in zip(wanted, found, strict=True):
+            alike(one, other)
