@@ -18,6 +18,7 @@ from mmllm.chat import Chat
 from mmllm.conversation import Medium, user
 from mmllm.decoders.base import Cancelled
 from mmllm.errors import quoted
+from mmllm.media import isolated
 from mmllm.replies import Done, Event, Reply
 from mmllm.server import answers, bodies, errors
 from mmllm.server import schemas as api
@@ -49,6 +50,7 @@ def build_app(chat: Chat, settings: Settings | None = None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
+        await asyncio.to_thread(isolated.start)
         try:
             yield
         finally:

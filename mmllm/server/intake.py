@@ -225,7 +225,7 @@ class Intake:
 
     def _bound(self, param: str, value: float | None, most: float) -> None:
         if value is not None and value > most:
-            raise bad(f"{param}: expected at most {most:g}, got {value:g}", param)
+            raise bad(f"{param}: expected at most {most:g}, got {quoted(value)}", param)
 
     def _check(self, parts: Sequence[tuple[str, api.AnyPart]]) -> None:
         """What can be said before anything is decoded or fetched."""

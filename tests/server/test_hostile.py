@@ -205,6 +205,9 @@ def test_base64_in_all_its_forms(http: httpx2.Client, part: dict, like: dict) ->
     [
         ({"repetition_penalty": 1e-40}, "repetition_penalty"),
         ({"decoders": {"video": {"frames": 20_001}}}, "decoders.video.frames"),
+        ({"decoders": {"image": {"steps": 10**400}}}, "decoders.image.steps"),
+        ({"max_tokens": 10**400}, "max_tokens"),
+        ({"top_k": 10**400}, "top_k"),
         ({"decoders": {"video": {"frames": 497}}}, "decoders.video"),
         ({"seed": 2**70}, "seed"),
         ({"decoders": {"audio": {"seconds": 1e-9}}}, "decoders.audio"),
