@@ -28,6 +28,8 @@ _SINC_ZEROS = 6
 """Zero crossings of the sinc on either side: torchaudio's default."""
 _RESAMPLED = 1 << 22
 """Samples of a channel that are resampled at once: torch takes a multiple of them in memory."""
+_UNKNOWN = 1 << 40
+"""Samples or bytes that no file holds: the number stands for one that was not known."""
 _OPEN = 0x7FFF0000
 """Bytes that a WAV announces, at the least, when its writer did not know: SoX writes 0x7FFFF000,
 others the largest number of 31 or 32 bits, less the header."""
@@ -54,8 +56,11 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
         return None
     if compressed:
         return None  # MP3 in another container: soundfile's count of samples is a guess
-    if facts.format in ("WAV", "WAVEX") and _is_open(file, name):
-        return facts if facts.samples else None
+    if facts.format in ("WAV", "WAVEX"):
+        return None if _is_open(file, name) and not facts.samples else facts
+    if not 0 < facts.samples < _UNKNOWN:
+        return None  # a stream of unknown length (FLAC, AU, CAF): FFmpeg reads it to its end
+    _check_length(file, name, facts.format)
     return facts
 
 
@@ -206,6 +211,26 @@ def _damaged(name: str, why: object) -> MediaError:
     return MediaError(
         f"{name}: the sound is damaged or truncated ({brief(why)}); was it copied completely?"
     )
+
+
+def _check_length(file: BinaryIO, name: str, kind: str) -> None:
+    """Raises MediaError where a file is shorter than its header says; libsndfile overlooks it."""
+    length = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(28)
+    if kind == "AIFF":
+        announced, largest = 8 + int.from_bytes(head[4:8], "big"), _OPEN
+    elif kind == "AU" and head[:4] == b".snd":
+        announced = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
+        largest = _OPEN
+    elif kind == "RF64":
+        announced, largest = 8 + int.from_bytes(head[20:28], "little"), _UNKNOWN
+    elif kind == "W64":
+        announced, largest = int.from_bytes(head[16:24], "little"), _UNKNOWN
+    else:
+        return
+    if length < announced - 1 and announced < largest:  # the last byte may be a filling
+        raise _damaged(name, f"{announced} bytes announced, {length} found")
 
 
 def _is_open(file: BinaryIO, name: str) -> bool:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".mp4", ".webp", ".gif")
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3,flac,aac,asf,flv"
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3,flac,aac,asf,flv,au,caf,w64"
+)
 """What FFmpeg may open. Playlists are not among them: they would make it open other files."""
 _AV_TIME = 1_000_000  # av.time_base, without importing av
 _COVER = "attached_pic"
@@ -395,7 +397,10 @@ def read_sound(file: BinaryIO, name: str, facts: Facts, cost: Cost) -> Audio:
             length = end
         mark = provenance.from_comment(container.metadata.get("comment"))
         kind = container.format.name
-        known = "mp4" in kind or kind == "wav"  # others' durations may be guesses by the bit rate
+        known = "mp4" in kind or kind in (
+            "wav",
+            "caf",
+        )  # others' durations may be guesses by the bit rate
         announced = round((stream.duration or 0) * (stream.time_base or 0) * rate) if known else 0
     if not length:
         raise MediaError(f"{name}: the sound holds no samples")

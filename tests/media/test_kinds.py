@@ -268,6 +268,33 @@ def test_a_wav_that_was_cut_is_damaged():
     assert Audio(wav(tone(), 1_000_000, riff=0xFFFFFFFF)).to_numpy().shape == (1, 16_000)
 
 
+def written(kind: str) -> bytearray:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone()[0], 16_000, format=kind, subtype="PCM_16")
+    return bytearray(buffer.getvalue())
+
+
+def test_streams_of_unknown_length_are_read_to_their_end():
+    flac, au, caf = written("FLAC"), written("AU"), written("CAF")
+    flac[21] &= 0xF0  # STREAMINFO: 36 bits for the number of samples, of which 0 is unknown
+    flac[22:26] = bytes(4)
+    au[8:12] = b"\xff" * 4
+    start = caf.index(b"data") + 4
+    caf[start : start + 8] = b"\xff" * 8
+    for data in (flac, au, caf):
+        sound = Audio(bytes(data)).decoded()
+        assert sound.sample_rate == 16_000
+        assert np.abs(sound.to_numpy()[:, :16_000] - tone()).max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "RF64", "W64"])
+def test_sounds_that_were_cut_are_damaged(kind):
+    data = bytes(written(kind))
+    assert Audio(data).to_numpy().shape == (1, 16_000)
+    with pytest.raises(MediaError, match=r"truncated \(\d+ (bytes|samples) announced"):
+        Audio(data[: int(0.7 * len(data))]).decoded()
+
+
 def test_a_wav_without_samples_is_empty():
     with pytest.raises(MediaError, match="no samples"):
         Audio(wav(tone()[:, :0], 0)).decoded()
