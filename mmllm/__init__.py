@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmllm.conversation import Audio, Image, Medium, Message, Text, Video, assistant, system, user
+from mmllm.conversation import Audio, Image, Medium, Message, Text, Video
 from mmllm.errors import (
     AssetError,
     CheckpointError,
@@ -15,8 +16,12 @@ from mmllm.errors import (
     MmllmError,
     TrainingError,
 )
+from mmllm.inputs import assistant, system, user
+from mmllm.replies import Reply
 
 if TYPE_CHECKING:
+    import torch
+
     from mmllm.chat import Chat
 
 __version__ = "0.1.0"
@@ -24,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AssetError",
     "Audio",
+    "Chat",
     "CheckpointError",
     "ConfigError",
     "ContextError",
@@ -32,6 +38,7 @@ __all__ = [
     "Medium",
     "Message",
     "MmllmError",
+    "Reply",
     "Text",
     "TrainingError",
     "Video",
@@ -43,16 +50,16 @@ __all__ = [
 
 
 def load(
-    source: str = "mini",
+    source: str | Path = "mini",
     *,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     prefixes: int = 0,
     trust: Collection[str] = (),
 ) -> Chat:
     """A model to talk to: a name ("mini"), a checkpoint or run folder, or a YAML (untrained).
 
-    `device`: cpu, cuda, mps (best available unless given); `dtype`: float32 or bfloat16;
+    `device`: cpu, cuda, mps, or auto, which is the best available; `dtype`: float32 or bfloat16;
     `prefixes`: how many conversations' caches are kept for their next turns; `trust`: modules of
     yours ("my_encoder") and template files that a checkpoint may use: it runs no other code.
     """

@@ -1,40 +1,54 @@
 """Talking to a model from Python: a conversation in, a reply with text and media in order out.
 
 chat = mmllm.load("mini")
-reply = chat.reply([user("Draw a red apple.")], seed=0)
-reply.media[0].save("apple.png")
+reply = chat.reply("Draw a red apple.", seed=0)
+reply.image.save("apple.png")
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import queue
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
 from mmllm import checkpoints
 from mmllm import config as configs
 from mmllm import model as models
-from mmllm.conversation import Conversation, Medium, Message, Part, Text
+from mmllm.chat_session import ChatSession
+from mmllm.conversation import Medium, Message, Part, Text
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.rendering import Rendered
 from mmllm.decoders.base import Cancelled
 from mmllm.engine import Engine, Order
 from mmllm.errors import ConfigError, quoted
 from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell, symbols_of
+from mmllm.inputs import as_messages, modality_choices, modality_key, sampling_options
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_device, named_dtype
+from mmllm.quiet import quiet_libraries
 from mmllm.replies import (
     Done,
     Event,
@@ -52,6 +66,29 @@ OnStep = Callable[[str, int, int], None]
 Emit = Callable[[int, Event], None]
 """Called with (row, event)."""
 
+Modalities = Mapping[str, Choice] | Collection[str] | str
+"""What a reply may hold or must hold (mmllm.inputs.modality_choices)."""
+
+Decoders = Mapping[str, Mapping[str, Any]]
+"""Modality -> options of its decoder."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Keywords of all ways of asking: see mmllm.generation.Sampling. `max_tokens` is OpenAI's name
+    of `max_new_tokens`."""
+
+    max_new_tokens: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    max_media: int
+    stop: Sequence[str]
+    prompt_lookup: int
+
+
+_SAMPLING = [field.name for field in dataclasses.fields(Sampling) if field.name != "modalities"]
 _REPLY_ROOM = 64
 """Tokens that are always kept for a reply."""
 
@@ -72,48 +109,82 @@ class Chat:
 
     def reply(
         self,
-        conversation: Conversation,
-        *,
-        modalities: Mapping[str, Choice] | None = None,
+        conversation: Any,
+        *parts: Any,
+        modalities: Modalities | None = None,
         seed: int | None = None,
-        decoders: Mapping[str, Mapping[str, Any]] | None = None,
+        decoders: Decoders | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Reply:
-        """Answer one conversation; see `reply_many`."""
-        return self.reply_many(
-            [conversation],
+        """The answer to one conversation.
+
+        Args:
+            conversation: a list of messages (`user(…)`, a Reply, OpenAI's dicts), one message, or
+                what the user says: text, media, Paths, pictures of Pillow's.
+            parts: more of what the user says: `chat.reply("What is this?", Image("cat.png"))`.
+            modalities: auto, force or forbid by modality; or a list of what the reply may hold
+                (`["text", "image"]`), or, without text in it, must hold (`["image"]`).
+            seed: the same seed gives the same reply; drawn unless given, and told by `reply.seed`.
+            decoders: by modality, options of its decoder; see `reply_many`.
+            on_step: called with (output key, step, steps) while media are made.
+            cancel: set from any thread, it ends the work.
+            sampling: fields of mmllm.generation.Sampling (max_new_tokens, temperature, …).
+
+        Raises:
+            ConfigError: for what cannot be understood, with what is possible.
+            MediaError: for a medium that cannot be read.
+            ContextError: for a message that is longer than the model's context.
+            Cancelled: after `cancel` was set.
+        """
+        return self._answer(
+            [as_messages(conversation, *parts)],
             modalities=modalities,
             seeds=None if seed is None else [seed],
             decoders=decoders,
+            sampling=sampling,
             on_step=on_step,
-            cancel=cancel,
-            **sampling,
+            stopped=(lambda: False) if cancel is None else cancel.is_set,
         )[0]
+
+    __call__ = reply
+
+    async def areply(self, conversation: Any, *parts: Any, **options: Any) -> Reply:
+        """`reply` for asyncio: it computes in a thread. Cancelling the task ends the work."""
+        cancel = options.setdefault("cancel", threading.Event())
+        try:
+            return await asyncio.to_thread(self.reply, conversation, *parts, **options)
+        except asyncio.CancelledError:
+            cancel.set()
+            raise
+
+    def conversation(self, *messages: Any) -> ChatSession:
+        """A conversation that keeps its turns; it may begin with messages, `system("…")` say."""
+        return ChatSession(self, as_messages(messages) if messages else [])
 
     def reply_many(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Any],
         *,
-        modalities: Mapping[str, Choice] | None = None,
+        modalities: Modalities | None = None,
         seeds: Sequence[int] | None = None,
-        decoders: Mapping[str, Mapping[str, Any]] | None = None,
+        decoders: Decoders | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> list[Reply]:
         """Answer several conversations in one LLM batch and one batch per decoder. Greedy words are
         a matter of the conversation: those that are the same are read and answered once, as one
         alone is, so that a seed's media differ from those that it gives alone by no more than the
         decoder's batches differ (a rounding, in its dtype).
 
-        `modalities`: auto (default), force or forbid per modality. `seeds`: one per conversation;
-        the same seed gives the same reply. `decoders`: by modality, what the decoder's
-        `request_options` name: steps, guidance, negative (a caption), scheduler, and for some
-        cache, seconds, frames, fps, height, width, source, strength. With `source="last"` media
-        start from the newest one in the conversation that the decoder can start from, if there is
-        one. Other keywords are those of `mmllm.generation.Sampling`.
+        Each conversation is given as to `reply`, and so is `modalities`. `seeds`: one per
+        conversation; the same seed gives the same reply. `decoders`: by modality, what the
+        decoder's `request_options` name: steps, guidance, negative (a caption), scheduler, and for
+        some cache, seconds, frames, fps, height, width, source, strength. With `source="last"`
+        media start from the newest one in the conversation that the decoder can start from, if
+        there is one. Other keywords are those of `mmllm.generation.Sampling`.
         `cancel`: set from any thread, it ends the work as it ends that of `stream`.
         Raises MediaError, ContextError and ConfigError, and Cancelled.
         """
@@ -129,14 +200,14 @@ class Chat:
 
     def stream(
         self,
-        conversation: Conversation,
-        *,
-        modalities: Mapping[str, Choice] | None = None,
+        conversation: Any,
+        *parts: Any,
+        modalities: Modalities | None = None,
         seed: int | None = None,
-        decoders: Mapping[str, Mapping[str, Any]] | None = None,
+        decoders: Decoders | None = None,
         previews: bool = False,
         cancel: threading.Event | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Event]:
         """Answer one conversation by events (mmllm.replies), the last of them Done with the reply
         that `reply` gives for the same arguments.
@@ -150,13 +221,14 @@ class Chat:
         then there is no Done, and nothing of it is left in the engine.
         Raises as `reply_many` does.
         """
+        messages = as_messages(conversation, *parts)
         closed = threading.Event()
         events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
             try:
                 (reply,) = self._answer(
-                    [conversation],
+                    [messages],
                     modalities=modalities,
                     seeds=None if seed is None else [seed],
                     decoders=decoders,
@@ -186,14 +258,43 @@ class Chat:
             closed.set()
             worker.join()
 
+    async def astream(self, conversation: Any, *parts: Any, **options: Any) -> AsyncIterator[Event]:
+        """`stream` for asyncio: it computes in a thread. Closing the iterator ends the work."""
+        loop = asyncio.get_running_loop()
+        cancel = options.setdefault("cancel", threading.Event())
+        events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+
+        def put(event: Event | BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def work() -> None:
+            try:
+                for event in self.stream(conversation, *parts, **options):
+                    put(event)
+            except BaseException as error:
+                put(error)
+            finally:
+                put(None)
+
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(work,), daemon=True).start()
+        try:
+            while (event := await events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            cancel.set()
+
     @torch.inference_mode()
     def _answer(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Any],
         *,
-        modalities: Mapping[str, Choice] | None,
+        modalities: Modalities | None,
         seeds: Sequence[int] | None,
-        decoders: Mapping[str, Mapping[str, Any]] | None,
+        decoders: Decoders | None,
         sampling: Mapping[str, Any],
         on_step: OnStep | None = None,
         emit: Emit | None = None,
@@ -202,8 +303,9 @@ class Chat:
     ) -> list[Reply]:
         """What all ways of asking share. Raises Cancelled soon after `stopped` says so."""
         began = time.perf_counter()
-        options = self._options(modalities or {}, decoders or {})
-        settings = _sampling(modalities, sampling)
+        choices = self._choices(modalities)
+        options = self._options(choices, decoders or {})
+        settings = Sampling(modalities=choices, **sampling_options(sampling, _SAMPLING))
         if seeds is None:
             seeds = [random.randrange(2**31) for _ in conversations]
         if len(seeds) != len(conversations):
@@ -213,7 +315,7 @@ class Chat:
                 raise ConfigError(
                     f"seed: expected a whole number from 0 to 2**63 - 1, got {quoted(seed)}"
                 )
-        asked = [_messages(entry) for entry in conversations]
+        asked = [as_messages(entry) for entry in conversations]
         sources = self._sources(asked, options)
         request = _Request(options, sources, seeds, on_step, emit, previews, stopped, began)
         return self._serve(asked, settings, request)
@@ -354,10 +456,21 @@ class Chat:
                         found[row, key] = medium
         return found
 
+    def _choices(self, modalities: Modalities | None) -> dict[str, Choice]:
+        """A list that leaves out what the model cannot make anyway says nothing of it."""
+        choices = modality_choices(modalities)
+        if isinstance(modalities, Mapping):
+            return choices
+        keys = self.model.renderer.output_keys
+        return {
+            name: choice for name, choice in choices.items() if choice != "forbid" or name in keys
+        }
+
     def _options(
-        self, modalities: Mapping[str, Choice], decoders: Mapping[str, Mapping[str, Any]]
+        self, modalities: Mapping[str, Choice], decoders: Decoders
     ) -> dict[str, dict[str, Any]]:
         """Output key -> what `sample` is called with, checked before anything is computed."""
+        decoders = {modality_key(name): given for name, given in decoders.items()}
         keys = self.model.renderer.output_keys
         for modality in {**modalities, **decoders}:
             if modality not in keys:
@@ -385,41 +498,27 @@ class Chat:
 def load(
     source: str | Path,
     *,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     prefixes: int = 0,
     trust: Collection[str] = (),
 ) -> Chat:
     """See mmllm.load. A YAML gives an untrained model, to try a configuration."""
-    device = best_device() if device is None else named_device(device)
+    device = best_device() if device in (None, "auto") else named_device(device)
     precision = fast_dtype(device.partition(":")[0]) if dtype is None else named_dtype(dtype)
     configs.trust(trust)
-    if str(source).endswith((".yaml", ".yml")):
-        tree = configs.read_yaml(source)
-        system = configs.parse_system(tree.get("system", tree))
-        model = models.build(system, dtype=precision, device=device)
-    else:
-        found = checkpoints.open_checkpoint(source)
-        model = checkpoints.load_model(found, dtype=precision, device=device)
+    with quiet_libraries():
+        model = _load_model(source, precision, device)
     return Chat(model, prefixes=prefixes)
 
 
-def _messages(conversation: Conversation) -> list[Message]:
-    messages = list(conversation)
-    for message in messages:
-        if not isinstance(message, Message):
-            raise ConfigError(
-                f"a conversation is a list of messages such as user('…'), got "
-                f"{type(message).__name__} in it"
-            )
-    return messages
-
-
-def _sampling(modalities: Mapping[str, Choice] | None, options: Mapping[str, Any]) -> Sampling:
-    try:
-        return Sampling(modalities=dict(modalities or {}), **options)
-    except TypeError as error:
-        raise ConfigError(f"unknown sampling option: {error}") from error
+def _load_model(source: str | Path, precision: torch.dtype, device: str) -> AnyToAny:
+    if str(source).endswith((".yaml", ".yml")):
+        tree = configs.read_yaml(source)
+        system = configs.parse_system(tree.get("system", tree))
+        return models.build(system, dtype=precision, device=device)
+    found = checkpoints.open_checkpoint(source)
+    return checkpoints.load_model(found, dtype=precision, device=device)
 
 
 def _noise(seed: int, place: int) -> torch.Generator:

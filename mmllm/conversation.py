@@ -46,12 +46,13 @@ class Medium:
     """One picture, sound or clip: where it is kept (`source`), or its decoded `array`, or both.
 
     `source` is a path, the bytes of a file, or a file inside another; it is opened on first use,
-    within the limits of `mmllm.media`. `caption` says what the medium shows: the target of
-    decoder-side alignment.
+    within the limits of `mmllm.media`. Decoded data in its place (an array, a picture of Pillow's)
+    becomes the `array`, checked as `from_numpy` and `from_pil` do. `caption` says what the medium
+    shows: the target of decoder-side alignment.
     `provenance` is filled for generated media and is written into every file that is saved.
     """
 
-    source: str | Path | bytes | Embedded | None = None
+    source: str | Path | bytes | Embedded | np.ndarray | PILImage.Image | None = None
     array: np.ndarray | None = None
     caption: str | None = None
     provenance: Mapping[str, Any] | None = None
@@ -61,11 +62,23 @@ class Medium:
 
     def __post_init__(self) -> None:
         if self.source is not None and not isinstance(self.source, str | Path | bytes | Embedded):
-            raise TypeError(
-                f"{type(self).__name__}: expected a path or the bytes of a file, got "
-                f"{type(self.source).__name__}; for decoded data use "
-                f"{type(self).__name__}.from_numpy(...)"
-            )
+            array = self._decoded_data(self.source)
+            object.__setattr__(self, "source", None)
+            object.__setattr__(self, "array", array)
+
+    def _decoded_data(self, data: Any) -> np.ndarray:
+        """The array of data that is decoded and was given in place of a file."""
+        name = type(self).__name__
+        raise TypeError(
+            f"{name}: expected a path or the bytes of a file, got {type(data).__name__}; for "
+            f"decoded data use {name}.from_numpy(...)"
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(medium)` is `medium.to_numpy()`."""
+        array = self.to_numpy()
+        array = array if dtype is None else array.astype(dtype, copy=False)
+        return array.copy() if copy else array
 
     def __repr__(self) -> str:
         if self.array is not None:
@@ -102,6 +115,25 @@ class Medium:
 
         return media.save(self, path)
 
+    def to_bytes(self, suffix: str | None = None) -> bytes:
+        """The bytes of the file that `save` writes with this suffix; png, wav or mp4 unless
+        given."""
+        from mmllm.media import display
+
+        return display.to_bytes(self, suffix)
+
+    def show(self) -> None:
+        """Show it: below the cell in a notebook, else by the program that the system has for it."""
+        from mmllm.media import display
+
+        display.show(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: a picture or a player."""
+        from mmllm.media import display
+
+        return display.mimebundle([self], repr(self))
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Image(Medium):
@@ -127,6 +159,21 @@ class Image(Medium):
 
         return PILImage.fromarray(self.to_numpy())
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as Pillow has them."""
+        height, width, _ = self.to_numpy().shape
+        return width, height
+
+    def _decoded_data(self, data: Any) -> np.ndarray:
+        if isinstance(data, np.ndarray):
+            return _pixels(type(self), data, "H, W, 3")
+        if not hasattr(data, "getexif"):  # no picture of Pillow's
+            return super()._decoded_data(data)
+        from mmllm.media import image
+
+        return image.from_pil(data)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Audio(Medium):
@@ -139,6 +186,22 @@ class Audio(Medium):
     def from_numpy(cls, array: np.ndarray, sample_rate: int, **fields: Any) -> Audio:
         """float32[C, S] or float32[S] in [-1, 1], `sample_rate` in Hz. A little more is clipped."""
         return cls(array=_samples(array), sample_rate=_rate(sample_rate), **fields)
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        decoded = self.decoded()
+        assert isinstance(decoded, Audio)
+        assert decoded.array is not None
+        return decoded.array.shape[-1] / _rate(decoded.sample_rate)
+
+    def _decoded_data(self, data: Any) -> np.ndarray:
+        if not isinstance(data, np.ndarray):
+            return super()._decoded_data(data)
+        if self.sample_rate is None:
+            raise MediaError("Audio(array): of which sample_rate? Audio(array, sample_rate=16000)")
+        object.__setattr__(self, "sample_rate", _rate(self.sample_rate))
+        return _samples(data)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,6 +225,22 @@ class Video(Medium):
         from PIL import Image as PILImage
 
         return [PILImage.fromarray(frame) for frame in self.to_numpy()]
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        decoded = self.decoded()
+        assert isinstance(decoded, Video)
+        assert decoded.array is not None
+        assert decoded.fps
+        return len(decoded.array) / decoded.fps
+
+    def _decoded_data(self, data: Any) -> np.ndarray:
+        if not isinstance(data, np.ndarray):
+            return super()._decoded_data(data)
+        if not _is_number(self.fps):
+            raise MediaError("Video(array): how many frames a second? Video(array, fps=8)")
+        return Video.from_numpy(data, self.fps).to_numpy()  # pyright: ignore[reportArgumentType]
 
 
 MEDIA: dict[str, type[Medium]] = {kind.modality: kind for kind in (Image, Audio, Video)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from mmllm.errors import ConfigError, quoted
 
 
-def named_dtype(name: str) -> torch.dtype:
-    """float32, bfloat16 or float16 by name; raises ConfigError for another one."""
+def named_dtype(name: torch.dtype | str) -> torch.dtype:
+    """float32, bfloat16 or float16, by name or itself; raises ConfigError for another one."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = str(name).removeprefix("torch.")
     if name not in known:
         raise ConfigError(f"dtype: expected {', '.join(known)}, got {name!r}")
     return known[name]
@@ -51,7 +53,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def named_device(name: str) -> str:
+def named_device(name: torch.device | str) -> str:
     """The name of a device that is here (cpu, cuda, cuda:1, mps …); raises ConfigError for another
     one, which says what there is."""
     try:
@@ -62,7 +64,7 @@ def named_device(name: str) -> str:
         pass
     raise ConfigError(
         f"device: expected one that is here ({', '.join(_here())}), got {quoted(name)}"
-        f"{_remedy(name)}"
+        f"{_remedy(str(name))}"
     )
 
 
@@ -81,7 +83,7 @@ def _count(kind: str) -> int:
     """How many devices of a kind are here."""
     if kind == "cpu":
         return 1
-    backend = getattr(torch, kind, None)
+    backend: Any = getattr(torch, kind, None)
     if not hasattr(backend, "is_available") or not backend.is_available():
         return 0
     return backend.device_count()

@@ -35,7 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"errors", "mini"},  # the one door to the shipped weights
     "mini": {"errors"},
     "gallery": {"conversation"},
-    "replies": {"conversation"},
+    "replies": {"conversation", "errors", "media"},
+    "inputs": {"conversation", "errors", "media", "replies"},
+    "chat_session": {"chat", "conversation", "inputs", "media", "replies"},
+    "quiet": set(),
     "prompt_lookup": set(),
     # The parts, which do not know one another.
     "projections": {"errors"},
@@ -65,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"conversation", "data", "errors", "llm", "model", "precision", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},
     "chat": {
+        "chat_session",
         "checkpoints",
         "config",
         "conversation",
@@ -73,9 +77,11 @@ ALLOWED: dict[str, set[str]] = {
         "engine",
         "errors",
         "generation",
+        "inputs",
         "mini",
         "model",
         "precision",
+        "quiet",
         "replies",
     },
     "training": {
@@ -163,7 +169,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "__main__": {"cli"},
-    "__init__": {"chat", "conversation", "errors"},
+    "__init__": {"chat", "conversation", "errors", "inputs", "replies"},
 }
 """Room -> rooms it may import. A new room is a new line; a new word needs a reason."""
 
@@ -195,6 +201,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "liger_kernel": "liger-kernel",
     "open_clip": "open-clip-torch",
+    "pydantic_core": "pydantic",
     "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

@@ -1,0 +1,79 @@
+"""A conversation that keeps its turns: what most people mean by a chat.
+
+chat = mmllm.load("mini").conversation()
+chat.reply("Draw a red apple.").image.save("apple.png")
+chat.reply("What did you draw?").text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmllm.conversation import Message, Part
+from mmllm.inputs import as_messages
+from mmllm.replies import Done, Event, Reply
+
+if TYPE_CHECKING:
+    from mmllm.chat import Chat
+
+
+class ChatSession:
+    """One conversation with a model. `messages` are its turns, the reply of each included; a turn
+    that fails or is cancelled leaves them as they were."""
+
+    def __init__(self, chat: Chat, messages: Sequence[Message] = ()):
+        self._chat = chat
+        self.messages: list[Message] = list(messages)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.messages)
+
+    def __repr__(self) -> str:
+        return f"ChatSession({len(self)} messages)"
+
+    def reply(self, *parts: Any, **options: Any) -> Reply:
+        """Say something and get the answer; `parts` and `options` are those of `Chat.reply`."""
+        messages = [*self.messages, *as_messages(*parts)]
+        reply = self._chat.reply(messages, **options)
+        self.messages = [*messages, reply.message]
+        return reply
+
+    __call__ = reply
+
+    async def areply(self, *parts: Any, **options: Any) -> Reply:
+        """`reply` for asyncio."""
+        messages = [*self.messages, *as_messages(*parts)]
+        reply = await self._chat.areply(messages, **options)
+        self.messages = [*messages, reply.message]
+        return reply
+
+    def stream(self, *parts: Any, **options: Any) -> Iterator[Event]:
+        """Say something and get the answer by events, as `Chat.stream` does. The turn is kept when
+        the last event, Done, has come."""
+        messages = [*self.messages, *as_messages(*parts)]
+        for event in self._chat.stream(messages, **options):
+            if isinstance(event, Done):
+                self.messages = [*messages, event.reply.message]
+            yield event
+
+    def undo(self) -> list[Message]:
+        """Take back the last turn of the user's and what came after it, and return them."""
+        turns = [number for number, entry in enumerate(self.messages) if entry.role == "user"]
+        kept = turns[-1] if turns else len(self.messages)
+        self.messages, taken = self.messages[:kept], self.messages[kept:]
+        return taken
+
+    def clear(self) -> None:
+        """Forget all turns but what was said by the system."""
+        self.messages = [entry for entry in self.messages if entry.role == "system"]
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: all turns."""
+        from mmllm.media import display
+
+        parts: list[Part] = [part for entry in self.messages for part in entry.parts]
+        return display.mimebundle(parts, repr(self))
