@@ -582,9 +582,8 @@ async def run(args: argparse.Namespace, port: int, process: int) -> bool:
         answer.asked.data = answer.asked.data if found else []
         answers.append(answer)
 
-    await sent(
-        host, port, requests(args.seed + 1, 100), 1, lambda _: None
-    )  # all that is loaded late
+    late = requests(args.seed + 1, 100)  # so that all is there that is loaded on first use
+    await sent(host, port, late, args.at_once, lambda _: None)
     before = resident(process)
     watching = asyncio.create_task(watch(host, port, process, taken, memory))
     began = time.monotonic()
