@@ -8,8 +8,10 @@ alone, and whoever would load weights makes the same modules on the meta device.
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mmllm.errors import AssetError, CheckpointError, naming, quoted, reason
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _PACKAGE = Path(__file__).parent
 CONFIGS = (_PACKAGE.parent / "configs" / "parts", _PACKAGE / "configs" / "parts")
@@ -119,6 +121,40 @@ def code_left_alone() -> Iterator[None]:
         yield
     finally:
         library.TIME_OUT_REMOTE_CODE = seconds
+
+
+def check_size(config: Path, files: Sequence[Path], make: Callable[[], nn.Module]) -> None:
+    """Raises CheckpointError if a config.json describes much more than its weights hold, or code of
+    a hub: transformers would make what is missing before it tells. `make`: the module of the
+    config, here on the meta device. Quantised weights are not counted."""
+    import torch
+
+    told = json.loads(config.read_text(encoding="utf-8"))
+    check_attention(told, config)
+    shapes = [shape for file in files for shape in tensor_shapes(file).values()]
+    parts = [part for part in told.values() if isinstance(part, dict)]
+    for key, count in ((key, part.get(key)) for part in (told, *parts) for key in _LAYERS):
+        if isinstance(count, int) and count > len(shapes):
+            raise CheckpointError(
+                f"{config}: {key} is {count}, but the weights hold {len(shapes)} tensors"
+            )
+    if "quantization_config" in told:
+        return
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in make().parameters())
+    held = sum(map(math.prod, shapes))
+    if described > 2 * held:
+        raise CheckpointError(
+            f"{config} describes {described:,} parameters, but the weights hold {held:,}; is the "
+            "copy whole?"
+        )
+
+
+_LAYERS = (
+    *("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"),
+    *("num_experts", "num_local_experts", "n_routed_experts"),
+)
+"""Keys of a config.json that say how many modules are made. No more than there are tensors."""
 
 
 def check_attention(config: Any, where: object) -> None:

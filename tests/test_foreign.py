@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import mmllm
 from mmllm import checkpoints, config, model
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
+from tests.encoders.twins import TWINS
 from tests.llm.test_export import adapted
 
 ROOT = Path(__file__).parents[1]
@@ -749,3 +750,45 @@ def test_a_template_that_ends_only_for_short_conversations(foreign) -> None:
     with pytest.raises(ConfigError, match="the chat template cannot be used"):
         chat.reply(talk, max_new_tokens=1)
     assert chat.reply(talk[:1], max_new_tokens=1).message.role == "assistant"
+
+
+# --- encoders -----------------------------------------------------------------------------------
+
+ENCODERS: dict[str, Callable[[Path], Any]] = {
+    "code": lambda folder: change_json(
+        folder / "preprocessor_config.json",
+        image_processor_type="Evil",
+        feature_extractor_type="Evil",
+        auto_map={"AutoImageProcessor": "evil.Evil", "AutoFeatureExtractor": "evil.Evil"},
+    ),
+    "kernels": lambda folder: change_json(folder / "config.json", _attn_implementation="a/b"),
+    "layers": lambda folder: change_json(
+        folder / "config.json", num_hidden_layers=10**6, encoder_layers=10**6
+    ),
+    "width": lambda folder: change_json(folder / "config.json", hidden_size=2**20, d_model=2**20),
+    "deep": lambda folder: (folder / "config.json").write_text(_deep()),
+    "a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "tensors": lambda folder: (folder / "model.safetensors").write_bytes(b"\x07" * 99),
+    "no tensors": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "whisper"])
+@pytest.mark.parametrize("change", ENCODERS.values(), ids=ENCODERS)
+def test_an_encoders_folder_that_somebody_spoilt(tmp_path, monkeypatch, kind, change) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    twin = TWINS[kind]
+    twin.write(tmp_path)
+    assert twin.build(tmp_path).feature_shape
+    (tmp_path / "evil.py").write_text(RUN)
+    change(tmp_path)
+    began = time.monotonic()
+    if change is ENCODERS["code"] and kind == "whisper":
+        twin.build(tmp_path)  # its class is mmllm's choice
+    else:
+        with pytest.raises(MmllmError) as told:
+            twin.build(tmp_path)
+        assert len(str(told.value)) < 2000
+    assert time.monotonic() - began < SECONDS
+    assert not Path("ran").exists()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Audio
 from mmllm.errors import AssetError, ConfigError, MediaError
-from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alone, locate
+from mmllm.weights import PICKLES, are_left_out, check_size, code_left_alone, locate
 
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
 _UNTOLD = ("_name_or_path", "_commit_hash", "transformers_version")
@@ -123,8 +123,7 @@ class Source:
         self.where = where
         self.folder = open_folder(weights, where=where, revision=revision)
         self.config = read_json(self.folder, "config.json", where=where)
-        check_attention(self.config, self.folder / "config.json")
-        files = weight_files(self.folder, "model*.safetensors", where=where)
+        self.files = files = weight_files(self.folder, "model*.safetensors", where=where)
         told = {key: value for key, value in self.config.items() if key not in _UNTOLD}
         self.hash = fingerprint([digest(files), told])
 
@@ -151,6 +150,8 @@ class Source:
                 return cls(of).to(getattr(torch, dtype))
         try:
             with quiet(), code_left_alone():
+                of = cls.config_class.from_pretrained(str(self.folder))
+                check_size(self.folder / "config.json", self.files, lambda: cls(of))
                 model, report = cls.from_pretrained(
                     str(self.folder),
                     dtype=getattr(torch, dtype),

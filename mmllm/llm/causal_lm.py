@@ -37,13 +37,12 @@ from mmllm.tokens import TokenSpace
 from mmllm.weights import (
     PICKLES,
     are_left_out,
-    check_attention,
+    check_size,
     code_left_alone,
     copy_tensors,
     inside,
     locate,
     save_tensors,
-    tensor_shapes,
 )
 
 if TYPE_CHECKING:
@@ -654,42 +653,18 @@ def _check_size(source: dict[str, Any], names: Sequence[str]) -> None:
         if name.endswith(".safetensors.index.json"):
             index = json.loads((folder / name).read_text(encoding="utf-8"))
             shards |= {str(shard) for shard in index["weight_map"].values()}
-    shapes = [
-        shape
-        for name in sorted(shards)
-        for shape in tensor_shapes(inside(folder, name, "llm.weights", follow=True)).values()
-    ]
+    files = [inside(folder, name, "llm.weights", follow=True) for name in sorted(shards)]
     for name in {"generation_config.json"}.intersection(names):  # transformers passes over it
         with naming(CheckpointError, folder / name):
             json.loads((folder / name).read_text(encoding="utf-8"))
-    file = folder / "config.json"
-    told = json.loads(file.read_text(encoding="utf-8"))
-    check_attention(told, file)
-    for tree in (told, told.get("text_config")):
-        for key in _COUNTS:
-            count = tree.get(key) if isinstance(tree, dict) else None
-            if isinstance(count, int) and count > len(shapes):
-                raise CheckpointError(
-                    f"{file}: {key} is {count}, but the weights hold {len(shapes)} tensors"
-                )
-    if "quantization_config" in told:
-        return
-    of = AutoConfig.from_pretrained(**source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+
+    def make() -> nn.Module:
+        of = AutoConfig.from_pretrained(**source)
+        return AutoModelForCausalLM.from_config(
             of, attn_implementation="eager", trust_remote_code=False
         )
-    described = sum(parameter.numel() for parameter in model.parameters())
-    held = sum(math.prod(shape) for shape in shapes)
-    if described > held:
-        raise CheckpointError(
-            f"{file} describes {described:,} parameters, but the weights hold {held:,}; is the "
-            "copy whole?"
-        )
 
-
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
-"""Keys of a config.json that say how many modules are made; each has a tensor of its own."""
+    check_size(folder / "config.json", files, make)
 
 
 def _told(error: Exception) -> str:
