@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from accelerate import PartialState
 
 from mmllm import model as models
 from mmllm.config import RunConfig
@@ -15,7 +14,7 @@ from mmllm.data.mixture import Mixture
 from mmllm.data.store import FeatureStore
 from mmllm.errors import ConfigError
 from mmllm.training.feed import every_item, open_sources
-from mmllm.training.loop import frozen_work, warm
+from mmllm.training.loop import frozen_work, join_processes, warm
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
     so an interrupted run goes on where it stopped; under `accelerate launch` the processes share
     the work. Raises ConfigError if the stage names no folder."""
     stage = to_be_filled(run).stage
-    state = PartialState()
+    state = join_processes()
     # The language model renders here and is not run: half its memory will do.
     model = models.build(run.system, dtype=torch.bfloat16, device=str(state.device))
     work = frozen_work(model, stage)

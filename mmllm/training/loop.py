@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor
 from tqdm import tqdm
 
@@ -90,7 +90,7 @@ def train(
     """
     cpu.settle()
     _check_launch()
-    state = PartialState()
+    state = join_processes()
     lock = RunLock(Path(run.stage.output))
     with contextlib.ExitStack() as held:
 
@@ -113,6 +113,12 @@ def _check_launch() -> None:
                 "a checkpoint; launch with configs/accelerate/multi-gpu.yaml, and a language model "
                 "that is too large for one GPU with llm.quantization=4bit"
             )
+
+
+def join_processes() -> PartialState:
+    """This process among those that were launched together, on the CPU where that is said:
+    Accelerator reads this variable, PartialState alone does not."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _decided(state: PartialState, decide: Callable[[], Any]) -> Any:
