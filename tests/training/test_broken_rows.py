@@ -217,10 +217,14 @@ def test_a_broken_row_costs_itself(kind: str, make_run, tmp_path: Path, caplog):
         caching.fill_cache(run, progress=False)
     assert f"{len(skipped)} of {len(source)} rows cannot be used" in caplog.text
 
-    output = loop.train(run, progress=False)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        output = loop.train(run, progress=False)
     rows = json.loads((output / "skipped.json").read_text())
     assert {row["item"] for row in rows} == {name for name, _ in found}
     assert {(row["item"], row["error"]) for row in rows} >= of_rows
     assert (output / "checkpoints" / "step-00000002").is_dir()
+    told = [record for record in caplog.records if record.msg.startswith("skipped ")]
+    assert len(told) == len(rows), "each is named once, however often it is drawn"
     total = sum(row["times"] for row in rows)
     assert f"{total} of {2 * run.stage.batch_size} items drawn" in caplog.text
