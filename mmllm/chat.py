@@ -522,7 +522,8 @@ def _load_model(source: str | Path, precision: torch.dtype, device: str) -> AnyT
 
 
 def _noise(seed: int, place: int) -> torch.Generator:
-    """The generator of one medium: a function of the reply's seed and the medium's place in it."""
+    """The generator of one medium: a function of the reply's seed and the medium's place in it. It
+    is the CPU's on every device (diffusers moves what it draws): the same noise everywhere."""
     return torch.Generator().manual_seed((seed * 65_537 + place) % 2**63)
 
 

@@ -267,3 +267,20 @@ def test_a_temperature_divides_what_lies_below_the_largest_logit(tiny_model: Any
     assert set(drawn) == {2, 5}
     share = drawn.count(5) / len(drawn)
     assert abs(share - 1 / (1 + torch.tensor(-1.0).exp().item())) < 0.04
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_told_and_chosen_from_by_nobody(
+    tiny_model: AnyToAny, temperature: float
+) -> None:
+    """As float16 gives them where it overflows; the engine serves the next one."""
+    head, broken = tiny_model.llm.head, [True]
+    chat = Chat(tiny_model)
+    options = {"seed": 0, "max_new_tokens": 3, "modalities": dict.fromkeys(ALL, "forbid")}
+    wanted = chat.reply([user("hello")], temperature=temperature, **options)
+    tiny_model.llm.head = lambda hidden: head(hidden) * (float("nan") if broken else 1.0)
+    with pytest.raises(ConfigError, match=r"not numbers.*dtype bfloat16"):
+        chat.reply([user("hello")], temperature=temperature, **options)
+    broken.clear()
+    assert chat.reply([user("hello")], temperature=temperature, **options).ids == wanted.ids
+    assert chat.engine.idle

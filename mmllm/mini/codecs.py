@@ -192,7 +192,8 @@ class MelAutoencoder(ModelMixin, ConfigMixin):
         bands = self.bands.float()
         gram = bands @ bands.T
         target = mel @ bands.T
-        linear = (mel @ torch.linalg.pinv(bands)).clamp(min=1e-6)
+        inverse = torch.linalg.pinv(bands.cpu()).to(bands.device)  # MPS has no decomposition
+        linear = (mel @ inverse).clamp(min=1e-6)
         for _ in range(40):
             linear = linear * target / (linear @ gram).clamp(min=1e-10)
         return linear
