@@ -419,8 +419,7 @@ class _Late:
             values = make()
             host = torch.empty_like(values, device="cpu", pin_memory=True)
             host.copy_(values, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = torch.cuda.current_stream(values.device).record_event()
             self._make = lambda: host
 
     def read(self) -> list[float]:
@@ -616,7 +615,8 @@ def choose_precision(wanted: str) -> str:
     float32."""
     if wanted != "auto":
         return wanted
-    return "bf16" if fast_dtype(PartialState().device.type) is torch.bfloat16 else "no"
+    device: Any = PartialState().device
+    return "bf16" if fast_dtype(device.type) is torch.bfloat16 else "no"
 
 
 def _announce(

@@ -101,7 +101,8 @@ def _inlined(page: Path) -> str:
 
 def _peak_memory() -> int:
     """Bytes: of the GPU that was used, else of this process."""
-    if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
-        return used
+    used = [torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())]
+    if any(used):
+        return max(used)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

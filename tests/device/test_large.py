@@ -33,6 +33,7 @@ def test_its_steps_wait_for_nothing(
     on_device(second)
     stage = large.Large(number)
     monkeypatch.setattr(large, "POSITIONS", 512)
+    monkeypatch.setattr(large, "CONVERSATIONS", 1)
     batch = large._batch(stage.model, stage.features, speaks=number == 3).to(second)
     with host_waits() as waits:
         found = large.loop.take_step(

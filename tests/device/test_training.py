@@ -27,7 +27,6 @@ CPU = torch.device("cpu")
 KINDS: dict[str, dict[str, Any]] = {
     **STAGES,
     "packed": {"pack": True},
-    "packed encoder alignment": {**STAGES["encoder alignment"], "pack": True},
     "recompute": {"recompute": True},
     "packed recompute": {"pack": True, "recompute": True},
     "one micro-batch": {"accumulation": 1, "length_window": 2},
@@ -138,7 +137,9 @@ def test_data_workers_leave_the_device_alone(
     held = config.dump(make_run().stage.data["understand-audio"])
     validation = {"every": 2, "batches": 1, "data": {"held": held}}
     changes = {"cache": cache, "validation": validation, "steps": 2}
-    cpu, _ = on_both(make_run, on_device, second, **changes)
+    on_device(CPU)
+    cpu = trained(make_run(output="cpu", **changes), host_waits)
+    on_device(second)
     trainer, forward = os.getpid(), parts.ColourEncoder.forward
     encode = ModalityDecoder.encode_captions
 
