@@ -94,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
         "encoders",
         "errors",
         "gallery",
+        "licences",
         "losses",
         "model",
         "precision",

@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor
 from tqdm import tqdm
 
-from mmllm import checkpoints, disk, losses
+from mmllm import checkpoints, disk, licences, losses
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
@@ -91,6 +91,7 @@ def train(
     cpu.settle()
     _check_launch()
     state = join_processes()
+    licences.check(run.system)  # before a folder is made for it
     lock = RunLock(Path(run.stage.output))
     with contextlib.ExitStack() as held:
 
