@@ -162,6 +162,23 @@ def test_a_stage_starts_from_the_one_before(make_run, tmp_path: Path) -> None:
         train(make_run(output="three", start=str(tmp_path / "absent")), progress=False)
 
 
+def test_mini_is_a_name_wherever_a_checkpoint_is_meant(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = train(make_run(output="shipped", steps=1), progress=False)
+    newest = checkpoints.open_checkpoint(shipped).folder
+    monkeypatch.setattr("mmllm.mini.locate", {"checkpoint": newest}.__getitem__)
+    train(make_run(output="begun", steps=1, start="mini", train={"llm.*": 0.0}), progress=False)
+    one, other = weights(shipped), weights(tmp_path / "begun")
+    assert torch.equal(one["rows/rows"], other["rows/rows"])
+    assert main(["export", "mini", str(tmp_path / "given"), "--dtype", "float32"]) == 0
+    assert torch.equal(one["rows/rows"], weights(tmp_path / "given")["rows/rows"])
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)  # a folder of that name is meant before the name
+    with pytest.raises(CheckpointError, match="mini: no checkpoint there"):
+        checkpoints.open_checkpoint("mini")
+
+
 def test_resuming_a_stage_that_has_not_begun_begins_it(make_run, tmp_path: Path) -> None:
     """`make demo` always says --resume: a first start must start from the stage before it."""
     train(make_run(output="one", steps=1), progress=False)
