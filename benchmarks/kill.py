@@ -5,7 +5,7 @@
 
 Trains once in peace, then the same stage again under SIGKILL at random moments, loading and saving
 included, each time going on with `--resume`. Exits with 1 unless all losses and all weights of the
-last checkpoint are equal bit for bit.
+last checkpoint are equal bit for bit, and nothing half done is left in the folder.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ def state(run: Path) -> str:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not equal: losses by step, files of weights."""
-    found = []
+    """What is not equal: losses by step, files of weights; and what kills have left behind."""
+    odd = {".partial", ".replaced", ".lock"}
+    left = sorted(path for path in other.rglob("*") if path.suffix in odd)
+    found = [f"{path.relative_to(other)}: left behind" for path in left]
     curves = [
         {row["step"]: {**row, "seconds": 0} for row in map(json.loads, text.splitlines())}
         for text in ((run / "metrics.jsonl").read_text() for run in (one, other))
