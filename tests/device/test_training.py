@@ -159,3 +159,9 @@ def test_data_workers_leave_the_device_alone(
 def test_a_dry_run_takes_a_step(make_run, on_device, second) -> None:
     on_device(second)
     dry_run(make_run(workers=1), progress=False)
+
+
+def test_bfloat16_takes_no_wait_more(make_run, on_device, second) -> None:
+    cpu, other = on_both(make_run, on_device, second, precision="bf16", pack=True)
+    assert cpu.losses == pytest.approx(other.losses, rel=0.05)
+    assert sum(other.waits, Counter()) == Counter()
