@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
+Source: TypeAlias = "str | Path | bytes | Embedded"
+"""Where a medium is kept: a path, the bytes of a file, or a file inside another."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Medium:
     `provenance` is filled for generated media and is written into every file that is saved.
     """
 
-    source: str | Path | bytes | Embedded | np.ndarray | PILImage.Image | None = None
+    source: Source | None = None
     array: np.ndarray | None = None
     caption: str | None = None
     provenance: Mapping[str, Any] | None = None
@@ -141,6 +143,16 @@ class Image(Medium):
 
     modality: ClassVar[str] = "image"
 
+    if TYPE_CHECKING:  # what `Medium.__post_init__` takes
+
+        def __init__(
+            self,
+            source: Source | np.ndarray | PILImage.Image | None = None,
+            array: np.ndarray | None = None,
+            caption: str | None = None,
+            provenance: Mapping[str, Any] | None = None,
+        ) -> None: ...
+
     @classmethod
     def from_numpy(cls, array: np.ndarray, **fields: Any) -> Image:
         """uint8[H, W, 3], RGB."""
@@ -182,6 +194,17 @@ class Audio(Medium):
     sample_rate: int | None = None
     modality: ClassVar[str] = "audio"
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            source: Source | np.ndarray | None = None,
+            array: np.ndarray | None = None,
+            caption: str | None = None,
+            provenance: Mapping[str, Any] | None = None,
+            sample_rate: int | None = None,
+        ) -> None: ...
+
     @classmethod
     def from_numpy(cls, array: np.ndarray, sample_rate: int, **fields: Any) -> Audio:
         """float32[C, S] or float32[S] in [-1, 1], `sample_rate` in Hz. A little more is clipped."""
@@ -211,6 +234,18 @@ class Video(Medium):
     fps: float | None = None
     sound: Audio | None = None
     modality: ClassVar[str] = "video"
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            source: Source | np.ndarray | None = None,
+            array: np.ndarray | None = None,
+            caption: str | None = None,
+            provenance: Mapping[str, Any] | None = None,
+            fps: float | None = None,
+            sound: Audio | None = None,
+        ) -> None: ...
 
     @classmethod
     def from_numpy(cls, array: np.ndarray, fps: float, **fields: Any) -> Video:

@@ -92,9 +92,9 @@ class Sampling:
             ("top_p", 0, 1),
             ("repetition_penalty", *penalties),
         ):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             # Every comparison with NaN is false.
-            if not isinstance(value, Real) or not least <= value <= most:
+            if not isinstance(value, Real) or not least <= value <= most:  # pyright: ignore
                 raise ConfigError(
                     f"{name}: expected a number from {least:g} to {most:g}, got {quoted(value)}"
                 )

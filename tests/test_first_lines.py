@@ -57,7 +57,6 @@ def same(one: Reply, other: Reply) -> bool:
         user("one two"),
         [user("one two")],
         (user("one two"),),
-        iter([user("one two")]),
         {"role": "user", "content": "one two"},
         [{"role": "user", "content": "one two"}],
         [{"role": "user", "content": [{"type": "text", "text": "one two"}]}],
@@ -67,6 +66,11 @@ def same(one: Reply, other: Reply) -> bool:
 )
 def test_words_however_they_are_given(chat: Chat, given: Any) -> None:
     assert same(chat.reply(given, **QUICK), chat.reply([user("one two")], **QUICK))
+
+
+def test_messages_may_come_from_a_generator(chat: Chat) -> None:
+    messages = (user(words) for words in ("one", "two"))
+    assert same(chat.reply(messages, **QUICK), chat.reply([user("one"), user("two")], **QUICK))
 
 
 def test_a_chat_can_be_called(chat: Chat) -> None:

@@ -583,9 +583,10 @@ def _build(
         if not gguf and names:
             _check_size(source, names)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source, **options, output_loading_info=True
         )
+        model, report = loaded
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
             f"llm.weights {quoted(config.weights)} cannot be loaded: {_told(error)}"

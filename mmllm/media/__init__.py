@@ -18,7 +18,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -256,7 +256,7 @@ def _source(medium: Medium) -> Source:
             f"{medium!r}: there is nothing to decode; give {type(medium).__name__}(...) a path or "
             "the bytes of a file"
         )
-    return cast(Source, medium.source)  # decoded data given in its place became the array
+    return medium.source
 
 
 def _probed(medium: Medium, source: Source, cost: Cost) -> Facts:

@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def decode(medium: M, *, seconds: float = SECONDS, cancel: threading.Event | Non
     if medium.source is None:
         return media.decode(medium)  # says what is missing
     request = {"do": "decode", "modality": medium.modality}
-    made, arrays = _ask(request, cast(Source, medium.source), _lane(medium), seconds, cancel)
+    made, arrays = _ask(request, medium.source, _lane(medium), seconds, cancel)
     fields: dict[str, Any] = {**made["fields"], "array": arrays[0]}
     if made["sound"] is not None:
         fields["sound"] = Audio(array=arrays[1], **made["sound"])
@@ -97,7 +97,7 @@ def sample_frames(
     if video.array is not None or video.source is None or num < 1:
         return media.sample_frames(video, num)
     request = {"do": "sample_frames", "num": num}
-    return _ask(request, cast(Source, video.source), "clips", seconds, cancel)[1][0]
+    return _ask(request, video.source, "clips", seconds, cancel)[1][0]
 
 
 def sampled(
