@@ -273,8 +273,10 @@ class _Reader:
         place = bisect_right(self.keys, then - 1.0) - 1
         if place < 0 or self.keys[place] < now + _SKIPPED:
             return False
-        target = round(self.keys[place] / float(self.stream.time_base))
-        self.container.seek(target, stream=self.stream)
+        # The index of MP4 says when a keyframe is decoded; by when it is shown, which is later
+        # where there are B-frames, FFmpeg may land at the one before. So: once for each.
+        del self.keys[: place + 1]
+        self.container.seek(round((then - 1.0) / self.stream.time_base), stream=self.stream)
         return True
 
 

@@ -462,6 +462,7 @@ def test_frames_that_change_their_size_have_that_of_the_first(container, codec):
     [
         ("mp4", "libx264", {"x264-params": "keyint=20"}),
         ("mp4", "libx264", {"x264-params": "open-gop=1:bframes=3:keyint=20:min-keyint=20"}),
+        ("mp4", "libx264", {"x264-params": "bframes=3:keyint=50:min-keyint=50:scenecut=0"}),
         ("mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=20"}),
         ("mp4", "mpeg4", {"g": "20", "bf": "2"}),
         ("matroska", "libx264", {"x264-params": "keyint=20"}),
