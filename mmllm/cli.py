@@ -433,6 +433,14 @@ def serve(
         list[str] | None,
         typer.Option(metavar="HOST", help="Media may be fetched from there (repeatable)."),
     ] = None,
+    media: Annotated[
+        str,
+        typer.Option(
+            metavar="parts|markdown|urls",
+            help="Where a chat's answer shows media: in message.parts, or also in content, as "
+            "Markdown with the files or with URLs.",
+        ),
+    ] = "parts",
     batch: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 8,
     waiting: Annotated[int, typer.Option(help="Requests that wait, at most.")] = 64,
     prefixes: Annotated[
@@ -456,6 +464,7 @@ def serve(
         token=token,
         allow_urls=frozenset(allow_urls or ()),
         hosts=listening.hosts_of(host),
+        media_in=media,  # pyright: ignore[reportArgumentType]  # Settings checks it
         batch=batch,
         waiting=waiting,
     )

@@ -7,6 +7,8 @@ intake.py     a request -> a conversation, its media checked and decoded within 
 remote.py     pictures, sounds and clips behind URLs, where that is allowed
 engine.py     the line, and the threads that answer
 answers.py    a reply -> a response, whole or in chunks
+markdown.py   media in the text of a reply
+kept.py       generated media behind URLs
 videos.py     clips as jobs
 metrics.py    what Prometheus reads
 errors.py     everything that goes wrong, as the API's own JSON

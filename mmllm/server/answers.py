@@ -8,7 +8,7 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from mmllm.replies import (
     TextDelta,
 )
 from mmllm.replies import Usage as Tokens
+from mmllm.server import markdown
+from mmllm.server.settings import MediaIn
 
 TYPES = {
     "png": "image/png",
@@ -56,10 +58,13 @@ async def encoded(medium: Medium, suffix: str) -> bytes:
 
 @dataclass
 class Writer:
-    """One chat completion as it is told. `sounds`: the format of audio."""
+    """One chat completion as it is told. `sounds`: the format of audio; `media_in`: how `content`
+    shows media; `keep`: keeps a file (its bytes, its suffix) and returns its URL."""
 
     model: str
     sounds: str = "wav"
+    media_in: MediaIn = "parts"
+    keep: Callable[[bytes, str], str] | None = None
     id: str = field(default_factory=lambda: new_id("chatcmpl-"))
     created: int = field(default_factory=lambda: int(time.time()))
     num_images: int = 0
@@ -69,17 +74,20 @@ class Writer:
     async def whole(self, reply: Reply) -> dict[str, Any]:
         """The response that is not streamed."""
         parts, views = [], {"images": [], "audio": None}
-        for part in reply.message.parts:
+        content, pieces = markdown.Content(), []
+        for place, part in enumerate(reply.message.parts):
             if isinstance(part, Text):
                 parts.append({"type": "text", "text": part.text})
+                pieces.append(content.text(place, part.text))
                 continue
-            made, seen = await self._medium(part)
+            made, seen, link = await self._medium(part)
+            pieces.append(content.medium(place, link))
             parts.append(made)
             views["images"] += seen.pop("images", [])
             views.update(seen)
         message = {
             "role": "assistant",
-            "content": reply.text,
+            "content": reply.text if self.media_in == "parts" else "".join(pieces),
             "refusal": None,
             "parts": parts,
             "images": views["images"] or None,
@@ -104,13 +112,19 @@ class Writer:
     async def chunks(
         self, events: AsyncIterator[Event], *, with_usage: bool
     ) -> AsyncIterator[dict[str, Any]]:
-        """The events of a stream as chunks; text and media bear the number of their part."""
+        """The events of a stream as chunks; text and media bear the number of their part. Where
+        `content` shows media, its text waits for those before it; `parts` never does."""
+        content = markdown.Content()
+        in_order = self.media_in != "parts"
         yield self._chunk({"role": "assistant", "content": ""})
         async for event in events:
             if isinstance(event, TextDelta):
                 part = {"type": "text", "text": event.text}
-                yield self._chunk({"content": event.text, **self._parts(event.place, part)})
+                text = content.text(event.place, event.text) if in_order else event.text
+                delta = {"content": text} if text else {}
+                yield self._chunk({**delta, **self._parts(event.place, part)})
             elif isinstance(event, MediumStarted):
+                content.started(event.place)
                 part = {"type": PARTS[event.modality]}
                 yield self._chunk(self._parts(event.place, part))
             elif isinstance(event, Progress):
@@ -122,31 +136,42 @@ class Writer:
                 }
                 yield self._chunk({}, mmllm={"progress": progress})
             elif isinstance(event, MediumReady):
-                part, views = await self._medium(event.medium)
-                yield self._chunk({**views, **self._parts(event.place, part)})
+                part, views, link = await self._medium(event.medium)
+                text = content.medium(event.place, link) if in_order else ""
+                delta = {"content": text} if text else {}
+                yield self._chunk({**delta, **views, **self._parts(event.place, part)})
             elif isinstance(event, Done):
                 reply = event.reply
+                if rest := content.rest():
+                    yield self._chunk({"content": rest})
                 yield self._chunk({}, finish=_FINISH[reply.finish], mmllm=about(reply))
                 if with_usage:
                     yield {**self._chunk({}), "choices": [], "usage": usage(reply.usage)}
 
-    async def _medium(self, medium: Medium) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(its part, the views of it: images or audio)."""
+    async def _medium(self, medium: Medium) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """(its part, the views of it: images or audio, its link in Markdown)."""
         suffix = {"image": "png", "audio": self.sounds, "video": "mp4"}[medium.modality]
-        data = base64.b64encode(await encoded(medium, suffix)).decode("ascii")
+        file = await encoded(medium, suffix)
+        data = base64.b64encode(file).decode("ascii")
+        uri = f"data:{TYPES[suffix]};base64,{data}"
+        link = ""
+        if self.media_in == "markdown":
+            link = markdown.link(medium.modality, uri)
+        elif self.media_in == "urls" and self.keep is not None:
+            link = markdown.link(medium.modality, self.keep(file, suffix))
         kind = PARTS[medium.modality]
         if medium.modality == "audio":
             part = {"type": kind, kind: {"data": data, "format": suffix}}
             if self.has_audio:
-                return part, {}
+                return part, {}, link
             self.has_audio = True
             audio = {"id": new_id("audio_"), "data": data, "transcript": ""}
-            return part, {"audio": {**audio, "expires_at": self.created}}
-        part = {"type": kind, kind: {"url": f"data:{TYPES[suffix]};base64,{data}"}}
+            return part, {"audio": {**audio, "expires_at": self.created}}, link
+        part = {"type": kind, kind: {"url": uri}}
         if medium.modality != "image":
-            return part, {}
+            return part, {}, link
         self.num_images += 1
-        return part, {"images": [{"index": self.num_images - 1, **part}]}
+        return part, {"images": [{"index": self.num_images - 1, **part}]}, link
 
     def _parts(self, place: int, part: Mapping[str, Any]) -> dict[str, Any]:
         """`delta.parts`: with every number before it, because clients add them up by number."""

@@ -20,12 +20,13 @@ from mmllm.decoders.base import Cancelled
 from mmllm.errors import quoted
 from mmllm.media import isolated
 from mmllm.replies import Done, Event, Reply
-from mmllm.server import answers, bodies, errors
+from mmllm.server import answers, bodies, errors, kept
 from mmllm.server import schemas as api
 from mmllm.server.engine import Engine, Job, Options
 from mmllm.server.errors import CLOSED, ApiError, bad
 from mmllm.server.gate import Gate
 from mmllm.server.intake import Intake
+from mmllm.server.kept import Kept
 from mmllm.server.metrics import Metrics
 from mmllm.server.settings import Settings
 from mmllm.server.videos import Clip, Videos
@@ -40,6 +41,14 @@ _TOLD = {
     429: "Too many requests.",
     500: "The server's fault; its log says why.",
     503: "The server is shutting down.",
+}
+
+
+_OF_FILES = {
+    "cache-control": "private, max-age=3600",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "cross-origin",
 }
 
 
@@ -85,7 +94,8 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.engine = Engine(chat, settings, self.metrics)
-        self.intake = Intake(settings, chat)
+        self.kept = Kept(settings)
+        self.intake = Intake(settings, chat, self.kept)
         self.videos = Videos(self.engine, settings)
         self.name = chat.model.config.name
         self.card = {
@@ -110,6 +120,12 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+
+    def keeper(self, request: Request) -> Callable[[bytes, str], str]:
+        """Keeps a file (its bytes, its suffix) and returns its URL, by the name that the client
+        calls the server by."""
+        base = str(request.base_url).rstrip("/")
+        return lambda data, suffix: base + self.kept.add(data, suffix)
 
     async def replies(self, request: Request, job: Job) -> list[Reply]:
         """Have a job answered; it is cancelled when the client goes away."""
@@ -197,7 +213,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         conversation = await unless_gone(request, asyncio.ensure_future(reading))
         seed = new_seed() if body.seed is None else body.seed
         job = Job(conversation, options, seed)
-        writer = answers.Writer(service.name, body.audio.format if body.audio else "wav")
+        writer = answers.Writer(
+            service.name,
+            body.audio.format if body.audio else "wav",
+            (body.mmllm and body.mmllm.media) or service.settings.media_in,
+            service.keeper(request),
+        )
         if not body.stream:
             (reply,) = await service.replies(request, job)
             return JSONResponse(await writer.whole(reply))
@@ -300,6 +321,23 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 409, f"the clip is {clip.status}; ask again when it is completed", code="not_ready"
             )
         return Response(clip.data, media_type="video/mp4")
+
+    @app.head(kept.PATH + "{name}", include_in_schema=False)
+    @app.get(
+        kept.PATH + "{name}",
+        response_class=Response,
+        responses={200: {"content": {kind: {} for kind in answers.TYPES.values()}}},
+    )
+    async def made(name: str) -> Response:
+        """A file that an answer named, for as long as it is kept; it needs no token."""
+        file = service.kept.get(name)
+        if file is None:
+            raise ApiError(
+                404,
+                "no such file: it never was, or its time was up, or newer ones took its place",
+                code="not_found",
+            )
+        return Response(file.data, media_type=answers.TYPES[file.suffix], headers=_OF_FILES)
 
     @app.get("/v1/models", response_model=api.ModelList)
     async def models() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
+from mmllm.server import kept
 from mmllm.server.errors import CLOSED, ApiError, told
 from mmllm.server.metrics import Metrics
 from mmllm.server.settings import Settings
@@ -20,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN = {"/health"}
-"""Paths that need no token."""
+"""Paths that need no token, beside the files of `kept`, whose names are secrets themselves."""
 _SMALL = 2**16
 """Bytes of a body that count for nothing."""
 
@@ -79,7 +80,7 @@ class Gate:
             raise ApiError(
                 403, f"Host {name!r}: this server answers to {', '.join(sorted(hosts))} only"
             )
-        if self._token is not None and path not in OPEN:
+        if self._token is not None and not _is_open(path):
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not hmac.compare_digest(kind.lower() + b" " + given.strip(), self._token):
                 raise ApiError(
@@ -134,6 +135,12 @@ class Gate:
             ) from error
         finally:
             held.timeout = None
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or (
+        path.startswith(kept.PATH) and kept.is_name(path.removeprefix(kept.PATH))
+    )
 
 
 class _Body:

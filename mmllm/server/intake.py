@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +26,11 @@ from mmllm.conversation import Part as Said
 from mmllm.errors import ConfigError, MediaError, quoted
 from mmllm.generation import Choice, Sampling
 from mmllm.media import data_uri, isolated
-from mmllm.server import remote
+from mmllm.server import markdown, remote
 from mmllm.server import schemas as api
 from mmllm.server.engine import Options
 from mmllm.server.errors import ApiError, bad, told
+from mmllm.server.kept import PATH, Kept, is_name
 from mmllm.server.settings import Settings
 
 T = TypeVar("T")
@@ -37,13 +39,16 @@ _GRACE = 2.0
 """Seconds in which a process may say itself that the time is up, before it is ended."""
 _SCHEME = 64
 """Characters in which a scheme must come."""
+_LONGEST_URL = 2048
+_OWN_URL = re.compile(rf"https?://(?P<host>[^/?#]+){PATH}(?P<name>[^/?#]+)")
 
 
 class Intake:
     """Reads the requests of one server for the model of `chat`."""
 
-    def __init__(self, settings: Settings, chat: Chat):
+    def __init__(self, settings: Settings, chat: Chat, kept: Kept):
         self.settings = settings
+        self.kept = kept
         model = chat.model
         self.decoders = {
             modality: model.decoders[key] for modality, key in model.renderer.output_keys.items()
@@ -251,7 +256,9 @@ class Intake:
             modality, param, where = "audio", f"{param}.input_audio.data", part.input_audio.data
         inline = data_uri.is_data_uri(where[:_SCHEME])
         file = None
-        if not inline and modality != "audio":
+        if not inline:
+            file = self._kept(where, param)
+        if not inline and file is None and modality != "audio":
             file = await remote.fetch(where, self.settings, param)
 
         def read() -> Medium:
@@ -268,6 +275,23 @@ class Intake:
             raise problem if code is None else bad(problem.message, param, code) from error
         self._held.add(medium)
         return medium
+
+    def _kept(self, url: str, param: str) -> bytes | None:
+        """A file that this server made and named by a URL; None for anything else. Raises
+        ApiError (400) when it is forgotten."""
+        found = _OWN_URL.fullmatch(url[:_LONGEST_URL])
+        if found is None or not is_name(found["name"]):
+            return None
+        file = self.kept.get(found["name"])
+        if file is None:
+            if found["host"].lower() in self.settings.allow_urls:
+                return None
+            raise bad(
+                f"{param}: {quoted(url)} is kept no longer: leave it out, or send the file itself",
+                param,
+                "invalid_url",
+            )
+        return file.data
 
     async def _beside(self, lane: str, work: Callable[[], T]) -> T:
         """Do it in a thread of its own, within the limits of what is given."""
@@ -343,11 +367,13 @@ def _parts(message: api.AnyMessage, where: str) -> Iterator[tuple[str, api.AnyPa
         for number, part in enumerate(message.parts):
             yield f"{where}.parts.{number}", part
         return
+    answer = isinstance(message, api.AssistantMessage)
     if isinstance(message.content, str):
-        yield f"{where}.content", api.TextPart(type="text", text=message.content)
+        text = api.TextPart(type="text", text=message.content)
+        yield from _unfolded(text, f"{where}.content", answer)
     else:
         for number, part in enumerate(message.content or ()):
-            yield f"{where}.content.{number}", part
+            yield from _unfolded(part, f"{where}.content.{number}", answer)
     if isinstance(message, api.AssistantMessage):
         for number, part in enumerate(message.images or ()):
             yield f"{where}.images.{number}", part
@@ -359,3 +385,21 @@ def _parts(message: api.AnyMessage, where: str) -> Iterator[tuple[str, api.AnyPa
                 )
             sound = api.InputAudio(data=message.audio.data)
             yield f"{where}.audio", api.AudioPart(type="input_audio", input_audio=sound)
+
+
+def _unfolded(part: api.AnyPart, where: str, answer: bool) -> Iterator[tuple[str, api.AnyPart]]:
+    """A part, or in an answer's text those that it shows as Markdown."""
+    if not answer or not isinstance(part, api.TextPart):
+        yield where, part
+        return
+    found = list(markdown.split(part.text)) or [(None, "")]
+    for modality, said in found:
+        if modality is None:
+            yield where, api.TextPart(type="text", text=said)
+        elif modality == "image":
+            yield where, api.ImagePart(type="image_url", image_url=api.ImageUrl(url=said))
+        elif modality == "video":
+            yield where, api.VideoPart(type="video_url", video_url=api.VideoUrl(url=said))
+        else:
+            sound = api.InputAudio(data=said)
+            yield where, api.AudioPart(type="input_audio", input_audio=sound)

@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from mmllm.server.settings import MediaIn
+
 T = TypeVar("T")
 MOST_PARTS = 1024
 """Of one message."""
@@ -212,6 +214,14 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
+class Extras(Strict):
+    """What OpenAI's requests have no place for."""
+
+    media: MediaIn | None = Field(
+        default=None, description="How `content` shows media; the server's own way unless given."
+    )
+
+
 class ChatRequest(Strict):
     neutral = {
         **HARMLESS,
@@ -261,6 +271,7 @@ class ChatRequest(Strict):
     decoders: Annotated[dict[str, DecoderOptions], _few(_MOST_NAMES)] | None = Field(
         default=None, description='By modality: {"image": {"steps": 30}}.'
     )
+    mmllm: Extras | None = None
 
 
 class ImageRequest(Strict):

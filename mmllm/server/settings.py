@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, quoted
 from mmllm.media import Limits
 
 MB = 2**20
+MediaIn = Literal["parts", "markdown", "urls"]
+"""How a chat's answer shows its media: in `parts` alone, or in `content` too, as Markdown with the
+files themselves or with URLs of this server."""
 GIVEN = Limits(
     bytes=32 * MB,
     pixels=16_000_000,
@@ -24,11 +28,13 @@ class Settings:
     """`token`: what clients must present; none: nothing. `allow_urls`: hosts ("example.org", or
     "example.org:8443") whose media may be fetched. `hosts`: names by which the server may be
     called (the Host header; None: any), so that a web page cannot reach a local server through a
-    name of its own that resolves to 127.0.0.1."""
+    name of its own that resolves to 127.0.0.1. `media_in`: how chats show media, unless a request
+    says `mmllm.media`."""
 
     token: str | None = None
     allow_urls: frozenset[str] = frozenset()
     hosts: frozenset[str] | None = frozenset({"localhost", "127.0.0.1", "[::1]"})
+    media_in: MediaIn = "parts"
 
     # Of one request.
     body_bytes: int = 32 * MB
@@ -78,11 +84,20 @@ class Settings:
     videos: int = 16
     """Clips that are being made or kept."""
     keep_seconds: float = 3600.0
-    """How long a clip is kept after it was made."""
+    """How long a clip, or a file behind a URL, is kept after it was made."""
+    kept_files: int = 256
+    """Files behind URLs."""
+    kept_bytes: int = 256 * MB
+    """Of these; a larger one is kept alone."""
 
     def __post_init__(self) -> None:
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
             raise ConfigError("token: expected visible ASCII characters, without spaces")
+        if self.media_in not in get_args(MediaIn):
+            raise ConfigError(
+                f"media: expected one of {', '.join(get_args(MediaIn))}, got "
+                f"{quoted(self.media_in)}"
+            )
         for host in self.allow_urls:
             if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?", host):
                 raise ConfigError(
