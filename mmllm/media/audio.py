@@ -5,6 +5,7 @@ Legend: C channels, S samples.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from math import ceil, gcd
 from pathlib import Path
@@ -35,14 +36,27 @@ _OPEN = 0x7FFF0000
 others the largest number of 31 or 32 bits, less the header."""
 
 
+class _Steady:
+    """A file for soundfile: one that has no name, since soundfile believes the suffix `.raw` and
+    reads anything as samples, and whose `seek` to a place that cannot be stays where it is, since
+    what is raised under libsndfile is printed and lost."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._seek, self.readinto = file.seek, file.readinto  # type: ignore[attr-defined]
+        self.tell, self.read = file.tell, file.read
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with suppress(OSError, ValueError):
+            self._seek(offset, whence)
+        return self.tell()
+
+
 def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
     """What the header says, or None when soundfile cannot read it."""
     import soundfile
 
-    if str(getattr(file, "name", "")).lower().endswith(".raw"):
-        return None  # soundfile believes this suffix and reads anything as samples
     try:
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(_Steady(file)) as sound:
             facts = Facts(
                 "audio",
                 sound.format,
@@ -56,6 +70,8 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
         return None
     if compressed:
         return None  # MP3 in another container: soundfile's count of samples is a guess
+    if facts.format == "VOC":
+        return None  # soundfile takes the heads of its blocks for samples
     if facts.format in ("WAV", "WAVEX"):
         return None if _is_open(file, name) and not facts.samples else facts
     if not 0 < facts.samples < _UNKNOWN:
@@ -72,7 +88,7 @@ def decode(
 
     array, length = np.empty((facts.channels, facts.samples), np.float32), 0
     try:
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(_Steady(file)) as sound:
             # In blocks: some codecs cannot be asked for all, and the clock is looked at between.
             while length < facts.samples:
                 cost.check()
@@ -98,7 +114,7 @@ def read_provenance(file: BinaryIO, name: str, cost: Cost) -> dict[str, Any] | N
     import soundfile
 
     try:
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(_Steady(file)) as sound:
             return provenance.from_comment(sound.comment)
     except Exception as error:
         raise _damaged(name, error) from error

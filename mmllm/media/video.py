@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".mp4", ".webp", ".gif")
 _CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3,flac,aac,asf,flv,au,caf,w64"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3,flac,aac,asf,flv,au,caf,w64,"
+    "voc"
 )
 """What FFmpeg may open. Playlists are not among them: they would make it open other files."""
 _AV_TIME = 1_000_000  # av.time_base, without importing av
-_COVER = "attached_pic"
 _SKIPPED = 2.0
 """Seconds of a clip that are worth looking for another keyframe."""
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -68,8 +68,10 @@ def _open(file: BinaryIO, cost: Cost) -> InputContainer:
 
 def _picture_stream(container: InputContainer) -> Any | None:
     """The first video stream in a known codec that is not the cover of a song."""
+    from av.stream import Disposition
+
     for stream in container.streams.video:
-        if stream.codec_context and _COVER not in str(stream.disposition):
+        if stream.codec_context and not stream.disposition & Disposition.attached_pic:
             return stream
     return None
 
@@ -137,11 +139,16 @@ def _seconds(container: InputContainer, stream: Any) -> float | None:
 
 
 def _num_shown(container: InputContainer, stream: Any) -> int:
-    """The frames that the header announces, without those that an edit list hides; 0: unknown."""
-    index = stream.index_entries
-    if "mp4" not in container.format.name or not 0 < len(index) <= current_limits().frames:
+    """The frames that the header announces, without those that an edit list hides (MP4), or that
+    only say that the one before stays (AVI); 0: unknown."""
+    index, kind = stream.index_entries, container.format.name
+    if not 0 < len(index) <= current_limits().frames:
         return stream.frames
-    return min(stream.frames, sum(not entry.is_discard for entry in index))
+    # AVI counts by its frames, and has its index at its end: one that was cut has a few entries.
+    whole = kind == "avi" and index[-1].timestamp >= 0.9 * stream.frames - 1
+    if not (whole or "mp4" in kind):
+        return stream.frames
+    return min(stream.frames, sum(bool(entry.size) and not entry.is_discard for entry in index))
 
 
 def _stretched(stream: Any, width: int, height: int) -> tuple[int, int]:
@@ -159,7 +166,7 @@ def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, fl
 
     Raises MediaError where the file ends long before the duration that its header announces.
     """
-    count, first, last, end = 0, None, 0, 0.0
+    count, first, last, end, stays = 0, None, 0, 0.0, 0
     for packet in container.demux():
         if not packet.size or packet.pts is None or packet.is_discard:
             count += bool(packet.size) and packet.stream is stream and not packet.is_discard
@@ -168,6 +175,7 @@ def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, fl
         end = max(end, float(after * packet.time_base))
         if packet.stream is stream:
             count += 1
+            stays = stays or packet.duration or 0
             first = packet.pts if first is None else min(first, packet.pts)
             last = max(last, after)
     announced = (container.duration or 0) / _AV_TIME
@@ -176,7 +184,10 @@ def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, fl
             f"{name}: the file is truncated ({announced:.4g} seconds announced, {end:.4g} found); "
             "was it copied completely?"
         )
-    return count, float((last - (first or 0)) * stream.time_base)
+    span = last - (first or 0)
+    if not stays and count > 1:  # FLV says when each begins only; the last one stays as the others
+        span += span / (count - 1)
+    return count, float(span * stream.time_base)
 
 
 # --- reading ------------------------------------------------------------------------------------
