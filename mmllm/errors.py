@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _QUOTED = 120
 """Characters of a foreign value that a message quotes."""
+_BITS = 1024
+"""Of an integer that is quoted by its digits."""
 _REASON = 300
 """Characters of a library's message that a message of ours quotes."""
 
@@ -15,12 +18,22 @@ _REASON = 300
 def quoted(value: object) -> str:
     """`repr(value)`, cut to a length that fits into a message, whatever the value holds: long
     texts, long lists, deep nesting. What is cut is never built, so large values cost nothing."""
-    short = reprlib.Repr()
+    short = _Repr()
     short.maxlevel = 3
     short.maxstring = short.maxother = _QUOTED
     short.maxlist = short.maxtuple = short.maxdict = short.maxset = 4
     text = short.repr(value)
     return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
+
+
+class _Repr(reprlib.Repr):
+    """`reprlib.Repr` that also shortens integers of thousands of digits, which Python refuses to
+    write out."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() <= _BITS:
+            return super().repr_int(x, level)
+        return f"an integer of about {int(x.bit_length() * math.log10(2))} digits"
 
 
 class MmllmError(Exception):

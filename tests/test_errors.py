@@ -24,3 +24,9 @@ def nested(depth: int) -> list:
 )
 def test_long_values_are_cut(value: object) -> None:
     assert len(quoted(value)) <= 120
+
+
+def test_integers_that_python_does_not_write_out_are_quoted() -> None:
+    assert quoted(-(2**40)) == "-1099511627776"
+    assert quoted(10**8400) == "an integer of about 8400 digits"
+    assert "about 8400 digits" in quoted({"width": [-(10**8400)]})

@@ -55,6 +55,8 @@ def parsed(model: type[B], data: bytes) -> B:
         )
     try:
         tree = json.loads(data.decode("utf-8-sig"), parse_constant=_no_json)
+        if rb"\u" in data:  # without an escape, UTF-8 holds whole characters only
+            _check_characters(tree)  # it nests deeper than reading does
     except UnicodeDecodeError as error:
         raise bad(f"the body is not UTF-8: byte {error.start} of {len(data)}") from error
     except RecursionError as error:
@@ -62,8 +64,6 @@ def parsed(model: type[B], data: bytes) -> B:
     except ValueError as error:
         why = "a number of thousands of digits" if "digits" in str(error) else str(error)[:200]
         raise bad(f"the body is not JSON: {why}") from error
-    if rb"\u" in data:  # without an escape, UTF-8 holds whole characters only
-        _check_characters(tree)
     try:
         return model.model_validate(tree)
     except ValidationError as error:

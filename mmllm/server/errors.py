@@ -21,6 +21,8 @@ CLOSED = 499
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _LONGEST_STEP = 64
 """Characters of a field's name that a path repeats."""
+_LONGEST_PATH = 120
+"""Characters of the path that was asked for."""
 _REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`:?")
 """Our errors speak to Python programs; a client of the server has other means."""
 _CLASS_IN_PYTHON = re.compile(r"give it as (Image|Audio|Video)\(\.\.\.\)")
@@ -111,19 +113,23 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(404)
     async def _unknown(request: Request, error: Exception) -> JSONResponse:
-        path = request.url.path
-        message = f"{path}: no such path; see /openapi.json"
+        message = f"{_shown(request)}: no such path; see /openapi.json"
         return ApiError(404, message, code="unknown_url").response()
 
     @app.exception_handler(405)
     async def _method(request: Request, error: Any) -> JSONResponse:
         allowed = dict(error.headers or {})
-        message = (
-            f"{request.method} {request.url.path}: not that method, but {allowed.get('Allow', '?')}"
-        )
+        method = request.method[:_LONGEST_STEP]
+        message = f"{method} {_shown(request)}: not that method, but {allowed.get('Allow', '?')}"
         response = ApiError(405, message, code="method_not_allowed").response()
         response.headers.update(allowed)
         return response
+
+
+def _shown(request: Request) -> str:
+    """The path of a request, as far as a message repeats it."""
+    path = request.url.path
+    return path if len(path) <= _LONGEST_PATH else f"{path[: _LONGEST_PATH - 1]}…"
 
 
 def invalid(errors: Sequence[Any], body: Any) -> ApiError:

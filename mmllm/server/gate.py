@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
+from mmllm.errors import quoted
 from mmllm.server import kept
 from mmllm.server.errors import CLOSED, ApiError, told
 from mmllm.server.metrics import Metrics
@@ -78,7 +79,8 @@ class Gate:
         name = name if name.endswith("]") else name.rsplit(":", 1)[0]
         if hosts is not None and name not in hosts:
             raise ApiError(
-                403, f"Host {name!r}: this server answers to {', '.join(sorted(hosts))} only"
+                403,
+                f"Host {quoted(name)}: this server answers to {', '.join(sorted(hosts))} only",
             )
         if self._token is not None and not _is_open(path):
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmllm.conversation import Medium
+from mmllm.errors import quoted
 from mmllm.replies import Event, Progress
 from mmllm.server import answers
 from mmllm.server.engine import Engine, Job
@@ -75,7 +76,7 @@ class Videos:
         if key not in self._clips:
             raise ApiError(
                 404,
-                f"no video {key!r}: it never was, or was deleted, or its time was up",
+                f"no video {quoted(key)}: it never was, or was deleted, or its time was up",
                 param="video_id",
                 code="not_found",
             )

@@ -133,6 +133,34 @@ def test_a_body_that_is_no_json(http: httpx2.Client, data: bytes) -> None:
     assert "the body is not" in error["message"]
 
 
+@pytest.mark.parametrize(("opening", "end"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_is_let_in_or_told_at_every_depth(opening: str, end: str) -> None:
+    """Depths that are just read, and then too deep for the check of characters."""
+    told = set()
+    for depth in range(900, 1000):
+        inner = opening * depth + '"\\u0041"' + end * depth
+        data = f'{{"messages": [{{"role": "user", "content": "x"}}], "metadata": {inner}}}'
+        try:
+            bodies.parsed(api.ChatRequest, data.encode())
+        except ApiError as error:
+            told.add((error.status, error.message))
+    assert told == {(400, "the body is not JSON that can be meant: it is nested too deeply")}
+
+
+def test_names_of_hosts_paths_and_methods_are_cut(http: httpx2.Client) -> None:
+    long = "a" * 30_000
+    for method, path, headers in (
+        ("GET", f"/{long}", {}),
+        ("GET", f"/v1/videos/{long}", {}),
+        ("GET", f"/v1/models/{long}", {}),
+        ("GET", "/health", {"host": long}),
+        (long, "/health", {}),
+    ):
+        response = http.request(method, path, headers=headers)
+        assert response.status_code in (403, 404, 405)
+        assert len(response.json()["error"]["message"]) < 300
+
+
 @pytest.mark.parametrize(
     ("change", "param", "said"),
     [
@@ -206,6 +234,10 @@ def test_base64_in_all_its_forms(http: httpx2.Client, part: dict, like: dict) ->
         ({"repetition_penalty": 1e-40}, "repetition_penalty"),
         ({"decoders": {"video": {"frames": 20_001}}}, "decoders.video.frames"),
         ({"decoders": {"image": {"steps": 10**400}}}, "decoders.image.steps"),
+        (
+            {"decoders": {"image": {"width": 10**4200, "height": 10**4200}}},
+            "decoders.image: width x height",
+        ),
         ({"max_tokens": 10**400}, "max_tokens"),
         ({"top_k": 10**400}, "top_k"),
         ({"decoders": {"video": {"frames": 497}}}, "decoders.video"),
