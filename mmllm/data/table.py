@@ -53,6 +53,11 @@ class Captions:
             rows, self.root = open_rows(config.file, config.root, where)
         columns = rows.columns
         self.path = None if config.path is None else Template(config.path, f"{where}.path")
+        if config.path in columns:  # every row would be of one file, of that name
+            raise ConfigError(
+                f"{where}.path: {config.path!r} is a column; write path: '{{{config.path}}}' where "
+                f"it names files, or embedded: {config.path} where it holds them"
+            )
         used = self.path.names if self.path else [str(config.embedded)]
         for name in (*used, config.caption):
             if name not in columns:

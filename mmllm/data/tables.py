@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import functools
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -31,6 +32,8 @@ GROUP_BYTES = 512 * 2**20
 """The largest row group that is read."""
 _LONGEST_ROW = 2**30
 """Bytes of a row of a text file."""
+_LONGEST_HEADER = 2**16
+"""Bytes of a text file in which its delimiter is looked for."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ def _read_csv(path: Path, header: Sequence[str]) -> pyarrow.Table:
     encoding = _encoding(path)
     return _read_columns(
         lambda: contextlib.nullcontext(path),
-        _parse_options(path),
+        _parse_options(path, header),
         column_names=list(header) or None,
         encoding="utf8" if encoding == "utf-8-sig" else encoding,
     )
@@ -261,7 +264,7 @@ def _read_odd_csv(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, lis
     size = _LONGEST_ROW if _is_packed(path) else min(path.stat().st_size + 1, _LONGEST_ROW)
     table = _read_columns(
         lambda: _opened(path),
-        _parse_options(path, skip),
+        _parse_options(path, header, skip),
         column_names=list(header) or None,
         encoding="latin-1" if as_latin else encoding,
         use_threads=False,
@@ -308,16 +311,30 @@ def _bytes_of(text: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _parse_options(path: Path, skip: Callable[[Any], str] | None = None) -> csv.ParseOptions:
+def _parse_options(
+    path: Path, header: Sequence[str], skip: Callable[[Any], str] | None = None
+) -> csv.ParseOptions:
     from pyarrow import csv
 
-    tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes)
+    usual = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+    mark = usual if header else _delimiter(path, usual)
+    tabbed = usual == mark == "\t"
     return csv.ParseOptions(
-        delimiter="\t" if tabs else ",",
-        quote_char=False if tabs else '"',  # in tabbed files a quotation mark is text
-        newlines_in_values=not tabs,
+        delimiter=mark,
+        quote_char=False if tabbed else '"',  # in tabbed files a quotation mark is text
+        newlines_in_values=not tabbed,
         invalid_row_handler=skip,
     )
+
+
+def _delimiter(path: Path, usual: str) -> str:
+    """What stands between the names of the columns: `usual`, or else a semicolon (spreadsheets
+    write it into CSV where the comma is in numbers), a tab or a comma."""
+    with gzip.open(path) if _is_packed(path) else path.open("rb") as file:
+        head = file.read(_LONGEST_HEADER)
+    names = re.split(r"[\r\n]", head.decode(encoding_of(head), "replace"), maxsplit=1)[0]
+    names = re.sub(r'"[^"]*"', "", names)
+    return next((mark for mark in (usual, ";", "\t", ",") if mark in names), usual)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ ROLES: dict[str, Role] = {
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "developer": "system",
 }
 """What speakers are called in files -> in a conversation."""
 

@@ -445,6 +445,38 @@ def test_tables_in_other_encodings(encoding: str, tmp_path: Path):
         assert answers("table", tmp_path / name, **TABLE) == [["réd"]]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("mark", [";", "\t", ","])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_tables_of_spreadsheets_with_other_delimiters(
+    name: str, mark: str, encoding: str, tmp_path: Path
+):
+    quote = "" if (name, mark) == ("a.tsv", "\t") else '"'  # which is text in tabbed files
+    text = f"image{mark}caption\r\na{mark}{quote}red, or; not{quote}\r\n"
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert answers("table", tmp_path / name, **TABLE) == [["red, or; not"]]
+
+
+def test_a_table_without_names_is_not_guessed_at(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text("red; or not, so\ta\n")
+    table = {**TABLE, "header": ["caption", "image"]}
+    assert answers("table", tmp_path / "a.tsv", **table) == [["red; or not, so"]]
+
+
+def test_a_path_that_is_a_column_and_no_template_is_told(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("image,caption\na,red\n")
+    with pytest.raises(ConfigError, match=r"'image' is a column; write path: '\{image\}'"):
+        answers("table", tmp_path / "a.csv", **{**TABLE, "path": "image"})
+
+
+def test_a_developer_is_the_system(tmp_path: Path):
+    rows = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    rows.append({"role": "assistant", "content": "Hi."})
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": rows}))
+    talk = source("messages", file=str(tmp_path / "a.jsonl"))
+    assert said(talk.conversation(0, RNG(0)))[0] == ("system", ["Be brief."])
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
 def test_a_field_may_be_large(name: str, tmp_path: Path):
     mark = "\t" if ".tsv" in name else ","
