@@ -133,10 +133,18 @@ def check_size(config: Path, files: Sequence[Path], make: Callable[[], nn.Module
     check_attention(told, config)
     shapes = [shape for file in files for shape in tensor_shapes(file).values()]
     parts = [part for part in told.values() if isinstance(part, dict)]
-    for key, count in ((key, part.get(key)) for part in (told, *parts) for key in _LAYERS):
-        if isinstance(count, int) and count > len(shapes):
+    for part in (told, *parts):
+        for key in _LAYERS:
+            count = part.get(key)
+            if isinstance(count, int) and count > len(shapes):
+                raise CheckpointError(
+                    f"{config}: {key} is {quoted(count)}, but the weights hold {len(shapes)} "
+                    "tensors"
+                )
+        labels = part.get("num_labels")
+        if isinstance(labels, int) and labels > _MOST_LABELS:
             raise CheckpointError(
-                f"{config}: {key} is {count}, but the weights hold {len(shapes)} tensors"
+                f"{config}: num_labels is {quoted(labels)}, more than {_MOST_LABELS:,}"
             )
     if "quantization_config" in told:
         return
@@ -155,6 +163,10 @@ _LAYERS = (
     *("num_experts", "num_local_experts", "n_routed_experts"),
 )
 """Keys of a config.json that say how many modules are made. No more than there are tensors."""
+
+
+_MOST_LABELS = 1_000_000
+"""Classes that a config.json may count; transformers gives a name to each, whatever the model."""
 
 
 def check_attention(config: Any, where: object) -> None:

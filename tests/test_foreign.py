@@ -654,6 +654,36 @@ def test_a_tokenizer_that_cannot_be_is_an_error_or_works(foreign, change) -> Non
     assert time.monotonic() - began < SECONDS
 
 
+def replaced(string: str, content: str) -> dict:
+    return {"type": "Replace", "pattern": {"String": string}, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("key", "step"),
+    [
+        ("normalizer", replaced("", "a" * 10**7)),
+        ("normalizer", {"type": "Sequence", "normalizers": [replaced("a", "a" * 10)] * 9}),
+        ("decoder", {"type": "Sequence", "decoders": [replaced("a", "a" * 10)] * 9}),
+    ],
+)
+def test_a_tokenizer_that_makes_much_of_little(foreign, key, step) -> None:
+    folder = foreign("merged")
+    change_json(folder / "llm/tokenizer.json", **{key: step})
+    seal(folder)
+    refused(folder, f"tokenizer.json: {key}: its replacements make texts 1e\\+0[79] times as long")
+
+
+def test_a_tokenizer_that_replaces_as_usual(foreign) -> None:
+    """As Llama's first, Gemma's and ALBERT's do."""
+    folder = foreign("merged")
+    steps = [replaced("``", '"'), {"type": "Prepend", "prepend": "▁"}, replaced(" ", "▁")]
+    change_json(
+        folder / "llm/tokenizer.json", normalizer={"type": "Sequence", "normalizers": steps}
+    )
+    seal(folder)
+    assert mmllm.load(str(folder), device="cpu").model.renderer.tokenizer("a b")["input_ids"]
+
+
 TEXTS = {
     "no text": b"\xff\xfe\xff",
     "no JSON": b"{",
@@ -681,6 +711,8 @@ MODELS = {
     "a negative width": {"hidden_size": -4},
     "a width that is none": {"hidden_size": "wide"},
     "no heads": {"num_attention_heads": 0},
+    "labels without end": {"num_labels": 10**8},
+    "layers of thousands of digits": {"num_hidden_layers": 10**4200},
     "more layers than there are": {"num_hidden_layers": 3},
     "a type that is none": {"model_type": "evil"},
     "a type that is a list": {"model_type": ["llama"]},

@@ -659,6 +659,9 @@ def _check_size(source: dict[str, Any], names: Sequence[str]) -> None:
         with naming(CheckpointError, folder / name):
             json.loads((folder / name).read_text(encoding="utf-8"))
 
+    if "tokenizer.json" in names:
+        _check_tokenizer(folder / "tokenizer.json")
+
     def make() -> nn.Module:
         of = AutoConfig.from_pretrained(**source)
         return AutoModelForCausalLM.from_config(
@@ -666,6 +669,38 @@ def _check_size(source: dict[str, Any], names: Sequence[str]) -> None:
         )
 
     check_size(folder / "config.json", files, make)
+
+
+_MOST_GROWTH = 64.0
+"""Times as long as a tokenizer may make a text before it splits it, or when it writes one."""
+
+
+def _check_tokenizer(file: Path) -> None:
+    """Raises CheckpointError for a tokenizer whose replacements make of a word a gigabyte: the
+    library works on it out of Python's reach, until the memory ends."""
+    text = inside(file.parent, file.name, "llm.weights", follow=True).read_text(encoding="utf-8")
+    if '"Replace"' not in text:  # most have none, and some have 30 MB
+        return
+    with naming(CheckpointError, file):
+        tree = json.loads(text)
+        for key in ("normalizer", "decoder"):
+            growth = _growth(tree.get(key))
+            if growth > _MOST_GROWTH:
+                raise CheckpointError(
+                    f"{file}: {key}: its replacements make texts {growth:.3g} times as long, more "
+                    f"than {_MOST_GROWTH:g}"
+                )
+
+
+def _growth(step: Any) -> float:
+    """How many times as long a step of a tokenizer, or a sequence of steps, makes a text."""
+    if not isinstance(step, dict):
+        return 1.0
+    if step.get("type") == "Replace":
+        pattern = step["pattern"].get("String", "")
+        return max(len(step["content"]) / max(len(pattern), 1), 1.0)
+    steps = [*step.get("normalizers", ()), *step.get("decoders", ())]
+    return math.prod(map(_growth, steps))
 
 
 def _told(error: Exception) -> str:
