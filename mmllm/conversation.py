@@ -338,14 +338,29 @@ def assistant(*parts: str | Part) -> Message:
     return message("assistant", *parts)
 
 
+HIGHEST_RATE = 1_000_000
+"""Samples per second that any recorder takes."""
 _MOST_CHANNELS = 64
 _LOUDEST = 2.0
 """Of floats that are meant for [-1, 1]: resampling and mixing go a little beyond."""
 
 
+def _array(where: str, data: Any) -> np.ndarray:
+    """Data as an array, or a MediaError: lists may be ragged, and tensors of torch may have a
+    gradient, lie on a device or be of a type that numpy has not."""
+    try:
+        return np.asarray(data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = "; of a tensor of torch give .detach().float().cpu().numpy()"
+        raise MediaError(
+            f"{where}: expected an array, got {type(data).__name__} ({error})"
+            f"{remedy if hasattr(data, 'detach') else ''}"
+        ) from error
+
+
 def _pixels(kind: type, array: np.ndarray, layout: str) -> np.ndarray:
     """The array itself, or a MediaError that names what was expected."""
-    array = np.asarray(array)
+    array = _array(f"{kind.__name__}.from_numpy", array)
     ndim = layout.count(",") + 1
     if array.ndim == ndim and array.dtype == np.uint8 and array.shape[-1] == 3 and array.size:
         return array
@@ -366,8 +381,8 @@ def _pixels(kind: type, array: np.ndarray, layout: str) -> np.ndarray:
 
 def _samples(array: np.ndarray) -> np.ndarray:
     """float32[C, S] in [-1, 1], or a MediaError that names what was expected."""
-    array = np.atleast_2d(np.asarray(array))
     where = "Audio.from_numpy: "
+    array = np.atleast_2d(_array("Audio.from_numpy", array))
     if array.ndim != 2 or array.dtype != np.float32 or not array.size:
         remedy = ""
         if np.issubdtype(array.dtype, np.integer):
@@ -398,9 +413,10 @@ def _samples(array: np.ndarray) -> np.ndarray:
 
 def _rate(rate: Any) -> int:
     """A sampling rate as an int, of which libraries make floats and numpy's numbers."""
-    if not _is_number(rate) or rate <= 0 or rate != int(rate):
+    if not _is_number(rate) or rate != int(rate) or not 0 < rate <= HIGHEST_RATE:
         raise MediaError(
-            f"Audio.from_numpy: expected a sample_rate in whole Hz > 0, got {quoted(rate)}"
+            f"Audio.from_numpy: expected a sample_rate in whole Hz > 0, at most {HIGHEST_RATE}, "
+            f"got {quoted(rate)}"
         )
     return int(rate)
 

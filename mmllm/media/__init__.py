@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mmllm.conversation import MEDIA, Audio, Image, Medium, Video
+from mmllm.conversation import HIGHEST_RATE, MEDIA, Audio, Image, Medium, Video
 from mmllm.errors import MediaError
 from mmllm.media import audio as _audio
 from mmllm.media import image as _image
@@ -49,7 +49,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Medium)
 
-_HIGHEST_RATE = 1_000_000
 _CALLED = {"image": "a picture", "audio": "a sound", "video": "a clip"}
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": tuple(_image.SUFFIXES),
@@ -284,9 +283,9 @@ def _check(facts: Facts, name: str) -> None:
                 f"than {current_limits().pixels} pixels (see `mmllm.media.limits`)"
             )
         check_size(name, facts.width, facts.height)
-    if facts.sample_rate > _HIGHEST_RATE:
+    if facts.sample_rate > HIGHEST_RATE:
         raise MediaError(
-            f"{name}: {facts.sample_rate} samples per second, more than the {_HIGHEST_RATE} that "
+            f"{name}: {facts.sample_rate} samples per second, more than the {HIGHEST_RATE} that "
             "any recorder takes; is its header damaged?"
         )
     check_limit(name, "seconds", facts.seconds, "seconds")

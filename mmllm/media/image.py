@@ -112,6 +112,12 @@ def decode(file: BinaryIO, name: str, cost: Cost) -> tuple[np.ndarray, dict[str,
 
 def from_pil(picture: PILImage.Image) -> np.ndarray:
     """uint8[H, W, 3]: what the file of this picture is decoded to."""
+    if not hasattr(picture, "getexif"):
+        raise MediaError(
+            f"Image.from_pil: expected a picture of Pillow's, got {type(picture).__name__}"
+        )
+    if 0 in picture.size:
+        raise MediaError(f"Image.from_pil: the picture is empty (size {picture.size})")
     try:
         return _rgb(_upright(picture))
     except MediaError:

@@ -725,3 +725,20 @@ def test_a_seek_before_the_beginning_stays_where_it_is():
     assert file.seek(2) == 2
     assert file.seek(-5) == 2  # what is raised here, soundfile prints as a traceback and loses
     assert file.read(2) == b"FF"
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: Image.from_numpy([[1], [2, 3]]), "expected an array, got list"),
+        (lambda: Image.from_numpy(torch.zeros(4, 5, 3, requires_grad=True)), r"\.detach\(\)"),
+        (lambda: Video.from_numpy(torch.zeros(2, 4, 5, 3, dtype=torch.bfloat16), 8), "float"),
+        (lambda: Audio.from_numpy(torch.zeros(1, 9, dtype=torch.bfloat16), 16_000), "float"),
+        (lambda: Image.from_pil(PILImage.new("RGB", (0, 5))), "is empty"),
+        (lambda: Audio.from_numpy(tone(), 10**12), "at most 1000000"),
+        (lambda: Image.from_pil("a.png"), "picture of Pillow's, got str"),
+    ],
+)
+def test_what_is_no_array_and_no_picture_is_told(made, told):
+    with pytest.raises(MediaError, match=told):
+        made()
