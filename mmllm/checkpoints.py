@@ -26,6 +26,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ from mmllm.weights import check_links, copy_tensors, inside, save_tensors, tenso
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+MODELS = ("mini",)
+"""Models that are known by name."""
 _PACKAGES = ("torch", "transformers", "peft", "diffusers", "accelerate", "safetensors")
 
 
@@ -169,9 +172,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         return _open(folder)
     newest = latest(folder)
     if newest is None:
+        near = [] if folder.exists() else get_close_matches(str(folder), MODELS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
         raise CheckpointError(
-            f"{folder}: no checkpoint there; expected a folder with manifest.json, or a run folder "
-            "with checkpoints/"
+            f"{folder}: no checkpoint there{meant}; expected a folder with manifest.json, a run "
+            f"folder with checkpoints/, or the name of a model ({', '.join(MODELS)})"
         )
     return newest
 

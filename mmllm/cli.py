@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -56,6 +57,21 @@ Trust = Annotated[
 ]
 
 
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="A name (mini), a checkpoint or run folder, or a YAML (untrained)."
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="The same, as an option.")
+]
+Places = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL FOLDER", help="A trained model, and where it goes."),
+]
+
+
 def run() -> None:
     """The entry point."""
     sys.exit(main(sys.argv[1:]))
@@ -78,9 +94,21 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        import mmllm
+
+        console.say(f"mmllm {mmllm.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show stack traces.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version."),
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
@@ -119,13 +147,15 @@ def train(
 
 @app.command()
 def plan(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A stage's or system's YAML, or their folder.")
-    ],
-    overrides: Annotated[
+    words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]…", help="For example stage.batch_size=64."),
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]…",
+            help="A stage's or system's YAML, their folder, a checkpoint or run folder, or a name "
+            "(mini); and what to change in it, for example stage.batch_size=64.",
+        ),
     ] = None,
+    model: ModelOption = None,
     processes: Annotated[int, typer.Option(help="How many share the stage's batch.")] = 1,
     flops: Annotated[
         float | None, typer.Option(metavar="RATE", help="Operations a second that a device does.")
@@ -137,7 +167,13 @@ def plan(
 
     if flops is not None and flops <= 0:
         raise ConfigError(f"--flops: expected more than 0, got {flops:g}")
-    found = planning.plan(find_config(config), overrides or (), processes=processes)
+    words = words or []
+    overrides = [word for word in words if "=" in word]
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise ConfigError(f"expected one CONFIG and KEY=VALUE, got {', '.join(named)}")
+    config = _config_of(_the_model(named[0] if named else None, model))
+    found = planning.plan(config, overrides, processes=processes)
     for line in planning.render(found, flops=flops):
         console.say(line)
 
@@ -274,35 +310,49 @@ def data_check(
 
 @app.command()
 def chat(
-    prompt: Annotated[
-        str | None, typer.Argument(help="What to say; a conversation begins without it.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [PROMPT]",
+            help="What to say (a conversation begins without it), to which model (mini).",
+        ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A name, a checkpoint or run folder, or a YAML (untrained).")
-    ] = "mini",
+        str | None,
+        typer.Option(help="A name (mini), a checkpoint or run folder, or a YAML (untrained)."),
+    ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture to show (repeatable).")
+        list[Path] | None,
+        typer.Option("--image", "--picture", metavar="FILE", help="A picture (repeatable)."),
     ] = None,
     audio: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A sound to play (repeatable).")
+        list[Path] | None,
+        typer.Option("--audio", "--sound", metavar="FILE", help="A sound to play (repeatable)."),
     ] = None,
     video: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A clip to show (repeatable).")
+        list[Path] | None,
+        typer.Option("--video", "--clip", metavar="FILE", help="A clip to show (repeatable)."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File for the first medium that fits, or a folder."),
+        typer.Option(
+            metavar="FILE",
+            help="File for the first medium that fits, or a folder (default: mmllm-chat).",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
     force: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODALITY", help="The reply has it: image, audio or video."),
+        typer.Option(metavar="KIND", help="The reply has it: picture, sound or clip (repeatable)."),
     ] = None,
     forbid: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODALITY", help="The reply does not have it."),
+        typer.Option(metavar="KIND", help="The reply does not have it."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the decoders.")] = None,
+    no_preview: Annotated[
+        bool, typer.Option("--no-preview", help="Show no pictures in the terminal.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     trust: Trust = None,
@@ -311,24 +361,27 @@ def chat(
     from mmllm.conversation import MEDIA
     from mmllm.repl import Session, check_out
 
+    model, prompt = _model_and_prompt(words or [], model)
     settings = _answering(force or [], forbid or [], seed, steps)
     files = {"image": image or [], "audio": audio or [], "video": video or []}
-    media = [MEDIA[modality](source=path) for modality in files for path in files[modality]]
+    media = [MEDIA[key](source=_expanded(path)) for key in files for path in files[key]]
     for medium in media:
         medium.decoded()  # a bad file is said before the model is loaded
+    out = out and _expanded(out)
     check_out(out)
 
     import mmllm
 
     console.tell(f"loading {model}")
-    session = Session(mmllm.load(model, device=device, dtype=dtype, prefixes=1), settings, out)
+    loaded = mmllm.load(model, device=device, dtype=dtype, prefixes=1)
+    session = Session(loaded, settings, out, previews=not no_preview)
     if prompt is None and not media:
         session.talk()
         return
     reply = session.turn(prompt or "", media)
     if out is not None and not reply.media:
         console.tell(
-            f"nothing was written to {out}: the reply is text only; --force image, audio or video "
+            f"nothing was written to {out}: the reply is text only; --force picture, sound or clip "
             "asks for a medium"
         )
         raise typer.Exit(1)
@@ -336,9 +389,8 @@ def chat(
 
 @app.command()
 def demo(
-    model: Annotated[
-        str, typer.Argument(help="A name, a checkpoint or run folder, or a YAML (untrained).")
-    ] = "mini",
+    named: Model = None,
+    model: ModelOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; this machine only.")] = (
         "127.0.0.1"
     ),
@@ -357,6 +409,7 @@ def demo(
     from mmllm.demo import Demo, card_of
     from mmllm.engine import few_heaps
 
+    model = _the_model(named, model)
     console.tell(f"loading {model}")
     few_heaps()
     chat = mmllm.load(model, device=device, dtype=dtype)
@@ -370,7 +423,8 @@ def demo(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A name, or a checkpoint or run folder.")],
+    named: Model = None,
+    model: ModelOption = None,
     beside: Annotated[
         str | None,
         typer.Option(help="A second model, or the JSON of a report, shown in a second column."),
@@ -401,7 +455,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit: expected at least 1, got {limit}")
     report = measure(
-        model,
+        _the_model(named, model),
         rows=rows,
         json_path=json_file,
         beside=beside,
@@ -415,12 +469,8 @@ def evaluate(
 
 @app.command()
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT", help="A name, a checkpoint or run folder, or a YAML (untrained)."
-        ),
-    ],
+    named: Model = None,
+    model: ModelOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than your own machine: 0.0.0.0.")
     ] = "127.0.0.1",
@@ -457,6 +507,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise ConfigError(f"mmllm serve needs {error.name}: pip install 'mmllm[server]'") from error
 
+    model = _the_model(named, model)
     for name, value in (("--batch", batch), ("--waiting", waiting)):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
@@ -485,8 +536,8 @@ def serve(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
-    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    places: Places,
+    model: ModelOption = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float16",
     transformers: Annotated[
         bool,
@@ -499,6 +550,7 @@ def export(
     from mmllm.precision import named_dtype
 
     precision = named_dtype(dtype)
+    model, folder = _model_and_folder(places, model)
     source = checkpoints.open_checkpoint(model)
     _check_target(folder, "config.json" if transformers else "manifest.json")
     (checkpoints.export_transformers if transformers else checkpoints.export)(
@@ -509,8 +561,8 @@ def export(
 
 @app.command()
 def merge(
-    model: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
-    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    places: Places,
+    model: ModelOption = None,
     dtype: Annotated[
         str, typer.Option(help="Of the language model: float32, bfloat16 or float16.")
     ] = "bfloat16",
@@ -521,6 +573,7 @@ def merge(
     from mmllm.precision import named_dtype
 
     precision = named_dtype(dtype)
+    model, folder = _model_and_folder(places, model)
     source = checkpoints.open_checkpoint(model)
     _check_target(folder, "manifest.json")
     checkpoints.merge(source, folder, dtype=precision)
@@ -619,15 +672,84 @@ def find_config(name: str) -> Path:
     return inside if not path.exists() and name.startswith("configs/") and inside.exists() else path
 
 
+def _config_of(name: str) -> Path:
+    """Where the config is: `find_config`, or that of a checkpoint, a run's newest one, or a model
+    by name."""
+    path = find_config(name)
+    if path.is_file() or (path.is_dir() and any(path.glob("*.yaml")) and not _is_trained(path)):
+        return path
+    from mmllm.checkpoints import MODELS, open_checkpoint
+
+    if path.is_dir() or "." not in path.name or name in MODELS:
+        return open_checkpoint(name).folder / "config.yaml"
+    return path
+
+
+def _is_trained(path: Path) -> bool:
+    """Whether a folder is a checkpoint or a run."""
+    return (path / "manifest.json").is_file() or (path / "checkpoints").is_dir()
+
+
+def _the_model(named: str | None, option: str | None) -> str:
+    """The one model that was named, as an argument or as --model; `mini` unless given."""
+    if named is not None and option is not None and named != option:
+        raise ConfigError(f"two models: {named!r} and --model {option!r}; give one")
+    return named or option or "mini"
+
+
+def _model_and_prompt(words: Sequence[str], model: str | None) -> tuple[str, str | None]:
+    """What `mmllm chat` is given: the first word is the model if it can be one and --model does
+    not name it; the others are what is said."""
+    if model is None and words:
+        first = words[0]
+        path = _expanded(Path(first))
+        known = first == "mini" or (_is_there(path) and (_is_trained(path) or _is_yaml(path)))
+        if known or (len(words) > 1 and _near_model(first)):
+            model, words = first, words[1:]
+    return model or "mini", " ".join(words) if words else None
+
+
+def _near_model(name: str) -> bool:
+    """Whether it is rather a misspelt model than a word to say."""
+    return bool(difflib.get_close_matches(name, ["mini"], n=1, cutoff=0.85))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a prompt may be longer than a name can be
+        return False
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml")
+
+
+def _model_and_folder(places: Sequence[str], model: str | None) -> tuple[str, Path]:
+    """MODEL FOLDER, or FOLDER with --model. The model has no default: a folder that is named alone
+    may well be the model, and must not be written to."""
+    if len(places) != (2 if model is None else 1):
+        given = " ".join([*places, *([] if model is None else ["--model", model])])
+        raise ConfigError(
+            f"expected MODEL FOLDER (or --model MODEL FOLDER), as in `mini exported`, got {given!r}"
+        )
+    return model or places[0], _expanded(Path(places[-1]))
+
+
+def _expanded(path: Path) -> Path:
+    """`~` that the shell has left, as in --out=~/apple.png."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody of that name
+        return path
+
+
 def _answering(
     force: Sequence[str], forbid: Sequence[str], seed: int | None, steps: int | None
 ) -> Answering:
-    from mmllm.conversation import MEDIA
-    from mmllm.repl import Answering
+    from mmllm.repl import Answering, check_modality
 
-    unknown = sorted({*force, *forbid} - MEDIA.keys())
-    if unknown:
-        raise ConfigError(f"unknown modality {unknown[0]!r}; known are {', '.join(MEDIA)}")
+    force, forbid = ([check_modality(name) for name in names] for names in (force, forbid))
     both = set(force) & set(forbid)
     if both:
         raise ConfigError(f"--force and --forbid both name {', '.join(sorted(both))}")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import unicodedata
 
 
 def say(text: str = "") -> None:
@@ -29,12 +31,34 @@ def fail(error: BaseException) -> None:
     tell(f"{where}: {error}")
 
 
+def write(text: str) -> None:
+    """A piece of a result, on stdout, as it comes."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def status(text: str = "") -> None:
+    """A line that overwrites itself, on stderr; nothing where that is a file. Empty: it is gone."""
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns
+        sys.stderr.write(f"\r\x1b[K{text[: columns - 1]}")  # what wraps would not be overwritten
+        sys.stderr.flush()
+
+
 def show_step(what: str, step: int, steps: int) -> None:
     """A counter that overwrites itself: `image 12/20`; nothing where stderr is a file."""
-    if sys.stderr.isatty():
-        end = "\r\x1b[K" if step >= steps else ""
-        sys.stderr.write(f"\r\x1b[K{what} {step}/{steps}{end}")
-        sys.stderr.flush()
+    status(f"{what} {step}/{steps}" if step < steps else "")
+
+
+def plain(text: str) -> str:
+    """Foreign text without the control characters by which it could steer a terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def quiet(text: str) -> str:
+    """Text that a terminal shows dim; as it is where stdout is a file."""
+    dim = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.getenv("NO_COLOR")
+    return f"\x1b[2m{text}\x1b[0m" if dim else text
 
 
 def process_number() -> int:

@@ -252,25 +252,26 @@ def _is_pillow(value: Any) -> bool:
 def _ask_about_file(text: str) -> None:
     """Raise ConfigError for the name of a media file that exists."""
     suffix = text[text.rfind(".") :].lower() if "." in text[-6:] else ""
-    if suffix not in _SUFFIXES or len(text) > 1000 or "\n" in text:
+    if suffix not in SUFFIXES or len(text) > 1000 or "\n" in text:
         return
     try:
         is_file = Path(text).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):
         return
     if is_file:
-        kind = _SUFFIXES[suffix]
+        kind = SUFFIXES[suffix]
         raise ConfigError(
             f"{text!r} is the name of a file: write {kind}({text!r}) for what it holds, or "
             f"Text({text!r}) for the words"
         )
 
 
-_SUFFIXES = {
+SUFFIXES = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic"), "Image"),
     **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus"), "Audio"),
     **dict.fromkeys((".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"), "Video"),
 }
+"""Suffixes by which a name is taken for a media file's -> the class of what is likely in it."""
 
 
 def user(*parts: Any) -> Message:

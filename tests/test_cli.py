@@ -73,6 +73,64 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
 
 
+def test_the_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mmllm {mmllm.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model", "prompt"),
+    [
+        ([], "mini", None),
+        (["mini"], "mini", None),
+        (["Draw a cat"], "mini", "Draw a cat"),
+        (["Draw", "a", "cat"], "mini", "Draw a cat"),
+        (["mini", "Draw a cat"], "mini", "Draw a cat"),
+        (["run", "Draw a cat"], "run", "Draw a cat"),
+        (["own.yaml", "hi"], "own.yaml", "hi"),
+        (["docs", "hi"], "mini", "docs hi"),
+        (["~nobody-here", "hi"], "mini", "~nobody-here hi"),
+        (["mini", "--model", "run"], "run", "mini"),
+        (["--model", "run"], "run", None),
+        (["x" * 5000], "mini", "x" * 5000),
+    ],
+)
+def test_which_model_is_asked_what(
+    arguments: list[str],
+    model: str,
+    prompt: str | None,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mmllm import repl
+
+    Path("run/checkpoints").mkdir(parents=True)
+    Path("docs").mkdir()
+    Path("own.yaml").touch()
+    asked: dict[str, object] = {"prompt": None}
+
+    class Session:
+        def __init__(self, chat: object, *_: object, **__: object):
+            asked["model"] = chat
+
+        def talk(self) -> None:
+            pass
+
+        def turn(self, prompt: str, _: object) -> None:
+            asked["prompt"] = prompt
+
+    monkeypatch.setattr(mmllm, "load", lambda source, **_: source)
+    monkeypatch.setattr(repl, "Session", Session)
+    assert main(["chat", *arguments]) == 0
+    assert asked == {"model": model, "prompt": prompt}
+
+
+@pytest.mark.parametrize("words", [["mini"], ["--model", "mini"], []])
+def test_a_plan_of_a_model_by_name(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 0
+    assert "llm" in capsys.readouterr().out
+
+
 def test_python_m_mmllm_is_the_same() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mmllm", "provenance", "nothing.png"],
@@ -107,6 +165,16 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
         (["chat", "hello", "--model", "nothing"], "nothing: no checkpoint there"),
         (["evaluate", "mini", "--limit", "0"], "--limit: expected at least 1, got 0"),
         (["evaluate", "mini", "--beside", "no.json"], "no.json is no report"),
+        (["chat", "minni", "hello"], "no checkpoint there; did you mean 'mini'?"),
+        (["chat", "hello", "--force", "pictrue"], "did you mean 'picture'?"),
+        (["chat", "mini", "hello", "--sound", "nothing.wav"], "nothing.wav: no such file"),
+        (["evaluate", "--model", "minni"], "did you mean 'mini'?"),
+        (["demo", "mini", "--model", "runs/x"], "two models: 'mini' and --model 'runs/x'"),
+        (["export", "runs/x"], "expected MODEL FOLDER"),
+        (["merge", "a", "b", "--model", "mini"], "expected MODEL FOLDER"),
+        (["export", "--model", "minni", "there"], "did you mean 'mini'?"),
+        (["plan", "a.yaml", "b.yaml"], "expected one CONFIG and KEY=VALUE"),
+        (["plan", "minni"], "did you mean 'mini'?"),
         (["serve", "nothing", "--port", "0"], "nothing: no checkpoint there"),
         (["serve", "mini", "--port", "70000"], "choose another --host or --port"),
         (["serve", "mini", "--token", "a b"], "token: expected visible ASCII characters"),
@@ -211,12 +279,17 @@ def test_talking_in_turns(
             "draw",
             KeyboardInterrupt,
             "/image nothing.png",
-            "/image reply-001.png",
+            "/image mmllm-chat/reply-001.png",
             "/forbid image",
             "/force smell",
             "what is this?",
             "/auto",
             "/what",
+            "/seed abc",
+            "/imagine",
+            "/force pictrue",
+            "/picture",
+            '/clip "open',
             EOFError,
         ]
     )
@@ -230,13 +303,18 @@ def test_talking_in_turns(
     monkeypatch.setattr("builtins.input", answer)
     assert main(["chat"]) == 0
     shown = capsys.readouterr()
-    assert "[image: reply-001.png]" in shown.out
+    assert "[image: mmllm-chat/reply-001.png] seed 1" in shown.out
     for said in (
         "Ctrl-D leaves",
         "nothing.png: no such file",
-        "goes with your next message: reply-001.png",
+        "goes with your next message: mmllm-chat/reply-001.png",
         "unknown modality 'smell'",
-        "/quit",
+        "unknown command '/what'; /help lists them",
+        "/seed: expected a whole number from 0 on, got 'abc'",
+        "unknown command '/imagine'; did you mean '/image'?",
+        "unknown modality 'pictrue'; did you mean 'picture'?",
+        "/picture: expected the name of a file",
+        "'\"open': cannot be the name of a file (No closing quotation)",
     ):
         assert said in shown.err
     assert next(lines, None) is None

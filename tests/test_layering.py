@@ -149,7 +149,8 @@ ALLOWED: dict[str, set[str]] = {
         "media",
         "replies",
     },
-    "repl": {"chat", "console", "conversation", "errors", "media"},
+    "terminal": {"conversation"},
+    "repl": {"chat", "console", "conversation", "errors", "inputs", "media", "replies", "terminal"},
     "cli": {
         "checkpoints",
         "config",
@@ -191,6 +192,7 @@ LIGHT = (
     "mini.assets",
     "repl",
     "replies",
+    "terminal",
     "tokens",
     "weights",
 )
