@@ -6,10 +6,10 @@ import contextlib
 import difflib
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from mmllm import console, terminal
 from mmllm.conversation import MEDIA, Medium, Text
@@ -105,20 +105,17 @@ class Session:
         self.waiting: list[Medium] = []
         self.last: Medium | None = None
         """What /open opens and /save writes."""
-        self._how = terminal.protocol(sys.stdout) if previews else None
+        self._how: terminal.Protocol | None = terminal.protocol(sys.stdout) if previews else None
 
     def turn(self, text: str, media: Sequence[Medium] = ()) -> Reply:
         """Say something, print the reply as it comes, in its order, and remember both. A medium
         that cannot be saved raises MediaError at the end; the reply is remembered."""
         steps = self.answering.steps
         outputs = self.chat.model.renderer.output_keys
-        events = self.talked.stream(
-            *media,
-            *([Text(text)] if text or not media else []),
-            modalities=self.answering.modalities,
-            seed=self.answering.seed,
-            decoders=None if steps is None else {name: {"steps": steps} for name in outputs},
-        )
+        said = [*media, *([Text(text)] if text or not media else [])]
+        decoders = None if steps is None else {name: {"steps": steps} for name in outputs}
+        options = {"modalities": self.answering.modalities, "seed": self.answering.seed}
+        events = cast("Generator[Event]", self.talked.stream(*said, decoders=decoders, **options))
         printer = _Printer(self)
         reply = None
         with contextlib.closing(events), contextlib.closing(printer):
