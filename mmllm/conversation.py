@@ -415,7 +415,7 @@ def _rate(rate: Any) -> int:
     """A sampling rate as an int, of which libraries make floats and numpy's numbers."""
     if not _is_number(rate) or rate != int(rate) or not 0 < rate <= HIGHEST_RATE:
         raise MediaError(
-            f"Audio.from_numpy: expected a sample_rate in whole Hz > 0, at most {HIGHEST_RATE}, "
+            f"Audio.from_numpy: expected a sample_rate of at most {HIGHEST_RATE}, in whole Hz > 0, "
             f"got {quoted(rate)}"
         )
     return int(rate)
