@@ -89,10 +89,10 @@ mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: wh
 		stage.output=$(LONG)/1_encoder_alignment $(LONG_1)
 	$(LAUNCH) train/train.py configs/mini/2_decoder_alignment.yaml --resume \
 		stage.output=$(LONG)/2_decoder_alignment \
-		stage.start=$(LONG)/1_encoder_alignment $(LONG_2)
+		stage.init_from=$(LONG)/1_encoder_alignment $(LONG_2)
 	$(LAUNCH) train/train.py configs/mini/3_instruction_tuning.yaml --resume \
 		stage.output=$(LONG)/3_instruction_tuning \
-		stage.start=$(LONG)/2_decoder_alignment $(LONG_3)
+		stage.init_from=$(LONG)/2_decoder_alignment $(LONG_3)
 	$(BIN)/mmllm export $(LONG)/3_instruction_tuning mmllm/mini/checkpoint
 	$(BIN)/mmllm evaluate mini --json $(LONG)/evaluation.json \
 		--summary mmllm/mini/evaluation.json

@@ -130,7 +130,7 @@ def _train(folder: Path, steps: int, pipe: Connection) -> None:
     stage = Stage(
         1,
         encoders={"image": SyntheticConfig()},
-        train={"input_projections.*": 1e-3},
+        learning_rates={"input_projections.*": 1e-3},
         data=data,
         pack=True,
         batch_size=4,

@@ -22,7 +22,7 @@ from pathlib import Path
 from mmllm import console
 
 MINI = "configs/mini/1_encoder_alignment.yaml"
-QUICK = ["stage.steps=12", "stage.batch_size=4", "stage.checkpoint_every=2", "stage.prealign=null"]
+QUICK = ["stage.steps=12", "stage.batch_size=4", "stage.save_steps=2", "stage.prealign=null"]
 QUICK += ["stage.validation=null", "stage.samples=null"]
 
 

@@ -63,13 +63,19 @@ class Large(Stage):
         (path,) = RECIPE.glob(f"{number}_*.yaml")
         run = configs.load_run(path)
         losses = {"text": 1.0} if number == 1 else {"text": 1.0, "align": 1.0}
-        self.stage = replace(run.stage, losses=losses, retain=None, accumulation=1, recompute=False)
+        self.stage = replace(
+            run.stage,
+            losses=losses,
+            kl=None,
+            gradient_accumulation_steps=1,
+            gradient_checkpointing=False,
+        )
         self.precision = "bf16"
         self.accelerator = Accelerator(mixed_precision=self.precision)
         self.model, self.features = _with_random_weights(run.system, self.accelerator.device)
-        groups = choose_trainable(self.model, self.stage.train)
+        groups = choose_trainable(self.model, self.stage.learning_rates)
         self.model.to(self.accelerator.device)  # adapters, too
-        self.model.llm.fused = loop.uses_liger(self.stage.fused, self.accelerator.device)
+        self.model.llm.fused = loop.uses_liger(self.stage.liger_loss, self.accelerator.device)
         self.wrapped, self.optimizer = self.accelerator.prepare(
             self.model, loop.make_optimizer(self.stage, groups)
         )

@@ -55,7 +55,7 @@ class Stage:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = models.build(run.system, dtype=dtype, device=str(self.accelerator.device))
         self.optimizer: Any = loop.make_optimizer(
-            self.stage, choose_trainable(self.model, self.stage.train)
+            self.stage, choose_trainable(self.model, self.stage.learning_rates)
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.model.train()
@@ -149,7 +149,9 @@ class Bare:
             if len(media.places):
                 condition = model.output_projections[key](signals[key])
                 masks = model.decoders[key].masks
-                yield losses.align(condition, media.targets, masks, self.stage.stage.distance).total
+                yield losses.align(
+                    condition, media.targets, masks, self.stage.stage.align_loss
+                ).total
 
 
 def _trains(module: torch.nn.Module) -> bool:

@@ -130,8 +130,8 @@ def packing(options: Options) -> Iterator[Row]:
     """Real tokens a second on the mixture of stage 3, its loss on plain text left out."""
     window = 50
     losses = {"text": 1.0, "align": 1.0}
-    plain = {"pack": False, "length_window": 0, "accumulation": 1}
-    stage = Stage(3, losses=losses, retain=None, **plain)
+    plain = {"pack": False, "length_window": 0, "gradient_accumulation_steps": 1}
+    stage = Stage(3, losses=losses, kl=None, **plain)
     padded = stage.feed_of()
     grouped = stage.feed_of(length_window=window)
     assert isinstance(grouped.order, LengthGroups)

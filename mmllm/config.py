@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import logging
 import math
 import sys
 import types
@@ -28,6 +29,8 @@ from mmllm import literals
 from mmllm.errors import ConfigError, quoted
 from mmllm.literals import Spelled
 from mmllm.weights import inside
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS: dict[str, dict[str, str]] = {
     "llm": {"causal_lm": "mmllm.llm.causal_lm:CausalLMConfig"},
@@ -158,8 +161,8 @@ class PrealignConfig:
 
 
 @dataclass(frozen=True)
-class RetainConfig:
-    """Plain text on which the adapted LLM is held to the untouched one by the loss `retain`
+class KLConfig:
+    """Plain text on which the adapted LLM is held to the untouched one by the loss `kl`
     (mmllm.data.plain): `file` of rows {"text"}, cut into windows of `length` tokens, `batch_size`
     of them in every step, over all processes and accumulation steps. The untouched LLM's own words
     serve well, and need no other data."""
@@ -173,62 +176,63 @@ class RetainConfig:
 class StageConfig:
     """One stage of training, as data: what trains, on what, by which losses.
 
-    `train` maps a pattern of parameter names (shell wildcards) to its learning rate and is the
-    only place that says what trains. `losses` maps text, align, denoise and retain to weights.
+    `learning_rates` maps a pattern of parameter names (shell wildcards) to its learning rate and is
+    the only place that says what trains. `losses` maps text, align, denoise and kl to weights.
     `data` maps a name to a dataset; `share` in it is its part of every batch.
-    `start` is the checkpoint that the stage continues from (None: from nothing trained).
+    `init_from` is the checkpoint that the stage continues from (None: from nothing trained).
     `batch_size` counts conversations over all processes and accumulation steps.
     `pack` puts a micro-batch's conversations into one row without padding; without it,
     `length_window` sorts those of so many steps by length, so that little is padded (0: as drawn).
-    `recompute` keeps no activations of the LLM but what enters its layers (gradient checkpointing).
+    `gradient_checkpointing` keeps no activations of the LLM but what enters its layers.
     `compile`: the LLM's layers by torch.compile; the first steps take a minute or more for it.
-    `fused`: the head's loss by Liger's kernel, where it is installed on CUDA; `on` insists on it.
+    `liger_loss`: the head's loss by Liger's kernel, where it is installed on CUDA; `on` insists.
     `optimizer`: adamw is torch's; the others, by bitsandbytes on CUDA, keep their state in 8 bits,
     and `paged` lets it leave the device when memory is short.
-    `max_bad_share`: of the rows drawn, how many may be skipped because they cannot be used; 10
+    `max_skip_fraction`: of the rows drawn, how many may be skipped because they cannot be used; 10
     always may (mmllm.training.report.ALLOWED_SKIPS).
     `best` names a held-out loss (validation/text): the model that has the lowest is kept in
-    `output`/best, beside the last `keep` checkpoints. `trackers` are accelerate's: tensorboard,
-    trackio, wandb and others; metrics.jsonl and report.html are written in any case.
+    `output`/best, beside the last `save_total_limit` checkpoints.
+    `trackers` are accelerate's: tensorboard, trackio, wandb and others;
+    metrics.jsonl and report.html are written in any case.
     `cache` says where the frozen parts' work is kept: memory, none, or a folder that outlives the
     run and that others may share (mmllm.data.store). With `cache_complete` the folder must hold
     everything, nothing is computed, and no encoder stays in memory.
     """
 
     name: str
-    train: Mapping[str, float]
+    learning_rates: Mapping[str, float]
     losses: Mapping[str, float]
     data: Mapping[str, Any]
     output: str
-    start: str | None = None
+    init_from: str | None = None
     steps: int = 1000
     batch_size: int = 32
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     max_length: int = 512
-    warmup: float = 0.05
+    warmup_ratio: float = 0.05
     schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     precision: typing.Literal["auto", "no", "bf16", "fp16"] = "auto"
-    distance: typing.Literal["mse", "smooth_l1", "cosine"] = "mse"
+    align_loss: typing.Literal["mse", "smooth_l1", "cosine"] = "mse"
     pack: bool = False
     length_window: int = 0
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     compile: bool = False
-    fused: typing.Literal["auto", "off", "on"] = "auto"
+    liger_loss: typing.Literal["auto", "off", "on"] = "auto"
     optimizer: typing.Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    workers: int = 0
+    num_workers: int = 0
     cache: str = "memory"
     cache_complete: bool = False
     seed: int = 0
-    checkpoint_every: int = 200
-    keep: int = 2
-    max_bad_share: float = 0.01
+    save_steps: int = 200
+    save_total_limit: int = 2
+    max_skip_fraction: float = 0.01
     max_nonfinite: int = 10
     prealign: PrealignConfig | None = None
     realign: PrealignConfig | None = None
-    retain: RetainConfig | None = None
+    kl: KLConfig | None = None
     best: str | None = None
     trackers: tuple[str, ...] = ()
     validation: ValidationConfig | None = None
@@ -246,9 +250,49 @@ class RunConfig:
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a stage's YAML; `overrides` are `dotted.key=value`, checked like the YAML itself."""
     tree = read_yaml(path)
+    tree["stage"] = _renamed(tree.get("stage"), "stage")
     for override in overrides:
         _override(tree, override)
     return parse_run(tree, Path(path).name)
+
+
+RENAMED = {
+    "accumulation": "gradient_accumulation_steps",
+    "checkpoint_every": "save_steps",
+    "clip": "max_grad_norm",
+    "distance": "align_loss",
+    "fused": "liger_loss",
+    "keep": "save_total_limit",
+    "max_bad_share": "max_skip_fraction",
+    "recompute": "gradient_checkpointing",
+    "retain": "kl",
+    "start": "init_from",
+    "train": "learning_rates",
+    "warmup": "warmup_ratio",
+    "workers": "num_workers",
+}
+"""Former name of a stage's key -> its name. 0.2 still reads the former ones, with a warning; of
+losses, too."""
+
+
+def _present_name(key: Any, where: str) -> Any:
+    new = RENAMED.get(key) if isinstance(key, str) else None
+    if new is None:
+        return key
+    logger.warning("%s.%s is now called %s; please rename it", where, key, new)
+    return new
+
+
+def _renamed(tree: Any, where: str) -> Any:
+    """A mapping with its keys under their present names."""
+    if not isinstance(tree, Mapping):
+        return tree
+    for key in RENAMED.keys() & tree.keys():
+        if RENAMED[key] in tree:
+            raise ConfigError(
+                f"{where}: {key} is now called {RENAMED[key]}, and both are given: drop {key}"
+            )
+    return {_present_name(key, where): value for key, value in tree.items()}
 
 
 def parse_run(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -280,8 +324,9 @@ def parse_system(tree: Any) -> SystemConfig:
 def parse_stage(tree: Any) -> StageConfig:
     """Plain data -> StageConfig with every dataset's own Config inside."""
     where = "stage"
-    tree = dict(_mapping(tree, where))
+    tree = dict(_mapping(_renamed(tree, where), where))
     _check_keys(StageConfig, tree, where)
+    tree["losses"] = _renamed(tree["losses"], f"{where}.losses")
     tree["data"] = _datasets(tree["data"], f"{where}.data")
     if tree.get("validation") is not None:
         validation = dict(_mapping(tree["validation"], f"{where}.validation"))
@@ -289,17 +334,20 @@ def parse_stage(tree: Any) -> StageConfig:
         validation["data"] = _datasets(validation["data"], f"{where}.validation.data")
         tree["validation"] = validation
     stage = parse(StageConfig, tree, where)
-    unknown = set(stage.losses) - {"text", "align", "denoise", "retain"}
+    unknown = set(stage.losses) - {"text", "align", "denoise", "kl"}
     if unknown:
         raise ConfigError(
             f"stage.losses: unknown loss {quoted(sorted(unknown))}; known are text, align, "
-            "denoise and retain"
+            "denoise and kl"
         )
-    if ("retain" in stage.losses) != (stage.retain is not None):
+    if ("kl" in stage.losses) != (stage.kl is not None):
         raise ConfigError(
-            "stage.losses.retain is the weight of what stage.retain describes: give both or neither"
+            "stage.losses.kl is the weight of what stage.kl describes: give both or neither"
         )
-    for name in ("steps", "batch_size", "accumulation", "max_length", "checkpoint_every", "keep"):
+    for name in (
+        *("steps", "batch_size", "gradient_accumulation_steps", "max_length"),
+        *("save_steps", "save_total_limit"),
+    ):
         if getattr(stage, name) < 1:
             raise ConfigError(f"stage.{name}: expected at least 1, got {getattr(stage, name)}")
     if stage.length_window < 0:
@@ -318,10 +366,10 @@ def parse_stage(tree: Any) -> StageConfig:
         raise ConfigError(f"stage.best: {stage.best} is measured by stage.validation: give one")
     if (stage.prealign or stage.realign) and stage.cache == "none":
         raise ConfigError("stage.prealign reads every medium many times: it needs a cache")
-    if stage.batch_size % stage.accumulation:
+    if stage.batch_size % stage.gradient_accumulation_steps:
         raise ConfigError(
             f"stage.batch_size {stage.batch_size} is not a multiple of "
-            f"stage.accumulation {stage.accumulation}"
+            f"stage.gradient_accumulation_steps {stage.gradient_accumulation_steps}"
         )
     return stage
 
@@ -513,7 +561,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
         raise ConfigError(f"override {quoted(override)}: expected dotted.key=value")
-    *parents, last = key.split(".")
+    names = key.split(".")
+    for depth, parents in ((1, ["stage"]), (2, ["stage", "losses"])):
+        if names[:depth] == parents and len(names) > depth:
+            names[depth] = _present_name(names[depth], key)
+    *parents, last = names
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})

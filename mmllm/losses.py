@@ -75,7 +75,7 @@ def denoise(
     return Term(each.sum(), media)
 
 
-def retain(apart: Tensor) -> Term:
+def kl(apart: Tensor) -> Term:
     """Kullback-Leibler divergence of the adapted LLM from the untouched one, over all positions of
     plain text, float32[P] (learning without forgetting, Li and Hoiem 2016). What the adapted one
     would rather draw than say counts against it."""
@@ -103,10 +103,10 @@ def compute(
     decoders: Mapping[str, ModalityDecoder],
     distance: str = "mse",
 ) -> dict[str, Term]:
-    """Every loss of a stage: `text`, `retain`, `align/KEY`, `denoise/KEY`."""
+    """Every loss of a stage: `text`, `kl`, `align/KEY`, `denoise/KEY`."""
     terms: dict[str, Term] = {"text": text(output.nats)} if "text" in weights else {}
     if output.apart is not None:
-        terms["retain"] = retain(output.apart)
+        terms["kl"] = kl(output.apart)
     for key, condition in output.conditions.items():
         media = batch.outputs[key]
         if "align" in weights:
@@ -121,7 +121,7 @@ def counts(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
     """What `compute` will count, known before the forward pass."""
     found = {"text": len(batch.labels)} if "text" in weights else {}
     if batch.plain is not None:
-        found["retain"] = batch.plain.numel()
+        found["kl"] = batch.plain.numel()
     for key, media in batch.outputs.items():
         if "align" in weights:
             found[f"align/{key}"] = len(media.places)

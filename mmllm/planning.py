@@ -194,14 +194,14 @@ def _networks(folder: Path) -> dict[str, int]:
 def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StagePlan:
     """What a stage needs of each of so many processes; `model` is `hollow(run.system)`."""
     stage = run.stage
-    if stage.batch_size % (stage.accumulation * processes):
+    if stage.batch_size % (stage.gradient_accumulation_steps * processes):
         raise ConfigError(
             f"stage.batch_size {stage.batch_size} cannot be divided among {processes} processes "
-            f"and {stage.accumulation} accumulation steps"
+            f"and {stage.gradient_accumulation_steps} accumulation steps"
         )
     with torch.device("meta"):
-        groups = choose_trainable(model, stage.train)
-    rows = stage.batch_size // (stage.accumulation * processes)
+        groups = choose_trainable(model, stage.learning_rates)
+    rows = stage.batch_size // (stage.gradient_accumulation_steps * processes)
     parts = {part.name: part for part in parts_of(model)}
     adapters = sum(part.bytes for part in parts.values() if part.trained)
     trained = sum(group.size for group in groups)
@@ -224,7 +224,7 @@ def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StageP
         "decoders, one at a time": max(pipelines, default=0) if speaks else 0,
         "projections, rows, LoRA": adapters,
     }
-    micros = stage.accumulation * processes * stage.steps
+    micros = stage.gradient_accumulation_steps * processes * stage.steps
     items, cache = _cache(model, stage)
     return StagePlan(
         stage=stage,
@@ -263,7 +263,7 @@ def activations(llm: LanguageModel, stage: StageConfig, groups: Sequence[Group],
     wide = 9 * shape.width + 4 * shape.queries + 4 * shape.keys + 6 * shape.inner
     layer = round(twice * (wide + inputs))
     ends = positions * 4 * shape.width + logits
-    if stage.recompute:
+    if stage.gradient_checkpointing:
         return positions * (2 * twice * shape.width * shape.layers + layer) + ends
     return positions * layer * shape.layers + ends
 
@@ -281,7 +281,7 @@ def operations(
         backward  as much again, attention and LoRA twice, where a gradient goes through the LLM;
         once more forward where it is recomputed.
 
-    Every position is counted as real and supervised, so it is an upper bound. `retain` adds its
+    Every position is counted as real and supervised, so it is an upper bound. `kl` adds its
     windows: forward and backward, and forward again without the adapters. Frozen parts run once an
     item and are not in it, nor is pre-alignment.
     """
@@ -295,15 +295,15 @@ def operations(
         head = 2 * positions * shape.vocabulary * shape.width
         forward = layers + attention + adapters
         backward = layers + 2 * attention + 2 * adapters if _reaches_llm(groups) else 0
-        if _reaches_llm(groups) and stage.recompute:
+        if _reaches_llm(groups) and stage.gradient_checkpointing:
             backward += forward
         return forward, backward, head
 
     forward, backward, head = passes(rows, stage.max_length)
     total = forward + backward + head * (1 + _reaches_llm(groups))
-    if stage.retain:
-        share = stage.retain.batch_size / (stage.accumulation * processes)
-        forward, backward, head = passes(1, stage.retain.length)
+    if stage.kl:
+        share = stage.kl.batch_size / (stage.gradient_accumulation_steps * processes)
+        forward, backward, head = passes(1, stage.kl.length)
         total += share * (2 * forward + backward + 3 * head)
     return total
 
@@ -356,7 +356,7 @@ def _render_stage(found: StagePlan, flops: float | None) -> Iterator[str]:
         yield f"  before the first step        {_gib(sum(found.filling.values()))}"
         for name, size in found.filling.items():
             yield f"    {name:26} {_gib(size)}"
-    kept = stage.keep + 1
+    kept = stage.save_total_limit + 1
     yield (
         f"  disk: a checkpoint           {_gb(found.checkpoint)}, "
         f"{kept} at once {_gb(kept * found.checkpoint).strip()}"

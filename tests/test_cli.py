@@ -207,7 +207,13 @@ def test_an_unknown_key_is_named_with_the_near_one(
 def test_overrides_are_checked_like_the_yaml_wherever_options_stand(
     in_folder: Path, system_tree: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage = {"name": "s", "output": "out", "train": {"*": 0.1}, "losses": {"text": 1}, "data": {}}
+    stage = {
+        "name": "s",
+        "output": "out",
+        "learning_rates": {"*": 0.1},
+        "losses": {"text": 1},
+        "data": {},
+    }
     Path("run.yaml").write_text(yaml.safe_dump({"system": system_tree, "stage": stage}))
     for arguments in (
         ["run.yaml", "stage.stpes=3", "--resume"],
@@ -227,7 +233,13 @@ def test_a_stopped_training_is_told_by_its_exit_code(
 ) -> None:
     from mmllm.training import loop
 
-    stage = {"name": "s", "output": "out", "train": {"*": 0.1}, "losses": {"text": 1}, "data": {}}
+    stage = {
+        "name": "s",
+        "output": "out",
+        "learning_rates": {"*": 0.1},
+        "losses": {"text": 1},
+        "data": {},
+    }
     Path("run.yaml").write_text(yaml.safe_dump({"system": system_tree, "stage": stage}))
     monkeypatch.setattr(loop, "train", lambda run, *, resume: Path(run.stage.output))
     assert main(["train", "run.yaml"]) == INTERRUPTED

@@ -22,14 +22,14 @@ STAGES = sorted(
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.name)
 def test_every_shipped_stage_parses_and_survives_a_round_trip(path: Path) -> None:
     run = config.load_run(path)
-    assert run.stage.train
+    assert run.stage.learning_rates
     assert config.parse_run(config.dump(run)) == run
     assert "accelerate launch" in path.read_text()[:400], "headed with its launch command"
 
 
 def test_the_three_stages_of_mini_follow_each_other() -> None:
     runs = [config.load_run(path) for path in STAGES if path.parent.name == "mini"]
-    assert [run.stage.start for run in runs] == [None, *(run.stage.output for run in runs[:-1])]
+    assert [run.stage.init_from for run in runs] == [None, *(run.stage.output for run in runs[:-1])]
     assert len({config.dump(run.system)["name"] for run in runs}) == 1
 
 
@@ -42,7 +42,7 @@ def test_the_three_stages_of_mini_follow_each_other() -> None:
         ("stage.steps", 0, r"stage\.steps: expected at least 1"),
         ("stage.losses.txt", 1.0, r"unknown loss \['txt'\]"),
         ("stage.schedule", "cosin", r"stage\.schedule: "),
-        ("stage.accumulation", 5, r"not a multiple of"),
+        ("stage.gradient_accumulation_steps", 5, r"not a multiple of"),
         ("system.encoders.image.type", "efficentnet", r"did you mean 'efficientnet'"),
         ("system.llm.lora.rnak", 4, r"llm\.lora: unknown key 'rnak'; did you mean 'rank'"),
         ("stage.data.pictures.type", "pear", r"did you mean 'pairs'"),
@@ -58,9 +58,11 @@ def test_what_cannot_be_meant_is_refused(path: str, value: object, message: str)
 
 def test_overrides_are_checked_like_the_yaml() -> None:
     path = ROOT / "configs/mini/1_encoder_alignment.yaml"
-    run = config.load_run(path, ["stage.steps=7", "stage.train={input_projections.*: 1e-4}"])
+    run = config.load_run(
+        path, ["stage.steps=7", "stage.learning_rates={input_projections.*: 1e-4}"]
+    )
     assert run.stage.steps == 7
-    assert run.stage.train == {"input_projections.*": 1e-4}
+    assert run.stage.learning_rates == {"input_projections.*": 1e-4}
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
         config.load_run(path, ["stage.step=7"])
     with pytest.raises(ConfigError, match=r"expected dotted\.key=value"):
@@ -188,14 +190,14 @@ def test_the_same_on_the_command_line() -> None:
         path,
         [
             "stage.precision=no",
-            "stage.fused=on",
+            "stage.liger_loss=on",
             "stage.name=1e5",
-            "stage.clip=1e-1",
+            "stage.max_grad_norm=1e-1",
             "stage.pack=no",
         ],
     ).stage
-    assert (stage.precision, stage.fused, stage.name) == ("no", "on", "1e5")
-    assert (stage.clip, stage.pack) == (0.1, False)
+    assert (stage.precision, stage.liger_loss, stage.name) == ("no", "on", "1e5")
+    assert (stage.max_grad_norm, stage.pack) == (0.1, False)
     with pytest.raises(ConfigError, match=r"stage\.output: .*got None; YAML reads null"):
         config.load_run(path, ["stage.output=null"])
     for broken in ("stage.name=[1", "stage.name=@x", "stage.name=!!python/name:os.system", "a=*b"):
@@ -248,7 +250,7 @@ def test_bytes_that_are_no_text_and_a_byte_order_mark(tmp_path: Path) -> None:
 
 def test_a_huge_value_is_cut_in_its_message() -> None:
     tree = config.read_yaml(ROOT / "configs/mini/1_encoder_alignment.yaml")
-    for place in ("steps", "schedule", "data", "train", "x" * 100_000):
+    for place in ("steps", "schedule", "data", "learning_rates", "x" * 100_000):
         for value in ("y" * 100_000, [["z"] * 1000] * 1000):
             with pytest.raises(MmllmError) as told:
                 config.parse_run({**tree, "stage": {**tree["stage"], place: value}})
@@ -289,3 +291,31 @@ def test_types_of_ones_own_are_found_in_the_working_folder_after_all_others(
     ):
         with pytest.raises(ConfigError, match=message):
             config.parse_component("encoders", {"type": kind}, "encoders.x")
+
+
+def test_former_names_of_a_stages_keys_are_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = ROOT / "configs/mini/3_instruction_tuning.yaml"
+    expected = config.load_run(path)
+    tree = config.read_yaml(path)
+    former = {new: old for old, new in config.RENAMED.items()}
+    stage = {former.get(key, key): value for key, value in tree["stage"].items()}
+    stage["losses"] = {former.get(key, key): value for key, value in stage["losses"].items()}
+    assert {"train", "start", "retain", "checkpoint_every"} <= stage.keys()
+    assert config.parse_run({**tree, "stage": stage}) == expected
+    assert "stage.train is now called learning_rates" in caplog.text
+    assert "stage.losses.retain is now called kl" in caplog.text
+
+
+def test_an_override_may_use_a_former_name() -> None:
+    path = ROOT / "configs/mini/3_instruction_tuning.yaml"
+    run = config.load_run(path, ["stage.checkpoint_every=7", "stage.losses.retain=2"])
+    assert (run.stage.save_steps, run.stage.losses["kl"]) == (7, 2.0)
+
+
+def test_a_key_under_both_names_is_refused() -> None:
+    tree = config.read_yaml(ROOT / "configs/mini/3_instruction_tuning.yaml")
+    tree["stage"]["start"] = "elsewhere"
+    with pytest.raises(ConfigError, match="start is now called init_from, and both are given"):
+        config.parse_run(tree)

@@ -50,7 +50,7 @@ def run(system_tree: dict, tmp_path: Path) -> RunConfig:
     stage = {
         "name": "everything",
         "output": str(tmp_path / "run"),
-        "train": {
+        "learning_rates": {
             "input_projections.*": 1e-3,
             "output_projections.*": 1e-3,
             "llm.rows": 1e-3,
@@ -88,7 +88,7 @@ def test_the_plan_of_mini_counts_its_real_parts(path: Path) -> None:
     hollow, real = planning.hollow(run.system), models.build(run.system)
     for model in (hollow, real):
         with torch.device(model.llm.embedding.weight.device):
-            choose_trainable(model, run.stage.train)
+            choose_trainable(model, run.stage.learning_rates)
     own = {name: p.shape for name, p in real.named_parameters()}
     assert {name: p.shape for name, p in hollow.named_parameters()} == own
     trained = [
@@ -184,7 +184,7 @@ def test_activations_are_what_autograd_keeps(
         llm.attach_lora()
         for _, parameter in llm.lora_parameters():
             parameter.requires_grad_(True)
-    stage = replace(run.stage, precision="bf16", max_length=64, recompute=recompute)
+    stage = replace(run.stage, precision="bf16", max_length=64, gradient_checkpointing=recompute)
     if recompute:
         llm.train().recompute_activations()
     group = Group("llm.rows", 1.0, {"llm.rows": llm.rows})
@@ -194,7 +194,10 @@ def test_activations_are_what_autograd_keeps(
     logits = 12 * len(llm.embedding.weight) * 2 * 64
     said = planning.activations(llm, stage, [group], rows=2) - logits
     if recompute:  # one layer at a time is there again in the backward pass, which is not seen here
-        whole = planning.activations(llm, replace(stage, recompute=False), [group], 2) - logits
+        whole = (
+            planning.activations(llm, replace(stage, gradient_checkpointing=False), [group], 2)
+            - logits
+        )
         said -= (whole - 4 * 256 * 2 * 64) / 2
     assert 0.75 < said / kept < 1.25
     assert planning.activations(llm, stage, [], rows=2) == logits, "nothing reaches the LLM"

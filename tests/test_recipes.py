@@ -134,7 +134,7 @@ def test_the_new_rows_and_projections_train_and_nothing_else_before_stage_three(
     assert {n for n in names if n.startswith("llm.")} == {"llm.rows", "llm.head_rows"}
     assert not any(n.startswith("input_projections") for n in names)
     assert any(n.startswith("llm.lora") for g in third.groups for n in g.parameters)
-    assert [s.stage.start for s in plans[name].stages] == [
+    assert [s.stage.init_from for s in plans[name].stages] == [
         None,
         first.stage.output,
         second.stage.output,

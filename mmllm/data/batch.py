@@ -52,7 +52,7 @@ class Batch:
     `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]; `shared`: the
     first positions that are the same text in every conversation. `packed`: the one row holds them
     once and then conversations of these lengths, the last of which may be so much `padding`.
-    `plain` int[W, S]: windows of plain text beside the conversations, for the loss `retain`."""
+    `plain` int[W, S]: windows of plain text beside the conversations, for the loss `kl`."""
 
     ids: Tensor
     mask: Tensor | None

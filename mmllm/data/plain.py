@@ -1,4 +1,4 @@
-"""Plain text that no conversation needs: what the loss `retain` holds the LLM to.
+"""Plain text that no conversation needs: what the loss `kl` holds the LLM to.
 
 Windows are drawn like conversations are: those of a step are a pure function of (seed, step).
 Legend: W windows of a step, S tokens of a window.
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def _texts(file: str) -> list[str]:
     """The texts of a file's rows; what is no row with a text is left out and counted."""
-    rows, _ = read_rows(file, None, "stage.retain")
+    rows, _ = read_rows(file, None, "stage.kl")
     texts, first = [], ""
     for index in range(len(rows)):
         try:
@@ -33,11 +33,11 @@ def _texts(file: str) -> list[str]:
             first = first or f"{index}: {error}"
     if not texts:
         raise ConfigError(
-            f'stage.retain.file: {file}: expected rows {{"text": "…"}}; the first is {first}'
+            f'stage.kl.file: {file}: expected rows {{"text": "…"}}; the first is {first}'
         )
     if first:
         logger.warning(
-            "stage.retain.file: %s: %d of %d rows are left out, the first is %s",
+            "stage.kl.file: %s: %d of %d rows are left out, the first is %s",
             file,
             len(rows) - len(texts),
             len(rows),
@@ -64,9 +64,7 @@ class PlainText:
             ids = encode(text)
             windows += [ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
         if not windows:
-            raise ConfigError(
-                f"stage.retain.length: no text of {file} has {length} tokens; lower it"
-            )
+            raise ConfigError(f"stage.kl.length: no text of {file} has {length} tokens; lower it")
         self.windows = torch.tensor(windows)
 
     def batch(self, step: int) -> Tensor:

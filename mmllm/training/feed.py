@@ -58,18 +58,21 @@ class Feed(Dataset):
         world: int = 1,
         plain: PlainText | None = None,
     ):
-        for name, size in (("", stage.batch_size), ("retain.", plain.batch_size if plain else 0)):
-            if size % (stage.accumulation * world):
+        for name, size in (("", stage.batch_size), ("kl.", plain.batch_size if plain else 0)):
+            if size % (stage.gradient_accumulation_steps * world):
                 raise configs.ConfigError(
                     f"stage.{name}batch_size {size} cannot be divided among {world} processes "
-                    f"and {stage.accumulation} accumulation steps"
+                    f"and {stage.gradient_accumulation_steps} accumulation steps"
                 )
         self.model = model
         self.mixture = mixture
         self.order: Mixture | LengthGroups = mixture
         if stage.length_window:
             self.order = LengthGroups(
-                mixture, self._length, window=stage.length_window, slices=stage.accumulation
+                mixture,
+                self._length,
+                window=stage.length_window,
+                slices=stage.gradient_accumulation_steps,
             )
         self.work = work
         self.stage = stage
@@ -79,10 +82,10 @@ class Feed(Dataset):
     def __getitem__(self, step: int) -> Step:
         draws = self.order.batch(step, self.stage.batch_size)
         windows = self.plain.batch(step) if self.plain else None
-        parts = self.stage.accumulation * self.world
-        size = len(draws) // self.stage.accumulation
+        parts = self.stage.gradient_accumulation_steps * self.world
+        size = len(draws) // self.stage.gradient_accumulation_steps
         result = Step([])
-        for micro in range(self.stage.accumulation):
+        for micro in range(self.stage.gradient_accumulation_steps):
             ready: dict[Draw, Rendered] = {}
             own = self._own(draws[micro * size : (micro + 1) * size], ready)
             batch = self._collate(own, ready, result.skipped)
@@ -98,7 +101,7 @@ class Feed(Dataset):
             _Ahead(self),
             batch_size=None,
             sampler=range(start, stop),
-            num_workers=self.stage.workers,
+            num_workers=self.stage.num_workers,
             persistent_workers=False,
             pin_memory=self.model.device.type == "cuda",
         )

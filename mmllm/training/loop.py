@@ -48,9 +48,9 @@ from mmllm.training.stage import Group, choose_trainable
 logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = {
-    *("steps", "output", "checkpoint_every", "keep", "best", "validation", "samples", "workers"),
-    *("trackers", "cache", "cache_complete", "realign", "recompute"),
-    *("compile", "fused"),
+    *("steps", "output", "save_steps", "save_total_limit", "best", "validation", "samples"),
+    *("num_workers", "trackers", "cache", "cache_complete", "realign", "gradient_checkpointing"),
+    *("compile", "liger_loss"),
 }
 """Keys of a stage that a resumed run may give another value than the checkpoint has."""
 
@@ -156,9 +156,9 @@ def _train(
     model = models.build(run.system, dtype=dtype, device=str(accelerator.device), seed=stage.seed)
     if source:
         checkpoints.load_weights(model, source)
-    groups = choose_trainable(model, stage.train)
-    model.llm.fused = uses_liger(stage.fused, accelerator.device)
-    if stage.recompute:
+    groups = choose_trainable(model, stage.learning_rates)
+    model.llm.fused = uses_liger(stage.liger_loss, accelerator.device)
+    if stage.gradient_checkpointing:
         model.llm.recompute_activations()
     if stage.compile:
         model.llm.compile_layers()
@@ -230,7 +230,7 @@ def _train(
             if stage.samples and main and (done % stage.samples.every == 0 or done == stage.steps):
                 report.write_samples(model, stage.samples, output, done)
             stopped = interrupt.agreed(accelerator)
-            if done % stage.checkpoint_every == 0 or done == stage.steps or stopped:
+            if done % stage.save_steps == 0 or done == stage.steps or stopped:
                 journal.settle()
                 save(output, done)
                 journal.curves()
@@ -297,10 +297,10 @@ def _align(
 
 
 def _plain_text(model: AnyToAny, stage: StageConfig) -> PlainText | None:
-    """What the loss `retain` reads."""
-    if stage.retain is None:
+    """What the loss `kl` reads."""
+    if stage.kl is None:
         return None
-    options = asdict(stage.retain)
+    options = asdict(stage.kl)
     return PlainText(encode=model.renderer.encode_text, seed=stage.seed, **options)
 
 
@@ -359,7 +359,7 @@ def take_step(
                 batch,
                 stage.losses,
                 decoders=model.decoders,
-                distance=stage.distance,
+                distance=stage.align_loss,
             )
             by_name = dict(zip(names, totals().unbind(), strict=True))
             # Gradients are averaged over processes, but each term is divided by its global count.
@@ -368,7 +368,7 @@ def take_step(
         for name, term in terms.items():
             sums[name] += moved(term.total.detach(), device)
     norm = accelerator.clip_grad_norm_(
-        [p for group in optimizer.param_groups for p in group["params"]], stage.clip
+        [p for group in optimizer.param_groups for p in group["params"]], stage.max_grad_norm
     )
     finite = _is_finite(norm, device)
     _update(optimizer, finite)
@@ -464,7 +464,7 @@ def _validate(
                 batch,
                 stage.losses,
                 decoders=model.decoders,
-                distance=stage.distance,
+                distance=stage.align_loss,
             )
             for name, term in terms.items():
                 totals.setdefault(name, []).append(moved(term.total, accelerator.device))
@@ -479,7 +479,7 @@ def _validate(
 
 def learning_rate_factor(stage: StageConfig, step: int) -> float:
     """Warm-up, then the stage's schedule down to a tenth (cosine) or to zero (linear)."""
-    warm = max(round(stage.warmup * stage.steps), 1)
+    warm = max(round(stage.warmup_ratio * stage.steps), 1)
     if step < warm:
         return (step + 1) / warm
     done = (step - warm) / max(stage.steps - warm, 1)
@@ -504,14 +504,14 @@ def _starting_point(
             f"{output} already holds a run (step {existing.step}): go on with --resume, or give "
             "another folder with stage.output=…, or delete it"
         )
-    if stage.start is None:
+    if stage.init_from is None:
         return None, False
     try:
-        return checkpoints.open_checkpoint(stage.start), False
+        return checkpoints.open_checkpoint(stage.init_from), False
     except CheckpointError as error:
         raise CheckpointError(
-            f"stage {stage.name!r} starts from {stage.start!r}, which is absent or damaged: train "
-            "the stage before it first, or name another checkpoint with stage.start=… "
+            f"stage {stage.name!r} starts from {stage.init_from!r}, which is absent or damaged: "
+            "train the stage before it first, or name another checkpoint with stage.init_from=… "
             f"({error})"
         ) from error
 
@@ -584,7 +584,10 @@ def _validation_feed(model: AnyToAny, work: FrozenWork, stage: StageConfig) -> F
     sources = open_sources(stage.validation.data, "stage.validation.data")
     # One process sees all of it: a few batches, and sums that need no care about slices.
     return Feed(
-        model, Mixture(sources, stage.seed), work, replace(stage, accumulation=1, length_window=0)
+        model,
+        Mixture(sources, stage.seed),
+        work,
+        replace(stage, gradient_accumulation_steps=1, length_window=0),
     )
 
 
@@ -605,8 +608,8 @@ def uses_liger(wanted: str, device: torch.device) -> bool:
     missing += [] if device.type == "cuda" else [f"this is {device.type}, and it needs cuda"]
     if wanted == "on" and missing:
         raise ConfigError(
-            f"stage.fused: on, but {' and '.join(missing)}; pip install 'mmllm[liger]' where there "
-            "is a GPU, or let stage.fused be auto"
+            f"stage.liger_loss: on, but {' and '.join(missing)}; pip install 'mmllm[liger]' where "
+            "there is a GPU, or let stage.liger_loss be auto"
         )
     return wanted != "off" and not missing
 
@@ -670,7 +673,7 @@ class _Saver:
                 tensors=_optimizer_tensors(self.optimizer, self.groups),
                 chosen=self.chosen,
             )
-            checkpoints.prune(output, self.run.stage.keep, step)
+            checkpoints.prune(output, self.run.stage.save_total_limit, step)
         self.accelerator.wait_for_everyone()
 
 

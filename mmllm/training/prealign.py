@@ -65,7 +65,7 @@ def prealign(
     """
     items, fit = list(items), _Fit(options, stage.seed, autocast, progress)
     scores = _prealign_inputs(model, items, work, fit) if inputs else {}
-    return scores | _prealign_outputs(model, items, work, stage.distance, fit)
+    return scores | _prealign_outputs(model, items, work, stage.align_loss, fit)
 
 
 def _prealign_inputs(

@@ -113,12 +113,12 @@ class Journal:
 
     def _check_skipped(self, step: int) -> None:
         total = self.skipped.total()
-        if total > max(ALLOWED_SKIPS, self.stage.max_bad_share * self.items):
+        if total > max(ALLOWED_SKIPS, self.stage.max_skip_fraction * self.items):
             names = "; ".join(f"{name}: {error}" for name, error in islice(self.skipped, 5))
-            share = self.stage.max_bad_share
+            share = self.stage.max_skip_fraction
             raise TrainingError(
                 f"{total} of {self.items} items could not be read by step {step + 1} "
-                f"(stage.max_bad_share {share}); see {self.output}/skipped.json; first: {names}"
+                f"(stage.max_skip_fraction {share}); see {self.output}/skipped.json; first: {names}"
             )
 
     def validation(self, step: int, values: dict[str, float]) -> None:

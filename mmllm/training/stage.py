@@ -38,13 +38,13 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Group]
         if not matched:
             rooms = sorted({".".join(name.split(".")[:2]) for name in adapters})
             raise ConfigError(
-                f"stage.train: pattern {pattern!r} matches no parameter; there are "
+                f"stage.learning_rates: pattern {pattern!r} matches no parameter; there are "
                 f"{', '.join(rooms)}"
             )
         for name in matched:
             if name in owner:
                 raise ConfigError(
-                    f"stage.train: {name} is matched by {owner[name]!r} and by {pattern!r}"
+                    f"stage.learning_rates: {name} is matched by {owner[name]!r} and by {pattern!r}"
                 )
             owner[name] = pattern
         groups.append(Group(pattern, learning_rate, matched))
@@ -63,6 +63,6 @@ def assert_trainable(model: AnyToAny, groups: list[Group]) -> None:
     if expected != actual.keys():
         odd = [name for key, name in actual.items() if key not in expected]
         raise ConfigError(
-            f"stage.train: the trainable set differs from the table: {len(expected)} tensors "
-            f"expected, {len(actual)} found; not in the table: {odd[:5]}"
+            f"stage.learning_rates: the trainable set differs from the table: {len(expected)} "
+            f"tensors expected, {len(actual)} found; not in the table: {odd[:5]}"
         )

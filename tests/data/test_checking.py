@@ -113,7 +113,7 @@ def test_the_command_reads_a_stage_and_exits_by_what_it_found(
     stage = {
         "name": "s",
         "output": "run",
-        "train": {"*": 0.1},
+        "learning_rates": {"*": 0.1},
         "losses": {"text": 1},
         "data": {"rows": {"type": "nextgpt", "file": "rows.json"}},
     }
@@ -151,7 +151,7 @@ def test_rows_that_are_too_long_are_counted_with_what_would_fit(
     stage = {
         "name": "s",
         "output": "run",
-        "train": {"*": 0.1},
+        "learning_rates": {"*": 0.1},
         "losses": {"text": 1},
         "max_length": 100,
         "data": {"rows": {"type": "alpaca", "file": "rows.json"}},
@@ -200,7 +200,7 @@ def test_without_the_tokenizer_the_rest_is_looked_at(
     stage = {
         "name": "s",
         "output": "run",
-        "train": {"*": 0.1},
+        "learning_rates": {"*": 0.1},
         "losses": {"text": 1},
         "data": {"rows": {"type": "nextgpt", "file": "rows.json"}},
     }

@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "packed": {"pack": True},
     "recompute": {"recompute": True},
     "packed recompute": {"pack": True, "recompute": True},
-    "one micro-batch": {"accumulation": 1, "length_window": 2},
+    "one micro-batch": {"gradient_accumulation_steps": 1, "length_window": 2},
     "no cache": {"cache": "none"},
 }
 
@@ -56,9 +56,9 @@ def test_a_step_is_the_cpus_and_waits_for_nothing(make_run, on_device, second, k
 def test_retention(make_run, on_device, second, tmp_path: Path, pack: bool) -> None:
     plain = tmp_path / "plain.jsonl"
     plain.write_text(json.dumps({"text": "one two three four five six " * 9}))
-    retain = {"file": str(plain), "length": 8, "batch_size": 4}
-    losses = {"text": 1.0, "align": 1.0, "retain": 1.0}
-    cpu, other = on_both(make_run, on_device, second, retain=retain, losses=losses, pack=pack)
+    kl = {"file": str(plain), "length": 8, "batch_size": 4}
+    losses = {"text": 1.0, "align": 1.0, "kl": 1.0}
+    cpu, other = on_both(make_run, on_device, second, kl=kl, losses=losses, pack=pack)
     assert_alike(cpu, other)
     assert sum(other.waits, Counter()) == Counter()
 
@@ -104,7 +104,7 @@ def test_caches_are_the_cpus(make_run, on_device, second, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("begins", [CPU, None], ids=["on the CPU", "on the device"])
 def test_a_run_goes_on_on_the_other_device(make_run, on_device, second, begins) -> None:
-    constant = {"schedule": "constant", "warmup": 0.0}
+    constant = {"schedule": "constant", "warmup_ratio": 0.0}
     on_device(CPU)
     whole = trained(make_run(output="whole", steps=4, **constant), host_waits)
     first, then = (CPU, second) if begins else (second, CPU)
@@ -118,7 +118,7 @@ def test_a_run_goes_on_on_the_other_device(make_run, on_device, second, begins) 
 
 def test_resuming_there_is_exact(make_run, on_device, second) -> None:
     on_device(second)
-    constant = {"schedule": "constant", "warmup": 0.0}
+    constant = {"schedule": "constant", "warmup_ratio": 0.0}
     whole = trained(make_run(output="whole", steps=4, **constant), host_waits)
     for steps in (2, 4):
         run = make_run(output="parts", steps=steps, **constant)
@@ -152,13 +152,13 @@ def test_data_workers_leave_the_device_alone(
 
     monkeypatch.setattr(parts.ColourEncoder, "forward", here(forward))
     monkeypatch.setattr(ModalityDecoder, "encode_captions", here(encode))
-    run = make_run(output="workers", workers=2, **changes)
+    run = make_run(output="workers", num_workers=2, **changes)
     assert_alike(cpu, trained(run, host_waits))
 
 
 def test_a_dry_run_takes_a_step(make_run, on_device, second) -> None:
     on_device(second)
-    dry_run(make_run(workers=1), progress=False)
+    dry_run(make_run(num_workers=1), progress=False)
 
 
 def test_bfloat16_takes_no_wait_more(make_run, on_device, second) -> None:

@@ -131,7 +131,7 @@ def test_batches_come_from_pinned_memory(make_run, on_device, device, monkeypatc
 
     monkeypatch.setattr(loop, "take_step", watched)
     for workers in (0, 2):
-        loop.train(make_run(output=f"{workers}", steps=2, workers=workers), progress=False)
+        loop.train(make_run(output=f"{workers}", steps=2, num_workers=workers), progress=False)
     assert pinned == [True] * 8
 
 
@@ -149,7 +149,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(device) -> None:
 def test_a_run_goes_on_on_the_other_device(
     make_run, on_device, device, waiting, begins: str
 ) -> None:
-    constant = {"schedule": "constant", "warmup": 0.0}
+    constant = {"schedule": "constant", "warmup_ratio": 0.0}
     on_device(CPU)
     whole = trained(make_run(output="whole", steps=4, **constant), waiting)
     places = (CPU, device) if begins == "cpu" else (device, CPU)
@@ -228,8 +228,8 @@ def test_ligers_kernel_has_the_loss_of_ours(make_run, on_device, device, waiting
     if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("needs liger_kernel on CUDA (pip install 'mmllm[liger]')")
     on_device(device)
-    ours = trained(make_run(output="ours", steps=2, fused="off"), waiting)
-    theirs = trained(make_run(output="theirs", steps=2, fused="on"), waiting)
+    ours = trained(make_run(output="ours", steps=2, liger_loss="off"), waiting)
+    theirs = trained(make_run(output="theirs", steps=2, liger_loss="on"), waiting)
     assert_alike(ours, theirs, 1e-3)
 
 

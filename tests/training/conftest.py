@@ -53,14 +53,14 @@ def make_run(system_tree: dict, data: Path, tmp_path: Path):
         }
         stage = {
             "name": "test",
-            "train": {"*_projections.*": 1e-3, "llm.*": 1e-3},
+            "learning_rates": {"*_projections.*": 1e-3, "llm.*": 1e-3},
             "losses": {"text": 1.0, "align": 1.0, "denoise": 0.1},
             "data": both,
             "steps": 4,
             "batch_size": 4,
-            "accumulation": 2,
+            "gradient_accumulation_steps": 2,
             "precision": "no",
-            "checkpoint_every": 2,
+            "save_steps": 2,
             **changes,
             "output": str(tmp_path / changes.get("output", "run")),
         }

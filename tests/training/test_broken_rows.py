@@ -178,12 +178,12 @@ def test_a_broken_row_costs_itself(kind: str, make_run, tmp_path: Path, caplog):
     run = make_run(
         steps=2,
         batch_size=-(-len(source) // 2),
-        accumulation=1,
+        gradient_accumulation_steps=1,
         max_length=200,
-        max_bad_share=1.0,
+        max_skip_fraction=1.0,
         losses={"text": 1.0, "align": 1.0, "denoise": 0.1},
-        train={"*_projections.*": 1e-3},
-        checkpoint_every=2,
+        learning_rates={"*_projections.*": 1e-3},
+        save_steps=2,
         cache=str(tmp_path / "cache"),
     )
     run = replace(run, stage=replace(run.stage, data=data))

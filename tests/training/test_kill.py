@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_killed_run_ends_as_one_that_never_stopped(make_run, tmp_path: Path) -> None:
-    run = make_run(steps=8, checkpoint_every=1)
+    run = make_run(steps=8, save_steps=1)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.dump(run)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -50,7 +50,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_resume_equals_a_run_that_never_stopped(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(make_run(output="whole", steps=6, checkpoint_every=6), progress=False)
+    train(make_run(output="whole", steps=6, save_steps=6), progress=False)
 
     step = loop.take_step
     taken = []
@@ -105,7 +105,7 @@ def test_ctrl_c_saves_after_the_step_in_hand(
 ) -> None:
     signal.signal(number, before)
     interrupted_by(monkeypatch, number)
-    train(make_run(steps=50, checkpoint_every=50), progress=False)
+    train(make_run(steps=50, save_steps=50), progress=False)
     assert checkpoints.open_checkpoint(tmp_path / "run").step == 1
     assert signal.getsignal(number) is before
 
@@ -116,7 +116,7 @@ def test_a_job_in_the_background_ignores_ctrl_c_and_saves_when_it_is_ended(
     """As a shell starts it: Ctrl-C at the terminal is meant for another program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupted_by(monkeypatch, signal.SIGINT, signal.SIGINT, signal.SIGTERM)
-    train(make_run(steps=50, checkpoint_every=50), progress=False)
+    train(make_run(steps=50, save_steps=50), progress=False)
     assert checkpoints.open_checkpoint(tmp_path / "run").step == 3
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
@@ -131,7 +131,7 @@ def test_training_in_a_thread_leaves_the_signals_alone(make_run, tmp_path: Path)
 
 def test_losses_fall_and_the_saved_model_answers_alike(make_run, tmp_path: Path) -> None:
     table = {"*_projections.*": 1e-2, "llm.*": 1e-2}
-    run = make_run(steps=30, checkpoint_every=30, accumulation=1, train=table)
+    run = make_run(steps=30, save_steps=30, gradient_accumulation_steps=1, learning_rates=table)
     train(run, progress=False)
     curve = loss_curve(tmp_path / "run")
     assert np.mean(curve[-5:]) < 0.8 * np.mean(curve[:5])
@@ -153,13 +153,13 @@ def test_a_stage_starts_from_the_one_before(make_run, tmp_path: Path) -> None:
     train(make_run(output="one", steps=2), progress=False)
     start = str(tmp_path / "one")
     table = {"output_projections.*": 1e-3}
-    train(make_run(output="two", steps=1, start=start, train=table), progress=False)
+    train(make_run(output="two", steps=1, init_from=start, learning_rates=table), progress=False)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in two.items():
         if name.startswith(("input_projections", "rows", "adapter_model")):
             assert torch.equal(value, one[name]), name
     with pytest.raises(CheckpointError, match="train the stage before it first"):
-        train(make_run(output="three", start=str(tmp_path / "absent")), progress=False)
+        train(make_run(output="three", init_from=str(tmp_path / "absent")), progress=False)
 
 
 def test_mini_is_a_name_wherever_a_checkpoint_is_meant(
@@ -168,7 +168,10 @@ def test_mini_is_a_name_wherever_a_checkpoint_is_meant(
     shipped = train(make_run(output="shipped", steps=1), progress=False)
     newest = checkpoints.open_checkpoint(shipped).folder
     monkeypatch.setattr("mmllm.mini.locate", {"checkpoint": newest}.__getitem__)
-    train(make_run(output="begun", steps=1, start="mini", train={"llm.*": 0.0}), progress=False)
+    train(
+        make_run(output="begun", steps=1, init_from="mini", learning_rates={"llm.*": 0.0}),
+        progress=False,
+    )
     one, other = weights(shipped), weights(tmp_path / "begun")
     assert torch.equal(one["rows/rows"], other["rows/rows"])
     assert main(["export", "mini", str(tmp_path / "given"), "--dtype", "float32"]) == 0
@@ -184,7 +187,9 @@ def test_resuming_a_stage_that_has_not_begun_begins_it(make_run, tmp_path: Path)
     train(make_run(output="one", steps=1), progress=False)
     table = {"output_projections.*": 1e-3}
     start = str(tmp_path / "one")
-    run = make_run(output="two", steps=2, start=start, train=table, prealign={"steps": 2})
+    run = make_run(
+        output="two", steps=2, init_from=start, learning_rates=table, prealign={"steps": 2}
+    )
     train(run, resume=True, progress=False)
     assert len(loss_curve(tmp_path / "two")) == 2
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -337,7 +342,9 @@ def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run
     aligned = {}
     for output, realign in (("without", None), ("with", options)):
         both = {**table, "output_projections.*": 1e-9}
-        run = make_run(output=output, start=start, train=both, realign=realign, **changes)
+        run = make_run(
+            output=output, init_from=start, learning_rates=both, realign=realign, **changes
+        )
         train(run, progress=False)
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / output))
         choose_trainable(model, {"output_projections.*": 1e-9})
@@ -396,7 +403,9 @@ def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(make_run, tmp_path
     held = make_run().stage.data["understand-image"]
     validation = {"every": 1, "batches": 1, "data": {"pictures": config.dump(held)}}
     samples = {"every": 2, "prompts": ["draw"]}
-    run = make_run(steps=4, validation=validation, best="validation/text", samples=samples, keep=1)
+    run = make_run(
+        steps=4, validation=validation, best="validation/text", samples=samples, save_total_limit=1
+    )
     output = train(run, progress=False)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     curve = {row["step"]: row["validation/text"] for row in rows if "validation/text" in row}
@@ -446,10 +455,10 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 def test_an_optimiser_of_bitsandbytes_resumes_exactly(make_run, tmp_path: Path, name: str) -> None:
     pytest.importorskip("bitsandbytes")
-    train(make_run(output="whole", optimizer=name, keep=9), progress=False)
+    train(make_run(output="whole", optimizer=name, save_total_limit=9), progress=False)
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts/checkpoints/step-00000004")  # as if it had stopped after two
-    train(make_run(output="parts", optimizer=name, keep=9), resume=True, progress=False)
+    train(make_run(output="parts", optimizer=name, save_total_limit=9), resume=True, progress=False)
     assert loss_curve(tmp_path / "parts") == loss_curve(tmp_path / "whole")
     whole, parts_ = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert any("state1" in entry for entry in whole)
@@ -492,7 +501,7 @@ def test_liger_is_used_where_it_can_run(monkeypatch) -> None:
         assert not loop.uses_liger("auto", cpu)
         assert loop.uses_liger("auto", cuda) == installed
         assert not loop.uses_liger("off", cuda)
-        with pytest.raises(ConfigError, match=r"stage\.fused: on, but .*it needs cuda"):
+        with pytest.raises(ConfigError, match=r"stage\.liger_loss: on, but .*it needs cuda"):
             loop.uses_liger("on", cpu)
     assert loop.uses_liger("on", cuda)
 

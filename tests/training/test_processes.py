@@ -15,7 +15,7 @@ import yaml
 from mmllm import config
 
 ROOT = Path(__file__).parents[2]
-LOSSES = ("loss", "text", "align", "denoise", "retain")
+LOSSES = ("loss", "text", "align", "denoise", "kl")
 
 
 def launch(
@@ -50,7 +50,7 @@ def test_two_processes_have_the_losses_of_one(make_run, tmp_path: Path, cache: s
     curves = {}
     for shape in ("cpu", "cpu-2"):
         changes = {"cache": str(tmp_path / f"cache-{shape}") if cache == "folder" else "memory"}
-        run = make_run(output=shape, steps=6, accumulation=2, **changes)
+        run = make_run(output=shape, steps=6, gradient_accumulation_steps=2, **changes)
         curves[shape] = launch(shape, run, tmp_path)
     assert len(curves["cpu"]) == len(curves["cpu-2"]) == 6
     for one, two in zip(curves["cpu"], curves["cpu-2"], strict=True):
@@ -68,7 +68,7 @@ def test_a_process_that_sees_no_media_at_all_holds_nobody_up(make_run, tmp_path:
         ]
     }
     talk.write_text(json.dumps(row) + "\n")
-    run = make_run(output="mixed", steps=4, batch_size=2, accumulation=1)
+    run = make_run(output="mixed", steps=4, batch_size=2, gradient_accumulation_steps=1)
     data = {
         "pictures": run.stage.data["understand-image"],
         "talk": config.parse_component(
@@ -87,7 +87,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
 ) -> None:
     """One process, then two, then one again: the batches and losses of a run that never stopped."""
     # A constant learning rate: the schedule must not see where the run pauses.
-    constant = {"schedule": "constant", "warmup": 0.0, **changes}
+    constant = {"schedule": "constant", "warmup_ratio": 0.0, **changes}
     whole = launch("cpu", make_run(output="whole", steps=6, **constant), tmp_path)
     curve: list[dict[str, float]] = []
     for shape, steps in (("cpu", 2), ("cpu-2", 4), ("cpu", 6)):

@@ -43,7 +43,7 @@ def test_windows_are_a_function_of_the_step(make_run, plain):
 
 
 def test_processes_share_the_windows_of_a_step(make_run, plain):
-    run = make_run(retain={"file": plain, "length": 8, "batch_size": 4}, losses={"retain": 1.0})
+    run = make_run(kl={"file": plain, "length": 8, "batch_size": 4}, losses={"kl": 1.0})
     model = models.build(run.system)
     mixture = Mixture(open_sources(run.stage.data, "data"), 0)
     text = loop._plain_text(model, run.stage)
@@ -66,7 +66,7 @@ def test_fresh_adapters_differ_by_the_new_rows_alone(make_run, plain):
     rows = logits.float().softmax(-1)[:, model.llm.tokens.vocabulary :].sum(-1)
     wanted = -(1 - rows).log()  # all that is missing is what the new rows took
     torch.testing.assert_close(apart, wanted, atol=1e-5, rtol=1e-4)
-    assert losses.retain(apart).count == 18
+    assert losses.kl(apart).count == 18
 
 
 def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
@@ -105,24 +105,24 @@ def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
     for weight in (0.0, 10.0):
         run = make_run(
             output=f"run-{weight}",
-            start=str(tmp_path / "first"),
-            train={"llm.lora.*": 1e-2, "llm.head_rows": 1e-2},
+            init_from=str(tmp_path / "first"),
+            learning_rates={"llm.lora.*": 1e-2, "llm.head_rows": 1e-2},
             steps=15,
-            losses={"text": 1.0, "retain": weight},
-            retain={"file": plain, "length": 16, "batch_size": 4},
+            losses={"text": 1.0, "kl": weight},
+            kl={"file": plain, "length": 16, "batch_size": 4},
         )
         train(run, progress=False)
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / f"run-{weight}"))
         windows = loop._plain_text(model, run.stage).windows
         with torch.no_grad():
-            term = losses.retain(model.apart(windows))
+            term = losses.kl(model.apart(windows))
         apart[weight] = float(term.total) / term.count
     assert apart[10.0] < 0.5 * apart[0.0]
 
 
 def test_a_weight_without_text_is_refused(make_run):
     with pytest.raises(ConfigError, match="both or neither"):
-        make_run(losses={"text": 1.0, "retain": 1.0})
+        make_run(losses={"text": 1.0, "kl": 1.0})
 
 
 def test_texts_that_are_too_short_are_refused(make_run, plain):
