@@ -491,6 +491,19 @@ def serve(
             "Markdown with the files or with URLs.",
         ),
     ] = "parts",
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Drop fields that are unknown or not supported, and name them in the answer.",
+        ),
+    ] = False,
+    allow_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="Web pages from there may use the server (repeatable); * is any."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 8,
     waiting: Annotated[int, typer.Option(help="Requests that wait, at most.")] = 64,
     prefixes: Annotated[
@@ -516,6 +529,8 @@ def serve(
         allow_urls=frozenset(allow_urls or ()),
         hosts=listening.hosts_of(host),
         media_in=media,  # pyright: ignore[reportArgumentType]  # Settings checks it
+        lenient=lenient,
+        allow_origins=frozenset(allow_origins or ()),
         batch=batch,
         waiting=waiting,
     )

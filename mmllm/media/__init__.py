@@ -137,7 +137,7 @@ def sample_frames(video: Video, num: int) -> np.ndarray:
 def save(medium: Medium, path: str | Path) -> Path:
     """Write a medium in the format of the suffix, all or nothing, and return the path.
 
-    Image: .png .webp .jpg; Audio: .wav .flac .ogg; Video: .mp4 (with its sound) .webp .gif.
+    Image: .png .webp .jpg; Audio: .wav .flac .ogg .mp3; Video: .mp4 (with its sound) .webp .gif.
     A `provenance` is written into the file. Missing folders are made.
 
     Raises:

@@ -20,7 +20,14 @@ from mmllm.media.facts import Facts
 from mmllm.media.files import brief
 from mmllm.media.limits import Cost, check_limit
 
-SUFFIXES = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+SUFFIXES = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+"""All that MPEG knows."""
 _BLOCK = 1 << 16
 """Samples read or written at once: libsndfile's Vorbis encoder crashes on very long blocks."""
 _LARGEST_KERNEL = 1 << 24
@@ -130,10 +137,18 @@ def checked(samples: np.ndarray, name: str) -> np.ndarray:
 
 
 def save(audio: Audio, path: Path, suffix: str) -> None:
-    """Write WAV or FLAC (16 bit), or OGG Vorbis."""
+    """Write WAV or FLAC (16 bit), OGG Vorbis, or MP3 (at the next rate that it knows)."""
     import soundfile
 
     audio = decoded(audio)
+    if suffix == ".mp3" and audio.to_numpy().shape[0] > 2:
+        channels = audio.to_numpy().shape[0]
+        raise MediaError(
+            f"{path.name}: MP3 holds at most 2 channels, got {channels}: save it as .flac"
+        )
+    if suffix == ".mp3" and audio.sample_rate not in _MP3_RATES:
+        above = (rate for rate in _MP3_RATES if rate > (audio.sample_rate or 0))
+        audio = resample(audio, next(above, _MP3_RATES[-1]), mono=False)
     samples = audio.to_numpy()
     assert audio.sample_rate
     kind, subtype = SUFFIXES[suffix]

@@ -8,10 +8,11 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mmllm.conversation import Medium, Text
 from mmllm.replies import (
@@ -33,6 +34,7 @@ TYPES = {
     "jpeg": "image/jpeg",
     "wav": "audio/wav",
     "flac": "audio/flac",
+    "mp3": "audio/mpeg",
     "mp4": "video/mp4",
 }
 """Format (the suffix of its files) -> media type."""
@@ -65,6 +67,7 @@ class Writer:
     sounds: str = "wav"
     media_in: MediaIn = "parts"
     keep: Callable[[bytes, str], str] | None = None
+    ignored: Sequence[str] = ()
     id: str = field(default_factory=lambda: new_id("chatcmpl-"))
     created: int = field(default_factory=lambda: int(time.time()))
     num_images: int = 0
@@ -106,7 +109,7 @@ class Writer:
             "model": self.model,
             "choices": [choice],
             "usage": usage(reply.usage),
-            "mmllm": about(reply),
+            "mmllm": about(reply, self.ignored),
         }
 
     async def chunks(
@@ -144,7 +147,9 @@ class Writer:
                 reply = event.reply
                 if rest := content.rest():
                     yield self._chunk({"content": rest})
-                yield self._chunk({}, finish=_FINISH[reply.finish], mmllm=about(reply))
+                yield self._chunk(
+                    {}, finish=_FINISH[reply.finish], mmllm=about(reply, self.ignored)
+                )
                 if with_usage:
                     yield {**self._chunk({}), "choices": [], "usage": usage(reply.usage)}
 
@@ -205,7 +210,7 @@ def usage(tokens: Tokens) -> dict[str, Any]:
     }
 
 
-def about(reply: Reply) -> dict[str, Any]:
+def about(reply: Reply, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """What OpenAI's shapes have no place for."""
     timings = reply.timings
     return {
@@ -217,7 +222,22 @@ def about(reply: Reply) -> dict[str, Any]:
             "total": timings.total,
             "media": dict(timings.media),
         },
+        **named(ignored),
     }
+
+
+_MOST_NAMED = 32
+
+
+def named(ignored: Sequence[str]) -> dict[str, Any]:
+    """What a lenient server dropped, as a field, if it dropped anything."""
+    return {"ignored": list(ignored[:_MOST_NAMED])} if ignored else {}
+
+
+def headers(ignored: Sequence[str], **more: str) -> dict[str, str]:
+    """`more`, and what a lenient server dropped, in a header."""
+    names = ", ".join(quote(name, safe="") for name in ignored[:_MOST_NAMED])
+    return {**more, **({"x-mmllm-ignored": names} if names else {})}
 
 
 def line(data: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 import mmllm
@@ -83,6 +84,14 @@ def build_app(chat: Chat, settings: Settings | None = None) -> FastAPI:
     _document(app, settings or Settings())
 
     app.add_middleware(Gate, settings=service.settings, metrics=service.metrics)  # pyright: ignore
+    if service.settings.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(service.settings.allow_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-mmllm-seed", "x-mmllm-ignored"],
+        )
     _add_routes(app, service)
     return app
 
@@ -111,9 +120,12 @@ class Service:
             },
         }
 
-    def check_model(self, name: str | None) -> None:
-        """The name that a request may bear."""
+    def check_model(self, name: str | None, ignored: list[str] | None = None) -> None:
+        """The name that a request may bear; a lenient server adds another to `ignored`."""
         if name not in (None, self.name):
+            if self.settings.lenient and ignored is not None:
+                ignored.append("model")
+                return
             raise ApiError(
                 404,
                 f"model {quoted(name)} is not served here; {self.name!r} is",
@@ -182,8 +194,8 @@ class Service:
 class EventStream(StreamingResponse):
     """A streamed answer; `closed` is called when it ended, or nobody reads it any more."""
 
-    def __init__(self, lines: AsyncIterator[str], closed: Callable[[], None]):
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    def __init__(self, lines: AsyncIterator[str], closed: Callable[[], None], more: dict[str, str]):
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **more}
         super().__init__(lines, media_type="text/event-stream", headers=headers)
         self._closed = closed
 
@@ -207,7 +219,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         request: Request, body: Annotated[api.ChatRequest, Depends(bodies.read(api.ChatRequest))]
     ) -> Response:
         """Answer a conversation with text and media."""
-        service.check_model(body.model)
+        service.check_model(body.model, body.ignored)
         options = await asyncio.to_thread(service.intake.chat_options, body)
         reading = service.intake.conversation(body.messages, options)
         conversation = await unless_gone(request, asyncio.ensure_future(reading))
@@ -218,13 +230,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             body.audio.format if body.audio else "wav",
             (body.mmllm and body.mmllm.media) or service.settings.media_in,
             service.keeper(request),
+            body.ignored,
         )
+        headers = answers.headers(body.ignored)
         if not body.stream:
             (reply,) = await service.replies(request, job)
-            return JSONResponse(await writer.whole(reply))
+            return JSONResponse(await writer.whole(reply), headers=headers)
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = writer.chunks(await service.events(request, job), with_usage=with_usage)
-        return EventStream(_lines(chunks), lambda: service.engine.cancel(job))
+        return EventStream(_lines(chunks), lambda: service.engine.cancel(job), headers)
 
     @app.post(
         "/v1/images/generations",
@@ -235,20 +249,36 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         request: Request, body: Annotated[api.ImageRequest, Depends(bodies.read(api.ImageRequest))]
     ) -> Response:
         """Make pictures of a prompt."""
-        service.check_model(body.model)
+        service.check_model(body.model, body.ignored)
         options = await asyncio.to_thread(
-            service.intake.only, "image", body.decoder, size=body.size
+            service.intake.only, "image", body.decoder, size=body.size, ignored=body.ignored
         )
         made = await service.make(request, body.prompt, options, body.seed, body.n or 1)
         kind = body.output_format or "png"
-        files = [await answers.encoded(picture, kind) for picture, _ in made]
-        data = [
-            {"b64_json": base64.b64encode(file).decode("ascii"), "seed": seed}
-            for file, (_, seed) in zip(files, made, strict=True)
-        ]
-        return JSONResponse({"created": int(time.time()), "data": data, "output_format": kind})
+        return await pictures(request, made, kind, body.response_format, body.ignored)
 
-    sounds = {"content": {answers.TYPES[name]: {} for name in ("wav", "flac")}}
+    async def pictures(
+        request: Request,
+        made: list[tuple[Medium, int]],
+        kind: str,
+        how: str | None,
+        ignored: list[str],
+    ) -> Response:
+        keep = service.keeper(request)
+        data: list[dict[str, Any]] = []
+        for picture, seed in made:
+            file = await answers.encoded(picture, kind)
+            if how == "url":
+                data.append({"url": keep(file, kind), "seed": seed})
+            else:
+                data.append({"b64_json": base64.b64encode(file).decode("ascii"), "seed": seed})
+        more = {"mmllm": answers.named(ignored)} if ignored else {}
+        return JSONResponse(
+            {"created": int(time.time()), "data": data, "output_format": kind, **more},
+            headers=answers.headers(ignored),
+        )
+
+    sounds = {"content": {answers.TYPES[name]: {} for name in ("wav", "flac", "mp3")}}
 
     @app.post(
         "/v1/audio/speech",
@@ -261,14 +291,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         body: Annotated[api.SpeechRequest, Depends(bodies.read(api.SpeechRequest))],
     ) -> Response:
         """Make a sound of a description."""
-        service.check_model(body.model)
+        service.check_model(body.model, body.ignored)
         options = await asyncio.to_thread(service.intake.only, "audio", body.decoder)
         ((sound, seed),) = await service.make(request, body.input, options, body.seed)
         kind = body.response_format or "wav"
         return Response(
             await answers.encoded(sound, kind),
             media_type=answers.TYPES[kind],
-            headers={"x-mmllm-seed": str(seed)},
+            headers=answers.headers(body.ignored, **{"x-mmllm-seed": str(seed)}),
         )
 
     @app.post(
@@ -280,17 +310,22 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         body: Annotated[api.VideoRequest, Depends(bodies.read(api.VideoRequest))],
     ) -> Response:
         """Begin to make a clip of a prompt."""
-        service.check_model(body.model)
+        service.check_model(body.model, body.ignored)
         service.intake.check_text(body.prompt, "prompt")
         options = await asyncio.to_thread(
-            service.intake.only, "video", body.decoder, size=body.size, seconds=body.seconds
+            service.intake.only,
+            "video",
+            body.decoder,
+            size=body.size,
+            seconds=body.seconds,
+            ignored=body.ignored,
         )
         seed = new_seed() if body.seed is None else body.seed
         clip = service.videos.create(Job([user(body.prompt)], options, seed), body.prompt)
-        return described(clip)
+        return described(clip, answers.headers(body.ignored))
 
-    def described(clip: Clip) -> Response:
-        return JSONResponse(service.videos.describe(clip, service.name))
+    def described(clip: Clip, headers: dict[str, str] | None = None) -> Response:
+        return JSONResponse(service.videos.describe(clip, service.name), headers=headers)
 
     @app.get("/v1/videos/{video_id}", response_model=api.VideoResponse)
     async def video(video_id: str) -> Response:

@@ -40,13 +40,15 @@ def read(model: type[B]) -> Callable[[Request], Awaitable[B]]:
             raise bad("the body: expected a JSON object, with content-type application/json")
         data = await request.body()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(_POOL, parsed, model, data)
+        lenient = request.app.state.service.settings.lenient
+        return await loop.run_in_executor(_POOL, parsed, model, data, lenient)
 
     return body
 
 
-def parsed(model: type[B], data: bytes) -> B:
-    """Raises ApiError (400) that names the field."""
+def parsed(model: type[B], data: bytes, lenient: bool = False) -> B:
+    """Raises ApiError (400) that names the field. `lenient`: fields that are unknown or not
+    supported are dropped, and listed in `ignored`."""
     num = sum(map(data.count, _PIECES))
     if num > _MOST_PIECES:
         raise bad(
@@ -64,11 +66,25 @@ def parsed(model: type[B], data: bytes) -> B:
     except ValueError as error:
         why = "a number of thousands of digits" if "digits" in str(error) else str(error)[:200]
         raise bad(f"the body is not JSON: {why}") from error
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise errors.invalid(found, tree) from error
+    return validated(model, tree, lenient)
+
+
+def validated(model: type[B], tree: Any, lenient: bool = False) -> B:
+    """A parsed body as `model`; see `parsed`."""
+    ignored: list[str] = []
+    while True:
+        try:
+            body = model.model_validate(tree)
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_input=False)
+            dropped = errors.drop_unknown(found, tree) if lenient else []
+            if not dropped:
+                raise errors.invalid(found, tree) from error
+            ignored += dropped
+        else:
+            if isinstance(body, api.Asked):
+                body.ignored.extend(ignored)
+            return body
 
 
 def component_schemas() -> dict[str, Any]:

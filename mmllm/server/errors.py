@@ -156,6 +156,24 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     return bad(f"{param}: {message}" if param else message, param)
 
 
+def drop_unknown(errors: Sequence[Any], body: Any) -> list[str]:
+    """Remove the fields that pydantic did not know from a body; returns their paths."""
+    dropped = []
+    for error in errors:
+        if error["type"] != "extra_forbidden":
+            continue
+        path = list(_path(error["loc"], body, error["type"]))
+        if not path or path[-1] != error["loc"][-1]:
+            continue
+        inner = body
+        for step in path[:-1]:
+            inner = inner[step]
+        if isinstance(inner, dict) and path[-1] in inner:
+            del inner[path[-1]]
+            dropped.append(".".join(str(step)[:_LONGEST_STEP] for step in path))
+    return dropped
+
+
 def _message(error: Mapping[str, Any]) -> str:
     kind, more = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":

@@ -139,12 +139,15 @@ class Intake:
         *,
         size: str | None = None,
         seconds: str | float | None = None,
+        ignored: list[str] | None = None,
     ) -> Options:
         """Options of a request for one medium of one modality."""
         if modality not in self.decoders:
             made = ", ".join(["text", *self.decoders])
             raise bad(f"this model makes no {modality}; it makes {made}", code="not_supported")
-        options = self.decoder_options(modality, given, "decoder", size=size, seconds=seconds)
+        options = self.decoder_options(
+            modality, given, "decoder", size=size, seconds=seconds, ignored=ignored
+        )
         choices: dict[str, Choice] = dict.fromkeys(self.decoders, "forbid")
         return Options(
             modalities={**choices, modality: "force"},
@@ -160,9 +163,12 @@ class Intake:
         *,
         size: str | None = None,
         seconds: str | float | None = None,
+        ignored: list[str] | None = None,
     ) -> dict[str, Any]:
         """The options that were given, `size` (WIDTHxHEIGHT) and `seconds` among them, as far as
-        they change anything."""
+        they change anything. A size or a length that the decoder cannot make is an error, or is
+        added to `ignored` of a lenient server."""
+        lenient = self.settings.lenient and ignored is not None
         decoder = self.decoders[modality]
         options = given.model_dump(exclude_none=True) if given else {}
         wished: dict[str, dict[str, float]] = {}
@@ -182,15 +188,21 @@ class Intake:
             raise bad(f"{param}: {error}", param) from error
         for field_name, values in wished.items():
             if values.keys() <= set(decoder.request_options):
-                options |= values
-                self._check_bounds(options, param, said=field_name)
+                self._check_bounds(options | values, param, said=field_name)
                 try:
-                    decoder.settings(**options)
+                    decoder.settings(**options | values)
                 except ConfigError as error:
-                    raise bad(f"{field_name}: {error}", field_name) from error
+                    if not lenient:
+                        raise bad(f"{field_name}: {error}", field_name) from error
+                    ignored.append(field_name)
+                else:
+                    options |= values
                 continue
             comes = {name: measures.get(name) for name in values}
             if any(_differs(comes[name], value) for name, value in values.items()):
+                if lenient:
+                    ignored.append(field_name)
+                    continue
                 usual = "x".join(f"{comes[name]:.4g}" for name in values if comes[name] is not None)
                 known = ", ".join(decoder.request_options)
                 raise bad(

@@ -1,7 +1,8 @@
 """What requests and responses look like; the OpenAPI document is made of it.
 
-A field that is not here and would change the answer is an error; fields of OpenAI's that change
-nothing here (`user`, `metadata` …), or that say what is the case anyway (`n: 1`), are accepted.
+A field that is not here and would change the answer is an error (a lenient server drops it);
+fields of OpenAI's that change nothing here (`user`, `metadata` …), or that say what is the case
+anyway (`n: 1`), are accepted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from mmllm.server.settings import MediaIn
@@ -45,7 +46,7 @@ Names = Annotated[list[str], Field(max_length=_MOST_NAMES, fail_fast=True), _few
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 Seconds = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")]
-SoundFormat = Literal["wav", "flac"]
+SoundFormat = Literal["wav", "flac", "mp3"]
 Choice = Literal["auto", "force", "forbid"]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -204,6 +205,16 @@ class DecoderOptions(Strict):
     width: int | None = Field(default=None, ge=1, description="Pixels.")
 
 
+class Asked(Strict):
+    """The body of a request. `ignored`: paths of what a lenient server dropped of it."""
+
+    _ignored: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def ignored(self) -> list[str]:
+        return self._ignored
+
+
 class AudioOptions(Strict):
     neutral = {"voice": (_ANY,)}
     format: SoundFormat = "wav"
@@ -222,7 +233,7 @@ class Extras(Strict):
     )
 
 
-class ChatRequest(Strict):
+class ChatRequest(Asked):
     neutral = {
         **HARMLESS,
         "n": (1,),
@@ -274,7 +285,7 @@ class ChatRequest(Strict):
     mmllm: Extras | None = None
 
 
-class ImageRequest(Strict):
+class ImageRequest(Asked):
     neutral = {
         **HARMLESS,
         "quality": ("auto", "standard"),
@@ -289,7 +300,7 @@ class ImageRequest(Strict):
     prompt: str = Field(min_length=1)
     n: int | None = Field(default=None, ge=1, le=8)
     size: Size | None = None
-    response_format: Literal["b64_json"] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "webp", "jpeg"] | None = None
     seed: Seed | None = Field(
         default=None, description="Of the first picture; the next ones count on."
@@ -297,7 +308,7 @@ class ImageRequest(Strict):
     decoder: DecoderOptions | None = None
 
 
-class SpeechRequest(Strict):
+class SpeechRequest(Asked):
     neutral = {
         **HARMLESS,
         "voice": (_ANY,),
@@ -312,7 +323,7 @@ class SpeechRequest(Strict):
     decoder: DecoderOptions | None = None
 
 
-class VideoRequest(Strict):
+class VideoRequest(Asked):
     neutral = HARMLESS
     model: str | None = None
     prompt: str = Field(min_length=1)
@@ -340,6 +351,9 @@ class About(BaseModel):
     seed: int
     notes: list[str]
     timings: Timings
+    ignored: list[str] | None = Field(
+        default=None, description="Fields that a lenient server dropped, by their paths."
+    )
 
 
 class CachedTokens(BaseModel):
@@ -392,7 +406,10 @@ class ChatResponse(BaseModel):
 
 
 class MadeImage(BaseModel):
-    b64_json: str
+    """`url`: where `response_format` asks for it."""
+
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
 
 

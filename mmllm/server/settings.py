@@ -35,6 +35,10 @@ class Settings:
     allow_urls: frozenset[str] = frozenset()
     hosts: frozenset[str] | None = frozenset({"localhost", "127.0.0.1", "[::1]"})
     media_in: MediaIn = "parts"
+    lenient: bool = False
+    """Fields that are unknown or not supported are dropped and named in the answer, not refused."""
+    allow_origins: frozenset[str] = frozenset()
+    """Origins of web pages ("https://example.org"; "*": any) whose scripts may read answers."""
 
     # Of one request.
     body_bytes: int = 32 * MB
@@ -98,6 +102,12 @@ class Settings:
                 f"media: expected one of {', '.join(get_args(MediaIn))}, got "
                 f"{quoted(self.media_in)}"
             )
+        for origin in self.allow_origins:
+            if not re.fullmatch(r"\*|https?://[a-z0-9.\[\]:-]+", origin):
+                raise ConfigError(
+                    "allow_origins: expected an origin such as https://example.org or "
+                    f"http://localhost:3000, without a path, or *; got {quoted(origin)}"
+                )
         for host in self.allow_urls:
             if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?", host):
                 raise ConfigError(

@@ -125,7 +125,7 @@ def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
             "at most",
         ),
         ({"decoders": {"video": {"frames": 6}}}, "decoders.video", "5 would do"),
-        ({"audio": {"format": "mp3"}}, "audio.format", "'wav' or 'flac'"),
+        ({"audio": {"format": "aac"}}, "audio.format", "'flac' or 'mp3'"),
     ],
 )
 def test_a_request_that_cannot_be_meant(
@@ -141,14 +141,14 @@ def test_a_request_that_cannot_be_meant(
     ("path", "body", "said"),
     [
         ("/v1/images/generations", {"prompt": "x", "size": "1x"}, "size"),
-        ("/v1/images/generations", {"prompt": "x", "response_format": "url"}, "b64_json"),
+        ("/v1/images/generations", {"prompt": "x", "response_format": "uri"}, "b64_json"),
         ("/v1/images/generations", {"prompt": "x", "quality": "hd"}, "quality: unknown"),
         ("/v1/images/generations", {"prompt": "x", "decoder": {"seconds": 1}}, "takes steps"),
         ("/v1/images/generations", {"prompt": "x", "size": "9000x9000"}, "at most"),
         ("/v1/images/generations", {"prompt": "x" * 100_001}, "characters"),
         ("/v1/images/generations", {"prompt": "x", "n": 8, "seed": 2**63 - 2}, "count on"),
         ("/v1/audio/speech", {"input": "x", "speed": 2}, "speed: unknown"),
-        ("/v1/audio/speech", {"input": "x", "response_format": "mp3"}, "'wav' or 'flac'"),
+        ("/v1/audio/speech", {"input": "x", "response_format": "aac"}, "'wav', 'flac' or 'mp3'"),
         ("/v1/audio/speech", {"voice": "x"}, "input"),
         ("/v1/videos", {"prompt": "x", "size": "16x16", "decoder": {"width": 8}}, "twice"),
         ("/v1/videos", {"prompt": "x", "seconds": "4"}, "decoder takes"),
