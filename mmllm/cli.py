@@ -60,7 +60,7 @@ Trust = Annotated[
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="A name (mini), a checkpoint or run folder, or a YAML (untrained)."
+        metavar="MODEL", help="A name (mini), a checkpoint or run folder, or a YAML (untrained)."
     ),
 ]
 ModelOption = Annotated[
@@ -112,6 +112,7 @@ def common(
 ) -> None:
     global _debug
     _debug = debug
+    console.tolerate_encodings()
     console.set_up_logging(debug=debug)
 
 
@@ -150,7 +151,7 @@ def plan(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIG] [KEY=VALUE]…",
+            metavar="CONFIG [KEY=VALUE]…",
             help="A stage's or system's YAML, their folder, a checkpoint or run folder, or a name "
             "(mini); and what to change in it, for example stage.batch_size=64.",
         ),
@@ -313,7 +314,7 @@ def chat(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL] [PROMPT]",
+            metavar="[MODEL] PROMPT",
             help="What to say (a conversation begins without it), to which model (mini).",
         ),
     ] = None,

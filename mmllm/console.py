@@ -5,6 +5,7 @@ Logging is set up here, once, by the command line; the library itself only logs.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -59,6 +60,14 @@ def quiet(text: str) -> str:
     """Text that a terminal shows dim; as it is where stdout is a file."""
     dim = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.getenv("NO_COLOR")
     return f"\x1b[2m{text}\x1b[0m" if dim else text
+
+
+def tolerate_encodings() -> None:
+    """Let stdin and stdout replace what their encoding has no characters for, instead of failing in
+    the midst of a reply."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook, or whoever embeds us, has others
+            stream.reconfigure(errors="replace")
 
 
 def process_number() -> int:

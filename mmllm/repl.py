@@ -147,9 +147,6 @@ class Session:
             except KeyboardInterrupt:
                 console.tell("\n(/quit or Ctrl-D leaves)")
                 continue
-            except UnicodeDecodeError as error:
-                console.fail(ConfigError(f"this line is no text in {error.encoding}"))
-                continue
             if line.lower() in _LEAVING:
                 return
             media = self.waiting

@@ -227,6 +227,24 @@ def test_open_opens_the_last_medium(session: Session, monkeypatch: pytest.Monkey
     assert opened == [reply.media[-1]]
 
 
+def test_what_an_encoding_lacks_is_replaced(system_tree: dict, tmp_path: Path) -> None:
+    """Bytes that are no text come in, and characters that the encoding lacks go out."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"system": system_tree}))
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmllm", "chat", "tiny.yaml", "--trust", "tests.parts"],
+        input=b"caf\xe9 \xff\nexit\n",
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, **variables},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "the reply"
+    assert b"mmllm:" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 # --- a real terminal ----------------------------------------------------------------------------
 
 
