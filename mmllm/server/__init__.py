@@ -9,6 +9,7 @@ engine.py     the line, and the threads that answer
 answers.py    a reply -> a response, whole or in chunks
 markdown.py   media in the text of a reply
 kept.py       generated media behind URLs
+forms.py      requests that are forms
 videos.py     clips as jobs
 metrics.py    what Prometheus reads
 errors.py     everything that goes wrong, as the API's own JSON

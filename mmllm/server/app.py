@@ -150,14 +150,21 @@ class Service:
             self.engine.cancel(job)
 
     async def make(
-        self, request: Request, prompt: str, options: Options, seed: int | None, num: int = 1
+        self,
+        request: Request,
+        prompt: str,
+        options: Options,
+        seed: int | None,
+        num: int = 1,
+        source: Medium | None = None,
     ) -> list[tuple[Medium, int]]:
         """`num` media of the one modality that `options` force, each with its seed."""
         self.intake.check_text(prompt, "prompt")
         first = new_seed(num) if seed is None else seed
         if first + num > 2**63:
             raise bad(f"seed: too large to count on from for {num} pictures", "seed")
-        replies = await self.replies(request, Job([user(prompt)], options, first, num))
+        said = user(prompt) if source is None else user(source, prompt)
+        replies = await self.replies(request, Job([said], options, first, num))
         return [(reply.media[0], reply.seed) for reply in replies]
 
     async def events(self, request: Request, job: Job) -> AsyncIterator[Event]:
@@ -254,6 +261,27 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             service.intake.only, "image", body.decoder, size=body.size, ignored=body.ignored
         )
         made = await service.make(request, body.prompt, options, body.seed, body.n or 1)
+        kind = body.output_format or "png"
+        return await pictures(request, made, kind, body.response_format, body.ignored)
+
+    @app.post(
+        "/v1/images/edits",
+        response_model=api.ImageResponse,
+        openapi_extra=bodies.documented_edit(),
+    )
+    async def edits(
+        request: Request,
+        sent: Annotated[tuple[api.EditRequest, bytes], Depends(bodies.read_edit)],
+    ) -> Response:
+        """Make pictures that start from one, sent in a form with the prompt."""
+        body, file = sent
+        service.check_model(body.model, body.ignored)
+        options = await asyncio.to_thread(service.intake.edit_options, body)
+        reading = service.intake.picture(file, "image")
+        source = await unless_gone(request, asyncio.ensure_future(reading))
+        made = await service.make(
+            request, body.prompt, options, body.seed, body.n or 1, source=source
+        )
         kind = body.output_format or "png"
         return await pictures(request, made, kind, body.response_format, body.ignored)
 

@@ -15,18 +15,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from mmllm.errors import quoted
-from mmllm.server import errors
+from mmllm.server import errors, forms
 from mmllm.server import schemas as api
 from mmllm.server.errors import bad
 
 B = TypeVar("B", bound=BaseModel)
 
-MODELS = (api.ChatRequest, api.ImageRequest, api.SpeechRequest, api.VideoRequest)
+MODELS = (api.ChatRequest, api.ImageRequest, api.EditRequest, api.SpeechRequest, api.VideoRequest)
 _REFS = "#/components/schemas/{model}"
 _MOST_PIECES = 200_000
 """Commas, colons and brackets of a body, those in its text included, of which 100,000 characters
 are let in: each value takes a hundred bytes and a microsecond, wherever it stands."""
 _PIECES = (b",", b":", b"[", b"{")
+_NUMBERS = {"n": int, "seed": int, "strength": float}
+"""Fields of a form that are numbers."""
 _POOL = ThreadPoolExecutor(2, thread_name_prefix="mmllm-bodies")
 _JSON = re.compile(r"application/(?:[\w.-]{1,64}\+)?json", re.ASCII)
 
@@ -87,10 +89,46 @@ def validated(model: type[B], tree: Any, lenient: bool = False) -> B:
             return body
 
 
+async def read_edit(request: Request) -> tuple[api.EditRequest, bytes]:
+    """A dependency of a route: the form of an edit, and its one picture. Raises ApiError (400)."""
+    data, kind = await request.body(), request.headers.get("content-type", "")
+    lenient = request.app.state.service.settings.lenient
+    return await asyncio.get_running_loop().run_in_executor(_POOL, edit, kind, data, lenient)
+
+
+def edit(kind: str, data: bytes, lenient: bool = False) -> tuple[api.EditRequest, bytes]:
+    """See `read_edit`."""
+    fields, files = forms.parsed(kind, data)
+    pictures = files.pop("image", []) + files.pop("image[]", [])
+    if len(pictures) != 1:
+        raise bad(f"image: expected one file, got {len(pictures)}", "image")
+    tree: dict[str, Any] = {**fields, **dict.fromkeys(files, "a file")}
+    for name, number in _NUMBERS.items():
+        if name in tree:
+            try:
+                tree[name] = number(tree[name])
+            except ValueError as error:
+                raise bad(f"{name}: expected a number, got {quoted(tree[name])}", name) from error
+    if tree.get("stream") == "false":
+        del tree["stream"]
+    return validated(api.EditRequest, tree, lenient), pictures[0]
+
+
 def component_schemas() -> dict[str, Any]:
     """What the OpenAPI document says of the bodies, by name."""
     modes: Any = [(model, "validation") for model in MODELS]
     return models_json_schema(modes, ref_template=_REFS)[1]["$defs"]
+
+
+def documented_edit() -> dict[str, Any]:
+    """How the OpenAPI document describes the form of an edit."""
+    fields = {"$ref": _REFS.format(model=api.EditRequest.__name__)}
+    image = {"type": "string", "format": "binary"}
+    file = {"type": "object", "properties": {"image": image}, "required": ["image"]}
+    schema = {"allOf": [fields, file]}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    }
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:

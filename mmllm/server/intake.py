@@ -132,6 +132,35 @@ class Intake:
             sampling={name: value for name, value in sampling.items() if value is not None},
         )
 
+    async def picture(self, data: bytes, param: str) -> Medium:
+        """A picture that was sent as a file, decoded. Raises ApiError (400)."""
+        reading = _Reading(self.settings.given.decoded_bytes, [1])
+        try:
+            medium = await self._beside(
+                "others", lambda: self._decoded(MEDIA["image"](source=data), reading)
+            )
+        except MediaError as error:
+            raise told(error, param) from error
+        finally:
+            reading.over.set()
+        self._held.add(medium)
+        return medium
+
+    def edit_options(self, body: api.EditRequest) -> Options:
+        """Options of a picture that starts from the one in the conversation."""
+        decoder = self.decoders.get("image")
+        if decoder is None or decoder.source_modality != "image":
+            raise bad(
+                "this model cannot start from a picture: its image decoder has no `source` "
+                "(see /v1/models)",
+                "image",
+                "not_supported",
+            )
+        if body.strength is not None and "strength" not in decoder.request_options:
+            raise bad("strength: this model's image decoder does not take it", "strength")
+        given = api.DecoderOptions(source="last", strength=body.strength)
+        return self.only("image", given, size=body.size, ignored=body.ignored)
+
     def only(
         self,
         modality: str,

@@ -308,6 +308,14 @@ class ImageRequest(Asked):
     decoder: DecoderOptions | None = None
 
 
+class EditRequest(ImageRequest):
+    """The fields of the form, beside `image`, the file."""
+
+    strength: float | None = Field(
+        default=None, gt=0, le=1, description="How far from the picture; 1 leaves little of it."
+    )
+
+
 class SpeechRequest(Asked):
     neutral = {
         **HARMLESS,
