@@ -10,6 +10,7 @@ answers.py    a reply -> a response, whole or in chunks
 markdown.py   media in the text of a reply
 kept.py       generated media behind URLs
 forms.py      requests that are forms
+pages.py      what a browser is shown
 videos.py     clips as jobs
 metrics.py    what Prometheus reads
 errors.py     everything that goes wrong, as the API's own JSON

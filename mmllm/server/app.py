@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 import mmllm
 from mmllm.chat import Chat
@@ -21,7 +21,7 @@ from mmllm.decoders.base import Cancelled
 from mmllm.errors import quoted
 from mmllm.media import isolated
 from mmllm.replies import Done, Event, Reply
-from mmllm.server import answers, bodies, errors, kept
+from mmllm.server import answers, bodies, errors, kept, pages
 from mmllm.server import schemas as api
 from mmllm.server.engine import Engine, Job, Options
 from mmllm.server.errors import CLOSED, ApiError, bad
@@ -412,6 +412,18 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """What the model reads and makes."""
         service.check_model(model)
         return service.card
+
+    @app.get("/", include_in_schema=False)
+    async def start_page(request: Request) -> Response:
+        """What this is."""
+        base = str(request.base_url).rstrip("/")
+        page = pages.start(base, service.settings.token is not None)
+        return HTMLResponse(page, headers=pages.HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def reference() -> Response:
+        """Paths and fields."""
+        return HTMLResponse(pages.reference(app.openapi()), headers=pages.HEADERS)
 
     @app.get("/health", response_model=api.Health)
     async def health() -> dict[str, Any]:

@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-OPEN = {"/health"}
+OPEN = {"/", "/docs", "/health"}
 """Paths that need no token, beside the files of `kept`, whose names are secrets themselves."""
 _SMALL = 2**16
 """Bytes of a body that count for nothing."""
