@@ -250,7 +250,8 @@ class RunConfig:
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a stage's YAML; `overrides` are `dotted.key=value`, checked like the YAML itself."""
     tree = read_yaml(path)
-    tree["stage"] = _renamed(tree.get("stage"), "stage")
+    is_saved = (Path(path).parent / "manifest.json").is_file()  # a checkpoint's, as it was trained
+    tree["stage"] = _with_present_names(tree.get("stage"), warn=not is_saved)
     for override in overrides:
         _override(tree, override)
     return parse_run(tree, Path(path).name)
@@ -275,24 +276,24 @@ RENAMED = {
 losses, too."""
 
 
-def _present_name(key: Any, where: str) -> Any:
-    new = RENAMED.get(key) if isinstance(key, str) else None
-    if new is None:
-        return key
-    logger.warning("%s.%s is now called %s; please rename it", where, key, new)
-    return new
+def _with_present_names(stage: Any, *, warn: bool = False) -> Any:
+    """A stage, the keys of its losses too, under the names that they have now."""
+    if not isinstance(stage, Mapping):
+        return stage
+    stage = _renamed(stage, "stage", warn=warn)
+    if isinstance(stage.get("losses"), Mapping):
+        stage["losses"] = _renamed(stage["losses"], "stage.losses", warn=warn)
+    return stage
 
 
-def _renamed(tree: Any, where: str) -> Any:
-    """A mapping with its keys under their present names."""
-    if not isinstance(tree, Mapping):
-        return tree
-    for key in RENAMED.keys() & tree.keys():
-        if RENAMED[key] in tree:
-            raise ConfigError(
-                f"{where}: {key} is now called {RENAMED[key]}, and both are given: drop {key}"
-            )
-    return {_present_name(key, where): value for key, value in tree.items()}
+def _renamed(tree: Mapping[Any, Any], where: str, *, warn: bool) -> dict[Any, Any]:
+    for key in [key for key in RENAMED if key in tree]:
+        new = RENAMED[key]
+        if new in tree:
+            raise ConfigError(f"{where}: {key} is now called {new}, and both are given: drop {key}")
+        if warn:
+            logger.warning("%s.%s is now called %s; please rename it", where, key, new)
+    return {RENAMED.get(key, key): value for key, value in tree.items()}
 
 
 def parse_run(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -324,9 +325,8 @@ def parse_system(tree: Any) -> SystemConfig:
 def parse_stage(tree: Any) -> StageConfig:
     """Plain data -> StageConfig with every dataset's own Config inside."""
     where = "stage"
-    tree = dict(_mapping(_renamed(tree, where), where))
+    tree = dict(_mapping(_with_present_names(tree), where))
     _check_keys(StageConfig, tree, where)
-    tree["losses"] = _renamed(tree["losses"], f"{where}.losses")
     tree["data"] = _datasets(tree["data"], f"{where}.data")
     if tree.get("validation") is not None:
         validation = dict(_mapping(tree["validation"], f"{where}.validation"))
@@ -564,7 +564,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     names = key.split(".")
     for depth, parents in ((1, ["stage"]), (2, ["stage", "losses"])):
         if names[:depth] == parents and len(names) > depth:
-            names[depth] = _present_name(names[depth], key)
+            names[depth] = RENAMED.get(names[depth], names[depth])
     *parents, last = names
     node = tree
     for parent in parents:

@@ -168,7 +168,7 @@ def _refuse(name: str, known: Sequence[str]) -> NoReturn:
         raise ConfigError(f"unknown option {name!r}: {_ELSEWHERE[name]}")
     near = difflib.get_close_matches(name, [*known, *ALIASES], n=1, cutoff=0.6)
     meant = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"unknown option {name!r}{meant}; known are {', '.join(known)}")
+    raise ConfigError(f"unknown sampling option {name!r}{meant}; known are {', '.join(known)}")
 
 
 # --- messages -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -298,14 +299,20 @@ def test_former_names_of_a_stages_keys_are_read_with_a_warning(
 ) -> None:
     path = ROOT / "configs/mini/3_instruction_tuning.yaml"
     expected = config.load_run(path)
-    tree = config.read_yaml(path)
-    former = {new: old for old, new in config.RENAMED.items()}
-    stage = {former.get(key, key): value for key, value in tree["stage"].items()}
-    stage["losses"] = {former.get(key, key): value for key, value in stage["losses"].items()}
-    assert {"train", "start", "retain", "checkpoint_every"} <= stage.keys()
-    assert config.parse_run({**tree, "stage": stage}) == expected
+    text = path.read_text()
+    for old, new in config.RENAMED.items():
+        text = re.sub(rf"\b{new}:", f"{old}:", text)
+    assert all(f"{old}:" in text for old in ("train", "start", "retain", "checkpoint_every"))
+    own = tmp_path / path.name
+    own.write_text(text)
+    (tmp_path / "system.yaml").write_text((path.parent / "system.yaml").read_text())
+    assert config.load_run(own) == expected
     assert "stage.train is now called learning_rates" in caplog.text
     assert "stage.losses.retain is now called kl" in caplog.text
+    caplog.clear()
+    (tmp_path / "manifest.json").write_text("{}")
+    assert config.load_run(own) == expected
+    assert not caplog.text, "a checkpoint keeps the names that it was trained with"
 
 
 def test_an_override_may_use_a_former_name() -> None:
