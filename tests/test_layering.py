@@ -214,6 +214,7 @@ DISTRIBUTIONS = {
 NEEDED_BY_OTHERS = {
     "gguf": "transformers, to read the language model's file",
     "pip": "mmllm.mini.assets runs it",
+    "python-multipart": "starlette, to read forms",
     "scikit-learn": "the linear probes of mmllm.evaluation",
     "torchvision": "timm; pinned, or another torch's would be installed",
 }

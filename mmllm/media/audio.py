@@ -58,12 +58,17 @@ class _Steady:
         return self.tell()
 
 
+def _steady(file: BinaryIO) -> Any:
+    """`_Steady`, which soundfile takes for a file without declaring so."""
+    return _Steady(file)
+
+
 def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
     """What the header says, or None when soundfile cannot read it."""
     import soundfile
 
     try:
-        with soundfile.SoundFile(_Steady(file)) as sound:
+        with soundfile.SoundFile(_steady(file)) as sound:
             facts = Facts(
                 "audio",
                 sound.format,
@@ -95,7 +100,7 @@ def decode(
 
     array, length = np.empty((facts.channels, facts.samples), np.float32), 0
     try:
-        with soundfile.SoundFile(_Steady(file)) as sound:
+        with soundfile.SoundFile(_steady(file)) as sound:
             # In blocks: some codecs cannot be asked for all, and the clock is looked at between.
             while length < facts.samples:
                 cost.check()
@@ -121,7 +126,7 @@ def read_provenance(file: BinaryIO, name: str, cost: Cost) -> dict[str, Any] | N
     import soundfile
 
     try:
-        with soundfile.SoundFile(_Steady(file)) as sound:
+        with soundfile.SoundFile(_steady(file)) as sound:
             return provenance.from_comment(sound.comment)
     except Exception as error:
         raise _damaged(name, error) from error

@@ -197,7 +197,7 @@ class Intake:
         """The options that were given, `size` (WIDTHxHEIGHT) and `seconds` among them, as far as
         they change anything. A size or a length that the decoder cannot make is an error, or is
         added to `ignored` of a lenient server."""
-        lenient = self.settings.lenient and ignored is not None
+        dropped = ignored if self.settings.lenient else None
         decoder = self.decoders[modality]
         options = given.model_dump(exclude_none=True) if given else {}
         wished: dict[str, dict[str, float]] = {}
@@ -221,16 +221,16 @@ class Intake:
                 try:
                     decoder.settings(**options | values)
                 except ConfigError as error:
-                    if not lenient:
+                    if dropped is None:
                         raise bad(f"{field_name}: {error}", field_name) from error
-                    ignored.append(field_name)
+                    dropped.append(field_name)
                 else:
                     options |= values
                 continue
             comes = {name: measures.get(name) for name in values}
             if any(_differs(comes[name], value) for name, value in values.items()):
-                if lenient:
-                    ignored.append(field_name)
+                if dropped is not None:
+                    dropped.append(field_name)
                     continue
                 usual = "x".join(f"{comes[name]:.4g}" for name in values if comes[name] is not None)
                 known = ", ".join(decoder.request_options)
