@@ -43,6 +43,7 @@ from mmllm.errors import ConfigError, MediaError
 from mmllm.media import isolated
 from mmllm.model import AnyToAny
 from mmllm.server.listening import hosts_of
+from tests import parts
 from tests.decoders import tiny
 from tests.test_rendering import picture
 
@@ -553,6 +554,7 @@ def test_no_folder_outlives_its_demo(tmp_path: Path) -> None:
             [sys.executable, "-c", ENDLESS, str(tmp_path)],
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=parts.heed_signals,
             cwd=Path(__file__).parent.parent,
         )
 

@@ -26,6 +26,7 @@ from mmllm.errors import MediaError
 from mmllm.model import AnyToAny
 from mmllm.repl import Answering, Session, _Printer, file_named
 from mmllm.replies import MediumReady, MediumStarted, Progress, TextDelta
+from tests import parts
 
 ROOT = Path(__file__).parents[1]
 COLOURS = np.array(
@@ -282,6 +283,7 @@ def at_terminal(system_tree: dict, tmp_path: Path) -> Iterator[Callable[..., Per
     master, slave = os.openpty()
 
     def control() -> None:
+        parts.heed_signals()
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that ^C is a signal
 

@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 KINDS: dict[str, dict[str, Any]] = {
     **STAGES,
     "packed": {"pack": True},
-    "recompute": {"recompute": True},
-    "packed recompute": {"pack": True, "recompute": True},
+    "recompute": {"gradient_checkpointing": True},
+    "packed recompute": {"pack": True, "gradient_checkpointing": True},
     "one micro-batch": {"gradient_accumulation_steps": 1, "length_window": 2},
     "no cache": {"cache": "none"},
 }

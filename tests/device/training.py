@@ -22,12 +22,12 @@ from tests.training.test_loop import weights
 OnDevice = Callable[[torch.device], None]
 ALL = {"*_projections.*": 1e-3, "llm.*": 1e-3}
 STAGES: dict[str, dict[str, Any]] = {
-    "encoder alignment": {"train": {"input_projections.*": 1e-3}, "losses": {"text": 1.0}},
+    "encoder alignment": {"learning_rates": {"input_projections.*": 1e-3}, "losses": {"text": 1.0}},
     "decoder alignment": {
-        "train": {"output_projections.*": 1e-3, "llm.rows": 1e-3, "llm.head_rows": 1e-3},
+        "learning_rates": {"output_projections.*": 1e-3, "llm.rows": 1e-3, "llm.head_rows": 1e-3},
         "losses": {"text": 1.0, "align": 1.0, "denoise": 0.1},
     },
-    "instruction tuning": {"train": ALL, "losses": {"text": 1.0, "align": 1.0}},
+    "instruction tuning": {"learning_rates": ALL, "losses": {"text": 1.0, "align": 1.0}},
 }
 """What the three stages of the paper train, all of them on both directions."""
 
