@@ -122,10 +122,10 @@ def component_schemas() -> dict[str, Any]:
 
 def documented_edit() -> dict[str, Any]:
     """How the OpenAPI document describes the form of an edit."""
-    fields = {"$ref": _REFS.format(model=api.EditRequest.__name__)}
+    schema = dict(component_schemas()[api.EditRequest.__name__])  # it allows no other properties
     image = {"type": "string", "format": "binary"}
-    file = {"type": "object", "properties": {"image": image}, "required": ["image"]}
-    schema = {"allOf": [fields, file]}
+    schema["properties"] = {"image": image, **schema["properties"]}
+    schema["required"] = ["image", *schema.get("required", [])]
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     }
