@@ -109,6 +109,72 @@ def test_mini_draws_words_by_chance_and_again_with_its_turns(minis: tuple[Chat, 
     assert replies[1][2] <= len(replies[1][1].ids) + 2  # and the end, and what is read
 
 
+def test_mini_answers_eight_at_once_with_forced_and_forbidden_media(
+    minis: tuple[Chat, Chat],
+) -> None:
+    asked = [
+        f"Draw a {name}."
+        for name in ["apple", "cat", "dog", "bell", "guitar", "rocket", "star", "heart"]
+    ]
+    options: dict[str, Any] = {
+        "seeds": range(8),
+        "modalities": {"image": "force", "audio": "forbid"},
+        "max_new_tokens": 6,
+        "decoders": FEW,
+    }
+    here, there = (chat.reply_many(asked, **options) for chat in minis)
+    for one, other in zip(here, there, strict=True):
+        alike(one, other)
+        assert other.image is not None
+
+
+def test_mini_goes_on_for_three_turns_and_starts_from_its_picture(
+    minis: tuple[Chat, Chat],
+) -> None:
+    found = []
+    for chat in minis:
+        talk = Chat(chat.model, prefixes=2).conversation()
+        options: dict[str, Any] = {"seed": 5, "max_new_tokens": 12, "decoders": FEW}
+        replies = [talk.reply("Draw a red apple.", **options)]
+        assert replies[0].image is not None
+        replies.append(talk.reply("What did you draw?", **options))
+        options["decoders"] = {"image": {"steps": 4, "source": "last", "strength": 0.5}}
+        replies.append(talk.reply("Draw a cat.", modalities=["image"], **options))
+        found.append(replies)
+    for one, other in zip(*found, strict=True):
+        alike(one, other)
+        assert one.usage == other.usage
+    assert found[1][2].usage.cached > found[1][1].usage.cached > 0
+
+
+def test_mini_streams_with_previews_until_it_is_cancelled(minis: tuple[Chat, Chat]) -> None:
+    here, there = minis
+    options: dict[str, Any] = {"seed": 1, "max_new_tokens": 12, "decoders": FEW}
+    events = list(there.stream("Draw a red apple.", previews=True, **options))
+    assert any(isinstance(event, Progress) and event.preview is not None for event in events)
+    assert isinstance(events[-1], Done)
+    alike(here.reply("Draw a red apple.", **options), events[-1].reply)
+    stream = there.stream("Draw a red apple.", **options)
+    next(event for event in stream if isinstance(event, Progress))
+    stream.close()
+    assert there.engine.idle
+    alike(here.reply("Hello!", **options), there.reply("Hello!", **options))
+
+
+def test_merged_and_exported_minis_read_and_draw(minis: tuple[Chat, Chat], tmp_path: Path) -> None:
+    source = checkpoints.open_checkpoint("mini")
+    checkpoints.merge(source, tmp_path / "merged", dtype=torch.float32)
+    checkpoints.export(source, tmp_path / "exported", dtype=torch.float32)
+    options: dict[str, Any] = {"seed": 1, "max_new_tokens": 6, "decoders": FEW}
+    for name in ("merged", "exported"):
+        here, there = (
+            mmllm.load(tmp_path / name, device=device, dtype="float32")
+            for device in ("cpu", "second")
+        )
+        for asked in ("Draw a red apple.", [user("What is this?", SEEN[0])]):
+            alike(here.reply(asked, **options), there.reply(asked, **options))
+
+
 def test_mini_is_evaluated(minis: tuple[Chat, Chat], monkeypatch: pytest.MonkeyPatch) -> None:
     from mmllm import evaluation
     from mmllm.evaluation import perplexity
