@@ -41,11 +41,12 @@ def health_watched(served: Served) -> Iterator[list[float]]:
 
     def watch() -> None:
         with served.http() as http:
-            while not over.is_set():
+            asked_last = False
+            while not asked_last:  # once at least, however soon it is over
+                asked_last = over.wait(0.01)
                 began = time.monotonic()
                 assert http.get("/health").status_code == 200
                 taken.append(time.monotonic() - began)
-                time.sleep(0.01)
 
     thread = threading.Thread(target=watch)
     thread.start()
