@@ -148,6 +148,7 @@ def test_a_process_that_breaks_down_costs_its_file_only(slow: bytes) -> None:
         time.sleep(0.5)
         for process in before:
             os.kill(process._popen.pid, signal.SIGKILL)
+            process._popen.wait()  # a process that is just being killed still looks alive
 
     thread = threading.Thread(target=kill)
     thread.start()
