@@ -100,11 +100,11 @@ def main() -> int:
         counted[outcome.what] += 1
         slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.memory)
         if outcome.what == "failed":
-            console.say(f"{name}: {outcome.why}")
+            console.echo(f"{name}: {outcome.why}")
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 (options.keep / name.replace("/", "-")).write_bytes(data)
-    console.say(
+    console.echo(
         f"{options.count} files in {time.monotonic() - started:.0f} s: {counted['read']} read, "
         f"{counted['named']} named errors, {counted['failed']} failed; at most {slowest:.1f} s "
         f"and {largest / 2**20:.0f} MB"

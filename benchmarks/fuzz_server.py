@@ -596,21 +596,21 @@ async def run(args: argparse.Namespace, port: int, process: int) -> bool:
             for (of, status), num in sorted(statuses.items())
             if of == kind
         )
-        console.tell(f"{kind:12} {told}")
+        console.note(f"{kind:12} {told}")
     times = sorted(answer.seconds for answer in answers)
-    console.tell(
+    console.note(
         f"{len(answers)} requests in {time.monotonic() - began:.0f} s; "
         f"median {times[len(times) // 2]:.3f} s, 99 % {times[int(len(times) * 0.99)]:.2f} s, "
         f"longest {times[-1]:.2f} s"
     )
     grown = max(memory, default=before) - before
-    console.tell(
+    console.note(
         f"/health: {len(taken)} times, longest {max(taken):.2f} s; "
         f"memory {before / 2**20:.0f} MiB, at most {grown / 2**20:.0f} MiB more"
     )
     for answer, found in bad[:20]:
         words = b"".join(answer.asked.data)[:300]
-        console.tell(f"BAD {answer.asked.kind}: {', '.join(found)}: {words!r} -> {answer.body!r}")
+        console.note(f"BAD {answer.asked.kind}: {', '.join(found)}: {words!r} -> {answer.body!r}")
     return not bad and max(taken) <= HEALTH_SECONDS and grown <= MEMORY
 
 

@@ -51,12 +51,12 @@ def main() -> int:
                 if finished(command, parts, delay):
                     break
                 kills += 1
-                console.say(f"kill {kills} after {delay:.2f} s: {state(parts)}")
+                console.echo(f"kill {kills} after {delay:.2f} s: {state(parts)}")
             problems = differences(whole, parts)
             if problems:
-                console.say("\n".join(problems))
+                console.echo("\n".join(problems))
                 return 1
-        console.say(f"{kills} kills in {runs} runs of {lasts:.1f} s: losses and weights are equal")
+        console.echo(f"{kills} kills in {runs} runs of {lasts:.1f} s: losses and weights are equal")
     return 0
 
 

@@ -66,7 +66,7 @@ def main() -> int:
     if options.large:
         with tempfile.TemporaryDirectory() as folder:
             lines.append(load(write_large(Path(folder)), options.pairs))
-    console.say(table(lines))
+    console.echo(table(lines))
     if options.json:
         options.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
     return 0 if all(line.met for line in lines) else 1

@@ -112,10 +112,10 @@ def main(about: str, bars: Mapping[str, Callable[[Options], Sequence[Row]]]) -> 
     for name in given.bars or bars:
         began = time.perf_counter()
         found = list(bars[name](Options(given.pairs, given.seconds)))
-        console.tell(f"{name}: {time.perf_counter() - began:.0f} s")
+        console.note(f"{name}: {time.perf_counter() - began:.0f} s")
         rows += found
         for row in found:
-            console.say(_line(row))
+            console.echo(_line(row))
     if given.json:
         facts = {**_machine(given.threads), "pairs": given.pairs, "seconds": given.seconds}
         table = [{**asdict(row), "met": row.met} for row in rows]

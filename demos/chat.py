@@ -15,7 +15,7 @@ def main() -> None:
     console.set_up_logging()
     chat = mmllm.load(options.model)
     with Demo(chat, card=card_of(options.model), port=options.port) as page:
-        console.say(page.url)
+        console.echo(page.url)
         page.wait()
 
 

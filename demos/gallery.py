@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mmllm
 from mmllm import console, user
-from mmllm.gallery import Entry, write_gallery
+from mmllm.gallery import GalleryEntry, write_gallery
 
 PROMPTS = (
     "Draw a red apple.",
@@ -39,21 +39,25 @@ def main() -> None:
 
     chat = mmllm.load(options.model)
     asked = [[user(prompt)] for prompt in prompts]
-    replies = chat.reply_many(asked, seeds=[options.seed] * len(asked), on_step=console.show_step)
+    replies = chat.reply_many(
+        asked, seeds=[options.seed] * len(asked), on_step=console.show_progress
+    )
     made = [medium for reply in replies for medium in reply.media]
-    entries = [Entry((turn[0], reply.message)) for turn, reply in zip(asked, replies, strict=True)]
+    entries = [
+        GalleryEntry((turn[0], reply.message)) for turn, reply in zip(asked, replies, strict=True)
+    ]
     if made:
         shown = [[user(QUESTION, medium)] for medium in made]
         answers = chat.reply_many(
             shown, seeds=[options.seed] * len(shown), modalities=words_only(chat)
         )
         entries += [
-            Entry((turn[0], answer.message), "made by the model itself")
+            GalleryEntry((turn[0], answer.message), "made by the model itself")
             for turn, answer in zip(shown, answers, strict=True)
         ]
 
     page = write_gallery(options.folder, f"{chat.model.config.name}: {options.model}", entries)
-    console.say(f"{page}: {len(entries)} exchanges, {len(made)} media")
+    console.echo(f"{page}: {len(entries)} exchanges, {len(made)} media")
 
 
 def words_only(chat: mmllm.Chat) -> dict:

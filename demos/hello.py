@@ -10,10 +10,10 @@ chat = mmllm.load("mini")
 
 conversation = [user("Draw a red apple.")]
 reply = chat.reply(conversation, seed=0)
-console.say(f"{conversation[0].text} -> {reply.media}")
+console.echo(f"{conversation[0].text} -> {reply.media}")
 
 conversation += [reply.message, user("What did you draw?")]
-console.say(f"{conversation[-1].text} -> {chat.reply(conversation, seed=0).text}")
+console.echo(f"{conversation[-1].text} -> {chat.reply(conversation, seed=0).text}")
 
 bell = chat.reply([user("Let me hear a bell.")], modalities={"audio": "force"}, seed=0)
 bell.media[0].save("bell.wav")
@@ -21,4 +21,4 @@ bell.media[0].save("bell.wav")
 for medium in reply.media:
     apple = medium.save("apple.png")
     answer = chat.reply([user("What is this?", Image(apple))], modalities={"image": "forbid"})
-    console.say(f"What is this? {apple} -> {answer.text}")
+    console.echo(f"What is this? {apple} -> {answer.text}")

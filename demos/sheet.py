@@ -55,7 +55,7 @@ def main() -> None:
             x, y = 0, y + image.height
     options.out.parent.mkdir(parents=True, exist_ok=True)
     page.save(options.out, quality=90)
-    console.say(f"{options.out}: {options.out.stat().st_size / 1e3:.0f} kB")
+    console.echo(f"{options.out}: {options.out.stat().st_size / 1e3:.0f} kB")
 
 
 def cell(prompt: str, text: str, media: list[Medium], width: int) -> Image.Image:

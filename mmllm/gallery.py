@@ -22,14 +22,14 @@ img.small{width:128px}audio{width:100%}figure{margin:.3rem 0}figcaption{color:#7
 
 
 @dataclass(frozen=True)
-class Entry:
+class GalleryEntry:
     """One exchange to show, and a word on it."""
 
     messages: tuple[Message, ...]
     note: str = ""
 
 
-def write_gallery(folder: Path, title: str, entries: Sequence[Entry]) -> Path:
+def write_gallery(folder: Path, title: str, entries: Sequence[GalleryEntry]) -> Path:
     """Write index.html and the media next to it; returns the page. Clips are animated WebP,
     sounds WAV with a picture of their spectrogram."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ class Session:
                     reply = event.reply
         assert reply is not None, "a stream that is not cancelled ends with Done"
         for note in reply.notes:
-            console.tell(f"({note})")
+            console.note(f"({note})")
         if printer.failure:
             raise printer.failure
         return reply
@@ -136,16 +136,16 @@ class Session:
             import readline  # noqa: F401  (gives `input` its history and editing)
 
         prompt = "you> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-        console.tell("Say something; /help lists the commands.")
+        console.note("Say something; /help lists the commands.")
         while True:
             try:
                 line = input(prompt).strip()
             except EOFError:
                 if prompt:
-                    console.say()
+                    console.echo()
                 return
             except KeyboardInterrupt:
-                console.tell("\n(/quit or Ctrl-D leaves)")
+                console.note("\n(/quit or Ctrl-D leaves)")
                 continue
             if line.lower() in _LEAVING:
                 return
@@ -157,9 +157,9 @@ class Session:
             except KeyboardInterrupt:
                 self.waiting = media
                 console.status()  # the terminal's ^C
-                console.tell("(stopped; the conversation is as it was before)")
+                console.note("(stopped; the conversation is as it was before)")
             except (MmllmError, ValueError) as error:
-                console.fail(error)
+                console.error(error)
 
     def show(self, medium: Medium) -> None:
         """Write a picture, or a clip's first frame, to a terminal that can show it."""
@@ -203,7 +203,7 @@ class Session:
             choices: dict[str, Choice] = {**self.answering.modalities}
             choices[key] = "force" if name == "force" else "forbid"
             self.answering = replace(self.answering, modalities=choices)
-            console.tell(f"({', '.join(f'{c} {k}' for k, c in choices.items())}; /auto ends it)")
+            console.note(f"({', '.join(f'{c} {k}' for k, c in choices.items())}; /auto ends it)")
         elif name == "auto":
             self.answering = replace(self.answering, modalities={})
         elif name == "seed":
@@ -213,15 +213,15 @@ class Session:
         elif name == "save":
             if not words:
                 raise ConfigError("/save: expected the name of a file, as in /save FILE")
-            console.tell(f"({self._last().save(file_named(words))})")
+            console.note(f"({self._last().save(file_named(words))})")
         elif name == "undo":
             taken = self.talked.undo()
-            console.tell("(the last turn is taken back)" if taken else "(there is no turn)")
+            console.note("(the last turn is taken back)" if taken else "(there is no turn)")
         elif name == "new":
             self.talked.clear()
             self.waiting = []
         elif name == "help":
-            console.tell(HELP)
+            console.note(HELP)
         else:
             known = [f"/{other}" for other in (*COMMANDS, *MEDIA, *SYNONYMS)]
             raise ConfigError(
@@ -236,7 +236,7 @@ class Session:
         medium = MEDIA[modality](path).decoded()
         self.waiting = [*self.waiting, medium]
         self.show(medium)
-        console.tell(f"(goes with your next message: {path})")
+        console.note(f"(goes with your next message: {path})")
 
     def _last(self) -> Medium:
         if self.last is None:
@@ -302,7 +302,7 @@ class _Printer:
             self._place += 1
 
     def _print_text(self) -> None:
-        text = console.plain(self._texts.get(self._place, "")).lstrip()
+        text = console.strip_controls(self._texts.get(self._place, "")).lstrip()
         certain = len(text.rstrip())  # blanks at the end of a part are left out
         if certain > self._written:
             self._show_status("")
@@ -311,7 +311,7 @@ class _Printer:
 
     def _end_line(self) -> None:
         if self._written:
-            console.say()
+            console.echo()
         self._written = 0
 
     def _print_medium(self, medium: Medium) -> None:
@@ -325,7 +325,7 @@ class _Printer:
             return
         seed = (medium.provenance or {}).get("seed")
         told = "" if seed is None else f" seed {seed}"
-        console.say(console.quiet(f"[{medium.modality}: {path}]{told}"))
+        console.echo(console.dim(f"[{medium.modality}: {path}]{told}"))
 
 
 def _seed(words: str) -> int:

@@ -96,7 +96,7 @@ def test_parameters_are_the_published_ones(place: tuple[str, ...], plans: dict[s
 def test_the_table_is_printed(name: str, plans: dict[str, Plan]) -> None:
     lines = list(planning.render(plans[name], flops=2e14))
     for line in lines:
-        console.say(line)
+        console.echo(line)
     assert any(re.match(r"  output_projections\.video +[\d,]+  trained", line) for line in lines)
     assert sum(line.startswith("stage ") for line in lines) == 3
 

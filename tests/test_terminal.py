@@ -119,7 +119,7 @@ def test_a_clip_is_shown_by_its_first_frame_and_a_sound_not_at_all() -> None:
 
 
 def test_foreign_text_cannot_steer_the_terminal() -> None:
-    assert console.plain("a\x1b]0;x\x07b\x9b2Jc\r\n\td é 画") == "a]0;xb2Jc\n\td é 画"
+    assert console.strip_controls("a\x1b]0;x\x07b\x9b2Jc\r\n\td é 画") == "a]0;xb2Jc\n\td é 画"
 
 
 @pytest.mark.parametrize("typed", ["a b.png", "'a b.png'", '"a b.png"', r"a\ b.png", "./a b.png"])
@@ -184,7 +184,7 @@ def test_what_is_printed_is_the_reply(
     lines = []
     for part in reply.message.parts:
         if isinstance(part, Text):
-            lines += [text] if (text := console.plain(part.text).strip()) else []
+            lines += [text] if (text := console.strip_controls(part.text).strip()) else []
         else:
             suffix = {"image": "png", "audio": "wav"}[part.modality]
             lines.append(f"[{part.modality}: mmllm-chat/reply-001.{suffix}] seed 3")

@@ -38,7 +38,7 @@ from mmllm.errors import (
     PlaceholderError,
     RowError,
 )
-from mmllm.gallery import Entry, write_gallery
+from mmllm.gallery import GalleryEntry, write_gallery
 
 KINDS: dict[str, type[Exception]] = {
     "missing": MissingMediaError,
@@ -122,7 +122,7 @@ def check(
     """
     findings = {name: Findings(len(source)) for name, source in sources.items()}
     report = Report(findings, folder, max_length)
-    entries: list[Entry] = []
+    entries: list[GalleryEntry] = []
     plan = {name: _rows(len(source), limit) for name, source in sources.items()}
     bar = tqdm(total=sum(map(len, plan.values())), unit="row", disable=not progress, leave=False)
     with bar, ThreadPoolExecutor(workers) as pool:
@@ -204,7 +204,7 @@ def _check(
     render: Callable[[Sequence[Message], Findings], None],
     pool: ThreadPoolExecutor,
     bar: tqdm,
-) -> list[Entry]:
+) -> list[GalleryEntry]:
     """One dataset, a window of rows at a time; returns the samples to show."""
     seen: dict[bytes, str] = {}  # what a row says -> the first that said it
     known: dict[str, str | Exception] = {}  # medium -> hash of its content, or what is wrong
@@ -244,7 +244,7 @@ def _check(
             seen.setdefault(digest, row)
             if index in shown and not bad:
                 try:
-                    entries.append(Entry(tuple(map(_preview, messages)), f"{name}: {row}"))
+                    entries.append(GalleryEntry(tuple(map(_preview, messages)), f"{name}: {row}"))
                 except MediaError as error:  # whose header was all that had been looked at
                     found.problems.append(_problem(name, source, index, error))
         found.read += len(window)

@@ -46,7 +46,7 @@ from mmllm.evaluation.naming import Names
 from mmllm.evaluation.probe import probe
 from mmllm.evaluation.report import Figure, Report, wilson
 from mmllm.evaluation.rows import ROWS, Marked, Row, short_bar
-from mmllm.gallery import Entry, write_gallery
+from mmllm.gallery import GalleryEntry, write_gallery
 
 __all__ = ["Figure", "Report", "evaluate"]
 
@@ -96,7 +96,7 @@ def evaluate(
         report = replace(report, beside=other or bench.measure(beside)[0])
     if json_path:
         report.save(json_path)
-    console.say(report.table())
+    console.echo(report.table())
     if gallery:
         write_gallery(gallery, f"{model}: held-out items", _entries(report, answers))
     return report
@@ -490,7 +490,7 @@ def _facts(chat: Chat) -> dict[str, Any]:
     }
 
 
-def _entries(report: Report, answers: Sequence[Answer]) -> list[Entry]:
+def _entries(report: Report, answers: Sequence[Answer]) -> list[GalleryEntry]:
     """What the gallery shows: a few items of every row, right or wrong."""
     right = {item["id"]: item["right"] for item in report.items}
     entries = []
@@ -500,5 +500,5 @@ def _entries(report: Report, answers: Sequence[Answer]) -> list[Entry]:
             for message in answer.messages
         )
         verdict = "right" if right[answer.question.id] else "wrong"
-        entries.append(Entry(messages, f"{answer.question.row}: {verdict}"))
+        entries.append(GalleryEntry(messages, f"{answer.question.row}: {verdict}"))
     return entries

@@ -220,7 +220,7 @@ class Journal:
 def write_samples(model: AnyToAny, samples: SamplesConfig, output: Path, step: int) -> None:
     """Answer the fixed prompts and write samples/step-N/ with a page that shows them."""
     from mmllm.chat import Chat
-    from mmllm.gallery import Entry, write_gallery
+    from mmllm.gallery import GalleryEntry, write_gallery
 
     prompts: list[Message] = [user(text) for text in samples.prompts]
     for line in samples.media:  # "image mini:data/pictures/x.webp What is this?"
@@ -230,7 +230,8 @@ def write_samples(model: AnyToAny, samples: SamplesConfig, output: Path, step: i
     replies = chat.reply_many([[p] for p in prompts], seeds=[0] * len(prompts), max_new_tokens=48)
     folder = output / "samples" / f"step-{step:08d}"
     entries = [
-        Entry((prompt, reply.message)) for prompt, reply in zip(prompts, replies, strict=True)
+        GalleryEntry((prompt, reply.message))
+        for prompt, reply in zip(prompts, replies, strict=True)
     ]
     with written(folder):
         write_gallery(folder, f"{model.config.name}, step {step}", entries)
