@@ -162,9 +162,9 @@ class PrealignConfig:
 
 @dataclass(frozen=True)
 class KLConfig:
-    """Plain text on which the adapted LLM is held to the untouched one by the loss `kl`
+    """Plain text on which the adapted LLM is held to the base model by the loss `kl`
     (mmllm.data.plain): `file` of rows {"text"}, cut into windows of `length` tokens, `batch_size`
-    of them in every step, over all processes and accumulation steps. The untouched LLM's own words
+    of them in every step, over all processes and accumulation steps. The base LLM's own words
     serve well, and need no other data."""
 
     file: str

@@ -28,9 +28,9 @@ class Term:
     count: int
 
 
-def text(nats: Tensor) -> Term:
+def text(token_nll: Tensor) -> Term:
     """Cross-entropy over supervised positions: float32[P] of -log p."""
-    return Term(nats.sum(), len(nats))
+    return Term(token_nll.sum(), len(token_nll))
 
 
 def align(
@@ -75,11 +75,11 @@ def denoise(
     return Term(each.sum(), media)
 
 
-def kl(apart: Tensor) -> Term:
-    """Kullback-Leibler divergence of the adapted LLM from the untouched one, over all positions of
+def kl(kl_to_base: Tensor) -> Term:
+    """Kullback-Leibler divergence of the adapted LLM from the base LLM, over all positions of
     plain text, float32[P] (learning without forgetting, Li and Hoiem 2016). What the adapted one
     would rather draw than say counts against it."""
-    return Term(apart.sum(), len(apart))
+    return Term(kl_to_base.sum(), len(kl_to_base))
 
 
 def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -104,9 +104,9 @@ def compute(
     distance: str = "mse",
 ) -> dict[str, Term]:
     """Every loss of a stage: `text`, `kl`, `align/KEY`, `denoise/KEY`."""
-    terms: dict[str, Term] = {"text": text(output.nats)} if "text" in weights else {}
-    if output.apart is not None:
-        terms["kl"] = kl(output.apart)
+    terms: dict[str, Term] = {"text": text(output.token_nll)} if "text" in weights else {}
+    if output.kl_to_base is not None:
+        terms["kl"] = kl(output.kl_to_base)
     for key, condition in output.conditions.items():
         media = batch.outputs[key]
         if "align" in weights:

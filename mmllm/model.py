@@ -29,14 +29,14 @@ PROJECTIONS = ("input_projections", "output_projections")
 
 @dataclass
 class Output:
-    """What one forward pass gives: `hidden` float[B, T, D], `nats` float32[P], the -log p of what
-    is supervised, `conditions` by output key and tensor name float[M, …]. Of a batch with plain
-    text, `apart` float32[W * S]: see `AnyToAny.apart`."""
+    """What one forward pass computes: `hidden` float[B, T, D]; `token_nll` float32[P], -log p of
+    the supervised tokens; `conditions` by output key and tensor name, float[M, …]; for a batch with
+    text windows `kl_to_base` float32[W * S] (`AnyToAny.kl_to_base`)."""
 
     hidden: Tensor
-    nats: Tensor
+    token_nll: Tensor
     conditions: dict[str, dict[str, Tensor]]
-    apart: Tensor | None = None
+    kl_to_base: Tensor | None = None
 
 
 class AnyToAny(nn.Module):
@@ -123,20 +123,20 @@ class AnyToAny(nn.Module):
         flat = hidden.flatten(0, 1)  # [B * T, D]
         return Output(
             hidden=hidden,
-            nats=self.llm.nats(flat[batch.supervised], batch.labels),
+            token_nll=self.llm.token_nll(flat[batch.supervised], batch.labels),
             conditions=self.condition(
                 {key: flat[media.places] for key, media in batch.outputs.items()},
             ),
-            apart=None if batch.plain is None else self.apart(batch.plain),
+            kl_to_base=None if batch.plain is None else self.kl_to_base(batch.plain),
         )
 
-    def apart(self, ids: Tensor) -> Tensor:
+    def kl_to_base(self, ids: Tensor) -> Tensor:
         """How far what the LLM says at every position of plain text, int[W, S], is from what it
         would say without its adapters: float32[W * S], Kullback-Leibler divergences."""
         embeds = self.llm.embed(ids)
-        with torch.no_grad(), self.llm.untouched():
-            untouched = self.llm.read_whole(embeds)
-        return self.llm.divergence(self.llm.read_whole(embeds), untouched)
+        with torch.no_grad(), self.llm.adapters_disabled():
+            base = self.llm.read_whole(embeds)
+        return self.llm.kl_divergence(self.llm.read_whole(embeds), base)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The LLM's last hidden states: float[B, T, D]."""

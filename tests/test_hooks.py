@@ -173,14 +173,14 @@ def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat:
 def test_training_hears_of_hooks_on_the_head(tiny_model: AnyToAny) -> None:
     llm, calls = tiny_model.llm, []
     hidden, labels = torch.randn(5, llm.width), torch.arange(5)
-    plain = llm.nats(hidden, labels)
+    plain = llm.token_nll(hidden, labels)
     head = llm._base.get_output_embeddings()
     handle = head.register_forward_hook(lambda _m, _i, out: calls.append(1) or out * 2)
-    hooked = llm.nats(hidden, labels)
+    hooked = llm.token_nll(hidden, labels)
     handle.remove()
     assert calls
     assert not hooked.allclose(plain)
-    assert llm.nats(hidden, labels).equal(plain)
+    assert llm.token_nll(hidden, labels).equal(plain)
 
 
 def test_accelerates_hooks_do_not_keep_openings_from_being_shared(chat: Chat) -> None:

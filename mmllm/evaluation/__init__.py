@@ -429,9 +429,9 @@ class _Run:
         self._add("what-did-you-draw/as input", marks, start)
 
     def _ratio(self, name: str, figures: perplexity.Perplexity, start: float) -> None:
-        """Perplexity with what was trained over the untouched model's; n is in tokens."""
+        """Perplexity with what was trained over the base model's; n is in tokens."""
         met = figures.ratio <= rows.PERPLEXITY_BAR
-        logger.info("%s: %.3f, untouched %.3f", name, figures.adapted, figures.untouched)
+        logger.info("%s: %.3f, base model %.3f", name, figures.adapted, figures.base)
         self.figures.append(
             Figure(
                 f"{name}, ratio",

@@ -21,30 +21,30 @@ _BATCH = 4
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of one text: with LoRA and new rows active, and of the untouched model."""
+    """Of one text: with LoRA and new rows active, and of the base model."""
 
     tokens: int
-    adapted_nats: float
-    untouched_nats: float
+    adapted_nll: float
+    base_nll: float
 
     def __add__(self, other: Perplexity) -> Perplexity:
         return Perplexity(
             self.tokens + other.tokens,
-            self.adapted_nats + other.adapted_nats,
-            self.untouched_nats + other.untouched_nats,
+            self.adapted_nll + other.adapted_nll,
+            self.base_nll + other.base_nll,
         )
 
     @property
     def adapted(self) -> float:
-        return math.exp(self.adapted_nats / self.tokens)
+        return math.exp(self.adapted_nll / self.tokens)
 
     @property
-    def untouched(self) -> float:
-        return math.exp(self.untouched_nats / self.tokens)
+    def base(self) -> float:
+        return math.exp(self.base_nll / self.tokens)
 
     @property
     def ratio(self) -> float:
-        return self.adapted / self.untouched
+        return self.adapted / self.base
 
 
 def measure(
@@ -65,17 +65,17 @@ def measure(
     windows = ids[: len(ids) // window * window].view(-1, window)[:num]
     if not len(windows):
         raise ValueError(f"perplexity: {len(ids)} tokens, but a window is {window}")
-    adapted = untouched = 0.0
+    adapted = base = 0.0
     for group in windows.split(_BATCH):
-        adapted += _nats(model, group, rows=True)
-        with llm.untouched():
-            untouched += _nats(model, group, rows=False)
+        adapted += _total_nll(model, group, rows=True)
+        with llm.adapters_disabled():
+            base += _total_nll(model, group, rows=False)
         tick(len(group))
-    return Perplexity(len(windows) * (window - 1), adapted, untouched)
+    return Perplexity(len(windows) * (window - 1), adapted, base)
 
 
 @torch.inference_mode()
-def _nats(model: AnyToAny, ids: Tensor, *, rows: bool) -> float:
+def _total_nll(model: AnyToAny, ids: Tensor, *, rows: bool) -> float:
     """int[B, T] -> the sum of -log p of every token but the first; `rows`: V + O in the softmax."""
     llm, ids = model.llm, ids.to(model.device)
     hidden = llm(llm.embed(ids))  # [B, T, D]

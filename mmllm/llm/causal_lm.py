@@ -259,7 +259,7 @@ class LanguageModel(nn.Module):
                     yield name, parameter
 
     @contextmanager
-    def untouched(self) -> Iterator[None]:
+    def adapters_disabled(self) -> Iterator[None]:
         """Within it the adapters do nothing; after it those train that trained before, where peft
         would train them all."""
         if not self.has_lora:
@@ -420,21 +420,21 @@ class LanguageModel(nn.Module):
         begins = hidden @ self.head_rows.to(hidden).T
         return self.logit_shape(torch.cat([text, begins.to(text)], dim=-1))
 
-    def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """-log p of each label, float[P, D] and int[P] -> float32[P], without P x V logits that
         stand in memory together."""
         head = self._plain_head()
         if head is None:
             return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
-        return head.nats(hidden, labels)
+        return head.token_nll(hidden, labels)
 
-    def divergence(self, hidden: Tensor, fixed: Tensor) -> Tensor:
+    def kl_divergence(self, hidden: Tensor, fixed: Tensor) -> Tensor:
         """How far what is said after `hidden` float[P, D] is from the words that would be said
         after `fixed` float[P, D], which gets no gradient: float32[P], Kullback-Leibler divergences.
         """
         head = self._plain_head()
         if head is not None:
-            return head.divergence(hidden, fixed)
+            return head.kl_divergence(hidden, fixed)
         count = self.tokens.vocabulary
         said = self.head(hidden).float().log_softmax(-1)[:, :count]
         wanted = self.head(fixed)[:, :count].float().log_softmax(-1)

@@ -62,12 +62,12 @@ class Head:
     shape: LogitShape
     fused: bool = False
 
-    def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """float[P, D] and int[P], labels from V on meaning rows -> float32[P]."""
         chunk = _fused_chunk if self.fused else _chunk
         return _Loss.apply(hidden, self.rows, labels, self, chunk)  # pyright: ignore
 
-    def divergence(self, hidden: Tensor, fixed: Tensor) -> Tensor:
+    def kl_divergence(self, hidden: Tensor, fixed: Tensor) -> Tensor:
         """Kullback-Leibler divergence of what is said after `hidden` float[P, D] from the words
         that would be said after `fixed` float[P, D], which gets no gradient: float32[P]."""
         return _Loss.apply(hidden, self.rows, fixed, self, _divergence_chunk)  # pyright: ignore
@@ -85,9 +85,9 @@ class _Loss(torch.autograd.Function):
         needed = ctx.needs_input_grad[0]
         parts = zip(hidden.split(CHUNK), wanted.split(CHUNK), strict=True)
         found = [chunk(states, rows, its, head, needed) for states, its in parts]
-        nats, by_hidden, by_rows = (torch.cat(part) for part in zip(*found, strict=True))
+        token_nll, by_hidden, by_rows = (torch.cat(part) for part in zip(*found, strict=True))
         ctx.save_for_backward(hidden, by_hidden, by_rows)
-        return nats
+        return token_nll
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -123,11 +123,11 @@ def _chunk(
     )
     found = [_block(*block, head, needed) for block in blocks]
     total, said = (torch.cat(part) for part in zip(*found, strict=True))
-    nats = total - torch.where(is_word, said, _pick(of_rows, chosen))
+    token_nll = total - torch.where(is_word, said, _pick(of_rows, chosen))
     by_rows = _by_rows(of_rows, total, chosen, is_word, head)
     if not needed:
-        return nats, hidden[:0], by_rows
-    return nats, _by_hidden(logits, by_rows, rows, head), by_rows
+        return token_nll, hidden[:0], by_rows
+    return token_nll, _by_hidden(logits, by_rows, rows, head), by_rows
 
 
 def _by_hidden(by_words: Tensor, by_rows: Tensor, rows: Tensor, head: Head) -> Tensor:
@@ -150,9 +150,9 @@ def _divergence_chunk(
         logits.split(size), others.split(size), of_rows.logsumexp(-1).split(size), strict=True
     )
     found = [_divergence_block(*block, head, needed) for block in blocks]
-    total, apart = (torch.cat(part) for part in zip(*found, strict=True))
+    total, kl = (torch.cat(part) for part in zip(*found, strict=True))
     by_rows = (of_rows - total[:, None]).exp() * head.shape.slope(of_rows)
-    return apart, _by_hidden(logits, by_rows, rows, head) if needed else hidden[:0], by_rows
+    return kl, _by_hidden(logits, by_rows, rows, head) if needed else hidden[:0], by_rows
 
 
 def _divergence_block(
@@ -162,14 +162,14 @@ def _divergence_block(
     of_words, wanted = head.shape(logits).float(), head.shape(others).float().log_softmax(-1)
     total = torch.logaddexp(of_words.logsumexp(-1), of_rows)
     likely = wanted.exp()
-    apart = wanted.sub_(of_words).mul_(likely).sum(-1) + total
+    kl = wanted.sub_(of_words).mul_(likely).sum(-1) + total
     if needed:
         slope = head.shape.slope(of_words)
         by_words = of_words.sub_(total[:, None]).exp_().sub_(likely)
         if head.shape != LogitShape():
             by_words *= slope
         logits.copy_(by_words)
-    return total, apart
+    return total, kl
 
 
 def _block(
@@ -225,18 +225,18 @@ def _fused_chunk(
     sum_rows = of_rows.logsumexp(-1)
     total = torch.logaddexp(of_words, sum_rows)
     share = torch.sigmoid(of_words - sum_rows)[:, None]
-    nats = torch.where(
+    token_nll = torch.where(
         is_word, of_word + F.softplus(sum_rows - of_words), total - _pick(of_rows, chosen)
     )
     by_rows = _by_rows(of_rows, total, chosen, is_word, head)
     if not needed:
-        return nats, hidden[:0], by_rows
+        return token_nll, hidden[:0], by_rows
     slope = head.shape.slope(said_word)
     slope = slope[:, None] if isinstance(slope, Tensor) else slope
     by_hidden = share * by_states.float() * head.shape.factor
     by_hidden += (share - is_word[:, None].float()) * slope * weight[words].float()
     by_hidden += by_rows @ rows.float()
-    return nats, by_hidden.to(hidden.dtype), by_rows
+    return token_nll, by_hidden.to(hidden.dtype), by_rows
 
 
 def _chosen(labels: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:

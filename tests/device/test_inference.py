@@ -180,16 +180,16 @@ def test_mini_is_evaluated(minis: tuple[Chat, Chat], monkeypatch: pytest.MonkeyP
     from mmllm.evaluation import perplexity
 
     text = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. " * 2
-    marks, nats = [], []
+    marks, token_nll = [], []
     for chat in minis:
         monkeypatch.setattr(evaluation, "load", lambda _name, chat=chat: chat)
         report = evaluation.evaluate("mini", rows=["routing/text"], limit=1)
         marks.append([figure.value for figure in report.figures])
         found = perplexity.measure(chat.model, text, window=16, num=1)
-        nats.append((found.adapted, found.untouched))
+        token_nll.append((found.adapted, found.base))
     assert marks[0] == marks[1]
     assert len(marks[0]) == 1
-    assert nats[1] == pytest.approx(nats[0], rel=1e-4)
+    assert token_nll[1] == pytest.approx(token_nll[0], rel=1e-4)
 
 
 # --- the tiny system ----------------------------------------------------------------------------

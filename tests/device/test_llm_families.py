@@ -65,9 +65,9 @@ def test_states_padded_shared_and_packed_are_the_cpus(pair: Pair) -> None:
         moved = batch.to("second")
         found = there.hidden(moved).flatten(0, 1)[moved.supervised]
         torch.testing.assert_close(found.cpu(), wanted, atol=1e-4, rtol=1e-4)
-        nats = there.llm.nats(found, moved.labels)
+        token_nll = there.llm.token_nll(found, moved.labels)
         torch.testing.assert_close(
-            nats.cpu(), here.llm.nats(wanted, batch.labels), atol=1e-4, rtol=1e-4
+            token_nll.cpu(), here.llm.token_nll(wanted, batch.labels), atol=1e-4, rtol=1e-4
         )
 
 

@@ -16,7 +16,7 @@ def _slow(model: AnyToAny, *, rows: bool) -> tuple[int, float]:
     """Token by token, from the transformers model itself where no new rows take part."""
     llm = model.llm
     ids = llm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    tokens, nats = 0, 0.0
+    tokens, token_nll = 0, 0.0
     for start in range(0, len(ids) - WINDOW + 1, WINDOW):
         for place in range(start + 1, start + WINDOW):
             seen = torch.tensor([ids[start:place]])
@@ -24,26 +24,26 @@ def _slow(model: AnyToAny, *, rows: bool) -> tuple[int, float]:
                 logits = llm.head(llm(llm.embed(seen))[0, -1])
             else:
                 logits = llm.model.get_base_model()(seen).logits[0, -1]
-            nats -= logits.log_softmax(-1)[ids[place]].item()
+            token_nll -= logits.log_softmax(-1)[ids[place]].item()
             tokens += 1
-    return tokens, nats
+    return tokens, token_nll
 
 
 @torch.no_grad()
 def test_perplexity_is_that_of_the_slow_way(make_model: Callable[..., AnyToAny]) -> None:
     model = make_model()
     model.llm.attach_lora()
-    untouched = _slow(model, rows=False)  # fresh adapters change nothing
+    base = _slow(model, rows=False)  # fresh adapters change nothing
     torch.manual_seed(0)
     for _, parameter in model.llm.lora_parameters():
         parameter.data.normal_(std=0.2)
     model.llm.head_rows.data.normal_()
     adapted = _slow(model, rows=True)
     found = measure(model, TEXT, window=WINDOW)
-    assert found.tokens == untouched[0] == adapted[0]
-    assert found.untouched_nats == pytest.approx(untouched[1], rel=1e-5)
-    assert found.adapted_nats == pytest.approx(adapted[1], rel=1e-5)
-    assert found.ratio == pytest.approx(found.adapted / found.untouched)
+    assert found.tokens == base[0] == adapted[0]
+    assert found.base_nll == pytest.approx(base[1], rel=1e-5)
+    assert found.adapted_nll == pytest.approx(adapted[1], rel=1e-5)
+    assert found.ratio == pytest.approx(found.adapted / found.base)
     assert abs(found.ratio - 1) > 0.01
 
 

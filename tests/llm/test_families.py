@@ -278,7 +278,7 @@ def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) ->
     for parameter in dict(llm.lora_parameters()).values():
         parameter.mul_(1.5)
     second = states()
-    with llm.untouched():
+    with llm.adapters_disabled():
         third = states()
     llm._decoder.layers[0].self_attn.k_proj.base_layer.weight.mul_(1.5)
     fourth = states()

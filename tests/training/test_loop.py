@@ -284,8 +284,8 @@ def test_losses_that_are_not_finite_end_the_run(make_run, monkeypatch) -> None:
         train(make_run(steps=9, max_nonfinite=2), progress=False)
 
 
-def _not_a_number(nats: torch.Tensor) -> loop.losses.Term:
-    return loop.losses.Term(nats.sum() * float("nan"), len(nats))
+def _not_a_number(token_nll: torch.Tensor) -> loop.losses.Term:
+    return loop.losses.Term(token_nll.sum() * float("nan"), len(token_nll))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

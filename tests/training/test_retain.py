@@ -1,4 +1,4 @@
-"""The loss that holds the adapted language model to the untouched one."""
+"""The loss that holds the adapted language model to the base model."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_fresh_adapters_differ_by_the_new_rows_alone(make_run, plain):
     model = models.build(make_run().system)
     choose_trainable(model, {"llm.lora.*": 1e-3})
     ids = torch.randint(5, 200, (2, 9))
-    apart = model.apart(ids)
-    assert apart.requires_grad
+    kl_to_base = model.kl_to_base(ids)
+    assert kl_to_base.requires_grad
     assert all(p.requires_grad for name, p in model.llm.lora_parameters())
     logits = model.llm.head(model.llm(model.llm.embed(ids)).flatten(0, 1))
     rows = logits.float().softmax(-1)[:, model.llm.tokens.vocabulary :].sum(-1)
     wanted = -(1 - rows).log()  # all that is missing is what the new rows took
-    torch.testing.assert_close(apart, wanted, atol=1e-5, rtol=1e-4)
-    assert losses.kl(apart).count == 18
+    torch.testing.assert_close(kl_to_base, wanted, atol=1e-5, rtol=1e-4)
+    assert losses.kl(kl_to_base).count == 18
 
 
 def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
@@ -84,11 +84,11 @@ def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
 
     wanted = []
     for row in ids:
-        with torch.no_grad(), model.llm.untouched():
-            untouched = logits(row)[:, : model.llm.tokens.vocabulary].log_softmax(-1)
+        with torch.no_grad(), model.llm.adapters_disabled():
+            base = logits(row)[:, : model.llm.tokens.vocabulary].log_softmax(-1)
         said = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocabulary]
-        wanted.append((untouched.exp() * (untouched - said)).sum(-1))
-    found, wanted = model.apart(ids), torch.cat(wanted)
+        wanted.append((base.exp() * (base - said)).sum(-1))
+    found, wanted = model.kl_to_base(ids), torch.cat(wanted)
     assert wanted.max() > 0.01
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     for one, other in zip(
@@ -100,7 +100,7 @@ def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
 
 
 def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
-    apart = {}
+    kl_to_base = {}
     train(make_run(output="first", steps=1), progress=False)
     for weight in (0.0, 10.0):
         run = make_run(
@@ -115,9 +115,9 @@ def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / f"run-{weight}"))
         windows = loop._plain_text(model, run.stage).windows
         with torch.no_grad():
-            term = losses.kl(model.apart(windows))
-        apart[weight] = float(term.total) / term.count
-    assert apart[10.0] < 0.5 * apart[0.0]
+            term = losses.kl(model.kl_to_base(windows))
+        kl_to_base[weight] = float(term.total) / term.count
+    assert kl_to_base[10.0] < 0.5 * kl_to_base[0.0]
 
 
 def test_a_weight_without_text_is_refused(make_run):

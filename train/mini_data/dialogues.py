@@ -6,7 +6,7 @@
 In: `concepts.json`, `captions.json`, gzipped `sounds.json` and `items.json`, and `prompts.json`
 (phrasings by kind: train, validation, heldout; written by hand).
 Out, gzipped: `pairs.jsonl`, `dialogues.jsonl`, `validation.jsonl`, `tests.jsonl`. The same input
-gives the same text. Plain chat is answered by the untouched language model itself, greedily; its
+gives the same text. Plain chat is answered by the base language model itself, greedily; its
 replies are kept in --replies (ten minutes on one core when that file is absent).
 
 Nothing is written before `check` has proved that no test phrasing, held-out name or test medium is
@@ -572,7 +572,7 @@ def _unique(task: str, conversations: Iterable[list[Message]]) -> list[Row]:
     return [{"task": task, "messages": messages} for messages in seen.values()]
 
 
-# --- plain chat, answered by the untouched model ------------------------------------------------
+# --- plain chat, answered by the base model ------------------------------------------------
 
 
 def plain_prompts(world: World, prompts: dict) -> dict[str, list[str]]:

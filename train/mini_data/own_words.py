@@ -1,8 +1,8 @@
-"""Write `text/own_words.jsonl.gz`: plain text that the untouched language model makes up.
+"""Write `text/own_words.jsonl.gz`: plain text that the base language model makes up.
 
     python train/mini_data/own_words.py    # about five minutes on two cores
 
-Stage 3 holds the adapted model to the untouched one on it (the loss `retain`): text of the model's
+Stage 3 holds the adapted model to the base model on it (the loss `retain`): text of the model's
 own needs no other source, and no held-out text can be in it. Every text begins with one of the
 openings below and is sampled at temperature 1 from the whole vocabulary.
 """
