@@ -113,12 +113,12 @@ def _batch(model: AnyToAny, features: dict[str, tuple[int, int]], *, speaks: boo
     starts = torch.arange(0, POSITIONS, length)
     tokens = model.llm.tokens
     ids = torch.randint(tokens.vocabulary, (POSITIONS,))
-    inputs = {key: InputMedia(torch.zeros(0, dtype=torch.long)) for key in model.input_widths}
+    inputs = {key: InputMedia(torch.zeros(0, dtype=torch.long)) for key in model.num_input_tokens}
     outputs = {
         key: OutputMedia(torch.zeros(0, width, dtype=torch.long))
-        for key, width in model.output_widths.items()
+        for key, width in model.num_signal_tokens.items()
     }
-    seen = (starts[:, None] + 8 + torch.arange(model.input_widths["image"])).flatten()
+    seen = (starts[:, None] + 8 + torch.arange(model.num_input_tokens["image"])).flatten()
     ids[seen] = tokens.placeholder
     inputs["image"] = InputMedia(seen, features=torch.randn(CONVERSATIONS, *features["image"]))
     if speaks:
@@ -137,11 +137,11 @@ def _batch(model: AnyToAny, features: dict[str, tuple[int, int]], *, speaks: boo
         ids=ids[None],
         mask=None,
         positions=torch.arange(length).repeat(CONVERSATIONS)[None],
-        supervised=supervised,
+        target_indices=supervised,
         labels=ids[supervised + 1],
         inputs=inputs,
         outputs=outputs,
-        packed=(length,) * CONVERSATIONS,
+        seq_lens=(length,) * CONVERSATIONS,
     )
 
 

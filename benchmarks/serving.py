@@ -82,7 +82,7 @@ def text_in(dtype: str, options: Options) -> list[Row]:
 
     @torch.inference_mode()
     def bare(question: str) -> list[int]:
-        rendered = chat.model.renderer.render([user(question)], for_reply=True)
+        rendered = chat.model.renderer.render([user(question)], add_generation_prompt=True)
         prompt = torch.tensor([rendered.ids])
         whole = model.generate(
             input_ids=prompt,
@@ -207,7 +207,7 @@ def together(options: Options) -> list[Row]:
             list(pool.map(ask, range(len(LENGTHS)), wishes))
 
     def ideal() -> None:
-        prompts = [chat.model.renderer.render(talk, for_reply=True) for talk in talks]
+        prompts = [chat.model.renderer.render(talk, add_generation_prompt=True) for talk in talks]
         sampling = [Sampling(max_new_tokens=length, modalities=TEXT) for length in LENGTHS]
         answers = generate(
             chat.model, prompts, FrozenWork(chat.model, remember=False), sampling=sampling
@@ -243,7 +243,7 @@ def tenth_turn(options: Options) -> list[Row]:
         talk.append(user(f"{QUESTIONS[number % len(QUESTIONS)]} {rest}"))
         talk.append(cached.reply(talk, seed=0, modalities=TEXT, max_new_tokens=32).message)
     talk.append(user(f"And what else is there to say? {rest}"))
-    size = len(plain.model.renderer.render(talk, for_reply=True))
+    size = len(plain.model.renderer.render(talk, add_generation_prompt=True))
 
     def first_token(chat: Chat) -> Callable[[], float]:
         def ask() -> float:

@@ -128,25 +128,25 @@ class Bare:
             embeds,
             mask=batch.mask,
             positions=batch.positions,
-            shared=batch.shared,
-            packed=batch.packed,
+            shared=batch.prefix_len,
+            packed=batch.seq_lens,
         )
         head = llm.model.get_output_embeddings()
-        logits = head(hidden.flatten(0, 1)[batch.supervised]).float()
+        logits = head(hidden.flatten(0, 1)[batch.target_indices]).float()
         return F.cross_entropy(logits, batch.labels.clamp_max(logits.shape[1] - 1))
 
     def _modules(self, batch: Batch, signals: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """A scalar for each trained module that the batch uses."""
         model = self.model
         for key, media in batch.inputs.items():
-            if len(media.places) and _trains(model.input_projections[key]):
+            if len(media.token_indices) and _trains(model.input_projections[key]):
                 yield model.project(key, media).float().sum()
         if not self.stage.stage.losses.get("align"):
             return
         if model.llm.rows.requires_grad:
             yield model.llm.embed(batch.ids).float().sum()
         for key, media in batch.outputs.items():
-            if len(media.places):
+            if len(media.token_indices):
                 condition = model.output_projections[key](signals[key])
                 masks = model.decoders[key].masks
                 yield losses.align(

@@ -182,7 +182,7 @@ class _Reader:
         for number in self.numbers:
             data = self.feed[number]
             if not self.share:
-                data.micros = [replace(batch, shared=0) for batch in data.micros]
+                data.micros = [replace(batch, prefix_len=0) for batch in data.micros]
             with nullcontext() if self.lean else patch.object(PackedStack, "computes", _never):
                 self.stage.step(data)
 
@@ -193,9 +193,9 @@ def _never(*_: Any) -> bool:
 
 def _real_tokens(batch: Batch) -> int:
     """Positions of conversations, padding left out and openings counted for each."""
-    if batch.packed:
-        conversations = len(batch.packed) - (batch.padding > 0)
-        return sum(batch.packed) - batch.padding + conversations * batch.shared
+    if batch.seq_lens:
+        conversations = len(batch.seq_lens) - (batch.padding > 0)
+        return sum(batch.seq_lens) - batch.padding + conversations * batch.prefix_len
     assert batch.mask is not None
     return int(batch.mask.sum())
 

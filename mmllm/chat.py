@@ -327,7 +327,7 @@ class Chat:
         limit = self.model.llm.max_length
         for messages in conversations:
             prompt, dropped = self.model.renderer.fit(
-                messages, limit, room=min(_REPLY_ROOM, limit // 2)
+                messages, limit, reserve=min(_REPLY_ROOM, limit // 2)
             )
             prompts.append(prompt)
             notes.append(

@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import Medium
-from mmllm.data.batch import Batch, Lookup, collate
+from mmllm.data.batch import Batch, FeatureProvider, collate
 from mmllm.data.frozen import identity
-from mmllm.data.rendering import Rendered, num_shared
+from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.errors import ConfigError, quoted
 from mmllm.llm.stack import Pass
 from mmllm.model import AnyToAny
@@ -333,11 +333,12 @@ class Prefixes:
 
     @torch.inference_mode()
     def opening(self, model: AnyToAny, length: int) -> Any:
-        """A cache of the first positions of `model.renderer.opening`. It is read by itself, once,
-        and again when weights have changed: the same bytes whoever asks. One thread at a time."""
+        """A cache of the first positions of `model.renderer.prefix_ids`. It is read by itself,
+        once, and again when weights have changed: the same bytes whoever asks. One thread at a
+        time."""
         state = model.llm.state
         if self._opening is None or self._opening[0] != state:
-            ids = moved(torch.tensor([model.renderer.opening]), model.device)
+            ids = moved(torch.tensor([model.renderer.prefix_ids]), model.device)
             positions = torch.arange(ids.shape[1], device=model.device)[None]
             cache = model.llm.new_cache()
             model.llm(model.llm.embed(ids), positions=positions, cache=cache)
@@ -392,13 +393,13 @@ class Prefill:
 def prepare(
     model: AnyToAny,
     prompts: Sequence[Rendered],
-    lookup: Lookup,
+    lookup: FeatureProvider,
     rows: Sequence[Row],
     prefixes: Prefixes | None = None,
 ) -> Prefill:
-    """Decode the media of B prompts, each rendered `for_reply`, and look up what is known of them
-    by `prefixes`: the opening, or, where B is 1, of a conversation, which is then added to them.
-    Any thread may do this at any time. Raises MediaError."""
+    """Decode the media of B prompts, rendered with a generation prompt, and look up what is known
+    of them by `prefixes`: the opening, or, where B is 1, of a conversation, which is then added to
+    them. Any thread may do this at any time. Raises MediaError."""
     known, cache = 0, None
     if prefixes and not model.llm.is_hooked:
         known = _known_opening(model, prompts)
@@ -546,14 +547,14 @@ class Decoding:
 def generate(
     model: AnyToAny,
     prompts: Sequence[Rendered],
-    lookup: Lookup,
+    lookup: FeatureProvider,
     *,
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     generators: Sequence[torch.Generator] | None = None,
     on_piece: OnPiece | None = None,
     prefixes: Prefixes | None = None,
 ) -> list[Generated]:
-    """Answer B prompts, each rendered `for_reply`. One sampling and one generator per row.
+    """Answer B prompts, rendered with a generation prompt: one sampling and one generator per row.
     `prefixes` are used, and added to, where B is 1."""
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     if generators is None:
@@ -569,13 +570,13 @@ def generate(
     return [row.answer for row in rows]
 
 
-def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup) -> Batch:
+def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: FeatureProvider) -> Batch:
     """Prompts as the model embeds them, padded on the right; nothing is supervised."""
     return collate(
         prompts,
         lookup,
-        input_widths=model.input_widths,
-        output_widths=model.output_widths,
+        num_input_tokens=model.num_input_tokens,
+        num_signal_tokens=model.num_signal_tokens,
         pad_id=0,
         targets=False,
     )
@@ -584,7 +585,7 @@ def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: Lookup) -> Batc
 def _known_opening(model: AnyToAny, prompts: Sequence[Rendered]) -> int:
     """How many first positions all of them share with the opening: none where they are too few to
     gain by, or caches cannot be shortened."""
-    shared = min(_shared(model.renderer.opening, prompt.ids) for prompt in prompts)
+    shared = min(_shared(model.renderer.prefix_ids, prompt.ids) for prompt in prompts)
     few = shared < max(map(len, prompts)) / _OPENING_SHARE
     return 0 if few or not model.llm.divides_caches else shared
 
@@ -665,7 +666,7 @@ def _content(medium: Medium) -> Hashable:
 
 def _shared(fed: Sequence[Hashable], symbols: Sequence[Hashable]) -> int:
     """Length of the common beginning: no medium in part, and not the last position."""
-    shared = num_shared(fed, symbols[:-1])
+    shared = common_prefix_length(fed, symbols[:-1])
     while isinstance(symbols[shared], tuple) and symbols[shared][1] > 0:  # pyright: ignore
         shared -= 1
     return shared

@@ -120,13 +120,13 @@ def compute(
 def counts(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
     """What `compute` will count, known before the forward pass."""
     found = {"text": len(batch.labels)} if "text" in weights else {}
-    if batch.plain is not None:
-        found["kl"] = batch.plain.numel()
+    if batch.text_windows is not None:
+        found["kl"] = batch.text_windows.numel()
     for key, media in batch.outputs.items():
         if "align" in weights:
-            found[f"align/{key}"] = len(media.places)
+            found[f"align/{key}"] = len(media.token_indices)
         if weights.get("denoise"):
-            found[f"denoise/{key}"] = 0 if media.latents is None else len(media.places)
+            found[f"denoise/{key}"] = 0 if media.latents is None else len(media.token_indices)
     return found
 
 

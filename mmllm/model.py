@@ -97,12 +97,12 @@ class AnyToAny(nn.Module):
         return self.llm.rows.device
 
     @property
-    def input_widths(self) -> dict[str, int]:
+    def num_input_tokens(self) -> dict[str, int]:
         """N per input key."""
         return {key: module.num_tokens for key, module in self.input_projections.items()}  # pyright: ignore
 
     @property
-    def output_widths(self) -> dict[str, int]:
+    def num_signal_tokens(self) -> dict[str, int]:
         """K per output key."""
         return dict(self.llm.tokens.signal_tokens)
 
@@ -123,11 +123,11 @@ class AnyToAny(nn.Module):
         flat = hidden.flatten(0, 1)  # [B * T, D]
         return Output(
             hidden=hidden,
-            token_nll=self.llm.token_nll(flat[batch.supervised], batch.labels),
+            token_nll=self.llm.token_nll(flat[batch.target_indices], batch.labels),
             conditions=self.condition(
-                {key: flat[media.places] for key, media in batch.outputs.items()},
+                {key: flat[media.token_indices] for key, media in batch.outputs.items()},
             ),
-            kl_to_base=None if batch.plain is None else self.kl_to_base(batch.plain),
+            kl_to_base=None if batch.text_windows is None else self.kl_to_base(batch.text_windows),
         )
 
     def kl_to_base(self, ids: Tensor) -> Tensor:
@@ -144,15 +144,15 @@ class AnyToAny(nn.Module):
             self.embed(batch),
             mask=batch.mask,
             positions=batch.positions,
-            shared=batch.shared,
-            packed=batch.packed,
+            shared=batch.prefix_len,
+            packed=batch.seq_lens,
         )
 
     def signals(self, batch: Batch) -> dict[str, Tensor]:
         """What the output projections read of a batch: float32[M, K, D] by key."""
         flat = self.hidden(batch).flatten(0, 1)
         return {
-            key: self.with_rows(key, flat[media.places]) for key, media in batch.outputs.items()
+            key: self.with_rows(key, flat[media.token_indices]) for key, media in batch.outputs.items()
         }
 
     def embed(self, batch: Batch) -> Tensor:
@@ -162,19 +162,19 @@ class AnyToAny(nn.Module):
         for key, media in batch.inputs.items():
             projected = self.project(key, media)  # [M, N, D]
             placed = projected.flatten(0, 1)  # [M * N, D]
-            if len(placed) != len(media.places):
+            if len(placed) != len(media.token_indices):
                 raise ValueError(
-                    f"{key}: {len(media.places)} placeholder positions but {len(placed)} projected "
-                    "tokens; was the batch rendered for this model?"
+                    f"{key}: {len(media.token_indices)} placeholder positions but {len(placed)} "
+                    "projected tokens; was the batch rendered for this model?"
                 )
-            flat = flat.index_copy(0, media.places, placed.to(flat.dtype))
+            flat = flat.index_copy(0, media.token_indices, placed.to(flat.dtype))
         return flat.view_as(embeds)
 
     def project(self, key: str, media: InputMedia) -> Tensor:
         """Samples or features of one key -> float[M, N, D]; M may be 0."""
         projection = self.input_projections[key]
-        if len(media.places) == 0:  # frozen encoders and attention kernels refuse zero rows
-            return _no_rows(projection, (self.input_widths[key], self.llm.width))
+        if len(media.token_indices) == 0:  # frozen encoders and attention kernels refuse zero rows
+            return _no_rows(projection, (self.num_input_tokens[key], self.llm.width))
         if media.features is not None:
             features = Features(media.features, media.feature_mask)
         elif media.samples is not None:

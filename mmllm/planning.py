@@ -432,7 +432,7 @@ def _projections(model: AnyToAny, stage: StageConfig, rows: int) -> tuple[int, f
         inputs.append(measured(model.input_projections[key], features))
     if {"align", "denoise"} & stage.losses.keys():
         for key, projection in model.output_projections.items():
-            width = model.output_widths[key]
+            width = model.num_signal_tokens[key]
             signals = torch.empty(rows, width, model.llm.width, device="meta", requires_grad=True)
             outputs.append(measured(projection, signals))
     heard, said = max(inputs), max(outputs)

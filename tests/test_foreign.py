@@ -382,7 +382,7 @@ def test_the_hubs_cache_of_links_is_read(whole, tmp_path) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, blobs / str(number))
             place.symlink_to(blobs / str(number))
-    assert mmllm.load(str(snapshot), device="cpu").model.input_widths == {
+    assert mmllm.load(str(snapshot), device="cpu").model.num_input_tokens == {
         "image": 4,
         "audio": 2,
         "video": 3,

@@ -40,7 +40,7 @@ def eager(model: AnyToAny, key: str) -> AnyToAny:
 def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> None:
     """The reply, rendered as training renders it, gives the very states that were generated."""
     for prompt in PROMPTS:
-        rendered = tiny_model.renderer.render(prompt, for_reply=True)
+        rendered = tiny_model.renderer.render(prompt, add_generation_prompt=True)
         answer = generate(
             tiny_model,
             [rendered],
@@ -64,7 +64,7 @@ def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> N
             pytest.fail("the tokenizer does not round-trip the random reply; choose another seed")
         output = tiny_model(batch)
         for run in answer.runs:
-            trained = output.hidden.flatten(0, 1)[batch.outputs[run.key].places[-1]]
+            trained = output.hidden.flatten(0, 1)[batch.outputs[run.key].token_indices[-1]]
             assert torch.allclose(trained, run.states, atol=1e-4)
 
 
@@ -112,7 +112,7 @@ def test_a_run_once_begun_completes_and_is_fed_in_one_step(tiny_model: AnyToAny,
     )
     answer = generate(
         tiny_model,
-        [tiny_model.renderer.render(PROMPTS[0], for_reply=True)],
+        [tiny_model.renderer.render(PROMPTS[0], add_generation_prompt=True)],
         FrozenWork(tiny_model),
         sampling=Sampling(max_new_tokens=4, max_media=3, prompt_lookup=0),
     )[0]

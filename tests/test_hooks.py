@@ -68,7 +68,7 @@ def test_a_hook_is_called_for_every_position_and_removed_leaves_nothing(
     chat: Chat, name: str
 ) -> None:
     before = said(chat)
-    assert said(chat)[2] > len(chat.model.renderer.opening)  # the conversation is kept
+    assert said(chat)[2] > len(chat.model.renderer.prefix_ids)  # the conversation is kept
     positions: list[int] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -79,7 +79,7 @@ def test_a_hook_is_called_for_every_position_and_removed_leaves_nothing(
 
     handle = parts(chat.model)[name].register_forward_hook(hook)
     ids, states, known = said(chat)
-    prompt = len(chat.model.renderer.render(TALK, for_reply=True))
+    prompt = len(chat.model.renderer.render(TALK, add_generation_prompt=True))
     assert known == 0
     assert sum(positions) >= prompt + len(ids)
     assert not states.allclose(before[1], atol=1e-2)
@@ -140,9 +140,9 @@ def test_a_part_that_was_replaced_is_used(chat: Chat) -> None:
     own = layer.mlp
     layer.mlp = Spliced(own)
     _, states, known = said(chat)
-    prompt = len(chat.model.renderer.render(TALK, for_reply=True))
+    prompt = len(chat.model.renderer.render(TALK, add_generation_prompt=True))
     assert sum(calls) >= prompt
-    assert known == len(chat.model.renderer.opening)  # read anew, by the new part
+    assert known == len(chat.model.renderer.prefix_ids)  # read anew, by the new part
     assert not states.allclose(first[1], atol=1e-3)
     layer.mlp = own
     chat.engine.prefixes.clear()

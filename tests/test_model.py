@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmllm import losses
 from mmllm.conversation import Message, assistant, user
-from mmllm.data.batch import ALIGNED, Batch, collate
+from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import CheckpointError
 from mmllm.llm import head
@@ -46,8 +46,8 @@ def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **opti
     return collate(
         [model.renderer.render(conversation) for conversation in conversations],
         FrozenWork(model, denoise=True),
-        input_widths=model.input_widths,
-        output_widths=model.output_widths,
+        num_input_tokens=model.num_input_tokens,
+        num_signal_tokens=model.num_signal_tokens,
         pad_id=0,
         **options,
     )
@@ -62,7 +62,7 @@ def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
     conversation = [user(picture(10), "one", clip(20), "two", picture(30), sound(0.4))]
     batch = batch_of(tiny_model, [MIXED[3], conversation])
     for key, projection in tiny_model.input_projections.items():
-        width = tiny_model.input_widths[key]
+        width = tiny_model.num_input_tokens[key]
 
         def constant(features, mask, width=width):
             return features.mean((1, 2))[:, None, None].expand(-1, width, tiny_model.llm.width)
@@ -71,14 +71,14 @@ def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
     embeds = tiny_model.embed(batch)
     plain = tiny_model.llm.embed(batch.ids)
     rendered = tiny_model.renderer.render(conversation)
-    taken = torch.zeros(rendered.learnt, dtype=torch.bool)
+    taken = torch.zeros(rendered.num_used_tokens, dtype=torch.bool)
     for place in rendered.inputs:
         expected = tiny_model.encoders[place.key].encode([place.medium]).tokens.mean()
         span = slice(place.start, place.start + place.length)
         assert torch.allclose(embeds[1, span], expected.expand_as(embeds[1, span]))
         taken[span] = True
-    rest = embeds[1, : rendered.learnt][~taken]
-    assert torch.equal(rest, plain[1, : rendered.learnt][~taken])
+    rest = embeds[1, : rendered.num_used_tokens][~taken]
+    assert torch.equal(rest, plain[1, : rendered.num_used_tokens][~taken])
     assert torch.equal(embeds[0], plain[0])
 
 
@@ -89,19 +89,21 @@ def test_what_nothing_is_learnt_from_is_left_out(tiny_model: AnyToAny, pack: boo
     whole = batch_of(tiny_model, MIXED, pack=pack, targets=False)
     learnt = batch_of(tiny_model, MIXED, pack=pack)
     lengths = [tiny_model.renderer.render(talk) for talk in MIXED]
-    assert all(0 < item.learnt < len(item) for item in lengths)
-    ends = sum(len(item) - item.learnt for item in lengths)
+    assert all(0 < item.num_used_tokens < len(item) for item in lengths)
+    ends = sum(len(item) - item.num_used_tokens for item in lengths)
     if pack:
         real = [batch.ids.shape[1] - batch.padding for batch in (whole, learnt)]
         assert real[0] - real[1] == ends
     else:
-        assert learnt.ids.shape[1] == max(item.learnt for item in lengths)
+        assert learnt.ids.shape[1] == max(item.num_used_tokens for item in lengths)
     assert learnt.labels.equal(whole.labels)
-    states = [tiny_model(batch).hidden.flatten(0, 1)[batch.supervised] for batch in (whole, learnt)]
+    states = [
+        tiny_model(batch).hidden.flatten(0, 1)[batch.target_indices] for batch in (whole, learnt)
+    ]
     assert torch.allclose(*states, atol=1e-4)
     for key, media in whole.outputs.items():
-        one = tiny_model(whole).hidden.flatten(0, 1)[media.places]
-        other = tiny_model(learnt).hidden.flatten(0, 1)[learnt.outputs[key].places]
+        one = tiny_model(whole).hidden.flatten(0, 1)[media.token_indices]
+        other = tiny_model(learnt).hidden.flatten(0, 1)[learnt.outputs[key].token_indices]
         assert torch.allclose(one, other, atol=1e-4)
 
 
@@ -162,8 +164,8 @@ def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) ->
     padded = terms_of(tiny_model, batch_of(tiny_model, MIXED))
     batch = batch_of(tiny_model, MIXED, pack=True)
     assert batch.ids.shape[0] == 1
-    assert batch.ids.shape[1] % ALIGNED == 0
-    assert 0 < batch.padding < ALIGNED
+    assert batch.ids.shape[1] % PACK_MULTIPLE == 0
+    assert 0 < batch.padding < PACK_MULTIPLE
     assert batch.mask is None
     for name, term in terms_of(tiny_model, batch).items():
         assert term.count == padded[name].count
@@ -177,9 +179,9 @@ def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
     talk = [MIXED[3]] * 3
     padded, packed = (batch_of(tiny_model, talk, pack=pack) for pack in (False, True))
     length = padded.ids.shape[1]
-    real = packed.shared + 3 * (length - packed.shared)
+    real = packed.prefix_len + 3 * (length - packed.prefix_len)
     assert packed.ids.shape == (1, real + packed.padding)
-    assert packed.supervised.unique().numel() < len(packed.supervised)
+    assert packed.target_indices.unique().numel() < len(packed.target_indices)
     found = [terms_of(tiny_model, batch)["text"].total for batch in (padded, packed)]
     assert torch.allclose(*found, atol=1e-4)
 
@@ -189,10 +191,12 @@ def test_a_shared_opening_is_computed_once_and_changes_nothing(tiny_model: AnyTo
     for _, parameter in tiny_model.llm.lora_parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     batch = batch_of(tiny_model, MIXED)
-    assert batch.shared >= len(tiny_model.llm.tokenizer("<|im_start|>system\nYou see.").input_ids)
+    assert batch.prefix_len >= len(
+        tiny_model.llm.tokenizer("<|im_start|>system\nYou see.").input_ids
+    )
     found = []
-    for shared in (batch.shared, 0):
-        batch.shared = shared
+    for shared in (batch.prefix_len, 0):
+        batch.prefix_len = shared
         tiny_model.zero_grad()
         terms = terms_of(tiny_model, batch)
         losses.weigh(terms, WEIGHTS, losses.counts(batch, WEIGHTS)).backward()
@@ -339,7 +343,7 @@ def test_recomputed_activations_give_the_same_loss_and_gradients(make_model) -> 
         if recompute:
             model.llm.recompute_activations()
         batch = batch_of(model, MIXED)
-        assert batch.shared > 0
+        assert batch.prefix_len > 0
         calls = []
         layer = model.llm._decoder.layers[0].mlp
         layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))

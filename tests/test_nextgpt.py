@@ -171,7 +171,7 @@ def test_what_is_imported_computes_what_it_computed_there(
     torch.testing.assert_close(signals, hidden[:, -3:] + rows)
 
     features = torch.randn(2, 4, CHANNELS)
-    placed = model.project("image", InputMedia(places=torch.arange(8), features=features))
+    placed = model.project("image", InputMedia(token_indices=torch.arange(8), features=features))
     torch.testing.assert_close(placed, theirs.llama_proj(features))
 
     listed = {*done.taken, *done.left}
@@ -242,7 +242,7 @@ def test_a_grouping_projection_is_listed_and_a_fresh_one_can_be_trained(
     assert "GroupViT" in reasons.pop()
     assert any("fresh" in note for note in done.notes)
     model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / "out"))
-    assert model.input_widths == {"image": 2}
+    assert model.num_input_tokens == {"image": 2}
 
 
 class Evil:

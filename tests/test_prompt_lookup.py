@@ -72,7 +72,7 @@ def answer(
 ) -> Generated:
     return generate(
         model,
-        [model.renderer.render(prompt, for_reply=True)],
+        [model.renderer.render(prompt, add_generation_prompt=True)],
         FrozenWork(model),
         sampling=Sampling(**options),
         prefixes=prefixes,

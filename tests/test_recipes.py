@@ -44,18 +44,18 @@ def test_every_shape_where_parts_join(name: str, recipes: dict[str, AnyToAny]) -
     for key, encoder in model.encoders.items():
         features = torch.empty(2, *encoder.feature_shape, device="meta")  # pyright: ignore
         placed = model.input_projections[key](features)
-        assert placed.shape == (2, model.input_widths[key], width)
+        assert placed.shape == (2, model.num_input_tokens[key], width)
     for key, decoder in model.decoders.items():
-        signals = torch.empty(2, model.output_widths[key], width, device="meta")
+        signals = torch.empty(2, model.num_signal_tokens[key], width, device="meta")
         said = model.output_projections[key](signals)
         assert {n: tuple(v.shape[1:]) for n, v in said.items()} == decoder.condition_shapes
-    assert len(model.llm.rows) == sum(model.output_widths.values())
+    assert len(model.llm.rows) == sum(model.num_signal_tokens.values())
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_the_papers_shapes(recipes: dict[str, AnyToAny]) -> None:
     paper = recipes["nextgpt-7b"]
-    assert paper.output_widths == {"image": 4, "audio": 8, "video": 24}
+    assert paper.num_signal_tokens == {"image": 4, "audio": 8, "video": 24}
     assert paper.encoders["image"].feature_shape == (256, 1024)
     assert paper.encoders["video"].feature_shape == (256, 1024)
     assert {key: decoder.condition_shapes for key, decoder in paper.decoders.items()} == {

@@ -47,7 +47,7 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(
     tiny_model.llm.read = lambda new: passes.append(len(new)) or read(new)  # pyright: ignore
     model = eager(tiny_model, "audio")
     work, prefixes = FrozenWork(model), Prefixes(keep)
-    prompts = [model.renderer.render(talk, for_reply=True) for talk in PROMPTS]
+    prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in PROMPTS]
     decoding, entries, rows, sizes = Decoding(model, prefixes), [], [], []
     for number, prompt in enumerate(prompts):
         rows.append(Row(model, sampled(number), torch.Generator().manual_seed(number)))
@@ -79,7 +79,7 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         text = model.llm.tokenizer.decode(row.answer.ids)
         talk: list[Message] = [*PROMPTS[number], assistant(text), user("three")]
-        following = model.renderer.render(talk, for_reply=True)
+        following = model.renderer.render(talk, add_generation_prompt=True)
         cached, plain = (
             generate(model, [following], work, sampling=Sampling(max_new_tokens=4), prefixes=by)[0]
             for by in (prefixes, None)

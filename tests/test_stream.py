@@ -79,7 +79,7 @@ def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
     assert len(last.reply.media) == 3
 
     usage, timings = last.reply.usage, last.reply.timings
-    assert usage.prompt == len(tiny_model.renderer.render(PROMPT, for_reply=True))
+    assert usage.prompt == len(tiny_model.renderer.render(PROMPT, add_generation_prompt=True))
     assert (usage.text, usage.signals) == (len(last.reply.ids), 4 + 3 + 5)
     assert 0 < timings.first_token <= timings.text <= timings.total
     assert timings.media.keys() == ALL.keys()
@@ -323,7 +323,7 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
 ) -> None:
     options = {"modalities": {"image": "force"}, "max_new_tokens": 5, "temperature": 1.0}
     plain = talk(Chat(tiny_model, prefixes=0), TURNS, **options)
-    opening = len(tiny_model.renderer.opening)
+    opening = len(tiny_model.renderer.prefix_ids)
     assert {reply.usage.cached for reply in plain} <= {0, opening}
 
     encoded: list[str] = []
@@ -355,7 +355,7 @@ def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) ->
     work = FrozenWork(tiny_model)
     settings = Sampling(max_new_tokens=4, modalities=ALL)
     for conversation in (TURNS[:1], [*TURNS[:1], assistant("one two"), *TURNS[1:2]]):
-        prompt = tiny_model.renderer.render(conversation, for_reply=True)
+        prompt = tiny_model.renderer.render(conversation, add_generation_prompt=True)
         (cached,) = generate(tiny_model, [prompt], work, sampling=settings, prefixes=prefixes)
         (plain,) = generate(tiny_model, [prompt], work, sampling=settings)
         assert cached.ids == plain.ids
@@ -367,9 +367,9 @@ def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) ->
 def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyToAny]) -> None:
     model = make_model()
     model.llm.attach_lora()
-    opening = model.renderer.opening
+    opening = model.renderer.prefix_ids
     talks = [[user("one")], [user(picture(40))], [system("Say no."), user("one")]]
-    prompts = [model.renderer.render(talk, for_reply=True) for talk in talks]
+    prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in talks]
     assert [prompt.ids[: len(opening)] == opening for prompt in prompts] == [True, True, False]
 
     work, prefixes = FrozenWork(model), Prefixes(0)

@@ -1,7 +1,7 @@
 """Rendered conversations -> one batch of tensors.
 
-Legend: B rows, T positions, M media of one key in the batch (may be 0), N placeholders a medium,
-K signal tokens a medium, P supervised positions.
+Legend: B rows, T positions, M media of one key in the batch (may be 0), N placeholders per medium,
+K signal tokens per medium, P supervised positions, S samples shape, L feature tokens, C channels.
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Medium
-from mmllm.data.rendering import UNSUPERVISED, Rendered, num_shared
+from mmllm.data.rendering import UNSUPERVISED, Rendered, common_prefix_length
 from mmllm.precision import moved
 
-ALIGNED = 16
-"""A pack's positions are a multiple of it: a CPU takes longer for bfloat16 products of other
-heights, and has to make ready for each height that it has not seen."""
+PACK_MULTIPLE = 16
+"""The length of a pack is a multiple of this: CPU matrix products in bfloat16 are slower for other
+heights, and oneDNN prepares a kernel for each height it has not met."""
+
+_SEEDS_PER_ITEM = 64
+"""Noise seeds reserved for the media of one item."""
 
 
 @dataclass
 class InputMedia:
-    """Input media of one encoder: raw `samples` float[M, *S] or ready `features` float[M, L, C]
-    (`feature_mask` bool[M, L] or None), and their flat `places` int[M * N] in B * T."""
+    """The input media of one encoder.
 
-    places: Tensor
+    token_indices: int[M * N], where their tokens go in the flattened B * T positions.
+    samples: float[M, *S], preprocessed media, or None if `features` are given.
+    features: float[M, L, C], encoder outputs, or None if `samples` are given.
+    feature_mask: bool[M, L], which feature tokens are real, or None if all are.
+    """
+
+    token_indices: Tensor
     samples: Tensor | None = None
     features: Tensor | None = None
     feature_mask: Tensor | None = None
@@ -36,11 +44,15 @@ class InputMedia:
 
 @dataclass
 class OutputMedia:
-    """Output media of one decoder: flat `places` int[M, K], the alignment `targets` by tensor
-    name, `latents` float[M, …] for the denoising loss (None without it), and M `seeds` that name
-    the noise of each item (numbers, which the host needs)."""
+    """The output media of one decoder.
 
-    places: Tensor
+    token_indices: int[M, K], positions of their signal tokens in the flattened B * T positions.
+    targets: caption embeddings that the projected signal states are aligned with, by tensor name.
+    latents: float[M, …], targets of the denoising loss, or None without it.
+    seeds: M numbers on the host, from which the noise of each medium is drawn.
+    """
+
+    token_indices: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
     latents: Tensor | None = None
     seeds: tuple[int, ...] = ()
@@ -48,141 +60,158 @@ class OutputMedia:
 
 @dataclass
 class Batch:
-    """`ids` int[B, T]; `mask` bool[B, T] or None when packed; `positions` int[B, T];
-    `supervised` int[P]: flat positions whose hidden state predicts `labels` int[P]; `shared`: the
-    first positions that are the same text in every conversation. `packed`: the one row holds them
-    once and then conversations of these lengths, the last of which may be so much `padding`.
-    `plain` int[W, S]: windows of plain text beside the conversations, for the loss `kl`."""
+    """Tensors of one forward pass, padded on the right or packed into one row.
+
+    ids: int[B, T], token ids.
+    mask: bool[B, T], which positions are real, or None when packed.
+    positions: int[B, T], position ids.
+    target_indices: int[P], flat positions whose hidden states predict `labels`.
+    labels: int[P], rows of the output head (`mmllm.tokens`).
+    inputs, outputs: media by encoder and decoder key; every key of the model is present.
+    prefix_len: number of first positions that hold the same text in every conversation. In a pack
+        they stand once, at its beginning.
+    seq_lens: lengths of the packed conversations without the shared prefix; empty if not packed.
+    padding: length of the last entry of `seq_lens` if it is padding, else 0.
+    text_windows: int[W, S], windows of plain text for the loss `kl`, or None.
+    """
 
     ids: Tensor
     mask: Tensor | None
     positions: Tensor
-    supervised: Tensor
+    target_indices: Tensor
     labels: Tensor
     inputs: dict[str, InputMedia]
     outputs: dict[str, OutputMedia]
-    shared: int = 0
-    packed: tuple[int, ...] = ()
+    prefix_len: int = 0
+    seq_lens: tuple[int, ...] = ()
     padding: int = 0
-    plain: Tensor | None = None
+    text_windows: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Every tensor on `device`."""
-        return _mapped(self, lambda tensor: moved(tensor, device))
+        """Move every tensor to `device`."""
+        return _map_tensors(self, lambda tensor: moved(tensor, device))
 
     def pin_memory(self) -> Batch:
-        """Every tensor in pinned memory, which CUDA reads without the host."""
-        return _mapped(self, Tensor.pin_memory)
+        """Copy every tensor to page-locked memory, from which CUDA copies asynchronously."""
+        return _map_tensors(self, Tensor.pin_memory)
 
 
-class Lookup(Protocol):
-    """Where a batch gets the frozen parts' work from: a cache, or the parts themselves."""
+class FeatureProvider(Protocol):
+    """Computes or looks up what a batch needs from frozen encoders and decoders."""
 
     def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
-        """`samples`, or `features` and `feature_mask`, of M >= 1 media."""
+        """Return `samples`, or `features` and `feature_mask`, of M >= 1 media of encoder `key`."""
         ...
 
     def targets(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor]:
-        """The caption embeddings of M >= 1 media, by tensor name."""
+        """Return the caption embeddings of M >= 1 media of decoder `key`, by tensor name."""
         ...
 
     def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
-        """The decoder's latents of M >= 1 media; None where no denoising loss is used."""
+        """Return the latents of M >= 1 media of decoder `key`; None without a denoising loss."""
         ...
 
 
 def collate(
     items: Sequence[Rendered],
-    lookup: Lookup | None,
+    provider: FeatureProvider | None,
     *,
-    input_widths: Mapping[str, int],
-    output_widths: Mapping[str, int],
+    num_input_tokens: Mapping[str, int],
+    num_signal_tokens: Mapping[str, int],
     pad_id: int,
     pack: bool = False,
     share: bool = True,
     seeds: Sequence[int] | None = None,
     targets: bool = True,
 ) -> Batch:
-    """Pad on the right, or pack into one row, what all conversations begin with standing there once
-    (with `share`). `targets`: it is learnt from, so look up what the output media are aligned with,
-    and leave out what comes behind the last state that is needed.
+    """Collate rendered conversations into a batch, padded on the right or packed into one row.
 
-    `input_widths` and `output_widths` name every key of the model with its N or K: a key that no
-    item uses gets zero rows, so that what trains always gets a gradient. `seeds`: one number per
-    item, from which the noise of its media is drawn.
+    Args:
+        items: at least one rendered conversation.
+        provider: source of input media, alignment targets and latents; None: positions only.
+        num_input_tokens: N by encoder key. A key that no item uses gets zero rows, so that every
+            trainable projection receives a gradient.
+        num_signal_tokens: K by decoder key, likewise.
+        pad_id: token id of padding.
+        pack: put all conversations into one row, with their shared prefix once.
+        share: whether to find a shared prefix.
+        seeds: one number per item, from which the noise of its media is drawn; its index if None.
+        targets: whether the batch is trained on: targets are looked up, and positions behind the
+            last supervised state are left out.
     """
-    lengths = [(item.learnt if targets else 0) or len(item) for item in items]
-    shared = _common_opening(items, min(lengths) - 1) if share else 0
+    lengths = [(item.num_used_tokens if targets else 0) or len(item) for item in items]
+    prefix_len = _shared_prefix_length(items, min(lengths) - 1) if share else 0
     padding = 0
     if pack:
-        own = [length - shared for length in lengths]
-        offsets = [0, *accumulate(own[:-1])]
-        padding = -(shared + sum(own)) % ALIGNED
-        own += [padding] if padding else []
-        total, rows = shared + sum(own), 1
+        seq_lens = [length - prefix_len for length in lengths]
+        offsets = [0, *accumulate(seq_lens[:-1])]
+        padding = -(prefix_len + sum(seq_lens)) % PACK_MULTIPLE
+        seq_lens += [padding] if padding else []
+        total, rows = prefix_len + sum(seq_lens), 1
     else:
-        own = []
+        seq_lens = []
         total, rows = max(lengths), len(items)
         offsets = [row * total for row in range(rows)]
     ids = torch.full((rows * total,), pad_id)
     positions = torch.zeros(rows * total, dtype=torch.long)
     mask = torch.zeros(rows * total, dtype=torch.bool)
-    supervised: list[int] = []
+    target_indices: list[int] = []
     labels: list[int] = []
     for item, length, offset in zip(items, lengths, offsets, strict=True):
-        begin = shared if pack and offset else 0  # the first one brings what all begin with
-        places = slice(offset + begin, offset + length)
-        ids[places] = torch.tensor(item.ids[begin:length])
-        positions[places] = torch.arange(begin, length)
-        mask[places] = True
+        begin = prefix_len if pack and offset else 0  # the first conversation brings the prefix
+        where = slice(offset + begin, offset + length)
+        ids[where] = torch.tensor(item.ids[begin:length])
+        positions[where] = torch.arange(begin, length)
+        mask[where] = True
         for index, label in enumerate(item.labels):
             if label != UNSUPERVISED:  # the state before a token predicts it
-                place = index - 1
-                supervised.append(place if pack and place < shared else offset + place)
+                state = index - 1
+                target_indices.append(state if pack and state < prefix_len else offset + state)
                 labels.append(label)
     if padding:
-        positions[-padding:] = torch.arange(shared, shared + padding)
+        positions[-padding:] = torch.arange(prefix_len, prefix_len + padding)
 
-    inputs = {key: _input_media(items, offsets, key, lookup) for key in input_widths}
+    inputs = {key: _input_media(items, offsets, key, provider) for key in num_input_tokens}
     outputs = {
-        key: _output_media(items, offsets, key, width, lookup if targets else None, seeds)
-        for key, width in output_widths.items()
+        key: _output_media(items, offsets, key, width, provider if targets else None, seeds)
+        for key, width in num_signal_tokens.items()
     }
     return Batch(
         ids=ids.view(rows, total),
         mask=None if pack else mask.view(rows, total),
         positions=positions.view(rows, total),
-        supervised=torch.tensor(supervised, dtype=torch.long),
+        target_indices=torch.tensor(target_indices, dtype=torch.long),
         labels=torch.tensor(labels, dtype=torch.long),
         inputs=inputs,
         outputs=outputs,
-        shared=shared,
-        packed=tuple(own),
+        prefix_len=prefix_len,
+        seq_lens=tuple(seq_lens),
         padding=padding,
     )
 
 
-def _common_opening(items: Sequence[Rendered], limit: int) -> int:
-    """How many of so many first positions are equal in all rows, and no medium's."""
+def _shared_prefix_length(items: Sequence[Rendered], limit: int) -> int:
+    """Number of first positions, at most `limit`, that hold the same text in all of several items;
+    0 for a single item. Positions of media are never shared."""
     first = items[0]
     for item in items:
-        limit = min([limit, *(place.start for place in [*item.inputs, *item.outputs])])
-        limit = num_shared(item.ids[:limit], first.ids)
+        limit = min([limit, *(span.start for span in [*item.inputs, *item.outputs])])
+        limit = common_prefix_length(item.ids[:limit], first.ids)
     return limit if len(items) > 1 else 0
 
 
 def _input_media(
-    items: Sequence[Rendered], offsets: Sequence[int], key: str, lookup: Lookup | None
+    items: Sequence[Rendered], offsets: Sequence[int], key: str, provider: FeatureProvider | None
 ) -> InputMedia:
     media: list[Medium] = []
-    places: list[int] = []
+    indices: list[int] = []
     for item, offset in zip(items, offsets, strict=True):
-        for place in item.inputs:
-            if place.key == key:
-                media.append(place.medium)
-                places.extend(range(offset + place.start, offset + place.start + place.length))
-    found = lookup.input_media(key, media) if media and lookup is not None else {}
-    return InputMedia(places=torch.tensor(places, dtype=torch.long), **found)
+        for span in item.inputs:
+            if span.key == key:
+                media.append(span.medium)
+                indices.extend(range(offset + span.start, offset + span.start + span.length))
+    tensors = provider.input_media(key, media) if media and provider is not None else {}
+    return InputMedia(token_indices=torch.tensor(indices, dtype=torch.long), **tensors)
 
 
 def _output_media(
@@ -190,36 +219,41 @@ def _output_media(
     offsets: Sequence[int],
     key: str,
     width: int,
-    lookup: Lookup | None,
+    provider: FeatureProvider | None,
     seeds: Sequence[int] | None,
 ) -> OutputMedia:
     media: list[Medium] = []
-    places: list[range] = []
-    names: list[int] = []
+    ranges: list[range] = []
+    noise_seeds: list[int] = []
     for index, (item, offset) in enumerate(zip(items, offsets, strict=True)):
-        for number, place in enumerate(item.outputs):
-            if place.key == key:
-                media.append(place.medium)
-                places.append(range(offset + place.start, offset + place.start + place.length))
-                names.append((seeds[index] if seeds is not None else index) * 64 + number)
-    table = torch.tensor([list(place) for place in places], dtype=torch.long).view(-1, width)
-    if not media or lookup is None:
-        return OutputMedia(places=table)
+        for number, span in enumerate(item.outputs):
+            if span.key == key:
+                media.append(span.medium)
+                ranges.append(range(offset + span.start, offset + span.start + span.length))
+                seed = seeds[index] if seeds is not None else index
+                noise_seeds.append(seed * _SEEDS_PER_ITEM + number)
+    indices = torch.tensor([list(own) for own in ranges], dtype=torch.long).view(-1, width)
+    if not media or provider is None:
+        return OutputMedia(token_indices=indices)
     return OutputMedia(
-        places=table,
-        targets=lookup.targets(key, media),
-        latents=lookup.latents(key, media),
-        seeds=tuple(names),
+        token_indices=indices,
+        targets=provider.targets(key, media),
+        latents=provider.latents(key, media),
+        seeds=tuple(noise_seeds),
     )
 
 
-def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `function` to every tensor in nested dataclasses and dictionaries."""
     if isinstance(value, Tensor):
-        return move(value)
+        return function(value)
     if isinstance(value, dict):
-        return {key: _mapped(entry, move) for key, entry in value.items()}
+        return {key: _map_tensors(entry, function) for key, entry in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(
-            **{entry.name: _mapped(getattr(value, entry.name), move) for entry in fields(value)}
+            **{
+                entry.name: _map_tensors(getattr(value, entry.name), function)
+                for entry in fields(value)
+            }
         )
     return value

@@ -36,7 +36,7 @@ class DeviceNeeded(Exception):
 
 
 class FrozenWork:
-    """A Lookup for `collate` (mmllm.data.batch) over a model's encoders and decoders.
+    """A FeatureProvider for `collate` (mmllm.data.batch) over a model's encoders and decoders.
 
     `store`: a folder on disk; None keeps all in memory. With `remember` False nothing is kept:
     samples go through the encoders in every step. `denoise`: whether latents are wanted.
@@ -58,7 +58,7 @@ class FrozenWork:
         self._samples: dict[tuple[str, str], Tensor] = {}
 
     def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
-        """See Lookup."""
+        """See FeatureProvider."""
         if not self.remember:
             names = [(key, self._name(medium)) for medium in media]
             samples = [self._take_sample(n, m) for n, m in zip(names, media, strict=True)]
@@ -72,14 +72,14 @@ class FrozenWork:
         }
 
     def targets(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor]:
-        """See Lookup. Raises MediaError for a medium without a caption."""
+        """See FeatureProvider. Raises MediaError for a medium without a caption."""
         captions = [_caption(medium) for medium in media]
         names = [_hash(caption) for caption in captions]
         found = self._entries(CONDITIONS, key, names, lambda: self._embed(key, captions))
         return {name: torch.stack([entry[name] for entry in found]) for name in found[0]}
 
     def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
-        """See Lookup. A batch in which a medium has no data has no denoising loss."""
+        """See FeatureProvider. A batch in which a medium has no data has no denoising loss."""
         if not self.denoise or not all(medium.has_data for medium in media):
             return None
         decoder, room = self.model.decoders[key], self._room(LATENTS, key)

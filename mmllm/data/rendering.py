@@ -67,7 +67,7 @@ class Rendered:
         return len(self.ids)
 
     @property
-    def learnt(self) -> int:
+    def num_used_tokens(self) -> int:
         """How many positions there are up to the last one whose state is learnt from, or that a
         medium takes: what ends the last turn is predicted, and need not be read."""
         last = max((at for at, label in enumerate(self.labels) if label != UNSUPERVISED), default=0)
@@ -105,20 +105,27 @@ class Renderer:
         self._anchor = self._find_anchor()
 
     @cached_property
-    def opening(self) -> list[int]:
+    def prefix_ids(self) -> list[int]:
         """Ids with which a conversation begins that brings no system message of its own."""
         one, other = (self.render([Message("user", (Text(word),))]).ids for word in "ab")
-        return one[: num_shared(one, other)]
+        return one[: common_prefix_length(one, other)]
 
-    def render(self, conversation: Sequence[Message], *, for_reply: bool = False) -> Rendered:
-        """All turns with the assistant's supervised; `for_reply` ends where a reply begins."""
+    def render(
+        self, conversation: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> Rendered:
+        """Render all turns, with the assistant's supervised.
+
+        Args:
+            conversation: messages in order; a system prompt is added if it brings none.
+            add_generation_prompt: end where the assistant's reply begins.
+        """
         messages = list(conversation)
         if not messages:
             raise ContextError("the conversation is empty: expected at least one message")
         if messages[0].role != "system" and self.system_prompt:
             messages = [Message("system", (Text(self.system_prompt),)), *messages]
         # template, index, template, index, …, template
-        pieces = _SLOT.split(self._write(messages, for_reply))
+        pieces = _SLOT.split(self._write(messages, add_generation_prompt))
         rendered = Rendered()
         made: list[Medium] = []
         before, role = pieces[0], None
@@ -140,9 +147,9 @@ class Renderer:
         return rendered
 
     def fit(
-        self, conversation: Sequence[Message], max_length: int, *, room: int = 0
+        self, conversation: Sequence[Message], max_length: int, *, reserve: int = 0
     ) -> tuple[Rendered, int]:
-        """Render for a reply within max_length - room tokens; the oldest turns go first.
+        """Render for a reply within max_length - reserve tokens; the oldest turns go first.
 
         Returns the rendering and how many messages were dropped. Raises ContextError if the last
         message alone does not fit.
@@ -152,17 +159,17 @@ class Renderer:
         rest = messages[len(opening) :]
         dropped = 0
         while True:
-            rendered = self.render([*opening, *rest[dropped:]], for_reply=True)
-            if len(rendered) + room <= max_length:
+            rendered = self.render([*opening, *rest[dropped:]], add_generation_prompt=True)
+            if len(rendered) + reserve <= max_length:
                 return rendered, dropped
             dropped += 1
             while dropped < len(rest) and rest[dropped].role == "assistant":
                 dropped += 1  # a conversation never opens with a reply to nothing
             if dropped >= len(rest):
                 raise ContextError(
-                    f"the last message alone takes {len(rendered)} tokens and {room} are kept for "
-                    f"the reply, but the context holds {max_length}: shorten it, send fewer media, "
-                    "or raise llm.max_length if the model allows it"
+                    f"the last message alone takes {len(rendered)} tokens and {reserve} are kept "
+                    f"for the reply, but the context holds {max_length}: shorten it, send fewer "
+                    "media, or raise llm.max_length if the model allows it"
                 )
 
     def encode_text(self, text: str) -> list[int]:
@@ -196,44 +203,46 @@ class Renderer:
             )
         return [] if together == anchor + alone else anchor
 
-    def _write(self, messages: Sequence[Message], for_reply: bool) -> str:
+    def _write(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """The template's text with a slot for every message. A template that knows no system
         role, as Gemma 2's or Mistral's first, gets the system's words before the first turn's."""
         roles = tuple(message.role for message in messages)
-        if (roles, for_reply) in self._written:
-            return self._written[roles, for_reply]
-        text = self._write_turns(roles, for_reply)
+        if (roles, add_generation_prompt) in self._written:
+            return self._written[roles, add_generation_prompt]
+        text = self._write_turns(roles, add_generation_prompt)
         # Nothing else goes into the text, unless the template asks for the time.
         if len(roles) <= _REMEMBERED_TURNS and "strftime_now" not in self.template:
             if len(self._written) >= _REMEMBERED:
                 self._written.clear()
-            self._written[roles, for_reply] = text
+            self._written[roles, add_generation_prompt] = text
         return text
 
-    def _write_turns(self, roles: Sequence[str], for_reply: bool) -> str:
+    def _write_turns(self, roles: Sequence[str], add_generation_prompt: bool) -> str:
         turns = [
             {"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)
         ]
         try:
-            return self._apply(turns, for_reply, len(roles))
+            return self._apply(turns, add_generation_prompt, len(roles))
         except sandbox.Refused as error:
             if turns[0]["role"] == "system" and len(turns) > 1:
                 opening = f"{turns[0]['content']}\n\n{turns[1]['content']}"
                 folded = [{**turns[1], "content": opening}, *turns[2:]]
                 with suppress(sandbox.Refused):  # then the first refusal is the one to tell
-                    return self._apply(folded, for_reply, len(roles))
+                    return self._apply(folded, add_generation_prompt, len(roles))
             raise ConfigError(
                 f"the chat template refuses roles {quoted(list(roles))}: {error}"
             ) from error
 
-    def _apply(self, turns: list[dict[str, str]], for_reply: bool, expected: int) -> str:
+    def _apply(
+        self, turns: list[dict[str, str]], add_generation_prompt: bool, expected: int
+    ) -> str:
         variables = {
             "tools": None,
             "documents": None,
             **self.tokenizer.special_tokens_map,
             **self.template_options,
             "messages": turns,
-            "add_generation_prompt": for_reply,
+            "add_generation_prompt": add_generation_prompt,
         }
         try:
             text = sandbox.render(self.template, variables)
@@ -296,7 +305,7 @@ class Renderer:
         rendered.labels += ids[:supervised] + [UNSUPERVISED] * (len(ids) - supervised)
 
 
-def num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many first entries are the same in both."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -90,7 +90,7 @@ class Feed(Dataset):
             own = self._own(draws[micro * size : (micro + 1) * size], ready)
             batch = self._collate(own, ready, result.skipped)
             part = micro * self.world + self.rank
-            batch.plain = None if windows is None else windows.chunk(parts)[part]
+            batch.text_windows = None if windows is None else windows.chunk(parts)[part]
             result.micros.append(batch)
         return result
 
@@ -151,8 +151,8 @@ class Feed(Dataset):
         return collate(
             items,
             self.work,
-            input_widths=self.model.input_widths,
-            output_widths=self.model.output_widths,
+            num_input_tokens=self.model.num_input_tokens,
+            num_signal_tokens=self.model.num_signal_tokens,
             pad_id=self.model.llm.pad_id,
             pack=self.stage.pack,
             share=not self.stage.pack or self.model.llm.packs_openings,

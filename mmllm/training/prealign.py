@@ -153,8 +153,8 @@ def _signals(
             batch = collate(
                 group,
                 work,
-                input_widths=model.input_widths,
-                output_widths=model.output_widths,
+                num_input_tokens=model.num_input_tokens,
+                num_signal_tokens=model.num_signal_tokens,
                 pad_id=model.llm.pad_id,
                 pack=model.llm.packs_openings,
                 seeds=[0] * len(group),

@@ -60,10 +60,10 @@ def test_states_padded_shared_and_packed_are_the_cpus(pair: Pair) -> None:
     for options in ({}, {"share": False}, {"pack": True}):
         if options.get("pack"):
             options = {**options, "share": here.llm.packs_openings}
-        batch = collate(items, None, input_widths={}, output_widths={}, pad_id=0, **options)
-        wanted = here.hidden(batch).flatten(0, 1)[batch.supervised]
+        batch = collate(items, None, num_input_tokens={}, num_signal_tokens={}, pad_id=0, **options)
+        wanted = here.hidden(batch).flatten(0, 1)[batch.target_indices]
         moved = batch.to("second")
-        found = there.hidden(moved).flatten(0, 1)[moved.supervised]
+        found = there.hidden(moved).flatten(0, 1)[moved.target_indices]
         torch.testing.assert_close(found.cpu(), wanted, atol=1e-4, rtol=1e-4)
         token_nll = there.llm.token_nll(found, moved.labels)
         torch.testing.assert_close(
@@ -87,7 +87,7 @@ def answered(whole: AnyToAny, prompts: list[Rendered], **options: Any) -> list[G
 )
 def test_words_alone_and_together_are_the_cpus(pair: Pair, options: dict[str, Any]) -> None:
     _, here, there = pair
-    prompts = rendered(here, for_reply=True)
+    prompts = rendered(here, add_generation_prompt=True)
     for asked in (prompts, prompts[:1]):
         wanted, found = (answered(whole, asked, **options) for whole in (here, there))
         assert [answer.ids for answer in found] == [answer.ids for answer in wanted]
@@ -113,7 +113,7 @@ def test_a_step_makes_the_host_wait_once(
     device about the mask besides; that is still no more than once a word."""
     name, _, there = pair
     monkeypatch.setattr("mmllm.generation.Row._constrained", _endless)
-    asked = rendered(there, for_reply=True)[:rows]
+    asked = rendered(there, add_generation_prompt=True)[:rows]
 
     def do(length: int) -> list[Generated]:
         sampling = Sampling(

@@ -89,26 +89,28 @@ def test_packed_padded_shared_and_single_rows_have_the_same_states(name, folders
     assert min(map(len, items)) > WINDOW
 
     def states(batch: Any) -> Tensor:
-        return whole.hidden(batch).flatten(0, 1)[batch.supervised]
+        return whole.hidden(batch).flatten(0, 1)[batch.target_indices]
 
     def batched(some: Any, **options: Any) -> Any:
-        return collate(some, None, input_widths={}, output_widths={}, pad_id=0, **options)
+        return collate(some, None, num_input_tokens={}, num_signal_tokens={}, pad_id=0, **options)
 
     single = torch.cat([states(batched([item])) for item in items])
     padded = batched(items)
-    assert padded.shared > 0
+    assert padded.prefix_len > 0
     torch.testing.assert_close(states(padded), single, atol=1e-4, rtol=1e-4)
     for share in {False, whole.llm.packs_openings}:
         packed = batched(items, pack=True, share=share)
         assert packed.ids.shape[0] == 1
-        assert (packed.shared > 0) == share
+        assert (packed.prefix_len > 0) == share
         torch.testing.assert_close(states(packed), single, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_generation_gives_the_ids_of_transformers(name, folders) -> None:
     whole, reference = joined(name, folders(name)), plain(folders(name))
-    prompts = [whole.renderer.render(talk, for_reply=True) for talk in (TALK[:3], TALK[:1])]
+    prompts = [
+        whole.renderer.render(talk, add_generation_prompt=True) for talk in (TALK[:3], TALK[:1])
+    ]
     sampling = Sampling(max_new_tokens=12)
     answers = generate(whole, prompts, FrozenWork(whole), sampling=sampling)
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -128,12 +130,12 @@ def test_rendered_ids_are_those_of_the_whole_text(name, folders) -> None:
     only replies with their end are learned."""
     whole = joined(name, folders(name))
     tokenizer, family = whole.llm.tokenizer, FAMILIES[name]
-    for talk, for_reply in ((TALK, False), (TALK[:3], True), (TALK[:1], True)):
-        rendered = whole.renderer.render(talk, for_reply=for_reply)
+    for talk, add_generation_prompt in ((TALK, False), (TALK[:3], True), (TALK[:1], True)):
+        rendered = whole.renderer.render(talk, add_generation_prompt=add_generation_prompt)
         text = tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.text} for message in talk],
             tokenize=False,
-            add_generation_prompt=for_reply,
+            add_generation_prompt=add_generation_prompt,
             chat_template=family.template or TEMPLATES["vicuna"],
             **family.llm.get("template_options", {}),
         )
@@ -148,7 +150,7 @@ def test_rendered_ids_are_those_of_the_whole_text(name, folders) -> None:
 def test_a_prompt_is_the_beginning_of_what_is_learned(name, folders) -> None:
     """What the model reads before a reply is what stood before it in training."""
     renderer = joined(name, folders(name)).renderer
-    prompt = renderer.render(TALK[:1], for_reply=True)
+    prompt = renderer.render(TALK[:1], add_generation_prompt=True)
     assert renderer.render(TALK[:2]).ids[: len(prompt)] == prompt.ids
 
 
@@ -156,7 +158,7 @@ def test_a_prompt_is_the_beginning_of_what_is_learned(name, folders) -> None:
 def test_system_words_are_said_in_every_family(name, folders) -> None:
     """Mistral's template refuses the role: the words then open the first turn."""
     whole = joined(name, folders(name))
-    rendered = whole.renderer.render([system("Be brief."), *TALK[:1]], for_reply=True)
+    rendered = whole.renderer.render([system("Be brief."), *TALK[:1]], add_generation_prompt=True)
     text = whole.llm.tokenizer.decode(rendered.ids)
     assert text.index("Be brief.") < text.index("What is this?")
 

@@ -57,7 +57,7 @@ def talks(batch: Batch) -> list[Talk]:
     """The conversations of a batch, in its order."""
     if batch.mask is not None:
         return [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, batch.mask, strict=True)]
-    opening, *own = batch.ids[0].split([batch.shared, *batch.packed])
+    opening, *own = batch.ids[0].split([batch.prefix_len, *batch.seq_lens])
     return [(*opening.tolist(), *ids.tolist()) for ids in own[: -1 if batch.padding else None]]
 
 

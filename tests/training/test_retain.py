@@ -51,7 +51,7 @@ def test_processes_share_the_windows_of_a_step(make_run, plain):
         Feed(model, mixture, FrozenWork(model), run.stage, rank=rank, world=2, plain=text)[5]
         for rank in range(2)
     ]
-    order = [parts[rank].micros[micro].plain for micro in range(2) for rank in range(2)]
+    order = [parts[rank].micros[micro].text_windows for micro in range(2) for rank in range(2)]
     assert torch.equal(torch.cat(order), text.batch(5))
 
 
