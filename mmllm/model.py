@@ -152,7 +152,8 @@ class AnyToAny(nn.Module):
         """What the output projections read of a batch: float32[M, K, D] by key."""
         flat = self.hidden(batch).flatten(0, 1)
         return {
-            key: self.with_rows(key, flat[media.token_indices]) for key, media in batch.outputs.items()
+            key: self.with_rows(key, flat[media.token_indices])
+            for key, media in batch.outputs.items()
         }
 
     def embed(self, batch: Batch) -> Tensor:
