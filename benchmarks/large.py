@@ -33,7 +33,7 @@ from mmllm.data.batch import Batch, InputMedia, OutputMedia
 from mmllm.llm.causal_lm import LanguageModel
 from mmllm.model import AnyToAny
 from mmllm.training import cpu, loop
-from mmllm.training.feed import Step
+from mmllm.training.feed import StepData
 from mmllm.training.stage import choose_trainable
 from mmllm.weights import left_out
 
@@ -159,7 +159,7 @@ def _rows(name: str, number: int, options: Options) -> Iterator[Row]:
     measured = device.type == "cuda"
     batch = _batch(stage.model, stage.features, speaks=number == 3).to(device)
     bare = Bare(stage, [batch])
-    timing = timed(lambda: stage.step(Step([batch])), bare.steps, options)
+    timing = timed(lambda: stage.step(StepData([batch])), bare.steps, options)
     floor, least = (FLOOR, LEAST) if measured else (None, None)
     unmeasured = "" if measured else f"; on a GPU at most {FLOOR}"
     yield Row(f"{name}: step / bare", timing.ratio, floor, detail=f"{timing}{unmeasured}")

@@ -21,7 +21,7 @@ from mmllm.data.batch import Batch
 from mmllm.data.mixture import Mixture
 from mmllm.projections.input import LinearConfig
 from mmllm.training import cpu, loop
-from mmllm.training.feed import Feed, Step, open_sources
+from mmllm.training.feed import StepData, TrainingStepDataset, open_sources
 from mmllm.training.stage import choose_trainable
 
 MINI = {
@@ -61,34 +61,34 @@ class Stage:
         self.model.train()
         self.feed = self.feed_of()
 
-    def feed_of(self, **changes: Any) -> Feed:
+    def feed_of(self, **changes: Any) -> TrainingStepDataset:
         """Another feed for the same model; `changes` to keys of the stage."""
         stage = replace(self.stage, **changes)
-        feed = Feed(
+        feed = TrainingStepDataset(
             self.model,
             Mixture(open_sources(stage.data, "stage.data"), stage.seed),
-            loop.frozen_work(self.model, stage),
+            loop.build_feature_cache(self.model, stage),
             stage,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
         return feed
 
-    def step(self, data: Step) -> None:
+    def step(self, data: StepData) -> None:
         """One step of training, its losses read."""
-        found = loop.take_step(
+        found = loop.training_step(
             self.accelerator, self.wrapped, self.optimizer, data, self.stage, self.model
         )
         found()
 
-    def steps(self, feed: Feed, numbers: Iterable[int]) -> None:
+    def steps(self, feed: TrainingStepDataset, numbers: Iterable[int]) -> None:
         """What the loop does for these steps, from reading on."""
         for number in numbers:
             self.step(feed[number])
 
-    def ready(self, feed: Feed, numbers: Iterable[int]) -> list[Batch]:
+    def ready(self, feed: TrainingStepDataset, numbers: Iterable[int]) -> list[Batch]:
         """The batches of these steps; what they ask of frozen parts lies on disk from now on."""
-        found = [micro for number in numbers for micro in feed[number].micros]
+        found = [micro for number in numbers for micro in feed[number].microbatches]
         if feed.work.store:
             feed.work.store.flush()
         return found

@@ -30,7 +30,7 @@ from stages import Bare, Stage
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import LengthGroups
 from mmllm.llm.packed_stack import PackedStack
-from mmllm.training.feed import Feed
+from mmllm.training.feed import TrainingStepDataset
 
 
 def stage_1(options: Options) -> Iterator[Row]:
@@ -98,7 +98,9 @@ def epochs(options: Options) -> Iterator[Row]:
             encoder.forward = clock.around(encoder.forward)
             encoder.preprocess = clock.around(encoder.preprocess)
 
-        def uncached(stage: Stage = stage, feed: Feed = fresh, clock: _Clock = clock) -> float:
+        def uncached(
+            stage: Stage = stage, feed: TrainingStepDataset = fresh, clock: _Clock = clock
+        ) -> float:
             before = clock.seconds
             stage.steps(feed, range(3))
             return clock.seconds - before
@@ -168,7 +170,7 @@ class _Reader:
     def __init__(
         self,
         stage: Stage,
-        feed: Feed,
+        feed: TrainingStepDataset,
         steps: Sequence[int],
         *,
         share: bool = True,
@@ -182,7 +184,7 @@ class _Reader:
         for number in self.numbers:
             data = self.feed[number]
             if not self.share:
-                data.micros = [replace(batch, prefix_len=0) for batch in data.micros]
+                data.microbatches = [replace(batch, prefix_len=0) for batch in data.microbatches]
             with nullcontext() if self.lean else patch.object(PackedStack, "computes", _never):
                 self.stage.step(data)
 

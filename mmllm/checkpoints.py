@@ -491,7 +491,7 @@ def _llm_fingerprint(model: AnyToAny) -> str:
 
 
 def _bytes_needed(model: AnyToAny, tensors: Mapping[str, Tensor], *, with_llm: bool = False) -> int:
-    trained = sum(value.numel() * 4 for _, value in model.named_adapters())
+    trained = sum(value.numel() * 4 for _, value in model.trainable_candidates())
     others = [*tensors.values(), *(model.llm.model.parameters() if with_llm else ())]
     return trained + sum(value.numel() * value.element_size() for value in others) + 2**20
 

@@ -1,7 +1,7 @@
 """The losses: text, alignment, denoising, retention. Each is a sum and a count, never a mean.
 
 A mean over zero rows is not a number, and a mean per process weighs tokens wrongly when processes
-hold different numbers of them: one place, `weigh`, divides by the count over all of them.
+hold different numbers of them: one place, `total_loss`, divides by the count over all of them.
 Legend: P supervised positions, M media of one key.
 """
 
@@ -21,16 +21,16 @@ from mmllm.precision import moved
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """One loss over one batch: `total` is a scalar tensor, `count` what it was summed over."""
 
     total: Tensor
     count: int
 
 
-def text(token_nll: Tensor) -> Term:
+def text(token_nll: Tensor) -> LossTerm:
     """Cross-entropy over supervised positions: float32[P] of -log p."""
-    return Term(token_nll.sum(), len(token_nll))
+    return LossTerm(token_nll.sum(), len(token_nll))
 
 
 def align(
@@ -38,7 +38,7 @@ def align(
     targets: Mapping[str, Tensor],
     masks: Mapping[str, str],
     distance: str,
-) -> Term:
+) -> LossTerm:
     """Distance of the projected condition to the caption's own: a mean per medium and tensor,
     summed over media. Where a sequence has a mask, only its real positions count; the mask itself
     is one more tensor to meet."""
@@ -53,7 +53,7 @@ def align(
             real = targets[masks[name]].float()
             each = (each * real).sum(-1) / real.sum(-1).clamp_min(1.0)
         total = total + each.flatten(1).mean(1).sum() if each.ndim > 1 else total + each.sum()
-    return Term(total, media)
+    return LossTerm(total, media)
 
 
 def denoise(
@@ -61,7 +61,7 @@ def denoise(
     condition: dict[str, Tensor],
     latents: Tensor | None,
     seeds: Sequence[int],
-) -> Term:
+) -> LossTerm:
     """The frozen decoder's own training loss under the projected condition, per sample.
 
     Noise and time are drawn for each medium from its own seed, so the loss of an item does not
@@ -69,17 +69,19 @@ def denoise(
     """
     media = len(next(iter(condition.values())))
     if latents is None:
-        return Term(sum((value.sum() * 0.0 for value in condition.values()), torch.zeros(())), 0)
+        return LossTerm(
+            sum((value.sum() * 0.0 for value in condition.values()), torch.zeros(())), 0
+        )
     noise, times = draw_noise(latents, seeds)
     each = decoder.denoising_loss(condition, latents, noise=noise, times=times)
-    return Term(each.sum(), media)
+    return LossTerm(each.sum(), media)
 
 
-def kl(kl_to_base: Tensor) -> Term:
+def kl(kl_to_base: Tensor) -> LossTerm:
     """Kullback-Leibler divergence of the adapted LLM from the base LLM, over all positions of
     plain text, float32[P] (learning without forgetting, Li and Hoiem 2016). What the adapted one
     would rather draw than say counts against it."""
-    return Term(kl_to_base.sum(), len(kl_to_base))
+    return LossTerm(kl_to_base.sum(), len(kl_to_base))
 
 
 def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -102,9 +104,9 @@ def compute(
     *,
     decoders: Mapping[str, ModalityDecoder],
     distance: str = "mse",
-) -> dict[str, Term]:
+) -> dict[str, LossTerm]:
     """Every loss of a stage: `text`, `kl`, `align/KEY`, `denoise/KEY`."""
-    terms: dict[str, Term] = {"text": text(output.token_nll)} if "text" in weights else {}
+    terms: dict[str, LossTerm] = {"text": text(output.token_nll)} if "text" in weights else {}
     if output.kl_to_base is not None:
         terms["kl"] = kl(output.kl_to_base)
     for key, condition in output.conditions.items():
@@ -117,7 +119,7 @@ def compute(
     return terms
 
 
-def counts(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
+def num_targets(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
     """What `compute` will count, known before the forward pass."""
     found = {"text": len(batch.labels)} if "text" in weights else {}
     if batch.text_windows is not None:
@@ -130,8 +132,8 @@ def counts(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
     return found
 
 
-def weigh(
-    terms: Mapping[str, Term], weights: Mapping[str, float], totals: Mapping[str, int | Tensor]
+def total_loss(
+    terms: Mapping[str, LossTerm], weights: Mapping[str, float], totals: Mapping[str, int | Tensor]
 ) -> Tensor:
     """One scalar to differentiate. `totals` are the terms' counts over all processes and
     accumulation steps, on the host or on the device; a modality that is absent everywhere adds a

@@ -106,7 +106,7 @@ class AnyToAny(nn.Module):
         """K per output key."""
         return dict(self.llm.tokens.signal_tokens)
 
-    def named_adapters(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def trainable_candidates(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that may train, under the names that a stage's table uses:
         input_projections.KEY.…, output_projections.KEY.…, llm.rows, llm.head_rows, llm.lora.…"""
         for room in ("input_projections", "output_projections"):

@@ -34,7 +34,7 @@ from mmllm.llm.head import CHUNK
 from mmllm.llm.templates import chat_template
 from mmllm.model import AnyToAny
 from mmllm.training.feed import open_sources
-from mmllm.training.stage import Group, choose_trainable
+from mmllm.training.stage import ParameterGroup, choose_trainable
 
 STAGES = "[0-9]_*.yaml"
 """The stages of a recipe's folder, in their order."""
@@ -70,7 +70,7 @@ class StagePlan:
     stage: StageConfig
     processes: int
     rows: int
-    groups: list[Group]
+    groups: list[ParameterGroup]
     memory: dict[str, int]
     filling: dict[str, int]
     checkpoint: int
@@ -108,17 +108,17 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
             raise ConfigError(f"{path}: a system alone takes no overrides; edit it")
         tree = configs.read_yaml(path)
         system = configs.parse_system(tree.get("system", tree))
-        return Plan(system, parts_of(hollow(system)), licences.of_parts(system))
+        return Plan(system, parts_of(build_meta(system)), licences.of_parts(system))
     stages, model, runs = [], None, [configs.load_run(file, overrides) for file in files]
     for run in runs:
         if model is None or run.system != model.config:
-            model = hollow(run.system, dtype_of(run.stage))
+            model = build_meta(run.system, dtype_of(run.stage))
         stages.append(plan_stage(model, run, processes=processes))
     assert model is not None
     return Plan(runs[-1].system, parts_of(model), licences.of_parts(runs[-1].system), stages)
 
 
-def hollow(system: SystemConfig, dtype: torch.dtype = torch.bfloat16) -> AnyToAny:
+def build_meta(system: SystemConfig, dtype: torch.dtype = torch.bfloat16) -> AnyToAny:
     """The model of a system without its weights: `mmllm.model.build` on the meta device."""
     with weights.left_out():
         encoders = {key: configs.build(entry) for key, entry in system.encoders.items()}
@@ -134,7 +134,7 @@ def renderer(system: SystemConfig) -> Renderer:
     tokenizer or the configs of a part are not at hand."""
     llm: Any = system.llm
     tokenizer, ends = local_tokenizer(llm.weights)
-    model = hollow(replace(system, llm=replace(llm, chat_template="plain")))
+    model = build_meta(replace(system, llm=replace(llm, chat_template="plain")))
     model.llm.tokenizer = tokenizer
     return Renderer(
         tokenizer,
@@ -165,7 +165,7 @@ def parts_of(model: AnyToAny) -> list[Part]:
         size = torch.empty(0, dtype=decoder.dtype).element_size()
         parts.append(Part(f"decoders.{key}", networks, size * sum(networks.values())))
     rooms: dict[str, int] = {}
-    for name, parameter in model.named_adapters():
+    for name, parameter in model.trainable_candidates():
         room = ".".join(name.split(".")[:2])
         rooms[room] = rooms.get(room, 0) + parameter.numel()
     return parts + [
@@ -192,7 +192,7 @@ def _networks(folder: Path) -> dict[str, int]:
 
 
 def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StagePlan:
-    """What a stage needs of each of so many processes; `model` is `hollow(run.system)`."""
+    """What a stage needs of each of so many processes; `model` is `build_meta(run.system)`."""
     stage = run.stage
     if stage.batch_size % (stage.gradient_accumulation_steps * processes):
         raise ConfigError(
@@ -224,7 +224,7 @@ def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StageP
         "decoders, one at a time": max(pipelines, default=0) if speaks else 0,
         "projections, rows, LoRA": adapters,
     }
-    micros = stage.gradient_accumulation_steps * processes * stage.steps
+    microbatches = stage.gradient_accumulation_steps * processes * stage.steps
     items, cache = _cache(model, stage)
     return StagePlan(
         stage=stage,
@@ -236,11 +236,14 @@ def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StageP
         checkpoint=adapters + trained * _ADAM,
         items=items,
         cache=cache,
-        flops=micros * (3 * projecting + operations(model.llm, stage, groups, rows, processes)),
+        flops=microbatches
+        * (3 * projecting + operations(model.llm, stage, groups, rows, processes)),
     )
 
 
-def activations(llm: LanguageModel, stage: StageConfig, groups: Sequence[Group], rows: int) -> int:
+def activations(
+    llm: LanguageModel, stage: StageConfig, groups: Sequence[ParameterGroup], rows: int
+) -> int:
     """Bytes that autograd keeps of one micro-batch of full rows:
 
         B T N (9 D + 4 Q + 4 KV + 6 F + I)    with 16-bit weights, twice that with float32;
@@ -271,7 +274,7 @@ def activations(llm: LanguageModel, stage: StageConfig, groups: Sequence[Group],
 def operations(
     llm: LanguageModel,
     stage: StageConfig,
-    groups: Sequence[Group],
+    groups: Sequence[ParameterGroup],
     rows: int,
     processes: int = 1,
 ) -> float:
@@ -416,7 +419,7 @@ def _shape(llm: LanguageModel) -> _Shape:
     )
 
 
-def _reaches_llm(groups: Sequence[Group]) -> bool:
+def _reaches_llm(groups: Sequence[ParameterGroup]) -> bool:
     """Whether what trains lies in front of the LLM or inside it."""
     names = (name for group in groups for name in group.parameters)
     return any(name.startswith(("input_projections.", "llm.rows", "llm.lora.")) for name in names)
@@ -429,17 +432,17 @@ def _projections(model: AnyToAny, stage: StageConfig, rows: int) -> tuple[int, f
     inputs, outputs = [(0, 0.0)], [(0, 0.0)]
     for key, encoder in model.encoders.items():
         features = torch.empty(rows, *encoder.feature_shape, device="meta")  # pyright: ignore
-        inputs.append(measured(model.input_projections[key], features))
+        inputs.append(measure(model.input_projections[key], features))
     if {"align", "denoise"} & stage.losses.keys():
         for key, projection in model.output_projections.items():
             width = model.num_signal_tokens[key]
             signals = torch.empty(rows, width, model.llm.width, device="meta", requires_grad=True)
-            outputs.append(measured(projection, signals))
+            outputs.append(measure(projection, signals))
     heard, said = max(inputs), max(outputs)
     return heard[0] + said[0], heard[1] + said[1]
 
 
-def measured(module: nn.Module, *inputs: Tensor) -> tuple[int, float]:
+def measure(module: nn.Module, *inputs: Tensor) -> tuple[int, float]:
     """Bytes that autograd keeps of a forward pass (parameters apart), and its operations."""
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -15,7 +15,7 @@ from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import CheckpointError
 from mmllm.llm import head
-from mmllm.losses import Term
+from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.training.stage import choose_trainable
 from tests.test_rendering import clip, picture, sound
@@ -53,7 +53,7 @@ def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **opti
     )
 
 
-def terms_of(model: AnyToAny, batch: Batch) -> dict[str, Term]:
+def terms_of(model: AnyToAny, batch: Batch) -> dict[str, LossTerm]:
     return losses.compute(model(batch), batch, WEIGHTS, decoders=model.decoders)
 
 
@@ -139,7 +139,9 @@ def test_a_batch_without_a_modality_still_gives_every_parameter_a_gradient(
         model = make_model()
         groups = choose_trainable(model, EVERYTHING)
         batch = batch_of(model, conversations)
-        losses.weigh(terms_of(model, batch), WEIGHTS, losses.counts(batch, WEIGHTS)).backward()
+        losses.total_loss(
+            terms_of(model, batch), WEIGHTS, losses.num_targets(batch, WEIGHTS)
+        ).backward()
         for group in groups:
             for name, parameter in group.parameters.items():
                 assert parameter.grad is not None, name
@@ -148,7 +150,7 @@ def test_a_batch_without_a_modality_still_gives_every_parameter_a_gradient(
 
 def test_mixed_and_single_batches_give_the_same_losses(tiny_model: AnyToAny) -> None:
     mixed = terms_of(tiny_model, batch_of(tiny_model, MIXED))
-    singles: dict[str, list[Term]] = {}
+    singles: dict[str, list[LossTerm]] = {}
     for seed, conversation in enumerate(MIXED):
         batch = batch_of(tiny_model, [conversation], seeds=[seed])
         for name, term in terms_of(tiny_model, batch).items():
@@ -199,8 +201,10 @@ def test_a_shared_opening_is_computed_once_and_changes_nothing(tiny_model: AnyTo
         batch.prefix_len = shared
         tiny_model.zero_grad()
         terms = terms_of(tiny_model, batch)
-        losses.weigh(terms, WEIGHTS, losses.counts(batch, WEIGHTS)).backward()
-        gradients = [p.grad.clone() for _, p in tiny_model.named_adapters() if p.grad is not None]
+        losses.total_loss(terms, WEIGHTS, losses.num_targets(batch, WEIGHTS)).backward()
+        gradients = [
+            p.grad.clone() for _, p in tiny_model.trainable_candidates() if p.grad is not None
+        ]
         found.append((terms, gradients))
     (once, gradients_once), (each, gradients_each) = found
     for name, term in once.items():
@@ -258,7 +262,9 @@ def test_exactly_the_stages_table_trains(
     for _ in range(2):  # LoRA's A gets its first gradient when B is no longer zero
         optimizer.zero_grad()
         batch = batch_of(model, MIXED)
-        losses.weigh(terms_of(model, batch), WEIGHTS, losses.counts(batch, WEIGHTS)).backward()
+        losses.total_loss(
+            terms_of(model, batch), WEIGHTS, losses.num_targets(batch, WEIGHTS)
+        ).backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in names), name
@@ -293,10 +299,12 @@ def test_noise_belongs_to_the_item(tiny_model: AnyToAny) -> None:
 
 
 def test_weigh_divides_by_the_count_over_all_processes() -> None:
-    one = {"text": Term(torch.tensor(6.0), 3), "align/image": Term(torch.tensor(0.0), 0)}
-    value = losses.weigh(one, {"text": 1.0, "align": 2.0}, {"text": 6, "align/image": 4})
+    one = {"text": LossTerm(torch.tensor(6.0), 3), "align/image": LossTerm(torch.tensor(0.0), 0)}
+    value = losses.total_loss(one, {"text": 1.0, "align": 2.0}, {"text": 6, "align/image": 4})
     assert value == 1.0
-    assert np.isfinite(losses.weigh(one, {"text": 1, "align": 1}, {"text": 3, "align/image": 0}))
+    assert np.isfinite(
+        losses.total_loss(one, {"text": 1, "align": 1}, {"text": 3, "align/image": 0})
+    )
 
 
 def test_lora_of_another_rank_is_refused(make_model: Callable[..., AnyToAny], tmp_path) -> None:
@@ -312,8 +320,8 @@ def test_lora_of_another_rank_is_refused(make_model: Callable[..., AnyToAny], tm
 def gradients_of(model: AnyToAny, batch: Batch) -> dict[str, torch.Tensor]:
     model.zero_grad()
     terms = terms_of(model, batch)
-    losses.weigh(terms, WEIGHTS, {}).backward()
-    return {n: p.grad.clone() for n, p in model.named_adapters() if p.grad is not None}
+    losses.total_loss(terms, WEIGHTS, {}).backward()
+    return {n: p.grad.clone() for n, p in model.trainable_candidates() if p.grad is not None}
 
 
 def test_logits_in_chunks_give_the_same_loss_and_gradients(

@@ -23,7 +23,7 @@ from mmllm.errors import AssetError, ConfigError
 from mmllm.llm import causal_lm, packing
 from mmllm.llm.causal_lm import CausalLMConfig, LoraOptions
 from mmllm.training import loop
-from mmllm.training.stage import Group, choose_trainable
+from mmllm.training.stage import ParameterGroup, choose_trainable
 from tests import parts
 from tests.decoders import tiny
 from tests.encoders.twins import TWINS
@@ -69,7 +69,7 @@ def run(system_tree: dict, tmp_path: Path) -> RunConfig:
 def test_the_plan_counts_what_training_prints_and_what_it_writes(
     run: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = planning.plan_stage(planning.hollow(run.system, torch.float32), run)
+    found = planning.plan_stage(planning.build_meta(run.system, torch.float32), run)
     caplog.set_level(logging.INFO, "mmllm")
     loop.train(run, progress=False)
     printed = dict(re.findall(r"trains (\S+) +\d+ tensors +([\d,]+) parameters", caplog.text))
@@ -85,7 +85,7 @@ def test_the_plan_counts_what_training_prints_and_what_it_writes(
 @pytest.mark.parametrize("path", MINI, ids=lambda path: path.stem)
 def test_the_plan_of_mini_counts_its_real_parts(path: Path) -> None:
     run = config.load_run(path)
-    hollow, real = planning.hollow(run.system), models.build(run.system)
+    hollow, real = planning.build_meta(run.system), models.build(run.system)
     for model in (hollow, real):
         with torch.device(model.llm.embedding.weight.device):
             choose_trainable(model, run.stage.learning_rates)
@@ -187,10 +187,10 @@ def test_activations_are_what_autograd_keeps(
     stage = replace(run.stage, precision="bf16", max_length=64, gradient_checkpointing=recompute)
     if recompute:
         llm.train().recompute_activations()
-    group = Group("llm.rows", 1.0, {"llm.rows": llm.rows})
+    group = ParameterGroup("llm.rows", 1.0, {"llm.rows": llm.rows})
     embeds = torch.randn(2, 64, 256, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        kept, _ = planning.measured(llm, embeds)
+        kept, _ = planning.measure(llm, embeds)
     logits = 12 * len(llm.embedding.weight) * 2 * 64
     said = planning.activations(llm, stage, [group], rows=2) - logits
     if recompute:  # one layer at a time is there again in the backward pass, which is not seen here
@@ -209,7 +209,7 @@ def test_operations_are_what_torch_counts(llama: Path, run: RunConfig) -> None:
     llm.attach_lora()
     for _, parameter in llm.lora_parameters():
         parameter.requires_grad_(True)
-    group = Group("llm.lora.*", 1.0, dict(llm.lora_parameters()))
+    group = ParameterGroup("llm.lora.*", 1.0, dict(llm.lora_parameters()))
     group = replace(group, parameters={f"llm.lora.{n}": p for n, p in group.parameters.items()})
     embeds = torch.randn(2, 64, 256, requires_grad=True)
     labels = torch.zeros(128, dtype=torch.long)
@@ -222,7 +222,7 @@ def test_operations_are_what_torch_counts(llama: Path, run: RunConfig) -> None:
 
 
 def test_time_disk_and_processes_follow_the_stage(run: RunConfig) -> None:
-    model = planning.hollow(run.system)
+    model = planning.build_meta(run.system)
     one = planning.plan_stage(model, run)
     more = replace(run, stage=replace(run.stage, steps=10, batch_size=4))
     two = planning.plan_stage(model, more, processes=2)
@@ -235,7 +235,7 @@ def test_time_disk_and_processes_follow_the_stage(run: RunConfig) -> None:
 
 
 def test_what_a_stage_does_not_need_is_not_counted(run: RunConfig) -> None:
-    model = planning.hollow(run.system)
+    model = planning.build_meta(run.system)
     complete = replace(run.stage, cache="folder", cache_complete=True)
     found = planning.plan_stage(model, replace(run, stage=complete))
     assert found.memory["encoders"] == 0 == found.memory["decoders"]

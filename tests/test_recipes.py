@@ -31,7 +31,7 @@ def plans() -> dict[str, Plan]:
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, AnyToAny]:
     return {
-        name: planning.hollow(
+        name: planning.build_meta(
             config.parse_system(config.read_yaml(ROOT / "configs" / name / "system.yaml"))
         )
         for name in RECIPES

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import MEDIA, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
-from mmllm.decoders.schedules import noised, resolved, solver
+from mmllm.decoders.schedules import add_training_noise, resolved, solver
 from mmllm.errors import AssetError, ConfigError, MediaError, naming, quoted
 from mmllm.media.preparing import preparing
 from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alone, locate
@@ -255,7 +255,7 @@ class ModalityDecoder:
             tensor.to(self.device, torch.float32) for tensor in (latents, noise, times)
         )
         self._check(condition, len(latents))
-        step = noised(self.pipeline.scheduler, latents, noise, times)
+        step = add_training_noise(self.pipeline.scheduler, latents, noise, times)
         predicted = self._denoise(
             self._ready(condition), step.inputs.to(self.dtype), step.timesteps
         )

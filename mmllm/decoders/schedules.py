@@ -53,7 +53,7 @@ SOLVERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 @dataclass(frozen=True)
-class Noised:
+class DenoisingExample:
     """One training step of a denoiser: `inputs` float[M, *S] and `timesteps` [M] as its pipeline
     would pass them, `target` float[M, *S] that it should answer."""
 
@@ -62,7 +62,9 @@ class Noised:
     target: Tensor
 
 
-def noised(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noised:
+def add_training_noise(
+    scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor
+) -> DenoisingExample:
     """Latents and noise float[M, *S], times float[M] in (0, 1) -> the step at these times.
 
     - flow (FlowMatch…, or `use_flow_sigmas`): x = (1 - s) x0 + s n with s = times, clock 1000 s
@@ -76,7 +78,7 @@ def noised(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noi
     if type(scheduler).__name__.startswith("FlowMatch") or config.get("use_flow_sigmas", False):
         kind = config.get("prediction_type", "flow_prediction")
         target = _target(scheduler, kind, FLOW, latents, noise)
-        return Noised(
+        return DenoisingExample(
             (1 - wide) * latents + wide * noise, times * config.num_train_timesteps, target
         )
     if hasattr(scheduler, "precondition_outputs"):
@@ -93,7 +95,7 @@ def noised(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noi
     target = _target(
         scheduler, config.prediction_type, VARIANCE_PRESERVING, latents, noise, alpha, sigma
     )
-    return Noised(alpha * latents + sigma * noise, steps, target)
+    return DenoisingExample(alpha * latents + sigma * noise, steps, target)
 
 
 def solver(
@@ -135,7 +137,9 @@ def resolved(scheduler: Any, kind: str, settings: Mapping[str, Any]) -> Any:
     return getattr(diffusers, kind).from_config(config, **kept, **settings)
 
 
-def _preconditioned(scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Noised:
+def _preconditioned(
+    scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor
+) -> DenoisingExample:
     """The scheduler says how it scales inputs, times and outputs: c_in, c_noise, c_skip, c_out.
 
     Levels are uniform in the angle atan(sigma / sigma_data) between signal and noise, the very
@@ -149,7 +153,7 @@ def _preconditioned(scheduler: Any, latents: Tensor, noise: Tensor, times: Tenso
     scale = scheduler.precondition_outputs(
         torch.zeros_like(sigma), torch.ones_like(sigma), sigma
     )  # c_out
-    return Noised(
+    return DenoisingExample(
         scheduler.precondition_inputs(noisy, sigma),
         scheduler.precondition_noise(sigma).flatten(),
         (latents - skipped) / scale,

@@ -69,7 +69,7 @@ class ModalityEncoder(nn.Module):
         return self(torch.stack([self.preprocess(medium) for medium in media]).to(device))
 
 
-class ReleasedEncoder(ModalityEncoder):
+class UnloadedEncoder(ModalityEncoder):
     """What is left of an encoder whose weights were let go: what it was, and no answers."""
 
     def __init__(self, encoder: ModalityEncoder):

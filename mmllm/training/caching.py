@@ -13,8 +13,8 @@ from mmllm.config import RunConfig
 from mmllm.data.mixture import Mixture
 from mmllm.data.store import FeatureStore
 from mmllm.errors import ConfigError
-from mmllm.training.feed import every_item, open_sources
-from mmllm.training.loop import frozen_work, join_processes, warm
+from mmllm.training.feed import open_sources, render_all_items
+from mmllm.training.loop import build_feature_cache, join_processes, warm
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +26,17 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
     """Fill the folder that the stage names as its `cache`. What is there is not computed again,
     so an interrupted run goes on where it stopped; under `accelerate launch` the processes share
     the work. Raises ConfigError if the stage names no folder."""
-    stage = to_be_filled(run).stage
+    stage = with_writable_cache(run).stage
     state = join_processes()
     # The language model renders here and is not run: half its memory will do.
     model = models.build(run.system, dtype=torch.bfloat16, device=str(state.device))
-    work = frozen_work(model, stage)
+    work = build_feature_cache(model, stage)
     assert work.store is not None
     data = [stage.data, *([stage.validation.data] if stage.validation else [])]
     for datasets in data:
         sources = Mixture(open_sources(datasets, "stage.data"), stage.seed).sources
         rows: list[tuple[str, str]] = []
-        items = every_item(model, sources, skipped=rows)
+        items = render_all_items(model, sources, skipped=rows)
         for name, error in warm(work, items, state, progress):
             logger.warning("cannot be read: %s: %s", name, error)
         if state.is_main_process:  # each process reads all rows
@@ -56,7 +56,7 @@ def _report(rows: Sequence[tuple[str, str]], total: int) -> None:
         )
 
 
-def to_be_filled(run: RunConfig) -> RunConfig:
+def with_writable_cache(run: RunConfig) -> RunConfig:
     """The run with a cache that may still grow; raises ConfigError if it names no folder."""
     if run.stage.cache in ("memory", "none"):
         raise ConfigError(

@@ -20,9 +20,9 @@ from mmllm.data.frozen import FrozenWork
 from mmllm.data.sources import Source
 from mmllm.data.store import FeatureStore
 from mmllm.errors import ConfigError, MediaError
-from mmllm.training.caching import to_be_filled
-from mmllm.training.feed import item, open_sources
-from mmllm.training.loop import frozen_work
+from mmllm.training.caching import with_writable_cache
+from mmllm.training.feed import open_sources, render_item
+from mmllm.training.loop import build_feature_cache
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
         raise ConfigError(
             f"--ray needs Ray Data, which cannot be imported ({error}); pip install 'mmllm[ray]'"
         ) from error
-    tree = configs.dump(to_be_filled(run))
+    tree = configs.dump(with_writable_cache(run))
     part = Part(tree, device="cpu")  # it lists what is missing, and leaves the GPUs to the workers
     rows = list(part.missing())
     if not rows:
@@ -80,7 +80,7 @@ class Part:
         run = configs.parse_run(tree)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = models.build(run.system, dtype=torch.bfloat16, device=chosen)
-        self.work: FrozenWork = frozen_work(self.model, run.stage)
+        self.work: FrozenWork = build_feature_cache(self.model, run.stage)
         assert self.work.store is not None
         self.store = self.work.store
         sets = {"": run.stage.data}
@@ -98,7 +98,7 @@ class Part:
         for name, source in self.sources.items():
             for index in range(len(source)):
                 try:
-                    things = self.work.missing(item(self.model, source, index))
+                    things = self.work.missing(render_item(self.model, source, index))
                 except MediaError as error:
                     logger.warning("cannot be used: %s/%s: %s", name, source.name(index), error)
                     continue
@@ -110,7 +110,7 @@ class Part:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         """Run over the items of some rows; {medium, error} of those that cannot be read."""
         named = zip(batch["source"], batch["index"], strict=True)
-        items = (item(self.model, self.sources[name], int(index)) for name, index in named)
+        items = (render_item(self.model, self.sources[name], int(index)) for name, index in named)
         only = {thing for things in batch["things"] for thing in things}
         bad = self.work.warm(items, progress=False, only=only)
         return {"medium": [name for name, _ in bad], "error": [error for _, error in bad]}

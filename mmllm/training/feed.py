@@ -33,19 +33,19 @@ them to know their lengths: on a large cluster those of a whole micro-batch woul
 
 
 @dataclass
-class Step:
+class StepData:
     """One process's part of one global batch: its micro-batches, and what was skipped."""
 
-    micros: list[Batch]
+    microbatches: list[Batch]
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    def pin_memory(self) -> Step:
+    def pin_memory(self) -> StepData:
         """Called by torch's DataLoader, in a thread of its own where there are data workers."""
-        return Step([batch.pin_memory() for batch in self.micros], self.skipped)
+        return StepData([batch.pin_memory() for batch in self.microbatches], self.skipped)
 
 
-class Feed(Dataset):
-    """`feed[step]` -> Step, for one process; everything random is a function of (seed, step)."""
+class TrainingStepDataset(Dataset):
+    """`dataset[step]` -> StepData of one process; all randomness is a function of (seed, step)."""
 
     def __init__(
         self,
@@ -79,22 +79,22 @@ class Feed(Dataset):
         self.rank, self.world = rank, world
         self.plain = plain
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> StepData:
         draws = self.order.batch(step, self.stage.batch_size)
         windows = self.plain.batch(step) if self.plain else None
         parts = self.stage.gradient_accumulation_steps * self.world
         size = len(draws) // self.stage.gradient_accumulation_steps
-        result = Step([])
+        result = StepData([])
         for micro in range(self.stage.gradient_accumulation_steps):
             ready: dict[Draw, Rendered] = {}
             own = self._own(draws[micro * size : (micro + 1) * size], ready)
             batch = self._collate(own, ready, result.skipped)
             part = micro * self.world + self.rank
             batch.text_windows = None if windows is None else windows.chunk(parts)[part]
-            result.micros.append(batch)
+            result.microbatches.append(batch)
         return result
 
-    def steps(self, start: int, stop: int) -> Iterator[Step]:
+    def steps(self, start: int, stop: int) -> Iterator[StepData]:
         """Steps start … stop - 1, prepared ahead by the stage's data workers, or here where a
         frozen part has to be run for it: a worker cannot use the device."""
         loader = DataLoader(
@@ -188,9 +188,9 @@ class Feed(Dataset):
 class _Ahead(Dataset):
     """The steps of a feed in a data worker; None for one that needs the device."""
 
-    feed: Feed
+    feed: TrainingStepDataset
 
-    def __getitem__(self, step: int) -> Step | None:
+    def __getitem__(self, step: int) -> StepData | None:
         try:
             return self.feed[step]
         except DeviceNeeded:
@@ -205,7 +205,7 @@ def open_sources(data: Mapping[str, object], where: str) -> dict[str, Source]:
     }
 
 
-def every_item(
+def render_all_items(
     model: AnyToAny,
     sources: Mapping[str, Source],
     variants: int = 1,
@@ -218,13 +218,13 @@ def every_item(
         for index in range(len(source)):
             try:
                 for variant in range(variants):
-                    yield item(model, source, index, variant)
+                    yield render_item(model, source, index, variant)
             except MediaError as error:
                 if skipped is not None:
                     skipped.append((f"{name}/{source.name(index)}", str(error)))
 
 
-def item(model: AnyToAny, source: Source, index: int, variant: int = 0) -> Rendered:
+def render_item(model: AnyToAny, source: Source, index: int, variant: int = 0) -> Rendered:
     """One of the phrasings of one item; raises MediaError."""
     rng = np.random.default_rng([index, variant])
     return render(model.renderer, source.conversation(index, rng))

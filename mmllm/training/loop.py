@@ -35,15 +35,21 @@ from mmllm.data.mixture import Mixture
 from mmllm.data.plain import PlainText
 from mmllm.data.rendering import Rendered
 from mmllm.data.store import FeatureStore
-from mmllm.encoders.base import ReleasedEncoder
+from mmllm.encoders.base import UnloadedEncoder
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import AnyToAny
 from mmllm.precision import fast_dtype, moved, named_device
 from mmllm.training import cpu, report
-from mmllm.training.feed import Feed, Step, every_item, open_sources, seed_step
+from mmllm.training.feed import (
+    StepData,
+    TrainingStepDataset,
+    open_sources,
+    render_all_items,
+    seed_step,
+)
 from mmllm.training.lock import RunLock
 from mmllm.training.prealign import prealign
-from mmllm.training.stage import Group, choose_trainable
+from mmllm.training.stage import ParameterGroup, choose_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -75,18 +81,18 @@ def dry_run(run: RunConfig, *, progress: bool = True) -> None:
             trackers=(),
             validation=stage.validation and replace(stage.validation, every=1, batches=1),
         )
-        train(replace(run, stage=once), progress=progress, ahead=False)
+        train(replace(run, stage=once), progress=progress, precompute=False)
     logger.info("dry run: one step of everything went well; nothing was kept")
 
 
 def train(
-    run: RunConfig, *, resume: bool = False, progress: bool = True, ahead: bool = True
+    run: RunConfig, *, resume: bool = False, progress: bool = True, precompute: bool = True
 ) -> Path:
     """Train one stage; returns its output folder. `accelerate launch` decides on what machines.
 
     Interrupting (Ctrl-C, SIGTERM) saves a checkpoint after the step in hand; `resume` goes on
-    from the newest one exactly as if nothing had happened. `ahead`: run the frozen parts over all
-    data before the first step, and not when a step asks. The folder is locked meanwhile.
+    from the newest one exactly as if nothing had happened. `precompute`: run the frozen parts over
+    all data before the first step, and not when a step asks. The folder is locked meanwhile.
     """
     cpu.settle()
     _check_launch()
@@ -100,7 +106,7 @@ def train(
             return _starting_point(run.stage, lock.folder, resume)
 
         source, resumed = _decided(state, begin)
-        return _train(run, source, resumed, lock, progress=progress, ahead=ahead)
+        return _train(run, source, resumed, lock, progress=progress, precompute=precompute)
 
 
 def _check_launch() -> None:
@@ -143,7 +149,7 @@ def _train(
     lock: RunLock,
     *,
     progress: bool,
-    ahead: bool,
+    precompute: bool,
 ) -> Path:
     """`source`: what the weights come from, and with `resume` the step and the optimiser too."""
     stage, output = run.stage, lock.folder
@@ -168,8 +174,8 @@ def _train(
         checkpoints.require_space(output, 3 * 4 * sum(group.size for group in groups))
 
     mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
-    work = frozen_work(model, stage)
-    feed = Feed(
+    work = build_feature_cache(model, stage)
+    feed = TrainingStepDataset(
         model,
         mixture,
         work,
@@ -185,12 +191,14 @@ def _train(
     if main:
         _announce(run, groups, start, output, accelerator)
     # A complete cache is trusted: its millions of items are not looked up before the first step.
-    items = every_item(model, mixture.sources) if ahead and not stage.cache_complete else ()
+    items = (
+        render_all_items(model, mixture.sources) if precompute and not stage.cache_complete else ()
+    )
     for name, error in warm(work, items, accelerator, progress):
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)
     if stage.cache_complete:
         for key, encoder in model.encoders.items():
-            model.encoders[key] = ReleasedEncoder(encoder)  # pyright: ignore[reportArgumentType]
+            model.encoders[key] = UnloadedEncoder(encoder)  # pyright: ignore[reportArgumentType]
     align = functools.partial(
         _align, model, mixture, work, stage, accelerator, journal, progress and main
     )
@@ -214,8 +222,8 @@ def _train(
             rate = learning_rate_factor(stage, step)
             for entry, group in zip(optimizer.param_groups, groups, strict=True):
                 entry["lr"] = group.learning_rate * rate
-            found = take_step(accelerator, wrapped, optimizer, data, stage, model)
-            journal.settle()  # the step before, while this one is under way
+            found = training_step(accelerator, wrapped, optimizer, data, stage, model)
+            journal.flush()  # the step before, while this one is under way
             journal.step(step, found, data.skipped, seconds=time.perf_counter() - began)
             bar.set_postfix(journal.latest(), refresh=False)
             bar.update()
@@ -231,7 +239,7 @@ def _train(
                 report.write_samples(model, stage.samples, output, done)
             stopped = interrupt.agreed(accelerator)
             if done % stage.save_steps == 0 or done == stage.steps or stopped:
-                journal.settle()
+                journal.flush()
                 save(output, done)
                 journal.curves()
             if stopped:
@@ -281,7 +289,7 @@ def _align(
     inputs: bool = True,
 ) -> None:
     """Pre-alignment or, without inputs, realignment over the stage's own data."""
-    items = every_item(model, mixture.sources, options.variants)
+    items = render_all_items(model, mixture.sources, options.variants)
     journal.prealigned(
         prealign(
             model,
@@ -304,7 +312,7 @@ def _plain_text(model: AnyToAny, stage: StageConfig) -> PlainText | None:
     return PlainText(encode=model.renderer.encode_text, seed=stage.seed, **options)
 
 
-def frozen_work(model: AnyToAny, stage: StageConfig) -> FrozenWork:
+def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FrozenWork:
     """Where a stage keeps what its frozen parts say."""
     on_disk = stage.cache not in ("memory", "none")
     return FrozenWork(
@@ -331,11 +339,11 @@ def warm(
     return bad
 
 
-def take_step(
+def training_step(
     accelerator: Accelerator,
     wrapped: Any,
     optimizer: Any,
-    data: Step,
+    data: StepData,
     stage: StageConfig,
     model: AnyToAny,
 ) -> _Losses:
@@ -343,15 +351,15 @@ def take_step(
     waits for the device when somebody reads the losses."""
     device = accelerator.device
     local: dict[str, int] = {}
-    for micro in data.micros:
-        for name, count in losses.counts(micro, stage.losses).items():
+    for micro in data.microbatches:
+        for name, count in losses.num_targets(micro, stage.losses).items():
             local[name] = local.get(name, 0) + count
     names = sorted(local)
     counts = moved(torch.tensor([float(local[name]) for name in names]), device)
     totals = _summed(accelerator, counts)
     sums = {name: torch.zeros((), device=device) for name in names}
-    for number, micro in enumerate(data.micros):
-        last = number == len(data.micros) - 1
+    for number, micro in enumerate(data.microbatches):
+        last = number == len(data.microbatches) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
             batch = micro.to(device)
             terms = losses.compute(
@@ -363,7 +371,7 @@ def take_step(
             )
             by_name = dict(zip(names, totals().unbind(), strict=True))
             # Gradients are averaged over processes, but each term is divided by its global count.
-            loss = losses.weigh(terms, stage.losses, by_name) * accelerator.num_processes
+            loss = losses.total_loss(terms, stage.losses, by_name) * accelerator.num_processes
             accelerator.backward(loss)
         for name, term in terms.items():
             sums[name] += moved(term.total.detach(), device)
@@ -449,7 +457,11 @@ def _update(optimizer: Any, finite: Tensor) -> None:
 
 @torch.no_grad()
 def _validate(
-    accelerator: Accelerator, wrapped: Any, feed: Feed, stage: StageConfig, model: AnyToAny
+    accelerator: Accelerator,
+    wrapped: Any,
+    feed: TrainingStepDataset,
+    stage: StageConfig,
+    model: AnyToAny,
 ) -> dict[str, float]:
     """Mean losses over the validation batches, the same ones every time."""
     assert stage.validation is not None
@@ -457,7 +469,7 @@ def _validate(
     totals: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
     for data in feed.steps(0, stage.validation.batches):
-        for micro in data.micros:
+        for micro in data.microbatches:
             batch = micro.to(accelerator.device)
             terms = losses.compute(
                 wrapped(batch),
@@ -527,7 +539,7 @@ def _compare_stage(existing: checkpoints.Checkpoint, stage: StageConfig) -> None
         )
 
 
-def make_optimizer(stage: StageConfig, groups: list[Group]) -> torch.optim.Optimizer:
+def make_optimizer(stage: StageConfig, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
     """AdamW, torch's own or one of bitsandbytes; raises ConfigError where that is missing."""
     table = [
         {"params": list(group.parameters.values()), "lr": group.learning_rate} for group in groups
@@ -546,7 +558,7 @@ def make_optimizer(stage: StageConfig, groups: list[Group]) -> torch.optim.Optim
     return kind(table, **options)
 
 
-def _optimizer_tensors(optimizer: Any, groups: list[Group]) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: Any, groups: list[ParameterGroup]) -> dict[str, Tensor]:
     """The optimiser's state by parameter name, for safetensors."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     return {
@@ -560,7 +572,7 @@ def _optimizer_tensors(optimizer: Any, groups: list[Group]) -> dict[str, Tensor]
 def _restore(
     source: checkpoints.Checkpoint,
     optimizer: torch.optim.Optimizer,
-    groups: list[Group],
+    groups: list[ParameterGroup],
     stage: StageConfig,
 ) -> int:
     """Load the optimiser's state; returns the step to go on with."""
@@ -578,12 +590,14 @@ def _restore(
     return source.step
 
 
-def _validation_feed(model: AnyToAny, work: FrozenWork, stage: StageConfig) -> Feed | None:
+def _validation_feed(
+    model: AnyToAny, work: FrozenWork, stage: StageConfig
+) -> TrainingStepDataset | None:
     if stage.validation is None:
         return None
     sources = open_sources(stage.validation.data, "stage.validation.data")
     # One process sees all of it: a few batches, and sums that need no care about slices.
-    return Feed(
+    return TrainingStepDataset(
         model,
         Mixture(sources, stage.seed),
         work,
@@ -624,7 +638,7 @@ def choose_precision(wanted: str) -> str:
 
 
 def _announce(
-    run: RunConfig, groups: list[Group], start: int, output: Path, accelerator: Accelerator
+    run: RunConfig, groups: list[ParameterGroup], start: int, output: Path, accelerator: Accelerator
 ) -> None:
     """Say what trains, on what, and where it goes; write the config next to the results."""
     file = output / "config.yaml"
@@ -655,7 +669,7 @@ class _Saver:
     accelerator: Accelerator
     model: AnyToAny
     optimizer: Any
-    groups: list[Group]
+    groups: list[ParameterGroup]
     run: RunConfig
     chosen: dict[str, Any]
     lock: RunLock

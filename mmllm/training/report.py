@@ -36,7 +36,7 @@ def written(path: Path) -> contextlib.AbstractContextManager[None]:
 
 class Journal:
     """metrics.jsonl, one line a step; skipped.json; curves.png; report.html. `log` is told what
-    metrics.jsonl is told, for trackers. The losses of a step are not read before `settle`: reading
+    metrics.jsonl is told, for trackers. The losses of a step are not read before `flush`: reading
     them waits for the device."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Journal:
                 disk.write_whole(file, json.dumps(rows, indent=1))
         self._check_skipped(step)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait for the last step and note its losses. Raises TrainingError when more steps in a row
         are not finite than the stage allows."""
         if self._waiting is None:
@@ -123,7 +123,7 @@ class Journal:
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Note a held-out loss."""
-        self.settle()
+        self.flush()
         self.log({f"validation/{name}": value for name, value in values.items()}, step)
         if self.main:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -137,7 +137,7 @@ class Journal:
 
     def finish(self) -> None:
         """The page of the whole stage."""
-        self.settle()
+        self.flush()
         if self.skipped:
             total = self.skipped.total()
             logger.warning(

@@ -13,7 +13,7 @@ from mmllm.model import AnyToAny
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """The parameters that one pattern of the table matched."""
 
     pattern: str
@@ -25,12 +25,12 @@ class Group:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
 
-def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Group]:
+def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[ParameterGroup]:
     """Unfreeze exactly what the table names and nothing else; a pattern without a match is an
     error, and so is a parameter that two patterns match."""
     if any(fnmatch.fnmatchcase("llm.lora.", pattern) for pattern in table):
         model.llm.attach_lora()
-    adapters = dict(model.named_adapters())
+    adapters = dict(model.trainable_candidates())
     owner: dict[str, str] = {}
     groups = []
     for pattern, learning_rate in table.items():
@@ -47,7 +47,7 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Group]
                     f"stage.learning_rates: {name} is matched by {owner[name]!r} and by {pattern!r}"
                 )
             owner[name] = pattern
-        groups.append(Group(pattern, learning_rate, matched))
+        groups.append(ParameterGroup(pattern, learning_rate, matched))
     model.requires_grad_(False)
     for group in groups:
         for parameter in group.parameters.values():
@@ -56,7 +56,7 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Group]
     return groups
 
 
-def assert_trainable(model: AnyToAny, groups: list[Group]) -> None:
+def assert_trainable(model: AnyToAny, groups: list[ParameterGroup]) -> None:
     """The model's trainable tensors are exactly the groups'."""
     expected = {id(p) for group in groups for p in group.parameters.values()}
     actual = {id(p): name for name, p in model.named_parameters() if p.requires_grad}

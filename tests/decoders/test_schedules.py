@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmllm.decoders.base import ModalityDecoder
 from mmllm.decoders.schedules import SOLVERS as SOLVERS_BY_NAME
-from mmllm.decoders.schedules import noised
+from mmllm.decoders.schedules import add_training_noise
 from mmllm.errors import ConfigError
 from tests.decoders import tiny
 
@@ -222,7 +222,7 @@ def test_stable_audios_own_cosine_scheduler(monkeypatch):
     scheduler = importlib.import_module(name).CosineDPMSolverMultistepScheduler()
     clean, noise = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([0.25, 0.5, 0.7, 0.95])
-    step = noised(scheduler, clean, noise, times)
+    step = add_training_noise(scheduler, clean, noise, times)
     torch.testing.assert_close(step.timesteps, times)  # the clock that the model was trained with
     torch.testing.assert_close(
         step.target, oracle(scheduler, clean, step.inputs, step.timesteps).float()
@@ -235,6 +235,8 @@ def test_stable_audios_own_cosine_scheduler(monkeypatch):
 def test_what_has_no_meaning_is_refused():
     latents, times = torch.zeros(1, 3), torch.full((1,), 0.5)
     with pytest.raises(ConfigError, match="'v_prediction' has no meaning"):
-        noised(tiny.flow_scheduler(prediction_type="v_prediction"), latents, latents, times)
+        add_training_noise(
+            tiny.flow_scheduler(prediction_type="v_prediction"), latents, latents, times
+        )
     with pytest.raises(ConfigError, match="no training target is known"):
-        noised(diffusers.SCMScheduler(), latents, latents, times)
+        add_training_noise(diffusers.SCMScheduler(), latents, latents, times)

@@ -36,11 +36,11 @@ def test_its_steps_wait_for_nothing(
     monkeypatch.setattr(large, "CONVERSATIONS", 1)
     batch = large._batch(stage.model, stage.features, speaks=number == 3).to(second)
     with host_waits() as waits:
-        found = large.loop.take_step(
+        found = large.loop.training_step(
             stage.accelerator,
             stage.wrapped,
             stage.optimizer,
-            large.Step([batch]),
+            large.StepData([batch]),
             stage.stage,
             stage.model,
         )

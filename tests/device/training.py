@@ -71,7 +71,7 @@ def trained(
     """`loop.train`, watched. `waiting` counts what the host waits for inside it."""
     norms: list[Any] = []
     waits: list[Counter[str]] = []
-    take, clip = loop.take_step, Accelerator.clip_grad_norm_
+    take, clip = loop.training_step, Accelerator.clip_grad_norm_
 
     def watched_step(*arguments: Any) -> Any:
         with waiting() as counted:
@@ -84,7 +84,7 @@ def trained(
         return norms[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_step", watched_step)
+        patch.setattr(loop, "training_step", watched_step)
         patch.setattr(Accelerator, "clip_grad_norm_", watched_norm)
         folder = loop.train(run, resume=resume, progress=False)
     return Told(folder, curve(folder), [float(norm) for norm in norms], weights(folder), waits)

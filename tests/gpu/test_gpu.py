@@ -123,13 +123,13 @@ def test_batches_come_from_pinned_memory(make_run, on_device, device, monkeypatc
     if device.type != "cuda":
         pytest.skip("memory is pinned for CUDA")
     on_device(device)
-    pinned, take = [], loop.take_step
+    pinned, take = [], loop.training_step
 
     def watched(accelerator, wrapped, optimizer, data, *rest):
-        pinned.extend(micro.ids.is_pinned() for micro in data.micros)
+        pinned.extend(micro.ids.is_pinned() for micro in data.microbatches)
         return take(accelerator, wrapped, optimizer, data, *rest)
 
-    monkeypatch.setattr(loop, "take_step", watched)
+    monkeypatch.setattr(loop, "training_step", watched)
     for workers in (0, 2):
         loop.train(make_run(output=f"{workers}", steps=2, num_workers=workers), progress=False)
     assert pinned == [True] * 8

@@ -17,7 +17,7 @@ from mmllm import config
 from mmllm import model as models
 from mmllm.data import checking
 from mmllm.training import caching, loop
-from mmllm.training.feed import every_item, open_sources
+from mmllm.training.feed import open_sources, render_all_items
 from tests.data.files import picture, write_tar
 
 DEEP: Any = "x"
@@ -210,7 +210,7 @@ def test_a_broken_row_costs_itself(kind: str, make_run, tmp_path: Path, caplog):
     assert page.count("\n") == len(report.problems)
 
     skipped: list[tuple[str, str]] = []
-    good = sum(1 for _ in every_item(model, sources, skipped=skipped))
+    good = sum(1 for _ in render_all_items(model, sources, skipped=skipped))
     assert good + len(skipped) == len(source)
     assert set(skipped) <= found
     with caplog.at_level(logging.WARNING):

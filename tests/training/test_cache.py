@@ -25,7 +25,7 @@ from mmllm.decoders.base import ModalityDecoder
 from mmllm.errors import CacheError, ConfigError
 from mmllm.training import cluster
 from mmllm.training.caching import fill_cache
-from mmllm.training.feed import every_item, open_sources
+from mmllm.training.feed import open_sources, render_all_items
 from mmllm.training.loop import train
 from tests import parts
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
@@ -87,7 +87,7 @@ def test_filling_again_or_in_two_processes_computes_nothing_twice(make_run, tmp_
     model = models.build(run.system)
     for rank in (0, 1):
         work = FrozenWork(model, denoise=True, store=FeatureStore(run.stage.cache))
-        items = every_item(model, open_sources(run.stage.data, "data"))
+        items = render_all_items(model, open_sources(run.stage.data, "data"))
         assert work.warm(items, progress=False, part=(rank, 2)) == []
     fill_cache(run, progress=False)  # finds what is missing: the list was halved when it was short
     before = sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors"))
@@ -346,7 +346,9 @@ def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
     run = make_run(losses=LOSSES)
     model = models.build(run.system)
     work = FrozenWork(model)
-    assert not work.warm(every_item(model, open_sources(run.stage.data, "data")), progress=False)
+    assert not work.warm(
+        render_all_items(model, open_sources(run.stage.data, "data")), progress=False
+    )
     assert [decoder._pipeline for decoder in model.decoders.values()] == [None] * 3
 
 

@@ -280,7 +280,7 @@ def test_a_folder_that_takes_nothing_is_told_before_the_model_is_loaded(
 def test_space_for_a_checkpoint_is_asked_for_before_the_first_step(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "take_step", None)
+    monkeypatch.setattr(loop, "training_step", None)
     full = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(CheckpointError, match="MiB are free; free some space"):
@@ -296,7 +296,7 @@ def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
     for shown in ("0.png", "1.wav", "2.webp"):
         (data.parent / shown).write_bytes(b"")
     file = tmp_path / "run" / name
-    step = loop.take_step
+    step = loop.training_step
     stack: list = []
 
     def filling(*arguments):
@@ -305,7 +305,7 @@ def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
             stack[0].__enter__()
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "take_step", filling)
+    monkeypatch.setattr(loop, "training_step", filling)
     monkeypatch.setattr(checkpoints, "save", lambda *_, **__: None)
     monkeypatch.setattr(checkpoints, "prune", lambda *_: None)
     try:

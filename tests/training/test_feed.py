@@ -16,7 +16,7 @@ from mmllm.data.batch import Batch
 from mmllm.data.frozen import FrozenWork
 from mmllm.data.mixture import Mixture
 from mmllm.training import feed as feeding
-from mmllm.training.feed import Feed, open_sources
+from mmllm.training.feed import TrainingStepDataset, open_sources
 
 TALKS, BATCH, STEPS = 60, 48, 3
 Talk = tuple[int, ...]
@@ -24,12 +24,14 @@ Talk = tuple[int, ...]
 
 
 @pytest.fixture
-def make_feed(make_run, tmp_path: Path) -> Callable[..., Feed]:
+def make_feed(make_run, tmp_path: Path) -> Callable[..., TrainingStepDataset]:
     """`make_feed(rank, world, pack=True)`: talks of 1 to 40 words and, `too_long`, one of more
     than a batch may hold; two micro-batches a step."""
     model = models.build(make_run().system)
 
-    def make(rank: int = 0, world: int = 1, *, too_long: bool = False, **changes) -> Feed:
+    def make(
+        rank: int = 0, world: int = 1, *, too_long: bool = False, **changes
+    ) -> TrainingStepDataset:
         words = np.random.default_rng(0).integers(1, 40, TALKS)
         words[0] = 900 if too_long else 1
         rows = [
@@ -48,7 +50,7 @@ def make_feed(make_run, tmp_path: Path) -> Callable[..., Feed]:
         )
         stage = replace(make_run(batch_size=BATCH, **changes).stage, data={"talks": talks})
         mixture = Mixture(open_sources(stage.data, "data"), stage.seed)
-        return Feed(model, mixture, FrozenWork(model), stage, rank=rank, world=world)
+        return TrainingStepDataset(model, mixture, FrozenWork(model), stage, rank=rank, world=world)
 
     return make
 
@@ -61,13 +63,13 @@ def talks(batch: Batch) -> list[Talk]:
     return [(*opening.tolist(), *ids.tolist()) for ids in own[: -1 if batch.padding else None]]
 
 
-def shares(make_feed: Callable[..., Feed], world: int, step: int, **changes) -> list:
+def shares(make_feed: Callable[..., TrainingStepDataset], world: int, step: int, **changes) -> list:
     """[micro][rank] -> the conversations of that process."""
-    micros = [
-        [talks(micro) for micro in make_feed(rank, world, **changes)[step].micros]
+    microbatches = [
+        [talks(micro) for micro in make_feed(rank, world, **changes)[step].microbatches]
         for rank in range(world)
     ]
-    return [list(ranks) for ranks in zip(*micros, strict=True)]
+    return [list(ranks) for ranks in zip(*microbatches, strict=True)]
 
 
 def excess(ranks: list[list[Talk]]) -> float:
@@ -142,7 +144,7 @@ def test_what_cannot_be_read_is_skipped_by_the_one_that_has_it(
         drawn += sum(draw.index == 0 for draw in make_feed().mixture.batch(step, BATCH))
         parts = [make_feed(rank, 4, too_long=True, pack=True)[step] for rank in range(4)]
         skipped += [name for part in parts for name, _ in part.skipped]
-        lengths = [len(talks(micro)) for part in parts for micro in part.micros]
+        lengths = [len(talks(micro)) for part in parts for micro in part.microbatches]
         assert lengths == [BATCH // 8] * 8
     assert skipped == ["talks/0"] * drawn
     assert drawn

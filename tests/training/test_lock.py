@@ -168,7 +168,7 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was suspended for long; the other one has gone on from its checkpoint."""
-    step, taken = loop.take_step, []
+    step, taken = loop.training_step, []
 
     def suspended(*arguments):
         taken.append(1)
@@ -176,7 +176,7 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
             left_by(tmp_path / "run", seconds_ago=0)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "take_step", suspended)
+    monkeypatch.setattr(loop, "training_step", suspended)
     with pytest.raises(TrainingError, match=r"process 4242 on node-7 .* has gone on with this run"):
         train(make_run(steps=8), progress=False)
     newest = checkpoints.latest(tmp_path / "run")

@@ -27,7 +27,7 @@ from mmllm.conversation import Video, user
 from mmllm.data.frozen import FrozenWork
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
 from mmllm.training import loop
-from mmllm.training.feed import every_item, open_sources
+from mmllm.training.feed import open_sources, render_all_items
 from mmllm.training.loop import train
 from mmllm.training.prealign import prealign
 from mmllm.training.stage import choose_trainable
@@ -52,7 +52,7 @@ def test_resume_equals_a_run_that_never_stopped(
 ) -> None:
     train(make_run(output="whole", steps=6, save_steps=6), progress=False)
 
-    step = loop.take_step
+    step = loop.training_step
     taken = []
 
     def killed(*arguments):
@@ -61,10 +61,10 @@ def test_resume_equals_a_run_that_never_stopped(
         taken.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "take_step", killed)
+    monkeypatch.setattr(loop, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(make_run(output="parts", steps=6), progress=False)
-    monkeypatch.setattr(loop, "take_step", step)
+    monkeypatch.setattr(loop, "training_step", step)
     assert checkpoints.open_checkpoint(tmp_path / "parts").step == 2
     train(make_run(output="parts", steps=6), resume=True, progress=False)
 
@@ -86,14 +86,14 @@ def handlers() -> Iterator[None]:
 
 def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     """Each step gets the next of these signals."""
-    step, left = loop.take_step, list(numbers)
+    step, left = loop.training_step, list(numbers)
 
     def interrupted(*arguments):
         if left:
             os.kill(os.getpid(), left.pop(0))
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "take_step", interrupted)
+    monkeypatch.setattr(loop, "training_step", interrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -284,8 +284,8 @@ def test_losses_that_are_not_finite_end_the_run(make_run, monkeypatch) -> None:
         train(make_run(steps=9, max_nonfinite=2), progress=False)
 
 
-def _not_a_number(token_nll: torch.Tensor) -> loop.losses.Term:
-    return loop.losses.Term(token_nll.sum() * float("nan"), len(token_nll))
+def _not_a_number(token_nll: torch.Tensor) -> loop.losses.LossTerm:
+    return loop.losses.LossTerm(token_nll.sum() * float("nan"), len(token_nll))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -299,13 +299,13 @@ def test_prealignment_trains_the_projections_alone(make_run, dtype):
         model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
         choose_trainable(model, {"*_projections.*": 1e-3})
         before = {name: weight.clone() for name, weight in model.llm.state_dict().items()}
-        items = list(every_item(model, open_sources(run.stage.data, "data"), variants=2))
+        items = list(render_all_items(model, open_sources(run.stage.data, "data"), variants=2))
         found.append(
             prealign(
                 model, items, FrozenWork(model), run.stage, options, autocast=cast, progress=False
             )
         )
-        weights.append(dict(model.named_adapters()))
+        weights.append(dict(model.trainable_candidates()))
         for name, weight in model.llm.state_dict().items():
             assert torch.equal(weight, before[name]), name
     kinds = [f"{side}_projections.{key}" for side in ("input", "output") for key in parts.KEYS]
@@ -349,7 +349,7 @@ def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / output))
         choose_trainable(model, {"output_projections.*": 1e-9})
         still = PrealignConfig(steps=1, batch_size=64, learning_rate=0.0)
-        items = list(every_item(model, open_sources(run.stage.data, "data")))
+        items = list(render_all_items(model, open_sources(run.stage.data, "data")))
         aligned[output] = prealign(
             model, items, FrozenWork(model), run.stage, still, progress=False
         )
@@ -362,7 +362,7 @@ def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, mon
     run = make_run()
     model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
     choose_trainable(model, {"output_projections.*": 1e-3})
-    items = list(every_item(model, open_sources(run.stage.data, "data")))
+    items = list(render_all_items(model, open_sources(run.stage.data, "data")))
     spoken = []
     run_over = model.llm.forward
     monkeypatch.setattr(
@@ -387,8 +387,8 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
         checkpoints.load_model(checkpoints.open_checkpoint(folder))
         for folder in (output, tmp_path / "given")
     )
-    for name, weight in own.named_adapters():
-        assert torch.equal(weight, dict(given.named_adapters())[name]), name
+    for name, weight in own.trainable_candidates():
+        assert torch.equal(weight, dict(given.trainable_candidates())[name]), name
     assert not (tmp_path / "given" / "training").exists()
     modes = {file.stat().st_mode for file in (tmp_path / "given").rglob("*") if file.is_file()}
     assert len(modes) == 1, "whoever may read the config may read the weights"
@@ -437,7 +437,7 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     held = make_run().stage.data["understand-image"]
     validation = {"every": 50, "batches": 9, "data": {"pictures": config.dump(held)}}
     done = []
-    for name in ("take_step", "_validate", "_Saver.__call__"):
+    for name in ("training_step", "_validate", "_Saver.__call__"):
         owner, _, last = name.rpartition(".")
         place = getattr(loop, owner) if owner else loop
         own = getattr(place, last)
@@ -447,7 +447,7 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     before = sorted(tmp_path.iterdir())
     run = make_run(steps=1000, validation=validation, samples={"every": 500, "prompts": ["draw"]})
     loop.dry_run(run, progress=False)
-    assert done == ["take_step", "_validate", "_Saver.__call__"]
+    assert done == ["training_step", "_validate", "_Saver.__call__"]
     assert sorted(tmp_path.iterdir()) == before
 
 

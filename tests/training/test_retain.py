@@ -16,7 +16,7 @@ from mmllm.data.mixture import Mixture
 from mmllm.data.plain import PlainText
 from mmllm.errors import ConfigError
 from mmllm.training import loop
-from mmllm.training.feed import Feed, open_sources
+from mmllm.training.feed import TrainingStepDataset, open_sources
 from mmllm.training.loop import train
 from mmllm.training.stage import choose_trainable
 
@@ -48,10 +48,14 @@ def test_processes_share_the_windows_of_a_step(make_run, plain):
     mixture = Mixture(open_sources(run.stage.data, "data"), 0)
     text = loop._plain_text(model, run.stage)
     parts = [
-        Feed(model, mixture, FrozenWork(model), run.stage, rank=rank, world=2, plain=text)[5]
+        TrainingStepDataset(
+            model, mixture, FrozenWork(model), run.stage, rank=rank, world=2, plain=text
+        )[5]
         for rank in range(2)
     ]
-    order = [parts[rank].micros[micro].text_windows for micro in range(2) for rank in range(2)]
+    order = [
+        parts[rank].microbatches[micro].text_windows for micro in range(2) for rank in range(2)
+    ]
     assert torch.equal(torch.cat(order), text.batch(5))
 
 
