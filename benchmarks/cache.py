@@ -107,7 +107,7 @@ def _write(folder: Path, items: int, pipe: Connection) -> None:
 
 def _room(store: FeatureStore):
     encoder = build(SyntheticConfig())
-    return store.room("features", "encoders.image", encoder.fingerprint)
+    return store.namespace("features", "encoders.image", encoder.fingerprint)
 
 
 def _train(folder: Path, steps: int, pipe: Connection) -> None:

@@ -165,7 +165,7 @@ def files() -> dict[str, list[bytes]]:
         soundfile.write(file, wave, 8000, format=form, subtype=subtype)
         sounds.append(file.getvalue())
     clip = Video.from_numpy(noise.integers(0, 256, (6, 32, 32, 3), np.uint8), 4.0)
-    heard = Video(array=clip.array, fps=4.0, sound=Audio.from_numpy(wave, 8000))
+    heard = Video(array=clip.array, fps=4.0, audio=Audio.from_numpy(wave, 8000))
     with tempfile.TemporaryDirectory() as folder:
         clips = [
             medium.save(Path(folder) / name).read_bytes()

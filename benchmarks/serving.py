@@ -43,7 +43,7 @@ from pairs import Options, Row, timed
 import mmllm
 from mmllm import Audio, Image, Medium, Message, Video, user
 from mmllm.chat import Chat
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.generation import Sampling, generate
 from mmllm.replies import MediumReady, MediumStarted, TextDelta
 
@@ -210,7 +210,7 @@ def together(options: Options) -> list[Row]:
         prompts = [chat.model.renderer.render(talk, add_generation_prompt=True) for talk in talks]
         sampling = [Sampling(max_new_tokens=length, modalities=TEXT) for length in LENGTHS]
         answers = generate(
-            chat.model, prompts, FrozenWork(chat.model, remember=False), sampling=sampling
+            chat.model, prompts, FeatureCache(chat.model, enabled=False), sampling=sampling
         )
         assert [len(answer.ids) for answer in answers] == list(LENGTHS)
 

@@ -38,8 +38,8 @@ from mmllm import checkpoints
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.chat_session import ChatSession
-from mmllm.conversation import Medium, Message, Part, Text
-from mmllm.data.frozen import FrozenWork
+from mmllm.conversation import ContentPart, Medium, Message, Text
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import Rendered
 from mmllm.decoders.base import Cancelled
 from mmllm.engine import Engine, Order
@@ -105,7 +105,7 @@ class Chat:
     def __init__(self, model: AnyToAny, *, prefixes: int = 0):
         self.model = model.eval()
         self.engine = Engine(model, Prefixes(prefixes))
-        self._work = FrozenWork(model, remember=False)
+        self._work = FeatureCache(model, enabled=False)
 
     def reply(
         self,
@@ -607,7 +607,7 @@ class _Writer:
     """One reply as it grows: its parts in order, and of the text what is certain by now."""
 
     def __init__(self, model: AnyToAny, stop: Sequence[str]):
-        self.parts: list[Part] = []
+        self.parts: list[ContentPart] = []
         """Where a medium will stand, there is an empty text until it is made."""
         self.num_pieces = 0
         self._model = model

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmllm.conversation import Message, Part
+from mmllm.conversation import ContentPart, Message
 from mmllm.inputs import as_messages
 from mmllm.replies import Done, Event, Reply
 
@@ -75,5 +75,5 @@ class ChatSession:
         """What a notebook shows: all turns."""
         from mmllm.media import display
 
-        parts: list[Part] = [part for entry in self.messages for part in entry.parts]
+        parts: list[ContentPart] = [part for entry in self.messages for part in entry.parts]
         return display.mimebundle(parts, repr(self))

@@ -37,7 +37,7 @@ from torch import Tensor
 from mmllm import config as configs
 from mmllm import disk, literals
 from mmllm.config import RunConfig, SystemConfig
-from mmllm.errors import CheckpointError, MmllmError, naming, quoted
+from mmllm.errors import CheckpointError, MmllmError, quoted, wrap_errors
 from mmllm.llm.export import merge as merge_lora
 from mmllm.llm.export import save_transformers
 from mmllm.model import PROJECTIONS, AnyToAny
@@ -83,7 +83,7 @@ class Checkpoint:
             return tree
 
     def _naming(self) -> AbstractContextManager[None]:
-        return naming(CheckpointError, self.folder / "config.yaml")
+        return wrap_errors(CheckpointError, self.folder / "config.yaml")
 
     @property
     def holds_llm(self) -> bool:
@@ -111,10 +111,10 @@ def save(
     take it; what was there before is then untouched.
     """
     folder = Path(folder)
-    with _written(folder), disk.whole_folder(folder) as draft:
+    with _written(folder), disk.atomic_folder(folder) as draft:
         require_space(folder, _bytes_needed(model, tensors or {}, with_llm=with_llm))
         _write(draft, model, step, stage, training, tensors, chosen, dtype, with_llm)
-        card = disk.standing(folder) / "README.md"
+        card = disk.current_folder(folder) / "README.md"
         if card.is_file():
             shutil.copy2(card, draft)
     return folder
@@ -146,7 +146,7 @@ def assemble(
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; name a new folder")
-    with _written(folder), disk.whole_folder(folder) as draft:
+    with _written(folder), disk.atomic_folder(folder) as draft:
         tree = configs.dump(system)
         _keep_template(draft, tree["llm"], None)
         text = literals.dump({"system": tree})
@@ -165,8 +165,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         from mmllm.mini import locate
 
         return open_checkpoint(locate("checkpoint"))
-    with naming(CheckpointError, quoted(str(folder))):
-        folder = disk.standing(Path(folder).expanduser())
+    with wrap_errors(CheckpointError, quoted(str(folder))):
+        folder = disk.current_folder(Path(folder).expanduser())
         alone = (folder / "manifest.json").is_file()
     if alone:
         return _open(folder)
@@ -206,7 +206,7 @@ def prune(run_folder: Path, keep: int, step: int) -> None:
     when the run went on, or it would have gone on from them: they keep no place of a whole one."""
     folders = sorted((run_folder / "checkpoints").glob("step-*"))
     for old in [path for path in folders if path.name <= _step_name(step)][:-keep]:
-        doomed = disk.draft_of(old)  # under its own name it is whole or absent
+        doomed = disk.draft_path(old)  # under its own name it is whole or absent
         old.rename(doomed)
         disk.remove(doomed)
 
@@ -222,7 +222,7 @@ def load_model(
     """Build the checkpoint's system and load what was trained."""
     from mmllm import model as models
 
-    with naming(CheckpointError, source.folder):
+    with wrap_errors(CheckpointError, source.folder):
         sizes = _sizes(source)
         model = models.build(source.system(), dtype=dtype, device=device, sizes=sizes)
         load_weights(model, source)
@@ -265,7 +265,7 @@ def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype)
     merge_lora(model.llm)
     model.llm.model.to(dtype)
     with _written(folder):  # what else lies there stays, a repository's own files say
-        with disk.whole_folder(folder / "transformers") as draft:
+        with disk.atomic_folder(folder / "transformers") as draft:
             save_transformers(model.llm, draft, signals=True)
         disk.move_files(folder / "transformers", folder)
     return folder
@@ -277,7 +277,7 @@ def _load_whole(source: Checkpoint) -> AnyToAny:
 
     system = source.system()
     llm = replace(system.llm, quantization=None, device_map=None, dtype=None)
-    with naming(CheckpointError, source.folder):
+    with wrap_errors(CheckpointError, source.folder):
         model = models.build(replace(system, llm=llm), sizes=_sizes(source))
         load_weights(model, source)
         return model.eval()
@@ -318,7 +318,7 @@ def training_state(source: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor
     folder = source.folder / "training"
     if not folder.is_dir():
         raise CheckpointError(f"{source.folder}: holds no training state; it cannot be resumed")
-    with naming(CheckpointError, folder):
+    with wrap_errors(CheckpointError, folder):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return dict(state), load_file(folder / "optimizer.safetensors")
 
@@ -330,7 +330,7 @@ def verify(source: Checkpoint, *, without: Sequence[str] = ()) -> None:
         if name.partition("/")[0] in without:
             continue
         file = source.folder / name
-        with naming(CheckpointError, file):
+        with wrap_errors(CheckpointError, file):
             found = _sha256(file)
         if found != entry["sha256"]:
             raise CheckpointError(
@@ -353,7 +353,7 @@ def fingerprints(model: AnyToAny) -> dict[str, str]:
 def _written(folder: Path) -> Iterator[None]:
     """Raises CheckpointError for what the disk does not take."""
     remedy = "free some space or name another folder; what was there before is untouched"
-    with disk.writing(folder, CheckpointError, remedy):
+    with disk.write_errors(folder, CheckpointError, remedy):
         yield
 
 
@@ -364,7 +364,7 @@ def _steps(run_folder: Path) -> list[Path]:
         for pattern in ("step-*", ".step-*.replaced")
         for path in (run_folder / "checkpoints").glob(pattern)
     }
-    return [disk.standing(run_folder / "checkpoints" / name) for name in sorted(names)]
+    return [disk.current_folder(run_folder / "checkpoints" / name) for name in sorted(names)]
 
 
 def _step_name(step: int) -> str:
@@ -441,7 +441,7 @@ def _write_manifest(draft: Path, *, step: int, **facts: Any) -> None:
 
 def _open(folder: Path) -> Checkpoint:
     file = folder / "manifest.json"
-    with naming(CheckpointError, f"{file}: no readable manifest"):
+    with wrap_errors(CheckpointError, f"{file}: no readable manifest"):
         check_links(folder)
         manifest = json.loads(inside(folder, file.name, "manifest").read_text("utf-8"))
         _check_manifest(manifest, file)

@@ -239,7 +239,7 @@ def cache(
                 "computes again what was in them"
             )
             raise typer.Exit(1)
-    for room in store.survey(folder):
+    for room in store.list_namespaces(folder):
         console.echo(
             f"{room.kind:10} {room.part:16} {room.fingerprint}  {room.items:7,} items "
             f"({room.duplicates} twice)  {room.shards} shards  {room.bytes / 1e6:.1f} MB"

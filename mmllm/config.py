@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from mmllm import literals
 from mmllm.errors import ConfigError, quoted
-from mmllm.literals import Spelled
+from mmllm.literals import SpelledScalar
 from mmllm.weights import inside
 
 logger = logging.getLogger(__name__)
@@ -650,9 +650,9 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _as_meant(hint: Any, value: Any) -> Any:
-    """The same value without `Spelled`: each scalar is what its field's type says."""
+    """The same value without `SpelledScalar`: each scalar is what its field's type says."""
     options = _options(hint)
-    if isinstance(value, Spelled):
+    if isinstance(value, SpelledScalar):
         return _scalar_as_meant(options, value)
     if isinstance(value, Mapping | list | tuple):
         for option in options:
@@ -663,10 +663,10 @@ def _as_meant(hint: Any, value: Any) -> Any:
             if not isinstance(value, Mapping) and origin in (tuple, list, Sequence) and of:
                 hints = [*of, *[of[0]] * len(value)] if of[-1] is not ... else [of[0]] * len(value)
                 return [_as_meant(kind, entry) for kind, entry in zip(hints, value, strict=False)]
-    return literals.plain(value)
+    return literals.without_spelling(value)
 
 
-def _scalar_as_meant(options: Sequence[Any], value: Spelled) -> Any:
+def _scalar_as_meant(options: Sequence[Any], value: SpelledScalar) -> Any:
     choices = [
         choice
         for option in options

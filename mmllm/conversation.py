@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
-Source: TypeAlias = "str | Path | bytes | Embedded"
+MediaSource: TypeAlias = "str | Path | bytes | Embedded"
 """Where a medium is kept: a path, the bytes of a file, or a file inside another."""
 
 
@@ -54,7 +54,7 @@ class Medium:
     `provenance` is filled for generated media and is written into every file that is saved.
     """
 
-    source: Source | None = None
+    source: MediaSource | None = None
     array: np.ndarray | None = None
     caption: str | None = None
     provenance: Mapping[str, Any] | None = None
@@ -147,7 +147,7 @@ class Image(Medium):
 
         def __init__(
             self,
-            source: Source | np.ndarray | PILImage.Image | None = None,
+            source: MediaSource | np.ndarray | PILImage.Image | None = None,
             array: np.ndarray | None = None,
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,
@@ -198,7 +198,7 @@ class Audio(Medium):
 
         def __init__(
             self,
-            source: Source | np.ndarray | None = None,
+            source: MediaSource | np.ndarray | None = None,
             array: np.ndarray | None = None,
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,
@@ -229,22 +229,22 @@ class Audio(Medium):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Video(Medium):
-    """A clip; decoded: uint8[F, H, W, 3], RGB, at `fps` frames per second; may carry a `sound`."""
+    """A video; decoded: uint8[F, H, W, 3], RGB, at `fps` frames per second, maybe with `audio`."""
 
     fps: float | None = None
-    sound: Audio | None = None
+    audio: Audio | None = None
     modality: ClassVar[str] = "video"
 
     if TYPE_CHECKING:
 
         def __init__(
             self,
-            source: Source | np.ndarray | None = None,
+            source: MediaSource | np.ndarray | None = None,
             array: np.ndarray | None = None,
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,
             fps: float | None = None,
-            sound: Audio | None = None,
+            audio: Audio | None = None,
         ) -> None: ...
 
     @classmethod
@@ -281,7 +281,7 @@ class Video(Medium):
 MEDIA: dict[str, type[Medium]] = {kind.modality: kind for kind in (Image, Audio, Video)}
 """Modality -> class. A new modality is one more entry."""
 
-Part: TypeAlias = Text | Medium
+ContentPart: TypeAlias = Text | Medium
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class Message:
     """What one speaker said: text and media in order."""
 
     role: Role
-    parts: tuple[Part, ...] = field(default=())
+    parts: tuple[ContentPart, ...] = field(default=())
 
     @property
     def text(self) -> str:
@@ -301,16 +301,16 @@ class Message:
         """The message's media, in order."""
         return [part for part in self.parts if isinstance(part, Medium)]
 
-    def with_parts(self, parts: Sequence[Part]) -> Message:
+    def with_parts(self, parts: Sequence[ContentPart]) -> Message:
         return replace(self, parts=tuple(parts))
 
 
 Conversation: TypeAlias = Sequence[Message]
 
 
-def message(role: Role, *parts: str | Part) -> Message:
+def message(role: Role, *parts: str | ContentPart) -> Message:
     """A message of `role`; strings become Text."""
-    typed: list[Part] = []
+    typed: list[ContentPart] = []
     for part in parts:
         if isinstance(part, str):
             typed.append(Text(part))
@@ -323,17 +323,17 @@ def message(role: Role, *parts: str | Part) -> Message:
     return Message(role, tuple(typed))
 
 
-def system(*parts: str | Part) -> Message:
+def system(*parts: str | ContentPart) -> Message:
     """`system("Answer in one word.")`."""
     return message("system", *parts)
 
 
-def user(*parts: str | Part) -> Message:
+def user(*parts: str | ContentPart) -> Message:
     """`user("What is this?", Image("cat.png"))`."""
     return message("user", *parts)
 
 
-def assistant(*parts: str | Part) -> Message:
+def assistant(*parts: str | ContentPart) -> Message:
     """`assistant("Here it is: ", Image("apple.png"))`."""
     return message("assistant", *parts)
 

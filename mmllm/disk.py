@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mmllm.errors import MmllmError, reason
+from mmllm.errors import MmllmError, brief_reason
 
 PARTIAL = ".partial"
 _REPLACED = ".replaced"
@@ -30,7 +30,7 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS, errno.EACCES
 
 
 @contextmanager
-def writing(path: Path, kind: type[MmllmError], remedy: str) -> Iterator[None]:
+def write_errors(path: Path, kind: type[MmllmError], remedy: str) -> Iterator[None]:
     """Raises one `kind` with the path, the system's reason and a remedy for whatever goes wrong
     when something is written: no space, a quota, a limit, a file system that is read-only."""
     from safetensors import SafetensorError
@@ -42,19 +42,19 @@ def writing(path: Path, kind: type[MmllmError], remedy: str) -> Iterator[None]:
     except Exception as error:  # that of safetensors is no OSError, that of tokenizers a bare one
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
             raise
-        why = getattr(error, "strerror", None) or reason(error)
+        why = getattr(error, "strerror", None) or brief_reason(error)
         raise kind(f"{path}: cannot be written: {why}; {remedy}") from error
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A draft to be filled, which takes the place of `folder` when the block ends well; otherwise
     it is deleted, and what was there before stays. At any moment the old or the new folder is
-    whole on the disk: see `standing`. Raises OSError."""
+    whole on the disk: see `current_folder`. Raises OSError."""
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent, f".{glob.escape(folder.name)}.*{PARTIAL}")
-    draft = draft_of(folder)
+    remove_stale_drafts(folder.parent, f".{glob.escape(folder.name)}.*{PARTIAL}")
+    draft = draft_path(folder)
     remove(draft)
     try:
         draft.mkdir()
@@ -67,9 +67,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file that is the old or the new one at any moment. Raises OSError."""
-    draft = draft_of(path)
+    draft = draft_path(path)
     try:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
         publish(draft, path)
@@ -97,20 +97,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def standing(folder: Path) -> Path:
+def current_folder(folder: Path) -> Path:
     """The folder under this name; where a kill came between the two renames that replace it, the
     one that it was."""
     aside = _aside(folder)
     return aside if not folder.exists() and aside.is_dir() else folder
 
 
-def draft_of(path: Path) -> Path:
+def draft_path(path: Path) -> Path:
     """A name beside `path`, on the same file system, that tells who writes there."""
     path = path if path.name else path.absolute()  # "." has no name
-    return path.with_name(f".{path.name}.{process_table()}-{os.getpid()}{PARTIAL}")
+    return path.with_name(f".{path.name}.{process_namespace()}-{os.getpid()}{PARTIAL}")
 
 
-def sweep(folder: Path, pattern: str = f"*{PARTIAL}", *, sole: bool = False) -> None:
+def remove_stale_drafts(folder: Path, pattern: str = f"*{PARTIAL}", *, sole: bool = False) -> None:
     """Delete the drafts in `folder` that no living process writes. `sole`: nobody but the caller
     writes there, so that none of them has a writer."""
     for draft in folder.glob(pattern):
@@ -119,10 +119,10 @@ def sweep(folder: Path, pattern: str = f"*{PARTIAL}", *, sole: bool = False) -> 
                 remove(draft)
 
 
-def settle(folder: Path) -> None:
+def recover_folder(folder: Path) -> None:
     """Finish what killed processes began in a folder where nobody but the caller writes: delete
     their drafts, and put back a folder that was being replaced."""
-    sweep(folder, sole=True)
+    remove_stale_drafts(folder, sole=True)
     for aside in folder.glob(f".*{_REPLACED}"):
         place = folder / aside.name.removeprefix(".").removesuffix(_REPLACED)
         with suppress(OSError):
@@ -152,7 +152,7 @@ def move_files(source: Path, target: Path) -> None:
 
 
 @functools.cache
-def process_table() -> str:
+def process_namespace() -> str:
     """Eight hex digits for the table in which a PID means something: this start of this machine,
     and in it this container."""
     facts = [socket.gethostname()]
@@ -162,7 +162,7 @@ def process_table() -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
 
-def start_of(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """When a process of this table began, in ticks since the machine did; None if there is no such
     process, or nothing left of it but its exit code; "" where the system does not tell.
 
@@ -213,8 +213,8 @@ def _sync_tree(folder: Path) -> None:
 def _is_abandoned(draft: Path) -> bool:
     owner = draft.name.removesuffix(PARTIAL).rpartition(".")[2]
     table, _, pid = owner.partition("-")
-    if table == process_table() and pid.isdigit():
-        return start_of(int(pid)) is None
+    if table == process_namespace() and pid.isdigit():
+        return process_start_time(int(pid)) is None
     try:
         changed = max(path.stat().st_mtime for path in (draft, *draft.rglob("*")))
     except OSError:  # it is being written, or swept

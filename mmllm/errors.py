@@ -97,7 +97,7 @@ class TrainingError(MmllmError, RuntimeError):
 
 
 @contextmanager
-def naming(kind: type[MmllmError], what: object) -> Iterator[None]:
+def wrap_errors(kind: type[MmllmError], what: object) -> Iterator[None]:
     """Whatever a library raises within it becomes `kind`, with `what` before its message: a file
     that others wrote can be wrong in more ways than its reader has words for. A panic of a library
     in Rust, which is no Exception, is among it; mmllm's own errors pass."""
@@ -108,10 +108,10 @@ def naming(kind: type[MmllmError], what: object) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise kind(f"{what}: {reason(error)}") from error
+        raise kind(f"{what}: {brief_reason(error)}") from error
 
 
-def reason(error: BaseException) -> str:
+def brief_reason(error: BaseException) -> str:
     """What is said of an exception: the first line of its message, cut, and its class where the
     message alone would tell nothing."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Medium
 from mmllm.data.batch import Batch, FeatureProvider, collate
-from mmllm.data.frozen import identity
+from mmllm.data.frozen import medium_identity
 from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.errors import ConfigError, quoted
 from mmllm.llm.stack import Pass
@@ -653,10 +653,10 @@ def _content(medium: Medium) -> Hashable:
     if medium.array is not None:
         rates = getattr(medium, "sample_rate", None), getattr(medium, "fps", None)
         sound = getattr(medium, "sound", None)
-        data = identity(replace(medium, source=None))
+        data = medium_identity(replace(medium, source=None))
         return data, medium.array.shape, rates, sound and _content(sound)
     if not isinstance(medium.source, str | Path):
-        return identity(medium)
+        return medium_identity(medium)
     try:
         facts = Path(medium.source).expanduser().stat()
     except OSError:

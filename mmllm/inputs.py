@@ -19,10 +19,10 @@ import numpy as np
 
 from mmllm.conversation import (
     MEDIA,
+    ContentPart,
     Image,
     Medium,
     Message,
-    Part,
     Text,
     message,
 )
@@ -101,7 +101,7 @@ def as_messages(given: Any, *more: Any) -> list[Message]:
     return [Message("user", tuple(as_part(part) for part in (given, *more)))]
 
 
-def as_part(value: Any) -> Part:
+def as_part(value: Any) -> ContentPart:
     """A part of a message: Text or a str, a Medium, the Path or the bytes of a media file, a
     picture of Pillow's, an array uint8[H, W, 3], or a part as OpenAI and transformers write them.
 
@@ -204,7 +204,7 @@ def _from_dict(given: Mapping[str, Any]) -> Message:
     return message(role, *(Text(p) if isinstance(p, str) else as_part(p) for p in parts))
 
 
-def _part_from_dict(part: Mapping[str, Any]) -> Part:
+def _part_from_dict(part: Mapping[str, Any]) -> ContentPart:
     """`{type: text, text}`, `{type: image_url, image_url: {url}}`, `{type: image, image: …}`,
     `{type: input_audio, input_audio: {data}}`, and so for every modality."""
     kind: str = part["type"]

@@ -1,9 +1,9 @@
-"""YAML as configs have it: plain data whose numbers and booleans remember how they were spelt.
+"""YAML for configs: plain data whose numbers and booleans keep their spelling.
 
 YAML 1.1 reads `no` and `on` as booleans, `1e-4` as text, `010` as eight, `1:30` as ninety and
 `2026-01-02` as a date. Only the type of a field says what was meant, so a scalar keeps its spelling
-(`Spelled`) until a field takes it (mmllm.config). Numbers are read as YAML 1.2 and JSON read them;
-dates and numbers to the base of 60 stay text; keys are always text.
+(`SpelledScalar`) until a field takes it (mmllm.config). Numbers are parsed as in YAML 1.2 and JSON;
+dates and sexagesimal numbers stay text; keys are always text.
 
 What is read may come from others: size, nesting and aliases are bounded; no tag makes an object.
 """
@@ -33,7 +33,7 @@ _INTEGER = re.compile(
 _BOOLEAN = re.compile("|".join(f"{w}$|{w.title()}$|{w.upper()}$" for w in _BOOLEANS))
 
 
-class Spelled:
+class SpelledScalar:
     """A scalar of YAML that is not text: `plain` is what YAML says it is."""
 
     spelling: str
@@ -43,37 +43,37 @@ class Spelled:
         return self.spelling
 
 
-class _Boolean(Spelled, int):
+class _Boolean(SpelledScalar, int):
     @property
     def plain(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return bool(self)
 
 
-class _Integer(Spelled, int):
+class _Integer(SpelledScalar, int):
     @property
     def plain(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return int(self)
 
 
-class _Float(Spelled, float):
+class _Float(SpelledScalar, float):
     @property
     def plain(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return float(self)
 
 
-def plain(tree: Any) -> Any:
+def without_spelling(tree: Any) -> Any:
     """The same data without spellings, as YAML itself reads it."""
-    if isinstance(tree, Spelled):
+    if isinstance(tree, SpelledScalar):
         return tree.plain
     if isinstance(tree, Mapping):
-        return {key: plain(value) for key, value in tree.items()}
+        return {key: without_spelling(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(plain(value) for value in tree)
+        return type(tree)(without_spelling(value) for value in tree)
     return tree
 
 
 def load(text: str) -> Any:
-    """YAML -> plain data and `Spelled`. Raises ValueError for whatever is no such document."""
+    """Parse YAML into plain data and `SpelledScalar`. Raises ValueError for any other document."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"more than {MAX_CHARACTERS} characters")
     try:

@@ -20,7 +20,7 @@ from mmllm.data.batch import Batch, InputMedia
 from mmllm.data.rendering import Renderer
 from mmllm.decoders.base import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError, naming
+from mmllm.errors import AssetError, ConfigError, wrap_errors
 from mmllm.llm.causal_lm import LanguageModel
 
 PROJECTIONS = ("input_projections", "output_projections")
@@ -223,7 +223,7 @@ def build(
     encoders = _parts("encoders", config.encoders)
     decoders = _parts("decoders", config.decoders)
     llm = configs.build(config.llm, dtype=dtype, device=device)
-    with naming(ConfigError, "the parts cannot be joined"):
+    with wrap_errors(ConfigError, "the parts cannot be joined"):
         model = AnyToAny(config, llm, encoders, decoders, seed=seed, sizes=sizes)
         model = model.to(device)
     for decoder in model.decoders.values():
@@ -276,7 +276,7 @@ def _parts(room: str, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Every part that a room of the config names; whatever is wrong with its files is told."""
     made = {}
     for key, entry in entries.items():
-        with naming(AssetError, f"{room}.{key} cannot be opened"):
+        with wrap_errors(AssetError, f"{room}.{key} cannot be opened"):
             made[key] = configs.build(entry)
     return made
 

@@ -29,7 +29,7 @@ _CHARACTERS = 2**20
 """Of a template's text, beside four times what it is given: a tokenizer takes seconds for more."""
 
 
-class Refused(Exception):
+class InputRejected(Exception):
     """What a template, or the reader of a pattern, says against what it was given."""
 
     def __init__(self, message: str, *, syntax: bool = False):
@@ -38,7 +38,7 @@ class Refused(Exception):
         """Whether no input at all would do."""
 
 
-class Exhausted(Exception):
+class ResourcesExhausted(Exception):
     """The time or the memory that it may take was not enough."""
 
 
@@ -49,12 +49,17 @@ def start() -> None:
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-    """A jinja template's text; raises Refused and Exhausted."""
+    """A jinja template's text; raises InputRejected and ResourcesExhausted."""
     return _ask({"template": template, "variables": dict(variables)})
 
 
-def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """The names that a regular expression matches whole; raises Refused and Exhausted."""
+def full_matches(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the names that a regular expression matches completely.
+
+    Raises:
+        InputRejected: the pattern is invalid.
+        ResourcesExhausted: matching takes too much time or memory.
+    """
     return _ask({"pattern": pattern, "names": list(names)})
 
 
@@ -83,10 +88,12 @@ def _ask(request: dict[str, Any]) -> Any:
             overdue.cancel()
         if not answer.endswith("\n"):
             _end()
-            raise Exhausted(f"it takes more than {SECONDS:g} s of computing, or too much memory")
+            raise ResourcesExhausted(
+                f"it takes more than {SECONDS:g} s of computing, or too much memory"
+            )
     found = json.loads(answer)
     if "refused" in found:
-        raise Refused(found["refused"], syntax=found["syntax"])
+        raise InputRejected(found["refused"], syntax=found["syntax"])
     return found["result"]
 
 

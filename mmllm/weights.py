@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmllm.errors import AssetError, CheckpointError, naming, quoted, reason
+from mmllm.errors import AssetError, CheckpointError, brief_reason, quoted, wrap_errors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,7 +85,9 @@ def inside(folder: Path, name: str, where: str, *, follow: bool = False) -> Path
         if follow:
             file = Path(os.path.normpath(root / name))
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: {quoted(name)} is no file: {reason(error)}") from error
+        raise CheckpointError(
+            f"{where}: {quoted(name)} is no file: {brief_reason(error)}"
+        ) from error
     if not any(file.is_relative_to(within) for within in (root, *blobs)):
         raise CheckpointError(
             f"{where}: {quoted(name)} leads out of {folder}; a checkpoint reads no other files: "
@@ -204,7 +206,7 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
     """Name -> shape of what a safetensors file holds, by its header; raises CheckpointError."""
     from safetensors import safe_open
 
-    with naming(CheckpointError, file), safe_open(file, framework="pt") as saved:
+    with wrap_errors(CheckpointError, file), safe_open(file, framework="pt") as saved:
         return {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
 
 
@@ -216,7 +218,7 @@ def copy_tensors(own: Mapping[str, Tensor], file: Path, *, remedy: str) -> None:
     from safetensors import safe_open
 
     read: dict[str, Tensor] = {}
-    with naming(CheckpointError, file), safe_open(file, framework="pt") as saved:
+    with wrap_errors(CheckpointError, file), safe_open(file, framework="pt") as saved:
         names = set(saved.keys())
         for name in sorted(own.keys() | names):
             expected = list(own[name].shape) if name in own else "absent"

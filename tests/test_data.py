@@ -11,7 +11,7 @@ import pytest
 from mmllm import config
 from mmllm.conversation import Message, Text
 from mmllm.data.dialogues import DialoguesConfig
-from mmllm.data.mixture import Draw, LengthGroups, Mixture, deal
+from mmllm.data.mixture import Draw, LengthGroups, Mixture, balance_by_length
 from mmllm.data.pairs import PairsConfig
 
 
@@ -121,7 +121,7 @@ def test_draws_are_dealt_evenly():
         def tokens(part: list[Draw], lengths: list[int] = lengths) -> int:
             return sum(lengths[draw.index] for draw in part)
 
-        dealt = deal(draws, parts, lambda draw, lengths=lengths: lengths[draw.index])
+        dealt = balance_by_length(draws, parts, lambda draw, lengths=lengths: lengths[draw.index])
         assert [len(part) for part in dealt] == [8] * parts
         assert sorted(draw.index for part in dealt for draw in part) == [*range(len(draws))]
         slices = [draws[start : start + 8] for start in range(0, len(draws), 8)]
@@ -132,9 +132,9 @@ def test_draws_are_dealt_evenly():
 def test_dealing_goes_by_the_order_of_equals_and_asks_each_length_once():
     draws = [Draw("talks", index, seed=index) for index in range(6)]
     asked = []
-    dealt = deal(draws, 3, lambda draw: asked.append(draw) or 7)
+    dealt = balance_by_length(draws, 3, lambda draw: asked.append(draw) or 7)
     assert [[draw.index for draw in part] for part in dealt] == [[0, 3], [1, 4], [2, 5]]
     assert asked == draws
     # The part with the longest gets what the other one has no room for.
-    one = deal(draws[:4], 2, lambda draw: [9, 1, 1, 1][draw.index])
+    one = balance_by_length(draws[:4], 2, lambda draw: [9, 1, 1, 1][draw.index])
     assert [[draw.index for draw in part] for part in one] == [[0, 3], [1, 2]]

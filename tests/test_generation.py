@@ -9,7 +9,7 @@ import torch
 
 from mmllm.chat import Chat, _Request, _Wanted, _Writer
 from mmllm.conversation import Audio, Image, Text, Video, assistant, user
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError, ContextError
 from mmllm.generation import Row, Run, Sampling, generate
 from mmllm.model import AnyToAny
@@ -44,7 +44,7 @@ def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> N
         answer = generate(
             tiny_model,
             [rendered],
-            FrozenWork(tiny_model),
+            FeatureCache(tiny_model),
             sampling=Sampling(max_new_tokens=6, modalities=ALL),
         )[0]
         assert {run.key for run in answer.runs} == {"image", "audio", "video"}
@@ -113,7 +113,7 @@ def test_a_run_once_begun_completes_and_is_fed_in_one_step(tiny_model: AnyToAny,
     answer = generate(
         tiny_model,
         [tiny_model.renderer.render(PROMPTS[0], add_generation_prompt=True)],
-        FrozenWork(tiny_model),
+        FeatureCache(tiny_model),
         sampling=Sampling(max_new_tokens=4, max_media=3, prompt_lookup=0),
     )[0]
     length = len(tiny_model.llm.tokens.run(key))

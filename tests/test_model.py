@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mmllm import losses
 from mmllm.conversation import Message, assistant, user
 from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.errors import CheckpointError
 from mmllm.llm import head
 from mmllm.losses import LossTerm
@@ -45,7 +45,7 @@ def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **opti
     options.setdefault("seeds", list(range(len(conversations))))
     return collate(
         [model.renderer.render(conversation) for conversation in conversations],
-        FrozenWork(model, denoise=True),
+        FeatureCache(model, denoise=True),
         num_input_tokens=model.num_input_tokens,
         num_signal_tokens=model.num_signal_tokens,
         pad_id=0,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmllm.conversation import Conversation
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError
 from mmllm.generation import Generated, Prefixes, Run, Sampling, generate
 from mmllm.model import AnyToAny
@@ -73,7 +73,7 @@ def answer(
     return generate(
         model,
         [model.renderer.render(prompt, add_generation_prompt=True)],
-        FrozenWork(model),
+        FeatureCache(model),
         sampling=Sampling(**options),
         prefixes=prefixes,
     )[0]

@@ -14,7 +14,7 @@ import torch
 from mmllm import generation
 from mmllm.chat import Chat
 from mmllm.conversation import Audio, Message, assistant, user
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.decoders.base import Cancelled
 from mmllm.generation import Decoding, Generated, Prefixes, Row, Sampling, generate, prepare
 from mmllm.model import AnyToAny
@@ -46,7 +46,7 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(
     read = tiny_model.llm.read
     tiny_model.llm.read = lambda new: passes.append(len(new)) or read(new)  # pyright: ignore
     model = eager(tiny_model, "audio")
-    work, prefixes = FrozenWork(model), Prefixes(keep)
+    work, prefixes = FeatureCache(model), Prefixes(keep)
     prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in PROMPTS]
     decoding, entries, rows, sizes = Decoding(model, prefixes), [], [], []
     for number, prompt in enumerate(prompts):

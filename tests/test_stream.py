@@ -16,7 +16,7 @@ import torch
 from mmllm import media
 from mmllm.chat import Chat
 from mmllm.conversation import Image, Medium, Message, Text, assistant, system, user
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError, MediaError
 from mmllm.generation import Generated, Prefixes, Sampling, generate
 from mmllm.model import AnyToAny
@@ -352,7 +352,7 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
 
 def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) -> None:
     prefixes = Prefixes()
-    work = FrozenWork(tiny_model)
+    work = FeatureCache(tiny_model)
     settings = Sampling(max_new_tokens=4, modalities=ALL)
     for conversation in (TURNS[:1], [*TURNS[:1], assistant("one two"), *TURNS[1:2]]):
         prompt = tiny_model.renderer.render(conversation, add_generation_prompt=True)
@@ -372,7 +372,7 @@ def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyT
     prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in talks]
     assert [prompt.ids[: len(opening)] == opening for prompt in prompts] == [True, True, False]
 
-    work, prefixes = FrozenWork(model), Prefixes(0)
+    work, prefixes = FeatureCache(model), Prefixes(0)
     settings = Sampling(max_new_tokens=4, modalities=ALL)
 
     def answers(*numbers: int, by: Prefixes | None = None) -> list[Generated]:

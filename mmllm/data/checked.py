@@ -13,7 +13,7 @@ import numpy as np
 
 from mmllm.conversation import Medium, Message, Role, Text
 from mmllm.data.rendering import Rendered, Renderer
-from mmllm.data.sources import Source
+from mmllm.data.sources import DataSource
 from mmllm.data.words import check_text
 from mmllm.errors import (
     ConfigError,
@@ -22,18 +22,18 @@ from mmllm.errors import (
     LongRowError,
     MediaError,
     RowError,
+    brief_reason,
     quoted,
-    reason,
 )
 
 _LONGEST_MESSAGE, _LONGEST_NAME = 1000, 120
 
 
-class CheckedSource:
+class CheckedDataSource:
     """A dataset whose `conversation` gives what one can learn from or raises MediaError, of which
     RowError is one, with a message that can be shown; `name` always gives a short one."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: DataSource):
         self.source = source
         self.share = source.share
 
@@ -52,7 +52,7 @@ class CheckedSource:
         except Exception as error:  # of any reader, for any row
             message = str(error)
             if not isinstance(error, ConfigError):  # one of ours says what is wrong
-                message = f"it cannot be read as a conversation ({reason(error)})"
+                message = f"it cannot be read as a conversation ({brief_reason(error)})"
             raise RowError(_shown(message, _LONGEST_MESSAGE)) from error
 
     def name(self, index: int) -> str:

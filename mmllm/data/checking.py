@@ -27,7 +27,7 @@ from mmllm import media
 from mmllm.conversation import Audio, Embedded, Image, Medium, Message, Text, Video
 from mmllm.data.checked import check_length, render
 from mmllm.data.rendering import Renderer
-from mmllm.data.sources import Source
+from mmllm.data.sources import DataSource
 from mmllm.errors import (
     EmptyCaptionError,
     LongRowError,
@@ -64,7 +64,7 @@ _SAMPLE_FRAMES, _SAMPLE_SECONDS, _SAMPLE_SIDE = 16, 10, 320
 
 
 @dataclass(frozen=True)
-class Problem:
+class RowProblem:
     """One thing that is wrong with one row."""
 
     dataset: str
@@ -74,7 +74,7 @@ class Problem:
 
 
 @dataclass
-class Findings:
+class DatasetFindings:
     """Of one dataset: how many rows there are and were read, media by modality and direction
     ("image in", "audio out"), the tokens of each row, problems."""
 
@@ -82,26 +82,26 @@ class Findings:
     read: int = 0
     media: Counter[str] = field(default_factory=Counter)
     tokens: array[int] = field(default_factory=lambda: array("L"))
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[RowProblem] = field(default_factory=list)
 
 
 @dataclass
-class Report:
+class DataReport:
     """What `check` found, by dataset; `page` shows samples. `max_length`: tokens that a row may
     have. `complete` is False after Ctrl-C."""
 
-    findings: dict[str, Findings]
+    findings: dict[str, DatasetFindings]
     page: Path
     max_length: int | None = None
     complete: bool = True
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[RowProblem]:
         return [problem for found in self.findings.values() for problem in found.problems]
 
 
 def check(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DataSource],
     folder: Path,
     *,
     samples: int = 12,
@@ -111,7 +111,7 @@ def check(
     progress: bool = True,
     renderer: Renderer | None = None,
     max_length: int | None = None,
-) -> Report:
+) -> DataReport:
     """Look at all rows, or at `limit` rows of each dataset drawn at random, and write a page of
     `samples` rows of each and problems.jsonl to `folder`.
 
@@ -120,8 +120,8 @@ def check(
     `headers_only`: media are opened but not decoded, so that a damaged end is not found.
     Ctrl-C ends it early with what was found so far.
     """
-    findings = {name: Findings(len(source)) for name, source in sources.items()}
-    report = Report(findings, folder, max_length)
+    findings = {name: DatasetFindings(len(source)) for name, source in sources.items()}
+    report = DataReport(findings, folder, max_length)
     entries: list[GalleryEntry] = []
     plan = {name: _rows(len(source), limit) for name, source in sources.items()}
     bar = tqdm(total=sum(map(len, plan.values())), unit="row", disable=not progress, leave=False)
@@ -150,7 +150,7 @@ def check(
     return report
 
 
-def table(report: Report, examples: int = 3) -> Iterator[str]:
+def table(report: DataReport, examples: int = 3) -> Iterator[str]:
     """The lines of the report: a table, then some problems of each kind."""
     kinds = sorted({problem.kind for problem in report.problems})
     modalities = sorted({key for found in report.findings.values() for key in found.media})
@@ -172,7 +172,7 @@ def table(report: Report, examples: int = 3) -> Iterator[str]:
             yield f"  … all of them: {report.page.parent / 'problems.jsonl'}"
 
 
-def _lengths(report: Report) -> Iterator[str]:
+def _lengths(report: DataReport) -> Iterator[str]:
     """How many rows of each dataset have at most so many tokens."""
     longest = max(max(found.tokens, default=1) for found in report.findings.values())
     powers = {2**power for power in range(6, longest.bit_length() + 1)}
@@ -195,13 +195,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _check(
     name: str,
-    source: Source,
-    found: Findings,
+    source: DataSource,
+    found: DatasetFindings,
     rows: Sequence[int],
     *,
     samples: int,
     look: Callable[[Medium], str | Exception],
-    render: Callable[[Sequence[Message], Findings], None],
+    render: Callable[[Sequence[Message], DatasetFindings], None],
     pool: ThreadPoolExecutor,
     bar: tqdm,
 ) -> list[GalleryEntry]:
@@ -240,7 +240,7 @@ def _check(
             digest = _digest(messages, known)
             if digest in seen:
                 what = f"says and shows the same as {seen[digest]}"
-                found.problems.append(Problem(name, row, "duplicate", what))
+                found.problems.append(RowProblem(name, row, "duplicate", what))
             seen.setdefault(digest, row)
             if index in shown and not bad:
                 try:
@@ -253,7 +253,10 @@ def _check(
 
 
 def _tokens(
-    renderer: Renderer | None, longest: int | None, messages: Sequence[Message], found: Findings
+    renderer: Renderer | None,
+    longest: int | None,
+    messages: Sequence[Message],
+    found: DatasetFindings,
 ) -> None:
     """Note how many tokens a row has. Raises RowError for one that cannot be rendered, LongRowError
     for one of more than `longest`."""
@@ -330,17 +333,17 @@ def _digest(messages: Sequence[Message], known: Mapping[str, str | Exception]) -
     return hashlib.sha256(json.dumps(said).encode()).digest()
 
 
-def _of_texts(dataset: str, row: str, messages: Sequence[Message]) -> Iterator[Problem]:
+def _of_texts(dataset: str, row: str, messages: Sequence[Message]) -> Iterator[RowProblem]:
     """Placeholders that nobody has filled."""
     for message in messages:
         for match in TAG.finditer(message.text):
             what = f"{match[0]!r} stands in the text of {message.role!r} and means nothing"
-            yield Problem(dataset, row, "tag", what)
+            yield RowProblem(dataset, row, "tag", what)
 
 
-def _problem(dataset: str, source: Source, index: int, error: Exception) -> Problem:
+def _problem(dataset: str, source: DataSource, index: int, error: Exception) -> RowProblem:
     kind = next(kind for kind, cls in KINDS.items() if isinstance(error, cls))
-    return Problem(dataset, source.name(index), kind, str(error))
+    return RowProblem(dataset, source.name(index), kind, str(error))
 
 
 def _preview(message: Message) -> Message:

@@ -1,8 +1,8 @@
-"""What the frozen parts say of media and captions, computed once per item and remembered.
+"""A cache of the outputs of frozen encoders and decoders: features, caption embeddings, latents.
 
-Encoder features, caption embeddings and latents give the same answer in every epoch; `warm` runs
-them in batches before training, and a batch then only looks them up: in memory, or in a folder
-that outlives the run and that many processes share (mmllm.data.store).
+They are the same in every epoch. `precompute` computes them in batches before training; a batch
+then only looks them up, in memory or in a folder that outlives the run and that many processes
+share (mmllm.data.store).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mmllm.conversation import Embedded, Medium
 from mmllm.data.rendering import Rendered
-from mmllm.data.store import DamagedError, Entry, FeatureStore, Room
+from mmllm.data.store import DamagedShardError, FeatureStore, FeatureTensors, Namespace
 from mmllm.errors import MediaError
 from mmllm.model import AnyToAny
 from mmllm.precision import moved
@@ -30,15 +30,15 @@ _BATCH = 32
 FEATURES, CONDITIONS, LATENTS = "features", "conditions", "latents"
 
 
-class DeviceNeeded(Exception):
+class DeviceRequired(Exception):
     """Raised in a data worker, a forked process that cannot use an accelerator, for what has to be
     computed by a frozen part."""
 
 
-class FrozenWork:
+class FeatureCache:
     """A FeatureProvider for `collate` (mmllm.data.batch) over a model's encoders and decoders.
 
-    `store`: a folder on disk; None keeps all in memory. With `remember` False nothing is kept:
+    `store`: a folder on disk; None keeps all in memory. With `enabled` False nothing is kept:
     samples go through the encoders in every step. `denoise`: whether latents are wanted.
     """
 
@@ -46,20 +46,20 @@ class FrozenWork:
         self,
         model: AnyToAny,
         *,
-        remember: bool = True,
+        enabled: bool = True,
         denoise: bool = False,
         store: FeatureStore | None = None,
     ):
         self.model = model
-        self.remember = remember
+        self.enabled = enabled
         self.denoise = denoise
         self.store = store
-        self._rooms: dict[tuple[str, str], MutableMapping[str, Entry] | Room] = {}
+        self._rooms: dict[tuple[str, str], MutableMapping[str, FeatureTensors] | Namespace] = {}
         self._samples: dict[tuple[str, str], Tensor] = {}
 
     def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
         """See FeatureProvider."""
-        if not self.remember:
+        if not self.enabled:
             names = [(key, self._name(medium)) for medium in media]
             samples = [self._take_sample(n, m) for n, m in zip(names, media, strict=True)]
             return {"samples": torch.stack(samples)}
@@ -98,7 +98,7 @@ class FrozenWork:
     def check(self, item: Rendered) -> None:
         """Look up everything that a batch with this item will ask; raises MediaError."""
         for place in item.inputs:
-            if self.remember:
+            if self.enabled:
                 self.input_media(place.key, [place.medium])
             else:  # read once: the batch takes what was read here
                 name = (place.key, self._name(place.medium))
@@ -107,7 +107,7 @@ class FrozenWork:
             self.targets(place.key, [place.medium])
             self.latents(place.key, [place.medium])
 
-    def warm(
+    def precompute(
         self,
         items: Iterable[Rendered],
         *,
@@ -122,7 +122,7 @@ class FrozenWork:
         Returns (name, error) of the media that cannot be read.
         """
         bad: list[tuple[str, str]] = []
-        if not self.remember:
+        if not self.enabled:
             return bad
         media: dict[str, tuple[str, Medium]] = {}
         shown: dict[str, tuple[str, Medium]] = {}
@@ -247,7 +247,7 @@ class FrozenWork:
 
     def _entries(
         self, kind: str, key: str, names: Sequence[str], compute: Callable[[], object]
-    ) -> list[Entry]:
+    ) -> list[FeatureTensors]:
         """Look up what `compute` fills in where it is missing. What the disk has damaged counts as
         missing; in a complete cache, where nothing may be computed, it raises CacheError."""
         room = self._room(kind, key)
@@ -255,14 +255,14 @@ class FrozenWork:
             compute()
             try:
                 return [room[name] for name in names]
-            except DamagedError:  # its shard is not read again, so this ends
+            except DamagedShardError:  # its shard is not read again, so this ends
                 if self.store is None or self.store.complete:
                     raise
 
-    def _room(self, kind: str, key: str) -> MutableMapping[str, Entry] | Room:
+    def _room(self, kind: str, key: str) -> MutableMapping[str, FeatureTensors] | Namespace:
         if (kind, key) not in self._rooms:
             self._rooms[kind, key] = (
-                self.store.room(kind, *self._part(kind, key)) if self.store else {}
+                self.store.namespace(kind, *self._part(kind, key)) if self.store else {}
             )
         return self._rooms[kind, key]
 
@@ -274,12 +274,12 @@ class FrozenWork:
 
     def _may_compute(self, kind: str, key: str, what: str) -> None:
         if get_worker_info() is not None and self.model.device.type != "cpu":
-            raise DeviceNeeded
+            raise DeviceRequired
         if self.store and self.store.complete:
             raise self.store.missing(kind, *self._part(kind, key), what)
 
     def _name(self, medium: Medium) -> str:
-        return self.store.key(medium) if self.store else identity(medium)
+        return self.store.key(medium) if self.store else medium_identity(medium)
 
     def _take_sample(self, name: tuple[str, str], medium: Medium) -> Tensor:
         """What `check` has read already, or the medium read now."""
@@ -288,7 +288,7 @@ class FrozenWork:
         return encoder.preprocess(medium) if ready is None else ready  # pyright: ignore
 
 
-def identity(medium: Medium) -> str:
+def medium_identity(medium: Medium) -> str:
     """A name for what a medium holds: its path or place, or the hash of its data."""
     if isinstance(medium.source, str | Path | Embedded):
         return str(medium.source)

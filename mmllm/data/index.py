@@ -117,7 +117,7 @@ def write(path: Path, parts: Iterable[np.ndarray], about: Mapping[str, Any]) -> 
     kind = [list(entry) for entry in table.dtype.descr]
     head = json.dumps({"about": about, "type": kind, "bits": bits, "count": len(table)}).encode()
     first = len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little")
-    draft = disk.draft_of(path)
+    draft = disk.draft_path(path)
     try:
         with draft.open("wb") as stream:
             for piece in (first, head, buckets.tobytes(), data):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmllm.data.sources import Source
+from mmllm.data.sources import DataSource
 from mmllm.errors import ConfigError
 
 _BLOCK = 1000
@@ -32,7 +32,7 @@ class Draw:
 class Mixture:
     """Several sources by share. `draw(number)` answers for any number in O(block)."""
 
-    def __init__(self, sources: Mapping[str, Source], seed: int):
+    def __init__(self, sources: Mapping[str, DataSource], seed: int):
         if not sources:
             raise ConfigError("stage.data: expected at least one dataset")
         self.sources = dict(sources)
@@ -120,7 +120,9 @@ class LengthGroups:
         ]
 
 
-def deal(draws: Sequence[Draw], parts: int, length: Callable[[Draw], int]) -> list[list[Draw]]:
+def balance_by_length(
+    draws: Sequence[Draw], parts: int, length: Callable[[Draw], int]
+) -> list[list[Draw]]:
     """As many draws for each part and about as many tokens: the longest first, each to the part
     that has the fewest so far and still has room. Of equals the first comes first, so that all
     who deal the same draws find the same."""

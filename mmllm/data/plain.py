@@ -46,7 +46,7 @@ def _texts(file: str) -> list[str]:
     return texts
 
 
-class PlainText:
+class TextCorpus:
     """Rows {"text"} of `file`, encoded and cut into windows of `length` tokens."""
 
     def __init__(

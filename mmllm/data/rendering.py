@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmllm import sandbox
 from mmllm.conversation import Medium, Message, Text
-from mmllm.errors import CheckpointError, ConfigError, ContextError, naming, quoted
+from mmllm.errors import CheckpointError, ConfigError, ContextError, quoted, wrap_errors
 from mmllm.tokens import TokenSpace
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _TOKENIZING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Place:
+class MediaSpan:
     """Where one medium stands: positions start … start + length - 1 belong to `key`."""
 
     key: str
@@ -60,8 +60,8 @@ class Rendered:
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    inputs: list[Place] = field(default_factory=list)
-    outputs: list[Place] = field(default_factory=list)
+    inputs: list[MediaSpan] = field(default_factory=list)
+    outputs: list[MediaSpan] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -181,7 +181,7 @@ class Renderer:
         if not text:
             return []
         anchored = bool(self._anchor) and not opening
-        with _TOKENIZING, naming(CheckpointError, "the tokenizer cannot read a text"):
+        with _TOKENIZING, wrap_errors(CheckpointError, "the tokenizer cannot read a text"):
             whole = _ANCHOR + text if anchored else text
             ids = self.tokenizer(whole, add_special_tokens=False, **options)["input_ids"]
         if not anchored:
@@ -196,7 +196,7 @@ class Renderer:
     def _find_anchor(self) -> list[int]:
         """What a piece is tokenised behind, for it to get no space of its own; empty where the
         tokenizer (byte-level BPE, say) gives it none anyway."""
-        with naming(CheckpointError, "the tokenizer cannot read a text"):
+        with wrap_errors(CheckpointError, "the tokenizer cannot read a text"):
             anchor, alone, together = (
                 self.tokenizer(text, add_special_tokens=False)["input_ids"]
                 for text in (_ANCHOR, "a", f"{_ANCHOR}a")
@@ -223,11 +223,11 @@ class Renderer:
         ]
         try:
             return self._apply(turns, add_generation_prompt, len(roles))
-        except sandbox.Refused as error:
+        except sandbox.InputRejected as error:
             if turns[0]["role"] == "system" and len(turns) > 1:
                 opening = f"{turns[0]['content']}\n\n{turns[1]['content']}"
                 folded = [{**turns[1], "content": opening}, *turns[2:]]
-                with suppress(sandbox.Refused):  # then the first refusal is the one to tell
+                with suppress(sandbox.InputRejected):  # then the first refusal is the one to tell
                     return self._apply(folded, add_generation_prompt, len(roles))
             raise ConfigError(
                 f"the chat template refuses roles {quoted(list(roles))}: {error}"
@@ -246,11 +246,11 @@ class Renderer:
         }
         try:
             text = sandbox.render(self.template, variables)
-        except sandbox.Exhausted as error:
+        except sandbox.ResourcesExhausted as error:
             raise ConfigError(f"the chat template cannot be used: {error}") from error
         places = [int(place) for place in _SLOT.findall(text)]
         if len(places) != expected or not all(place < expected for place in places):
-            raise sandbox.Refused(f"it writes {len(places)} of {expected} messages")
+            raise sandbox.InputRejected(f"it writes {len(places)} of {expected} messages")
         return text
 
     def _part(self, rendered: Rendered, part: Text | Medium, role: str) -> None:
@@ -270,7 +270,7 @@ class Renderer:
                 f"{', '.join(sorted(self.input_keys)) or 'text only'}"
             )
         key, length = self.input_keys[medium.modality]
-        rendered.inputs.append(Place(key, medium, len(rendered.ids), length))
+        rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length))
         rendered.ids += [self.tokens.placeholder] * length
         rendered.labels += [UNSUPERVISED] * length
 
@@ -282,7 +282,7 @@ class Renderer:
             )
         key = self.output_keys[medium.modality]
         run = self.tokens.run(key)
-        rendered.outputs.append(Place(key, medium, len(rendered.ids), len(run)))
+        rendered.outputs.append(MediaSpan(key, medium, len(rendered.ids), len(run)))
         rendered.ids += run
         rendered.labels += [self.tokens.head_row(key)] + [UNSUPERVISED] * (len(run) - 1)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message
-from mmllm.data.tables import Broken, Table, encoding_of
+from mmllm.data.tables import Table, UnreadableRow, encoding_of
 from mmllm.data.words import check_text
 from mmllm.errors import (
     ConfigError,
@@ -31,7 +31,7 @@ _LONGEST_NAME = 4096
 """Characters of a file's name, as Linux has it."""
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """A dataset: numbered conversations. `rng` decides what may vary from visit to visit."""
 
     share: float
@@ -50,7 +50,7 @@ class Source(Protocol):
 class JsonRows(Sequence[dict[str, Any]]):
     """The rows of a JSON file. One that is not an object raises RowError when it is asked for."""
 
-    def __init__(self, entries: Sequence[dict[str, Any] | Broken]):
+    def __init__(self, entries: Sequence[dict[str, Any] | UnreadableRow]):
         self._entries = entries
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class JsonRows(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         entry = self._entries[index]
-        if isinstance(entry, Broken):
+        if isinstance(entry, UnreadableRow):
             raise RowError(entry.reason)
         return entry
 
@@ -81,7 +81,7 @@ class JsonRows(Sequence[dict[str, Any]]):
         """The rows whose `column` has one of the values; one that cannot be read stays, to be
         counted."""
         return JsonRows(
-            [e for e in self._entries if isinstance(e, Broken) or e.get(column) in values]
+            [e for e in self._entries if isinstance(e, UnreadableRow) or e.get(column) in values]
         )
 
 
@@ -141,7 +141,7 @@ def _lines(text: str) -> list[str]:
     return text.replace("\r", "\n").split("\n")
 
 
-def _entries(text: str) -> list[dict[str, Any] | Broken]:
+def _entries(text: str) -> list[dict[str, Any] | UnreadableRow]:
     """The rows of a list, of one object a line, or of one object. Raises ValueError."""
     if not text.strip():
         raise ValueError("the file is empty")
@@ -182,16 +182,18 @@ def parse_json(text: str) -> Any:
         raise ValueError("lists or objects are nested too deeply") from error
 
 
-def _entry_of_line(line: str, number: int) -> dict[str, Any] | Broken:
+def _entry_of_line(line: str, number: int) -> dict[str, Any] | UnreadableRow:
     try:
         return _entry(parse_json(line), f"line {number}")
     except ValueError as error:
-        return Broken(f"line {number}: not valid JSON: {error}")
+        return UnreadableRow(f"line {number}: not valid JSON: {error}")
 
 
-def _entry(row: Any, what: str) -> dict[str, Any] | Broken:
+def _entry(row: Any, what: str) -> dict[str, Any] | UnreadableRow:
     return (
-        row if isinstance(row, dict) else Broken(f"{what}: expected an object, got {quoted(row)}")
+        row
+        if isinstance(row, dict)
+        else UnreadableRow(f"{what}: expected an object, got {quoted(row)}")
     )
 
 

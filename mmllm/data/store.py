@@ -58,34 +58,34 @@ _DTYPES = {
 }
 """What safetensors calls them."""
 
-Entry = dict[str, Tensor]
+FeatureTensors = dict[str, Tensor]
 """The tensors of one medium or caption, by name."""
 
 
-class DamagedError(CacheError):
+class DamagedShardError(CacheError):
     """What was read is not what was written. Its shard is not read again."""
 
 
-class Room:
+class Namespace:
     """One frozen part's answers: a mapping from keys to tensors. New ones wait in memory until
     `flush`, which `put` calls when they fill a shard. `about` says of what part, in words; the
     folder is made when something is written."""
 
-    def __init__(self, folder: Path, about: Mapping[str, str]):
+    def __init__(self, folder: Path, metadata: Mapping[str, str]):
         self.folder = folder
-        self.about = about
+        self.metadata = metadata
         self._seen = set(folder.glob(_SHARDS))
         self._index = _indexed(folder, self._seen, _records_of_shards)
-        self._later: dict[str, dict[str, Place]] = {}  # of shards that came since, by key
+        self._later: dict[str, dict[str, TensorLocation]] = {}  # of shards that came since, by key
         self._damaged: set[Path] = set()
-        self._new: dict[str, Entry] = {}
+        self._new: dict[str, FeatureTensors] = {}
         self._new_bytes = 0
 
     def __contains__(self, key: str) -> bool:
         return key in self._new or bool(self._places(key))
 
-    def __getitem__(self, key: str) -> Entry:
-        """Raises DamagedError, after which the key is elsewhere or not there."""
+    def __getitem__(self, key: str) -> FeatureTensors:
+        """Raises DamagedShardError, after which the key is elsewhere or not there."""
         if key in self._new:
             return self._new[key]
         places = self._places(key)
@@ -93,7 +93,7 @@ class Room:
             raise KeyError(key)
         return {name: self._read(f"{key}/{name}", place) for name, place in places.items()}
 
-    def __setitem__(self, key: str, entry: Entry) -> None:
+    def __setitem__(self, key: str, entry: FeatureTensors) -> None:
         self._new[key] = entry
         self._new_bytes += sum(value.numel() * value.element_size() for value in entry.values())
         if self._new_bytes >= SHARD_BYTES:
@@ -103,14 +103,14 @@ class Room:
         """Write what is new; raises CacheError when the disk does not take it."""
         if not self._new:
             return
-        disk.sweep(self.folder)
+        disk.remove_stale_drafts(self.folder)
         tensors = {
             f"{key}/{name}": value
             for key, entry in self._new.items()
             for name, value in entry.items()
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        draft = disk.draft_of(path)
+        draft = disk.draft_path(path)
         try:
             with _written(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +127,9 @@ class Room:
 
     def describe(self) -> None:
         """Write room.json where it is missing or damaged. Raises OSError."""
-        path, text = self.folder / "room.json", json.dumps(self.about, indent=1)
+        path, text = self.folder / "room.json", json.dumps(self.metadata, indent=1)
         if not path.exists() or path.read_bytes() != text.encode():
-            disk.write_whole(path, text)
+            disk.atomic_write(path, text)
 
     def refresh(self) -> None:
         """See what other processes have written since."""
@@ -145,7 +145,7 @@ class Room:
             key, _, tensor = name.partition("/")
             self._later.setdefault(key, {})[tensor] = place
 
-    def _places(self, key: str) -> dict[str, Place]:
+    def _places(self, key: str) -> dict[str, TensorLocation]:
         """Where the tensors of a key lie, by name, in shards that are not known to be damaged."""
         later = self._later.get(key, {})
         if later and not self._damaged.intersection(place.shard for place in later.values()):
@@ -159,7 +159,7 @@ class Room:
             self._index = _indexed(self.folder, self._seen, _records_of_shards, again=True)
             return self._indexed_places(self._index, key) if self._index else {}
 
-    def _indexed_places(self, table: Index, key: str) -> dict[str, Place]:
+    def _indexed_places(self, table: Index, key: str) -> dict[str, TensorLocation]:
         about, by_shard = table.about, {}
         for name in about["names"]:
             for record in table[f"{key}/{name}"]:
@@ -167,11 +167,13 @@ class Room:
                 shard = self.folder / about["files"][record["file"]]
                 found = by_shard.setdefault(shard, {})
                 checksum = int(record["checksum"])
-                found[name] = Place(shard, dtype, tuple(shape), int(record["offset"]), checksum)
+                found[name] = TensorLocation(
+                    shard, dtype, tuple(shape), int(record["offset"]), checksum
+                )
         whole = (places for shard, places in by_shard.items() if shard not in self._damaged)
         return next(whole, {})
 
-    def _read(self, name: str, place: Place) -> Tensor:
+    def _read(self, name: str, place: TensorLocation) -> Tensor:
         dtype = _DTYPES[place.dtype]
         data = bytearray(math.prod(place.shape) * dtype.itemsize)
         try:
@@ -186,18 +188,18 @@ class Room:
             return torch.empty(place.shape, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).view(place.shape)
 
-    def _damage(self, shard: Path, why: str) -> DamagedError:
+    def _damage(self, shard: Path, why: str) -> DamagedShardError:
         self._damaged.add(shard)
         _pass_over(shard, why)
         cache = self.folder.parent
-        return DamagedError(
+        return DamagedShardError(
             f"{shard}: damaged: {why}; run `mmllm cache prune {cache}`, which deletes such files, "
             "and then `mmllm cache` with this config"
         )
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where one tensor lies: `offset` bytes into `shard`; `dtype` as safetensors names it."""
 
     shard: Path
@@ -213,19 +215,19 @@ class FeatureStore:
     def __init__(self, folder: str | Path, *, complete: bool = False):
         self.folder = Path(folder).expanduser()
         self.complete = complete
-        self._rooms: dict[str, Room] = {}
+        self._rooms: dict[str, Namespace] = {}
         self._hashes: dict[str, str] = {}  # of files that no list had when this was opened
         self._lists = set((self.folder / "files").glob("*.json"))
         self._listed = _indexed(self.folder / "files", self._lists, _records_of_lists)
         self._new_hashes: dict[str, str] = {}
 
-    def room(self, kind: str, part: str, fingerprint: str) -> Room:
+    def namespace(self, kind: str, part: str, fingerprint: str) -> Namespace:
         """The room of one frozen part: `kind` says of what (features, conditions, latents), `part`
         what the system calls it."""
         name = f"{kind}-{fingerprint}"
         if name not in self._rooms:
             about = {"kind": kind, "part": part, "fingerprint": fingerprint}
-            self._rooms[name] = Room(self.folder / name, about)
+            self._rooms[name] = Namespace(self.folder / name, about)
             if (self.folder / name).is_dir():
                 with contextlib.suppress(OSError):  # it may be read-only
                     self._rooms[name].describe()
@@ -235,7 +237,7 @@ class FeatureStore:
         """The error for something that is not there and may not be computed."""
         others = sorted(
             about["fingerprint"]
-            for about in map(read_room, self.folder.glob(f"{kind}-*"))
+            for about in map(read_metadata, self.folder.glob(f"{kind}-*"))
             if about["part"] == part and about["fingerprint"] != fingerprint
         )
         reason = f"; the cache was made with {', '.join(others)}" if others else ""
@@ -292,7 +294,7 @@ class FeatureStore:
             path = self.folder / "files" / f"{uuid.uuid4().hex}.json"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                disk.write_whole(path, json.dumps(self._new_hashes, indent=1))
+                disk.atomic_write(path, json.dumps(self._new_hashes, indent=1))
             except OSError as error:
                 logger.info("%s: cannot be written, and need not be: %s", path, error)
             self._new_hashes = {}
@@ -310,7 +312,7 @@ class FeatureStore:
 
 
 @dataclass(frozen=True)
-class RoomSize:
+class NamespaceStats:
     """What one room holds."""
 
     kind: str
@@ -322,14 +324,14 @@ class RoomSize:
     bytes: int
 
 
-def survey(folder: Path) -> list[RoomSize]:
+def list_namespaces(folder: Path) -> list[NamespaceStats]:
     """Every room of a cache folder; raises CacheError where there is none."""
     rooms = sorted(path.parent for path in folder.glob("*/room.json"))
     if not rooms:
         raise CacheError(f"{folder}: no feature cache there")
     sizes = []
     for room in rooms:
-        about, keys, total, count = read_room(room), set(), 0, 0
+        about, keys, total, count = read_metadata(room), set(), 0, 0
         shards = sorted(room.glob("*.safetensors"))
         for shard in shards:
             found = _keys_of(shard)
@@ -337,7 +339,7 @@ def survey(folder: Path) -> list[RoomSize]:
             count += len(found)
             total += shard.stat().st_size
         sizes.append(
-            RoomSize(
+            NamespaceStats(
                 about["kind"],
                 about["part"],
                 about["fingerprint"],
@@ -353,7 +355,7 @@ def survey(folder: Path) -> list[RoomSize]:
 def verify(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
     """Read every tensor of every shard and compare it with its checksum. Returns the damaged files
     and why, and the shards that have no checksums, being of an earlier version."""
-    survey(folder)
+    list_namespaces(folder)
     damaged, unverified = [], []
     for path in sorted(folder.glob(f"*/{_SHARDS}")):
         try:
@@ -390,10 +392,10 @@ def prune(folder: Path, keep: set[str] | None = None) -> int:
     """Delete partial and damaged files, whole shards of duplicates, and the rooms whose
     fingerprints are not in `keep` (None: keep all). Returns the bytes that became free. Nothing
     may be writing meanwhile."""
-    survey(folder)
+    list_namespaces(folder)
     doomed = list(folder.glob(f"*/*{disk.PARTIAL}")) + [path for path, _ in verify(folder)[0]]
     for room in sorted(path.parent for path in folder.glob("*/room.json")):
-        if keep is not None and read_room(room)["fingerprint"] not in keep:
+        if keep is not None and read_metadata(room)["fingerprint"] not in keep:
             doomed += [file for file in room.iterdir() if file not in doomed]
             continue
         seen: set[str] = set()
@@ -410,7 +412,7 @@ def prune(folder: Path, keep: set[str] | None = None) -> int:
     return freed
 
 
-def read_room(folder: Path) -> dict[str, str]:
+def read_metadata(folder: Path) -> dict[str, str]:
     try:
         return json.loads((folder / "room.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -420,7 +422,9 @@ def read_room(folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _written(folder: Path) -> Iterator[None]:
     """Raises CacheError for what the disk does not take."""
-    with disk.writing(folder, CacheError, "free some space, or let stage.cache be another folder"):
+    with disk.write_errors(
+        folder, CacheError, "free some space, or let stage.cache be another folder"
+    ):
         yield
 
 
@@ -444,7 +448,7 @@ def _keys_of(path: Path) -> set[str]:
         return set()
 
 
-def _places_in(path: Path) -> list[tuple[str, Place]]:
+def _places_in(path: Path) -> list[tuple[str, TensorLocation]]:
     """Every tensor of a shard by its whole name; raises OSError or ValueError for a file that is
     not whole."""
     size = path.stat().st_size
@@ -462,7 +466,7 @@ def _places_in(path: Path) -> list[tuple[str, Place]]:
         places = [
             (
                 name,
-                Place(
+                TensorLocation(
                     path,
                     entry["dtype"],
                     tuple(map(int, entry["shape"])),
@@ -504,7 +508,7 @@ def _indexed(
         index.write(path, parts, about)
     except OSError:
         with (
-            disk.writing(folder, CacheError, "set TMPDIR to a folder that takes its index"),
+            disk.write_errors(folder, CacheError, "set TMPDIR to a folder that takes its index"),
             tempfile.TemporaryDirectory() as own,
         ):
             index.write(Path(own) / path.name, parts, about)

@@ -37,7 +37,7 @@ _LONGEST_HEADER = 2**16
 
 
 @dataclass(frozen=True)
-class Broken:
+class UnreadableRow:
     """A row that cannot be read, and why."""
 
     reason: str
@@ -66,7 +66,7 @@ class Table(Sequence[dict[str, Any]]):
         columns: list[str],
         pieces: Sequence[pyarrow.Table | tuple[str, int]],
         sizes: Sequence[int],
-        broken: Sequence[Broken] = (),
+        broken: Sequence[UnreadableRow] = (),
         kept: np.ndarray | None = None,
     ):
         self.name = name  # of the file or the pattern
@@ -88,7 +88,7 @@ class Table(Sequence[dict[str, Any]]):
         pieces: list[Any] = []
         sizes: list[int] = []
         columns: list[str] = []
-        broken: list[Broken] = []
+        broken: list[UnreadableRow] = []
         for file in paths:
             try:
                 if file.suffix.lower() == ".parquet":
@@ -226,7 +226,7 @@ def _decoded(row: dict[str, bytes]) -> dict[str, str]:
     return texts
 
 
-def _read_text(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[Broken]]:
+def _read_text(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[UnreadableRow]]:
     """The rows of a text file, and those that have another number of fields than the first."""
     import pyarrow
 
@@ -247,10 +247,10 @@ def _read_csv(path: Path, header: Sequence[str]) -> pyarrow.Table:
     )
 
 
-def _read_odd_csv(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[Broken]]:
+def _read_odd_csv(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[UnreadableRow]]:
     """As `_read_csv`, slower: rows that do not fit are left out and told, and the file is read as
     one block, in which a row may be as long as it likes."""
-    broken: dict[int, Broken] = {}
+    broken: dict[int, UnreadableRow] = {}
     encoding = _encoding(path)
     as_latin = encoding == "utf-8-sig"  # so that every byte is a letter, and can be told
 
@@ -258,7 +258,7 @@ def _read_odd_csv(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, lis
         number = row.number - (0 if header else 1)  # the first line names the columns
         text = _bytes_of(row.text).decode("utf-8", "backslashreplace") if as_latin else row.text
         what = f"row {number}: {row.expected_columns} fields expected, {row.actual_columns} found"
-        broken[number] = Broken(f"{what}: {quoted(text)}")
+        broken[number] = UnreadableRow(f"{what}: {quoted(text)}")
         return "skip"
 
     size = _LONGEST_ROW if _is_packed(path) else min(path.stat().st_size + 1, _LONGEST_ROW)

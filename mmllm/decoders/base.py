@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from mmllm.conversation import MEDIA, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.schedules import add_training_noise, resolved, solver
-from mmllm.errors import AssetError, ConfigError, MediaError, naming, quoted
+from mmllm.errors import AssetError, ConfigError, MediaError, quoted, wrap_errors
 from mmllm.media.preparing import preparing
 from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alone, locate
 
@@ -432,7 +432,7 @@ class ModalityDecoder:
         folder = self.folder / name
         for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if (folder / file).is_file():
-                with naming(AssetError, folder / file):
+                with wrap_errors(AssetError, folder / file):
                     return dict(json.loads((folder / file).read_text(encoding="utf-8")))
         raise AssetError(f"{folder}: no config found; this decoder needs the pipeline's {name}")
 
@@ -661,7 +661,7 @@ def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
             raise AssetError(f"{folder}: {name} ({kind}) is missing; is the copy complete?")
         files = {file.suffix for file in part.iterdir()}
         if (part / "config.json").is_file():
-            with naming(AssetError, part / "config.json"):
+            with wrap_errors(AssetError, part / "config.json"):
                 told = json.loads((part / "config.json").read_text(encoding="utf-8"))
             check_attention(told, part / "config.json")
         if ".safetensors" not in files and files & set(PICKLES):
@@ -678,7 +678,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
-    with naming(AssetError, index):
+    with wrap_errors(AssetError, index):
         found = json.loads(index.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise AssetError(f"{index}: expected an object, got {quoted(found)}")
@@ -717,7 +717,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     if any(library == _CODECS for library, _ in parts_of(read_index(folder), folder).values()):
         importlib.import_module(_CODECS)
     told = f"{folder}: the pipeline cannot be loaded"
-    with naming(AssetError, told), _quietly(), code_left_alone():
+    with wrap_errors(AssetError, told), _quietly(), code_left_alone():
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder), use_safetensors=True, dtype=dtype, trust_remote_code=False
         )

@@ -127,8 +127,8 @@ class LTX2Decoder(ClipDecoder):
         clip = medium.decoded()
         assert isinstance(clip, Video)
         wave = torch.zeros(channels, frames * hop)
-        if clip.sound is not None:
-            sound = torch.from_numpy(resample(clip.sound, rate, mono=channels == 1).to_numpy())
+        if clip.audio is not None:
+            sound = torch.from_numpy(resample(clip.audio, rate, mono=channels == 1).to_numpy())
             sound = sound[:channels, : wave.shape[1]]  # a single channel is heard on all
             wave[:, : sound.shape[1]] = sound
         mel = log_mel(wave, rate, window=1024, hop=hop, bands=codec["mel_bins"])[:, :frames]
@@ -228,7 +228,7 @@ class LTX2Decoder(ClipDecoder):
         rate = self.pipeline.vocoder.config.output_sampling_rate
         waves = output.audio.float().clip(-1, 1).cpu().numpy()  # float32[M, C, N]
         return [
-            replace(clip, sound=Audio.from_numpy(wave, sample_rate=rate))  # pyright: ignore
+            replace(clip, audio=Audio.from_numpy(wave, sample_rate=rate))  # pyright: ignore
             for clip, wave in zip(super()._media(output), waves, strict=True)
         ]
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from mmllm.chat import Chat
-from mmllm.conversation import Message, Part, Text
+from mmllm.conversation import ContentPart, Message, Text
 from mmllm.demo.rooms import PATIENCE, Piece, Room, Turn
 from mmllm.errors import ConfigError
 from mmllm.replies import Done, MediumReady, MediumStarted, Progress, Reply, TextDelta
@@ -30,7 +30,7 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
     if not room.turns or room.turns[-1].message.role != "user":
         room.answering.release()
         return  # another page's answer was to this, too
-    parts: dict[int, Part] = {}
+    parts: dict[int, ContentPart] = {}
     pieces: dict[int, list[Piece]] = {}
     reply: Reply | None = None
     looked, failed = 0.0, False
@@ -87,7 +87,7 @@ def watch(room: Room) -> Iterator[list[Piece]]:
         time.sleep(3 * _OFTEN)
 
 
-def _turn(parts: dict[int, Part], reply: Reply | None, request: dict[str, Any]) -> Turn:
+def _turn(parts: dict[int, ContentPart], reply: Reply | None, request: dict[str, Any]) -> Turn:
     """What was said; of an answer that was stopped, as far as it came."""
     message = Message("assistant", tuple(parts[place] for place in sorted(parts)))
     if reply is None:

@@ -21,7 +21,7 @@ from typing import Any
 import gradio as gr
 
 from mmllm.chat import Chat
-from mmllm.conversation import Medium, Message, Part, Text
+from mmllm.conversation import ContentPart, Medium, Message, Text
 from mmllm.demo.answering import answer, watch
 from mmllm.demo.rooms import Piece, Room, Rooms, Turn, check_text
 from mmllm.demo.saving import pack, unpack
@@ -221,7 +221,7 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             if errors:  # what was good stays in the box
                 warn(errors)
                 return room.token, _shown(room.turns), _written(text, media)
-            parts: list[Part] = [*media, *([Text(text)] if text.strip() else [])]
+            parts: list[ContentPart] = [*media, *([Text(text)] if text.strip() else [])]
             if parts:
                 with room.change():
                     room.turns.append(Turn(Message("user", tuple(parts))))
@@ -515,6 +515,6 @@ def _unsaid(room: Room) -> dict[str, Any]:
     return _written(message.text, message.media)
 
 
-def _written(text: str, media: Sequence[Part]) -> dict[str, Any]:
+def _written(text: str, media: Sequence[ContentPart]) -> dict[str, Any]:
     """What stands in the message box."""
     return {"text": text, "files": [str(m.source) for m in media if isinstance(m, Medium)]}

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from mmllm.conversation import MEDIA, Message, Part, Role, Text
+from mmllm.conversation import MEDIA, ContentPart, Message, Role, Text
 from mmllm.demo.rooms import FILE, MOST_FILES, MOST_TURNS, UPLOADS, Room, Turn, check_text, checked
 from mmllm.errors import ConfigError, MediaError, MmllmError, quoted
 
@@ -45,7 +45,7 @@ def pack(room: Room, model: str) -> Path:
     """The conversation as a zip in its room's folder."""
     files: list[Path] = []
 
-    def part(part: Part) -> dict[str, str]:
+    def part(part: ContentPart) -> dict[str, str]:
         if isinstance(part, Text):
             return {"text": part.text}
         assert isinstance(part.source, Path)
@@ -85,7 +85,7 @@ def unpack(room: Room, path: str | Path) -> None:
 
 def _moved(turn: Turn, room: Room) -> Turn:
     """The turn, with its files in the room."""
-    parts: list[Part] = []
+    parts: list[ContentPart] = []
     for part in turn.message.parts:
         if not isinstance(part, Text):
             assert isinstance(part.source, Path)
@@ -180,7 +180,7 @@ class _Reader:
         note = check_text(_field(tree, "note", str)) if "note" in tree else ""
         return Turn(Message(role, tuple(self._part(entry) for entry in entries)), seed, note)
 
-    def _part(self, entry: Any) -> Part:
+    def _part(self, entry: Any) -> ContentPart:
         if not isinstance(entry, dict) or len(entry) != 1:
             raise ConfigError(f"unknown part {quoted(entry)}")
         ((kind, value),) = entry.items()
@@ -195,7 +195,7 @@ class _Reader:
             raise ConfigError(f"this conversation takes more than {_MOST_SECONDS:.0f} s to load")
         return self._medium(kind, info)
 
-    def _medium(self, kind: str, info: zipfile.ZipInfo) -> Part:
+    def _medium(self, kind: str, info: zipfile.ZipInfo) -> ContentPart:
         target = self._draft / info.filename
         with target.open("wb") as file:
             self._copy(info, file)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmllm import mini
 from mmllm.conversation import Medium
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.sources import read_rows
 from mmllm.evaluation.judges import open_item
 from mmllm.model import AnyToAny
@@ -60,7 +60,7 @@ def _side_by_side(tokens: np.ndarray) -> np.ndarray:
 def encoded(model: AnyToAny, modality: str, media: Sequence[Medium]) -> np.ndarray:
     """float[M, L, C]: the tokens that the encoder of this modality gives."""
     key, _ = model.renderer.input_keys[modality]
-    work = FrozenWork(model)
+    work = FeatureCache(model)
     rows = []
     for start in range(0, len(media), _BATCH):
         features = work.input_media(key, media[start : start + _BATCH])["features"]

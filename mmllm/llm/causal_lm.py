@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm import sandbox
-from mmllm.errors import CheckpointError, ConfigError, naming, quoted, reason
+from mmllm.errors import CheckpointError, ConfigError, brief_reason, quoted, wrap_errors
 from mmllm.llm import packing
 from mmllm.llm.frozen import Products, is_small, versions
 from mmllm.llm.head import Head, LogitShape
@@ -552,7 +552,7 @@ def build(
     """Load tokenizer and model from a folder, a .gguf file, a hub id or an asset."""
     dtype = named_dtype(config.dtype) if config.dtype else dtype
     where = f"llm.weights {quoted(config.weights)} cannot be loaded"
-    with naming(CheckpointError, where), code_left_alone():
+    with wrap_errors(CheckpointError, where), code_left_alone():
         source = _source(config.weights)
         if are_left_out():
             return _hollow(config, source, dtype)
@@ -656,7 +656,7 @@ def _check_size(source: dict[str, Any], names: Sequence[str]) -> None:
             shards |= {str(shard) for shard in index["weight_map"].values()}
     files = [inside(folder, name, "llm.weights", follow=True) for name in sorted(shards)]
     for name in {"generation_config.json"}.intersection(names):  # transformers passes over it
-        with naming(CheckpointError, folder / name):
+        with wrap_errors(CheckpointError, folder / name):
             json.loads((folder / name).read_text(encoding="utf-8"))
 
     if "tokenizer.json" in names:
@@ -681,7 +681,7 @@ def _check_tokenizer(file: Path) -> None:
     text = inside(file.parent, file.name, "llm.weights", follow=True).read_text(encoding="utf-8")
     if '"Replace"' not in text:  # most have none, and some have 30 MB
         return
-    with naming(CheckpointError, file):
+    with wrap_errors(CheckpointError, file):
         tree = json.loads(text)
         for key in ("normalizer", "decoder"):
             growth = _growth(tree.get(key))
@@ -712,7 +712,7 @@ def _told(error: Exception) -> str:
             "itself implements can be loaded"
         )
     if "huggingface.co" not in message and "gated" not in message:
-        return message if len(message) < 1000 else reason(error)
+        return message if len(message) < 1000 else brief_reason(error)
     return (
         f"{message.splitlines()[0]}; give a folder, correct the id, log in with `hf auth login` if "
         "it is gated, or, where it has no safetensors, download its pickle into a folder and give "
@@ -745,7 +745,7 @@ def local_tokenizer(weights: str) -> tuple[PreTrainedTokenizerBase, frozenset[in
     from transformers import AutoTokenizer, GenerationConfig
 
     source = {**_source(weights), "local_files_only": True}
-    with naming(CheckpointError, f"llm.weights {quoted(weights)}: no tokenizer"):
+    with wrap_errors(CheckpointError, f"llm.weights {quoted(weights)}: no tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**source)
     folder = source["pretrained_model_name_or_path"]
     try:
@@ -823,8 +823,8 @@ def _check_patterns(options: LoraOptions, model: nn.Module) -> None:
     for pattern in patterns:
         if isinstance(pattern, str) and pattern != "all-linear":
             try:
-                sandbox.matching(pattern, names)
-            except (sandbox.Refused, sandbox.Exhausted) as error:
+                sandbox.full_matches(pattern, names)
+            except (sandbox.InputRejected, sandbox.ResourcesExhausted) as error:
                 raise ConfigError(f"llm.lora: the pattern {quoted(pattern)}: {error}") from error
 
 

@@ -71,8 +71,8 @@ def check_template(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
     variables = {**tokenizer.special_tokens_map, "messages": [turn], "add_generation_prompt": True}
     try:
         sandbox.render(template, variables)
-    except sandbox.Exhausted as error:
+    except sandbox.ResourcesExhausted as error:
         raise CheckpointError(f"llm: the chat template cannot be used: {error}") from error
-    except sandbox.Refused as error:
+    except sandbox.InputRejected as error:
         if error.syntax:
             raise CheckpointError(f"llm: the chat template is no jinja: {error}") from error

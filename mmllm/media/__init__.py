@@ -1,6 +1,6 @@
 """Media as files and arrays: decode, check, resample and save pictures, sounds and clips.
 
-    probe(source) -> Facts              what a file is, by its header
+    probe(source) -> MediaInfo              what a file is, by its header
     decode(medium) -> Medium            the same medium with its array, within the limits
     sample_frames(video, 5)             a few frames of a clip, however long it is
     resample(audio, 16000)              another rate
@@ -28,13 +28,13 @@ from mmllm.media import audio as _audio
 from mmllm.media import image as _image
 from mmllm.media import video as _video
 from mmllm.media.audio import resample
-from mmllm.media.facts import Facts
-from mmllm.media.files import Source, name_of, opened, replacing
-from mmllm.media.limits import Cost, Limits, check_limit, check_size, current_limits, limits
+from mmllm.media.files import MediaSource, name_of, opened, replacing
+from mmllm.media.info import MediaInfo
+from mmllm.media.limits import DecodingCost, Limits, check_limit, check_size, current_limits, limits
 
 __all__ = [
-    "Facts",
     "Limits",
+    "MediaInfo",
     "SampledVideo",
     "current_limits",
     "decode",
@@ -65,16 +65,16 @@ class SampledVideo(Video):
     sampled: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
-def probe(source: Source) -> Facts:
+def probe(source: MediaSource) -> MediaInfo:
     """What a file is, by its header; nothing is decoded.
 
     Raises:
         MediaError: missing, empty, too many bytes, or neither picture, sound nor clip.
     """
-    return _probe(source, Cost(name_of(source)))
+    return _probe(source, DecodingCost(name_of(source)))
 
 
-def _probe(source: Source, cost: Cost) -> Facts:
+def _probe(source: MediaSource, cost: DecodingCost) -> MediaInfo:
     name = name_of(source)
     for room in (_image, _audio, _video):
         with opened(source) as file:
@@ -92,7 +92,7 @@ def decode(medium: M) -> M:
 
     Image: uint8[H, W, 3], upright by EXIF, on white where it is transparent. Audio: float32[C, S]
     in [-1, 1] at its own `sample_rate`. Video: uint8[F, H, W, 3] at a steady `fps` (a frame that
-    stays longer is repeated), with its `sound`. A provenance mark in the file is kept.
+    stays longer is repeated), with its `audio`. A provenance mark in the file is kept.
 
     Raises:
         MediaError: missing, empty, damaged, of another modality, or beyond `limits`; sizes are
@@ -101,7 +101,7 @@ def decode(medium: M) -> M:
     if medium.array is not None:
         return medium
     source = _source(medium)
-    cost = Cost(name_of(source))
+    cost = DecodingCost(name_of(source))
     facts = _probed(medium, source, cost)
     _check(facts, name_of(source))
     fields = _DECODERS[medium.modality](source, facts, cost)
@@ -127,7 +127,7 @@ def sample_frames(video: Video, num: int) -> np.ndarray:
     if isinstance(video, SampledVideo) and num in video.sampled:
         return video.sampled[num]
     source = _source(video)
-    cost = Cost(name_of(source))
+    cost = DecodingCost(name_of(source))
     facts = _probed(video, source, cost)
     _check(replace(facts, frames=num, samples=0), name_of(source))
     _check(replace(facts, width=1, height=1, samples=0), name_of(source))
@@ -164,14 +164,14 @@ def save(medium: Medium, path: str | Path) -> Path:
     return path
 
 
-def read_provenance(path: Source) -> dict[str, Any] | None:
+def read_provenance(path: MediaSource) -> dict[str, Any] | None:
     """What mmllm wrote into the file about its making, or None.
 
     Raises:
         MediaError: as `probe`.
     """
     name = name_of(path)
-    cost = Cost(name)
+    cost = DecodingCost(name)
     facts = _probe(path, cost)
     room = _video if facts.by_av else _audio if facts.modality == "audio" else _image
     with opened(path) as file:
@@ -181,13 +181,13 @@ def read_provenance(path: Source) -> dict[str, Any] | None:
 # --- each modality's way ------------------------------------------------------------------------
 
 
-def _decode_image(source: Source, facts: Facts, cost: Cost) -> dict[str, Any]:
+def _decode_image(source: MediaSource, facts: MediaInfo, cost: DecodingCost) -> dict[str, Any]:
     with opened(source) as file:
         array, mark = _image.decode(file, name_of(source), cost)
     return {"array": array, "provenance": mark}
 
 
-def _decode_audio(source: Source, facts: Facts, cost: Cost) -> dict[str, Any]:
+def _decode_audio(source: MediaSource, facts: MediaInfo, cost: DecodingCost) -> dict[str, Any]:
     name = name_of(source)
     with opened(source) as file:
         if facts.by_av:
@@ -198,14 +198,14 @@ def _decode_audio(source: Source, facts: Facts, cost: Cost) -> dict[str, Any]:
     return {"array": array, "sample_rate": rate, "provenance": mark}
 
 
-def _decode_video(source: Source, facts: Facts, cost: Cost) -> dict[str, Any]:
+def _decode_video(source: MediaSource, facts: MediaInfo, cost: DecodingCost) -> dict[str, Any]:
     name = name_of(source)
     array, fps = _read_frames(source, facts, None, cost)
     fields: dict[str, Any] = {"array": array, "fps": fps}
     if facts.channels:
         with opened(source) as file:
             sound = _video.read_sound(file, name, facts, cost)
-            fields["sound"] = replace(sound, provenance=None)
+            fields["audio"] = replace(sound, provenance=None)
     room = _video if facts.by_av else _image
     with opened(source) as file:
         fields["provenance"] = room.read_provenance(file, name, cost)
@@ -216,7 +216,7 @@ _DECODERS = {"image": _decode_image, "audio": _decode_audio, "video": _decode_vi
 
 
 def _read_frames(
-    source: Source, facts: Facts, num: int | None, cost: Cost
+    source: MediaSource, facts: MediaInfo, num: int | None, cost: DecodingCost
 ) -> tuple[np.ndarray, float]:
     """(uint8[num, H, W, 3] even in time, frames per second); all frames if `num` is None."""
     name = name_of(source)
@@ -241,7 +241,7 @@ def _save_video(video: Video, temporary: Path, path: Path) -> None:
     if temporary.suffix.lower() == ".mp4":
         _video.save_mp4(video, temporary)
         return
-    if video.sound is not None:
+    if video.audio is not None:
         log.warning("%s: this format holds no sound; .mp4 keeps it", path)
     _image.save_animation(video, temporary, temporary.suffix.lower())
 
@@ -249,7 +249,7 @@ def _save_video(video: Video, temporary: Path, path: Path) -> None:
 # --- checks -------------------------------------------------------------------------------------
 
 
-def _source(medium: Medium) -> Source:
+def _source(medium: Medium) -> MediaSource:
     if medium.source is None:
         raise MediaError(
             f"{medium!r}: there is nothing to decode; give {type(medium).__name__}(...) a path or "
@@ -258,7 +258,7 @@ def _source(medium: Medium) -> Source:
     return medium.source
 
 
-def _probed(medium: Medium, source: Source, cost: Cost) -> Facts:
+def _probed(medium: Medium, source: MediaSource, cost: DecodingCost) -> MediaInfo:
     """The facts of a medium's file, which must be of the medium's modality."""
     facts = _probe(source, cost)
     if facts.modality != medium.modality:
@@ -270,7 +270,7 @@ def _probed(medium: Medium, source: Source, cost: Cost) -> Facts:
     return facts
 
 
-def _check(facts: Facts, name: str) -> None:
+def _check(facts: MediaInfo, name: str) -> None:
     """Emptiness and limits, by the header."""
     if facts.modality == "audio" and facts.samples < 1:
         raise MediaError(f"{name}: the sound holds no samples (0 seconds)")

@@ -16,9 +16,9 @@ import numpy as np
 from mmllm.conversation import Audio
 from mmllm.errors import MediaError
 from mmllm.media import provenance
-from mmllm.media.facts import Facts
 from mmllm.media.files import brief
-from mmllm.media.limits import Cost, check_limit
+from mmllm.media.info import MediaInfo
+from mmllm.media.limits import DecodingCost, check_limit
 
 SUFFIXES = {
     ".wav": ("WAV", "PCM_16"),
@@ -63,13 +63,13 @@ def _steady(file: BinaryIO) -> Any:
     return _Steady(file)
 
 
-def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
+def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
     """What the header says, or None when soundfile cannot read it."""
     import soundfile
 
     try:
         with soundfile.SoundFile(_steady(file)) as sound:
-            facts = Facts(
+            facts = MediaInfo(
                 "audio",
                 sound.format,
                 seconds=sound.frames / sound.samplerate,
@@ -93,7 +93,7 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
 
 
 def decode(
-    file: BinaryIO, name: str, facts: Facts, cost: Cost
+    file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost
 ) -> tuple[np.ndarray, dict[str, Any] | None]:
     """float32[C, S] in [-1, 1], and the provenance that the file carries."""
     import soundfile
@@ -121,7 +121,7 @@ def decode(
     return checked(array[:, :length], name), mark
 
 
-def read_provenance(file: BinaryIO, name: str, cost: Cost) -> dict[str, Any] | None:
+def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
     """The mark of a sound that soundfile can read."""
     import soundfile
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmllm.conversation import Audio, Image, Medium, Part, Text, Video
+from mmllm.conversation import Audio, ContentPart, Image, Medium, Text, Video
 from mmllm.errors import MediaError
 
 _FORMATS: dict[type[Medium], str] = {Image: "png", Audio: "wav", Video: "mp4"}
@@ -27,7 +27,7 @@ def to_bytes(medium: Medium, suffix: str | None = None) -> bytes:
         return medium.save(Path(folder) / name).read_bytes()
 
 
-def mimebundle(parts: Sequence[Part], text: str) -> dict[str, str]:
+def mimebundle(parts: Sequence[ContentPart], text: str) -> dict[str, str]:
     """MIME type -> what a notebook shows: the parts in order as HTML, and `text` where it cannot.
     A medium that cannot be read is told of in its place."""
     return {"text/plain": text, "text/html": "\n".join(_as_html(part) for part in parts)}
@@ -53,7 +53,7 @@ def _default(medium: Medium) -> str:
     return next(name for kind, name in _FORMATS.items() if isinstance(medium, kind))
 
 
-def _as_html(part: Part) -> str:
+def _as_html(part: ContentPart) -> str:
     if isinstance(part, Text):
         return f'<div style="white-space: pre-wrap">{html.escape(part.text)}</div>'
     try:

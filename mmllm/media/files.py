@@ -12,9 +12,9 @@ from typing import BinaryIO, TypeAlias, cast
 
 from mmllm.conversation import Embedded
 from mmllm.errors import MediaError, MissingMediaError, OversizedMediaError
-from mmllm.media.limits import Cost, current_limits
+from mmllm.media.limits import DecodingCost, current_limits
 
-Source: TypeAlias = str | Path | bytes | Embedded
+MediaSource: TypeAlias = str | Path | bytes | Embedded
 """A path, the bytes of a file, or a file inside another."""
 
 
@@ -22,7 +22,7 @@ _LONGEST_NAME = 300
 _LONGEST_REASON = 200
 
 
-def name_of(source: Source) -> str:
+def name_of(source: MediaSource) -> str:
     """How messages call a source."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
@@ -37,7 +37,7 @@ def brief(error: object) -> str:
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[BinaryIO]:
+def opened(source: MediaSource) -> Iterator[BinaryIO]:
     """The file behind a source, once its presence and length are checked.
 
     Raises:
@@ -72,7 +72,7 @@ def opened(source: Source) -> Iterator[BinaryIO]:
         yield file
 
 
-def timed(file: BinaryIO, cost: Cost) -> BinaryIO:
+def timed(file: BinaryIO, cost: DecodingCost) -> BinaryIO:
     """The file, whose `read` raises OversizedMediaError once decoding has taken too long: it ends
     a library's loops over frames, chunks and packets, too."""
     return cast(BinaryIO, _Timed(file, cost))
@@ -81,7 +81,7 @@ def timed(file: BinaryIO, cost: Cost) -> BinaryIO:
 class _Timed:
     """No more of a file than libraries need, so that none reads past it by its descriptor."""
 
-    def __init__(self, file: BinaryIO, cost: Cost) -> None:
+    def __init__(self, file: BinaryIO, cost: DecodingCost) -> None:
         self._read, self._cost = file.read, cost
         self.seek, self.tell = file.seek, file.tell
 

@@ -16,9 +16,9 @@ import numpy as np
 from mmllm.conversation import Image, Video
 from mmllm.errors import MediaError
 from mmllm.media import provenance
-from mmllm.media.facts import Facts
 from mmllm.media.files import brief, timed
-from mmllm.media.limits import Cost
+from mmllm.media.info import MediaInfo
+from mmllm.media.limits import DecodingCost
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -41,7 +41,7 @@ _STRIP = 1 << 22
 
 
 @contextmanager
-def _pillow(file: BinaryIO, name: str, cost: Cost) -> Iterator[PILImage.Image]:
+def _pillow(file: BinaryIO, name: str, cost: DecodingCost) -> Iterator[PILImage.Image]:
     """The opened picture. Whatever Pillow raises about it is a MediaError, except for
     UnidentifiedImageError: this is no picture."""
     from PIL import UnidentifiedImageError
@@ -83,7 +83,7 @@ def _brands(file: Any) -> set[bytes]:
     return {head[8:12], *(compatible[i : i + 4] for i in range(0, len(compatible), 4))}
 
 
-def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
+def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
     """What the header says, or None when this is no picture."""
     from PIL import UnidentifiedImageError
 
@@ -92,9 +92,11 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
             kind = picture.format or ""
             frames = getattr(picture, "n_frames", 1) if kind in ANIMATED else 1
             if frames == 1:
-                return Facts("image", kind, width=picture.width, height=picture.height)
+                return MediaInfo("image", kind, width=picture.width, height=picture.height)
             # Milliseconds a frame; reading them decodes, so limits get a first look by size alone.
-            return Facts("video", kind, width=picture.width, height=picture.height, frames=frames)
+            return MediaInfo(
+                "video", kind, width=picture.width, height=picture.height, frames=frames
+            )
     except UnidentifiedImageError as error:
         file.seek(0)
         if _brands(file) & (_AVIF | _HEIF):
@@ -102,7 +104,9 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
         return None
 
 
-def decode(file: BinaryIO, name: str, cost: Cost) -> tuple[np.ndarray, dict[str, Any] | None]:
+def decode(
+    file: BinaryIO, name: str, cost: DecodingCost
+) -> tuple[np.ndarray, dict[str, Any] | None]:
     """uint8[H, W, 3] upright and on white, and the provenance that the file carries."""
     with _pillow(file, name, cost) as picture:
         cost.add_frame(*picture.size)
@@ -126,7 +130,7 @@ def from_pil(picture: PILImage.Image) -> np.ndarray:
         raise _damaged(f"a picture of mode {picture.mode}", error) from error
 
 
-def read_provenance(file: BinaryIO, name: str, cost: Cost) -> dict[str, Any] | None:
+def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
     """The mark of a picture or an animation."""
     with _pillow(file, name, cost) as picture:
         return provenance.from_xmp(picture.info.get("xmp")) or provenance.from_comment(
@@ -153,7 +157,7 @@ def save(image: Image, path: Path, suffix: str) -> None:
 # --- animations ---------------------------------------------------------------------------------
 
 
-def durations(file: BinaryIO, name: str, frames: int, cost: Cost) -> list[int]:
+def durations(file: BinaryIO, name: str, frames: int, cost: DecodingCost) -> list[int]:
     """Milliseconds that each of the frames stays; a missing or absurd one counts as 100."""
     stays = []
     with _pillow(file, name, cost) as picture:
@@ -175,7 +179,7 @@ def frame_rate(stays: list[int]) -> float:
 
 
 def frames_at(
-    file: BinaryIO, name: str, stays: Sequence[int], times: Sequence[float], cost: Cost
+    file: BinaryIO, name: str, stays: Sequence[int], times: Sequence[float], cost: DecodingCost
 ) -> np.ndarray:
     """uint8[len(times), H, W, 3] on white: what is shown at each of the ascending times, in
     seconds, of frames that stay so many milliseconds. All have the size of the first."""
@@ -194,7 +198,7 @@ def frames_at(
     return shown
 
 
-def _show(picture: PILImage.Image, index: int, cost: Cost) -> None:
+def _show(picture: PILImage.Image, index: int, cost: DecodingCost) -> None:
     """Decode a frame, which may be larger than the first."""
     picture.seek(index)
     cost.add_frame(*picture.size)

@@ -3,7 +3,7 @@ take gigabytes, and some crash the library that reads them.
 
     decode(medium, seconds=10)              as `mmllm.media.decode`
     sample_frames(video, 8, seconds=10)     as `mmllm.media.sample_frames`
-    sampled(video, [8], seconds=10)         the clip, with what `sample_frames` will be asked for
+    presample(video, [8], seconds=10)       the clip, with what `sample_frames` will be asked for
     probe(source, seconds=10)               as `mmllm.media.probe`
 
 Each gives what its namesake gives, and raises MediaError too when the time is up, when the memory
@@ -37,8 +37,8 @@ import numpy as np
 from mmllm import errors, media
 from mmllm.conversation import MEDIA, Audio, Embedded, Medium, Video
 from mmllm.errors import MediaError, MmllmError, OversizedMediaError
-from mmllm.media.facts import Facts
-from mmllm.media.files import Source, name_of, opened
+from mmllm.media.files import MediaSource, name_of, opened
+from mmllm.media.info import MediaInfo
 from mmllm.media.limits import Limits, current_limits
 
 M = TypeVar("M", bound=Medium)
@@ -61,7 +61,7 @@ _COMMAND = (
 _LENGTHS = struct.Struct(">QQ")
 
 
-class GivenUpError(MediaError):
+class DecodingCancelledError(MediaError):
     """A medium whose decoding was ended by `cancel`."""
 
 
@@ -79,8 +79,8 @@ def decode(medium: M, *, seconds: float = SECONDS, cancel: threading.Event | Non
     request = {"do": "decode", "modality": medium.modality}
     made, arrays = _ask(request, medium.source, _lane(medium), seconds, cancel)
     fields: dict[str, Any] = {**made["fields"], "array": arrays[0]}
-    if made["sound"] is not None:
-        fields["sound"] = Audio(array=arrays[1], **made["sound"])
+    if made["audio"] is not None:
+        fields["audio"] = Audio(array=arrays[1], **made["audio"])
     if medium.provenance is not None:
         fields["provenance"] = medium.provenance
     return replace(medium, **fields)
@@ -100,7 +100,7 @@ def sample_frames(
     return _ask(request, video.source, "clips", seconds, cancel)[1][0]
 
 
-def sampled(
+def presample(
     video: Video,
     nums: Iterable[int],
     *,
@@ -125,21 +125,21 @@ def sampled(
         caption=video.caption,
         provenance=video.provenance,
         fps=video.fps,
-        sound=video.sound,
+        audio=video.audio,
         sampled=found,
     )
 
 
 def probe(
-    source: Source, *, seconds: float = SECONDS, cancel: threading.Event | None = None
-) -> Facts:
+    source: MediaSource, *, seconds: float = SECONDS, cancel: threading.Event | None = None
+) -> MediaInfo:
     """What a file is, as `mmllm.media.probe` says it.
 
     Raises:
         MediaError: as `decode`.
     """
     made, _ = _ask({"do": "probe"}, source, "others", seconds, cancel)
-    return Facts(**made["facts"])
+    return MediaInfo(**made["facts"])
 
 
 def start() -> None:
@@ -157,7 +157,7 @@ def _lane(medium: Medium) -> str:
 
 def _ask(
     request: dict[str, Any],
-    source: Source,
+    source: MediaSource,
     lane: str,
     seconds: float,
     cancel: threading.Event | None,
@@ -243,7 +243,7 @@ class _Process:
                 f"{name}: not decoded within {seconds:g} s; make it smaller, shorter or simpler"
             ) from error
         except InterruptedError as error:
-            raise GivenUpError(f"{name}: nobody waits for it any more") from error
+            raise DecodingCancelledError(f"{name}: nobody waits for it any more") from error
         if answer is None:
             self.end()
             raise MediaError(
@@ -299,7 +299,7 @@ class _Lane:
         """A process that nobody else uses meanwhile."""
         while not self._free.acquire(timeout=_POLL_SECONDS):
             if cancel is not None and cancel.is_set():
-                raise GivenUpError("nobody waits for it any more")
+                raise DecodingCancelledError("nobody waits for it any more")
         try:
             process = self.idle() or _Process()
             yield process
@@ -429,7 +429,7 @@ class _Requests:
 def _answer(request: dict[str, Any], body: bytes) -> _Answer:
     """What `mmllm.media` says of a file."""
     name: str = request["name"]
-    source: Source = Embedded(name, lambda: body) if request["inside"] else name
+    source: MediaSource = Embedded(name, lambda: body) if request["inside"] else name
     try:
         if request["folder"]:  # of the parent, which may have changed it
             os.chdir(request["folder"])
@@ -445,7 +445,7 @@ def _answer(request: dict[str, Any], body: bytes) -> _Answer:
         return _Answer({"error": "MediaError", "message": f"{name}: cannot be read ({what})"})
 
 
-def _decode(request: dict[str, Any], source: Source) -> _Answer:
+def _decode(request: dict[str, Any], source: MediaSource) -> _Answer:
     medium = media.decode(MEDIA[request["modality"]](source=source))
     assert medium.array is not None
     fields = {
@@ -453,19 +453,19 @@ def _decode(request: dict[str, Any], source: Source) -> _Answer:
         for name in ("provenance", "sample_rate", "fps")
         if hasattr(medium, name)
     }
-    sound = getattr(medium, "sound", None)
-    answer = _Answer({"fields": fields, "sound": None}, [medium.array])
-    if sound is not None:
-        answer.header["sound"] = {"sample_rate": sound.sample_rate}
-        answer.arrays.append(sound.array)
+    audio = getattr(medium, "audio", None)
+    answer = _Answer({"fields": fields, "audio": None}, [medium.array])
+    if audio is not None:
+        answer.header["audio"] = {"sample_rate": audio.sample_rate}
+        answer.arrays.append(audio.array)
     return answer
 
 
-def _sample_frames(request: dict[str, Any], source: Source) -> _Answer:
+def _sample_frames(request: dict[str, Any], source: MediaSource) -> _Answer:
     return _Answer(arrays=[media.sample_frames(Video(source=source), request["num"])])
 
 
-def _probe(request: dict[str, Any], source: Source) -> _Answer:
+def _probe(request: dict[str, Any], source: MediaSource) -> _Answer:
     return _Answer({"facts": asdict(media.probe(source))})
 
 

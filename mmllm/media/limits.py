@@ -79,7 +79,7 @@ def check_size(name: str, width: int, height: int) -> None:
     check_limit(name, "ratio", ratio, f"times as long as wide {size}")
 
 
-class Cost:
+class DecodingCost:
     """The time and the pixels that the decoding of one medium has taken so far."""
 
     def __init__(self, name: str) -> None:

@@ -19,9 +19,9 @@ from mmllm.conversation import Audio, Video
 from mmllm.errors import MediaError
 from mmllm.media import audio as sounds
 from mmllm.media import provenance
-from mmllm.media.facts import Facts
 from mmllm.media.files import brief, timed
-from mmllm.media.limits import Cost, check_limit, current_limits
+from mmllm.media.info import MediaInfo
+from mmllm.media.limits import DecodingCost, check_limit, current_limits
 
 if TYPE_CHECKING:
     import av
@@ -43,7 +43,7 @@ _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 @contextmanager
-def _container(file: BinaryIO, name: str, cost: Cost) -> Iterator[InputContainer]:
+def _container(file: BinaryIO, name: str, cost: DecodingCost) -> Iterator[InputContainer]:
     """The opened container; whatever is raised about it inside the block is a MediaError."""
     try:
         with _open(file, cost) as container:
@@ -59,7 +59,7 @@ def _container(file: BinaryIO, name: str, cost: Cost) -> Iterator[InputContainer
         ) from error
 
 
-def _open(file: BinaryIO, cost: Cost) -> InputContainer:
+def _open(file: BinaryIO, cost: DecodingCost) -> InputContainer:
     import av
 
     options = {"format_whitelist": _CONTAINERS, "max_pixels": str(current_limits().pixels)}
@@ -81,7 +81,7 @@ def _sound_stream(container: InputContainer) -> Any | None:
     return next((stream for stream in container.streams.audio if stream.codec_context), None)
 
 
-def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
+def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
     """What the container says, or None when FFmpeg does not know it.
 
     Packets are counted (not decoded) where the header does not say how many there are.
@@ -96,7 +96,7 @@ def probe(file: BinaryIO, name: str, cost: Cost) -> Facts | None:
         return None
 
 
-def _facts(container: InputContainer, name: str) -> Facts | None:
+def _facts(container: InputContainer, name: str) -> MediaInfo | None:
     picture = _picture_stream(container)
     sound = _sound_stream(container)
     stream = picture or sound
@@ -110,7 +110,7 @@ def _facts(container: InputContainer, name: str) -> Facts | None:
         if seconds is None:
             seconds = _measure(container, sound, name)[1]
         samples = round(seconds * sound.rate)
-        return Facts("audio", kind, seconds=seconds, samples=samples, by_av=True, **rate)
+        return MediaInfo("audio", kind, seconds=seconds, samples=samples, by_av=True, **rate)
     count = _num_shown(container, picture)
     if not count or not seconds:
         count, measured = _measure(container, picture, name)
@@ -118,7 +118,7 @@ def _facts(container: InputContainer, name: str) -> Facts | None:
         own = seconds if picture.duration else None
         seconds = own or measured or seconds or count / float(picture.guessed_rate or 25)
     width, height = _stretched(picture, picture.width, picture.height)
-    return Facts(
+    return MediaInfo(
         "video",
         kind,
         width=width,
@@ -194,7 +194,7 @@ def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, fl
 
 
 def frames_at(
-    file: BinaryIO, name: str, facts: Facts, times: Sequence[float], cost: Cost
+    file: BinaryIO, name: str, facts: MediaInfo, times: Sequence[float], cost: DecodingCost
 ) -> np.ndarray:
     """uint8[len(times), H, W, 3]: what is on screen at each of the ascending times, in seconds.
     All have the size of the first, upright, with square pixels, on white."""
@@ -224,7 +224,12 @@ class _Reader:
     """The frames of a clip in order, from one keyframe to the next that is worth a leap."""
 
     def __init__(
-        self, container: InputContainer, stream: Any, name: str, facts: Facts, cost: Cost
+        self,
+        container: InputContainer,
+        stream: Any,
+        name: str,
+        facts: MediaInfo,
+        cost: DecodingCost,
     ) -> None:
         self.container, self.stream, self.decoder = container, stream, _decoder(stream)
         self.name, self.facts, self.cost = name, facts, cost
@@ -303,7 +308,9 @@ def _decoder(stream: Any) -> Any:
     return decoder
 
 
-def _decoded(container: InputContainer, stream: Any, decoder: Any, cost: Cost) -> Iterator[Any]:
+def _decoded(
+    container: InputContainer, stream: Any, decoder: Any, cost: DecodingCost
+) -> Iterator[Any]:
     """The frames of a stream."""
     for packet in container.demux(stream):
         cost.check()
@@ -387,7 +394,7 @@ def middles(num: int, seconds: float) -> list[float]:
     return [(i + 0.5) * seconds / num for i in range(num)]
 
 
-def read_sound(file: BinaryIO, name: str, facts: Facts, cost: Cost) -> Audio:
+def read_sound(file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost) -> Audio:
     """The first sound track: float32[C, S] at its own rate, provenance included."""
     allowed = current_limits()
     array, length, rate = np.empty((0, 0), np.float32), 0, 0
@@ -428,7 +435,9 @@ def read_sound(file: BinaryIO, name: str, facts: Facts, cost: Cost) -> Audio:
     return Audio(array=array, sample_rate=rate, provenance=mark)
 
 
-def _blocks(container: InputContainer, stream: Any, cost: Cost) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(
+    container: InputContainer, stream: Any, cost: DecodingCost
+) -> Iterator[tuple[int, np.ndarray]]:
     """(samples per second, float32[C, S]) of each part of a sound. Rate and channels are those of
     the first; where they change in the middle, the rest is brought back to them."""
     import av
@@ -448,7 +457,7 @@ def _blocks(container: InputContainer, stream: Any, cost: Cost) -> Iterator[tupl
         yield from ((target[1], block.to_ndarray()) for block in resampler.resample(None))
 
 
-def read_provenance(file: BinaryIO, name: str, cost: Cost) -> dict[str, Any] | None:
+def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
     """The mark of a clip or sound in a container."""
     with _container(file, name, cost) as container:
         return provenance.from_comment(container.metadata.get("comment"))
@@ -487,7 +496,7 @@ def save_mp4(video: Video, path: Path) -> None:
             pictures.options = {"crf": "16", "preset": "medium", **_REPRODUCIBLE}
         else:
             pictures.bit_rate = 4_000_000
-        track = _SoundTrack(container, video.sound) if video.sound is not None else None
+        track = _SoundTrack(container, video.audio) if video.audio is not None else None
         for image in array:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             container.mux(pictures.encode(frame))

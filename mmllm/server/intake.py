@@ -22,7 +22,7 @@ import numpy as np
 from mmllm import media
 from mmllm.chat import Chat
 from mmllm.conversation import MEDIA, Medium, Message, Role, Text, Video
-from mmllm.conversation import Part as Said
+from mmllm.conversation import ContentPart as Said
 from mmllm.errors import ConfigError, MediaError, quoted
 from mmllm.generation import Choice, Sampling
 from mmllm.media import data_uri, isolated
@@ -345,13 +345,13 @@ class Intake:
     def _decoded(self, medium: Medium, reading: _Reading) -> Medium:
         """A medium as the model looks at it, decoded in a process that can be ended."""
         if reading.over.is_set():
-            raise isolated.GivenUpError("nobody waits for it any more")
+            raise isolated.DecodingCancelledError("nobody waits for it any more")
         limits = replace(media.current_limits(), decoded_bytes=reading.left)
         seconds = limits.decoding_seconds + _GRACE
         how: dict[str, Any] = {"seconds": seconds, "cancel": reading.over}
         with media.limits(limits):
             if isinstance(medium, Video):
-                medium = isolated.sampled(medium, reading.frames, **how)
+                medium = isolated.presample(medium, reading.frames, **how)
             else:
                 medium = isolated.decode(medium, **how)
         reading.left = max(reading.left - sum(array.nbytes for array in _arrays(medium)), 0)

@@ -16,8 +16,8 @@ import torch
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import RunConfig
-from mmllm.data.frozen import FrozenWork
-from mmllm.data.sources import Source
+from mmllm.data.frozen import FeatureCache
+from mmllm.data.sources import DataSource
 from mmllm.data.store import FeatureStore
 from mmllm.errors import ConfigError, MediaError
 from mmllm.training.caching import with_writable_cache
@@ -80,13 +80,13 @@ class Part:
         run = configs.parse_run(tree)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = models.build(run.system, dtype=torch.bfloat16, device=chosen)
-        self.work: FrozenWork = build_feature_cache(self.model, run.stage)
+        self.work: FeatureCache = build_feature_cache(self.model, run.stage)
         assert self.work.store is not None
         self.store = self.work.store
         sets = {"": run.stage.data}
         if run.stage.validation:
             sets["validation."] = run.stage.validation.data
-        self.sources: dict[str, Source] = {
+        self.sources: dict[str, DataSource] = {
             f"{where}{name}": source
             for where, data in sets.items()
             for name, source in open_sources(data, f"stage.{where}data").items()
@@ -112,5 +112,5 @@ class Part:
         named = zip(batch["source"], batch["index"], strict=True)
         items = (render_item(self.model, self.sources[name], int(index)) for name, index in named)
         only = {thing for things in batch["things"] for thing in things}
-        bad = self.work.warm(items, progress=False, only=only)
+        bad = self.work.precompute(items, progress=False, only=only)
         return {"medium": [name for name, _ in bad], "error": [error for _, error in bad]}

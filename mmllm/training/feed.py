@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from mmllm import config as configs
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch, collate
-from mmllm.data.checked import CheckedSource, render
-from mmllm.data.frozen import DeviceNeeded, FrozenWork
-from mmllm.data.mixture import Draw, LengthGroups, Mixture, deal
-from mmllm.data.plain import PlainText
+from mmllm.data.checked import CheckedDataSource, render
+from mmllm.data.frozen import DeviceRequired, FeatureCache
+from mmllm.data.mixture import Draw, LengthGroups, Mixture, balance_by_length
+from mmllm.data.plain import TextCorpus
 from mmllm.data.rendering import Rendered
-from mmllm.data.sources import Source
+from mmllm.data.sources import DataSource
 from mmllm.errors import MediaError, TrainingError
 from mmllm.model import AnyToAny
 
@@ -51,12 +51,12 @@ class TrainingStepDataset(Dataset):
         self,
         model: AnyToAny,
         mixture: Mixture,
-        work: FrozenWork,
+        work: FeatureCache,
         stage: StageConfig,
         *,
         rank: int = 0,
         world: int = 1,
-        plain: PlainText | None = None,
+        plain: TextCorpus | None = None,
     ):
         for name, size in (("", stage.batch_size), ("kl.", plain.batch_size if plain else 0)):
             if size % (stage.gradient_accumulation_steps * world):
@@ -124,7 +124,7 @@ class TrainingStepDataset(Dataset):
         if not self.stage.pack or 1 in (ranks, size):
             return draws[self.rank * size : (self.rank + 1) * size]
         near = draws[first * size : (first + ranks) * size]
-        dealt = deal(near, ranks, functools.partial(self._length, ready=ready))
+        dealt = balance_by_length(near, ranks, functools.partial(self._length, ready=ready))
         return dealt[self.rank - first]
 
     def _length(self, draw: Draw, ready: dict[Draw, Rendered] | None = None) -> int:
@@ -193,21 +193,21 @@ class _Ahead(Dataset):
     def __getitem__(self, step: int) -> StepData | None:
         try:
             return self.feed[step]
-        except DeviceNeeded:
+        except DeviceRequired:
             return None
 
 
-def open_sources(data: Mapping[str, object], where: str) -> dict[str, Source]:
+def open_sources(data: Mapping[str, object], where: str) -> dict[str, DataSource]:
     """The datasets that a stage names; whatever is wrong with a row of theirs is a MediaError."""
     return {
-        name: CheckedSource(configs.build(entry, where=f"{where}.{name}"))
+        name: CheckedDataSource(configs.build(entry, where=f"{where}.{name}"))
         for name, entry in data.items()
     }
 
 
 def render_all_items(
     model: AnyToAny,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DataSource],
     variants: int = 1,
     skipped: list[tuple[str, str]] | None = None,
 ) -> Iterator[Rendered]:
@@ -224,7 +224,7 @@ def render_all_items(
                     skipped.append((f"{name}/{source.name(index)}", str(error)))
 
 
-def render_item(model: AnyToAny, source: Source, index: int, variant: int = 0) -> Rendered:
+def render_item(model: AnyToAny, source: DataSource, index: int, variant: int = 0) -> Rendered:
     """One of the phrasings of one item; raises MediaError."""
     rng = np.random.default_rng([index, variant])
     return render(model.renderer, source.conversation(index, rng))

@@ -30,9 +30,9 @@ from mmllm import checkpoints, disk, licences, losses
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.mixture import Mixture
-from mmllm.data.plain import PlainText
+from mmllm.data.plain import TextCorpus
 from mmllm.data.rendering import Rendered
 from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import UnloadedEncoder
@@ -279,7 +279,7 @@ def _accelerator(stage: StageConfig, precision: str) -> Accelerator:
 def _align(
     model: AnyToAny,
     mixture: Mixture,
-    work: FrozenWork,
+    work: FeatureCache,
     stage: StageConfig,
     accelerator: Accelerator,
     journal: report.Journal,
@@ -304,27 +304,27 @@ def _align(
     )
 
 
-def _plain_text(model: AnyToAny, stage: StageConfig) -> PlainText | None:
+def _plain_text(model: AnyToAny, stage: StageConfig) -> TextCorpus | None:
     """What the loss `kl` reads."""
     if stage.kl is None:
         return None
     options = asdict(stage.kl)
-    return PlainText(encode=model.renderer.encode_text, seed=stage.seed, **options)
+    return TextCorpus(encode=model.renderer.encode_text, seed=stage.seed, **options)
 
 
-def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FrozenWork:
+def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FeatureCache:
     """Where a stage keeps what its frozen parts say."""
     on_disk = stage.cache not in ("memory", "none")
-    return FrozenWork(
+    return FeatureCache(
         model,
-        remember=stage.cache != "none",
+        enabled=stage.cache != "none",
         denoise=bool(stage.losses.get("denoise")),
         store=FeatureStore(stage.cache, complete=stage.cache_complete) if on_disk else None,
     )
 
 
 def warm(
-    work: FrozenWork,
+    work: FeatureCache,
     items: Iterable[Rendered],
     state: Accelerator | PartialState,
     progress: bool = True,
@@ -332,7 +332,7 @@ def warm(
     """Run the frozen parts over all items: each process its part where a folder is shared, each
     everything where it is kept in memory. Returns the media that cannot be read."""
     part = (state.process_index, state.num_processes) if work.store else (0, 1)
-    bad = work.warm(items, progress=progress and state.is_main_process, part=part)
+    bad = work.precompute(items, progress=progress and state.is_main_process, part=part)
     state.wait_for_everyone()
     if work.store:
         work.store.refresh()
@@ -591,7 +591,7 @@ def _restore(
 
 
 def _validation_feed(
-    model: AnyToAny, work: FrozenWork, stage: StageConfig
+    model: AnyToAny, work: FeatureCache, stage: StageConfig
 ) -> TrainingStepDataset | None:
     if stage.validation is None:
         return None
@@ -643,7 +643,7 @@ def _announce(
     """Say what trains, on what, and where it goes; write the config next to the results."""
     file = output / "config.yaml"
     with report.written(file):
-        disk.write_whole(file, yaml.safe_dump(configs.dump(run), sort_keys=False))
+        disk.atomic_write(file, yaml.safe_dump(configs.dump(run), sort_keys=False))
     logger.info("stage %s -> %s, from step %d", run.stage.name, output, start)
     logger.info(
         "%d process(es) on %s, precision %s",

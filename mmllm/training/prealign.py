@@ -34,7 +34,7 @@ from mmllm import losses
 from mmllm.config import PrealignConfig, StageConfig
 from mmllm.conversation import Medium
 from mmllm.data.batch import collate
-from mmllm.data.frozen import FrozenWork, identity
+from mmllm.data.frozen import FeatureCache, medium_identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.model import AnyToAny
@@ -48,7 +48,7 @@ _BATCH = 32
 def prealign(
     model: AnyToAny,
     items: Iterable[Rendered],
-    work: FrozenWork,
+    work: FeatureCache,
     stage: StageConfig,
     options: PrealignConfig,
     *,
@@ -71,7 +71,7 @@ def prealign(
 def _prealign_inputs(
     model: AnyToAny,
     items: list[Rendered],
-    work: FrozenWork,
+    work: FeatureCache,
     fit: _Fit,
 ) -> dict[str, float]:
     scores = {}
@@ -100,7 +100,7 @@ def _prealign_inputs(
 def _prealign_outputs(
     model: AnyToAny,
     items: list[Rendered],
-    work: FrozenWork,
+    work: FeatureCache,
     distance: str,
     fit: _Fit,
 ) -> dict[str, float]:
@@ -135,7 +135,7 @@ class _Signals:
 
 @torch.no_grad()
 def _signals(
-    model: AnyToAny, items: list[Rendered], work: FrozenWork, keys: list[str], fit: _Fit
+    model: AnyToAny, items: list[Rendered], work: FeatureCache, keys: list[str], fit: _Fit
 ) -> dict[str, _Signals]:
     """What the LLM, as it stands, says at every signal run of `items`."""
     found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {key: [] for key in keys}
@@ -256,7 +256,7 @@ class _Reader:
     def __init__(
         self,
         model: AnyToAny,
-        work: FrozenWork,
+        work: FeatureCache,
         key: str,
         replies: list[Reply],
         temperature: float,
@@ -329,7 +329,7 @@ def _pairs(model: AnyToAny, items: Iterable[Rendered]) -> dict[str, list[tuple[M
             continue
         reply = tuple(label for label in item.labels if 0 <= label < vocabulary)
         place = item.inputs[0]
-        found[place.key, identity(place.medium), reply] = (place.medium, reply)
+        found[place.key, medium_identity(place.medium), reply] = (place.medium, reply)
     grouped: dict[str, list[tuple[Medium, Reply]]] = {}
     for (key, _, _), pair in found.items():
         grouped.setdefault(key, []).append(pair)

@@ -63,7 +63,7 @@ def write_report(output: Path, rows: list[dict[str, Any]], batch_size: int) -> P
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(config)}</pre>"]
     page = output / "report.html"
     title = html.escape(output.name)
-    disk.write_whole(
+    disk.atomic_write(
         page,
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>{''.join(parts)}",

@@ -169,8 +169,8 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
     )
     close(media, getattr(expected, OUTPUT[decoder.modality]))
     if family == "ltx2":
-        close([clip.sound for clip in media], expected.audio.numpy())
-        assert np.ptp(arrays([clip.sound for clip in media])) > 0.01
+        close([clip.audio for clip in media], expected.audio.numpy())
+        assert np.ptp(arrays([clip.audio for clip in media])) > 0.01
     assert np.ptp(arrays(media)) > 0.01  # not all of one value, which would equal anything
 
 
@@ -456,7 +456,7 @@ def test_ltx2_fills_a_predicted_mask_up_to_the_end(make):
 def test_ltx2_hears_the_sound_of_a_clip(make):
     decoder, clip = make("ltx2"), tiny.medium("video")
     tone = Audio.from_numpy(tiny.medium("audio").to_numpy().repeat(5, axis=1), 8000)
-    wrong = dataclasses.replace(clip, sound=tone)
+    wrong = dataclasses.replace(clip, audio=tone)
     silent, loud = (decoder.encode_media(decoder.preprocess(c)[None]) for c in (clip, wrong))
     assert torch.equal(silent[:, :384], loud[:, :384])  # the pictures
     assert (silent[:, 384:] - loud[:, 384:]).abs().max() > 1e-3

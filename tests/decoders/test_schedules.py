@@ -173,7 +173,7 @@ def check(family: str, decoder: ModalityDecoder, scheduler: Any, monkeypatch) ->
     if family == "ltx2":
         heard = sound_decoded(decoder.pipeline, clean[:, 384:])
         for row, clip in enumerate(made):
-            np.testing.assert_allclose(clip.sound.to_numpy(), heard[row], rtol=0, atol=0.02)
+            np.testing.assert_allclose(clip.audio.to_numpy(), heard[row], rtol=0, atol=0.02)
 
 
 def decoded(decoder: ModalityDecoder, latents: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from mmllm import config, model
 from mmllm.conversation import assistant, user
 from mmllm.data.batch import collate
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import Rendered
 from mmllm.generation import Generated, Sampling, generate
 from mmllm.model import AnyToAny
@@ -74,7 +74,7 @@ def test_states_padded_shared_and_packed_are_the_cpus(pair: Pair) -> None:
 def answered(whole: AnyToAny, prompts: list[Rendered], **options: Any) -> list[Generated]:
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     sampling = Sampling(max_new_tokens=8, **options)
-    return generate(whole, prompts, FrozenWork(whole), sampling=sampling, generators=generators)
+    return generate(whole, prompts, FeatureCache(whole), sampling=sampling, generators=generators)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_step_makes_the_host_wait_once(
         sampling = Sampling(
             max_new_tokens=length, temperature=1.0, repetition_penalty=1.2, prompt_lookup=0
         )
-        return generate(there, asked, FrozenWork(there), sampling=sampling)
+        return generate(there, asked, FeatureCache(there), sampling=sampling)
 
     waits, steps = waits_per_token(do)
     assert steps == 12

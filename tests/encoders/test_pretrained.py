@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from mmllm import config
 from mmllm.conversation import Audio, Image
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.store import FeatureStore
 from mmllm.encoders import pretrained
 from mmllm.errors import AssetError, ConfigError, MediaError
@@ -437,14 +437,14 @@ def test_a_cache_holds_what_the_encoder_says(name, built, tmp_path):
     expected = encoder.encode(media)
     for _ in range(2):
         store = FeatureStore(tmp_path)
-        found = FrozenWork(model, store=store).input_media("in", media)  # pyright: ignore
+        found = FeatureCache(model, store=store).input_media("in", media)  # pyright: ignore
         store.flush()
         assert torch.allclose(found["features"], expected.tokens, atol=1e-5)
         if expected.mask is None:
             assert found["feature_mask"] is None
         else:
             assert torch.equal(found["feature_mask"], expected.mask)
-    assert FeatureStore(tmp_path, complete=True).room(
+    assert FeatureStore(tmp_path, complete=True).namespace(
         "features", "encoders.in", encoder.fingerprint
     )
     assert [encoder.fingerprint in path.name for path in tmp_path.glob("features-*")] == [True]

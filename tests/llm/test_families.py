@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mmllm import config, model
 from mmllm.conversation import assistant, system, user
 from mmllm.data.batch import collate
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.generation import Sampling, generate
@@ -112,7 +112,7 @@ def test_generation_gives_the_ids_of_transformers(name, folders) -> None:
         whole.renderer.render(talk, add_generation_prompt=True) for talk in (TALK[:3], TALK[:1])
     ]
     sampling = Sampling(max_new_tokens=12)
-    answers = generate(whole, prompts, FrozenWork(whole), sampling=sampling)
+    answers = generate(whole, prompts, FeatureCache(whole), sampling=sampling)
     for prompt, answer in zip(prompts, answers, strict=True):
         wanted = reference.generate(
             torch.tensor([prompt.ids]),

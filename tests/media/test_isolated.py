@@ -46,7 +46,7 @@ def slow() -> bytes:
     [
         (Image.from_numpy(gradient(), provenance=MARK), "a.png"),
         (Audio.from_numpy(tone(), 16_000, provenance=MARK), "a.wav"),
-        (Video.from_numpy(steps(), 8.0, sound=SOUND, provenance=MARK), "a.mp4"),
+        (Video.from_numpy(steps(), 8.0, audio=SOUND, provenance=MARK), "a.mp4"),
         (Video.from_numpy(steps(), 10.0), "a.gif"),
     ],
 )
@@ -75,10 +75,10 @@ def test_what_is_decoded_is_what_the_library_decodes_here(
     if isinstance(here, Video) and isinstance(there, Video):
         assert there.fps == here.fps
         assert np.array_equal(isolated.sample_frames(given, 5), media.sample_frames(given, 5))
-        assert (here.sound is None) == (there.sound is None)
-        if here.sound is not None and there.sound is not None:
-            assert there.sound.sample_rate == here.sound.sample_rate
-            assert np.array_equal(there.sound.to_numpy(), here.sound.to_numpy())
+        assert (here.audio is None) == (there.audio is None)
+        if here.audio is not None and there.audio is not None:
+            assert there.audio.sample_rate == here.audio.sample_rate
+            assert np.array_equal(there.audio.to_numpy(), here.audio.to_numpy())
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
     timer = threading.Timer(0.3, gone.set)
     timer.start()
     began = time.monotonic()
-    with pytest.raises(isolated.GivenUpError):
+    with pytest.raises(isolated.DecodingCancelledError):
         isolated.sample_frames(Video(slow), 8, seconds=60, cancel=gone)
     assert time.monotonic() - began < 10
 
@@ -124,7 +124,7 @@ def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
     gone = threading.Event()
 
     def look() -> None:
-        with pytest.raises(isolated.GivenUpError):
+        with pytest.raises(isolated.DecodingCancelledError):
             isolated.sample_frames(Video(slow), 8, seconds=60, cancel=gone)
 
     threads = [threading.Thread(target=look) for _ in range(4)]

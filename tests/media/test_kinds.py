@@ -101,7 +101,7 @@ def test_long_pictures_are_shrunk_before_they_are_padded():
 
 def test_heic_is_a_picture():
     data = (FILES / "photo.heic").read_bytes()
-    assert media.probe(data) == media.Facts("image", "HEIF", width=128, height=96)
+    assert media.probe(data) == media.MediaInfo("image", "HEIF", width=128, height=96)
     array = Image(data).to_numpy()
     assert array.shape == (96, 128, 3)
     assert np.abs(array.astype(int) - [200, 30, 30]).max() < 4
@@ -481,7 +481,7 @@ def test_frames_of_a_long_clip_are_found_by_keyframes_exactly(
         decoded: list[int] = []
         with monkeypatch.context() as patch:
             limits = sys.modules["mmllm.media.limits"]
-            patch.setattr(limits.Cost, "add_frame", lambda *size, to=decoded: to.append(1))
+            patch.setattr(limits.DecodingCost, "add_frame", lambda *size, to=decoded: to.append(1))
             sampled = media.sample_frames(Video(data), num)
         middles = [int((i + 0.5) * len(whole) / num) for i in range(num)]
         assert np.array_equal(sampled, whole[middles])
@@ -515,7 +515,7 @@ def test_a_longer_sound_does_not_slow_the_clip_down(tmp_path):
     clip = Video(buffer.getvalue()).decoded()
     assert clip.fps == pytest.approx(10, rel=0.01)
     assert len(clip.to_numpy()) == 12
-    assert clip.sound.to_numpy().shape[1] > 3.9 * 48_000
+    assert clip.audio.to_numpy().shape[1] > 3.9 * 48_000
 
 
 def test_animations_whose_frames_outgrow_the_canvas_are_cropped():

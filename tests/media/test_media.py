@@ -149,7 +149,7 @@ def test_clips_come_back_with_their_mark(tmp_path, suffix):
     assert back.fps == pytest.approx(10.0)
     assert back.to_numpy().shape == steps().shape
     assert np.abs(back.to_numpy().astype(int) - steps()).max() <= 6
-    assert back.sound is None
+    assert back.audio is None
     assert back.provenance == MARK == media.read_provenance(path)
 
 
@@ -163,11 +163,11 @@ def test_the_same_clip_is_the_same_file(tmp_path):
 def test_mp4_carries_its_sound_in_time(tmp_path):
     samples = tone(1.2)
     samples[:, :9_600] = 0  # silence, then the tone from 0.6 s on
-    clip = Video.from_numpy(steps(), 10.0, sound=Audio.from_numpy(samples, 16_000))
+    clip = Video.from_numpy(steps(), 10.0, audio=Audio.from_numpy(samples, 16_000))
     back = Video(clip.save(tmp_path / "a.mp4")).decoded()
-    assert back.sound is not None
-    assert back.sound.sample_rate == 16_000
-    heard = np.abs(back.sound.to_numpy()[0])
+    assert back.audio is not None
+    assert back.audio.sample_rate == 16_000
+    heard = np.abs(back.audio.to_numpy()[0])
     assert heard.shape == (19_200,)
     assert heard[:9_000].max() < 0.02
     assert abs(int((heard > 0.1).argmax()) - 9_600) < 160  # within 10 ms
@@ -175,17 +175,17 @@ def test_mp4_carries_its_sound_in_time(tmp_path):
 
 def test_unusual_rates_and_odd_sides_can_be_saved_as_mp4(tmp_path):
     clip = Video.from_numpy(
-        steps(6, 31, 45), 29.97, sound=Audio.from_numpy(tone(0.2, 10_000), 10_000)
+        steps(6, 31, 45), 29.97, audio=Audio.from_numpy(tone(0.2, 10_000), 10_000)
     )
     back = Video(clip.save(tmp_path / "a.mp4")).decoded()
     assert back.to_numpy().shape == (6, 32, 46, 3)
     assert back.fps == pytest.approx(29.97, abs=0.01)
-    assert back.sound is not None
-    assert back.sound.to_numpy().shape[1] / back.sound.sample_rate == pytest.approx(0.2, abs=0.01)
+    assert back.audio is not None
+    assert back.audio.to_numpy().shape[1] / back.audio.sample_rate == pytest.approx(0.2, abs=0.01)
 
 
 def test_sound_is_not_dropped_in_silence(tmp_path, caplog):
-    clip = Video.from_numpy(steps(), 10.0, sound=Audio.from_numpy(tone(), 16_000))
+    clip = Video.from_numpy(steps(), 10.0, audio=Audio.from_numpy(tone(), 16_000))
     clip.save(tmp_path / "a.webp")
     assert "holds no sound" in caplog.text
 

@@ -19,7 +19,7 @@ from mmllm import model as models
 from mmllm.cli import main
 from mmllm.conversation import Image
 from mmllm.data import store
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.store import FeatureStore
 from mmllm.decoders.base import ModalityDecoder
 from mmllm.errors import CacheError, ConfigError
@@ -86,14 +86,14 @@ def test_filling_again_or_in_two_processes_computes_nothing_twice(make_run, tmp_
     (shown / "pairs.json").write_text(json.dumps([*rows, again]))
     model = models.build(run.system)
     for rank in (0, 1):
-        work = FrozenWork(model, denoise=True, store=FeatureStore(run.stage.cache))
+        work = FeatureCache(model, denoise=True, store=FeatureStore(run.stage.cache))
         items = render_all_items(model, open_sources(run.stage.data, "data"))
-        assert work.warm(items, progress=False, part=(rank, 2)) == []
+        assert work.precompute(items, progress=False, part=(rank, 2)) == []
     fill_cache(run, progress=False)  # finds what is missing: the list was halved when it was short
     before = sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors"))
     fill_cache(run, progress=False)
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors")) == before
-    sizes = {(room.kind, room.part): room for room in store.survey(tmp_path / "cache")}
+    sizes = {(room.kind, room.part): room for room in store.list_namespaces(tmp_path / "cache")}
     assert sizes["features", "encoders.image"].items == 4  # again.png is 0.png
     assert sizes["conditions", "decoders.audio"].items == 4
     assert sizes["latents", "decoders.video"].items == 4
@@ -197,7 +197,7 @@ def test_a_header_that_means_nothing_is_a_damaged_shard(filled, caplog, header):
     about = {"kind": "features", "part": "p", "fingerprint": "odd"}
     (shard.parent / "room.json").write_text(json.dumps(about))
     shard.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    room = FeatureStore(filled).room("features", "p", "odd")
+    room = FeatureStore(filled).namespace("features", "p", "odd")
     assert "a" not in room
     assert "passing over a damaged shard" in caplog.text
     assert [path for path, _ in store.verify(filled)[0]] == [shard]
@@ -205,7 +205,7 @@ def test_a_header_that_means_nothing_is_a_damaged_shard(filled, caplog, header):
 
 def test_no_tensor_passes_for_another(tmp_path: Path):
     """The checksum is of the name, the type and the shape, too."""
-    room = FeatureStore(tmp_path).room("features", "encoders.image", "f")
+    room = FeatureStore(tmp_path).namespace("features", "encoders.image", "f")
     room["a"] = {"tokens": torch.ones(2, 3), "mask": torch.ones(3, dtype=torch.bool)}
     room["b"] = {"tokens": torch.zeros(2, 3), "mask": torch.zeros(3, dtype=torch.bool)}
     room.flush()
@@ -264,7 +264,7 @@ def test_a_damaged_index_is_made_again(filled, room: str):
             damage(table)
             with refused_writes(filled) if read_only else nullcontext():
                 again = FeatureStore(filled)
-                features = again.room("features", "encoders.image", "colour-4x6")
+                features = again.namespace("features", "encoders.image", "colour-4x6")
                 for name, value in wanted.items():
                     key, _, tensor = name.partition("/")
                     assert torch.equal(features[key][tensor], value), (what, name)
@@ -307,15 +307,15 @@ def test_a_cache_that_cannot_take_what_is_missing_says_so(make_run, tmp_path: Pa
 
 
 def test_prune_keeps_the_rooms_that_are_named(filled):
-    rooms = store.survey(filled)
+    rooms = store.list_namespaces(filled)
     keep = {room.fingerprint for room in rooms if room.kind != "features"}
     assert store.prune(filled, keep) > 0
-    assert {room.kind for room in store.survey(filled)} == {"conditions", "latents"}
+    assert {room.kind for room in store.list_namespaces(filled)} == {"conditions", "latents"}
 
 
 def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path):
     entry = {"tokens": torch.randn(3, 5), "mask": torch.tensor([True, False, True])}
-    rooms = [FeatureStore(tmp_path).room("features", "encoders.image", "f") for _ in range(2)]
+    rooms = [FeatureStore(tmp_path).namespace("features", "encoders.image", "f") for _ in range(2)]
     rooms[0]["a"] = entry
     assert "a" not in rooms[1]
     rooms[0].flush()
@@ -345,8 +345,8 @@ def test_filling_needs_a_folder(make_run):
 def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
     run = make_run(losses=LOSSES)
     model = models.build(run.system)
-    work = FrozenWork(model)
-    assert not work.warm(
+    work = FeatureCache(model)
+    assert not work.precompute(
         render_all_items(model, open_sources(run.stage.data, "data")), progress=False
     )
     assert [decoder._pipeline for decoder in model.decoders.values()] == [None] * 3
@@ -386,7 +386,7 @@ def test_parts_of_a_cluster_fill_what_one_process_fills(make_run, filled, tmp_pa
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, msg=name)
-    assert all(room.duplicates == 0 for room in store.survey(tmp_path / "cluster"))
+    assert all(room.duplicates == 0 for room in store.list_namespaces(tmp_path / "cluster"))
     assert bad
     assert all("broken" in name for name in bad)
 
@@ -410,14 +410,14 @@ def test_a_ray_cluster_fills_what_one_process_fills(make_run, filled, tmp_path: 
 def test_another_process_finds_all_through_the_index_on_disk(filled, monkeypatch):
     """Keys, tensors and hashes of files, with nothing read into memory at the start."""
     rooms = [
-        FeatureStore(filled).room("features", f"encoders.{key}", f"colour-{size}x6")
+        FeatureStore(filled).namespace("features", f"encoders.{key}", f"colour-{size}x6")
         for key, size in (("image", 4), ("audio", 2), ("video", 6))
     ]
     assert [path.suffix for path in (filled / "files").iterdir()].count(".index") == 1
     monkeypatch.setattr(store, "_places_in", None)  # the shards' headers are not looked at again
     again = FeatureStore(filled)
     for room in rooms:
-        reread = again.room("features", "encoders", room.folder.name.partition("-")[2])
+        reread = again.namespace("features", "encoders", room.folder.name.partition("-")[2])
         wanted = contents_of(room.folder)
         assert wanted
         for name, value in wanted.items():

@@ -13,7 +13,7 @@ import pytest
 from mmllm import config
 from mmllm import model as models
 from mmllm.data.batch import Batch
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.mixture import Mixture
 from mmllm.training import feed as feeding
 from mmllm.training.feed import TrainingStepDataset, open_sources
@@ -50,7 +50,9 @@ def make_feed(make_run, tmp_path: Path) -> Callable[..., TrainingStepDataset]:
         )
         stage = replace(make_run(batch_size=BATCH, **changes).stage, data={"talks": talks})
         mixture = Mixture(open_sources(stage.data, "data"), stage.seed)
-        return TrainingStepDataset(model, mixture, FrozenWork(model), stage, rank=rank, world=world)
+        return TrainingStepDataset(
+            model, mixture, FeatureCache(model), stage, rank=rank, world=world
+        )
 
     return make
 

@@ -86,7 +86,7 @@ def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None
     """Also while its parent has not yet asked for its exit code."""
     holder.kill()
     deadline = time.monotonic() + 30
-    while disk.start_of(holder.pid) is not None and time.monotonic() < deadline:
+    while disk.process_start_time(holder.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (tmp_path / "run" / lock.NAME).is_file()
     with RunLock(tmp_path / "run"):
@@ -95,7 +95,7 @@ def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None
 
 
 def test_a_process_that_came_later_to_the_same_number_holds_nothing(tmp_path: Path) -> None:
-    if not disk.start_of(os.getpid()):
+    if not disk.process_start_time(os.getpid()):
         pytest.skip("this system does not tell when a process began; its signs of life do")
     own = RunLock(tmp_path).own
     (tmp_path / lock.NAME).write_text(json.dumps(asdict(replace(own, start="1"))))

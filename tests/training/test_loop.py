@@ -24,7 +24,7 @@ from mmllm.chat import Chat
 from mmllm.cli import FAILED, main
 from mmllm.config import PrealignConfig
 from mmllm.conversation import Video, user
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
 from mmllm.training import loop
 from mmllm.training.feed import open_sources, render_all_items
@@ -302,7 +302,7 @@ def test_prealignment_trains_the_projections_alone(make_run, dtype):
         items = list(render_all_items(model, open_sources(run.stage.data, "data"), variants=2))
         found.append(
             prealign(
-                model, items, FrozenWork(model), run.stage, options, autocast=cast, progress=False
+                model, items, FeatureCache(model), run.stage, options, autocast=cast, progress=False
             )
         )
         weights.append(dict(model.trainable_candidates()))
@@ -317,7 +317,7 @@ def test_prealignment_trains_the_projections_alone(make_run, dtype):
     untouched = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
     choose_trainable(untouched, {"*_projections.*": 1e-3})
     none = PrealignConfig(steps=1, batch_size=4, learning_rate=0.0)
-    start = prealign(untouched, items, FrozenWork(untouched), run.stage, none, progress=False)
+    start = prealign(untouched, items, FeatureCache(untouched), run.stage, none, progress=False)
     for key in parts.KEYS:
         name = f"output_projections.{key}"
         assert found[0][name] < 0.5 * start[name]
@@ -351,7 +351,7 @@ def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run
         still = PrealignConfig(steps=1, batch_size=64, learning_rate=0.0)
         items = list(render_all_items(model, open_sources(run.stage.data, "data")))
         aligned[output] = prealign(
-            model, items, FrozenWork(model), run.stage, still, progress=False
+            model, items, FeatureCache(model), run.stage, still, progress=False
         )
     for key in parts.KEYS:
         name = f"output_projections.{key}"
@@ -370,7 +370,7 @@ def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, mon
     )
     monkeypatch.setattr("mmllm.training.prealign._BATCH", 1)
     few = PrealignConfig(steps=1, conversations=3)
-    prealign(model, items, FrozenWork(model), run.stage, few, inputs=False, progress=False)
+    prealign(model, items, FeatureCache(model), run.stage, few, inputs=False, progress=False)
     assert len(spoken) == 3 < sum(bool(item.outputs) for item in items)
 
 

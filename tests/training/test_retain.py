@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmllm import checkpoints, losses
 from mmllm import model as models
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.data.mixture import Mixture
-from mmllm.data.plain import PlainText
+from mmllm.data.plain import TextCorpus
 from mmllm.errors import ConfigError
 from mmllm.training import loop
 from mmllm.training.feed import TrainingStepDataset, open_sources
@@ -34,9 +34,9 @@ def test_windows_are_a_function_of_the_step(make_run, plain):
     run = make_run()
     encode = models.build(run.system).renderer.encode_text
     options = {"length": 8, "batch_size": 4, "seed": 1}
-    text = PlainText(plain, encode, **options)
+    text = TextCorpus(plain, encode, **options)
     assert text.windows.shape[1] == 8
-    assert torch.equal(text.batch(3), PlainText(plain, encode, **options).batch(3))
+    assert torch.equal(text.batch(3), TextCorpus(plain, encode, **options).batch(3))
     steps = range(len(text.windows))  # four epochs, four windows a step
     drawn = sorted(row for step in steps for row in text.batch(step).tolist())
     assert drawn == sorted(text.windows.tolist() * 4)
@@ -49,7 +49,7 @@ def test_processes_share_the_windows_of_a_step(make_run, plain):
     text = loop._plain_text(model, run.stage)
     parts = [
         TrainingStepDataset(
-            model, mixture, FrozenWork(model), run.stage, rank=rank, world=2, plain=text
+            model, mixture, FeatureCache(model), run.stage, rank=rank, world=2, plain=text
         )[5]
         for rank in range(2)
     ]
@@ -132,4 +132,4 @@ def test_a_weight_without_text_is_refused(make_run):
 def test_texts_that_are_too_short_are_refused(make_run, plain):
     encode = models.build(make_run().system).renderer.encode_text
     with pytest.raises(ConfigError, match=r"no text of .* has 9999 tokens"):
-        PlainText(plain, encode, length=9999, batch_size=1, seed=0)
+        TextCorpus(plain, encode, length=9999, batch_size=1, seed=0)

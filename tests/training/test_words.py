@@ -8,7 +8,7 @@ import torch
 from mmllm import config
 from mmllm import model as models
 from mmllm.config import PrealignConfig
-from mmllm.data.frozen import FrozenWork
+from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError
 from mmllm.projections.input import WordsConfig, WordsProjection
 from mmllm.training.feed import open_sources, render_all_items
@@ -67,7 +67,7 @@ def test_prealignment_gives_every_reply_its_word(make_run, system_tree):
     choose_trainable(model, {"input_projections.image.classifier.*": 1e-3})
     items = list(render_all_items(model, open_sources(run.stage.data, "data")))
     options = PrealignConfig(steps=100, batch_size=4, learning_rate=1e-1)
-    scores = prealign(model, items, FrozenWork(model), run.stage, options, progress=False)
+    scores = prealign(model, items, FeatureCache(model), run.stage, options, progress=False)
     assert scores == {"input_projections.image": 1.0}
 
 
@@ -78,7 +78,7 @@ def test_too_few_words_are_refused(make_run, system_tree):
     items = list(render_all_items(model, open_sources(run.stage.data, "data")))
     with pytest.raises(ConfigError, match="words=1; raise it"):
         prealign(
-            model, items, FrozenWork(model), run.stage, PrealignConfig(steps=1), progress=False
+            model, items, FeatureCache(model), run.stage, PrealignConfig(steps=1), progress=False
         )
 
 

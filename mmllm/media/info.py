@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Facts:
+class MediaInfo:
     """What a header tells; what a modality does not have is 0."""
 
     modality: str
