@@ -75,8 +75,8 @@ def text_in(dtype: str, options: Options) -> list[Row]:
     llm = chat.model.llm
     model = copy.deepcopy(llm.model).merge_and_unload() if dtype == "float32" else llm.model
 
-    def ours(question: str, guesses: int = Sampling().prompt_lookup) -> list[int]:
-        wishes = {"modalities": TEXT, "max_new_tokens": num, "prompt_lookup": guesses}
+    def ours(question: str, guesses: int = Sampling().num_draft_tokens) -> list[int]:
+        wishes = {"modalities": TEXT, "max_new_tokens": num, "num_draft_tokens": guesses}
         with endless(chat):
             return chat.reply([user(question)], seed=0, **wishes).ids
 

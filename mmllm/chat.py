@@ -42,9 +42,18 @@ from mmllm.conversation import ContentPart, Medium, Message, Text
 from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import Rendered
 from mmllm.decoders.base import Cancelled
-from mmllm.engine import Engine, Order
+from mmllm.engine import Engine, MediaRequest
 from mmllm.errors import ConfigError, quoted
-from mmllm.generation import Choice, Prefixes, Row, Run, Sampling, prepare, spell, symbols_of
+from mmllm.generation import (
+    Choice,
+    PrefixCache,
+    Sampling,
+    SequenceState,
+    SignalSpan,
+    cache_keys,
+    decode_text,
+    prepare,
+)
 from mmllm.inputs import as_messages, modality_choices, modality_key, sampling_options
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, named_device, named_dtype
@@ -85,7 +94,7 @@ class SamplingOptions(TypedDict, total=False):
     repetition_penalty: float
     max_media: int
     stop: Sequence[str]
-    prompt_lookup: int
+    num_draft_tokens: int
 
 
 _SAMPLING = [field.name for field in dataclasses.fields(Sampling) if field.name != "modalities"]
@@ -104,7 +113,7 @@ class Chat:
 
     def __init__(self, model: AnyToAny, *, prefixes: int = 0):
         self.model = model.eval()
-        self.engine = Engine(model, Prefixes(prefixes))
+        self.engine = Engine(model, PrefixCache(prefixes))
         self._work = FeatureCache(model, enabled=False)
 
     def reply(
@@ -317,11 +326,11 @@ class Chat:
                 )
         asked = [as_messages(entry) for entry in conversations]
         sources = self._sources(asked, options)
-        request = _Request(options, sources, seeds, on_step, emit, previews, stopped, began)
+        request = RequestContext(options, sources, seeds, on_step, emit, previews, stopped, began)
         return self._serve(asked, settings, request)
 
     def _serve(
-        self, conversations: Sequence[list[Message]], settings: Sampling, request: _Request
+        self, conversations: Sequence[list[Message]], settings: Sampling, request: RequestContext
     ) -> list[Reply]:
         prompts, notes = [], []
         limit = self.model.llm.max_length
@@ -336,30 +345,31 @@ class Chat:
                 else ()
             )
         shared = _alike(prompts) if settings.is_greedy else [[row] for row in range(len(prompts))]
-        writers = [_Writer(self.model, settings.stop) for _ in prompts]
-        pieces: deque[tuple[int, int | Run]] = deque()  # filled by the thread that works for all
+        writers = [TextStream(self.model, settings.stop) for _ in prompts]
+        # Filled by the thread that works for all.
+        pieces: deque[tuple[int, int | SignalSpan]] = deque()
         rows = []
         for alike in shared:
             room = max(limit - len(prompts[alike[0]]), 1)
             rows.append(
-                Row(
+                SequenceState(
                     self.model,
                     replace(settings, max_new_tokens=min(settings.max_new_tokens, room)),
                     torch.Generator().manual_seed(request.seeds[alike[0]]),
                     lambda piece, alike=alike: pieces.extend((row, piece) for row in alike),
                 )
             )
-        late: list[_Wanted] = []
-        making: list[tuple[str, Future[float]]] = []
+        batched_spans: list[PendingMedium] = []
+        in_flight: list[tuple[str, Future[float]]] = []
         with contextlib.ExitStack() as stack:
             makers = {  # a thread each, if there is something to make; of one decoder in order
                 key: stack.enter_context(ThreadPoolExecutor(1)) for key in self.model.decoders
             }
 
-            def make(key: str, runs: Sequence[_Wanted]) -> None:
-                making.append((key, makers[key].submit(self._make, key, runs, writers, request)))
+            def make(key: str, runs: Sequence[PendingMedium]) -> None:
+                in_flight.append((key, makers[key].submit(self._make, key, runs, writers, request)))
 
-            def heed() -> None:
+            def poll() -> None:
                 _check(request.stopped)
                 while pieces:
                     row, piece = pieces.popleft()
@@ -367,26 +377,26 @@ class Chat:
                     writer = writers[row]
                     for event in writer.add(piece):
                         request.tell(row, event)
-                    if not isinstance(piece, Run):
+                    if not isinstance(piece, SignalSpan):
                         continue
-                    run = _Wanted(row, writer.num_pieces - 1, len(writer.parts) - 1, piece)
+                    run = PendingMedium(row, writer.num_pieces - 1, len(writer.parts) - 1, piece)
                     if len(prompts) == 1:
                         make(piece.key, [run])
                     else:  # several rows wait for one another, for a batch of all
-                        late.append(run)
+                        batched_spans.append(run)
 
             try:
                 asked = [prompts[alike[0]] for alike in shared]
                 entry = prepare(self.model, asked, self._work, rows, self.engine.prefixes)
-                self.engine.write(entry, heed)
+                self.engine.generate(entry, poll)
                 for row, writer in enumerate(writers):
                     for event in writer.end():
                         request.tell(row, event)
                 text = request.seconds()
-                for key, runs in request.batches(late):
+                for key, runs in request.batches(batched_spans):
                     make(key, runs)
                 media: dict[str, float] = {}
-                for key, made in making:
+                for key, made in in_flight:
                     media[key] = media.get(key, 0.0) + made.result()
             except BaseException:
                 request.stopped = lambda: True
@@ -405,9 +415,9 @@ class Chat:
                 notes=notes[row],
                 usage=Usage(
                     prompt=len(prompts[row]),
-                    cached=answer.cached,
+                    cached=answer.num_cached,
                     text=len(answer.ids),
-                    signals=sum(len(run.states) for run in answer.runs),
+                    signals=sum(len(run.states) for run in answer.spans),
                 ),
                 timings=timings,
             )
@@ -416,14 +426,18 @@ class Chat:
 
     @torch.inference_mode()
     def _make(
-        self, key: str, runs: Sequence[_Wanted], writers: Sequence[_Writer], request: _Request
+        self,
+        key: str,
+        runs: Sequence[PendingMedium],
+        writers: Sequence[TextStream],
+        request: RequestContext,
     ) -> float:
         """Fill the writers' parts with the media of one batch of `request.batches`; its seconds."""
         _check(request.stopped)
         began = time.perf_counter()
         rows = [(entry.row, entry.place) for entry in runs]
         sources = [request.sources[row, key] for row, _ in rows if (row, key) in request.sources]
-        order = Order(
+        order = MediaRequest(
             key,
             torch.stack([entry.run.states for entry in runs]),
             generators=[_noise(request.seeds[entry.row], entry.number) for entry in runs],
@@ -432,7 +446,7 @@ class Chat:
             owner=request,
             **request.watch(key, self.model.decoders[key].modality, rows),
         )
-        media = self.engine.make(order, lambda: _check(request.stopped))
+        media = self.engine.render_media(order, lambda: _check(request.stopped))
         for (row, place), medium in zip(rows, media, strict=True):
             made = replace(medium, provenance=self._provenance(key, request.seeds[row]))
             writers[row].parts[place] = made
@@ -533,7 +547,7 @@ def _alike(prompts: Sequence[Rendered]) -> list[list[int]]:
         return [[0]]
     found: dict[tuple[Hashable, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
-        found.setdefault(tuple(symbols_of(prompt)), []).append(number)
+        found.setdefault(tuple(cache_keys(prompt)), []).append(number)
     return list(found.values())
 
 
@@ -543,18 +557,18 @@ def _check(stopped: Callable[[], bool]) -> None:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class PendingMedium:
     """One medium to be made: part `place` of a row's message, of a run that is piece `number` of
     the row's answer."""
 
     row: int
     number: int
     place: int
-    run: Run
+    run: SignalSpan
 
 
 @dataclass
-class _Request:
+class RequestContext:
     """What one call of the engine carries along."""
 
     options: Mapping[str, Mapping[str, Any]]
@@ -576,9 +590,9 @@ class _Request:
         if self.emit:
             self.emit(row, event)
 
-    def batches(self, runs: Iterable[_Wanted]) -> list[tuple[str, list[_Wanted]]]:
+    def batches(self, runs: Iterable[PendingMedium]) -> list[tuple[str, list[PendingMedium]]]:
         """One per decoder; two, where only some media have a source."""
-        found: dict[tuple[str, bool], list[_Wanted]] = {}
+        found: dict[tuple[str, bool], list[PendingMedium]] = {}
         for entry in runs:
             key = entry.run.key
             found.setdefault((key, (entry.row, key) in self.sources), []).append(entry)
@@ -603,7 +617,7 @@ class _Request:
         return {"on_step": on_step, "on_preview": on_preview if self.previews else None}
 
 
-class _Writer:
+class TextStream:
     """One reply as it grows: its parts in order, and of the text what is certain by now."""
 
     def __init__(self, model: AnyToAny, stop: Sequence[str]):
@@ -615,10 +629,10 @@ class _Writer:
         self._ids: list[int] = []
         self._said = 0
 
-    def add(self, piece: int | Run) -> Iterator[Event]:
+    def add(self, piece: int | SignalSpan) -> Iterator[Event]:
         """Take one piece; what is new to tell."""
         self.num_pieces += 1
-        if isinstance(piece, Run):
+        if isinstance(piece, SignalSpan):
             yield from self.end()
             modality = self._model.decoders[piece.key].modality
             self.parts.append(Text(""))
@@ -636,7 +650,7 @@ class _Writer:
         self._ids, self._said = [], 0
 
     def _say(self, certain: Callable[[str], int]) -> Iterator[Event]:
-        text = spell(self._model.llm.tokenizer, self._ids)
+        text = decode_text(self._model.llm.tokenizer, self._ids)
         text = text[: min([len(text), *(text.find(s) for s in self._stop if s in text)])]
         self.parts[-1] = Text(text)
         if (end := certain(text)) > self._said:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmllm.conversation import Medium
 from mmllm.decoders.base import Cancelled
-from mmllm.generation import Decoding, Prefill, Prefixes
+from mmllm.generation import ContinuousBatcher, Prefill, PrefixCache
 from mmllm.model import AnyToAny
 
 _OFTEN = 0.05
@@ -34,7 +34,7 @@ _GATHER = 0.01
 
 
 @dataclass(eq=False)
-class Order:
+class MediaRequest:
     """M media that one call wants of one decoder: the states of their runs float[M, K, D], a
     generator each, what they start from (None: noise alone), and what else `sample` is called
     with. `on_step` may raise, which ends this order; `on_preview` is called with M pictures. Two
@@ -52,7 +52,7 @@ class Order:
     made: list[Medium] | None = None
     error: BaseException | None = None
 
-    def fits(self, other: Order) -> bool:
+    def fits(self, other: MediaRequest) -> bool:
         """Whether both can be made in one batch."""
         return (self.key, self.sources is None, self.options) == (
             other.key,
@@ -64,13 +64,13 @@ class Order:
 class Engine:
     """Generates rows and makes media, for any number of threads at once."""
 
-    def __init__(self, model: AnyToAny, prefixes: Prefixes):
+    def __init__(self, model: AnyToAny, prefixes: PrefixCache):
         self.model = model
         self.prefixes = prefixes
-        self._decoding = Decoding(model, prefixes)
+        self._decoding = ContinuousBatcher(model, prefixes)
         self._entering: list[Prefill] = []
-        self._text = _Shared(self._step)
-        self._lanes: dict[str, _Lane] = {}
+        self._text = CooperativeScheduler(self._step)
+        self._lanes: dict[str, DecoderQueue] = {}
 
     @property
     def idle(self) -> bool:
@@ -82,13 +82,13 @@ class Engine:
         """Orders that no decoder has begun with."""
         return sum(len(lane.orders) for lane in list(self._lanes.values()))
 
-    def write(self, entry: Prefill, heed: Callable[[], None]) -> None:
-        """Generate rows to their end. `heed`: called between steps; may raise to leave, and is
+    def generate(self, entry: Prefill, poll: Callable[[], None]) -> None:
+        """Generate rows to their end. `poll`: called between steps; may raise to leave, and is
         called once more when all is there."""
 
         def done() -> bool:
             finished = all(row.done for row in entry.rows)
-            heed()
+            poll()
             for row in entry.rows:
                 if row.error:
                     raise row.error
@@ -107,19 +107,19 @@ class Engine:
                 if not self._text.busy:  # else who works now does so
                     self._decoding.tidy()
 
-    def make(self, order: Order, heed: Callable[[], None]) -> list[Medium]:
-        """The media of an order, made with those that fit to it and wait as well. `heed` may raise
+    def render_media(self, order: MediaRequest, poll: Callable[[], None]) -> list[Medium]:
+        """The media of an order, made with those that fit to it and wait as well. `poll` may raise
         to leave; the others' go on."""
 
         def done() -> bool:
-            heed()
+            poll()
             if order.error:
                 raise order.error
             return order.made is not None
 
         device = self.model.decoders[order.key].device
         name = order.key if device.type == "cpu" else str(device)
-        lane = self._lanes.setdefault(name, _Lane(self._sample))
+        lane = self._lanes.setdefault(name, DecoderQueue(self._sample))
         with lane.changed:
             lane.orders.append(order)
         try:
@@ -159,7 +159,7 @@ class Engine:
             for row in entry.rows:
                 row.error, row.done = error, True
 
-    def _sample(self, lane: _Lane) -> None:
+    def _sample(self, lane: DecoderQueue) -> None:
         """Make the media of the order that has waited longest and of those that fit to it."""
         if max(self._text.num, lane.num) > 1:
             time.sleep(_GATHER)
@@ -204,7 +204,7 @@ class Engine:
                 order.made = made
 
 
-class _Shared:
+class CooperativeScheduler:
     """Work that several threads wait for, and one of them does."""
 
     def __init__(self, work: Callable[[], None]):
@@ -238,14 +238,14 @@ class _Shared:
             self.changed.notify_all()
 
 
-class _Lane(_Shared):
+class DecoderQueue(CooperativeScheduler):
     """The orders that wait for decoders of which one works at a time."""
 
-    def __init__(self, sample: Callable[[_Lane], None]):
+    def __init__(self, sample: Callable[[DecoderQueue], None]):
         super().__init__(lambda: sample(self))
-        self.orders: list[Order] = []
+        self.orders: list[MediaRequest] = []
 
-    def next(self) -> list[Order]:
+    def next(self) -> list[MediaRequest]:
         """Take the order that has waited longest and those that fit to it."""
         with self.changed:
             first = self.orders[0]

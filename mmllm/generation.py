@@ -4,12 +4,12 @@ A run that has begun is fed whole, in one forward pass: its K tokens and nothing
 rows take steps of different widths (one token, or a run); a step is as wide as its widest row and
 the others are padded on the left with positions that nobody attends to. Every row draws from its
 own generator, so a batch gives what single calls give. Rows join a batch that is running, and
-leave it as soon as they are done: see Decoding. A row that is alone is fed what it may well say
-next besides, as far as the conversation has said it before (mmllm.prompt_lookup), or the run that
-it owes next: what it chooses is the same, in fewer passes.
+leave it as soon as they are done: see ContinuousBatcher. A row that is alone is fed draft tokens
+besides, as far as the conversation has said them before (mmllm.prompt_lookup), or the run that it
+owes next: what it chooses is the same, in fewer passes.
 
 A conversation that goes on is prefilled from where the engine left it, and what all begin with is
-read once: see Prefixes. A short prompt is read in the same pass as the steps of the others.
+read once: see PrefixCache. A short prompt is read in the same pass as the steps of the others.
 
 Legend: B rows, T positions, D width, K signal tokens, V text vocabulary, O outputs, G guesses.
 """
@@ -37,20 +37,20 @@ from mmllm.errors import ConfigError, quoted
 from mmllm.llm.stack import Pass
 from mmllm.model import AnyToAny
 from mmllm.precision import moved
-from mmllm.prompt_lookup import PromptLookup
+from mmllm.prompt_lookup import PromptLookupDraft
 
 Choice = Literal["auto", "force", "forbid"]
 
-_LONG = 64
+_MAX_MIXED_PREFILL = 64
 """Positions up to which prompts are read along with a step of others: what is wider gains nothing
 by it, and what goes wrong with it is not theirs."""
-_GREEDY = 1e-5
+_GREEDY_TEMPERATURE = 1e-5
 """Temperatures below it are greedy: quotients of the largest logits would not be finite."""
-_HOTTEST = 1000.0
+_MAX_TEMPERATURE = 1000.0
 """All tokens are as good as equally likely."""
-_MOST_PENALTY = 100.0
+_MAX_PENALTY = 100.0
 """`repetition_penalty`, and the inverse of the least: logits stay finite, whatever they are."""
-_OPENING_SHARE = 8
+_MIN_PREFIX_SHARE = 8
 """An opening is read apart where it is this share of a prompt or more: kernels for what has nothing
 before it are the faster ones."""
 
@@ -60,8 +60,8 @@ class Sampling:
     """How tokens are chosen. A `temperature` below 1e-5 is greedy. `max_media` bounds a reply's
     media. Text ends before the first of the `stop` strings (then `ids` hold the beginning of it, or
     all).
-    `prompt_lookup`: how many tokens may be guessed at once (mmllm.prompt_lookup); 0 is one token a
-    pass, always.
+    `num_draft_tokens`: how many tokens may be drafted at once (mmllm.prompt_lookup); 0 is one token
+    a pass, always.
     Forced media come in the order in which `modalities` names them, at the latest at the end."""
 
     max_new_tokens: int = 256
@@ -71,7 +71,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_media: int = 4
     stop: Sequence[str] = ()
-    prompt_lookup: int = 15
+    num_draft_tokens: int = 15
     modalities: Mapping[str, Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,16 +79,16 @@ class Sampling:
             ("max_new_tokens", 1),
             ("max_media", 0),
             ("top_k", 0),
-            ("prompt_lookup", 0),
+            ("num_draft_tokens", 0),
         ):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
                 raise ConfigError(
                     f"{name}: expected a whole number of at least {least}, got {quoted(value)}"
                 )
-        penalties = 1 / _MOST_PENALTY, _MOST_PENALTY
+        penalties = 1 / _MAX_PENALTY, _MAX_PENALTY
         for name, least, most in (
-            ("temperature", 0, _HOTTEST),
+            ("temperature", 0, _MAX_TEMPERATURE),
             ("top_p", 0, 1),
             ("repetition_penalty", *penalties),
         ):
@@ -115,11 +115,11 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether nothing is drawn: equal prompts get equal words."""
-        return self.temperature < _GREEDY
+        return self.temperature < _GREEDY_TEMPERATURE
 
 
 @dataclass
-class Run:
+class SignalSpan:
     """One complete signal run: its output key and its hidden states float[K, D]."""
 
     key: str
@@ -127,14 +127,14 @@ class Run:
 
 
 @dataclass
-class Generated:
+class GenerationOutput:
     """One row's answer. `pieces` holds token ids and runs in order; `finish` says why it ended;
-    `cached`: positions of the prompt that were read before, as an earlier turn's or as the opening
-    of all."""
+    `num_cached`: positions of the prompt that were read before, as an earlier turn's or as the
+    shared prefix."""
 
-    pieces: list[int | Run] = field(default_factory=list)
+    pieces: list[int | SignalSpan] = field(default_factory=list)
     finish: Literal["end", "length", "stop", ""] = ""
-    cached: int = 0
+    num_cached: int = 0
 
     @property
     def ids(self) -> list[int]:
@@ -142,15 +142,15 @@ class Generated:
         return [piece for piece in self.pieces if isinstance(piece, int)]
 
     @property
-    def runs(self) -> list[Run]:
-        return [piece for piece in self.pieces if isinstance(piece, Run)]
+    def spans(self) -> list[SignalSpan]:
+        return [piece for piece in self.pieces if isinstance(piece, SignalSpan)]
 
 
-OnPiece = Callable[[int, "int | Run"], None]
+OnPiece = Callable[[int, "int | SignalSpan"], None]
 """Called with (row, piece) as soon as a token or a run is there; may raise to cancel."""
 
 
-class Row:
+class SequenceState:
     """The constraints and the choices of one row, and its answer as it grows.
 
     `on_piece` is called with a token or a run as soon as it is there. `done`: nothing more comes;
@@ -162,7 +162,7 @@ class Row:
         model: AnyToAny,
         sampling: Sampling,
         generator: torch.Generator,
-        on_piece: Callable[[int | Run], None] | None = None,
+        on_piece: Callable[[int | SignalSpan], None] | None = None,
     ):
         self.tokens = model.llm.tokens
         self.tokenizer = model.llm.tokenizer
@@ -170,7 +170,7 @@ class Row:
         self.sampling = sampling
         self.generator = generator
         self.on_piece = on_piece or (lambda piece: None)
-        self.answer = Generated()
+        self.answer = GenerationOutput()
         self.done = False
         self.error: BaseException | None = None
         """Why it was given up."""
@@ -181,7 +181,7 @@ class Row:
         is done."""
         self.symbols: list[Hashable] = []
         """What it was fed, by position; empty where its cache is not to be kept."""
-        self.said = PromptLookup()
+        self.draft = PromptLookupDraft()
         """The ids of the conversation, `next` among them."""
         self._seen: set[int] = set()
         self._stopped = False
@@ -197,7 +197,9 @@ class Row:
         self.forbidden = {
             key for key in self.tokens.outputs if choices.get(key, "forbid") == "forbid"
         }
-        self.owed = [keys[name] for name, wish in sampling.modalities.items() if wish == "force"]
+        self.pending_forced = [
+            keys[name] for name, wish in sampling.modalities.items() if wish == "force"
+        ]
 
     def draw(self, logits: Tensor) -> Tensor:
         """float[V + O] -> the number of one of them, int[1], where the logits are: nobody waits
@@ -212,15 +214,15 @@ class Row:
                 "weights hold NaN; load the model with dtype bfloat16 or float32"
             )
         self.next = [] if self.done else self._chosen(drawn)
-        self.said.add(self.next)
+        self.draft.add(self.next)
 
     def _chosen(self, row: int) -> list[int]:
         length = len(self.answer.ids) + 1
         ended = row in self.end_ids
         self._over = self._stopped or ended or length > self.sampling.max_new_tokens
         if self._over:
-            if self.owed:  # what was asked for comes before the end
-                return self.tokens.run(self.owed[0])
+            if self.pending_forced:  # what was asked for comes before the end
+                return self.tokens.run(self.pending_forced[0])
             self.done = True
             self.answer.finish = "stop" if self._stopped else "end" if ended else "length"
             return []
@@ -233,17 +235,17 @@ class Row:
         self.on_piece(row)
         return [row]
 
-    def guess(self) -> list[list[int]]:
+    def propose(self) -> list[list[int]]:
         """What may be chosen behind `next`: words, or the run of another medium that is owed."""
-        if not self.next or not self.sampling.prompt_lookup:
+        if not self.next or not self.sampling.num_draft_tokens:
             return []
         if self._over:
-            return [self.tokens.run(key) for key in self.owed[1:2]]
+            return [self.tokens.run(key) for key in self.pending_forced[1:2]]
         left = self.sampling.max_new_tokens - len(self.answer.ids)
-        guessed = self.said.guess(min(self.sampling.prompt_lookup, left))
+        guessed = self.draft.propose(min(self.sampling.num_draft_tokens, left))
         return [[word] for word in takewhile(self._is_word, guessed)]
 
-    def fed(self, states: Tensor) -> None:
+    def accept(self, states: Tensor) -> None:
         """Note that `next` was fed; its states, float[len(next), D], are kept if it is a run. What
         comes behind it is still to be chosen."""
         fed, self.next = self.next, []
@@ -252,10 +254,10 @@ class Row:
             self.symbols += fed
         key = self.tokens.output_of_id(fed[0])
         if key is not None:
-            run = Run(key, states.clone())
+            run = SignalSpan(key, states.clone())
             self.answer.pieces.append(run)
-            if key in self.owed:
-                self.owed.remove(key)
+            if key in self.pending_forced:
+                self.pending_forced.remove(key)
             self.on_piece(run)
 
     def _is_word(self, id_: int) -> bool:
@@ -268,15 +270,15 @@ class Row:
         tail: list[int] = []
         most = max(len(stop.encode()) for stop in self.sampling.stop)  # a token is a byte or more
         for piece in reversed(self.answer.pieces):
-            if isinstance(piece, Run) or len(tail) > most:
+            if isinstance(piece, SignalSpan) or len(tail) > most:
                 break
             tail.insert(0, piece)
-        text = spell(self.tokenizer, tail)
+        text = decode_text(self.tokenizer, tail)
         return any(stop in text for stop in self.sampling.stop)
 
     def _constrained(self, logits: Tensor) -> Tensor:
         logits = logits.clone()
-        full = len(self.answer.runs) >= self.sampling.max_media
+        full = len(self.answer.spans) >= self.sampling.max_media
         for key in self.tokens.outputs:
             if key in self.forbidden or full:
                 logits[self.tokens.head_row(key)] = -torch.inf
@@ -311,7 +313,7 @@ def _largest(values: Tensor) -> Tensor:
     return torch.where(values.gather(0, place).isnan(), -1, place)
 
 
-class Prefixes:
+class PrefixCache:
     """Key-value caches of the last conversations, so that a later turn, another try or an edited
     one computes only what is new, media included, and of the opening that all conversations share
     (the template's beginning and the system prompt). Threads may share them.
@@ -332,7 +334,7 @@ class Prefixes:
         self._opening: tuple[Hashable, Any] | None = None  # the state of what read it, its cache
 
     @torch.inference_mode()
-    def opening(self, model: AnyToAny, length: int) -> Any:
+    def shared_prefix(self, model: AnyToAny, length: int) -> Any:
         """A cache of the first positions of `model.renderer.prefix_ids`. It is read by itself,
         once, and again when weights have changed: the same bytes whoever asks. One thread at a
         time."""
@@ -345,7 +347,7 @@ class Prefixes:
             self._opening = state, cache
         return self._opening[1].beginning(length)
 
-    def longest(self, model: AnyToAny, symbols: Sequence[Hashable]) -> tuple[int, Any]:
+    def longest_match(self, model: AnyToAny, symbols: Sequence[Hashable]) -> tuple[int, Any]:
         """How many first positions a kept conversation shares, and a cache of just these (None: no
         position). One position at least is left to be computed."""
         with self._lock:
@@ -358,7 +360,7 @@ class Prefixes:
                 best, found = shared, cache
         return best, None if found is None else found.beginning(best)
 
-    def keep(self, model: AnyToAny, symbols: list[Hashable], cache: Any) -> None:
+    def insert(self, model: AnyToAny, symbols: list[Hashable], cache: Any) -> None:
         """Remember what was fed (`symbols`) and its cache, which nobody may extend from now on."""
         if cache.was_hooked or not self.num_kept:
             return
@@ -372,7 +374,7 @@ class Prefixes:
             self._kept = []
 
 
-def spell(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """Text of token ids, exactly as they spell it."""
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
@@ -383,7 +385,7 @@ class Prefill:
     has run. `known`: how many first positions `cache` holds, or, where that is None, the cache of
     the opening that they share."""
 
-    rows: list[Row]
+    rows: list[SequenceState]
     lengths: list[int]
     batch: Batch
     known: int = 0
@@ -394,41 +396,41 @@ def prepare(
     model: AnyToAny,
     prompts: Sequence[Rendered],
     lookup: FeatureProvider,
-    rows: Sequence[Row],
-    prefixes: Prefixes | None = None,
+    rows: Sequence[SequenceState],
+    prefixes: PrefixCache | None = None,
 ) -> Prefill:
     """Decode the media of B prompts, rendered with a generation prompt, and look up what is known
     of them by `prefixes`: the opening, or, where B is 1, of a conversation, which is then added to
     them. Any thread may do this at any time. Raises MediaError."""
     known, cache = 0, None
     if prefixes and not model.llm.is_hooked:
-        known = _known_opening(model, prompts)
+        known = _shared_prefix_length(model, prompts)
         if prefixes.num_kept and len(prompts) == 1:
-            rows[0].symbols = symbols_of(prompts[0])
-            longest, found = prefixes.longest(model, rows[0].symbols)
+            rows[0].symbols = cache_keys(prompts[0])
+            longest, found = prefixes.longest_match(model, rows[0].symbols)
             if longest > known:
                 known, cache = longest, found
     for row, prompt in zip(rows, prompts, strict=True):
-        row.said.add(prompt.ids)
-        row.answer.cached = known
+        row.draft.add(prompt.ids)
+        row.answer.num_cached = known
     lengths = [len(prompt) for prompt in prompts]
     batch = _batch(model, [_rest(prompt, known) for prompt in prompts], lookup)
     return Prefill(list(rows), lengths, batch, known, cache)
 
 
 @dataclass
-class _Group:
+class CacheGroup:
     """Rows in one cache. `mask` bool[B, T], on the CPU: real positions; `last` float[B, D]: the
     states by which those choose that have not chosen yet; `prompts`: what is still to be read,
     without `last`."""
 
-    rows: list[Row]
+    rows: list[SequenceState]
     mask: Tensor
     cache: Any
     prompts: Pass | None
     last: Tensor | None = None
 
-    def join(self, other: _Group) -> None:
+    def join(self, other: CacheGroup) -> None:
         """Take the rows of another one in."""
         assert self.last is not None
         assert other.last is not None
@@ -455,7 +457,7 @@ class _Step:
     guesses: list[list[int]]
 
 
-class Decoding:
+class ContinuousBatcher:
     """Rows that are answered together; `step` by step each is fed a token or a run. Rows join
     between steps, and leave when they are done. One thread at a time.
 
@@ -463,13 +465,13 @@ class Decoding:
     those that join later take steps of their own, and all leave together.
     """
 
-    def __init__(self, model: AnyToAny, prefixes: Prefixes | None = None):
+    def __init__(self, model: AnyToAny, prefixes: PrefixCache | None = None):
         self.model = model
         self.prefixes = prefixes
-        self._groups: list[_Group] = []
+        self._groups: list[CacheGroup] = []
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SequenceState]:
         """Those that are not done."""
         return [row for group in self._groups for row in group.rows if not row.done]
 
@@ -478,7 +480,7 @@ class Decoding:
         """Take rows in: their media are encoded now, and their prompts read by the next step, along
         with what it feeds the others, or, where they are long, now."""
         group = _entering(self.model, entry, self._cache(entry))
-        if entry.batch.ids.numel() > _LONG:
+        if entry.batch.ids.numel() > _MAX_MIXED_PREFILL:
             self._read([group])
         self._groups.append(group)
 
@@ -504,10 +506,10 @@ class Decoding:
         if entry.cache is not None:
             return entry.cache
         if entry.known and self.prefixes:
-            return self.prefixes.opening(self.model, entry.known)
+            return self.prefixes.shared_prefix(self.model, entry.known)
         return self.model.llm.new_cache()
 
-    def _choose(self, group: _Group, last: Tensor) -> None:
+    def _choose(self, group: CacheGroup, last: Tensor) -> None:
         """Let those rows choose that have not; who has come to an end leaves."""
         choosing = [index for index, row in enumerate(group.rows) if not (row.next or row.done)]
         if choosing:
@@ -518,7 +520,7 @@ class Decoding:
             self._keep(group)
         _leave(group, [index for index, row in enumerate(group.rows) if row.next])
 
-    def _read(self, groups: Sequence[_Group]) -> None:
+    def _read(self, groups: Sequence[CacheGroup]) -> None:
         """Feed every row what comes next, in one forward pass."""
         steps = [_next(self.model, group) for group in groups]
         states = self.model.llm.read([step.new for step in steps])
@@ -526,12 +528,12 @@ class Decoding:
             _take(self.model, group, step, hidden)
             self._keep(group)
 
-    def _keep(self, group: _Group) -> None:
+    def _keep(self, group: CacheGroup) -> None:
         """Remember the caches of rows that have come to their end."""
         for index, row in enumerate(group.rows):
             if row.done and row.symbols and self.prefixes and group.cache.divisible:
                 cache = group.cache.row(index, group.mask[index])
-                self.prefixes.keep(self.model, row.symbols, cache)
+                self.prefixes.insert(self.model, row.symbols, cache)
 
     def tidy(self) -> None:
         """Let go of rows that are done."""
@@ -552,18 +554,18 @@ def generate(
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     generators: Sequence[torch.Generator] | None = None,
     on_piece: OnPiece | None = None,
-    prefixes: Prefixes | None = None,
-) -> list[Generated]:
+    prefixes: PrefixCache | None = None,
+) -> list[GenerationOutput]:
     """Answer B prompts, rendered with a generation prompt: one sampling and one generator per row.
     `prefixes` are used, and added to, where B is 1."""
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     if generators is None:
         generators = [torch.Generator().manual_seed(0) for _ in prompts]
     rows = [
-        Row(model, setting, generator, on_piece and partial(on_piece, index))
+        SequenceState(model, setting, generator, on_piece and partial(on_piece, index))
         for index, (setting, generator) in enumerate(zip(settings, generators, strict=True))
     ]
-    decoding = Decoding(model, prefixes)
+    decoding = ContinuousBatcher(model, prefixes)
     decoding.join(prepare(model, prompts, lookup, rows, prefixes))
     while decoding.rows:
         decoding.step()
@@ -582,11 +584,11 @@ def _batch(model: AnyToAny, prompts: Sequence[Rendered], lookup: FeatureProvider
     )
 
 
-def _known_opening(model: AnyToAny, prompts: Sequence[Rendered]) -> int:
+def _shared_prefix_length(model: AnyToAny, prompts: Sequence[Rendered]) -> int:
     """How many first positions all of them share with the opening: none where they are too few to
     gain by, or caches cannot be shortened."""
     shared = min(_shared(model.renderer.prefix_ids, prompt.ids) for prompt in prompts)
-    few = shared < max(map(len, prompts)) / _OPENING_SHARE
+    few = shared < max(map(len, prompts)) / _MIN_PREFIX_SHARE
     return 0 if few or not model.llm.divides_caches else shared
 
 
@@ -603,7 +605,7 @@ def _rest(prompt: Rendered, known: int) -> Rendered:
     )
 
 
-def _entering(model: AnyToAny, entry: Prefill, cache: Any) -> _Group:
+def _entering(model: AnyToAny, entry: Prefill, cache: Any) -> CacheGroup:
     """Embed prompts, padded on the left, behind what the cache holds."""
     batch = entry.batch.to(model.device)
     embeds, mask, positions = model.embed(batch), entry.batch.mask, batch.positions
@@ -616,10 +618,10 @@ def _entering(model: AnyToAny, entry: Prefill, cache: Any) -> _Group:
         for padded in (embeds, mask, positions):
             padded[index] = padded[index].roll(shift, dims=0)
     mask = F.pad(mask, (entry.known, 0), value=True)
-    return _Group(entry.rows, mask, cache, Pass(embeds, positions + entry.known, mask, cache))
+    return CacheGroup(entry.rows, mask, cache, Pass(embeds, positions + entry.known, mask, cache))
 
 
-def _leave(group: _Group, left: list[int]) -> None:
+def _leave(group: CacheGroup, left: list[int]) -> None:
     """Go on with the rows `left` only, in a cache without the positions that none of them has.
     Where rows cannot be taken out of a cache, or are not in it yet, it goes on with all until none
     is left."""
@@ -638,7 +640,7 @@ def _leave(group: _Group, left: list[int]) -> None:
     group.rows = [group.rows[index] for index in left]
 
 
-def symbols_of(prompt: Rendered) -> list[Hashable]:
+def cache_keys(prompt: Rendered) -> list[Hashable]:
     """What stands at each position: a token id, or which medium's which placeholder."""
     symbols: list[Hashable] = list(prompt.ids)
     for place in prompt.inputs:
@@ -672,13 +674,13 @@ def _shared(fed: Sequence[Hashable], symbols: Sequence[Hashable]) -> int:
     return shared
 
 
-def _next(model: AnyToAny, group: _Group) -> _Step:
+def _next(model: AnyToAny, group: CacheGroup) -> _Step:
     """The prompts, or every row's next ids, as wide as the widest step. A row that is alone is fed
     its guesses behind them."""
     if group.prompts:
         return _Step(group.prompts, [[] for _ in group.rows], [])
     alone = len(group.rows) == 1 and group.cache.divisible
-    guesses = group.rows[0].guess() if alone else []
+    guesses = group.rows[0].propose() if alone else []
     steps = [[*row.next, *chain(*guesses)] for row in group.rows]
     width = max(map(len, steps))
     new = torch.zeros(2, len(group.rows), width, dtype=torch.long)  # ids and positions
@@ -693,19 +695,21 @@ def _next(model: AnyToAny, group: _Group) -> _Step:
     return _Step(Pass(model.llm.embed(ids), positions, group.mask, group.cache), steps, guesses)
 
 
-def _take(model: AnyToAny, group: _Group, step: _Step, hidden: Tensor) -> None:
+def _take(model: AnyToAny, group: CacheGroup, step: _Step, hidden: Tensor) -> None:
     """Give rows the states float[B, W, D] of what they were fed. A row with guesses chooses at
     once, as far as they were right."""
     group.prompts, group.last = None, hidden[:, -1]
     for index, (row, ids) in enumerate(zip(group.rows, step.ids, strict=True)):
         if row.next:
             start = hidden.shape[1] - len(ids)
-            row.fed(hidden[index, start : start + len(row.next)])
+            row.accept(hidden[index, start : start + len(row.next)])
     if step.guesses:
-        group.cut(_check(model, group.rows[0], step.guesses, hidden[0]))
+        group.cut(verify_draft(model, group.rows[0], step.guesses, hidden[0]))
 
 
-def _check(model: AnyToAny, row: Row, guesses: list[list[int]], states: Tensor) -> int:
+def verify_draft(
+    model: AnyToAny, row: SequenceState, guesses: list[list[int]], states: Tensor
+) -> int:
     """Let a row choose by the states float[W, D] before its guesses and behind each, up to the
     first that was wrong; how many positions were fed in vain."""
     num = sum(map(len, guesses))
@@ -715,6 +719,6 @@ def _check(model: AnyToAny, row: Row, guesses: list[list[int]], states: Tensor) 
     for right, guess in enumerate(guesses):
         if row.next != guess:
             return ends[-1] - ends[right]
-        row.fed(states[ends[right] : ends[right + 1]])
+        row.accept(states[ends[right] : ends[right + 1]])
         row.choose(int(row.draw(logits[right + 1])))
     return 0

@@ -38,10 +38,11 @@ SYNONYMS = {
 }
 """What people call a modality -> its key."""
 
-ALIASES: dict[str, str] = dict.fromkeys(
-    ["max_tokens", "max_completion_tokens", "max_output_tokens"], "max_new_tokens"
-)
-"""OpenAI's names of options of `Sampling`."""
+ALIASES: dict[str, str] = {
+    **dict.fromkeys(["max_tokens", "max_completion_tokens", "max_output_tokens"], "max_new_tokens"),
+    **dict.fromkeys(["prompt_lookup_num_tokens", "prompt_lookup"], "num_draft_tokens"),
+}
+"""Names of options of `Sampling` in OpenAI, transformers and earlier versions -> their names."""
 
 _PARTS = 'media are parts of a message: chat.reply("What is this?", Image("cat.png"))'
 _DECODER_OPTIONS = {

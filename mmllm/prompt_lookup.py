@@ -17,7 +17,7 @@ _FEW = 2
 as fast as one."""
 
 
-class PromptLookup:
+class PromptLookupDraft:
     """The tokens of a conversation, as they come."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class PromptLookup:
                     self._after[tuple(self._ids[-num:])] = len(self._ids)
             self._ids.append(token)
 
-    def guess(self, most: int) -> list[int]:
+    def propose(self, most: int) -> list[int]:
         """Tokens that stood where the longest known end of it stood before: two, or, where the last
         guess was right, so many."""
         if self._guess:

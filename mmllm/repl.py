@@ -262,15 +262,15 @@ class _Printer:
 
     def take(self, event: Event) -> None:
         if isinstance(event, TextDelta):
-            self._texts[event.place] = self._texts.get(event.place, "") + event.text
+            self._texts[event.part_index] = self._texts.get(event.part_index, "") + event.text
         elif isinstance(event, MediumStarted):
-            self._media[event.place] = None
-            self._progress[event.place] = event.modality
+            self._media[event.part_index] = None
+            self._progress[event.part_index] = event.modality
         elif isinstance(event, Progress):
-            self._progress[event.place] = f"{event.modality} {event.step}/{event.steps}"
+            self._progress[event.part_index] = f"{event.modality} {event.step}/{event.steps}"
         elif isinstance(event, MediumReady):
-            self._media[event.place] = event.medium
-            self._progress.pop(event.place, None)
+            self._media[event.part_index] = event.medium
+            self._progress.pop(event.part_index, None)
         self._advance()
         if not self._written:  # else the line belongs to the text
             self._show_status(" · ".join(self._progress.values()))

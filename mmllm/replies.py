@@ -143,17 +143,17 @@ class Reply:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """More text of part `place` of the message."""
+    """More text of part `part_index` of the message."""
 
-    place: int
+    part_index: int
     text: str
 
 
 @dataclass(frozen=True)
 class MediumStarted:
-    """Part `place` will be a medium; it is made while the text goes on."""
+    """Part `part_index` will be a medium; it is made while the text goes on."""
 
-    place: int
+    part_index: int
     modality: str
 
 
@@ -161,7 +161,7 @@ class MediumStarted:
 class Progress:
     """Denoising step `step` of `steps` is done; `preview` now and then, where there is one."""
 
-    place: int
+    part_index: int
     modality: str
     step: int
     steps: int
@@ -170,9 +170,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class MediumReady:
-    """Part `place` of the message."""
+    """Part `part_index` of the message."""
 
-    place: int
+    part_index: int
     medium: Medium
 
 

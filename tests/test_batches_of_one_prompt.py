@@ -11,7 +11,7 @@ import torch
 from mmllm import config, model
 from mmllm.chat import Chat
 from mmllm.conversation import Image, Message, user
-from mmllm.generation import Decoding
+from mmllm.generation import ContinuousBatcher
 from mmllm.model import AnyToAny
 
 ASKED = [user("Draw a red apple, please.")]
@@ -56,9 +56,11 @@ def test_what_is_alike_is_told_by_what_it_shows(
 ) -> None:
     """Prompts with the same words and other media are others; what is drawn is drawn for each."""
     sizes: list[int] = []
-    join = Decoding.join
+    join = ContinuousBatcher.join
     monkeypatch.setattr(
-        Decoding, "join", lambda self, entry: sizes.append(len(entry.rows)) or join(self, entry)
+        ContinuousBatcher,
+        "join",
+        lambda self, entry: sizes.append(len(entry.rows)) or join(self, entry),
     )
 
     def seen(value: int) -> list[Message]:

@@ -14,7 +14,7 @@ from mmllm.chat import Chat
 from mmllm.conversation import Image, Medium, Message, Text, assistant, user
 from mmllm.demo.answering import answer
 from mmllm.demo.rooms import Room, Turn
-from mmllm.generation import Row
+from mmllm.generation import SequenceState
 from mmllm.model import AnyToAny
 from mmllm.server.app import build_app
 from tests.server.conftest import running
@@ -26,9 +26,9 @@ SAID = [user(Image(PNG), "what is this?"), assistant("one two"), user("draw it, 
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Row]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], SequenceState]]:
     """What every door asks of the engine: (ids of the prompt, the row with its answer)."""
-    found: list[tuple[list[int], Row]] = []
+    found: list[tuple[list[int], SequenceState]] = []
     prepare = chats.prepare
 
     def noted(model: Any, prompts: Any, lookup: Any, rows: Any, prefixes: Any) -> Any:
@@ -93,7 +93,7 @@ def files_in(choice: Any) -> list[str | bytes]:
 
 
 def test_all_doors_give_the_same_ids_and_media(
-    tiny_model: AnyToAny, asked: list[tuple[list[int], Row]], tmp_path: Path
+    tiny_model: AnyToAny, asked: list[tuple[list[int], SequenceState]], tmp_path: Path
 ) -> None:
     chat = Chat(tiny_model)
     options = {"seed": 3, "modalities": ALL, "temperature": 1.0, "max_new_tokens": 9}

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmllm.chat import Chat, _Request, _Wanted, _Writer
+from mmllm.chat import Chat, PendingMedium, RequestContext, TextStream
 from mmllm.conversation import Audio, Image, Text, Video, assistant, user
 from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError, ContextError
-from mmllm.generation import Row, Run, Sampling, generate
+from mmllm.generation import Sampling, SequenceState, SignalSpan, generate
 from mmllm.model import AnyToAny
 from tests.test_model import batch_of
 from tests.test_rendering import clip, picture, sound
@@ -47,14 +47,14 @@ def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> N
             FeatureCache(tiny_model),
             sampling=Sampling(max_new_tokens=6, modalities=ALL),
         )[0]
-        assert {run.key for run in answer.runs} == {"image", "audio", "video"}
-        writer = _Writer(tiny_model, ())
+        assert {run.key for run in answer.spans} == {"image", "audio", "video"}
+        writer = TextStream(tiny_model, ())
         for piece in answer.ids:
             list(writer.add(piece))
         made = [
             {"image": Image, "audio": Audio, "video": Video}[piece.key](caption="x")
             for piece in answer.pieces
-            if isinstance(piece, Run)
+            if isinstance(piece, SignalSpan)
         ]
         reply = assistant(*writer.parts, *made)  # random text ends at the limit, then the runs
         batch = batch_of(tiny_model, [[*prompt, reply]], targets=False)
@@ -63,12 +63,12 @@ def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> N
         if ids[len(rendered.ids) :][: len(generated)] != generated:
             pytest.fail("the tokenizer does not round-trip the random reply; choose another seed")
         output = tiny_model(batch)
-        for run in answer.runs:
+        for run in answer.spans:
             trained = output.hidden.flatten(0, 1)[batch.outputs[run.key].token_indices[-1]]
             assert torch.allclose(trained, run.states, atol=1e-4)
 
 
-def _ids(model: AnyToAny, piece: int | Run) -> list[int]:
+def _ids(model: AnyToAny, piece: int | SignalSpan) -> list[int]:
     return [piece] if isinstance(piece, int) else model.llm.tokens.run(piece.key)
 
 
@@ -114,11 +114,11 @@ def test_a_run_once_begun_completes_and_is_fed_in_one_step(tiny_model: AnyToAny,
         tiny_model,
         [tiny_model.renderer.render(PROMPTS[0], add_generation_prompt=True)],
         FeatureCache(tiny_model),
-        sampling=Sampling(max_new_tokens=4, max_media=3, prompt_lookup=0),
+        sampling=Sampling(max_new_tokens=4, max_media=3, num_draft_tokens=0),
     )[0]
     length = len(tiny_model.llm.tokens.run(key))
-    assert len(answer.runs) == 3
-    assert [tuple(run.states.shape) for run in answer.runs] == [(length, 32)] * 3
+    assert len(answer.spans) == 3
+    assert [tuple(run.states.shape) for run in answer.spans] == [(length, 32)] * 3
     assert widths[1:].count(length) >= 3
     assert set(widths[1:]) <= {1, length}
 
@@ -145,14 +145,14 @@ def test_a_reply_keeps_the_order_of_text_and_media(tiny_model: AnyToAny) -> None
     chat = Chat(tiny_model)
     tokenizer = tiny_model.llm.tokenizer
     one, two = (chat.model.renderer.encode_text(text) for text in ("one", "two"))
-    writer = _Writer(tiny_model, ())
-    runs = [Run("image", torch.zeros(4, 32)), Run("audio", torch.zeros(3, 32))]
+    writer = TextStream(tiny_model, ())
+    runs = [SignalSpan("image", torch.zeros(4, 32)), SignalSpan("audio", torch.zeros(3, 32))]
     wanted = []
     for number, piece in enumerate([*one, runs[0], *two, runs[1]]):
         list(writer.add(piece))
-        if isinstance(piece, Run):
-            wanted.append(_Wanted(0, number, len(writer.parts) - 1, piece))
-    request = _Request({}, {}, [0], None, None, False, lambda: False, 0.0)
+        if isinstance(piece, SignalSpan):
+            wanted.append(PendingMedium(0, number, len(writer.parts) - 1, piece))
+    request = RequestContext({}, {}, [0], None, None, False, lambda: False, 0.0)
     for key, batch in request.batches(wanted):
         chat._make(key, batch, [writer], request)
     assert [type(part) for part in writer.parts] == [Text, Image, Text, Audio]
@@ -260,7 +260,7 @@ def test_a_tiny_temperature_is_greedy_whatever_the_logits(
 
 def test_a_temperature_divides_what_lies_below_the_largest_logit(tiny_model: AnyToAny) -> None:
     """Two likely tokens are drawn as often as the softmax of their quotients says."""
-    row = Row(tiny_model, Sampling(temperature=0.5), torch.Generator().manual_seed(0))
+    row = SequenceState(tiny_model, Sampling(temperature=0.5), torch.Generator().manual_seed(0))
     logits = torch.full([8], -50.0)
     logits[2], logits[5] = 80.0, 80.5
     drawn = [int(row.draw(logits)) for _ in range(2000)]

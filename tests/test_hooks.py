@@ -21,15 +21,15 @@ def said(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
     """The words of a reply, the states of its picture, and how much of its prompt was known."""
     from mmllm import generation
 
-    rows: list[generation.Row] = []
-    made = generation.Row.__init__
+    rows: list[generation.SequenceState] = []
+    made = generation.SequenceState.__init__
 
-    def noted(row: generation.Row, *arguments: Any, **named: Any) -> None:
+    def noted(row: generation.SequenceState, *arguments: Any, **named: Any) -> None:
         made(row, *arguments, **named)
         rows.append(row)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation.Row, "__init__", noted)
+        patch.setattr(generation.SequenceState, "__init__", noted)
         modalities = {"image": "force", "audio": "forbid", "video": "forbid"}
         chat.reply(
             options.pop("talk", TALK),
@@ -39,7 +39,7 @@ def said(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
             **options,
         )
     answer = rows[0].answer
-    return answer.ids, answer.runs[0].states, answer.cached
+    return answer.ids, answer.spans[0].states, answer.num_cached
 
 
 def parts(model: AnyToAny) -> dict[str, nn.Module]:
@@ -158,7 +158,7 @@ def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat:
     layer = chat.model.llm._decoder.layers[0]
 
     def events() -> Iterator[Any]:
-        for event in chat.stream(TALK, seed=0, max_new_tokens=6, prompt_lookup=0):
+        for event in chat.stream(TALK, seed=0, max_new_tokens=6, num_draft_tokens=0):
             if not handles:
                 handles.append(layer.register_forward_hook(lambda *_: calls.append(1)))
             yield event

@@ -11,44 +11,44 @@ import torch
 from mmllm.conversation import Conversation
 from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError
-from mmllm.generation import Generated, Prefixes, Run, Sampling, generate
+from mmllm.generation import GenerationOutput, PrefixCache, Sampling, SignalSpan, generate
 from mmllm.model import AnyToAny
-from mmllm.prompt_lookup import PromptLookup
+from mmllm.prompt_lookup import PromptLookupDraft
 from tests.test_generation import PROMPTS
 
 
 def test_what_followed_the_same_words_is_guessed() -> None:
-    said = PromptLookup()
+    said = PromptLookupDraft()
     said.add([1, 2, 3, 4, 5, 9, 2, 3])
-    assert said.guess(1) == [4]
-    assert said.guess(9) == [4, 5]
+    assert said.propose(1) == [4]
+    assert said.propose(9) == [4, 5]
 
 
 def test_the_longest_and_then_the_latest_place_counts() -> None:
-    said = PromptLookup()
+    said = PromptLookupDraft()
     said.add([1, 2, 3, 7, 2, 3, 8, 2, 3, 9, 1, 2, 3])
-    assert said.guess(1) == [7]  # behind 1 2 3, and not behind the later 2 3
+    assert said.propose(1) == [7]  # behind 1 2 3, and not behind the later 2 3
     said.add([0, 5, 2, 3])
-    assert said.guess(1) == [0]
+    assert said.propose(1) == [0]
 
 
 def test_a_guess_that_was_right_makes_bold_until_one_is_wrong() -> None:
-    said = PromptLookup()
+    said = PromptLookupDraft()
     said.add([7, 1, 2, 3, 1, 2, 3])
-    assert said.guess(8) == [1, 2]
+    assert said.propose(8) == [1, 2]
     said.add([1, 2, 3])
-    assert said.guess(8) == [1, 2, 3, 1, 2, 3, 1, 2], "what goes round goes on"
+    assert said.propose(8) == [1, 2, 3, 1, 2, 3, 1, 2], "what goes round goes on"
     said.add([1, 2, 9])
-    assert said.guess(8) == [], "nothing was said behind 2 9"
+    assert said.propose(8) == [], "nothing was said behind 2 9"
     said.add([1, 2])
-    assert said.guess(8) == [9, 1]
+    assert said.propose(8) == [9, 1]
 
 
 def test_nothing_is_guessed_from_nothing() -> None:
-    said = PromptLookup()
-    assert said.guess(5) == []
+    said = PromptLookupDraft()
+    assert said.propose(5) == []
     said.add([1, 2, 3, 4])
-    assert said.guess(5) == []
+    assert said.propose(5) == []
 
 
 def counted(model: AnyToAny) -> list[int]:
@@ -67,9 +67,9 @@ def counted(model: AnyToAny) -> list[int]:
 def answer(
     model: AnyToAny,
     prompt: Conversation,
-    prefixes: Prefixes | None = None,
+    prefixes: PrefixCache | None = None,
     **options: Any,
-) -> Generated:
+) -> GenerationOutput:
     return generate(
         model,
         [model.renderer.render(prompt, add_generation_prompt=True)],
@@ -79,13 +79,13 @@ def answer(
     )[0]
 
 
-def assert_same(one: Generated, other: Generated) -> None:
+def assert_same(one: GenerationOutput, other: GenerationOutput) -> None:
     assert one.finish == other.finish
     assert one.ids == other.ids
     assert len(one.pieces) == len(other.pieces)
     for piece, wanted in zip(one.pieces, other.pieces, strict=True):
-        if isinstance(wanted, Run):
-            assert isinstance(piece, Run)
+        if isinstance(wanted, SignalSpan):
+            assert isinstance(piece, SignalSpan)
             assert torch.allclose(piece.states, wanted.states, atol=1e-4)
         else:
             assert piece == wanted
@@ -126,11 +126,11 @@ def test_guesses_change_nothing(make_model: Callable[..., AnyToAny], options: di
             found = {}
             for lookup in passes:
                 before = len(widths)
-                wishes = {"max_new_tokens": 40, "prompt_lookup": lookup} | options
+                wishes = {"max_new_tokens": 40, "num_draft_tokens": lookup} | options
                 found[lookup] = answer(model, prompt, **wishes)
                 passes[lookup] += len(widths) - before
             assert_same(found[5], found[0])
-            runs += len(found[5].runs)
+            runs += len(found[5].spans)
     assert passes[5] < passes[0]
     if options.get("top_k") or "modalities" in options:
         assert runs
@@ -139,15 +139,15 @@ def test_guesses_change_nothing(make_model: Callable[..., AnyToAny], options: di
 def test_two_media_that_are_owed_are_read_in_one_pass(tiny_model: AnyToAny) -> None:
     widths, wishes = counted(tiny_model), {"audio": "force", "image": "force"}
     made = answer(tiny_model, PROMPTS[0], max_new_tokens=3, modalities=wishes)
-    assert [run.key for run in made.runs] == ["audio", "image"]
-    assert widths[-1] == sum(len(run.states) for run in made.runs)
+    assert [run.key for run in made.spans] == ["audio", "image"]
+    assert widths[-1] == sum(len(run.states) for run in made.spans)
 
 
 def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> None:
     kept = []
     for lookup in (0, 5):
-        prefixes = Prefixes()
-        answer(tiny_model, PROMPTS[0], prefixes, max_new_tokens=30, prompt_lookup=lookup)
+        prefixes = PrefixCache()
+        answer(tiny_model, PROMPTS[0], prefixes, max_new_tokens=30, num_draft_tokens=lookup)
         kept += prefixes._kept
     (symbols, cache, _), (others, other, _) = kept
     assert symbols == others
@@ -159,6 +159,6 @@ def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> No
 
 def test_a_negative_number_of_guesses_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="prompt_lookup: expected a whole number of at least 0, got -1"
+        ConfigError, match="num_draft_tokens: expected a whole number of at least 0, got -1"
     ):
-        Sampling(prompt_lookup=-1)
+        Sampling(num_draft_tokens=-1)

@@ -16,7 +16,15 @@ from mmllm.chat import Chat
 from mmllm.conversation import Audio, Message, assistant, user
 from mmllm.data.frozen import FeatureCache
 from mmllm.decoders.base import Cancelled
-from mmllm.generation import Decoding, Generated, Prefixes, Row, Sampling, generate, prepare
+from mmllm.generation import (
+    ContinuousBatcher,
+    GenerationOutput,
+    PrefixCache,
+    Sampling,
+    SequenceState,
+    generate,
+    prepare,
+)
 from mmllm.model import AnyToAny
 from mmllm.replies import Progress, Reply
 from tests.test_generation import ALL, PROMPTS, eager
@@ -29,10 +37,10 @@ def sampled(number: int) -> Sampling:
     return Sampling(max_new_tokens=LENGTHS[number], temperature=1.0, max_media=number)
 
 
-def same(one: Generated, other: Generated) -> bool:
+def same(one: GenerationOutput, other: GenerationOutput) -> bool:
     return (one.ids, one.finish) == (other.ids, other.finish) and all(
         a.key == b.key and torch.allclose(a.states, b.states, atol=1e-4)
-        for a, b in zip(one.runs, other.runs, strict=True)
+        for a, b in zip(one.spans, other.spans, strict=True)
     )
 
 
@@ -41,16 +49,16 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(
     tiny_model: AnyToAny, keep: int, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether a prompt is read by itself or along with a step of the others."""
-    monkeypatch.setattr(generation, "_LONG", long)
+    monkeypatch.setattr(generation, "_MAX_MIXED_PREFILL", long)
     passes: list[int] = []
     read = tiny_model.llm.read
     tiny_model.llm.read = lambda new: passes.append(len(new)) or read(new)  # pyright: ignore
     model = eager(tiny_model, "audio")
-    work, prefixes = FeatureCache(model), Prefixes(keep)
+    work, prefixes = FeatureCache(model), PrefixCache(keep)
     prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in PROMPTS]
-    decoding, entries, rows, sizes = Decoding(model, prefixes), [], [], []
+    decoding, entries, rows, sizes = ContinuousBatcher(model, prefixes), [], [], []
     for number, prompt in enumerate(prompts):
-        rows.append(Row(model, sampled(number), torch.Generator().manual_seed(number)))
+        rows.append(SequenceState(model, sampled(number), torch.Generator().manual_seed(number)))
         entries.append(prepare(model, [prompt], work, rows[-1:], prefixes))
         decoding.join(entries[-1])
         decoding.step()
@@ -84,7 +92,7 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(
             generate(model, [following], work, sampling=Sampling(max_new_tokens=4), prefixes=by)[0]
             for by in (prefixes, None)
         )
-        assert (cached.cached >= len(prompt)) == (keep > 0)
+        assert (cached.num_cached >= len(prompt)) == (keep > 0)
         assert same(cached, plain)
 
 

@@ -18,7 +18,7 @@ from mmllm.chat import Chat
 from mmllm.conversation import Image, Medium, Message, Text, assistant, system, user
 from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError, MediaError
-from mmllm.generation import Generated, Prefixes, Sampling, generate
+from mmllm.generation import GenerationOutput, PrefixCache, Sampling, generate
 from mmllm.model import AnyToAny
 from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
 from tests.test_generation import eager
@@ -63,15 +63,15 @@ def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
     steps: dict[int, list[int]] = {}
     for event in events[:-1]:
         if isinstance(event, TextDelta):
-            told[event.place] = str(told.get(event.place, "")) + event.text
+            told[event.part_index] = str(told.get(event.part_index, "")) + event.text
         elif isinstance(event, MediumStarted):
-            steps[event.place] = []
+            steps[event.part_index] = []
         elif isinstance(event, Progress):
-            steps[event.place].append(event.step)
+            steps[event.part_index].append(event.step)
             assert event.steps == 2
         elif isinstance(event, MediumReady):
-            assert steps[event.place] == [1, 2]
-            told[event.place] = event.medium
+            assert steps[event.part_index] == [1, 2]
+            told[event.part_index] = event.medium
     parts = last.reply.message.parts
     assert [told[place] for place in range(len(parts))] == [
         part.text if isinstance(part, Text) else part for part in parts
@@ -351,7 +351,7 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
 
 
 def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) -> None:
-    prefixes = Prefixes()
+    prefixes = PrefixCache()
     work = FeatureCache(tiny_model)
     settings = Sampling(max_new_tokens=4, modalities=ALL)
     for conversation in (TURNS[:1], [*TURNS[:1], assistant("one two"), *TURNS[1:2]]):
@@ -359,9 +359,9 @@ def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) ->
         (cached,) = generate(tiny_model, [prompt], work, sampling=settings, prefixes=prefixes)
         (plain,) = generate(tiny_model, [prompt], work, sampling=settings)
         assert cached.ids == plain.ids
-        for one, other in zip(cached.runs, plain.runs, strict=True):
+        for one, other in zip(cached.spans, plain.spans, strict=True):
             assert torch.allclose(one.states, other.states, atol=1e-4)
-    assert cached.cached > 10
+    assert cached.num_cached > 10
 
 
 def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyToAny]) -> None:
@@ -372,21 +372,21 @@ def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyT
     prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in talks]
     assert [prompt.ids[: len(opening)] == opening for prompt in prompts] == [True, True, False]
 
-    work, prefixes = FeatureCache(model), Prefixes(0)
+    work, prefixes = FeatureCache(model), PrefixCache(0)
     settings = Sampling(max_new_tokens=4, modalities=ALL)
 
-    def answers(*numbers: int, by: Prefixes | None = None) -> list[Generated]:
+    def answers(*numbers: int, by: PrefixCache | None = None) -> list[GenerationOutput]:
         chosen = [prompts[number] for number in numbers]
         return generate(model, chosen, work, sampling=settings, prefixes=by)
 
-    def alike(one: Generated, other: Generated, atol: float = 1e-4) -> bool:
+    def alike(one: GenerationOutput, other: GenerationOutput, atol: float = 1e-4) -> bool:
         return one.ids == other.ids and all(
             torch.allclose(a.states, b.states, rtol=0, atol=atol)
-            for a, b in zip(one.runs, other.runs, strict=True)
+            for a, b in zip(one.spans, other.spans, strict=True)
         )
 
     (first,) = answers(0, by=prefixes)
-    assert first.cached == len(opening)
+    assert first.num_cached == len(opening)
     answers(2, by=prefixes)
     answers(0, 1, by=prefixes)
     (again,) = answers(0, by=prefixes)

@@ -45,20 +45,21 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
                     reply = event.reply
                     break
                 if isinstance(event, TextDelta):
-                    text = "".join(p for p in pieces.get(event.place, ()) if isinstance(p, str))
-                    parts[event.place] = Text(text + event.text)
-                    pieces[event.place] = [text + event.text]
+                    shown = pieces.get(event.part_index, ())
+                    text = "".join(piece for piece in shown if isinstance(piece, str))
+                    parts[event.part_index] = Text(text + event.text)
+                    pieces[event.part_index] = [text + event.text]
                 elif isinstance(event, MediumStarted):
-                    pieces[event.place] = [f"{MAKING[event.modality]} …"]
+                    pieces[event.part_index] = [f"{MAKING[event.modality]} …"]
                 elif isinstance(event, Progress):
                     doing = f"{MAKING[event.modality]}: step {event.step} of {event.steps}"
-                    shown = pieces[event.place][1:]
+                    shown = pieces[event.part_index][1:]
                     if event.preview:
                         shown = [room.preview(event.preview)]
-                    pieces[event.place] = [doing, *shown]
+                    pieces[event.part_index] = [doing, *shown]
                 elif isinstance(event, MediumReady):
-                    parts[event.place] = medium = room.keep(event.medium)
-                    pieces[event.place] = [medium]
+                    parts[event.part_index] = medium = room.keep(event.medium)
+                    pieces[event.part_index] = [medium]
                 now = time.monotonic()
                 if (
                     now - looked > _OFTEN

@@ -123,16 +123,16 @@ class Writer:
         async for event in events:
             if isinstance(event, TextDelta):
                 part = {"type": "text", "text": event.text}
-                text = content.text(event.place, event.text) if in_order else event.text
+                text = content.text(event.part_index, event.text) if in_order else event.text
                 delta = {"content": text} if text else {}
-                yield self._chunk({**delta, **self._parts(event.place, part)})
+                yield self._chunk({**delta, **self._parts(event.part_index, part)})
             elif isinstance(event, MediumStarted):
-                content.started(event.place)
+                content.started(event.part_index)
                 part = {"type": PARTS[event.modality]}
-                yield self._chunk(self._parts(event.place, part))
+                yield self._chunk(self._parts(event.part_index, part))
             elif isinstance(event, Progress):
                 progress = {
-                    "part": event.place,
+                    "part": event.part_index,
                     "modality": event.modality,
                     "step": event.step,
                     "steps": event.steps,
@@ -140,9 +140,9 @@ class Writer:
                 yield self._chunk({}, mmllm={"progress": progress})
             elif isinstance(event, MediumReady):
                 part, views, link = await self._medium(event.medium)
-                text = content.medium(event.place, link) if in_order else ""
+                text = content.medium(event.part_index, link) if in_order else ""
                 delta = {"content": text} if text else {}
-                yield self._chunk({**delta, **views, **self._parts(event.place, part)})
+                yield self._chunk({**delta, **views, **self._parts(event.part_index, part)})
             elif isinstance(event, Done):
                 reply = event.reply
                 if rest := content.rest():

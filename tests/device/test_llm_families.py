@@ -13,7 +13,7 @@ from mmllm.conversation import assistant, user
 from mmllm.data.batch import collate
 from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import Rendered
-from mmllm.generation import Generated, Sampling, generate
+from mmllm.generation import GenerationOutput, Sampling, generate
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, write
 from tests.second_device import host_waits
@@ -71,7 +71,7 @@ def test_states_padded_shared_and_packed_are_the_cpus(pair: Pair) -> None:
         )
 
 
-def answered(whole: AnyToAny, prompts: list[Rendered], **options: Any) -> list[Generated]:
+def answered(whole: AnyToAny, prompts: list[Rendered], **options: Any) -> list[GenerationOutput]:
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     sampling = Sampling(max_new_tokens=8, **options)
     return generate(whole, prompts, FeatureCache(whole), sampling=sampling, generators=generators)
@@ -94,7 +94,7 @@ def test_words_alone_and_together_are_the_cpus(pair: Pair, options: dict[str, An
         assert all(answer.ids or answer.finish == "end" for answer in wanted)
 
 
-def waits_per_token(do: Callable[[int], list[Generated]]) -> tuple[int, int]:
+def waits_per_token(do: Callable[[int], list[GenerationOutput]]) -> tuple[int, int]:
     """Host waits that 12 more tokens take, and how many steps that is."""
     counts, lengths = [], []
     for length in (4, 16):
@@ -112,12 +112,12 @@ def test_a_step_makes_the_host_wait_once(
     """For all of its rows. Where transformers computes the layers of a padded batch, it asks the
     device about the mask besides; that is still no more than once a word."""
     name, _, there = pair
-    monkeypatch.setattr("mmllm.generation.Row._constrained", _endless)
+    monkeypatch.setattr("mmllm.generation.SequenceState._constrained", _endless)
     asked = rendered(there, add_generation_prompt=True)[:rows]
 
-    def do(length: int) -> list[Generated]:
+    def do(length: int) -> list[GenerationOutput]:
         sampling = Sampling(
-            max_new_tokens=length, temperature=1.0, repetition_penalty=1.2, prompt_lookup=0
+            max_new_tokens=length, temperature=1.0, repetition_penalty=1.2, num_draft_tokens=0
         )
         return generate(there, asked, FeatureCache(there), sampling=sampling)
 
