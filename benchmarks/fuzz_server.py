@@ -276,7 +276,7 @@ def mutated(tree: Any, draw: random.Random) -> Any:
         if deed == "drop":
             del inside[last]
         elif deed == "name" and isinstance(inside, dict):
-            names = ["x", "type", "url", "content", "seconds", "height", "scheduler", "source"]
+            names = ["x", "type", "url", "content", "seconds", "height", "scheduler", "init_media"]
             inside[draw.choice(names)] = inside.pop(last)
         elif deed == "many":
             inside[last] = [copy.deepcopy(value) for _ in range(draw.choice([2, 20, 2000]))]
@@ -307,8 +307,8 @@ def _options(draw: random.Random) -> Asked:
         decoder[name] = draw.choice(USUAL.get(name, values) if draw.random() < 0.6 else values)
     for name, texts in (
         ("scheduler", SCHEDULERS),
-        ("source", ["last", "none"]),
-        ("negative", TEXTS),
+        ("init_media", ["last", "none"]),
+        ("negative_prompt", TEXTS),
     ):
         if draw.random() < 0.2:
             decoder[name] = draw.choice(texts)

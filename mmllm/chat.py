@@ -190,10 +190,10 @@ class Chat:
 
         Each conversation is given as to `reply`, and so is `modalities`. `seeds`: one per
         conversation; the same seed gives the same reply. `decoders`: by modality, what the
-        decoder's `request_options` name: steps, guidance, negative (a caption), scheduler, and for
-        some cache, seconds, frames, fps, height, width, source, strength. With `source="last"`
-        media start from the newest one in the conversation that the decoder can start from, if
-        there is one. Other keywords are those of `mmllm.generation.Sampling`.
+        decoder's `request_options` name: steps, guidance, negative_prompt, scheduler, and for
+        some cache, seconds, frames, fps, height, width, init_media, strength. With
+        `init_media="last"` media start from the newest one in the conversation that the decoder
+        can start from, if there is one. Other keywords are those of `mmllm.generation.Sampling`.
         `cancel`: set from any thread, it ends the work as it ends that of `stream`.
         Raises MediaError, ContextError and ConfigError, and Cancelled.
         """
@@ -459,14 +459,14 @@ class Chat:
         """What media of each row and output key start from, where they start from a medium."""
         found = {}
         for key, decoder in self.model.decoders.items():
-            if not decoder.source_modality:
+            if not decoder.init_modality:
                 continue
-            if decoder.settings(**options.get(key, {})).source != "last":
+            if decoder.settings(**options.get(key, {})).init_media != "last":
                 continue
             for row, messages in enumerate(conversations):
                 media = [medium for message in messages for medium in message.media]
                 for medium in media:  # the newest stays
-                    if medium.modality == decoder.source_modality:
+                    if medium.modality == decoder.init_modality:
                         found[row, key] = medium
         return found
 

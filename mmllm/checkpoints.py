@@ -64,7 +64,7 @@ class Checkpoint:
 
     def system(self) -> SystemConfig:
         with self._naming():
-            return configs.parse_system(self.config()["system"])
+            return configs.parse_system(self.config()["system"], warn=False)
 
     def run(self) -> RunConfig:
         """System and stage; raises CheckpointError for a checkpoint that no stage wrote."""
@@ -72,7 +72,7 @@ class Checkpoint:
         if "stage" not in tree:
             raise CheckpointError(f"{self.folder}: holds a model but no stage of training")
         with self._naming():
-            return configs.parse_run(tree, str(self.folder / "config.yaml"))
+            return configs.parse_run(tree, str(self.folder / "config.yaml"), warn=False)
 
     def config(self) -> dict[str, Any]:
         """What config.yaml says, as plain data; `llm.weights` in the folder becomes its path."""

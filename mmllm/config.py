@@ -254,7 +254,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree["stage"] = _with_present_names(tree.get("stage"), warn=not is_saved)
     for override in overrides:
         _override(tree, override)
-    return parse_run(tree, Path(path).name)
+    return parse_run(tree, Path(path).name, warn=not is_saved)
 
 
 RENAMED = {
@@ -275,6 +275,17 @@ RENAMED = {
 """Former name of a stage's key -> its name. 0.2 still reads the former ones, with a warning; of
 losses, too."""
 
+RENAMED_OPTIONS = {
+    "negative": "negative_prompt",
+    "source": "init_media",
+    "true_guidance": "true_cfg_scale",
+    "sound_guidance": "audio_guidance_scale",
+    "cross_guidance": "modality_scale",
+    "skip_guidance": "stg_scale",
+    "skip_layer": "stg_block",
+}
+"""The same of the keys of decoders, which requests give as options too."""
+
 
 def _with_present_names(stage: Any, *, warn: bool = False) -> Any:
     """A stage, the keys of its losses too, under the names that they have now."""
@@ -286,27 +297,30 @@ def _with_present_names(stage: Any, *, warn: bool = False) -> Any:
     return stage
 
 
-def _renamed(tree: Mapping[Any, Any], where: str, *, warn: bool) -> dict[Any, Any]:
-    for key in [key for key in RENAMED if key in tree]:
-        new = RENAMED[key]
+def _renamed(
+    tree: Mapping[Any, Any], where: str, names: Mapping[str, str] = RENAMED, *, warn: bool
+) -> dict[Any, Any]:
+    for key in [key for key in names if key in tree]:
+        new = names[key]
         if new in tree:
             raise ConfigError(f"{where}: {key} is now called {new}, and both are given: drop {key}")
         if warn:
             logger.warning("%s.%s is now called %s; please rename it", where, key, new)
-    return {RENAMED.get(key, key): value for key, value in tree.items()}
+    return {names.get(key, key): value for key, value in tree.items()}
 
 
-def parse_run(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """The same, from plain data."""
+def parse_run(tree: Mapping[str, Any], where: str = "config", *, warn: bool = True) -> RunConfig:
+    """The same, from plain data. `warn`: of former names of a decoder's keys."""
     _check_keys(RunConfig, tree, where)
     return RunConfig(
-        system=parse_system(tree["system"]),
+        system=parse_system(tree["system"], warn=warn),
         stage=parse_stage(tree["stage"]),
     )
 
 
-def parse_system(tree: Any) -> SystemConfig:
-    """Plain data -> SystemConfig with every component's own Config inside."""
+def parse_system(tree: Any, *, warn: bool = True) -> SystemConfig:
+    """Plain data -> SystemConfig with every component's own Config inside. `warn`: of former names
+    of a decoder's keys."""
     where = "system"
     tree = dict(_mapping(tree, where))
     _check_keys(SystemConfig, tree, where)
@@ -317,7 +331,8 @@ def parse_system(tree: Any) -> SystemConfig:
     for room in ("encoders", "input_projections", "decoders", "output_projections"):
         entries = _mapping(tree.get(room, {}), room)
         parsed[room] = {
-            key: parse_component(room, value, f"{room}.{key}") for key, value in entries.items()
+            key: parse_component(room, value, f"{room}.{key}", warn=warn)
+            for key, value in entries.items()
         }
     return parse(SystemConfig, parsed, where)
 
@@ -423,8 +438,10 @@ def _import_own(module: str) -> types.ModuleType:
             raise
 
 
-def parse_component(room: str, tree: Any, where: str, *, default: str | None = None) -> Any:
-    """`{type: …, …}` -> the Config of that type."""
+def parse_component(
+    room: str, tree: Any, where: str, *, default: str | None = None, warn: bool = True
+) -> Any:
+    """`{type: …, …}` -> the Config of that type. `warn`: of former names of a decoder's keys."""
     if dataclasses.is_dataclass(tree):
         return tree
     tree = dict(_mapping(tree, where))
@@ -432,7 +449,12 @@ def parse_component(room: str, tree: Any, where: str, *, default: str | None = N
     if not isinstance(kind, str):
         known = ", ".join(sorted(COMPONENTS[room]))
         raise ConfigError(f"{where}: missing key 'type'; known are {known}")
-    return parse(component_class(room, kind, where), tree, where)
+    cls = component_class(room, kind, where)
+    if room == "decoders":
+        fields = {entry.name for entry in dataclasses.fields(cls)}
+        former = {old: new for old, new in RENAMED_OPTIONS.items() if old not in fields}
+        tree = _renamed(tree, where, former, warn=warn)
+    return parse(cls, tree, where)
 
 
 def build(config: Any, **context: Any) -> Any:

@@ -46,11 +46,12 @@ ALIASES: dict[str, str] = {
 
 _PARTS = 'media are parts of a message: chat.reply("What is this?", Image("cat.png"))'
 _DECODER_OPTIONS = {
-    **{name: name for name in ("steps", "guidance", "negative", "scheduler", "source", "strength")},
-    **{name: name for name in ("height", "width", "seconds", "frames", "fps", "cache")},
+    **{name: name for name in ("steps", "guidance", "negative_prompt", "scheduler", "cache")},
+    **{name: name for name in ("init_media", "strength", "height", "width")},
+    **{name: name for name in ("seconds", "frames", "fps")},
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
-    "negative_prompt": "negative",
+    "negative": "negative_prompt",
     "num_frames": "frames",
 }
 """Options of decoders by their names and by those that diffusers gives them -> their names."""

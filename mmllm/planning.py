@@ -26,7 +26,7 @@ from mmllm import config as configs
 from mmllm import licences, weights
 from mmllm.config import RunConfig, StageConfig, SystemConfig
 from mmllm.data.rendering import Renderer
-from mmllm.decoders.base import hollow_parts
+from mmllm.decoders.base import meta_components
 from mmllm.errors import ConfigError
 from mmllm.licences import PartLicence
 from mmllm.llm.causal_lm import LanguageModel, local_tokenizer
@@ -187,7 +187,7 @@ def _llm_bytes(llm: LanguageModel, frozen: Iterable[Tensor]) -> int:
 @functools.cache
 def _networks(folder: Path) -> dict[str, int]:
     """Parameters of a pipeline by network; every stage of a recipe asks."""
-    found = hollow_parts(folder)
+    found = meta_components(folder)
     return {name: _count(network.parameters()) for name, network in found.items()}
 
 

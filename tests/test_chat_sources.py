@@ -15,7 +15,7 @@ from mmllm.replies import Reply
 from tests.test_rendering import clip, picture
 
 ONE = {"modalities": {"image": "force"}, "max_new_tokens": 4, "max_media": 1}
-LAST = {"image": {"source": "last"}}
+LAST = {"image": {"init_media": "last"}}
 
 
 def asked(tiny_model: AnyToAny, monkeypatch) -> dict[str, list[list[Medium] | None]]:
@@ -57,11 +57,11 @@ def test_the_source_changes_the_picture_and_the_strength_how_much(tiny_model):
         decoders = {"image": {"steps": 10, **options}}
         return pixels(chat.reply([user(picture(level))], seed=1, decoders=decoders, **ONE))
 
-    dark, light = (made(level, source="last", strength=0.1) for level in (10, 245))
+    dark, light = (made(level, init_media="last", strength=0.1) for level in (10, 245))
     assert not np.array_equal(dark, light)
-    assert np.array_equal(dark, made(10, source="last", strength=0.1))
-    assert not np.array_equal(dark, made(10, source="last", strength=0.9))
-    assert np.array_equal(made(10), made(10, source="none"))
+    assert np.array_equal(dark, made(10, init_media="last", strength=0.1))
+    assert not np.array_equal(dark, made(10, init_media="last", strength=0.9))
+    assert np.array_equal(made(10), made(10, init_media="none"))
 
 
 def test_a_batch_of_conversations_with_and_without_a_source(tiny_model, monkeypatch):
@@ -76,23 +76,23 @@ def test_a_batch_of_conversations_with_and_without_a_source(tiny_model, monkeypa
 
 def test_a_system_can_always_start_from_the_last(make_model, system_tree, monkeypatch):
     decoders = dict(system_tree["decoders"])
-    decoders["video"] = {**decoders["video"], "source": "last", "strength": 0.5}
+    decoders["video"] = {**decoders["video"], "init_media": "last", "strength": 0.5}
     model = make_model(decoders=decoders)
     heard = asked(model, monkeypatch)
     ask = {"modalities": {"video": "force"}, "max_new_tokens": 4, "max_media": 1, "seed": 1}
     moving = clip(90)
     chat = Chat(model)
     chat.reply([user(moving, picture(10))], **ask)
-    chat.reply([user(moving)], decoders={"video": {"source": "none"}}, **ask)
+    chat.reply([user(moving)], decoders={"video": {"init_media": "none"}}, **ask)
     assert heard["video"] == [[moving], None]
 
 
 def test_what_cannot_start_from_a_medium_is_refused_before_any_work(tiny_model, monkeypatch):
     heard, chat = asked(tiny_model, monkeypatch), Chat(tiny_model)
-    with pytest.raises(ConfigError, match="audio: unknown option 'source'"):
-        chat.reply([user("one")], decoders={"audio": {"source": "last"}})
+    with pytest.raises(ConfigError, match="audio: unknown option 'init_media'"):
+        chat.reply([user("one")], decoders={"audio": {"init_media": "last"}})
     with pytest.raises(ConfigError, match=r"0\.1 of 2 steps is less than one"):
-        chat.reply([user("one")], decoders={"image": {"source": "last", "strength": 0.1}})
+        chat.reply([user("one")], decoders={"image": {"init_media": "last", "strength": 0.1}})
     with pytest.raises(ConfigError, match="expected none or last, got 'first'"):
-        chat.reply([user("one")], decoders={"image": {"source": "first"}})
+        chat.reply([user("one")], decoders={"image": {"init_media": "first"}})
     assert not heard

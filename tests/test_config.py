@@ -315,6 +315,21 @@ def test_former_names_of_a_stages_keys_are_read_with_a_warning(
     assert not caplog.text, "a checkpoint keeps the names that it was trained with"
 
 
+def test_former_names_of_a_decoders_keys_are_read_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    entry = {"type": "flux", "weights": "w", "negative": "blurry", "true_guidance": 2.0}
+    read = config.parse_component("decoders", entry, "decoders.image")
+    assert (read.negative_prompt, read.true_cfg_scale) == ("blurry", 2.0)
+    assert "decoders.image.negative is now called negative_prompt" in caplog.text
+    assert "decoders.image.true_guidance is now called true_cfg_scale" in caplog.text
+    caplog.clear()
+    assert config.parse_component("decoders", entry, "decoders.image", warn=False) == read
+    assert not caplog.records
+    with pytest.raises(ConfigError, match="negative is now called negative_prompt, and both"):
+        config.parse_component("decoders", entry | {"negative_prompt": "x"}, "decoders.image")
+
+
 def test_an_override_may_use_a_former_name() -> None:
     path = ROOT / "configs/mini/3_instruction_tuning.yaml"
     run = config.load_run(path, ["stage.checkpoint_every=7", "stage.losses.retain=2"])

@@ -606,7 +606,7 @@ def demo(tiny_model: AnyToAny) -> Iterator[Demo]:
         (("seed",), "\u00b2", "a number such as 7"),
         (("seed",), "-1", "a number such as 7"),
         (("stop",), "\n".join("abcdefghijklmnopqrs"), "19 texts to stop at"),
-        (("decoders", "image", "negative"), "x" * 100_001, "100001 characters"),
+        (("decoders", "image", "negative_prompt"), "x" * 100_001, "100001 characters"),
         (("decoders", "image", "height"), 10**9, "width x height: expected at most"),
         (("decoders", "video", "frames"), 20_001, "frames: expected at most 500"),
         (("decoders", "video", "frames"), 10**40, "frames: expected at most 500"),

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "llm": {"errors", "precision", "sandbox", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
-    "decoders": {"conversation", "errors", "media", "precision", "weights"},
+    "decoders": {"config", "conversation", "errors", "media", "precision", "weights"},
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
     # `checking` decodes media and shows samples.
     "data": {

@@ -126,7 +126,7 @@ def test_an_encoder_without_weights_has_the_shapes_of_the_loaded_one(
 def test_a_pipeline_without_weights_has_the_parameters_of_the_loaded_one(
     family: str, tmp_path: Path
 ) -> None:
-    from mmllm.decoders.base import hollow_parts, load_pipeline
+    from mmllm.decoders.base import load_pipeline, meta_components
 
     folder = tiny.save(family, tmp_path / family)
     loaded = {
@@ -136,7 +136,7 @@ def test_a_pipeline_without_weights_has_the_parameters_of_the_loaded_one(
     }
     for file in folder.rglob("*.safetensors"):
         file.unlink()
-    hollow = hollow_parts(folder)
+    hollow = meta_components(folder)
     assert {n: {k: p.shape for k, p in m.named_parameters()} for n, m in hollow.items()} == loaded
 
 

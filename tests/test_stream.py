@@ -258,7 +258,7 @@ def test_options_of_decoders_hold_for_one_request(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model, prefixes=0)
     plain = chat.reply(PROMPT, **OPTIONS)
     decoders = {
-        "image": {"steps": 3, "guidance": 2.0, "negative": "a red apple ."},
+        "image": {"steps": 3, "guidance": 2.0, "negative_prompt": "a red apple ."},
         "audio": {"steps": 3, "seconds": 0.1},
         "video": {"frames": 9, "height": 32, "width": 16, "fps": 2.0},
     }
@@ -271,7 +271,7 @@ def test_options_of_decoders_hold_for_one_request(tiny_model: AnyToAny) -> None:
     assert (clip_.to_numpy().shape, clip_.fps) == ((9, 32, 16, 3), 2.0)
     assert same(chat.reply(PROMPT, **OPTIONS), plain)
 
-    free = {"image": {"negative": "blue", "guidance": 3.0}}
+    free = {"image": {"negative_prompt": "blue", "guidance": 3.0}}
     other = chat.reply(PROMPT, decoders=free, **OPTIONS)
     assert (other.media[0].to_numpy() != plain.media[0].to_numpy()).any()
 
@@ -281,7 +281,7 @@ def test_options_of_decoders_hold_for_one_request(tiny_model: AnyToAny) -> None:
     [
         ("image", {"seconds": 3}, "image: unknown option 'seconds'; this decoder takes steps"),
         ("image", {"steps": 1}, "steps: expected at least 2"),
-        ("image", {"negative": "x", "guidance": 1}, "does nothing at guidance 1"),
+        ("image", {"negative_prompt": "x", "guidance": 1}, "does nothing at guidance 1"),
         ("audio", {"seconds": 99.0}, "seconds: expected at most 0.256"),
         ("video", {"frames": 6}, "5 would do"),
         ("video", {"fps": 0}, "fps: expected more than 0"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmllm.config import RENAMED_OPTIONS
 from mmllm.conversation import MEDIA, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.schedules import add_training_noise, resolved, solver
@@ -36,17 +38,19 @@ from mmllm.errors import AssetError, ConfigError, MediaError, quoted, wrap_error
 from mmllm.media.preparing import preparing
 from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alone, locate
 
+logger = logging.getLogger(__name__)
+
 Condition = dict[str, Tensor]
 COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
 LENGTHS = {"seconds": 600.0, "fps": 1000.0}
 """Field -> the most that any pipeline is asked for."""
 
 REQUESTS = (
-    *("steps", "guidance", "negative", "scheduler", "cache", "source", "strength"),
+    *("steps", "guidance", "negative_prompt", "scheduler", "cache", "init_media", "strength"),
     *("seconds", "frames", "fps", "height", "width"),
 )
 SAMPLING = (
-    *("weights", "steps", "guidance", "negative", "scheduler", "source", "strength"),
+    *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
     *("cache", "cache_threshold", "offload"),
 )
 """Fields of a config that change nothing of what captions and latents become."""
@@ -78,9 +82,10 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """`weights`: a diffusers folder, a hub id, or `mini:…`. `steps`, `guidance` and `negative`
-    are the defaults of `sample`; guidance of 1 or less is none. `scheduler` names another solver
-    (mmllm.decoders.schedules) than the pipeline's own. `dtype`: of the pipeline's weights.
+    """`weights`: a diffusers folder, a hub id, or `mini:…`. `steps`, `guidance` and
+    `negative_prompt` are the defaults of `sample`; guidance of 1 or less is none. `scheduler` names
+    another solver (mmllm.decoders.schedules) than the pipeline's own. `dtype`: of the pipeline's
+    weights.
 
     `cache`: steps take over what has hardly changed (mmllm.decoders.caching); `cache_threshold` is
     how much that may be, for first_block. `offload`: parts of the pipeline are on the accelerator
@@ -91,7 +96,7 @@ class DecoderConfig:
     weights: str
     steps: int = 20
     guidance: float = 3.0
-    negative: str = ""
+    negative_prompt: str = ""
     scheduler: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cache: Literal["first_block", "pyramid_attention", "taylorseer"] | None = None
@@ -117,20 +122,20 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class SourceConfig(DecoderConfig):
-    """Of a pipeline that can start from a medium. `source: last` starts a reply's media from the
-    newest one in the conversation, if there is one; `none` from noise alone."""
+class InitMediaConfig(DecoderConfig):
+    """Of a pipeline that can start from a medium. `init_media: last` starts a reply's media from
+    the newest one in the conversation, if there is one; `none` from noise alone."""
 
-    source: Literal["none", "last"] = "none"
+    init_media: Literal["none", "last"] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.source not in ("none", "last"):
-            raise ConfigError(f"source: expected none or last, got {self.source!r}")
+        if self.init_media not in ("none", "last"):
+            raise ConfigError(f"init_media: expected none or last, got {self.init_media!r}")
 
 
 @dataclass(frozen=True)
-class StrengthConfig(SourceConfig):
+class Img2ImgConfig(InitMediaConfig):
     """Of one that puts noise on its source: `strength` of the steps are made, from the noise that
     belongs there. 1 leaves next to nothing of the source, 0.3 its colours and its composition."""
 
@@ -165,13 +170,13 @@ class ModalityDecoder:
     """Sequence -> the mask over its positions, both names of condition tensors."""
     min_steps: ClassVar[int] = 1
     """The fewest steps that the pipeline can sample in."""
-    own_sigmas: ClassVar[bool] = False
+    passes_sigmas: ClassVar[bool] = False
     """Whether the pipeline tells its scheduler the noise levels, which few can be told."""
-    source_pipeline: str = ""
+    img2img_class: str = ""
     """The diffusers class with the same parts that starts from a medium."""
-    source_modality: str = ""
+    init_modality: str = ""
     """The kind of medium that it starts from; "": none."""
-    source_alone: bool = False
+    init_one_by_one: bool = False
     """Whether it takes the media of a call one by one."""
 
     def __init__(self, config: DecoderConfig):
@@ -192,8 +197,8 @@ class ModalityDecoder:
     def request_options(self) -> tuple[str, ...]:
         """Fields of the config that one call of `sample` may change."""
         own = {entry.name for entry in dataclasses.fields(self._own_config)}
-        if not self.source_modality:
-            own -= {"source", "strength"}
+        if not self.init_modality:
+            own -= {"init_media", "strength"}
         if not usable_caches(self.pipeline_class):
             own -= {"cache"}
         return tuple(name for name in REQUESTS if name in own)
@@ -216,7 +221,7 @@ class ModalityDecoder:
 
     def unconditional(self, num: int) -> Condition:
         """The condition of the negative caption, for guidance: float32[num, …]."""
-        caption: str = self.config.negative
+        caption: str = self.config.negative_prompt
         if self._negative is None or self._negative[0] != caption:
             with self._used():
                 self._negative = caption, self._encode(self._read_negative, caption)
@@ -275,11 +280,11 @@ class ModalityDecoder:
     ) -> list[Medium]:
         """Run the pipeline on M >= 1 conditions at once, one generator each. `changes`: see
         `settings`; they hold while the call lasts, so a decoder serves one call at a time.
-        `sources`: one medium of `source_modality` each, to start from in place of noise alone.
+        `sources`: one medium of `init_modality` each, to start from in place of noise alone.
         `on_preview`: called by decoders that have previews, now and then."""
         num = len(generators)
         self._check(condition, num)
-        if sources is not None and self.source_alone and num > 1:
+        if sources is not None and self.init_one_by_one and num > 1:
             media: list[Medium] = []
             for row in range(num):
                 media += self.sample(
@@ -307,7 +312,7 @@ class ModalityDecoder:
                     **start,
                     **self._callbacks(known, on_step, on_preview, start.get("strength", 1.0)),
                     num_inference_steps=self.config.steps,
-                    generator=generators[0] if start and self.source_alone else list(generators),
+                    generator=generators[0] if start and self.init_one_by_one else list(generators),
                     output_type="np",
                 )
             return self._media(output)
@@ -317,7 +322,9 @@ class ModalityDecoder:
 
         Raises ConfigError for an unknown option and for a value that the pipeline cannot take.
         """
-        changes = {name: value for name, value in changes.items() if value is not None}
+        changes = {
+            _present_name(name): value for name, value in changes.items() if value is not None
+        }
         for name in changes.keys() - set(self.request_options):
             raise ConfigError(
                 f"{self.modality}: unknown option {name!r}; this decoder takes "
@@ -329,14 +336,14 @@ class ModalityDecoder:
             raise ConfigError(f"{self.modality}: {changes}: {error}") from error
         if settings.steps < self.min_steps:
             raise ConfigError(f"steps: expected at least {self.min_steps}, got {settings.steps}")
-        if changes.get("negative") and settings.guidance <= 1:
+        if changes.get("negative_prompt") and settings.guidance <= 1:
             raise ConfigError(
                 f"{self.modality}: a negative caption does nothing at guidance "
                 f"{settings.guidance:g}; give more than 1, or no negative caption"
             )
         check_cache(settings.cache, self.pipeline_class)
         self._solver(settings.scheduler)
-        if self.source_modality and settings.source == "last":
+        if self.init_modality and settings.init_media == "last":
             self._check_strength(settings)
         copy.copy(self)._configure(settings)  # a copy: this decoder may be sampling
         return settings
@@ -367,7 +374,7 @@ class ModalityDecoder:
         ConfigError for one that cannot take its place."""
         if name is None:
             return None
-        return solver(self.component_config("scheduler"), name, own_sigmas=self.own_sigmas)
+        return solver(self.component_config("scheduler"), name, passes_sigmas=self.passes_sigmas)
 
     def _reschedule(self) -> None:
         """Give what is loaded the scheduler that the config names."""
@@ -445,6 +452,8 @@ class ModalityDecoder:
             settings.pop(name, None)
         if settings["dtype"] == "float32":  # as it was before there was a choice
             del settings["dtype"]
+        former = {new: old for old, new in RENAMED_OPTIONS.items()}
+        settings = {former.get(name, name): value for name, value in settings.items()}
         digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
         for file in sorted(self.folder.rglob("*")):
             if file.suffix in {".json", ".safetensors"}:
@@ -497,15 +506,15 @@ class ModalityDecoder:
 
     def _start(self, sources: Sequence[Medium], num: int) -> tuple[Any, dict[str, Any]]:
         """The pipeline that starts from media, and what it is called with beside the rest."""
-        if not self.source_modality:
+        if not self.init_modality:
             raise ConfigError(
                 f"{self.modality}: {self.pipeline_class} makes media from noise alone; leave out "
                 "the sources, or take a decoder that can start from them"
             )
-        wrong = [medium for medium in sources if medium.modality != self.source_modality]
+        wrong = [medium for medium in sources if medium.modality != self.init_modality]
         if wrong or len(sources) != num:
             raise ValueError(
-                f"{self.modality}: expected {num} sources of kind {self.source_modality}, got "
+                f"{self.modality}: expected {num} sources of kind {self.init_modality}, got "
                 f"{list(sources)}"
             )
         self._check_strength(self.config)
@@ -516,12 +525,12 @@ class ModalityDecoder:
         raise NotImplementedError
 
     def _sharing(self) -> Any:
-        """`source_pipeline`, made of the parts of our pipeline. (`from_pipe` would cast them.)"""
+        """`img2img_class`, made of the parts of our pipeline. (`from_pipe` would cast them.)"""
         if self._sourced is None:
             import diffusers
 
             own = self.pipeline
-            kind = getattr(diffusers, self.source_pipeline)
+            kind = getattr(diffusers, self.img2img_class)
             parts, options = kind._get_signature_keys(kind)
             shared = {name: own.components[name] for name in parts if name in own.components}
             told = {name: own.config[name] for name in options if name in own.config}
@@ -728,7 +737,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return pipeline
 
 
-def hollow_parts(folder: Path) -> dict[str, torch.nn.Module]:
+def meta_components(folder: Path) -> dict[str, torch.nn.Module]:
     """Every network of a pipeline's folder by name, on the meta device: its configs are read, its
     weights are not. (Our own codecs, which are small, compute tables as they are made: these are on
     the CPU.) Raises AssetError for a part that its config does not make."""
@@ -805,6 +814,14 @@ def _folder(weights: str) -> Path:
             f"{str(error).splitlines()[0]}; give a folder, correct the id, or log in with `hf auth "
             "login` if it is gated"
         ) from error
+
+
+@functools.cache
+def _present_name(option: str) -> str:
+    """The name that an option of a call has now; a former one is warned of, once."""
+    if option in RENAMED_OPTIONS:
+        logger.warning("decoder option %s is now called %s", option, RENAMED_OPTIONS[option])
+    return RENAMED_OPTIONS.get(option, option)
 
 
 def _one_of_many(on_step: OnStep, row: int, num: int) -> OnStep:

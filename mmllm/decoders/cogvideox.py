@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, StrengthConfig
-from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames, shrinkage
+from mmllm.decoders.base import Condition, Img2ImgConfig
+from mmllm.decoders.visual import VideoConfig, VideoDecoder, check_frames, vae_scale_factor
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class CogVideoXConfig(ClipConfig, StrengthConfig):
+class CogVideoXConfig(VideoConfig, Img2ImgConfig):
     """A `CogVideoXPipeline`. The 2B and 5B models were made for 49 frames, 1.5 for 81."""
 
     steps: int = 50
@@ -26,14 +26,14 @@ class CogVideoXConfig(ClipConfig, StrengthConfig):
     frames: int = 49
 
 
-class CogVideoXDecoder(ClipDecoder):
+class CogVideoXDecoder(VideoDecoder):
     """Condition: `prompt_embeds` [P, E], padding included; P is fixed by the transformer."""
 
     pipelines: ClassVar = ["CogVideoXPipeline"]
-    source_pipeline = "CogVideoXVideoToVideoPipeline"
-    source_modality = "video"
+    img2img_class = "CogVideoXVideoToVideoPipeline"
+    init_modality = "video"
 
-    source_alone = True  # it takes the number of media for that of their frames
+    init_one_by_one = True  # it takes the number of media for that of their frames
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -43,7 +43,7 @@ class CogVideoXDecoder(ClipDecoder):
         }
 
     def _size(self) -> tuple[int, int]:
-        transformer, shrink = self.component_config("transformer"), shrinkage(self)
+        transformer, shrink = self.component_config("transformer"), vae_scale_factor(self)
         check_frames(
             self.config.frames, int(self.component_config("vae")["temporal_compression_ratio"])
         )

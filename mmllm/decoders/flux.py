@@ -12,38 +12,38 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
+from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class FluxConfig(PictureConfig, SequenceConfig, StrengthConfig):
+class FluxConfig(ImageConfig, SequenceConfig, Img2ImgConfig):
     """A `FluxPipeline`. `guidance` is what the distilled transformer is told; FLUX.1-schnell takes
-    none, 4 `steps` and 256 `max_caption_tokens`. Only a `true_guidance` above 1 uses the negative
+    none, 4 `steps` and 256 `max_caption_tokens`. Only a `true_cfg_scale` above 1 uses the negative
     caption, at twice the time."""
 
     steps: int = 28
     guidance: float = 3.5
-    true_guidance: float = 1.0
+    true_cfg_scale: float = 1.0
     max_caption_tokens: int = 512
 
 
-class FluxDecoder(PictureDecoder):
+class FluxDecoder(ImageDecoder):
     """Condition: `prompt_embeds` [P, E], padding included, and `pooled_prompt_embeds` [E2]."""
 
     pipelines: ClassVar = ["FluxPipeline"]
-    source_pipeline = "FluxImg2ImgPipeline"
-    source_modality = "image"
+    img2img_class = "FluxImg2ImgPipeline"
+    init_modality = "image"
 
     def __init__(self, config: FluxConfig):
         super().__init__(config)
-        if config.negative and config.true_guidance <= 1:
-            raise ConfigError("negative: FLUX leads away from it only with true_guidance above 1")
-        if config.cache == "pyramid_attention" and config.true_guidance > 1:
+        if config.negative_prompt and config.true_cfg_scale <= 1:
+            raise ConfigError("negative_prompt: FLUX uses it only with a true_cfg_scale above 1")
+        if config.cache == "pyramid_attention" and config.true_cfg_scale > 1:
             raise ConfigError(
                 "cache: 'pyramid_attention' takes the two calls of a step for two steps; with a "
-                "true_guidance above 1 expected first_block, taylorseer or null"
+                "true_cfg_scale above 1 expected first_block, taylorseer or null"
             )
 
     @property
@@ -55,7 +55,7 @@ class FluxDecoder(PictureDecoder):
         }
 
     def _size(self) -> tuple[int, int]:
-        shrink = shrinkage(self)
+        shrink = vae_scale_factor(self)
         return self._chosen((128 * shrink, 128 * shrink), 2 * shrink)
 
     def _read(self, captions: list[str]) -> Condition:
@@ -88,7 +88,7 @@ class FluxDecoder(PictureDecoder):
         return pipeline._unpack_latents(predicted, height, width, 1)
 
     def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
-        true = self.config.true_guidance
+        true = self.config.true_cfg_scale
         away = self._guided(negative()) if true > 1 else {}
         return {"guidance_scale": scale, "true_cfg_scale": true, **away}
 

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig, SourceConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder, shrinkage
+from mmllm.decoders.base import Condition, InitMediaConfig, SequenceConfig
+from mmllm.decoders.visual import ImageConfig, ImageDecoder, vae_scale_factor
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Flux2Config(PictureConfig, SequenceConfig, SourceConfig):
+class Flux2Config(ImageConfig, SequenceConfig, InitMediaConfig):
     """A `Flux2Pipeline`, whose transformer is told `guidance` and knows no negative caption, or a
     `Flux2KleinPipeline`, which is guided by two calls; its distilled models take a `guidance` of 1
     and 4 `steps`."""
@@ -29,18 +29,18 @@ class Flux2Config(PictureConfig, SequenceConfig, SourceConfig):
     max_caption_tokens: int = 512
 
 
-class Flux2Decoder(PictureDecoder):
+class Flux2Decoder(ImageDecoder):
     """Condition: `prompt_embeds` [P, E], padding included."""
 
     pipelines: ClassVar = ["Flux2Pipeline", "Flux2KleinPipeline"]
-    source_modality = "image"
-    source_alone = True  # several would all be shown to every caption
+    init_modality = "image"
+    init_one_by_one = True  # several would all be shown to every caption
 
     def __init__(self, config: Flux2Config):
         super().__init__(config)
-        self.told_guidance = self.pipeline_class == "Flux2Pipeline"
-        if self.told_guidance and config.negative:
-            raise ConfigError("negative: a Flux2Pipeline takes no negative caption")
+        self.embeds_guidance = self.pipeline_class == "Flux2Pipeline"
+        if self.embeds_guidance and config.negative_prompt:
+            raise ConfigError("negative_prompt: a Flux2Pipeline takes no negative caption")
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -48,7 +48,7 @@ class Flux2Decoder(PictureDecoder):
         return {"prompt_embeds": (self.config.max_caption_tokens, width)}
 
     def _size(self) -> tuple[int, int]:
-        shrink = shrinkage(self)
+        shrink = vae_scale_factor(self)
         return self._chosen((128 * shrink, 128 * shrink), 2 * shrink)
 
     def _read(self, captions: Sequence[str]) -> Condition:
@@ -68,7 +68,7 @@ class Flux2Decoder(PictureDecoder):
 
     def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         pipeline, words, guidance = self.pipeline, condition["prompt_embeds"], None
-        if self.told_guidance:
+        if self.embeds_guidance:
             guidance = torch.full([len(noisy)], self.config.guidance, device=noisy.device)
         predicted = pipeline.transformer(
             hidden_states=pipeline._pack_latents(noisy),
@@ -87,7 +87,9 @@ class Flux2Decoder(PictureDecoder):
 
     def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
         return (
-            {"guidance_scale": scale} if self.told_guidance else super()._guidance(scale, negative)
+            {"guidance_scale": scale}
+            if self.embeds_guidance
+            else super()._guidance(scale, negative)
         )
 
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig, SourceConfig
-from mmllm.decoders.visual import ClipConfig, ClipDecoder, MaskedCaptions, check_frames
+from mmllm.decoders.base import Condition, InitMediaConfig, SequenceConfig
+from mmllm.decoders.visual import MaskedCaptions, VideoConfig, VideoDecoder, check_frames
 
 
 @dataclass(frozen=True)
-class LTXConfig(ClipConfig, SequenceConfig, SourceConfig):
+class LTXConfig(VideoConfig, SequenceConfig, InitMediaConfig):
     """An `LTXPipeline`; the defaults are the pipeline's. `fps` is part of what it is told."""
 
     steps: int = 50
@@ -25,13 +25,13 @@ class LTXConfig(ClipConfig, SequenceConfig, SourceConfig):
     fps: float = 25.0
 
 
-class LTXDecoder(MaskedCaptions, ClipDecoder):
+class LTXDecoder(MaskedCaptions, VideoDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]."""
 
     pipelines: ClassVar = ["LTXPipeline"]
-    own_sigmas: ClassVar[bool] = True
-    source_pipeline = "LTXImageToVideoPipeline"
-    source_modality = "image"
+    passes_sigmas: ClassVar[bool] = True
+    img2img_class = "LTXImageToVideoPipeline"
+    init_modality = "image"
 
     def _size(self) -> tuple[int, int]:
         vae = self.component_config("vae")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Audio, Medium, Video
-from mmllm.decoders.base import Condition, SequenceConfig, SourceConfig
+from mmllm.decoders.base import Condition, InitMediaConfig, SequenceConfig
 from mmllm.decoders.mel import log_mel
-from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames
+from mmllm.decoders.visual import VideoConfig, VideoDecoder, check_frames
 from mmllm.errors import ConfigError
 from mmllm.media import resample
 
@@ -28,28 +28,28 @@ _LONGEST = 120.0
 
 
 @dataclass(frozen=True)
-class LTX2Config(ClipConfig, SequenceConfig, SourceConfig):
+class LTX2Config(VideoConfig, SequenceConfig, InitMediaConfig):
     """An `LTX2Pipeline`; the defaults are the pipeline's, which are for LTX-2.3. `fps` is part of
     what it is told.
 
-    Beside `guidance`, of the pictures, it leads the sound by `sound_guidance`, both away from
-    pictures and sound that do not hear of one another by `cross_guidance` (1: not), and from a
-    transformer without self-attention in layer `skip_layer` by `skip_guidance` (0: not). A
-    `guidance` of 1 or less switches all of them off. LTX-2.0 wants a `skip_layer` of 29.
+    Beside `guidance`, of the pictures, it leads the sound by `audio_guidance_scale`, both away from
+    pictures and sound that do not hear of one another by `modality_scale` (1: not), and from a
+    transformer without self-attention in layer `stg_block` by `stg_scale` (0: not). A
+    `guidance` of 1 or less switches all of them off. LTX-2.0 wants a `stg_block` of 29.
     """
 
     steps: int = 30
     guidance: float = 3.0
-    sound_guidance: float = 7.0
-    cross_guidance: float = 3.0
-    skip_guidance: float = 1.0
-    skip_layer: int = 28
+    audio_guidance_scale: float = 7.0
+    modality_scale: float = 3.0
+    stg_scale: float = 1.0
+    stg_block: int = 28
     max_caption_tokens: int = 1024
     frames: int = 121
     fps: float = 24.0
 
 
-class LTX2Decoder(ClipDecoder):
+class LTX2Decoder(VideoDecoder):
     """Condition: `prompt_embeds` [P, E], captions at the end of P, and `prompt_attention_mask` [P].
 
     Media and latents are flat: all of the pictures, then all of the sound. A clip without a sound
@@ -58,11 +58,11 @@ class LTX2Decoder(ClipDecoder):
 
     pipelines: ClassVar = ["LTX2Pipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
-    own_sigmas: ClassVar[bool] = True
-    source_pipeline = "LTX2ImageToVideoPipeline"
-    source_modality = "image"
+    passes_sigmas: ClassVar[bool] = True
+    img2img_class = "LTX2ImageToVideoPipeline"
+    init_modality = "image"
 
-    source_alone = True  # it compresses a picture like a frame of a film, one by one
+    init_one_by_one = True  # it compresses a picture like a frame of a film, one by one
 
     def __init__(self, config: LTX2Config):
         super().__init__(config)
@@ -75,10 +75,10 @@ class LTX2Decoder(ClipDecoder):
                     f"that fill this pipeline's captions), got {config.max_caption_tokens}"
                 )
         layers = self.component_config("transformer")["num_layers"]
-        if config.skip_guidance > 0 and not 0 <= config.skip_layer < layers:
+        if config.stg_scale > 0 and not 0 <= config.stg_block < layers:
             raise ConfigError(
-                f"skip_layer: expected one of the transformer's layers, 0 to {layers - 1}, got "
-                f"{config.skip_layer}; or a skip_guidance of 0"
+                f"stg_block: expected one of the transformer's layers, 0 to {layers - 1}, got "
+                f"{config.stg_block}; or a stg_scale of 0"
             )
 
     @property
@@ -215,12 +215,12 @@ class LTX2Decoder(ClipDecoder):
         config = self.config
         return {
             "guidance_scale": scale,
-            "audio_guidance_scale": config.sound_guidance,
-            "modality_scale": config.cross_guidance,
-            "audio_modality_scale": config.cross_guidance,
-            "stg_scale": config.skip_guidance,
-            "audio_stg_scale": config.skip_guidance,
-            "spatio_temporal_guidance_blocks": [config.skip_layer],
+            "audio_guidance_scale": config.audio_guidance_scale,
+            "modality_scale": config.modality_scale,
+            "audio_modality_scale": config.modality_scale,
+            "stg_scale": config.stg_scale,
+            "audio_stg_scale": config.stg_scale,
+            "spatio_temporal_guidance_blocks": [config.stg_block],
             **self._guided(negative()),
         }
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Audio, Medium
 from mmllm.decoders.base import DecoderConfig, ModalityDecoder
-from mmllm.decoders.visual import shrinkage
+from mmllm.decoders.visual import vae_scale_factor
 from mmllm.errors import ConfigError
 from mmllm.media import resample
 
@@ -34,7 +34,7 @@ class MelDecoder(ModalityDecoder):
 
     def __init__(self, config: MelConfig):
         super().__init__(config)
-        vocoder, self.shrink = self.component_config("vocoder"), shrinkage(self)
+        vocoder, self.shrink = self.component_config("vocoder"), vae_scale_factor(self)
         self.bands: int = vocoder["model_in_dim"]
         self.rate: int = vocoder["sampling_rate"]
         self.hop = math.prod(vocoder["upsample_rates"])

@@ -14,26 +14,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import Image, Medium
-from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
-from mmllm.decoders.visual import MaskedCaptions, PictureDecoder, shrinkage
+from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.visual import ImageDecoder, MaskedCaptions, vae_scale_factor
 
 
 @dataclass(frozen=True)
-class PixArtConfig(SequenceConfig, StrengthConfig):
+class PixArtConfig(SequenceConfig, Img2ImgConfig):
     """A `PixArtAlphaPipeline`; pictures have the size that its transformer was trained for."""
 
 
-class PixArtDecoder(MaskedCaptions, PictureDecoder):
+class PixArtDecoder(MaskedCaptions, ImageDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]."""
 
     pipelines: ClassVar = ["PixArtAlphaPipeline"]
-    source_modality = "image"
+    init_modality = "image"
     min_steps: ClassVar[int] = (
         2  # with one, the pipeline reads a clean sample that few solvers give
     )
 
     def _size(self) -> tuple[int, int]:
-        side = self.component_config("transformer")["sample_size"] * shrinkage(self)
+        side = self.component_config("transformer")["sample_size"] * vae_scale_factor(self)
         return side, side
 
     def _clean(self, caption: str) -> str:

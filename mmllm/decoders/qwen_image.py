@@ -12,28 +12,28 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder
+from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.visual import ImageConfig, ImageDecoder
 
 
 @dataclass(frozen=True)
-class QwenImageConfig(PictureConfig, SequenceConfig, StrengthConfig):
+class QwenImageConfig(ImageConfig, SequenceConfig, Img2ImgConfig):
     """A `QwenImagePipeline`. Its authors lead away from a negative caption of one space."""
 
     steps: int = 50
     guidance: float = 4.0
-    negative: str = " "
+    negative_prompt: str = " "
     max_caption_tokens: int = 256
 
 
-class QwenImageDecoder(PictureDecoder):
+class QwenImageDecoder(ImageDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_embeds_mask` [P]."""
 
     pipelines: ClassVar = ["QwenImagePipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
-    own_sigmas: ClassVar[bool] = True
-    source_pipeline = "QwenImageImg2ImgPipeline"
-    source_modality = "image"
+    passes_sigmas: ClassVar[bool] = True
+    img2img_class = "QwenImageImg2ImgPipeline"
+    init_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -13,18 +13,18 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mmllm.decoders.base import Condition, SequenceConfig
-from mmllm.decoders.visual import MaskedCaptions, PictureConfig, PictureDecoder
+from mmllm.decoders.visual import ImageConfig, ImageDecoder, MaskedCaptions
 
 
 @dataclass(frozen=True)
-class SanaConfig(PictureConfig, SequenceConfig):
+class SanaConfig(ImageConfig, SequenceConfig):
     """A `SanaPipeline`."""
 
     guidance: float = 4.5
     max_caption_tokens: int = 300
 
 
-class SanaDecoder(MaskedCaptions, PictureDecoder):
+class SanaDecoder(MaskedCaptions, ImageDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]: the states of a caption
     that Gemma read behind the pipeline's own instruction; the negative caption stands alone."""
 

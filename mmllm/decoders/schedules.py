@@ -99,10 +99,10 @@ def add_training_noise(
 
 
 def solver(
-    config: Mapping[str, Any], name: str, *, own_sigmas: bool = False
+    config: Mapping[str, Any], name: str, *, passes_sigmas: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """The scheduler called `name` for a pipeline whose own has this config: class and settings.
-    `own_sigmas`: the pipeline chooses the noise levels itself, which only Euler's allows."""
+    `passes_sigmas`: the pipeline chooses the noise levels itself, which only Euler's allows."""
     own = config["_class_name"]
     if own.startswith("CogVideoX"):
         kind = "CogVideoX"  # its noise path is shifted, which no other scheduler knows
@@ -113,7 +113,7 @@ def solver(
     known = dict(SOLVERS[kind])
     if kind == "flow" and config.get("prediction_type", "flow_prediction") != "flow_prediction":
         del known["euler"]  # it takes velocities only
-    if own_sigmas:
+    if passes_sigmas:
         known = {"euler": known["euler"]}
     if name not in known:
         raise ConfigError(

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
+from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
 
 
 @dataclass(frozen=True)
-class SD3Config(PictureConfig, SequenceConfig, StrengthConfig):
+class SD3Config(ImageConfig, SequenceConfig, Img2ImgConfig):
     """A `StableDiffusion3Pipeline`, with or without its T5. `max_caption_tokens`: of T5."""
 
     steps: int = 28
@@ -23,12 +23,12 @@ class SD3Config(PictureConfig, SequenceConfig, StrengthConfig):
     max_caption_tokens: int = 256
 
 
-class SD3Decoder(PictureDecoder):
+class SD3Decoder(ImageDecoder):
     """Condition: `prompt_embeds` [P, E], padding included, and `pooled_prompt_embeds` [E2]."""
 
     pipelines: ClassVar = ["StableDiffusion3Pipeline"]
-    source_pipeline = "StableDiffusion3Img2ImgPipeline"
-    source_modality = "image"
+    img2img_class = "StableDiffusion3Img2ImgPipeline"
+    init_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -43,14 +43,14 @@ class SD3Decoder(PictureDecoder):
         }
 
     @property
-    def largest_side(self) -> int:
+    def max_side(self) -> int:
         """The table of positions ends there."""
         transformer = self.component_config("transformer")
         most = transformer.get("pos_embed_max_size", 96)
-        return most * shrinkage(self) * transformer["patch_size"]
+        return most * vae_scale_factor(self) * transformer["patch_size"]
 
     def _size(self) -> tuple[int, int]:
-        transformer, shrink = self.component_config("transformer"), shrinkage(self)
+        transformer, shrink = self.component_config("transformer"), vae_scale_factor(self)
         side = transformer["sample_size"] * shrink
         return self._chosen((side, side), shrink * transformer["patch_size"])
 

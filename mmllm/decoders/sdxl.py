@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, StrengthConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder, shrinkage
+from mmllm.decoders.base import Condition, Img2ImgConfig
+from mmllm.decoders.visual import ImageConfig, ImageDecoder, vae_scale_factor
 
 
 @dataclass(frozen=True)
-class SDXLConfig(PictureConfig, StrengthConfig):
+class SDXLConfig(ImageConfig, Img2ImgConfig):
     """A `StableDiffusionXLPipeline`. For its distilled descendants (Turbo, Lightning, LCM) few
     `steps`, a `guidance` of 1 and the `scheduler` that their authors name."""
 
@@ -24,12 +24,12 @@ class SDXLConfig(PictureConfig, StrengthConfig):
     guidance: float = 5.0
 
 
-class SDXLDecoder(PictureDecoder):
+class SDXLDecoder(ImageDecoder):
     """Condition: `prompt_embeds` [P, E] and `pooled_prompt_embeds` [E2]."""
 
     pipelines: ClassVar = ["StableDiffusionXLPipeline"]
-    source_pipeline = "StableDiffusionXLImg2ImgPipeline"
-    source_modality = "image"
+    img2img_class = "StableDiffusionXLImg2ImgPipeline"
+    init_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -42,12 +42,12 @@ class SDXLDecoder(PictureDecoder):
 
     def unconditional(self, num: int) -> Condition:
         """Without a negative caption: zeros, if the pipeline was trained so."""
-        if not self.config.negative and self.pipeline.config.force_zeros_for_empty_prompt:
+        if not self.config.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt:
             return self._zeros(num)
         return super().unconditional(num)
 
     def _size(self) -> tuple[int, int]:
-        side = self.component_config("unet")["sample_size"] * shrinkage(self)
+        side = self.component_config("unet")["sample_size"] * vae_scale_factor(self)
         return self._chosen((side, side), 8)
 
     def _read(self, captions: list[str]) -> Condition:

@@ -70,7 +70,7 @@ class StableAudioDecoder(ModalityDecoder):
     def unconditional(self, num: int) -> Condition:
         """Without a negative caption: zeros under an empty mask, which `sample` leaves to the
         pipeline's own absence of a caption (zeros in place of the durations, too)."""
-        if self.config.negative:
+        if self.config.negative_prompt:
             return super().unconditional(num)
         return self._zeros(num)
 

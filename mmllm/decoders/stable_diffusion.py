@@ -8,24 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmllm.decoders.base import StrengthConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder, UNetDecoder
+from mmllm.decoders.base import Img2ImgConfig
+from mmllm.decoders.visual import ImageConfig, ImageDecoder, UNetDecoder
 
 
 @dataclass(frozen=True)
-class StableDiffusionConfig(PictureConfig, StrengthConfig):
+class StableDiffusionConfig(ImageConfig, Img2ImgConfig):
     """A `StableDiffusionPipeline`."""
 
     steps: int = 25
     guidance: float = 7.5
 
 
-class StableDiffusionDecoder(UNetDecoder, PictureDecoder):
+class StableDiffusionDecoder(UNetDecoder, ImageDecoder):
     """Condition: `prompt_embeds` [P, E], all P positions of the CLIP text encoder."""
 
     pipelines: ClassVar = ["StableDiffusionPipeline"]
-    source_pipeline = "StableDiffusionImg2ImgPipeline"
-    source_modality = "image"
+    img2img_class = "StableDiffusionImg2ImgPipeline"
+    init_modality = "image"
 
 
 def build(config: StableDiffusionConfig) -> StableDiffusionDecoder:

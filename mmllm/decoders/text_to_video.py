@@ -12,25 +12,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import StrengthConfig
-from mmllm.decoders.visual import ClipConfig, ClipDecoder, UNetDecoder
+from mmllm.decoders.base import Img2ImgConfig
+from mmllm.decoders.visual import UNetDecoder, VideoConfig, VideoDecoder
 
 
 @dataclass(frozen=True)
-class TextToVideoConfig(ClipConfig, StrengthConfig):
+class TextToVideoConfig(VideoConfig, Img2ImgConfig):
     """A `TextToVideoSDPipeline`. ZeroScope v2 was made for 24 frames of 320 x 576."""
 
     steps: int = 25
     guidance: float = 9.0
 
 
-class TextToVideoDecoder(UNetDecoder, ClipDecoder):
+class TextToVideoDecoder(UNetDecoder, VideoDecoder):
     """Condition: `prompt_embeds` [P, E], all P positions of the CLIP text encoder."""
 
     pipelines: ClassVar = ["TextToVideoSDPipeline"]
-    source_pipeline = "VideoToVideoSDPipeline"
-    source_modality = "video"
-    source_alone = True  # it would give each clip's generator to one frame
+    img2img_class = "VideoToVideoSDPipeline"
+    init_modality = "video"
+    init_one_by_one = True  # it would give each clip's generator to one frame
 
     def _mode(self, samples: Tensor) -> Tensor:
         """Frame by frame: [M, 3, F, H, W] -> [M, C, F, h, w]."""

@@ -22,7 +22,7 @@ from mmllm.media import sample_frames
 
 
 @dataclass(frozen=True)
-class PictureConfig(DecoderConfig):
+class ImageConfig(DecoderConfig):
     """`height` and `width` in pixels; None is what the pipeline makes by itself."""
 
     height: int | None = None
@@ -30,7 +30,7 @@ class PictureConfig(DecoderConfig):
 
 
 @dataclass(frozen=True)
-class ClipConfig(DecoderConfig):
+class VideoConfig(DecoderConfig):
     """`frames` of `height` x `width` pixels (None: what the pipeline makes by itself), shown at
     `fps`."""
 
@@ -55,8 +55,8 @@ class VisualDecoder(ModalityDecoder):
     def _possible_size(self) -> tuple[int, int]:
         size = self._size()
         for name, value in zip(("height", "width"), size, strict=True):
-            if value > self.largest_side:
-                raise ConfigError(f"{name}: expected at most {self.largest_side}, got {value}")
+            if value > self.max_side:
+                raise ConfigError(f"{name}: expected at most {self.max_side}, got {value}")
         return size
 
     def _measures(self) -> dict[str, float]:
@@ -64,7 +64,7 @@ class VisualDecoder(ModalityDecoder):
         return {"height": height, "width": width}
 
     @property
-    def largest_side(self) -> int:
+    def max_side(self) -> int:
         """Pixels that the pipeline can make in a row or a column, as far as its configs say."""
         return 8192
 
@@ -85,7 +85,7 @@ class VisualDecoder(ModalityDecoder):
     def _start_from(self, sources: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """M pictures, or clips that are lists of pictures, in our size; of one alone, itself."""
         given: list[Any] = [self._fitted(source) for source in sources]
-        start: dict[str, Any] = {self.source_modality: given[0] if self.source_alone else given}
+        start: dict[str, Any] = {self.init_modality: given[0] if self.init_one_by_one else given}
         if "strength" in self.request_options:
             start["strength"] = self.config.strength
         return self._sharing(), start
@@ -103,7 +103,7 @@ class VisualDecoder(ModalityDecoder):
         return np.array(ImageOps.fit(picture, (width, height), PILImage.Resampling.LANCZOS))
 
 
-class PictureDecoder(VisualDecoder):
+class ImageDecoder(VisualDecoder):
     modality = "image"
 
     def _preprocess(self, medium: Image) -> Tensor:
@@ -114,21 +114,21 @@ class PictureDecoder(VisualDecoder):
         return [Image.from_numpy(picture) for picture in _bytes(output.images)]
 
 
-class ClipDecoder(VisualDecoder):
+class VideoDecoder(VisualDecoder):
     modality = "video"
 
     def _measures(self) -> dict[str, float]:
         return {**super()._measures(), "seconds": self.config.frames / self.config.fps}
 
     @property
-    def most_frames(self) -> int:
+    def max_frames(self) -> int:
         """Frames that the pipeline can make, as far as its configs say."""
         return 4096
 
     def _possible_size(self) -> tuple[int, int]:
-        if self.config.frames > self.most_frames:
+        if self.config.frames > self.max_frames:
             raise ConfigError(
-                f"frames: expected at most {self.most_frames}, got {self.config.frames}"
+                f"frames: expected at most {self.max_frames}, got {self.config.frames}"
             )
         return super()._possible_size()
 
@@ -154,7 +154,7 @@ class UNetDecoder(VisualDecoder):
         return {"prompt_embeds": (tokens, self.component_config("text_encoder")["hidden_size"])}
 
     def _size(self) -> tuple[int, int]:
-        side = self.component_config("unet")["sample_size"] * shrinkage(self)
+        side = self.component_config("unet")["sample_size"] * vae_scale_factor(self)
         return self._chosen((side, side), 8)
 
     def _read(self, captions: list[str]) -> Condition:
@@ -178,7 +178,7 @@ class MaskedCaptions(VisualDecoder):
         return {"prompt_embeds": (tokens, width), "prompt_attention_mask": (tokens,)}
 
 
-def shrinkage(decoder: ModalityDecoder) -> int:
+def vae_scale_factor(decoder: ModalityDecoder) -> int:
     """Pixels on a side of one latent, of codecs that halve from level to level."""
     return 2 ** (len(decoder.component_config("vae")["block_out_channels"]) - 1)
 

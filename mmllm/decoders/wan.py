@@ -10,13 +10,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig, read_index
-from mmllm.decoders.visual import ClipConfig, ClipDecoder, check_frames, check_size
+from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig, read_index
+from mmllm.decoders.visual import VideoConfig, VideoDecoder, check_frames, check_size
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class WanConfig(ClipConfig, SequenceConfig, StrengthConfig):
+class WanConfig(VideoConfig, SequenceConfig, Img2ImgConfig):
     """A `WanPipeline`. A clip's size is no part of its weights; the defaults are the pipeline's.
 
     The transformer attends to the padding too, so `max_caption_tokens` must be the length that it
@@ -29,7 +29,7 @@ class WanConfig(ClipConfig, SequenceConfig, StrengthConfig):
     width: int = 832
 
 
-class WanDecoder(ClipDecoder):
+class WanDecoder(VideoDecoder):
     """Condition: `prompt_embeds` [P, E], zero behind the caption; there is no mask."""
 
     pipelines: ClassVar = ["WanPipeline"]
@@ -37,22 +37,22 @@ class WanDecoder(ClipDecoder):
     def __init__(self, config: WanConfig):
         super().__init__(config)
         index = read_index(self.folder)
-        self.source_pipeline, self.source_modality = "WanVideoToVideoPipeline", "video"
+        self.img2img_class, self.init_modality = "WanVideoToVideoPipeline", "video"
         if index.get("expand_timesteps"):  # the first frame can stand still from the start
-            self.source_pipeline, self.source_modality = "WanImageToVideoPipeline", "image"
-            self.source_alone = True
+            self.img2img_class, self.init_modality = "WanImageToVideoPipeline", "image"
+            self.init_one_by_one = True
         elif index.get("boundary_ratio") is not None:
-            self.source_pipeline = self.source_modality = ""
-            if config.source != "none":
+            self.img2img_class = self.init_modality = ""
+            if config.init_media != "none":
                 raise ConfigError(
-                    f"video: source {config.source!r}: {self.folder} has two transformers and "
-                    "starts from noise alone; leave it out"
+                    f"video: init_media {config.init_media!r}: {self.folder} has two "
+                    "transformers and starts from noise alone; leave it out"
                 )
 
     @property
     def request_options(self) -> tuple[str, ...]:
         names = super().request_options  # a first frame that stands still has no strength
-        still = self.source_modality == "image"
+        still = self.init_modality == "image"
         return tuple(name for name in names if not (still and name == "strength"))
 
     @property
@@ -89,13 +89,13 @@ class WanDecoder(ClipDecoder):
         )[0]
 
     @property
-    def largest_side(self) -> int:
+    def max_side(self) -> int:
         """The table of rotary positions ends there."""
         *_, height, width = self._patch
         return self._positions * self._shrink * min(height, width)
 
     @property
-    def most_frames(self) -> int:
+    def max_frames(self) -> int:
         return (self._positions * self._patch[0] - 1) * self._group + 1
 
     @property

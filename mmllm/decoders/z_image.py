@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmllm.decoders.base import Condition, SequenceConfig, StrengthConfig
-from mmllm.decoders.visual import PictureConfig, PictureDecoder, shifted, shrinkage
+from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
 from mmllm.precision import moved
 
 
 @dataclass(frozen=True)
-class ZImageConfig(PictureConfig, SequenceConfig, StrengthConfig):
+class ZImageConfig(ImageConfig, SequenceConfig, Img2ImgConfig):
     """A `ZImagePipeline`. Its Turbo takes 9 `steps` and a `guidance` of 0."""
 
     steps: int = 50
@@ -27,15 +27,15 @@ class ZImageConfig(PictureConfig, SequenceConfig, StrengthConfig):
     max_caption_tokens: int = 512
 
 
-class ZImageDecoder(PictureDecoder):
+class ZImageDecoder(ImageDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_mask` [P]. The pipeline itself takes captions
     of different lengths, which the mask tells."""
 
     pipelines: ClassVar = ["ZImagePipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_mask"}
-    own_sigmas: ClassVar[bool] = True
-    source_pipeline = "ZImageImg2ImgPipeline"
-    source_modality = "image"
+    passes_sigmas: ClassVar[bool] = True
+    img2img_class = "ZImageImg2ImgPipeline"
+    init_modality = "image"
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -44,13 +44,13 @@ class ZImageDecoder(PictureDecoder):
         return {"prompt_embeds": (tokens, width), "prompt_mask": (tokens,)}
 
     @property
-    def largest_side(self) -> int:
+    def max_side(self) -> int:
         """The table of rotary positions ends there."""
         _, *sides = self.component_config("transformer").get("axes_lens", (1024, 512, 512))
-        return 2 * shrinkage(self) * min(sides)
+        return 2 * vae_scale_factor(self) * min(sides)
 
     def _size(self) -> tuple[int, int]:
-        return self._chosen((1024, 1024), 2 * shrinkage(self))
+        return self._chosen((1024, 1024), 2 * vae_scale_factor(self))
 
     def _read(self, captions: Sequence[str]) -> Condition:
         tokens, _ = self.condition_shapes["prompt_embeds"]

@@ -64,8 +64,10 @@ _WIDGETS: dict[str, Callable[..., Any]] = {
     "guidance": lambda _, value: gr.Slider(
         0, 15, value, step=0.5, label="Guidance", info="How closely it follows; 1 or less is off"
     ),
-    "negative": lambda _, value: gr.Textbox(value, label="Leave out", placeholder="blurry, text"),
-    "source": lambda _, value: gr.Radio(
+    "negative_prompt": lambda _, value: gr.Textbox(
+        value, label="Leave out", placeholder="blurry, text"
+    ),
+    "init_media": lambda _, value: gr.Radio(
         [("Nothing", "none"), ("The newest one", "last")], value=value, label="Start from"
     ),
     "strength": lambda _, value: gr.Slider(
@@ -83,7 +85,7 @@ _WIDGETS: dict[str, Callable[..., Any]] = {
 that are not here are for programs."""
 _READ: dict[str, Callable[[Any], Any]] = {
     "seed": int,
-    "negative": check_text,
+    "negative_prompt": check_text,
     "stop": lambda text: _stops(text),
     **dict.fromkeys(("steps", "max_new_tokens", "max_media"), int),
 }

@@ -86,9 +86,9 @@ class Intake:
         clip; one, so that it is known to be good, if none are."""
         found = set(self.frames)
         for modality, decoder in self.decoders.items():
-            if decoder.source_modality == "video":
+            if decoder.init_modality == "video":
                 settings = decoder.settings(**options.decoders.get(modality, {}))
-                if settings.source == "last":
+                if settings.init_media == "last":
                     found.add(settings.frames)
         return sorted(found) or [1]
 
@@ -149,16 +149,16 @@ class Intake:
     def edit_options(self, body: api.EditRequest) -> Options:
         """Options of a picture that starts from the one in the conversation."""
         decoder = self.decoders.get("image")
-        if decoder is None or decoder.source_modality != "image":
+        if decoder is None or decoder.init_modality != "image":
             raise bad(
-                "this model cannot start from a picture: its image decoder has no `source` "
+                "this model cannot start from a picture: its image decoder has no `init_media` "
                 "(see /v1/models)",
                 "image",
                 "not_supported",
             )
         if body.strength is not None and "strength" not in decoder.request_options:
             raise bad("strength: this model's image decoder does not take it", "strength")
-        given = api.DecoderOptions(source="last", strength=body.strength)
+        given = api.DecoderOptions(init_media="last", strength=body.strength)
         return self.only("image", given, size=body.size, ignored=body.ignored)
 
     def only(
@@ -258,7 +258,7 @@ class Intake:
             self._bound(said or f"{param}.{name}", options.get(name), most)
         pixels = options.get("width", 1) * options.get("height", 1)
         self._bound(said or f"{param}: width x height", pixels, allowed.made_pixels)
-        self.check_text(options.get("negative", ""), f"{param}.negative")
+        self.check_text(options.get("negative_prompt", ""), f"{param}.negative_prompt")
 
     def _choices(self, given: list[str] | Mapping[str, Choice] | None) -> dict[str, Choice]:
         if not isinstance(given, list):

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from mmllm.server.settings import MediaIn
@@ -189,11 +197,17 @@ class DecoderOptions(Strict):
 
     steps: int | None = Field(default=None, ge=1, description="Denoising steps.")
     guidance: float | None = Field(default=None, ge=0, le=100)
-    negative: str | None = Field(default=None, description="A caption of what there should not be.")
+    negative_prompt: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("negative_prompt", "negative"),
+        description="A caption of what there should not be.",
+    )
     scheduler: str | None = Field(default=None, description="Another solver: dpm++, lcm, ...")
     cache: str | None = Field(default=None, description="A cache of steps: first_block, ...")
-    source: Literal["none", "last"] | None = Field(
-        default=None, description="last: start from the newest medium in the conversation."
+    init_media: Literal["none", "last"] | None = Field(
+        default=None,
+        validation_alias=AliasChoices("init_media", "source"),
+        description="last: start from the newest medium in the conversation.",
     )
     strength: float | None = Field(
         default=None, gt=0, le=1, description="How far from the source; 1 leaves little of it."

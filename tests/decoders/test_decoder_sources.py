@@ -58,7 +58,7 @@ def build(make, folders, tmp_path):
 def source(decoder: ModalityDecoder, seed: int = 0) -> Image | Video:
     """Smooth colours in the decoder's size."""
     rng = np.random.default_rng(seed)
-    frames = tiny.FRAMES if decoder.source_modality == "video" else 1
+    frames = tiny.FRAMES if decoder.init_modality == "video" else 1
     coarse = rng.integers(20, 235, (frames, 4, 4, 3), dtype=np.uint8)
     height, width = decoder.size
     fine = coarse.repeat(height // 4, axis=1).repeat(width // 4, axis=2)
@@ -66,7 +66,7 @@ def source(decoder: ModalityDecoder, seed: int = 0) -> Image | Video:
 
 
 def test_these_are_all_families_that_start_from_a_medium(make):
-    sourced = {family for family in tiny.FAMILIES if make(family).source_modality}
+    sourced = {family for family in tiny.FAMILIES if make(family).init_modality}
     assert sourced == {*PIPELINES, "image"} - {"wan_image"}
     assert {family for family in tiny.FAMILIES if family not in sourced} == set(NO_SOURCE)
 
@@ -83,7 +83,7 @@ def test_a_source_is_the_pipelines_own(build, family, guidance):
     pipeline = getattr(diffusers, PIPELINES[family]).from_pipe(text, vae=text.vae)
     for row, (caption, medium) in enumerate(zip(CAPTIONS, media, strict=True)):
         call = dict(CALL.get(family, CALL["video"] if family == "wan_image" else {}))
-        call |= {decoder.source_modality: medium.to_pil(), **strong(decoder, 0.7)}
+        call |= {decoder.init_modality: medium.to_pil(), **strong(decoder, 0.7)}
         if family in ("sdxl", "stable_diffusion", "video", "cogvideox", "text_to_video"):
             call.pop("num_frames", None)  # what the source has
         guide = guiding(family, decoder.pipeline, guidance, "")
@@ -222,8 +222,8 @@ def test_what_starts_from_nothing_says_so(make, family):
     condition = decoder.encode_captions(["a dog"])
     with pytest.raises(ConfigError, match="Pipeline makes media from noise alone"):
         decoder.sample(condition, generators=seeded(0), sources=[tiny.medium(decoder.modality)])
-    with pytest.raises(ConfigError, match="unknown option 'source'"):
-        decoder.settings(source="last")
+    with pytest.raises(ConfigError, match="unknown option 'init_media'"):
+        decoder.settings(init_media="last")
 
 
 def test_wrong_sources_are_refused(build):
@@ -237,9 +237,9 @@ def test_wrong_sources_are_refused(build):
         with pytest.raises(ConfigError, match="strength: expected more than 0, at most 1"):
             decoder.settings(strength=strength)
     with pytest.raises(ConfigError, match=r"0\.2 of 4 steps is less than one; .* at least 0.25"):
-        decoder.settings(source="last", strength=0.2)
-    with pytest.raises(ConfigError, match="source: expected none or last, got 'first'"):
-        decoder.settings(source="first")
+        decoder.settings(init_media="last", strength=0.2)
+    with pytest.raises(ConfigError, match="init_media: expected none or last, got 'first'"):
+        decoder.settings(init_media="first")
     still = build("wan_image")
     assert "strength" not in still.request_options  # its first frame is the picture as it is
-    assert dataclasses.replace(still.config, source="last").source == "last"
+    assert dataclasses.replace(still.config, init_media="last").init_media == "last"

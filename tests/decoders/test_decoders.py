@@ -157,7 +157,7 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
         captions, negative = ["a red apple", "a blue dog"], "a dog ." if guidance > 1 else ""
     if family in ("flux", "flux2"):  # told their guidance, they lead away from nothing
         negative = ""
-    decoder = make(family, guidance=guidance, negative=negative)
+    decoder = make(family, guidance=guidance, negative_prompt=negative)
     media = decoder.sample(decoder.encode_captions(captions), generators=seeded(1, 2))
     expected = decoder.pipeline(
         prompt=captions,
@@ -464,7 +464,7 @@ def test_ltx2_hears_the_sound_of_a_clip(make):
 
 
 def test_kinds_of_guidance_of_ltx2_are_its_pipelines(make):
-    changes = {"sound_guidance": 2.0, "cross_guidance": 1.0, "skip_guidance": 0.0}
+    changes = {"audio_guidance_scale": 2.0, "modality_scale": 1.0, "stg_scale": 0.0}
     decoder = make("ltx2", **changes)
     media = decoder.sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
     call = {**CALL["ltx2"], "generator": seeded(1, 2), "num_inference_steps": 4}
@@ -473,8 +473,8 @@ def test_kinds_of_guidance_of_ltx2_are_its_pipelines(make):
     close(media, decoder.pipeline(CAPTIONS, **scales, **call, output_type="np").frames)
     plain = make("ltx2").sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
     assert np.abs(arrays(media) - arrays(plain)).max() > 1e-3
-    with pytest.raises(ConfigError, match=r"skip_layer: expected .* 0 to 1, got 28"):
-        make("ltx2", skip_layer=28)
+    with pytest.raises(ConfigError, match=r"stg_block: expected .* 0 to 1, got 28"):
+        make("ltx2", stg_block=28)
     with pytest.raises(ConfigError, match="max_caption_tokens: expected a multiple of 8"):
         make("ltx2", max_caption_tokens=12)
 
@@ -492,7 +492,7 @@ def test_published_audioldm2_folders_hold_a_bare_gpt2(make, tmp_path):
 
 
 def test_true_guidance_of_flux_is_its_pipelines(make):
-    decoder = make("flux", true_guidance=2.0, negative="a dog")
+    decoder = make("flux", true_cfg_scale=2.0, negative_prompt="a dog")
     media = decoder.sample(decoder.encode_captions(CAPTIONS), generators=seeded(1, 2))
     call = {**CALL["flux"], "negative_prompt": ["a dog"] * 2, "generator": seeded(1, 2)}
     call |= {"guidance_scale": 3.5, "num_inference_steps": 4, "output_type": "np"}
@@ -630,8 +630,8 @@ def test_settings_that_a_pipeline_would_not_keep_are_refused(make):
     with pytest.raises(ConfigError, match=r"'lcm' cannot take the place of .* euler, dpm"):
         make("sd3", scheduler="lcm")
     for family in ("flux", "flux2"):
-        with pytest.raises(ConfigError, match="negative: "):
-            make(family, negative="a dog")
+        with pytest.raises(ConfigError, match="negative_prompt: "):
+            make(family, negative_prompt="a dog")
     with pytest.raises(ConfigError, match=r"those that can: dpm.., unipc$"):
         make("image", scheduler="euler")  # predicts samples, which Euler's flow solver cannot take
     with pytest.raises(ConfigError, match=r"those that can: euler$"):
@@ -700,7 +700,7 @@ def test_too_few_steps_are_refused(make, family: str, steps: int) -> None:
 def test_a_picture_may_be_as_wide_as_the_table_of_positions(make, family):
     """At its end it is made; behind it it is refused, by its name."""
     decoder = make(family, steps=2)
-    widest = decoder.largest_side
+    widest = decoder.max_side
     unit = math.gcd(widest, *decoder.size)
     condition = decoder.encode_captions(CAPTIONS[:1])
     options = {"height": unit, "frames": 1} if family == "video" else {"height": unit}
@@ -714,7 +714,7 @@ def test_a_picture_may_be_as_wide_as_the_table_of_positions(make, family):
 
 def test_a_clip_may_be_as_long_as_the_table_of_positions(make):
     decoder = make("video", steps=2)
-    most = decoder.most_frames
+    most = decoder.max_frames
     condition = decoder.encode_captions(CAPTIONS[:1])
     size = {"height": 32, "width": 32}
     (clip,) = decoder.sample(condition, generators=seeded(0), frames=most, **size)

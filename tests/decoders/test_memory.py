@@ -90,8 +90,8 @@ def test_a_cache_is_diffusers_own(make, name):
 def test_a_cache_that_a_pipeline_cannot_use_is_refused(make):
     with pytest.raises(ConfigError, match=r"work in a LTXPipeline; .* first_block or pyramid_att"):
         make("ltx", cache="taylorseer")
-    with pytest.raises(ConfigError, match=r"for two steps.*true_guidance"):
-        make("flux", cache="pyramid_attention", true_guidance=2.0)
+    with pytest.raises(ConfigError, match=r"for two steps.*true_cfg_scale"):
+        make("flux", cache="pyramid_attention", true_cfg_scale=2.0)
     with pytest.raises(ConfigError, match=r"cache: input should be 'first_block'.*'second_block'"):
         make("flux", cache="second_block")
     decoder = make("flux", cache="first_block")

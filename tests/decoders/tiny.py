@@ -704,7 +704,7 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "ltx2": (
         "ltx2",
         ltx2_pipeline,
-        CAPTIONS | CLIPS | {"height": 32, "width": 32, "skip_layer": 1},
+        CAPTIONS | CLIPS | {"height": 32, "width": 32, "stg_block": 1},
     ),
     "cogvideox": ("cogvideox", cogvideox_pipeline, {"frames": FRAMES, "fps": 4.0}),
     "sana": ("sana", sana_pipeline, CAPTIONS),

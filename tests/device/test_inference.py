@@ -138,7 +138,7 @@ def test_mini_goes_on_for_three_turns_and_starts_from_its_picture(
         replies = [talk.reply("Draw a red apple.", **options)]
         assert replies[0].image is not None
         replies.append(talk.reply("What did you draw?", **options))
-        options["decoders"] = {"image": {"steps": 4, "source": "last", "strength": 0.5}}
+        options["decoders"] = {"image": {"steps": 4, "init_media": "last", "strength": 0.5}}
         replies.append(talk.reply("Draw a cat.", modalities=["image"], **options))
         found.append(replies)
     for one, other in zip(*found, strict=True):
@@ -275,7 +275,7 @@ def test_a_medium_starts_from_the_last_one(tinies: tuple[Chat, Chat]) -> None:
         "seed": 1,
         "modalities": {"image": "force", "audio": "forbid", "video": "forbid"},
         "max_new_tokens": 3,
-        "decoders": {"image": {"source": "last", "strength": 0.6, "steps": 5}},
+        "decoders": {"image": {"init_media": "last", "strength": 0.6, "steps": 5}},
     }
     here, there = (chat.reply(TALKS[1], **options) for chat in tinies)
     alike(here, there)
