@@ -59,7 +59,7 @@ class Large(Stage):
     """A stage of modern-8b, ready to take steps on packs that are made up."""
 
     def __init__(self, number: int) -> None:
-        cpu.settle()
+        cpu.keep_freed_memory()
         (path,) = RECIPE.glob(f"{number}_*.yaml")
         run = configs.load_run(path)
         losses = {"text": 1.0} if number == 1 else {"text": 1.0, "align": 1.0}

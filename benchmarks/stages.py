@@ -39,7 +39,7 @@ class Stage:
     def __init__(
         self, number: int, *, encoders: Mapping[str, Any] | None = None, **changes: Any
     ) -> None:
-        cpu.settle()
+        cpu.keep_freed_memory()
         run = configs.load_run(Path(__file__).parents[1] / MINI[number])
         if encoders is not None:
             linear = dict.fromkeys(encoders, LinearConfig())

@@ -29,7 +29,7 @@ from stages import Bare, Stage
 
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import LengthGroups
-from mmllm.llm.packed_stack import PackedStack
+from mmllm.llm.packed_stack import PackedDecoderStack
 from mmllm.training.feed import TrainingStepDataset
 
 
@@ -185,7 +185,9 @@ class _Reader:
             data = self.feed[number]
             if not self.share:
                 data.microbatches = [replace(batch, prefix_len=0) for batch in data.microbatches]
-            with nullcontext() if self.lean else patch.object(PackedStack, "computes", _never):
+            with (
+                nullcontext() if self.lean else patch.object(PackedDecoderStack, "supports", _never)
+            ):
                 self.stage.step(data)
 
 

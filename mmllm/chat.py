@@ -56,7 +56,7 @@ from mmllm.generation import (
 )
 from mmllm.inputs import as_messages, modality_choices, modality_key, sampling_options
 from mmllm.model import AnyToAny
-from mmllm.precision import best_device, fast_dtype, named_device, named_dtype
+from mmllm.precision import best_device, fast_dtype, parse_device, parse_dtype
 from mmllm.quiet import quiet_libraries
 from mmllm.replies import (
     Done,
@@ -518,8 +518,8 @@ def load(
     trust: Collection[str] = (),
 ) -> Chat:
     """See mmllm.load. A YAML gives an untrained model, to try a configuration."""
-    device = best_device() if device in (None, "auto") else named_device(device)
-    precision = fast_dtype(device.partition(":")[0]) if dtype is None else named_dtype(dtype)
+    device = best_device() if device in (None, "auto") else parse_device(device)
+    precision = fast_dtype(device.partition(":")[0]) if dtype is None else parse_dtype(dtype)
     configs.trust(trust)
     with quiet_libraries():
         model = _load_model(source, precision, device)

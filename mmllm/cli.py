@@ -408,11 +408,11 @@ def demo(
     """Talk to a model in the browser (needs the extra `demo`)."""
     import mmllm
     from mmllm.demo import Demo, card_of
-    from mmllm.engine import few_heaps
+    from mmllm.engine import limit_malloc_arenas
 
     model = _the_model(named, model)
     console.note(f"loading {model}")
-    few_heaps()
+    limit_malloc_arenas()
     chat = mmllm.load(model, device=device, dtype=dtype)
     with Demo(chat, card=card_of(model), host=host, port=port, share=share) as page:
         console.echo(page.url)
@@ -540,11 +540,11 @@ def serve(
         console.note("others can reach this server and need no token: see --token")
 
     import mmllm
-    from mmllm.engine import few_heaps
+    from mmllm.engine import limit_malloc_arenas
     from mmllm.server.app import build_app
 
     console.note(f"loading {model}")
-    few_heaps()
+    limit_malloc_arenas()
     chat = mmllm.load(model, device=device, dtype=dtype, prefixes=prefixes)
     console.echo(f"{listening.address(door)}/v1")
     listening.server(build_app(chat, settings)).run(sockets=[door])
@@ -563,9 +563,9 @@ def export(
 ) -> None:
     """Write a trained model without its training state, ready to be used or given away."""
     from mmllm import checkpoints
-    from mmllm.precision import named_dtype
+    from mmllm.precision import parse_dtype
 
-    precision = named_dtype(dtype)
+    precision = parse_dtype(dtype)
     model, folder = _model_and_folder(places, model)
     source = checkpoints.open_checkpoint(model)
     _check_target(folder, "config.json" if transformers else "manifest.json")
@@ -586,9 +586,9 @@ def merge(
 ) -> None:
     """Write a trained model with its LoRA merged into a language model of its own."""
     from mmllm import checkpoints
-    from mmllm.precision import named_dtype
+    from mmllm.precision import parse_dtype
 
-    precision = named_dtype(dtype)
+    precision = parse_dtype(dtype)
     model, folder = _model_and_folder(places, model)
     source = checkpoints.open_checkpoint(model)
     _check_target(folder, "manifest.json")

@@ -257,7 +257,7 @@ class DecoderQueue(CooperativeScheduler):
         return batch
 
 
-def few_heaps() -> None:
+def limit_malloc_arenas() -> None:
     """Let the threads of this process share two heaps, and give large buffers back at once, where
     the C library is glibc; before a model is loaded. Threads that come and go get up to eight heaps
     a core, and each keeps what it once needed: the private memory of `mmllm serve mini` grew from

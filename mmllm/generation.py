@@ -34,9 +34,9 @@ from mmllm.data.batch import Batch, FeatureProvider, collate
 from mmllm.data.frozen import medium_identity
 from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.errors import ConfigError, quoted
-from mmllm.llm.stack import Pass
+from mmllm.llm.stack import ForwardRequest
 from mmllm.model import AnyToAny
-from mmllm.precision import moved
+from mmllm.precision import to_device
 from mmllm.prompt_lookup import PromptLookupDraft
 
 Choice = Literal["auto", "force", "forbid"]
@@ -283,7 +283,7 @@ class SequenceState:
             if key in self.forbidden or full:
                 logits[self.tokens.head_row(key)] = -torch.inf
         if self.sampling.repetition_penalty != 1 and self._seen:
-            seen = moved(torch.tensor(sorted(self._seen)), logits.device)
+            seen = to_device(torch.tensor(sorted(self._seen)), logits.device)
             value = logits[seen]
             penalty = self.sampling.repetition_penalty
             logits[seen] = torch.where(value > 0, value / penalty, value * penalty)
@@ -303,7 +303,7 @@ class SequenceState:
         # As torch.multinomial draws on a CPU, where the generator lives whatever the device.
         noise = torch.empty(len(values), pin_memory=values.device.type == "cuda")
         noise.exponential_(1, generator=self.generator)
-        drawn = _largest(values / moved(noise, values.device))
+        drawn = _largest(values / to_device(noise, values.device))
         return torch.where(drawn < 0, drawn, order.gather(0, drawn.clamp_min(0)))
 
 
@@ -340,7 +340,7 @@ class PrefixCache:
         time."""
         state = model.llm.state
         if self._opening is None or self._opening[0] != state:
-            ids = moved(torch.tensor([model.renderer.prefix_ids]), model.device)
+            ids = to_device(torch.tensor([model.renderer.prefix_ids]), model.device)
             positions = torch.arange(ids.shape[1], device=model.device)[None]
             cache = model.llm.new_cache()
             model.llm(model.llm.embed(ids), positions=positions, cache=cache)
@@ -427,7 +427,7 @@ class CacheGroup:
     rows: list[SequenceState]
     mask: Tensor
     cache: Any
-    prompts: Pass | None
+    prompts: ForwardRequest | None
     last: Tensor | None = None
 
     def join(self, other: CacheGroup) -> None:
@@ -452,7 +452,7 @@ class CacheGroup:
 class _Step:
     """What a group is fed at once: by row, its `next` and what is guessed behind that."""
 
-    new: Pass
+    new: ForwardRequest
     ids: list[list[int]]
     guesses: list[list[int]]
 
@@ -618,7 +618,9 @@ def _entering(model: AnyToAny, entry: Prefill, cache: Any) -> CacheGroup:
         for padded in (embeds, mask, positions):
             padded[index] = padded[index].roll(shift, dims=0)
     mask = F.pad(mask, (entry.known, 0), value=True)
-    return CacheGroup(entry.rows, mask, cache, Pass(embeds, positions + entry.known, mask, cache))
+    return CacheGroup(
+        entry.rows, mask, cache, ForwardRequest(embeds, positions + entry.known, mask, cache)
+    )
 
 
 def _leave(group: CacheGroup, left: list[int]) -> None:
@@ -691,8 +693,10 @@ def _next(model: AnyToAny, group: CacheGroup) -> _Step:
             new[1, index, -num:] = torch.arange(row.position, row.position + num)
             real[index, -num:] = True
     group.mask = torch.cat([group.mask, real], dim=1)
-    ids, positions = moved(new, model.device)
-    return _Step(Pass(model.llm.embed(ids), positions, group.mask, group.cache), steps, guesses)
+    ids, positions = to_device(new, model.device)
+    return _Step(
+        ForwardRequest(model.llm.embed(ids), positions, group.mask, group.cache), steps, guesses
+    )
 
 
 def _take(model: AnyToAny, group: CacheGroup, step: _Step, hidden: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mmllm.data.batch import Batch
 from mmllm.decoders.base import ModalityDecoder
 from mmllm.model import Output
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         noise.append(torch.randn(latents.shape[1:], generator=generator))
         times.append(torch.rand((), generator=generator))
     return (
-        moved(torch.stack(noise), latents.device).to(latents.dtype),
-        moved(torch.stack(times).clamp(1e-3, 1 - 1e-3), latents.device),
+        to_device(torch.stack(noise), latents.device).to(latents.dtype),
+        to_device(torch.stack(times).clamp(1e-3, 1 - 1e-3), latents.device),
     )
 
 

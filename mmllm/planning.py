@@ -30,7 +30,7 @@ from mmllm.decoders.base import meta_components
 from mmllm.errors import ConfigError
 from mmllm.licences import PartLicence
 from mmllm.llm.causal_lm import LanguageModel, local_tokenizer
-from mmllm.llm.head import CHUNK
+from mmllm.llm.head import CHUNK_SIZE
 from mmllm.llm.templates import chat_template
 from mmllm.model import AnyToAny
 from mmllm.training.feed import open_sources
@@ -257,7 +257,7 @@ def activations(
     autocast; Korthikanti et al. 2022 (arXiv 2205.05198), eq. 2, give 34 D for GPT's layer.
     """
     shape, positions = _shape(llm), rows * stage.max_length
-    logits = _LOGIT * shape.vocabulary * min(positions, CHUNK)
+    logits = _LOGIT * shape.vocabulary * min(positions, CHUNK_SIZE)
     if not _reaches_llm(groups):
         return logits
     twice = dtype_of(stage).itemsize // 2

@@ -1,5 +1,5 @@
-"""What is here and what is fast: devices by name, floating-point types (measured on a CPU, known on
-a GPU), and copies to a device that nobody waits for."""
+"""Devices by name, floating-point types (their speed measured on a CPU, known on a GPU), and copies
+to a device that do not block."""
 
 from __future__ import annotations
 
@@ -13,100 +13,111 @@ from torch import Tensor
 from mmllm.errors import ConfigError, quoted
 
 
-def named_dtype(name: torch.dtype | str) -> torch.dtype:
-    """float32, bfloat16 or float16, by name or itself; raises ConfigError for another one."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+def parse_dtype(name: torch.dtype | str) -> torch.dtype:
+    """Return float32, bfloat16 or float16, given its name or itself.
+
+    Raises:
+        ConfigError: For any other dtype.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     name = str(name).removeprefix("torch.")
-    if name not in known:
-        raise ConfigError(f"dtype: expected {', '.join(known)}, got {name!r}")
-    return known[name]
+    if name not in dtypes:
+        raise ConfigError(f"dtype: expected {', '.join(dtypes)}, got {name!r}")
+    return dtypes[name]
 
 
 @functools.cache
-def fast_dtype(kind: str) -> torch.dtype:
-    """bfloat16 where its products are clearly faster than float32's on a kind of device (cpu, cuda,
-    …), else float32. CUDA before Ampere has it only in emulation."""
-    if kind == "cuda":
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has else torch.float32
-    if kind == "mps":
+def fast_dtype(device_type: str) -> torch.dtype:
+    """Return bfloat16 where its matrix products are clearly faster than float32's on this type of
+    device (cpu, cuda, …), else float32. CUDA before Ampere only emulates bfloat16."""
+    if device_type == "cuda":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if is_native else torch.float32
+    if device_type == "mps":
         return torch.float32
-    speed = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return torch.bfloat16 if speed[torch.bfloat16] < speed[torch.float32] / 1.3 else torch.float32
+    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    is_faster = seconds[torch.bfloat16] < seconds[torch.float32] / 1.3
+    return torch.bfloat16 if is_faster else torch.float32
 
 
-def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`, without waiting for what the device has still to do: CUDA copies it
-    from pinned memory, because what lies in pageable memory may have to wait for all that is
-    queued. It does wait for copies to the CPU, which may be read at once, and to MPS, which could
-    read the memory after it was given to another tensor (PyTorch issue 189690)."""
-    kind = torch.device(device).type
-    if kind == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy the tensor to `device` without waiting for the work that is queued there.
+
+    CUDA copies from pinned memory, because a copy from pageable memory may wait for the queue.
+    Copies to the CPU do wait, as the result may be read at once, and so do copies to MPS, which
+    could read the memory after it was reused for another tensor (PyTorch issue 189690).
+    """
+    device_type = torch.device(device).type
+    if device_type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=kind not in ("cpu", "mps"))
+    return tensor.to(device, non_blocking=device_type not in ("cpu", "mps"))
 
 
 def best_device() -> str:
-    """cuda, mps or cpu: the first that is there."""
+    """Return the first of cuda, mps and cpu that is available."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def named_device(name: torch.device | str) -> str:
-    """The name of a device that is here (cpu, cuda, cuda:1, mps …); raises ConfigError for another
-    one, which says what there is."""
+def parse_device(name: torch.device | str) -> str:
+    """Return the name of an available device (cpu, cuda, cuda:1, mps …).
+
+    Raises:
+        ConfigError: For any other name; the message lists the available devices.
+    """
     try:
         device = torch.device(name)
-        if (device.index or 0) < _count(device.type):
+        if (device.index or 0) < device_count(device.type):
             return str(device)
-    except (RuntimeError, TypeError, ValueError):  # no name of a device
+    except (RuntimeError, TypeError, ValueError):  # not the name of a device
         pass
     raise ConfigError(
-        f"device: expected one that is here ({', '.join(_here())}), got {quoted(name)}"
-        f"{_remedy(str(name))}"
+        f"device: expected one that is here ({', '.join(_available_devices())}), got "
+        f"{quoted(name)}{_remedy(str(name))}"
     )
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    """Median of five products of [512, 1024] and [1024, 1024]."""
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    """Measure the product of [512, 1024] and [1024, 1024]: the median of five."""
     left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    times = []
+    seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         torch.mm(left, right)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[2]
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[2]
 
 
-def _count(kind: str) -> int:
-    """How many devices of a kind are here."""
-    if kind == "cpu":
+def device_count(device_type: str) -> int:
+    """Count the devices of a type (cpu, cuda, …) that are available."""
+    if device_type == "cpu":
         return 1
-    backend: Any = getattr(torch, kind, None)
+    backend: Any = getattr(torch, device_type, None)
     if not hasattr(backend, "is_available") or not backend.is_available():
         return 0
     return backend.device_count()
 
 
-def _here() -> list[str]:
-    kinds = {"cpu", "cuda", "mps"}
+def _available_devices() -> list[str]:
+    types = {"cpu", "cuda", "mps"}
     accelerator = torch.accelerator.current_accelerator()
-    kinds |= {accelerator.type} if accelerator else set()
-    found = {kind: _count(kind) for kind in sorted(kinds)}
+    types |= {accelerator.type} if accelerator else set()
+    counts = {device_type: device_count(device_type) for device_type in sorted(types)}
     return [
-        kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
-        for kind, count in found.items()
+        device_type if count == 1 else f"{device_type}:0 to {device_type}:{count - 1}"
+        for device_type, count in counts.items()
         if count
     ]
 
 
 def _remedy(name: str) -> str:
-    kind = name.partition(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available():
+    """Return the end of an error message: what may be wrong with this name of a device."""
+    device_type = name.partition(":")[0]
+    if device_type == "cuda" and not torch.cuda.is_available():
         if torch.version.cuda is None and torch.version.hip is None:
             return f"; this PyTorch ({torch.__version__}) was built without CUDA"
         return "; PyTorch finds no GPU that it can use: does `nvidia-smi` list one?"
-    if kind not in ("cpu", "cuda", "mps"):
+    if device_type not in ("cpu", "cuda", "mps"):
         return "; an NVIDIA or AMD GPU is called cuda, Apple's mps"
     return ""

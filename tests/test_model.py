@@ -15,6 +15,7 @@ from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
 from mmllm.data.frozen import FeatureCache
 from mmllm.errors import CheckpointError
 from mmllm.llm import head
+from mmllm.llm.frozen import FrozenLinear
 from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.training.stage import choose_trainable
@@ -332,9 +333,15 @@ def test_logits_in_chunks_give_the_same_loss_and_gradients(
     whole = terms_of(tiny_model, batch)["text"].total
     wanted = gradients_of(tiny_model, batch)
     sizes = []
-    chunk = head._chunk
-    monkeypatch.setattr(head, "_chunk", lambda h, *rest: sizes.append(len(h)) or chunk(h, *rest))
-    monkeypatch.setattr(head, "CHUNK", 3)
+    forward, vocab_size = FrozenLinear.forward, len(tiny_model.llm.embedding.weight)
+
+    def spy(layer: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
+        if len(layer.weight) == vocab_size:
+            sizes.append(len(x))
+        return forward(layer, x)
+
+    monkeypatch.setattr(FrozenLinear, "forward", spy)
+    monkeypatch.setattr(head, "CHUNK_SIZE", 3)
     torch.testing.assert_close(terms_of(tiny_model, batch)["text"].total, whole)
     found = gradients_of(tiny_model, batch)
     assert max(sizes) == 3

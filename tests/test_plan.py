@@ -178,7 +178,9 @@ def test_activations_are_what_autograd_keeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the layers alone: what stands for the logits is taken off."""
-    monkeypatch.setattr(packing, "SHORT", 0)  # the fused kernel's, as on the GPUs that are planned
+    monkeypatch.setattr(
+        packing, "MAX_MATH_KEYS", 0
+    )  # the fused kernel's, as on the GPUs that are planned
     llm = causal_lm.build(CausalLMConfig(str(llama), lora), dtype=torch.bfloat16)
     if lora:
         llm.attach_lora()

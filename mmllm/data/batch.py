@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmllm.conversation import Medium
 from mmllm.data.rendering import UNSUPERVISED, Rendered, common_prefix_length
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
 PACK_MULTIPLE = 16
 """The length of a pack is a multiple of this: CPU matrix products in bfloat16 are slower for other
@@ -89,7 +89,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to `device`."""
-        return _map_tensors(self, lambda tensor: moved(tensor, device))
+        return _map_tensors(self, lambda tensor: to_device(tensor, device))
 
     def pin_memory(self) -> Batch:
         """Copy every tensor to page-locked memory, from which CUDA copies asynchronously."""

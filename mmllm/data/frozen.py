@@ -22,7 +22,7 @@ from mmllm.data.rendering import Rendered
 from mmllm.data.store import DamagedShardError, FeatureStore, FeatureTensors, Namespace
 from mmllm.errors import MediaError
 from mmllm.model import AnyToAny
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class FeatureCache:
                         raise
                     bad.append((repr(missing[name]), str(error)))
             if samples:
-                features = encoder(moved(torch.stack(samples), self.model.device))
+                features = encoder(to_device(torch.stack(samples), self.model.device))
                 found = {"tokens": features.tokens.float().cpu()}
                 if features.mask is not None:
                     found["mask"] = features.mask.cpu()

@@ -16,7 +16,7 @@ from mmllm.conversation import Audio, Medium
 from mmllm.decoders.base import Condition, ModalityDecoder, SequenceConfig
 from mmllm.errors import ConfigError
 from mmllm.media import resample
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StableAudioDecoder(ModalityDecoder):
             use_real=True,
             repeat_interleave_real=False,
         )
-        rotary = tuple(moved(part, self.device) for part in rotary)
+        rotary = tuple(to_device(part, self.device) for part in rotary)
         return pipeline.transformer(
             noisy,
             timesteps,

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
 from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _captions(condition: Condition) -> list[Tensor]:
     embeds, mask = condition["prompt_embeds"], condition["prompt_mask"]
     kept = embeds * mask[..., None]
     shown = (mask > 0.5).cpu()  # the device is waited for once, not once a caption
-    places = [moved(here.nonzero()[:, 0], kept.device) for here in shown]
+    places = [to_device(here.nonzero()[:, 0], kept.device) for here in shown]
     return [row.index_select(0, its) for row, its in zip(kept, places, strict=True)]
 
 

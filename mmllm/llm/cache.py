@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
 _AHEAD = 64
 """Positions of room at least."""
@@ -95,7 +95,7 @@ class Cache(DynamicCache):
         places = real.nonzero()[:, 0]
 
         def of(entry: Tensor) -> Tensor:
-            return entry[index : index + 1].index_select(2, moved(places, entry.device))
+            return entry[index : index + 1].index_select(2, to_device(places, entry.device))
 
         return self._made(of)
 

@@ -25,14 +25,14 @@ from torch.nn import functional as F
 from mmllm import sandbox
 from mmllm.errors import CheckpointError, ConfigError, brief_reason, quoted, wrap_errors
 from mmllm.llm import packing
-from mmllm.llm.frozen import Products, is_small, versions
-from mmllm.llm.head import Head, LogitShape
-from mmllm.llm.hooks import Hooks, is_hooked
-from mmllm.llm.lora import adapted_linear
-from mmllm.llm.packed_stack import PackedStack
-from mmllm.llm.stack import Pass, Stack, product
+from mmllm.llm.frozen import PrepackCache, may_prepack, tensor_versions
+from mmllm.llm.head import FrozenHead, LogitTransform
+from mmllm.llm.hooks import ForwardHooks, has_forward_hooks
+from mmllm.llm.lora import fused_lora_linear
+from mmllm.llm.packed_stack import PackedDecoderStack
+from mmllm.llm.stack import CachedDecoderStack, ForwardRequest, matmul
 from mmllm.llm.templates import chat_template, check_template
-from mmllm.precision import moved, named_dtype
+from mmllm.precision import parse_dtype, to_device
 from mmllm.tokens import TokenSpace
 from mmllm.weights import (
     PICKLES,
@@ -117,7 +117,7 @@ class LanguageModel(nn.Module):
         self.tokens = TokenSpace(len(self.embedding.weight), {})
         self.rows = nn.Parameter(torch.zeros(0, self.width))
         self.head_rows = nn.Parameter(torch.zeros(0, self.width))
-        self.logit_shape = LogitShape.of(self._base.config.get_text_config())
+        self.logit_transform = LogitTransform.of(self._base.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
         self.packs_openings = self._use_packing()
         self.fused = False
@@ -207,7 +207,7 @@ class LanguageModel(nn.Module):
         lora = _lora_config(self.config.lora)
         _check_patterns(self.config.lora, self._base)
         if not self.is_quantized:
-            lora._register_custom_module({nn.Linear: adapted_linear()})
+            lora._register_custom_module({nn.Linear: fused_lora_linear()})
         with torch.random.fork_rng(devices=[]):  # the same adapters in every process and run
             torch.manual_seed(0)
             try:
@@ -303,11 +303,13 @@ class LanguageModel(nn.Module):
         transformers keeps conversations apart by their `positions`, which restart at 0.
         """
         if packed and self.packs_openings:
-            rows = packing.Packing.of(packed, shared, embeds.device)
+            rows = packing.PackLayout.build(packed, shared, embeds.device)
             stack = self._packed_stack
-            if stack and positions is not None and not self._recomputes and stack.computes(embeds):
+            if stack and positions is not None and not self._recomputes and stack.supports(embeds):
                 return stack(embeds, positions, rows)
-            return self._run(embeds, packing.no_mask(embeds), positions, None, packing=rows)
+            return self._run(
+                embeds, packing.placeholder_mask(embeds), positions, None, pack_layout=rows
+            )
         if shared == 0 or self._recomputes:  # layers that run again cannot extend a cache
             return self._run(embeds, mask, positions, cache)
         assert mask is not None
@@ -331,11 +333,11 @@ class LanguageModel(nn.Module):
         packed = (length,) * count
         return self(embeds.flatten(0, 1)[None], positions=positions, packed=packed)[0]
 
-    def read(self, passes: Sequence[Pass]) -> list[Tensor]:
+    def read(self, passes: Sequence[ForwardRequest]) -> list[Tensor]:
         """What `forward` gives for each; the weights are read once for all where the layers are
         known (mmllm.llm.stack)."""
         stack = self._stack_on(passes[-1].cache)
-        if stack and len(passes) > 1 and not is_hooked(self):
+        if stack and len(passes) > 1 and not has_forward_hooks(self):
             return stack(passes)
         return [
             self(new.embeds, mask=new.mask, positions=new.positions, cache=new.cache)
@@ -367,14 +369,14 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         if stack := self._stack_on(cache):
             assert positions is not None
-            return stack([Pass(embeds, positions, mask, cache)])[0]
+            return stack([ForwardRequest(embeds, positions, mask, cache)])[0]
         if cache is not None and mask is not None and mask.device.type == "cpu" and mask.all():
             mask = None  # else transformers would ask the device the same
         states = self._decoder(
             inputs_embeds=embeds,
             attention_mask=mask
             if mask is None or mask.ndim > 2
-            else moved(mask, embeds.device).long(),
+            else to_device(mask, embeds.device).long(),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -382,28 +384,28 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return states.to(embeds.device)  # of a model that is spread they are where its end is
 
-    def _stack_on(self, cache: Any) -> Stack | None:
+    def _stack_on(self, cache: Any) -> CachedDecoderStack | None:
         """What extends a cache in place of the model's own forward; nothing does where somebody
         hooks into the model, even if the cache was begun without."""
         hooks = getattr(cache, "hooks", None)
         if not hooks:
             return getattr(cache, "stack", None)
-        cache.was_hooked = cache.was_hooked or hooks.may_change
+        cache.was_hooked = cache.was_hooked or hooks.may_alter_outputs
         return None
 
     @cached_property
-    def _packed_stack(self) -> PackedStack | None:
-        return PackedStack.of(self._decoder)
+    def _packed_stack(self) -> PackedDecoderStack | None:
+        return PackedDecoderStack.build(self._decoder)
 
     def _use_packing(self) -> bool:
         """Whether packed conversations can share their opening: with sdpa, where every layer is
         attention, full or sliding."""
         of = self._base.config.get_text_config()
         kinds = set(getattr(of, "layer_types", None) or ["full_attention"])
-        if self.config.attention != "sdpa" or not kinds <= packing.LAYERS:
+        if self.config.attention != "sdpa" or not kinds <= packing.SUPPORTED_LAYER_TYPES:
             return False
-        packing.register()
-        self._base.set_attn_implementation(packing.KERNEL)
+        packing.register_attention()
+        self._base.set_attn_implementation(packing.ATTENTION_NAME)
         return True
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -414,11 +416,11 @@ class LanguageModel(nn.Module):
         """
         module = self._base.get_output_embeddings()
         plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
-        rows = plain and not Hooks(module)
-        text = product(hidden, module.weight.t()) if rows else module(hidden)
+        rows = plain and not ForwardHooks(module)
+        text = matmul(hidden, module.weight.t()) if rows else module(hidden)
         text = text[..., : self.tokens.vocabulary].to(hidden.device)
         begins = hidden @ self.head_rows.to(hidden).T
-        return self.logit_shape(torch.cat([text, begins.to(text)], dim=-1))
+        return self.logit_transform(torch.cat([text, begins.to(text)], dim=-1))
 
     def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """-log p of each label, float[P, D] and int[P] -> float32[P], without P x V logits that
@@ -440,19 +442,19 @@ class LanguageModel(nn.Module):
         wanted = self.head(fixed)[:, :count].float().log_softmax(-1)
         return F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
 
-    def _plain_head(self) -> Head | None:
+    def _plain_head(self) -> FrozenHead | None:
         """None for one that is quantised, or that somebody hooks into."""
         module = self._base.get_output_embeddings()
-        if type(module) is not nn.Linear or Hooks(module):
+        if type(module) is not nn.Linear or ForwardHooks(module):
             return None
         count = self.tokens.vocabulary
         bias = None if module.bias is None else module.bias[:count]
         words = self._head_products(module.weight[:count], bias)
-        return Head(words, self.head_rows, self.logit_shape, self.fused)
+        return FrozenHead(words, self.head_rows, self.logit_transform, self.fused)
 
     @cached_property
-    def _head_products(self) -> Products:
-        return Products(is_small(self._base))
+    def _head_products(self) -> PrepackCache:
+        return PrepackCache(may_prepack(self._base))
 
     @property
     def state(self) -> Hashable:
@@ -461,14 +463,14 @@ class LanguageModel(nn.Module):
         modules = list(self.modules())
         weights = [weight for module in modules for weight in module._parameters.values()]
         switches = tuple(module.__dict__.get("_disable_adapters") for module in modules)
-        known = versions(weight for weight in weights if weight is not None)
-        return known, switches, tuple(map(id, modules)), Hooks(self).names
+        known = tensor_versions(weight for weight in weights if weight is not None)
+        return known, switches, tuple(map(id, modules)), ForwardHooks(self).fingerprint
 
     @property
     def is_hooked(self) -> bool:
         """Whether somebody looks into what the model computes, or changes it: then every position
         of every prompt is read, by the modules' own forward. (accelerate's hooks do neither.)"""
-        return Hooks(self.model).may_change
+        return ForwardHooks(self.model).may_alter_outputs
 
     def new_cache(self) -> Any:
         """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the
@@ -476,8 +478,8 @@ class LanguageModel(nn.Module):
         from mmllm.llm.cache import Cache
 
         cache = Cache(self._base.config)
-        cache.hooks = Hooks(self.model)
-        cache.stack = Stack.of(self._decoder) if cache.divisible else None
+        cache.hooks = ForwardHooks(self.model)
+        cache.stack = CachedDecoderStack.build(self._decoder) if cache.divisible else None
         return cache
 
     @cached_property
@@ -518,7 +520,7 @@ def _few_words(head: Any) -> Iterator[None]:
 @torch.no_grad()
 def _check_head(llm: LanguageModel) -> None:
     """The model's own forward and `head` agree on a hidden state: a family that does to its logits
-    what LogitShape does not know is refused here, and not trained wrongly."""
+    what LogitTransform does not know is refused here, and not trained wrongly."""
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
     base = llm._base
@@ -542,7 +544,7 @@ def _check_head(llm: LanguageModel) -> None:
     if not torch.allclose(found.float(), wanted.float(), rtol=0.05, atol=0.05):
         raise ConfigError(
             f"llm.weights: the family {base.config.model_type!r} treats its logits in a way that "
-            "mmllm does not know (mmllm.llm.head, LogitShape): it cannot be used yet"
+            "mmllm does not know (mmllm.llm.head, LogitTransform): it cannot be used yet"
         )
 
 
@@ -550,7 +552,7 @@ def build(
     config: CausalLMConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> LanguageModel:
     """Load tokenizer and model from a folder, a .gguf file, a hub id or an asset."""
-    dtype = named_dtype(config.dtype) if config.dtype else dtype
+    dtype = parse_dtype(config.dtype) if config.dtype else dtype
     where = f"llm.weights {quoted(config.weights)} cannot be loaded"
     with wrap_errors(CheckpointError, where), code_left_alone():
         source = _source(config.weights)

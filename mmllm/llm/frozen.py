@@ -1,6 +1,9 @@
-"""Products with weights that do not train.
+"""Matrix products with frozen weights, which are packed once for oneDNN (bfloat16 on a CPU).
 
-Legend: N rows, I width read, O width given.
+oneDNN reorders a weight into its own blocked layout at every product, for up to a third of the
+product's time. A weight that does not train can be reordered once instead.
+
+Legend: N rows, I input features, O output features.
 """
 
 from __future__ import annotations
@@ -12,35 +15,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL = 2 << 30
-"""Bytes of a model whose weights may be kept in two copies more."""
+MAX_PREPACK_BYTES = 2 << 30
+"""Size of a model up to which its weights may be kept in two packed copies more."""
 
 
-class Frozen:
-    """Products with a weight float[O, I], and a bias float[O] or None, that do not train."""
+class FrozenLinear:
+    """Products with a weight float[O, I] and a bias (float[O] or None) that do not train."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self.weight = weight
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """float[N, I] -> float[N, O]"""
+        """Compute x @ weight.T + bias: float[N, I] -> float[N, O]"""
         return F.linear(x, self.weight, self.bias)
 
-    def backward(self, gradient: Tensor) -> Tensor:
-        """float[N, O] -> float[N, I]"""
-        return gradient @ self.weight
+    def backward(self, grad: Tensor) -> Tensor:
+        """Compute the gradient with respect to the input: float[N, O] -> float[N, I]"""
+        return grad @ self.weight
 
 
-class LaidOut(Frozen):
-    """The same, of a weight in bfloat16 on a CPU that is kept once more for each direction, laid
-    out as oneDNN's products read it: they do so every time otherwise, for up to a third of theirs.
-    """
+class PrepackedLinear(FrozenLinear):
+    """A FrozenLinear with two more copies of its weight in oneDNN's blocked layout, one for the
+    forward and one for the backward product."""
 
     @staticmethod
-    def can(weight: Tensor) -> bool:
-        """Whether this machine has such products for it."""
-        return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _has_products()
+    def is_supported(weight: Tensor) -> bool:
+        """Whether this machine has prepacked products for the weight's dtype and device."""
+        return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _has_onednn_bf16()
 
     @torch.no_grad()
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -49,49 +51,54 @@ class LaidOut(Frozen):
         self._backward = torch.ops.mkldnn._reorder_linear_weight(weight.detach().t().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        return _product(x, self._forward, self.bias)
+        return _prepacked_linear(x, self._forward, self.bias)
 
-    def backward(self, gradient: Tensor) -> Tensor:
-        return _product(gradient, self._backward, None)
-
-
-class Products:
-    """Those of one layer. `small`: of a model whose weights may be kept in two copies more; they
-    are made when they are first asked for, and again when the weight was changed."""
-
-    def __init__(self, small: bool):
-        self.small = small
-        self._kept: tuple[Hashable, LaidOut] | None = None
-
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> Frozen:
-        if not self.small or not LaidOut.can(weight):
-            return Frozen(weight, bias)
-        state = versions([weight])
-        if self._kept is None or self._kept[0] != state:
-            self._kept = state, LaidOut(weight, bias)
-        return self._kept[1]
+    def backward(self, grad: Tensor) -> Tensor:
+        return _prepacked_linear(grad, self._backward, None)
 
 
-def is_small(model: nn.Module) -> bool:
-    return sum(weight.nbytes for weight in model.parameters()) <= SMALL
+class PrepackCache:
+    """The packed weight of one layer: packed at the first use, and again after the weight changed.
+
+    Args:
+        enabled: Whether weights may be packed; see `may_prepack`.
+    """
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+        self._cached: tuple[Hashable, PrepackedLinear] | None = None
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> FrozenLinear:
+        """Return the products with this weight, prepacked where that is supported."""
+        if not self.enabled or not PrepackedLinear.is_supported(weight):
+            return FrozenLinear(weight, bias)
+        version = tensor_versions([weight])
+        if self._cached is None or self._cached[0] != version:
+            self._cached = version, PrepackedLinear(weight, bias)
+        return self._cached[1]
+
+
+def may_prepack(model: nn.Module) -> bool:
+    """Whether the model is small enough to keep its weights in two packed copies more."""
+    return sum(weight.nbytes for weight in model.parameters()) <= MAX_PREPACK_BYTES
+
+
+def tensor_versions(tensors: Iterable[Tensor]) -> Hashable:
+    """Return a key that changes when one of the tensors is modified in place or replaced. (Tensors
+    that were made in inference mode do not count their modifications.)"""
+    return tuple(
+        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors
+    )
 
 
 @cache
-def _has_products() -> bool:
-    """Of AVX-512, where they were measured."""
+def _has_onednn_bf16() -> bool:
+    """Whether oneDNN has bfloat16 products here; only AVX-512 was measured."""
     if not torch.backends.mkldnn.is_available():
         return False
-    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has_avx512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return has_avx512 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _product(x: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), laid_out, bias, "none", [], "")
-
-
-def versions(weights: Iterable[Tensor]) -> Hashable:
-    """Equal as long as none of them was changed in place or replaced; tensors that were made in
-    inference mode do not tell."""
-    return tuple(
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights
-    )
+def _prepacked_linear(x: Tensor, packed_weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed_weight, bias, "none", [], "")

@@ -1,10 +1,11 @@
-"""Losses from hidden states, head and loss in one, forward and gradient at once: -log p of labels,
-and how far what is said is from what another state would say.
+"""Fused linear cross-entropy and KL divergence: head, loss and gradient without P x V logits.
 
-Logits of P x V never stand in memory together, and none is computed twice: a chunk's logits become
-the gradient of its hidden states while they are there. The words of the head are frozen, so that
-they need no gradient; the rows of outputs (mmllm.llm.causal_lm) share one softmax with them.
-Legend: P positions, D width, V words, O rows of outputs.
+Logits are computed for `CHUNK_SIZE` positions at a time, once each: a chunk's logits are
+overwritten by their own gradient, from which the gradient of the hidden states follows at once. The
+text vocabulary's part of the head is frozen and needs no gradient; the signal head, one row per
+output modality, trains and shares one softmax with it.
+
+Legend: P positions, D width, V text vocabulary, O signal tokens that can be predicted (outputs).
 """
 
 from __future__ import annotations
@@ -17,245 +18,315 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.llm.frozen import Frozen
+from mmllm.llm.frozen import FrozenLinear
 
-CHUNK = 1024
-"""Positions whose logits stand in memory at once in training."""
-BLOCK = 16
-"""Those of a chunk that a CPU's cache holds while they are worked at."""
+CHUNK_SIZE = 1024
+"""Positions whose logits are in memory at once in training."""
+BLOCK_SIZE = 16
+"""Positions of a chunk whose logits a CPU's cache holds while they are worked at."""
 
 
 @dataclass(frozen=True)
-class LogitShape:
-    """What a family does to the product of hidden states and head: a factor (Cohere, Granite,
-    Falcon-H1), then a soft cap (Gemma 2 and later)."""
+class LogitTransform:
+    """What a model family does to the product of hidden states and head: a factor (Cohere, Granite,
+    Falcon-H1), then soft capping (Gemma 2 and later)."""
 
-    factor: float = 1.0
-    cap: float | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
     @classmethod
-    def of(cls, config: Any) -> LogitShape:
-        """Read from the language model's own config, under the names of its families."""
-        factor = getattr(config, "logit_scale", None) or 1.0
-        factor *= getattr(config, "lm_head_multiplier", None) or 1.0
-        factor /= getattr(config, "logits_scaling", None) or 1.0
-        return cls(factor, getattr(config, "final_logit_softcapping", None))
+    def of(cls, config: Any) -> LogitTransform:
+        """Read it from a language model's own config, under the names of its families."""
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale *= getattr(config, "lm_head_multiplier", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """float[…, V + O], as the head's product gives them -> the model's logits."""
-        if self.factor != 1.0:
-            logits = logits * self.factor
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        """Map the head's product to the model's logits: float[…, V + O] -> the same shape."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def slope(self, logits: Tensor) -> Tensor | float:
-        """How fast the model's logits change with the head's product, where they are these."""
-        return self.factor if self.cap is None else self.factor * (1 - (logits / self.cap).square())
+    def derivative(self, logits: Tensor) -> Tensor | float:
+        """Return d logits / d product, given the transformed logits."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - (logits / self.softcap).square())
 
 
 @dataclass(frozen=True)
-class Head:
-    """`words`: of float[V, D]; `rows` float[O, D]. `fused`: by Liger's kernel (Hsu et al. 2024),
-    which needs CUDA."""
+class FrozenHead:
+    """A language model's head over its text vocabulary and the signal tokens.
 
-    words: Frozen
-    rows: Tensor
-    shape: LogitShape
-    fused: bool = False
+    Args:
+        vocab: The frozen head over text tokens, with a weight float[V, D].
+        signal_head: float[O, D], trained.
+        transform: What the family does to the logits.
+        liger: Compute `token_nll` by Liger's kernel (Hsu et al. 2024), which needs CUDA.
+    """
+
+    vocab: FrozenLinear
+    signal_head: Tensor
+    transform: LogitTransform
+    liger: bool = False
 
     def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """float[P, D] and int[P], labels from V on meaning rows -> float32[P]."""
-        chunk = _fused_chunk if self.fused else _chunk
-        return _Loss.apply(hidden, self.rows, labels, self, chunk)  # pyright: ignore
+        """Compute -log p(label) for each position.
 
-    def kl_divergence(self, hidden: Tensor, fixed: Tensor) -> Tensor:
-        """Kullback-Leibler divergence of what is said after `hidden` float[P, D] from the words
-        that would be said after `fixed` float[P, D], which gets no gradient: float32[P]."""
-        return _Loss.apply(hidden, self.rows, fixed, self, _divergence_chunk)  # pyright: ignore
+        Args:
+            hidden: float[P, D].
+            labels: int[P]; V + o is signal token o.
+
+        Returns:
+            float32[P].
+        """
+        chunk = _liger_nll_chunk if self.liger else _nll_chunk
+        return TokenLossFn.apply(hidden, self.signal_head, labels, self, chunk)  # pyright: ignore
+
+    def kl_divergence(self, hidden: Tensor, base_hidden: Tensor) -> Tensor:
+        """Compute KL(base ‖ adapted) for each position, where the base distribution is over text
+        tokens only: probability that the adapted one gives to signal tokens counts as divergence.
+
+        Args:
+            hidden: float[P, D], the adapted model's hidden states.
+            base_hidden: float[P, D], the base model's, without a gradient.
+
+        Returns:
+            float32[P].
+        """
+        return TokenLossFn.apply(hidden, self.signal_head, base_hidden, self, _kl_chunk)  # pyright: ignore
 
 
-class _Loss(torch.autograd.Function):
-    """Each position's loss depends on its own hidden state alone, so its gradient can be kept
-    before it is known what the loss will be multiplied with."""
+class TokenLossFn(torch.autograd.Function):
+    """A loss for each position, of its own hidden state alone: so its gradient can be computed in
+    the forward pass, before it is known what the loss will be multiplied with."""
 
     @staticmethod
     def forward(  # pyright: ignore
-        ctx: Any, hidden: Tensor, rows: Tensor, wanted: Tensor, head: Head, chunk: _Chunk
+        ctx: Any,
+        hidden: Tensor,
+        signal_head: Tensor,
+        targets: Tensor,
+        head: FrozenHead,
+        chunk: _ChunkFn,
     ) -> Tensor:
-        rows = rows.to(hidden.dtype)
-        needed = ctx.needs_input_grad[0]
-        parts = zip(hidden.split(CHUNK), wanted.split(CHUNK), strict=True)
-        found = [chunk(states, rows, its, head, needed) for states, its in parts]
-        token_nll, by_hidden, by_rows = (torch.cat(part) for part in zip(*found, strict=True))
-        ctx.save_for_backward(hidden, by_hidden, by_rows)
-        return token_nll
+        signal_head = signal_head.to(hidden.dtype)
+        needs_grad = ctx.needs_input_grad[0]
+        chunks = zip(hidden.split(CHUNK_SIZE), targets.split(CHUNK_SIZE), strict=True)
+        results = [
+            chunk(states, signal_head, target, head, needs_grad) for states, target in chunks
+        ]
+        losses, hidden_grad, signal_grad = (
+            torch.cat(parts) for parts in zip(*results, strict=True)
+        )
+        ctx.save_for_backward(hidden, hidden_grad, signal_grad)
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, by_hidden, by_rows = ctx.saved_tensors
-        scale = gradients[0][:, None]  # float32[P, 1]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, hidden_grad, signal_grad = ctx.saved_tensors
+        scale = grads[0][:, None]  # float32[P, 1]
         return (
-            (by_hidden * scale).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
-            (by_rows * scale).T @ hidden.float(),
+            (hidden_grad * scale).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
+            (signal_grad * scale).T @ hidden.float(),
             None,
             None,
             None,
         )
 
 
-_Chunk = Callable[[Tensor, Tensor, Tensor, Head, bool], tuple[Tensor, Tensor, Tensor]]
-"""Of some positions: the loss float32[P], its gradient by the hidden state float[P, D] (empty
-unless needed), and by the rows' product with it float32[P, O]."""
+_ChunkFn = Callable[[Tensor, Tensor, Tensor, FrozenHead, bool], tuple[Tensor, Tensor, Tensor]]
+"""(hidden, signal_head, targets, head, needs_grad) of some positions -> the loss float32[P], its
+gradient with respect to the hidden states float[P, D] (empty unless needed), and with respect to
+the signal head's product float32[P, O]."""
 
 
-def _chunk(
-    hidden: Tensor, rows: Tensor, labels: Tensor, head: Head, needed: bool
+def _nll_chunk(
+    hidden: Tensor, signal_head: Tensor, labels: Tensor, head: FrozenHead, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    words, chosen, is_word = _chosen(labels, head)
-    logits = head.words.forward(hidden)  # [P, V]
-    of_rows = head.shape(F.linear(hidden, rows)).float()  # [P, O]
+    """Compute `token_nll` of a chunk; see `_ChunkFn`."""
+    text_labels, signal_labels, is_text = _split_labels(labels, head)
+    text_logits = head.vocab.forward(hidden)  # [P, V], before the transform
+    signal_logits = head.transform(F.linear(hidden, signal_head)).float()  # [P, O]
     size = _block_size(hidden)
     blocks = zip(
-        logits.split(size),
-        words.split(size),
-        is_word.split(size),
-        of_rows.logsumexp(-1).split(size),
+        text_logits.split(size),
+        text_labels.split(size),
+        is_text.split(size),
+        signal_logits.logsumexp(-1).split(size),
         strict=True,
     )
-    found = [_block(*block, head, needed) for block in blocks]
-    total, said = (torch.cat(part) for part in zip(*found, strict=True))
-    token_nll = total - torch.where(is_word, said, _pick(of_rows, chosen))
-    by_rows = _by_rows(of_rows, total, chosen, is_word, head)
-    if not needed:
-        return token_nll, hidden[:0], by_rows
-    return token_nll, _by_hidden(logits, by_rows, rows, head), by_rows
+    results = [_nll_block(*block, head, needs_grad) for block in blocks]
+    log_normalizer, text_logit = (torch.cat(parts) for parts in zip(*results, strict=True))
+    label_logit = torch.where(is_text, text_logit, _gather_labels(signal_logits, signal_labels))
+    losses = log_normalizer - label_logit
+    signal_grad = _signal_nll_grad(signal_logits, log_normalizer, signal_labels, is_text, head)
+    if not needs_grad:
+        return losses, hidden[:0], signal_grad
+    return losses, _hidden_grad(text_logits, signal_grad, signal_head, head), signal_grad
 
 
-def _by_hidden(by_words: Tensor, by_rows: Tensor, rows: Tensor, head: Head) -> Tensor:
-    """The gradient by hidden states from those by words' and rows' products with them."""
-    dtype = head.words.weight.dtype
-    return head.words.backward(by_words.to(dtype)) + by_rows.to(rows.dtype) @ rows
+def _nll_block(
+    text_logits: Tensor,
+    text_labels: Tensor,
+    is_text: Tensor,
+    signal_lse: Tensor,
+    head: FrozenHead,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute the log normalizer over all tokens float32[P] and the logit of the label where it is
+    a text token float32[P]. With `needs_grad`, `text_logits` are overwritten by the gradient of
+    -log p with respect to the head's product."""
+    logits = head.transform(text_logits).float()
+    label_logit = logits.gather(1, text_labels)[:, 0]
+    derivative = head.transform.derivative(logits)
+    maximum = logits.amax(-1, keepdim=True)
+    grad = logits.sub_(maximum).exp_()
+    log_normalizer = torch.logaddexp(grad.sum(-1).log() + maximum[:, 0], signal_lse)
+    if needs_grad:
+        grad *= (maximum - log_normalizer[:, None]).exp()
+        grad.scatter_add_(1, text_labels, -is_text.float()[:, None])
+        if head.transform != LogitTransform():
+            grad *= derivative
+        text_logits.copy_(grad)
+    return log_normalizer, label_logit
 
 
-def _block_size(hidden: Tensor) -> int:
-    return BLOCK if hidden.device.type == "cpu" else CHUNK
-
-
-def _divergence_chunk(
-    hidden: Tensor, rows: Tensor, fixed: Tensor, head: Head, needed: bool
+def _kl_chunk(
+    hidden: Tensor, signal_head: Tensor, base_hidden: Tensor, head: FrozenHead, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    logits, others = head.words.forward(hidden), head.words.forward(fixed)  # [P, V]
-    of_rows = head.shape(F.linear(hidden, rows)).float()  # [P, O]
+    """Compute `kl_divergence` of a chunk; see `_ChunkFn`."""
+    text_logits = head.vocab.forward(hidden)  # [P, V], before the transform
+    base_logits = head.vocab.forward(base_hidden)
+    signal_logits = head.transform(F.linear(hidden, signal_head)).float()  # [P, O]
     size = _block_size(hidden)
     blocks = zip(
-        logits.split(size), others.split(size), of_rows.logsumexp(-1).split(size), strict=True
+        text_logits.split(size),
+        base_logits.split(size),
+        signal_logits.logsumexp(-1).split(size),
+        strict=True,
     )
-    found = [_divergence_block(*block, head, needed) for block in blocks]
-    total, kl = (torch.cat(part) for part in zip(*found, strict=True))
-    by_rows = (of_rows - total[:, None]).exp() * head.shape.slope(of_rows)
-    return kl, _by_hidden(logits, by_rows, rows, head) if needed else hidden[:0], by_rows
+    results = [_kl_block(*block, head, needs_grad) for block in blocks]
+    log_normalizer, losses = (torch.cat(parts) for parts in zip(*results, strict=True))
+    signal_grad = (signal_logits - log_normalizer[:, None]).exp()
+    signal_grad = signal_grad * head.transform.derivative(signal_logits)
+    if not needs_grad:
+        return losses, hidden[:0], signal_grad
+    return losses, _hidden_grad(text_logits, signal_grad, signal_head, head), signal_grad
 
 
-def _divergence_block(
-    logits: Tensor, others: Tensor, of_rows: Tensor, head: Head, needed: bool
+def _kl_block(
+    text_logits: Tensor,
+    base_logits: Tensor,
+    signal_lse: Tensor,
+    head: FrozenHead,
+    needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As `_block`, of the words that `others` make likely in place of one label."""
-    of_words, wanted = head.shape(logits).float(), head.shape(others).float().log_softmax(-1)
-    total = torch.logaddexp(of_words.logsumexp(-1), of_rows)
-    likely = wanted.exp()
-    kl = wanted.sub_(of_words).mul_(likely).sum(-1) + total
-    if needed:
-        slope = head.shape.slope(of_words)
-        by_words = of_words.sub_(total[:, None]).exp_().sub_(likely)
-        if head.shape != LogitShape():
-            by_words *= slope
-        logits.copy_(by_words)
-    return total, kl
+    """Compute the log normalizer and the divergence, float32[P] each. With `needs_grad`,
+    `text_logits` are overwritten by the gradient with respect to the head's product."""
+    logits = head.transform(text_logits).float()
+    base_log_probs = head.transform(base_logits).float().log_softmax(-1)
+    log_normalizer = torch.logaddexp(logits.logsumexp(-1), signal_lse)
+    base_probs = base_log_probs.exp()
+    kl = base_log_probs.sub_(logits).mul_(base_probs).sum(-1) + log_normalizer
+    if needs_grad:
+        derivative = head.transform.derivative(logits)
+        grad = logits.sub_(log_normalizer[:, None]).exp_().sub_(base_probs)
+        if head.transform != LogitTransform():
+            grad *= derivative
+        text_logits.copy_(grad)
+    return log_normalizer, kl
 
 
-def _block(
-    logits: Tensor, words: Tensor, is_word: Tensor, of_rows: Tensor, head: Head, needed: bool
-) -> tuple[Tensor, Tensor]:
-    """Of some of a chunk's positions: log of the sum over words and rows float32[P], and what the
-    head says of the label, if it is a word, float32[P]. With `needed` the logits become the
-    gradient of -log p by the head's product."""
-    of_words = head.shape(logits).float()
-    said = of_words.gather(1, words)[:, 0]
-    slope = head.shape.slope(of_words)
-    most = of_words.amax(-1, keepdim=True)
-    by_words = of_words.sub_(most).exp_()
-    total = torch.logaddexp(by_words.sum(-1).log() + most[:, 0], of_rows)
-    if needed:
-        by_words *= (most - total[:, None]).exp()
-        by_words.scatter_add_(1, words, -is_word.float()[:, None])
-        if head.shape != LogitShape():
-            by_words *= slope
-        logits.copy_(by_words)
-    return total, said
-
-
-def _fused_chunk(
-    hidden: Tensor, rows: Tensor, labels: Tensor, head: Head, needed: bool
+def _liger_nll_chunk(
+    hidden: Tensor, signal_head: Tensor, labels: Tensor, head: FrozenHead, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by Liger's kernel, which knows of words alone: its softmax is that of all words and
-    rows but for the words' share of it."""
+    """Compute `token_nll` of a chunk by Liger's kernel, whose softmax is over text tokens alone:
+    its loss and gradient are corrected by the text tokens' share of the whole softmax."""
     from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports]
         fused_linear_cross_entropy_forward,
     )
 
-    words, chosen, is_word = _chosen(labels, head)
-    words = words[:, 0]
-    weight, its_bias = head.words.weight, head.words.bias
-    states = (hidden * head.shape.factor).to(weight.dtype)
-    told = fused_linear_cross_entropy_forward(
-        states,
+    text_labels, signal_labels, is_text = _split_labels(labels, head)
+    text_labels = text_labels[:, 0]
+    weight, vocab_bias = head.vocab.weight, head.vocab.bias
+    outputs = fused_linear_cross_entropy_forward(
+        (hidden * head.transform.scale).to(weight.dtype),
         weight,
-        words,
-        bias=None if its_bias is None else its_bias * head.shape.factor,
+        text_labels,
+        bias=None if vocab_bias is None else vocab_bias * head.transform.scale,
         reduction="none",
-        softcap=head.shape.cap,
-        compute_gradients=needed,
+        softcap=head.transform.softcap,
+        compute_gradients=needs_grad,
         weight_requires_grad=False,
     )
-    of_word, by_states = told[0], told[4]
-    bias = 0.0 if its_bias is None else its_bias[words]
-    product = (hidden.float() * weight[words].float()).sum(-1) + bias
-    said_word = head.shape(product)  # [P]
-    of_words = of_word + said_word  # log of the sum over words
-    of_rows = head.shape(F.linear(hidden, rows)).float()
-    sum_rows = of_rows.logsumexp(-1)
-    total = torch.logaddexp(of_words, sum_rows)
-    share = torch.sigmoid(of_words - sum_rows)[:, None]
-    token_nll = torch.where(
-        is_word, of_word + F.softplus(sum_rows - of_words), total - _pick(of_rows, chosen)
+    text_nll, text_hidden_grad = outputs[0], outputs[4]
+    bias = 0.0 if vocab_bias is None else vocab_bias[text_labels]
+    label_product = (hidden.float() * weight[text_labels].float()).sum(-1) + bias
+    label_logit = head.transform(label_product)  # [P]
+    text_lse = text_nll + label_logit
+    signal_logits = head.transform(F.linear(hidden, signal_head)).float()
+    signal_lse = signal_logits.logsumexp(-1)
+    log_normalizer = torch.logaddexp(text_lse, signal_lse)
+    text_share = torch.sigmoid(text_lse - signal_lse)[:, None]
+    losses = torch.where(
+        is_text,
+        text_nll + F.softplus(signal_lse - text_lse),
+        log_normalizer - _gather_labels(signal_logits, signal_labels),
     )
-    by_rows = _by_rows(of_rows, total, chosen, is_word, head)
-    if not needed:
-        return token_nll, hidden[:0], by_rows
-    slope = head.shape.slope(said_word)
-    slope = slope[:, None] if isinstance(slope, Tensor) else slope
-    by_hidden = share * by_states.float() * head.shape.factor
-    by_hidden += (share - is_word[:, None].float()) * slope * weight[words].float()
-    by_hidden += by_rows @ rows.float()
-    return token_nll, by_hidden.to(hidden.dtype), by_rows
+    signal_grad = _signal_nll_grad(signal_logits, log_normalizer, signal_labels, is_text, head)
+    if not needs_grad:
+        return losses, hidden[:0], signal_grad
+    derivative = head.transform.derivative(label_logit)
+    derivative = derivative[:, None] if isinstance(derivative, Tensor) else derivative
+    hidden_grad = text_share * text_hidden_grad.float() * head.transform.scale
+    label_weight = weight[text_labels].float()
+    hidden_grad += (text_share - is_text[:, None].float()) * derivative * label_weight
+    hidden_grad += signal_grad @ signal_head.float()
+    return losses, hidden_grad.to(hidden.dtype), signal_grad
 
 
-def _chosen(labels: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
-    """Each label as a word int[P, 1] (0 if it is none) and as a row int[P], and which it is."""
-    count = len(head.words.weight)
-    is_word = labels < count
-    return torch.where(is_word, labels, 0)[:, None], (labels - count).clamp_min(0), is_word
+def _hidden_grad(
+    text_grad: Tensor, signal_grad: Tensor, signal_head: Tensor, head: FrozenHead
+) -> Tensor:
+    """Compute the gradient with respect to the hidden states from those with respect to both parts
+    of the head's product."""
+    dtype = head.vocab.weight.dtype
+    return (
+        head.vocab.backward(text_grad.to(dtype)) + signal_grad.to(signal_head.dtype) @ signal_head
+    )
 
 
-def _pick(of_rows: Tensor, chosen: Tensor) -> Tensor:
-    """float[P, O] and int[P] -> float[P]; nothing is chosen where there are no rows."""
-    if of_rows.shape[1] == 0:
-        return of_rows.new_zeros(len(chosen))
-    return of_rows.gather(1, chosen[:, None])[:, 0]
+def _signal_nll_grad(
+    signal_logits: Tensor,
+    log_normalizer: Tensor,
+    signal_labels: Tensor,
+    is_text: Tensor,
+    head: FrozenHead,
+) -> Tensor:
+    """Compute the gradient of -log p with respect to the signal head's product: float32[P, O]."""
+    grad = (signal_logits - log_normalizer[:, None]).exp()
+    if grad.shape[1]:
+        grad.scatter_add_(1, signal_labels[:, None], is_text.float()[:, None] - 1)
+    return grad * head.transform.derivative(signal_logits)
 
 
-def _by_rows(of_rows: Tensor, total: Tensor, chosen: Tensor, is_word: Tensor, head: Head) -> Tensor:
-    """The gradient of -log p by the product of hidden state and rows: float32[P, O]."""
-    found = (of_rows - total[:, None]).exp()
-    if found.shape[1]:
-        found.scatter_add_(1, chosen[:, None], is_word.float()[:, None] - 1)
-    return found * head.shape.slope(of_rows)
+def _block_size(hidden: Tensor) -> int:
+    return BLOCK_SIZE if hidden.device.type == "cpu" else CHUNK_SIZE
+
+
+def _split_labels(labels: Tensor, head: FrozenHead) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each label as a text token int[P, 1] (0 if it is none), as an index into the signal
+    head int[P] (0 if it is none), and whether it is a text token bool[P]."""
+    vocab_size = len(head.vocab.weight)
+    is_text = labels < vocab_size
+    text_labels = torch.where(is_text, labels, 0)[:, None]
+    return text_labels, (labels - vocab_size).clamp_min(0), is_text
+
+
+def _gather_labels(signal_logits: Tensor, signal_labels: Tensor) -> Tensor:
+    """Select a logit for each position: float[P, O], int[P] -> float[P]; zeros without outputs."""
+    if signal_logits.shape[1] == 0:
+        return signal_logits.new_zeros(len(signal_labels))
+    return signal_logits.gather(1, signal_labels[:, None])[:, 0]

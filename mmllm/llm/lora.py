@@ -1,8 +1,10 @@
-"""Low-rank adapters (Hu et al. 2021) of peft's, without what peft computes around them in training:
-it casts what a layer reads to the adapter's dtype, which autocast undoes, and scales and adds what
-the adapter gives in passes of their own, forward and backward.
+"""LoRA layers (Hu et al. 2021) that train in fewer passes over memory than peft's own.
 
-Legend: N positions, I width read, O width given, R rank.
+peft casts the input of a layer to the adapter's dtype, which autocast undoes, and scales and adds
+the adapter's output in separate passes, forward and backward. Here a frozen linear layer and its
+adapter are one autograd function.
+
+Legend: N positions, I input features, O output features, R rank.
 """
 
 from __future__ import annotations
@@ -13,12 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmllm.llm.frozen import Frozen
+from mmllm.llm.frozen import FrozenLinear
 
 
 def plain_adapter(module: Any) -> tuple[nn.Linear, Tensor, Tensor, float] | None:
-    """The base layer, `down` [R, I], `up` [O, R] and the scale of one of peft's layers; None where
-    it does more, or less, than to add up(down(x)) * scale."""
+    """Read the adapter of one of peft's layers if its output is exactly base(x) + up(down(x)) * s.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The base layer, `down` [R, I], `up` [O, R] and the scale; None for another module, or for an
+        adapter that is merged, disabled, or more than plain LoRA (DoRA, dropout, a bias, several).
+    """
     base = getattr(module, "base_layer", None)
     if type(base) is not nn.Linear or module.merged or module.disable_adapters:
         return None
@@ -34,75 +43,92 @@ def plain_adapter(module: Any) -> tuple[nn.Linear, Tensor, Tensor, float] | None
 
 
 @cache
-def adapted_linear() -> type[nn.Module]:
-    """peft's layer for `nn.Linear`, which trains in fewer passes. (A function, because importing
-    peft takes a second.)"""
+def fused_lora_linear() -> type[nn.Module]:
+    """Return a subclass of peft's LoRA layer for `nn.Linear` that trains in fewer passes. (It is
+    made in a function because importing peft takes a second.)"""
     from peft.tuners.lora.layer import Linear
 
-    class AdaptedLinear(Linear):
-        def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-            plain = None if arguments or options else plain_adapter(self)
-            if plain is None or not torch.is_grad_enabled() or not _exact(x, plain[0].weight):
-                return super().forward(x, *arguments, **options)
+    class FusedLoRALinear(Linear):
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            plain = None if args or kwargs else plain_adapter(self)
+            if plain is None or not torch.is_grad_enabled() or not _has_dtype_of(x, plain[0]):
+                return super().forward(x, *args, **kwargs)
             base, down, up, scale = plain
-            return adapted(x, Frozen(base.weight, base.bias), down, up, scale)
+            return lora_linear(x, FrozenLinear(base.weight, base.bias), down, up, scale)
 
-    return AdaptedLinear
-
-
-def _exact(x: Tensor, weight: Tensor) -> bool:
-    """Whether a frozen layer reads what it is given as it is."""
-    return x.dtype == weight.dtype and not weight.requires_grad and not casts(x)
+    return FusedLoRALinear
 
 
-def casts(x: Tensor) -> bool:
-    """Whether autocast would have products read it in another dtype."""
-    kind = x.device.type
-    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast would cast this input of a matrix product to another dtype."""
+    device_type = x.device.type
+    return (
+        torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) != x.dtype
+    )
 
 
-def adapted(x: Tensor, frozen: Frozen, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """What a frozen layer and its adapter give: float[..., I], float[R, I], float[O, R]
-    -> float[..., O]"""
-    return _Adapted.apply(x, frozen, down.to(x.dtype), up.to(x.dtype), scale)  # pyright: ignore
+def lora_linear(x: Tensor, base: FrozenLinear, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Compute base(x) + x @ down.T @ up.T * scale.
+
+    Args:
+        x: float[..., I].
+        base: The frozen layer.
+        down: float[R, I], trained.
+        up: float[O, R], trained.
+        scale: The adapter's scale, alpha / rank for plain LoRA.
+
+    Returns:
+        float[..., O] in the dtype of `x`.
+    """
+    return LoRALinearFn.apply(x, base, down.to(x.dtype), up.to(x.dtype), scale)  # pyright: ignore
 
 
-def unadapted(x: Tensor, frozen: Frozen) -> Tensor:
-    """What a frozen layer gives: float[..., I] -> float[..., O]"""
-    return _Unadapted.apply(x, frozen)  # pyright: ignore
+def frozen_linear(x: Tensor, base: FrozenLinear) -> Tensor:
+    """Apply a frozen layer: float[..., I] -> float[..., O]"""
+    return FrozenLinearFn.apply(x, base)  # pyright: ignore
 
 
-class _Unadapted(torch.autograd.Function):
+def _has_dtype_of(x: Tensor, base: nn.Linear) -> bool:
+    """Whether the base layer is frozen and takes `x` without a cast."""
+    weight = base.weight
+    return x.dtype == weight.dtype and not weight.requires_grad and not is_autocast(x)
+
+
+class FrozenLinearFn(torch.autograd.Function):
+    """A FrozenLinear under autograd."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Frozen) -> Tensor:  # pyright: ignore
-        ctx.frozen = frozen
-        return frozen.forward(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+    def forward(ctx: Any, x: Tensor, base: FrozenLinear) -> Tensor:  # pyright: ignore
+        ctx.base = base
+        return base.forward(x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        by_x = ctx.frozen.backward(gradients[0].flatten(0, -2))
-        return by_x.view(*gradients[0].shape[:-1], -1), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_grad = ctx.base.backward(grads[0].flatten(0, -2))
+        return x_grad.view(*grads[0].shape[:-1], -1), None
 
 
-class _Adapted(torch.autograd.Function):
+class LoRALinearFn(torch.autograd.Function):
+    """A FrozenLinear and its adapter under autograd; see `lora_linear`."""
+
     @staticmethod
     def forward(  # pyright: ignore
-        ctx: Any, x: Tensor, frozen: Frozen, down: Tensor, up: Tensor, scale: float
+        ctx: Any, x: Tensor, base: FrozenLinear, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         flat = x.flatten(0, -2)
-        low = flat @ down.T  # [N, R]
-        ctx.save_for_backward(flat, down, up, low)
-        ctx.frozen, ctx.scale = frozen, scale
-        return frozen.forward(flat).addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
+        low_rank = flat @ down.T  # [N, R]
+        ctx.save_for_backward(flat, down, up, low_rank)
+        ctx.base, ctx.scale = base, scale
+        return base.forward(flat).addmm_(low_rank, up.T, alpha=scale).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        flat, down, up, low = ctx.saved_tensors
-        gradient = gradients[0].flatten(0, -2)
-        by_low = (gradient @ up).mul_(ctx.scale)  # [N, R]
-        by_x = None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, down, up, low_rank = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2)
+        low_rank_grad = (grad @ up).mul_(ctx.scale)  # [N, R]
+        x_grad = None
         if ctx.needs_input_grad[0]:
-            by_x = ctx.frozen.backward(gradient).addmm_(by_low, down)
-            by_x = by_x.view(*gradients[0].shape[:-1], -1)
-        by_up = (gradient.T @ low).mul_(ctx.scale)
-        return by_x, None, by_low.T @ flat, by_up, None
+            x_grad = ctx.base.backward(grad).addmm_(low_rank_grad, down)
+            x_grad = x_grad.view(*grads[0].shape[:-1], -1)
+        up_grad = (grad.T @ low_rank).mul_(ctx.scale)
+        return x_grad, None, low_rank_grad.T @ flat, up_grad, None

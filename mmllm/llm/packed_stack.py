@@ -17,63 +17,63 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmllm.llm.frozen import Products, is_small
-from mmllm.llm.hooks import is_hooked
-from mmllm.llm.lora import adapted, casts, plain_adapter, unadapted
-from mmllm.llm.packing import Packing, attend_pack
-from mmllm.llm.stack import angles, is_known, rotated
+from mmllm.llm.frozen import PrepackCache, may_prepack
+from mmllm.llm.hooks import has_forward_hooks
+from mmllm.llm.lora import frozen_linear, is_autocast, lora_linear, plain_adapter
+from mmllm.llm.packing import PackLayout, packed_attention
+from mmllm.llm.stack import apply_rope, is_supported, rope_cos_sin
 
-BLOCK = 128
+BLOCK_SIZE = 128
 """Positions that a core's cache holds while they are added and normed."""
 
 
-class PackedStack:
+class PackedDecoderStack:
     """The layers of one model, from embeddings to the last hidden states."""
 
     def __init__(self, decoder: Any):
         self.decoder = decoder
-        small = is_small(decoder)
+        small = may_prepack(decoder)
         layers = decoder.layers[: decoder.config.num_hidden_layers]
-        self.layers = [_Layer(layer, small) for layer in layers]
+        self.layers = [TrainingLayer(layer, small) for layer in layers]
 
     @classmethod
-    def of(cls, decoder: Any) -> PackedStack | None:
+    def build(cls, decoder: Any) -> PackedDecoderStack | None:
         """Of the part of a transformers model below its head; None for families not known here."""
-        known = is_known(decoder) and not getattr(decoder.config, "sliding_window", None)
+        known = is_supported(decoder) and not getattr(decoder.config, "sliding_window", None)
         return cls(decoder) if known else None
 
-    def computes(self, embeds: Tensor) -> bool:
+    def supports(self, embeds: Tensor) -> bool:
         """Whether it gives what the model's own layers would for such embeddings, as they are."""
         weight = self.decoder.norm.weight
         plain = embeds.device.type == "cpu" and embeds.dtype == weight.dtype
-        if not plain or casts(embeds) or any(map(_is_changed, self.decoder.modules())):
+        if not plain or is_autocast(embeds) or any(map(_is_customized, self.decoder.modules())):
             return False
         own = zip(self.layers, self.decoder.layers, strict=False)
-        return is_known(self.decoder) and all(layer.is_of(module) for layer, module in own)
+        return is_supported(self.decoder) and all(layer.is_of(module) for layer, module in own)
 
-    def __call__(self, embeds: Tensor, positions: Tensor, packing: Packing) -> Tensor:
+    def __call__(self, embeds: Tensor, positions: Tensor, packing: PackLayout) -> Tensor:
         """float[1, T, D], int[1, T] -> float[1, T, D]"""
-        cos, sin = angles(self.decoder.rotary_emb, embeds[0], positions[0])
+        cos, sin = rope_cos_sin(self.decoder.rotary_emb, embeds[0], positions[0])
         after = [layer.module.input_layernorm for layer in self.layers[1:]] + [self.decoder.norm]
         x = embeds[0]
         h = self.layers[0].module.input_layernorm(x)
         for layer, norm in zip(self.layers, after, strict=True):
             read = layer.attention(h, cos, sin, packing)
-            x, h = _summed(layer.module.post_attention_layernorm, x, read)
-            x, h = _summed(norm, x, layer.network(h))
+            x, h = add_rms_norm(layer.module.post_attention_layernorm, x, read)
+            x, h = add_rms_norm(norm, x, layer.network(h))
         return h[None]
 
 
-class _Layer:
+class TrainingLayer:
     """Attention and the gated network of one of transformers' layers."""
 
     def __init__(self, module: Any, small: bool):
         self.module = module
         self.q, self.k, self.v, self.o = (
-            _Linear(module.self_attn, f"{name}_proj", small) for name in "qkvo"
+            TrainingLinear(module.self_attn, f"{name}_proj", small) for name in "qkvo"
         )
         self.gate, self.up, self.down = (
-            _Linear(module.mlp, f"{name}_proj", small) for name in ("gate", "up", "down")
+            TrainingLinear(module.mlp, f"{name}_proj", small) for name in ("gate", "up", "down")
         )
 
     def is_of(self, module: Any) -> bool:
@@ -81,7 +81,7 @@ class _Layer:
         parts = self.module.self_attn, self.module.mlp
         return module is self.module and parts == (self.q.parent, self.gate.parent)
 
-    def attention(self, h: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> Tensor:
+    def attention(self, h: Tensor, cos: Tensor, sin: Tensor, packing: PackLayout) -> Tensor:
         """float[T, D], float[T, 1, E] twice -> float[T, D]"""
         module = self.module.self_attn
         q, k, v = (
@@ -89,9 +89,9 @@ class _Layer:
         )
         if hasattr(module, "q_norm"):
             q, k = module.q_norm(q), module.k_norm(k)
-        q, k = (_Rotated.apply(heads, cos, sin) for heads in (q, k))  # pyright: ignore
+        q, k = (RoPEFn.apply(heads, cos, sin) for heads in (q, k))  # pyright: ignore
         dropout = module.attention_dropout if module.training else 0.0
-        read = attend_pack(module, q, k, v, packing, scaling=module.scaling, dropout=dropout)
+        read = packed_attention(module, q, k, v, packing, scaling=module.scaling, dropout=dropout)
         return self.o(read.flatten(1))
 
     def network(self, h: Tensor) -> Tensor:
@@ -99,12 +99,12 @@ class _Layer:
         return self.down(self.module.mlp.act_fn(self.gate(h)) * self.up(h))
 
 
-class _Linear:
+class TrainingLinear:
     """A linear layer of a module, under whatever adapter it has when it is called."""
 
     def __init__(self, parent: nn.Module, name: str, small: bool):
         self.parent, self.name = parent, name
-        self.products = Products(small)
+        self.products = PrepackCache(small)
 
     def __call__(self, x: Tensor) -> Tensor:
         """float[T, I] -> float[T, O]"""
@@ -114,23 +114,23 @@ class _Linear:
             return module(x)
         frozen = self.products(base.weight, base.bias)
         if base is module or (module.disable_adapters and not module.merged):
-            return unadapted(x, frozen)
+            return frozen_linear(x, frozen)
         plain = plain_adapter(module)
-        return module(x) if plain is None else adapted(x, frozen, *plain[1:])
+        return module(x) if plain is None else lora_linear(x, frozen, *plain[1:])
 
 
-def _is_changed(module: Any) -> bool:
+def _is_customized(module: Any) -> bool:
     """Whether somebody put something around its forward, or trains what is frozen here."""
     trained = type(module).__name__.endswith("RMSNorm") and module.weight.requires_grad
-    return trained or is_hooked(module) or module._compiled_call_impl is not None
+    return trained or has_forward_hooks(module) or module._compiled_call_impl is not None
 
 
-def _summed(norm: Any, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+def add_rms_norm(norm: Any, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     """x + branch, and that normed: float[T, D] twice -> float[T, D] twice"""
-    return _Summed.apply(x, branch, norm.weight, norm.variance_epsilon)  # pyright: ignore
+    return AddRMSNormFn.apply(x, branch, norm.weight, norm.variance_epsilon)  # pyright: ignore
 
 
-class _Summed(torch.autograd.Function):
+class AddRMSNormFn(torch.autograd.Function):
     """A sum and its root mean square normalisation (Zhang and Sennrich 2019), in float32 within."""
 
     @staticmethod
@@ -164,18 +164,18 @@ class _Summed(torch.autograd.Function):
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """So many positions of each."""
-    return zip(*(tensor.split(BLOCK) for tensor in tensors), strict=True)
+    return zip(*(tensor.split(BLOCK_SIZE) for tensor in tensors), strict=True)
 
 
-class _Rotated(torch.autograd.Function):
-    """`rotated`, whose gradient is rotated back."""
+class RoPEFn(torch.autograd.Function):
+    """`apply_rope`, whose gradient is apply_rope back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # pyright: ignore
         ctx.save_for_backward(cos, sin)
-        return rotated(x, cos, sin)
+        return apply_rope(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return rotated(gradients[0], cos, sin, -1), None, None
+        return apply_rope(gradients[0], cos, sin, -1), None, None

@@ -1,12 +1,13 @@
-"""Attention over conversations that are packed into one row, without a mask of T x T.
+"""Attention over sequences that are packed into one row, without a T x T mask.
 
-Linear layers see the row as it is, without padding. For attention alone each conversation becomes a
-row of its own, whose keys begin with the opening that all of them share (a system prompt, say),
-which stands in the pack once; conversations of like length make a group. Time and memory are those
-of the conversations one by one.
-Legend: C conversations of a group, P positions of the opening that they see, S of the group's
-longest conversation after it, L = P + S, T positions of the pack, N = the groups' C * S together,
-or C * L for keys; H heads, K heads of keys, E their width.
+Linear layers process the pack as it is, without padding. For attention alone each sequence becomes
+a row of its own, whose keys start with the prefix that all sequences share (a system prompt, say)
+and that is in the pack once; sequences of similar length form a group. Time and memory are those of
+the sequences one by one.
+
+Legend: T positions of the pack, C sequences of a group, P positions of the prefix that they attend
+to, S positions of the group's longest sequence after the prefix, L = P + S; N rows of all groups:
+C * S summed over groups for queries, C * L for keys; H heads, K key-value heads, E their width.
 """
 
 from __future__ import annotations
@@ -18,182 +19,177 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
-KERNEL = "sdpa_packed"
-"""What transformers calls this attention; without a Packing it is its `sdpa`."""
-SHORT = 256
-"""Keys up to which plain products have the faster gradient on a CPU; the fused kernel's is made for
-long rows."""
-GROUP = 20_000
-"""Pairs of a query and a key whose time on a CPU is that of a group more."""
-ALIGNED = 4
-"""L is a multiple of it: products of odd widths take a fifth longer on a CPU."""
-LAYERS = {"full_attention", "sliding_attention"}
-"""Kinds of layers that it knows."""
+ATTENTION_NAME = "sdpa_packed"
+"""The name of this attention in transformers; without a PackLayout it is transformers' `sdpa`."""
+MAX_MATH_KEYS = 256
+"""Number of keys up to which plain matrix products have the faster gradient on a CPU; the fused
+kernel is made for long rows."""
+GROUP_OVERHEAD = 20_000
+"""What one group more costs on a CPU, as the number of query-key pairs that take the same time."""
+LENGTH_MULTIPLE = 4
+"""L is rounded up to a multiple of it: products of odd widths take a fifth longer on a CPU."""
+SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+"""transformers' `layer_types` that packed attention can compute."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
-    """C conversations that see `before` (P) positions of the opening. `places` int[C, S]: where
-    they stand in the pack; anywhere where `real` bool[C, S] says that one has ended."""
+class PackGroup:
+    """C sequences of similar length.
 
-    before: int
-    places: Tensor
-    real: Tensor
+    Args:
+        prefix_len: P, the positions of the prefix that they attend to.
+        positions: int[C, S], where their tokens are in the pack; anything where not `valid`.
+        valid: bool[C, S], False behind the end of a shorter sequence.
+    """
+
+    prefix_len: int
+    positions: Tensor
+    valid: Tensor
 
     @property
-    def count(self) -> int:
-        return len(self.places)
+    def num_sequences(self) -> int:
+        """C"""
+        return len(self.positions)
 
     @property
-    def own(self) -> int:
+    def num_queries(self) -> int:
         """S"""
-        return self.places.shape[1]
+        return self.positions.shape[1]
 
     @property
-    def seen(self) -> int:
+    def num_keys(self) -> int:
         """L"""
-        return self.before + self.own
+        return self.prefix_len + self.num_queries
 
 
 @dataclass(frozen=True)
-class _Map:
-    """Which of T rows stands in which of N, and the other way round: `take` int[N], `back` int[T];
-    in the rows `empty` stands none, and in `openings` int[C, P] the first P of T once more, for
-    each of all conversations. With heads each row is that of one head."""
+class RowIndex:
+    """The mapping between T rows of the pack and N rows of the groups. With heads, each row is that
+    of one head.
 
-    take: Tensor
-    back: Tensor
-    empty: Tensor
-    openings: Tensor
+    Args:
+        to_groups: int[N], the pack's row that each row of the groups holds.
+        to_pack: int[T], a row of the groups that holds each row of the pack.
+        padding: The rows of the groups that hold none.
+        prefix_copies: int[C, P] over all groups, the rows that hold a copy of the prefix.
+    """
 
-    def spread(self, rows: Tensor) -> Tensor:
-        """float[T, E] -> float[N, E], anything in those that are empty."""
-        return rows.index_select(0, self.take)
+    to_groups: Tensor
+    to_pack: Tensor
+    padding: Tensor
+    prefix_copies: Tensor
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """Copy the pack's rows to the groups: float[T, E] -> float[N, E], padding undefined."""
+        return rows.index_select(0, self.to_groups)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """float[N, E] -> float[T, E]"""
-        return rows.index_select(0, self.back)
+        """Copy the groups' rows back to the pack: float[N, E] -> float[T, E]"""
+        return rows.index_select(0, self.to_pack)
 
-    def sum(self, rows: Tensor) -> Tensor:
-        """float[N, E] -> float[T, E], what stands in several rows added up: the gradient of
-        `spread`."""
-        found = self.gather(rows)
-        if before := self.openings.shape[1]:
-            again = rows.index_select(0, self.openings.flatten())
-            found[:before] += again.view(*self.openings.shape, -1).sum(0)
-        return found
+    def gather_sum(self, rows: Tensor) -> Tensor:
+        """Sum all copies of each row of the pack, the gradient of `scatter`: float[N, E] ->
+        float[T, E]"""
+        total = self.gather(rows)
+        if prefix_len := self.prefix_copies.shape[1]:
+            copies = rows.index_select(0, self.prefix_copies.flatten())
+            total[:prefix_len] += copies.view(*self.prefix_copies.shape, -1).sum(0)
+        return total
 
 
-class Packing:
-    """Which place goes where, for all layers of one forward pass."""
+GroupSplit = tuple[list[int], list[int]]
+"""The number of rows of each group, and the number of batched matrix products that they make: one
+for each sequence and key-value head."""
 
-    def __init__(self, groups: Sequence[_Group], device: torch.device):
+
+class PackLayout:
+    """Which position of a pack belongs to which sequence, with the index tables, masks and biases
+    of its groups, which all layers of one forward pass share.
+
+    Args:
+        groups: Groups of sequences; a shared prefix is a group of its own.
+        device: Where the tables are.
+    """
+
+    def __init__(self, groups: Sequence[PackGroup], device: torch.device):
         self.groups = tuple(groups)
         self.device = device
-        self._made: dict[tuple[Any, ...], Any] = {}
+        self._cache: dict[tuple[Any, ...], Any] = {}
 
     @classmethod
-    def of(cls, lengths: Sequence[int], opening: int, device: torch.device) -> Packing:
-        """`lengths`: of the conversations, the opening not counted. Nothing is asked of the
-        device. The opening is a group of its own."""
-        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        own = torch.tensor(lengths)
-        starts = opening + own.cumsum(0) - own
+    def build(cls, seq_lens: Sequence[int], prefix_len: int, device: torch.device) -> PackLayout:
+        """Group the sequences of a pack by length, without waiting for the device.
+
+        Args:
+            seq_lens: The length of each sequence, in the pack's order, without the prefix.
+            prefix_len: Length of the prefix that all of them share, at the start of the pack.
+            device: The device of the hidden states.
+        """
+        order = sorted(range(len(seq_lens)), key=lambda index: -seq_lens[index])
+        lengths = torch.tensor(seq_lens)
+        starts = prefix_len + lengths.cumsum(0) - lengths
         groups = []
-        if opening:
-            groups.append(_group(torch.tensor([0]), torch.tensor([opening]), 0))
-        for size in _groups([lengths[index] for index in order], opening, device):
+        if prefix_len:
+            groups.append(_build_group(torch.tensor([0]), torch.tensor([prefix_len]), 0))
+        for size in group_sizes([seq_lens[index] for index in order], prefix_len, device):
             members, order = torch.tensor(order[:size]), order[size:]
-            groups.append(_group(starts[members], own[members], opening))
+            groups.append(_build_group(starts[members], lengths[members], prefix_len))
         return cls(groups, device)
 
-    def map(self, heads: int, *, keys: bool) -> _Map:
-        """For rows of `heads` heads in the pack, int[T * heads], and by head in a group: of keys
-        [C, heads, L], or of what asks for them [C, heads, S]."""
-        return self._once(_map, self.groups, heads, keys, self.device)
+    def row_index(self, heads: int, *, keys: bool) -> RowIndex:
+        """Return the mapping for rows of `heads` heads: int[T * heads] in the pack; in the groups,
+        by head, those of keys [C, heads, L] or of queries [C, heads, S]."""
+        return self._cached(_build_row_index, self.groups, heads, keys, self.device)
 
     def mask(self, index: int, window: int | None) -> Tensor | None:
-        """What each position of a group sees, bool[1, 1, S, L]; None: all up to itself."""
+        """Return what each position of a group attends to, bool[1, 1, S, L]; None if that is plain
+        causal attention."""
         group = self.groups[index]
-        if group.before == 0 and (window is None or group.own <= window):
+        if group.prefix_len == 0 and (window is None or group.num_queries <= window):
             return None
-        return self._once(_seen, group.own, group.seen, window, self.device)
+        return self._cached(causal_mask, group.num_queries, group.num_keys, window, self.device)
 
     def bias(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The same as what is added to scores: float[1, 1, S, L]."""
+        """Return the same as an additive bias of scores: float[1, 1, S, L]."""
         group = self.groups[index]
-        return self._once(_bias, group.own, group.seen, window, self.device, dtype)
+        return self._cached(
+            _causal_bias, group.num_queries, group.num_keys, window, self.device, dtype
+        )
 
-    def shares(self, heads: int, shared: int) -> tuple[_Share, _Share]:
-        """Of what is spread over the groups, by all `heads` and by those that are `shared`."""
-        return self._once(_shares, self.groups, heads, shared)
+    def splits(self, heads: int, kv_heads: int) -> tuple[GroupSplit, GroupSplit]:
+        """Return how rows of queries and rows of keys are split into groups."""
+        return self._cached(_build_splits, self.groups, heads, kv_heads)
 
-    def _once(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        """What `make` gives, for all layers."""
-        if (make, *arguments) not in self._made:
-            self._made[make, *arguments] = make(*arguments)
-        return self._made[make, *arguments]
-
-
-_Share = tuple[list[int], list[int]]
-"""How many rows are each group's, and of how many products with shared keys."""
+    def _cached(self, build: Callable[..., Any], *args: Any) -> Any:
+        """Return build(*args), computed once for all layers."""
+        if (build, *args) not in self._cache:
+            self._cache[build, *args] = build(*args)
+        return self._cache[build, *args]
 
 
-def _shares(groups: tuple[_Group, ...], heads: int, shared: int) -> tuple[_Share, _Share]:
-    products = [group.count * shared for group in groups]
-    asks = [group.count * heads * group.own for group in groups]
-    holds = [group.count * shared * group.seen for group in groups]
-    return (asks, products), (holds, products)
+def group_sizes(lengths: Sequence[int], prefix_len: int, device: torch.device) -> list[int]:
+    """Split sequences into groups with the least padding, where a group is worth its own calls.
 
+    Args:
+        lengths: Of the sequences without the prefix, the longest first.
+        prefix_len: Length of the shared prefix.
+        device: An accelerator, whose calls cost more than padding, gets one group.
 
-def _map(groups: tuple[_Group, ...], heads: int, keys: bool, device: torch.device) -> _Map:
-    places, reals, openings, offset = [], [], [], 0
-    head = torch.arange(heads)[:, None]
-    for group in groups:
-        place, real = group.places, group.real
-        if keys:
-            opening = torch.arange(group.before).expand(group.count, -1)
-            place = torch.cat([opening, place], dim=1)
-            real = torch.cat([torch.zeros_like(opening, dtype=torch.bool), real], dim=1)
-            if group.before:
-                rows = offset + torch.arange(group.count * heads * group.seen)
-                rows = rows.view(group.count, heads, -1)[:, :, : group.before]
-                openings.append(rows.transpose(1, 2).flatten(1))
-            offset += group.count * heads * group.seen
-        places.append((place[:, None] * heads + head).flatten())
-        reals.append(real[:, None].expand(-1, heads, -1).flatten())
-    take, real = torch.cat(places), torch.cat(reals)
-    back = torch.empty(int(real.sum()), dtype=torch.long)
-    back[take[real]] = real.nonzero().flatten()
-    again = torch.cat(openings) if openings else torch.empty(0, 0, dtype=torch.long)
-    found = take, back, (~real).nonzero().flatten(), again
-    return _Map(*(moved(table, device) for table in found))
-
-
-def _group(starts: Tensor, own: Tensor, before: int) -> _Group:
-    """Conversations that start at int[C] and have int[C] positions, the longest first."""
-    longest = -(-(before + int(own[0])) // ALIGNED) * ALIGNED - before
-    columns = torch.arange(longest)
-    real = columns < own[:, None]
-    return _Group(before, torch.where(real, starts[:, None] + columns, 0), real)
-
-
-def _groups(lengths: Sequence[int], opening: int, device: torch.device) -> list[int]:
-    """How many of the conversations, longest first, make each group: the least padding, where a
-    group is worth its own calls. An accelerator, whose calls cost more than its padding, has one.
+    Returns:
+        The number of sequences of each group, in the order of `lengths`.
     """
     if device.type != "cpu":
         return [len(lengths)]
-    best = [(0, 0)]  # for the first n conversations: (cost, size of the last group)
+    best = [(0, 0)]  # for the first n sequences: (cost, size of the last group)
     for stop in range(1, len(lengths) + 1):
         best.append(
             min(
                 (
                     best[start][0]
-                    + (stop - start) * lengths[start] * (opening + lengths[start])
-                    + GROUP,
+                    + (stop - start) * lengths[start] * (prefix_len + lengths[start])
+                    + GROUP_OVERHEAD,
                     stop - start,
                 )
                 for start in range(stop)
@@ -206,83 +202,167 @@ def _groups(lengths: Sequence[int], opening: int, device: torch.device) -> list[
     return sizes[::-1]
 
 
-def attend(
+def _build_group(starts: Tensor, lengths: Tensor, prefix_len: int) -> PackGroup:
+    """Make the group of sequences that start at int[C] with int[C] positions, the longest first."""
+    num_keys = -(-(prefix_len + int(lengths[0])) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    columns = torch.arange(num_keys - prefix_len)
+    valid = columns < lengths[:, None]
+    return PackGroup(prefix_len, torch.where(valid, starts[:, None] + columns, 0), valid)
+
+
+def _build_row_index(
+    groups: tuple[PackGroup, ...], heads: int, keys: bool, device: torch.device
+) -> RowIndex:
+    """Build the tables of `PackLayout.row_index` on the CPU and copy them to the device."""
+    positions, valids, prefix_copies, offset = [], [], [], 0
+    head = torch.arange(heads)[:, None]
+    for group in groups:
+        position, valid = group.positions, group.valid
+        if keys:
+            prefix = torch.arange(group.prefix_len).expand(group.num_sequences, -1)
+            position = torch.cat([prefix, position], dim=1)
+            valid = torch.cat([torch.zeros_like(prefix, dtype=torch.bool), valid], dim=1)
+            num_rows = group.num_sequences * heads * group.num_keys
+            if group.prefix_len:
+                rows = (offset + torch.arange(num_rows)).view(group.num_sequences, heads, -1)
+                rows = rows[:, :, : group.prefix_len]
+                prefix_copies.append(rows.transpose(1, 2).flatten(1))
+            offset += num_rows
+        positions.append((position[:, None] * heads + head).flatten())
+        valids.append(valid[:, None].expand(-1, heads, -1).flatten())
+    to_groups, valid = torch.cat(positions), torch.cat(valids)
+    to_pack = torch.empty(int(valid.sum()), dtype=torch.long)
+    to_pack[to_groups[valid]] = valid.nonzero().flatten()
+    copies = torch.cat(prefix_copies) if prefix_copies else torch.empty(0, 0, dtype=torch.long)
+    tables = to_groups, to_pack, (~valid).nonzero().flatten(), copies
+    return RowIndex(*(to_device(table, device) for table in tables))
+
+
+def _build_splits(
+    groups: tuple[PackGroup, ...], heads: int, kv_heads: int
+) -> tuple[GroupSplit, GroupSplit]:
+    products = [group.num_sequences * kv_heads for group in groups]
+    query_rows = [group.num_sequences * heads * group.num_queries for group in groups]
+    key_rows = [group.num_sequences * kv_heads * group.num_keys for group in groups]
+    return (query_rows, products), (key_rows, products)
+
+
+def causal_mask(
+    num_queries: int, num_keys: int, window: int | None, device: torch.device
+) -> Tensor:
+    """Return which of all positions each of the last ones attends to: itself and those before it,
+    at most `window` of them. bool[1, 1, num_queries, num_keys]"""
+    positions = torch.arange(num_keys, device=device)
+    distance = positions[num_keys - num_queries :, None] - positions
+    mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return mask[None, None]
+
+
+def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where the mask is True, and elsewhere a number so low that its softmax is 0, and
+    still finite in a row that is masked wholly."""
+    lowest = torch.finfo(dtype).min / 2
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, lowest)
+
+
+def _causal_bias(
+    num_queries: int, num_keys: int, window: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    return mask_to_bias(causal_mask(num_queries, num_keys, window, device), dtype)
+
+
+def packed_sdpa_forward(
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Packing | None = None,
+    pack_layout: PackLayout | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: query, key and value float[1, H, T, E] ->
-    float[1, T, H, E]."""
-    if packing is None:
-        return _attend(module, query, key, value, attention_mask, **options)
+    float[1, T, H, E]. Without a layout it is transformers' `sdpa` for float[B, H, S, E]."""
+    if pack_layout is None:
+        return _sdpa_forward(module, query, key, value, attention_mask, **options)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    return attend_pack(module, q, k, v, packing, **options)[None], None
+    return packed_attention(module, q, k, v, pack_layout, **options)[None], None
 
 
-@torch.compiler.disable()  # every batch has shapes of its own
-def attend_pack(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **options: Any
+@torch.compiler.disable()  # the shapes differ from batch to batch
+def packed_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, **options: Any
 ) -> Tensor:
-    """float[T, H, E], float[T, K, E] twice -> float[T, H, E]; `options` are `attend`'s."""
+    """Compute causal attention within each sequence of a pack and to the shared prefix.
+
+    Args:
+        module: transformers' attention module.
+        query: float[T, H, E].
+        key: float[T, K, E].
+        value: float[T, K, E]; its E may differ from that of the keys.
+        layout: The pack's.
+        **options: `scaling`, `dropout`, `sliding_window`, as transformers passes them.
+
+    Returns:
+        float[T, H, E].
+    """
     window = options.get("sliding_window")
-    pack = query, key, value
-    short = max(group.seen for group in packing.groups) <= SHORT
-    if short and _is_plain(query, key, value, options):
-        scale = _scale(query, options)
-        return _PlainPacked.apply(*pack, packing, window, scale)  # pyright: ignore
+    states = query, key, value
+    is_short = max(group.num_keys for group in layout.groups) <= MAX_MATH_KEYS
+    if is_short and _prefers_math(query, key, value, options):
+        scale = _attention_scale(query, options)
+        return MathPackedAttention.apply(*states, layout, window, scale)  # pyright: ignore
     rows = [
-        _Apart.apply(states, packing, keys)  # pyright: ignore
-        for states, keys in zip(pack, (False, True, True), strict=True)
+        PackToGroups.apply(part, layout, is_key)  # pyright: ignore
+        for part, is_key in zip(states, (False, True, True), strict=True)
     ]
-    owns = [group.count * group.own for group in packing.groups]
-    seens = [group.count * group.seen for group in packing.groups]
-    split = [row.split(sizes) for row, sizes in zip(rows, (owns, seens, seens), strict=True)]
-    reads = []
-    for index, (group, *parts) in enumerate(zip(packing.groups, *split, strict=True)):
-        own, *seen = (part.unflatten(0, (group.count, -1)).transpose(1, 2) for part in parts)
-        read, _ = _attend(module, own, seen[0], seen[1], packing.mask(index, window), **options)
-        reads.append(read.flatten(0, 1))
-    return _Together.apply(torch.cat(reads), packing)  # pyright: ignore
+    query_rows = [group.num_sequences * group.num_queries for group in layout.groups]
+    key_rows = [group.num_sequences * group.num_keys for group in layout.groups]
+    by_group = [
+        row.split(sizes) for row, sizes in zip(rows, (query_rows, key_rows, key_rows), strict=True)
+    ]
+    outputs = []
+    for index, (group, *parts) in enumerate(zip(layout.groups, *by_group, strict=True)):
+        q, k, v = (part.unflatten(0, (group.num_sequences, -1)).transpose(1, 2) for part in parts)
+        output, _ = _sdpa_forward(module, q, k, v, layout.mask(index, window), **options)
+        outputs.append(output.flatten(0, 1))
+    return GroupsToPack.apply(torch.cat(outputs), layout)  # pyright: ignore
 
 
-class _Apart(torch.autograd.Function):
-    """What is packed, float[T, H, E], -> the groups' rows float[N, H, E]. The gradient is moved by
-    a map of its own, since what adds up rows by their number is many times slower."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, packing: Packing, keys: bool) -> Tensor:  # pyright: ignore
-        ctx.packing, ctx.keys = packing, keys
-        return packing.map(1, keys=keys).spread(states)
+class PackToGroups(torch.autograd.Function):
+    """Copy the pack's rows float[T, H, E] to the groups' rows float[N, H, E]. The backward pass has
+    an index of its own, because `index_add_` is many times slower."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, states: Tensor, layout: PackLayout, keys: bool) -> Tensor:  # pyright: ignore
+        ctx.layout, ctx.keys = layout, keys
+        return layout.row_index(1, keys=keys).scatter(states)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.keys:
-            return ctx.packing.map(1, keys=False).gather(gradients[0]), None, None
-        found = ctx.packing.map(1, keys=True).sum(gradients[0].flatten(1))
-        return found.view(-1, *gradients[0].shape[1:]), None, None
+            return ctx.layout.row_index(1, keys=False).gather(grads[0]), None, None
+        total = ctx.layout.row_index(1, keys=True).gather_sum(grads[0].flatten(1))
+        return total.view(-1, *grads[0].shape[1:]), None, None
 
 
-class _Together(torch.autograd.Function):
-    """The groups' rows float[N, H, E] -> what is packed, float[T, H, E]."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, packing: Packing) -> Tensor:  # pyright: ignore
-        ctx.packing = packing
-        return packing.map(1, keys=False).gather(rows)
+class GroupsToPack(torch.autograd.Function):
+    """Copy the groups' rows float[N, H, E] back to the pack: float[T, H, E]."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        places = ctx.packing.map(1, keys=False)
-        return places.spread(gradients[0]).index_fill_(0, places.empty, 0), None
+    def forward(ctx: Any, rows: Tensor, layout: PackLayout) -> Tensor:  # pyright: ignore
+        ctx.layout = layout
+        return layout.row_index(1, keys=False).gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        index = ctx.layout.row_index(1, keys=False)
+        return index.scatter(grads[0]).index_fill_(0, index.padding, 0), None
 
 
-class _PlainPacked(torch.autograd.Function):
-    """Packed attention by plain products: float[T, H, E], float[T, K, E] twice -> float[T, H, E].
-    What groups read lies by head, so that nothing is turned or joined for a product."""
+class MathPackedAttention(torch.autograd.Function):
+    """Packed attention by plain matrix products: float[T, H, E], float[T, K, E] twice ->
+    float[T, H, E]. The groups' rows are ordered by head, so that no product needs a transpose or a
+    copy."""
 
     @staticmethod
     def forward(  # pyright: ignore
@@ -290,182 +370,176 @@ class _PlainPacked(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        packing: Packing,
+        layout: PackLayout,
         window: int | None,
         scale: float,
     ) -> Tensor:
-        heads, shared, width = query.shape[1], key.shape[1], query.shape[2]
-        asks, holds = packing.map(heads, keys=False), packing.map(shared, keys=True)
-        own = asks.spread(query.reshape(-1, width))
-        keys, values = (holds.spread(states.reshape(-1, width)) for states in (key, value))
-        read = torch.empty_like(own)
-        asked, held = packing.shares(heads, shared)
-        parts = [*_by_group([own, read], *asked), *_by_group([keys, values], *held)]
+        heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[2]
+        query_index = layout.row_index(heads, keys=False)
+        key_index = layout.row_index(kv_heads, keys=True)
+        query_rows = query_index.scatter(query.reshape(-1, width))
+        key_rows, value_rows = (
+            key_index.scatter(states.reshape(-1, width)) for states in (key, value)
+        )
+        output_rows = torch.empty_like(query_rows)
+        query_split, key_split = layout.splits(heads, kv_heads)
+        by_group = [
+            *_split_groups([query_rows, output_rows], *query_split),
+            *_split_groups([key_rows, value_rows], *key_split),
+        ]
         saved = []
-        for index, (queries, out, *seen) in enumerate(zip(*parts, strict=True)):
-            weights = _weights(queries, seen[0], packing.bias(index, window, own.dtype), scale)
-            torch.bmm(weights, seen[1], out=out)
-            saved += [weights, queries, *seen]
+        for index, (q, output, k, v) in enumerate(zip(*by_group, strict=True)):
+            weights = _attention_weights(q, k, layout.bias(index, window, q.dtype), scale)
+            torch.bmm(weights, v, out=output)
+            saved += [weights, q, k, v]
         ctx.save_for_backward(*saved)
-        ctx.packing, ctx.scale, ctx.heads, ctx.shared = packing, scale, heads, shared
-        return asks.gather(read).view(query.shape)
+        ctx.layout, ctx.scale, ctx.heads, ctx.kv_heads = layout, scale, heads, kv_heads
+        return query_index.gather(output_rows).view(query.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        heads, shared, width = ctx.heads, ctx.shared, gradients[0].shape[-1]
-        asks, holds = ctx.packing.map(heads, keys=False), ctx.packing.map(shared, keys=True)
-        by_read = asks.spread(gradients[0].reshape(-1, width)).index_fill_(0, asks.empty, 0)
-        by_own = torch.empty_like(by_read)
-        by_keys, by_values = by_own.new_empty(2, len(holds.take), width)
-        asked, held = ctx.packing.shares(heads, shared)
-        filled = _by_group([by_read, by_own], *asked) + _by_group([by_keys, by_values], *held)
-        saved = ctx.saved_tensors
-        for group in zip(*(saved[place::4] for place in range(4)), *filled, strict=True):
-            _gradients(ctx.scale, *group)
-        rows = asks.gather(by_own), holds.sum(by_keys), holds.sum(by_values)
-        return *(part.view(len(gradients[0]), -1, width) for part in rows), None, None, None
-
-
-def _by_group(
-    tensors: Sequence[Tensor], sizes: Sequence[int], products: Sequence[int]
-) -> list[list[Tensor]]:
-    """float[N, E] each -> for each its groups, float[C * K, positions, E]: heads that share keys
-    are rows of one product."""
-    return [
-        [
-            part.view(count, -1, part.shape[-1])
-            for part, count in zip(tensor.split(sizes), products, strict=True)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        heads, kv_heads, width = ctx.heads, ctx.kv_heads, grads[0].shape[-1]
+        query_index = ctx.layout.row_index(heads, keys=False)
+        key_index = ctx.layout.row_index(kv_heads, keys=True)
+        output_grad = query_index.scatter(grads[0].reshape(-1, width))
+        output_grad.index_fill_(0, query_index.padding, 0)
+        query_grad = torch.empty_like(output_grad)
+        key_grad, value_grad = query_grad.new_empty(2, len(key_index.to_groups), width)
+        query_split, key_split = ctx.layout.splits(heads, kv_heads)
+        by_group = [
+            *_split_groups([output_grad, query_grad], *query_split),
+            *_split_groups([key_grad, value_grad], *key_split),
         ]
-        for tensor in tensors
-    ]
+        saved = ctx.saved_tensors
+        for group in zip(*(saved[place::4] for place in range(4)), *by_group, strict=True):
+            _attention_backward(ctx.scale, *group)
+        rows = (
+            query_index.gather(query_grad),
+            key_index.gather_sum(key_grad),
+            key_index.gather_sum(value_grad),
+        )
+        return *(part.view(len(grads[0]), -1, width) for part in rows), None, None, None
 
 
-class _Plain(torch.autograd.Function):
-    """Attention by plain products: float[B, H, S, E], float[B, K, L, E] twice and what is added to
-    scores, float[1 or B, 1, S, L], -> float[B, S, H, E]."""
+class MathAttention(torch.autograd.Function):
+    """Attention by plain matrix products: float[B, H, S, E], float[B, K, L, E] twice and an
+    additive bias float[1 or B, 1, S, L] -> float[B, S, H, E]."""
 
     @staticmethod
     def forward(  # pyright: ignore
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     ) -> Tensor:
         products = key.shape[0] * key.shape[1]
-        own, keys, values = (
-            states.reshape(products, -1, states.shape[-1]) for states in (query, key, value)
-        )
-        weights = _weights(own, keys, bias, scale)
-        ctx.save_for_backward(own, keys, values, weights)
+        q, k, v = (states.reshape(products, -1, states.shape[-1]) for states in (query, key, value))
+        weights = _attention_weights(q, k, bias, scale)
+        ctx.save_for_backward(q, k, v, weights)
         ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
-        return (weights @ values).view(query.shape).transpose(1, 2)
+        return (weights @ v).view(query.shape).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        own, keys, values, weights = ctx.saved_tensors
-        by_read = gradients[0].transpose(1, 2).reshape(own.shape)
-        by_own, by_keys, by_values = map(torch.empty_like, (own, keys, values))
-        _gradients(ctx.scale, weights, own, keys, values, by_read, by_own, by_keys, by_values)
-        query, key = ctx.shapes
-        return by_own.view(query), by_keys.view(key), by_values.view(key), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        output_grad = grads[0].transpose(1, 2).reshape(q.shape)
+        q_grad, k_grad, v_grad = map(torch.empty_like, (q, k, v))
+        _attention_backward(ctx.scale, weights, q, k, v, output_grad, q_grad, k_grad, v_grad)
+        query_shape, key_shape = ctx.shapes
+        return q_grad.view(query_shape), k_grad.view(key_shape), v_grad.view(key_shape), None, None
 
 
-def _weights(own: Tensor, keys: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """What each head's query takes of each value: float[B * K, G * S, E], float[B * K, L, E] and
-    float[1 or B, 1, S, L] -> float[B * K, G * S, L]. Of what is between the products only this is
-    kept."""
-    scores = torch.bmm(own, keys.transpose(1, 2))
+def _split_groups(
+    tensors: Sequence[Tensor], sizes: Sequence[int], products: Sequence[int]
+) -> list[list[Tensor]]:
+    """Split float[N, E] each into groups float[C * K, positions, E]: heads that share keys are rows
+    of one product."""
+    return [
+        [
+            part.view(num_products, -1, part.shape[-1])
+            for part, num_products in zip(tensor.split(sizes), products, strict=True)
+        ]
+        for tensor in tensors
+    ]
+
+
+def _attention_weights(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Compute softmax(query @ key.T * scale + bias), the only intermediate that is kept:
+    float[B * K, G * S, E], float[B * K, L, E], float[1 or B, 1, S, L] -> float[B * K, G * S, L]"""
+    scores = torch.bmm(query, key.transpose(1, 2))
     by_head = scores.view(len(bias), -1, *bias.shape[2:])
     return torch.add(bias, by_head, alpha=scale, out=by_head).softmax(-1).view(scores.shape)
 
 
-def _gradients(
+def _attention_backward(
     scale: float,
     weights: Tensor,
-    own: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    by_read: Tensor,
-    by_own: Tensor,
-    by_keys: Tensor,
-    by_values: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output_grad: Tensor,
+    query_grad: Tensor,
+    key_grad: Tensor,
+    value_grad: Tensor,
 ) -> None:
-    """Fill the gradients by queries, keys and values from that by what was read of them."""
-    torch.bmm(weights.transpose(1, 2), by_read, out=by_values)
-    by_weights = torch.bmm(by_read, (values * scale).transpose(1, 2))  # the smallest to be scaled
-    by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-    torch.bmm(by_scores, keys, out=by_own)
-    torch.bmm(by_scores.transpose(1, 2), own, out=by_keys)
+    """Fill the gradients of queries, keys and values, given that of the output."""
+    torch.bmm(weights.transpose(1, 2), output_grad, out=value_grad)
+    weights_grad = torch.bmm(output_grad, (value * scale).transpose(1, 2))  # scale the smallest
+    scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
+    torch.bmm(scores_grad, key, out=query_grad)
+    torch.bmm(scores_grad.transpose(1, 2), query, out=key_grad)
 
 
-def _attend(
+def _sdpa_forward(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' `sdpa`, or the same by plain products where that trains faster."""
+    """Call transformers' `sdpa`, or MathAttention where that trains faster."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    usual = mask is None or mask.dtype == torch.bool
-    if not (usual and key.shape[2] <= SHORT and _is_plain(query, key, value, options)):
+    is_bool = mask is None or mask.dtype == torch.bool
+    is_short = key.shape[2] <= MAX_MATH_KEYS
+    if not (is_bool and is_short and _prefers_math(query, key, value, options)):
         return sdpa_attention_forward(module, query, key, value, mask, **options)
     if mask is None:
-        mask = _seen(query.shape[2], key.shape[2], None, query.device)
-    bias, scale = _added(mask, query.dtype), _scale(query, options)
-    return _Plain.apply(query, key, value, bias, scale), None  # pyright: ignore
+        mask = causal_mask(query.shape[2], key.shape[2], None, query.device)
+    bias, scale = mask_to_bias(mask, query.dtype), _attention_scale(query, options)
+    return MathAttention.apply(query, key, value, bias, scale), None  # pyright: ignore
 
 
-def _is_plain(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
-    """Whether plain products can train it, and are faster."""
+def _prefers_math(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether plain matrix products can compute the gradient, and faster, if the rows are short."""
     if torch.compiler.is_compiling() or options.get("dropout"):
         return False
     same = query.dtype == key.dtype == value.dtype and key.shape == value.shape
     return same and query.device.type == "cpu" and query.requires_grad
 
 
-def _scale(query: Tensor, options: Mapping[str, Any]) -> float:
+def _attention_scale(query: Tensor, options: Mapping[str, Any]) -> float:
     return options.get("scaling") or query.shape[-1] ** -0.5
 
 
-def _seen(own: int, seen: int, window: int | None, device: torch.device) -> Tensor:
-    """What each of the last positions sees of all, itself the last: bool[1, 1, own, seen]"""
-    places = torch.arange(seen, device=device)
-    behind = places[seen - own :, None] - places
-    found = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    return found[None, None]
-
-
-def _bias(
-    own: int, seen: int, window: int | None, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    return _added(_seen(own, seen, window, device), dtype)
-
-
-def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where something is seen. Elsewhere what leaves numbers even where nothing is."""
-    unseen = torch.finfo(dtype).min / 2
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, unseen)
-
-
-def register() -> None:
-    """Make the kernel known to transformers, masks included."""
+def register_attention() -> None:
+    """Register this attention and its masks with transformers as `ATTENTION_NAME`."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(KERNEL, attend)
-    AttentionMaskInterface.register(KERNEL, _mask)
+    AttentionInterface.register(ATTENTION_NAME, packed_sdpa_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, _sdpa_mask)
 
 
-def _mask(
+def _sdpa_mask(
     *, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **options: Any
 ) -> Tensor | None:
-    """transformers' `sdpa_mask`, which leaves the mask out where no position is padding. To see
-    that, an accelerator would be waited for: it gets a mask wherever there may be padding."""
+    """Call transformers' `sdpa_mask`, which leaves the mask out where no position is padding.
+    That test would wait for an accelerator, which therefore gets a mask wherever there may be
+    padding."""
     from transformers.masking_utils import sdpa_mask
 
-    readable = attention_mask is None or attention_mask.device.type == "cpu"
+    is_readable = attention_mask is None or attention_mask.device.type == "cpu"
     return sdpa_mask(
         attention_mask=attention_mask,
-        allow_is_causal_skip=allow_is_causal_skip and readable,
+        allow_is_causal_skip=allow_is_causal_skip and is_readable,
         **options,
     )
 
 
-def no_mask(embeds: Tensor) -> Tensor:
-    """A mask that transformers takes as made already and that no other attention could use: a
-    family that does not hand the Packing on fails instead of mixing conversations."""
+def placeholder_mask(embeds: Tensor) -> Tensor:
+    """Return a mask that transformers passes on as it is and that no other attention can use: a
+    family that does not hand the PackLayout on fails, and does not mix sequences."""
     return embeds.new_zeros(1, 1, 0, 0, dtype=torch.bool)

@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.llm import packing
-from mmllm.llm.frozen import versions
-from mmllm.llm.hooks import Hooks
+from mmllm.llm.frozen import tensor_versions
+from mmllm.llm.hooks import ForwardHooks
 from mmllm.llm.lora import plain_adapter
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
-"""Families of transformers whose layers are what `Stack` computes."""
-_SLOW = range(7, 16)
+SUPPORTED_MODEL_TYPES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+"""Families of transformers whose layers are what `CachedDecoderStack` computes."""
+_SLOW_ROWS = range(7, 16)
 """Rows of float32 whose product takes longer than that of 16, up to 1.5 times as long: MKL on a CPU
 with AVX-512."""
 
 
 @dataclass(frozen=True)
-class _Linear:
+class InferenceLinear:
     """A linear layer, perhaps with an adapter of peft's: `weight` [I, O]; `down` [I, R], `up`
     [R, O] and its `scale`. All are views."""
 
@@ -44,7 +44,7 @@ class _Linear:
     scale: float = 0.0
 
     @classmethod
-    def of(cls, module: Any) -> _Linear | None:
+    def of(cls, module: Any) -> InferenceLinear | None:
         """None for a module that does something else."""
         if type(module) is nn.Linear:
             return cls(module.weight.t(), module.bias)
@@ -59,7 +59,7 @@ class _Linear:
 
     @classmethod
     @torch.no_grad()
-    def joined(cls, parts: Sequence[_Linear]) -> _Linear:
+    def concat_outputs(cls, parts: Sequence[InferenceLinear]) -> InferenceLinear:
         """One layer that gives what all of these give, side by side. All have a bias, or none."""
         weights = [
             part.weight
@@ -71,9 +71,9 @@ class _Linear:
         weight = torch.cat([weight.t() for weight in weights]).t()
         return cls(weight, torch.cat(biases) if biases else None)
 
-    def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """float[N, I] -> float[N, O], added `onto` float[N, O] where that is given"""
-        out = product(x, self.weight, onto)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """float[N, I] -> float[N, O], added `residual` float[N, O] where that is given"""
+        out = matmul(x, self.weight, residual)
         if self.bias is not None:
             out = out + self.bias
         if self.down is None or self.up is None:
@@ -85,17 +85,17 @@ class _Linear:
 
 
 @dataclass(frozen=True)
-class _Beside:
+class ParallelLinear:
     """Several linear layers that read the same: float[N, I] -> float[N, sum of O]."""
 
-    parts: tuple[_Linear, ...]
+    parts: tuple[InferenceLinear, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
 @dataclass(frozen=True)
-class _Norm:
+class RMSNorm:
     """Root mean square normalisation. `eps` float[1, 1] is added to the mean square."""
 
     weight: Tensor
@@ -112,19 +112,19 @@ class _Norm:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class InferenceLayer:
     """One layer: attention, then the gated network, each behind a norm. `qkv` gives the channels
     of all heads: those that ask, those of keys, those of values."""
 
-    norm: _Norm
-    qkv: _Linear | _Beside
-    o: _Linear
-    q_norm: _Norm | None
-    k_norm: _Norm | None
-    norm_after: _Norm
-    gate: _Linear
-    up: _Linear
-    down: _Linear
+    norm: RMSNorm
+    qkv: InferenceLinear | ParallelLinear
+    o: InferenceLinear
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+    norm_after: RMSNorm
+    gate: InferenceLinear
+    up: InferenceLinear
+    down: InferenceLinear
     activation: Any
     heads: int
     kv_heads: int
@@ -132,7 +132,7 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardRequest:
     """New positions of B rows: `embeds` float[B, W, D] and `positions` int[B, W]; the `cache` of
     what is before them, which they extend; `mask` bool[B, T] of all that is there then."""
 
@@ -142,21 +142,24 @@ class Pass:
     cache: Any
 
 
-class Stack:
+class CachedDecoderStack:
     """The layers of one model, from embeddings to the last hidden states."""
 
-    def __init__(self, layers: list[_Layer], norm: _Norm, rotary: Any):
+    def __init__(self, layers: list[InferenceLayer], norm: RMSNorm, rotary: Any):
         self.layers = layers
         self.norm = norm
         self.rotary = rotary
 
     @classmethod
-    def of(cls, decoder: Any) -> Stack | None:
+    def build(cls, decoder: Any) -> CachedDecoderStack | None:
         """Of the part of a transformers model below its head; None where it is not one of those
         that are known, or something hooks into it."""
-        if not is_known(decoder) or decoder.config._attn_implementation != packing.KERNEL:
+        if (
+            not is_supported(decoder)
+            or decoder.config._attn_implementation != packing.ATTENTION_NAME
+        ):
             return None
-        if decoder.training or Hooks(decoder):
+        if decoder.training or ForwardHooks(decoder):
             return None
         layers = [_layer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]]
         known = [layer for layer in layers if layer is not None]
@@ -164,47 +167,47 @@ class Stack:
             return None
         return cls(known, _norm(decoder.norm), decoder.rotary_emb)
 
-    def __call__(self, passes: Sequence[Pass]) -> list[Tensor]:
+    def __call__(self, requests: Sequence[ForwardRequest]) -> list[Tensor]:
         """float[B, W, D] of each pass -> float[B, W, D]; their caches are extended. The weights are
         read once for all."""
-        parts = [_Part.of(new) for new in passes]
-        x = _whole([new.embeds.flatten(0, 1) for new in passes])  # [N, D]
-        positions = _whole([new.positions.flatten() for new in passes])
-        cos, sin = angles(self.rotary, x, positions)
+        parts = [CachedAttention.of(new) for new in requests]
+        x = _concat([new.embeds.flatten(0, 1) for new in requests])  # [N, D]
+        positions = _concat([new.positions.flatten() for new in requests])
+        cos, sin = rope_cos_sin(self.rotary, x, positions)
         for index, layer in enumerate(self.layers):
             sizes = (layer.heads, layer.kv_heads, layer.kv_heads)
             heads = layer.qkv(layer.norm(x)).view(len(x), sum(sizes), -1)
             q, k, v = heads.split(sizes, dim=1)
             if layer.q_norm and layer.k_norm:
                 heads = torch.cat((layer.q_norm(q), layer.k_norm(k)), dim=1)
-            q, k = rotated(heads[:, : sum(sizes[:2])], cos, sin).split(sizes[:2], dim=1)
+            q, k = apply_rope(heads[:, : sum(sizes[:2])], cos, sin).split(sizes[:2], dim=1)
             qkv = [part.split([part.size for part in parts]) for part in (q, k, v)]
-            read = _whole(
+            read = _concat(
                 [part.read(layer, index, *its) for part, *its in zip(parts, *qkv, strict=True)]
             )
-            x = layer.o(read, onto=x)
+            x = layer.o(read, residual=x)
             h = layer.norm_after(x)
-            x = layer.down(layer.activation(layer.gate(h)) * layer.up(h), onto=x)
+            x = layer.down(layer.activation(layer.gate(h)) * layer.up(h), residual=x)
         states = self.norm(x).split([part.size for part in parts])
-        return [its.view(new.embeds.shape) for new, its in zip(passes, states, strict=True)]
+        return [its.view(new.embeds.shape) for new, its in zip(requests, states, strict=True)]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The attention of one pass. `seen`: see `_seen`; `causal`: nothing was before, and there is no
-    padding; `few`: single positions that plain products read faster."""
+class CachedAttention:
+    """The attention of one request. `seen`: see `visible_mask`; `causal`: nothing was before, and
+    there is no padding; `single_query`: single positions that plain products read faster."""
 
     rows: int
     width: int
     cache: Any
     seen: Tensor | None
     causal: bool
-    few: bool
+    single_query: bool
 
     @classmethod
-    def of(cls, new: Pass) -> _Part:
+    def of(cls, new: ForwardRequest) -> CachedAttention:
         rows, width, _ = new.embeds.shape
-        seen = _seen(new.mask, width, new.cache.get_seq_length(), new.embeds.device)
+        seen = visible_mask(new.mask, width, new.cache.get_seq_length(), new.embeds.device)
         exact = new.embeds.dtype == torch.float32 and new.embeds.device.type == "cpu"
         alone = width == 1 and seen is None
         return cls(rows, width, new.cache, seen, seen is None and width > 1, alone and exact)
@@ -213,7 +216,7 @@ class _Part:
     def size(self) -> int:
         return self.rows * self.width
 
-    def read(self, layer: _Layer, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def read(self, layer: InferenceLayer, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """float[B * W, H, C], float[B * W, H', C] twice -> float[B * W, H * C]; layer `index` of
         the cache is extended."""
         q, k, v = (
@@ -221,17 +224,17 @@ class _Part:
             for heads in (q, k, v)
         )  # [B, H, W, C]
         keys, values = self.cache.layers[index].update(k, v)
-        if self.few:
-            return _attend(q, keys, values, layer.scale).view(self.size, -1)
-        read = _attended(q, keys, values, self.seen, self.causal, layer.scale)
+        if self.single_query:
+            return _single_query_attention(q, keys, values, layer.scale).view(self.size, -1)
+        read = _sdpa(q, keys, values, self.seen, self.causal, layer.scale)
         return read.transpose(1, 2).reshape(self.size, -1)
 
 
-def is_known(decoder: Any) -> bool:
-    """Whether the part of a model below its head is one of `FAMILIES`, in transformers' own modules
-    (linear layers may be others): nobody has put one of theirs in."""
+def is_supported(decoder: Any) -> bool:
+    """Whether the part of a model below its head is one of `SUPPORTED_MODEL_TYPES`, in
+    transformers' own modules (linear layers may be others): nobody has put one of theirs in."""
     family = type(decoder).__name__.removesuffix("Model")
-    if family not in FAMILIES:
+    if family not in SUPPORTED_MODEL_TYPES:
         return False
     kinds = {
         "self_attn": "Attention",
@@ -246,24 +249,26 @@ def is_known(decoder: Any) -> bool:
     return all(type(part).__name__ == family + kind for part, kind in parts)
 
 
-def _whole(parts: Sequence[Tensor]) -> Tensor:
+def _concat(parts: Sequence[Tensor]) -> Tensor:
     """All of them, one behind the other."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
-    """float[N, I], float[I, O] -> float[N, O], added `onto` float[N, O] where that is given."""
+def matmul(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """float[N, I], float[I, O] -> float[N, O], added `residual` float[N, O] where that is given."""
     if len(x) == 1 and x.dtype == torch.bfloat16:  # a third faster than a matrix of one row
         row = torch.mv(weight.t(), x[0])[None]
-        return row if onto is None else row + onto
-    if len(x) in _SLOW and x.dtype == torch.float32 and x.device.type == "cpu":
-        padded = F.pad(x, (0, 0, 0, _SLOW.stop - len(x)))
+        return row if residual is None else row + residual
+    if len(x) in _SLOW_ROWS and x.dtype == torch.float32 and x.device.type == "cpu":
+        padded = F.pad(x, (0, 0, 0, _SLOW_ROWS.stop - len(x)))
         read = torch.mm(padded, weight)[: len(x)]
-        return read if onto is None else read.add_(onto)
-    return torch.mm(x, weight) if onto is None else torch.addmm(onto, x, weight)
+        return read if residual is None else read.add_(residual)
+    return torch.mm(x, weight) if residual is None else torch.addmm(residual, x, weight)
 
 
-def _seen(mask: Tensor | None, width: int, known: int, device: torch.device) -> Tensor | None:
+def visible_mask(
+    mask: Tensor | None, width: int, known: int, device: torch.device
+) -> Tensor | None:
     """What each new position attends to: bool[B, 1, W, T]; None where that is all before it, and
     nothing was before, or a single position is new."""
     padded = mask is not None and not bool(mask.all())
@@ -273,10 +278,10 @@ def _seen(mask: Tensor | None, width: int, known: int, device: torch.device) -> 
     if mask is None or not padded:
         return order[None, None]
     # Padding sees itself: kernels differ in what attention over nothing gives.
-    return (moved(mask, device)[:, None, None, :] & order) | order.triu(known)
+    return (to_device(mask, device)[:, None, None, :] & order) | order.triu(known)
 
 
-def _attended(
+def _sdpa(
     q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
     """The fused kernel: float[B, H, W, C], float[B, H', T, C] twice -> float[B, H, W, C]. On
@@ -301,7 +306,7 @@ def _attended(
     return read.reshape(shape)
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _single_query_attention(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """What single positions read of all before them, in a third of the fused kernel's time:
     float[B, H, 1, C], float[B, H', T, C] twice -> float[B, H, C]"""
     rows, groups = len(q), keys.shape[1]
@@ -311,26 +316,28 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     return torch.bmm(scores.softmax(-1), values).view(rows, -1, values.shape[-1])
 
 
-def angles(rotary: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """What `rotated` takes for rows float[N, D] at int[N], of a model's own table: float[N, 1, C]
-    twice."""
+def rope_cos_sin(rotary: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What `apply_rope` takes for rows float[N, D] at int[N], of a model's own table:
+    float[N, 1, C] twice."""
     cos, sin = (part[0, :, None] for part in rotary(x[None], positions[None]))
     half, rest = sin.chunk(2, dim=-1)
     return cos, torch.cat((-half, rest), dim=-1)
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor, way: int = 1) -> Tensor:
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, way: int = 1) -> Tensor:
     """Rotary position embedding (Su et al. 2021) of float[N, H, C], backwards where `way` is -1;
     the first half of `sin` is negative."""
     half, rest = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((rest, half), dim=-1), sin, value=way)
 
 
-def _layer(module: Any) -> _Layer | None:
+def _layer(module: Any) -> InferenceLayer | None:
     """One of transformers' layers; None if it holds what is not known."""
     attention, network = module.self_attn, module.mlp
-    linear = [_Linear.of(getattr(attention, f"{name}_proj")) for name in "qkvo"]
-    linear += [_Linear.of(getattr(network, f"{name}_proj")) for name in ("gate", "up", "down")]
+    linear = [InferenceLinear.of(getattr(attention, f"{name}_proj")) for name in "qkvo"]
+    linear += [
+        InferenceLinear.of(getattr(network, f"{name}_proj")) for name in ("gate", "up", "down")
+    ]
     known = [part for part in linear if part is not None]
     if len(known) < len(linear):
         return None
@@ -340,9 +347,9 @@ def _layer(module: Any) -> _Layer | None:
         for name in ("q_norm", "k_norm")
     )
     channels = attention.head_dim
-    return _Layer(
+    return InferenceLayer(
         norm=_norm(module.input_layernorm),
-        qkv=_joined(attention, qkv) or _Beside(tuple(qkv)),
+        qkv=_fused_qkv(attention, qkv) or ParallelLinear(tuple(qkv)),
         o=o,
         q_norm=q_norm,
         k_norm=k_norm,
@@ -357,11 +364,11 @@ def _layer(module: Any) -> _Layer | None:
     )
 
 
-_JOINED: WeakKeyDictionary[nn.Module, tuple[Any, _Linear]] = WeakKeyDictionary()
+_FUSED_QKV: WeakKeyDictionary[nn.Module, tuple[Any, InferenceLinear]] = WeakKeyDictionary()
 """One layer in place of three, by attention, and the state of what it was made of."""
 
 
-def _joined(attention: nn.Module, parts: list[_Linear]) -> _Linear | None:
+def _fused_qkv(attention: nn.Module, parts: list[InferenceLinear]) -> InferenceLinear | None:
     """Queries, keys and values as one product, adapters merged, in a copy of these weights; kept
     until they change. None for weights that train or do not tell of their changes, and where
     merging would round (below float32) or would gain nothing (a GPU)."""
@@ -372,14 +379,14 @@ def _joined(attention: nn.Module, parts: list[_Linear]) -> _Linear | None:
             return None
     if len({part.bias is None for part in parts}) > 1:
         return None
-    state = versions(made_of), [(part.down is None, part.scale) for part in parts]
-    kept = _JOINED.get(attention)
+    state = tensor_versions(made_of), [(part.down is None, part.scale) for part in parts]
+    kept = _FUSED_QKV.get(attention)
     if kept is None or kept[0] != state:
-        kept = state, _Linear.joined(parts)
-        _JOINED[attention] = kept
+        kept = state, InferenceLinear.concat_outputs(parts)
+        _FUSED_QKV[attention] = kept
     return kept[1]
 
 
-def _norm(module: Any) -> _Norm:
+def _norm(module: Any) -> RMSNorm:
     eps = torch.full((1, 1), module.variance_epsilon, device=module.weight.device)
-    return _Norm(module.weight, eps)
+    return RMSNorm(module.weight, eps)

@@ -38,7 +38,7 @@ from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import UnloadedEncoder
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.model import AnyToAny
-from mmllm.precision import fast_dtype, moved, named_device
+from mmllm.precision import fast_dtype, parse_device, to_device
 from mmllm.training import cpu, report
 from mmllm.training.feed import (
     StepData,
@@ -94,7 +94,7 @@ def train(
     from the newest one exactly as if nothing had happened. `precompute`: run the frozen parts over
     all data before the first step, and not when a step asks. The folder is locked meanwhile.
     """
-    cpu.settle()
+    cpu.keep_freed_memory()
     _check_launch()
     state = join_processes()
     licences.check(run.system)  # before a folder is made for it
@@ -112,7 +112,7 @@ def train(
 def _check_launch() -> None:
     """Raises ConfigError for what accelerate was told and cannot be, before it begins."""
     if name := os.environ.get("ACCELERATE_TORCH_DEVICE"):
-        named_device(name)  # without a name accelerate takes the best one that is here
+        parse_device(name)  # without a name accelerate takes the best one that is here
     for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             raise ConfigError(
@@ -355,7 +355,7 @@ def training_step(
         for name, count in losses.num_targets(micro, stage.losses).items():
             local[name] = local.get(name, 0) + count
     names = sorted(local)
-    counts = moved(torch.tensor([float(local[name]) for name in names]), device)
+    counts = to_device(torch.tensor([float(local[name]) for name in names]), device)
     totals = _summed(accelerator, counts)
     sums = {name: torch.zeros((), device=device) for name in names}
     for number, micro in enumerate(data.microbatches):
@@ -374,7 +374,7 @@ def training_step(
             loss = losses.total_loss(terms, stage.losses, by_name) * accelerator.num_processes
             accelerator.backward(loss)
         for name, term in terms.items():
-            sums[name] += moved(term.total.detach(), device)
+            sums[name] += to_device(term.total.detach(), device)
     norm = accelerator.clip_grad_norm_(
         [p for group in optimizer.param_groups for p in group["params"]], stage.max_grad_norm
     )
@@ -479,7 +479,7 @@ def _validate(
                 distance=stage.align_loss,
             )
             for name, term in terms.items():
-                totals.setdefault(name, []).append(moved(term.total, accelerator.device))
+                totals.setdefault(name, []).append(to_device(term.total, accelerator.device))
                 counts[name] = counts.get(name, 0) + term.count
     names = sorted(totals)
     rows = [[sum(torch.stack(totals[name]).tolist()), counts[name]] for name in names]
@@ -729,7 +729,7 @@ class _Interrupt:
         after any of them was interrupted, when the device has told without being waited for."""
         if accelerator.num_processes == 1:
             return self.seen
-        flag = moved(torch.tensor([float(self.seen)]), accelerator.device)
+        flag = to_device(torch.tensor([float(self.seen)]), accelerator.device)
         before, self._flag = (
             self._flag,
             _Late(_summed(accelerator, flag), accelerator.device.type == "cuda"),

@@ -38,7 +38,7 @@ from mmllm.data.frozen import FeatureCache, medium_identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.model import AnyToAny
-from mmllm.precision import moved
+from mmllm.precision import to_device
 
 Reply = tuple[int, ...]
 Autocast = Callable[[], AbstractContextManager]
@@ -115,7 +115,7 @@ def _prealign_outputs(
         projection, masks = model.output_projections[key], model.decoders[key].masks
 
         def loss(chosen: Tensor, kept=kept, projection=projection, masks=masks) -> Tensor:
-            chosen = moved(chosen, kept.states.device)
+            chosen = to_device(chosen, kept.states.device)
             targets = {name: value[chosen] for name, value in kept.targets.items()}
             term = losses.align(projection(kept.states[chosen]), targets, masks, distance)
             return term.total / term.count
@@ -270,8 +270,8 @@ class _Reader:
         found = self.work.input_media(self.key, media)
         features, mask = found["features"], found["feature_mask"]
         assert features is not None
-        mask = None if mask is None else moved(mask, self.device)
-        return moved(features, self.device), mask
+        mask = None if mask is None else to_device(mask, self.device)
+        return to_device(features, self.device), mask
 
 
 class _Tokens(_Reader):
@@ -286,7 +286,7 @@ class _Tokens(_Reader):
         return F.normalize(self.projection(*self.features(media)).float(), dim=-1)
 
     def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
-        rows, own = (moved(part, self.device) for part in owners.unique(return_inverse=True))
+        rows, own = (to_device(part, self.device) for part in owners.unique(return_inverse=True))
         tokens = self.tokens(media)
         logits = tokens @ self.targets[rows].T / self.temperature
         return F.cross_entropy(logits.flatten(0, 1), own.repeat_interleave(tokens.shape[1]))
@@ -314,7 +314,7 @@ class _Words(_Reader):
         return self.projection.scores(*self.features(media)).float()
 
     def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
-        return F.cross_entropy(self.scores(media), moved(owners, self.device))
+        return F.cross_entropy(self.scores(media), to_device(owners, self.device))
 
     def nearest(self, media: list[Medium]) -> Tensor:
         return self.scores(media).argmax(1)

@@ -8,7 +8,7 @@ import torch
 import mmllm
 from mmllm import precision
 from mmllm.errors import ConfigError
-from mmllm.precision import fast_dtype, moved, named_device
+from mmllm.precision import fast_dtype, parse_device, to_device
 from mmllm.training.loop import _accelerator, train
 from tests.device.training import OnDevice, on_device
 from tests.training.conftest import data, make_run
@@ -40,12 +40,12 @@ def test_a_device_that_is_not_here_is_refused(name: str, said: str, monkeypatch)
 
 
 def test_devices_that_are_here_are_taken(second: torch.device, monkeypatch) -> None:
-    assert named_device("cpu") == "cpu"
-    assert named_device("second") == "second"
-    monkeypatch.setattr(precision, "_count", lambda kind: {"cpu": 1, "cuda": 2}.get(kind, 0))
-    assert named_device("cuda:1") == "cuda:1"
+    assert parse_device("cpu") == "cpu"
+    assert parse_device("second") == "second"
+    monkeypatch.setattr(precision, "device_count", lambda kind: {"cpu": 1, "cuda": 2}.get(kind, 0))
+    assert parse_device("cuda:1") == "cuda:1"
     with pytest.raises(ConfigError, match=r"here \(cpu, cuda:0 to cuda:1\), got 'cuda:2'"):
-        named_device("cuda:2")
+        parse_device("cuda:2")
 
 
 def test_precision_follows_the_device(monkeypatch) -> None:
@@ -64,7 +64,7 @@ def test_what_is_moved_to_the_cpu_or_to_mps_is_there_at_once(monkeypatch) -> Non
         torch.Tensor, "to", lambda _self, _device, non_blocking: waits.append(not non_blocking)
     )
     for device in ("cpu", "mps", "second"):
-        moved(torch.ones(1), device)
+        to_device(torch.ones(1), device)
     assert waits == [True, True, False]
 
 

@@ -18,7 +18,7 @@ from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.generation import Sampling, generate
 from mmllm.llm.causal_lm import LanguageModel
-from mmllm.llm.stack import product
+from mmllm.llm.stack import matmul
 from mmllm.llm.templates import TEMPLATES
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, WINDOW
@@ -246,8 +246,8 @@ def test_states_in_a_cache_are_those_without_one(name, adapted, folders) -> None
 def test_a_product_of_any_number_of_rows_is_the_plain_one(rows) -> None:
     x, weight, onto = torch.randn(rows, 9), torch.randn(9, 5), torch.randn(rows, 5)
     before = onto.clone()
-    torch.testing.assert_close(product(x, weight), x @ weight)
-    torch.testing.assert_close(product(x, weight, onto), x @ weight + before)
+    torch.testing.assert_close(matmul(x, weight), x @ weight)
+    torch.testing.assert_close(matmul(x, weight, onto), x @ weight + before)
     assert onto.equal(before)
 
 
@@ -270,7 +270,7 @@ def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) ->
         for begin, end in ((0, length - 3), *((at, at + 1) for at in range(length - 3, length))):
             places = torch.arange(begin, end)[None]
             found.append(llm(embeds[:, begin:end], positions=places, cache=cache))
-        assert type(cache.stack.layers[0].qkv).__name__ == "_Linear"
+        assert type(cache.stack.layers[0].qkv).__name__ == "InferenceLinear"
         whole = llm(embeds)
         torch.testing.assert_close(torch.cat(found, dim=1), whole, atol=1e-4, rtol=1e-4)
         return whole

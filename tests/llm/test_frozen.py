@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmllm.llm.frozen import Frozen, LaidOut, Products
+from mmllm.llm.frozen import FrozenLinear, PrepackCache, PrepackedLinear
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_weight_that_is_laid_out_gives_the_same_products(bias: bool) -> None:
+def test_a_weight_that_is_packed_gives_the_same_products(bias: bool) -> None:
     torch.manual_seed(0)
     weight, more = torch.randn(40, 24).bfloat16(), torch.randn(40).bfloat16() if bias else None
     x, gradient = torch.randn(33, 24).bfloat16(), torch.randn(40, 33).bfloat16().T
-    plain, laid_out = Frozen(weight, more), Products(small=True)(weight, more)
-    assert isinstance(laid_out, LaidOut) == LaidOut.can(weight)
+    plain, packed = FrozenLinear(weight, more), PrepackCache(enabled=True)(weight, more)
+    assert isinstance(packed, PrepackedLinear) == PrepackedLinear.is_supported(weight)
     pairs = [
-        (laid_out.forward(x), plain.forward(x)),
-        (laid_out.backward(gradient), plain.backward(gradient)),
+        (packed.forward(x), plain.forward(x)),
+        (packed.backward(gradient), plain.backward(gradient)),
     ]
     for one, other in pairs:
         torch.testing.assert_close(one, other, atol=0.1, rtol=0.01)
@@ -25,13 +25,13 @@ def test_a_weight_that_is_laid_out_gives_the_same_products(bias: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_lies_ready_is_made_once_and_follows_its_weight(dtype: torch.dtype) -> None:
-    products, weight = Products(small=True), torch.randn(4, 3).to(dtype)
+    products, weight = PrepackCache(enabled=True), torch.randn(4, 3).to(dtype)
     first = products(weight, None)
-    assert isinstance(first, LaidOut) == LaidOut.can(weight)
-    assert (products(weight, None) is first) == LaidOut.can(weight)
+    assert isinstance(first, PrepackedLinear) == PrepackedLinear.is_supported(weight)
+    assert (products(weight, None) is first) == PrepackedLinear.is_supported(weight)
     weight.mul_(2)
     second = products(weight, None)
     assert second is not first
     assert second.forward(torch.eye(3).to(dtype)).equal(weight.T)
     assert products(weight.clone(), None) is not second
-    assert type(Products(small=False)(weight, None)) is Frozen
+    assert type(PrepackCache(enabled=False)(weight, None)) is FrozenLinear

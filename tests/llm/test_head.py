@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.llm import head
-from mmllm.llm.frozen import Frozen
-from mmllm.llm.head import Head, LogitShape
+from mmllm.llm.frozen import FrozenLinear
+from mmllm.llm.head import FrozenHead, LogitTransform
 
 WIDTH, WORDS = 6, 11
-SHAPES = [LogitShape(), LogitShape(factor=0.3), LogitShape(factor=2.0, cap=1.5)]
+SHAPES = [LogitTransform(), LogitTransform(scale=0.3), LogitTransform(scale=2.0, softcap=1.5)]
 
 
 def liger_in_plain_torch(
@@ -59,7 +59,7 @@ def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 def test_losses_and_gradients_are_those_of_plain_autograd(
     shape, outputs, positions, biased, fused, monkeypatch
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK", 4)
+    monkeypatch.setattr(head, "CHUNK_SIZE", 4)
     torch.manual_seed(positions)
     words, bias = torch.randn(WORDS, WIDTH), torch.randn(WORDS) if biased else None
     rows = torch.randn(outputs, WIDTH, requires_grad=True)
@@ -69,16 +69,16 @@ def test_losses_and_gradients_are_those_of_plain_autograd(
         labels[:2] = torch.tensor([WORDS, WORDS + outputs - 1])
     scale = torch.rand(positions)  # each position counts differently
 
-    def run(token_nll: Tensor) -> list[Tensor]:
-        return [token_nll, *torch.autograd.grad((token_nll * scale).sum(), [hidden, rows])]
+    def run(nats: Tensor) -> list[Tensor]:
+        return [nats, *torch.autograd.grad((nats * scale).sum(), [hidden, rows])]
 
     logits = shape(torch.cat([F.linear(hidden, words, bias), hidden @ rows.T], dim=-1))
     wanted = run(F.cross_entropy(logits, labels, reduction="none"))
-    found = run(Head(Frozen(words, bias), rows, shape, fused).token_nll(hidden, labels))
+    found = run(FrozenHead(FrozenLinear(words, bias), rows, shape, fused).token_nll(hidden, labels))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        again = Head(Frozen(words, bias), rows, shape, fused).token_nll(hidden, labels)
+        again = FrozenHead(FrozenLinear(words, bias), rows, shape, fused).token_nll(hidden, labels)
     torch.testing.assert_close(again, wanted[0])
 
 
@@ -89,26 +89,26 @@ def test_losses_and_gradients_are_those_of_plain_autograd(
 def test_divergences_and_gradients_are_those_of_plain_autograd(
     shape, outputs, positions, biased, monkeypatch
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK", 4)
-    monkeypatch.setattr(head, "BLOCK", 3)
+    monkeypatch.setattr(head, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(head, "BLOCK_SIZE", 3)
     torch.manual_seed(positions)
     words, bias = torch.randn(WORDS, WIDTH), torch.randn(WORDS) if biased else None
     rows = torch.randn(outputs, WIDTH, requires_grad=True)
     hidden = torch.randn(positions, WIDTH, requires_grad=True)
     fixed, scale = torch.randn(positions, WIDTH), torch.rand(positions)
 
-    def run(kl: Tensor) -> list[Tensor]:
-        return [kl, *torch.autograd.grad((kl * scale).sum(), [hidden, rows])]
+    def run(apart: Tensor) -> list[Tensor]:
+        return [apart, *torch.autograd.grad((apart * scale).sum(), [hidden, rows])]
 
     logits = shape(torch.cat([F.linear(hidden, words, bias), hidden @ rows.T], dim=-1))
     said = logits.log_softmax(-1)[:, :WORDS]
     wanted = shape(F.linear(fixed, words, bias)).log_softmax(-1)
-    kl_divergence = F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
-    ours = Head(Frozen(words, bias), rows, shape)
-    for one, other in zip(run(ours.kl_divergence(hidden, fixed)), run(kl_divergence), strict=True):
+    divergence = F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
+    ours = FrozenHead(FrozenLinear(words, bias), rows, shape)
+    for one, other in zip(run(ours.kl_divergence(hidden, fixed)), run(divergence), strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        torch.testing.assert_close(ours.kl_divergence(hidden, fixed), kl_divergence)
+        torch.testing.assert_close(ours.kl_divergence(hidden, fixed), divergence)
 
 
 def test_what_is_almost_certain_has_almost_no_gradient_in_bfloat16(fused) -> None:
@@ -117,7 +117,7 @@ def test_what_is_almost_certain_has_almost_no_gradient_in_bfloat16(fused) -> Non
     words = torch.randn(WORDS, 64, dtype=torch.bfloat16)
     hidden = (2 * words[:3]).requires_grad_()
     rows = torch.zeros(1, 64, requires_grad=True)
-    Head(Frozen(words, None), rows, LogitShape(), fused).token_nll(
+    FrozenHead(FrozenLinear(words, None), rows, LogitTransform(), fused).token_nll(
         hidden, torch.arange(3)
     ).sum().backward()
     assert hidden.grad is not None

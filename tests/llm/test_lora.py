@@ -18,7 +18,7 @@ def layer_of(dtype: torch.dtype = torch.float32, *, bias: bool = True, **options
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(12, 20, bias=bias, dtype=dtype)).requires_grad_(False)
     config = LoraConfig(r=3, lora_alpha=5, target_modules=["0"], **options)
-    config._register_custom_module({nn.Linear: lora.adapted_linear()})
+    config._register_custom_module({nn.Linear: lora.fused_lora_linear()})
     layer: Any = get_peft_model(inner, config).base_model.model[0]  # pyright: ignore
     nn.init.normal_(layer.lora_B["default"].weight)
     return layer.train()
@@ -60,9 +60,9 @@ def test_in_bfloat16_they_are_near_to_the_exact_ones() -> None:
 def used(layer: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the fused pass computes it; that it is right is checked as well."""
     calls = []
-    apply = lora._Adapted.apply
+    apply = lora.LoRALinearFn.apply
     monkeypatch.setattr(
-        lora._Adapted, "apply", lambda *arguments: calls.append(1) or apply(*arguments)
+        lora.LoRALinearFn, "apply", lambda *arguments: calls.append(1) or apply(*arguments)
     )
     torch.manual_seed(1)
     out = layer(x)

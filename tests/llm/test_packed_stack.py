@@ -13,7 +13,7 @@ from torch import Tensor
 from mmllm import config
 from mmllm.llm import frozen, packed_stack
 from mmllm.llm.causal_lm import LanguageModel
-from mmllm.llm.packed_stack import PackedStack
+from mmllm.llm.packed_stack import PackedDecoderStack
 from tests.llm.families import FAMILIES
 
 KNOWN = ["llama3", "vicuna", "qwen3", "smollm"]
@@ -60,20 +60,20 @@ def results(llm: LanguageModel) -> list[Tensor]:
 def its_own(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The same by the model's own layers."""
     with monkeypatch.context() as patch:
-        patch.setattr(PackedStack, "computes", lambda *_: False)
+        patch.setattr(PackedDecoderStack, "supports", lambda *_: False)
         return results(llm)
 
 
 def is_used(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> bool:
     calls = []
-    run = PackedStack.__call__
+    run = PackedDecoderStack.__call__
 
     def called(*arguments: Any) -> Tensor:
         calls.append(1)
         return run(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PackedStack, "__call__", called)
+        patch.setattr(PackedDecoderStack, "__call__", called)
         states_of(llm, embeds_of(llm))
     return bool(calls)
 
@@ -83,7 +83,7 @@ def is_used(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> bool:
 def test_states_and_gradients_are_the_models_own(
     name: str, options: dict, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_stack, "BLOCK", 8)  # and a rest
+    monkeypatch.setattr(packed_stack, "BLOCK_SIZE", 8)  # and a rest
     llm = model_of(folders(name), options=options)
     assert is_used(llm, monkeypatch)
     for one, other in zip(results(llm), its_own(llm, monkeypatch), strict=True):
@@ -91,11 +91,11 @@ def test_states_and_gradients_are_the_models_own(
 
 
 @pytest.mark.parametrize("name", ["qwen3", "smollm"])
-@pytest.mark.parametrize("small", [0, frozen.SMALL], ids=["as they are", "laid out"])
+@pytest.mark.parametrize("small", [0, frozen.MAX_PREPACK_BYTES], ids=["as they are", "laid out"])
 def test_in_bfloat16_they_are_as_near_to_the_exact_ones(
     name: str, small: int, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frozen, "SMALL", small)
+    monkeypatch.setattr(frozen, "MAX_PREPACK_BYTES", small)
     exact = results(model_of(folders(name)))
     llm = model_of(folders(name), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -150,8 +150,8 @@ def test_a_layer_that_trains_gets_its_gradient(
     llm = model_of(folders("smollm"))
     weight = llm._decoder.layers[0].mlp.up_proj.weight.requires_grad_()
     gradients = []
-    for computes in (PackedStack.computes, lambda *_: False):
-        monkeypatch.setattr(PackedStack, "computes", computes)
+    for computes in (PackedDecoderStack.supports, lambda *_: False):
+        monkeypatch.setattr(PackedDecoderStack, "supports", computes)
         states = states_of(llm, embeds_of(llm))
         gradients += torch.autograd.grad(states.square().sum(), [weight])
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
