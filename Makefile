@@ -70,7 +70,7 @@ $(RUN)/3_instruction_tuning.trained: $(RUN)/2_decoder_alignment.trained
 
 $(RUN)/evaluation.json: $(RUN)/$(LAST).trained
 	$(BIN)/mmllm evaluate $(RUN)/$(LAST) --short-run --json $@ \
-		--beside mmllm/mini/evaluation.json
+		--baseline mmllm/mini/evaluation.json
 
 $(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
 	$(BIN)/python demos/gallery.py --model $(RUN)/$(LAST) --folder $(RUN)/gallery

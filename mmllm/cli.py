@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. An MmllmError becomes one message and code 2;
     `--debug` lets it through with its stack trace."""
     try:
-        app(args=list(arguments), prog_name="mmllm")
+        app(args=with_present_names(arguments), prog_name="mmllm")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except MmllmError as error:
@@ -92,6 +92,27 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+RENAMED = {"evaluate": {"--beside": "--baseline", "--rows": "--tasks"}}
+"""Command -> former name of an option -> its name; 0.2 still reads the former ones."""
+
+
+def with_present_names(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line with renamed options replaced; each is noted on stderr."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    renamed = RENAMED.get(command, {})
+    present = []
+    for number, word in enumerate(arguments):
+        if word == "--":  # positional arguments only from here on
+            return [*present, *arguments[number:]]
+        former, equals, value = word.partition("=")
+        if former in renamed:
+            name = renamed[former]
+            console.note(f"mmllm {command}: {former} is now called {name}; please rename it")
+            word = f"{name}{equals}{value}"
+        present.append(word)
+    return present
 
 
 def _say_version(wanted: bool) -> None:
@@ -426,27 +447,27 @@ def demo(
 def evaluate(
     named: Model = None,
     model: ModelOption = None,
-    beside: Annotated[
+    baseline: Annotated[
         str | None,
         typer.Option(help="A second model, or the JSON of a report, shown in a second column."),
     ] = None,
-    rows: Annotated[
-        list[str] | None, typer.Option(metavar="ROW", help="Only this row (repeatable).")
+    tasks: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="Only this task (repeatable).")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+        Path | None, typer.Option("--json", help="Write the whole report to this file.")
     ] = None,
     summary: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table's figures alone as JSON.")
+        Path | None, typer.Option(metavar="FILE", help="Write the table's metrics alone as JSON.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Items per row at most, for a quick look.")
+        int | None, typer.Option(help="Items per task at most, for a quick look.")
     ] = None,
     gallery: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write a page of held-out items.")
     ] = None,
     short_run: Annotated[
-        bool, typer.Option("--short-run", help="Bars of a few minutes' training.")
+        bool, typer.Option("--short-run", help="Thresholds of a few minutes' training.")
     ] = False,
     trust: Trust = None,
 ) -> None:
@@ -457,15 +478,15 @@ def evaluate(
         raise ConfigError(f"--limit: expected at least 1, got {limit}")
     report = measure(
         _the_model(named, model),
-        rows=rows,
+        tasks=tasks,
         json_path=json_file,
-        beside=beside,
+        baseline=baseline,
         limit=limit,
         gallery=gallery,
         short_run=short_run,
     )
     if summary:
-        replace(report, items=(), beside=None).save(summary)
+        replace(report, items=(), baseline=None).save(summary)
 
 
 @app.command()

@@ -1,11 +1,11 @@
-"""Independent judges of generated media: which real item lies nearest, in features of their own?
+"""Judges of generated media: nearest-neighbour retrieval of the concept among real items.
 
-The gallery holds one real item of every trained concept. Nothing in `mini` uses these features:
-- pictures: EfficientNet-Lite1 (mini sees with Lite0) on a 2 x 2 grid, and a coarse layout of
-  colours; a clip is the mean of three of its frames;
-- sounds: statistics of MFCC and log-mel frames and the spectrum of their loudness in time,
-  whitened by the covariance within concepts over the training takes (Hatch et al. 2006, WCCN).
-How far a judge can be trusted is measured: `validate` shows it real items that were altered.
+The gallery holds one real item of every trained concept. No part of `mini` uses these features:
+- images: EfficientNet-Lite1 (the encoder of mini is Lite0) on a 2 x 2 grid, and coarse colours by
+  position; a video is the mean of three of its frames;
+- audio: statistics of MFCC and log-mel frames and the modulation spectrum of their loudness,
+  whitened by the within-concept covariance over the training takes (Hatch et al. 2006, WCCN).
+`Judge.validate` measures a judge on altered real items.
 
 Legend: M media, D features, F frames, T spectrogram frames, S samples.
 """
@@ -29,26 +29,27 @@ from mmllm import media, mini
 from mmllm.conversation import MEDIA, Audio, Image, Medium, Video
 from mmllm.data.sources import read_text
 
-Features = Callable[[Sequence[Medium]], np.ndarray]
-"""Media -> float[M, D]; the dot product of two rows is their likeness."""
+FeatureFunction = Callable[[Sequence[Medium]], np.ndarray]
+"""Media -> float[M, D]; the dot product of two rows is their similarity."""
 
 RATE = 16_000
 SIDE = 64
-"""What mini makes: the gallery is judged at that rate and size, or sharpness would tell."""
+"""Pixels, as mini generates: real items are compared at the same rate and size, because otherwise
+sharpness would separate them from generated ones."""
 
-_COLOURS = 0.2
-"""Weight of the layout of colours against the network's features."""
-_FRAMES = 3
+_COLOUR_WEIGHT = 0.2
+"""Weight of the colours relative to the network's features."""
+_NUM_FRAMES = 3
 _SHRINKAGE = 0.2
-_FLOOR = 0.1
-"""Added to mel power before the logarithm (peak amplitude 1): faint noise does not count."""
+_POWER_FLOOR = 0.1
+"""Added to mel power before the logarithm (peak amplitude 1), so that faint noise has no effect."""
 _GALLERY = {"image": {"style": "fluent-3d"}, "video": {}, "audio": {"take": 0}}
-"""Which of a concept's training items stands in the gallery."""
+"""Modality -> fields of the one training item of a concept that is in the gallery."""
 
 
 @dataclass(frozen=True)
-class Validation:
-    """How often a judge finds the concept of real, altered items."""
+class JudgeValidation:
+    """Retrieval accuracy of a judge on altered real items."""
 
     n: int
     top1: float
@@ -56,55 +57,65 @@ class Validation:
 
 
 class Judge:
-    """Ranks the concepts of one modality by likeness to their real items."""
+    """Ranks the concepts of one modality by the similarity of a medium to their real items.
 
-    def __init__(self, features: Features, gallery: Mapping[str, Medium]):
-        """`gallery`: concept -> its real item."""
+    Args:
+        features: embeds media.
+        gallery: concept -> its real item.
+    """
+
+    def __init__(self, features: FeatureFunction, gallery: Mapping[str, Medium]):
         self.concepts = list(gallery)
         self.gallery = dict(gallery)
         self._features = features
-        self._known = features(list(gallery.values()))  # [concepts, D]
+        self._gallery_features = features(list(gallery.values()))  # [concepts, D]
 
-    def rank(self, made: Sequence[Medium]) -> list[list[str]]:
-        """For each medium all concepts, nearest first."""
-        if not made:
+    def rank(self, media: Sequence[Medium]) -> list[list[str]]:
+        """All concepts for each medium, nearest first."""
+        if not media:
             return []
-        likeness = self._features(made) @ self._known.T  # [M, concepts]
-        order = np.argsort(-likeness, axis=1, kind="stable")
+        similarity = self._features(media) @ self._gallery_features.T  # [M, concepts]
+        order = np.argsort(-similarity, axis=1, kind="stable")
         return [[self.concepts[index] for index in row] for row in order]
 
-    def validate(self, altered: Sequence[tuple[str, Medium]]) -> Validation:
-        """The figures for (concept, real but altered item)."""
+    def validate(self, altered: Sequence[tuple[str, Medium]]) -> JudgeValidation:
+        """Top-1 and top-5 accuracy on (concept, altered real item) pairs."""
         ranked = self.rank([medium for _, medium in altered])
-        found = [(c in row[:1], c in row[:5]) for (c, _), row in zip(altered, ranked, strict=True)]
-        top1, top5 = np.mean(found, axis=0)
-        return Validation(len(found), float(top1), float(top5))
+        hits = [(c in row[:1], c in row[:5]) for (c, _), row in zip(altered, ranked, strict=True)]
+        top1, top5 = np.mean(hits, axis=0)
+        return JudgeValidation(len(hits), float(top1), float(top5))
 
 
 def build_judge(modality: str, *, data: Path | None = None, num: int | None = None) -> Judge:
-    """The judge of one modality over mini's data; `num` takes the first concepts only.
+    """The judge of one modality over mini's data.
 
-    Raises AssetError when the network of the picture judge cannot be had.
+    Args:
+        modality: image, audio or video.
+        data: folder of the data; the shipped one unless given.
+        num: use only this many concepts, the first ones.
+
+    Raises:
+        AssetError: the network of the image judge cannot be fetched.
     """
     data = data or mini.locate("data")
     items = [item for item in read_items(data, modality) if item["split"] == "train"]
-    wanted = _GALLERY[modality].items()
-    chosen = [item for item in items if all(item[key] == value for key, value in wanted)][:num]
+    fields = _GALLERY[modality].items()
+    chosen = [item for item in items if all(item[key] == value for key, value in fields)][:num]
     gallery = {item["concept"]: open_item(data, item) for item in chosen}
     if modality != "audio":
-        return Judge(PictureFeatures([*gallery.values()]), gallery)
+        return Judge(ImageFeatures([*gallery.values()]), gallery)
     takes: dict[str, list[Medium]] = {}
     for item in items:
         if item["concept"] in gallery:
             takes.setdefault(item["concept"], []).append(open_item(data, item))
-    return Judge(SoundFeatures(list(takes.values())), gallery)
+    return Judge(AudioFeatures(list(takes.values())), gallery)
 
 
 def altered_items(
     modality: str, judge: Judge, *, data: Path | None = None, num: int = 200, seed: int = 0
 ) -> list[tuple[str, Medium]]:
-    """(concept, item) to validate a judge with: its gallery mirrored, shifted, rescaled, darker
-    or brighter; sounds moved in time, softer and noisy, and one take that the judge has not seen.
+    """(concept, item) pairs to validate a judge: its gallery mirrored, shifted, rescaled, darker or
+    brighter; audio shifted in time, softer and noisy, and one held-out take of each concept.
     """
     rng = np.random.default_rng(seed)
     last = len(judge.concepts) - 1
@@ -120,44 +131,48 @@ def altered_items(
     return altered
 
 
-def motion(clip: Medium) -> float:
-    """Mean absolute difference of neighbouring frames, 0 to 1."""
-    frames = clip.to_numpy().astype(np.float32) / 255  # [F, H, W, 3]
+def motion(video: Medium) -> float:
+    """Mean absolute difference of consecutive frames, 0 to 1."""
+    frames = video.to_numpy().astype(np.float32) / 255  # [F, H, W, 3]
     return float(np.abs(np.diff(frames, axis=0)).mean()) if len(frames) > 1 else 0.0
 
 
 def read_items(data: Path, modality: str) -> list[dict[str, Any]]:
-    """The rows of one modality in the lists of items and of sounds."""
+    """Rows of one modality in items.json.gz and sounds.json.gz."""
     items = json.loads(read_text(data / "items.json.gz"))
     items += json.loads(read_text(data / "sounds.json.gz"))["items"]
     return [item for item in items if item["modality"] == modality]
 
 
 def open_item(data: Path, item: Mapping[str, Any]) -> Medium:
+    """The medium of a row, not yet decoded."""
     return MEDIA[item["modality"]](source=data / item["file"])
 
 
-# --- pictures and clips -------------------------------------------------------------------------
+# --- images and videos -------------------------------------------------------------------------
 
 
-class PictureFeatures:
-    """Pictures or clips -> float[M, D]: two blocks of unit length, the second weighted less."""
+class ImageFeatures:
+    """Images or videos -> float[M, D]: two concatenated unit vectors, the second weighted less.
+
+    Args:
+        real: items whose mean colours are subtracted, so that a white background has no effect.
+    """
 
     def __init__(self, real: Sequence[Medium]):
-        """`real` tells which colours are usual where: that the page is white is not news."""
-        self._usual = np.stack([_colours(_frames(medium)) for medium in real]).mean(axis=0)
+        self._mean_colours = np.stack([_colours(_frames(medium)) for medium in real]).mean(axis=0)
 
     def __call__(self, media: Sequence[Medium]) -> np.ndarray:
         rows = []
         for start in range(0, len(media), 8):
-            clips = [_frames(medium) for medium in media[start : start + 8]]
+            batch = [_frames(medium) for medium in media[start : start + 8]]
             with torch.inference_mode():
-                tokens = _network().encode([Image.from_pil(p) for clip in clips for p in clip])
-            seen = tokens.tokens.float().flatten(1).numpy()  # [pictures, 4 * 1280]
-            for clip in clips:
-                shapes, seen = seen[: len(clip)].mean(axis=0), seen[len(clip) :]
-                colours = _colours(clip) - self._usual
-                rows.append(np.concatenate([_unit(shapes), _COLOURS**0.5 * _unit(colours)]))
+                tokens = _network().encode([Image.from_pil(f) for frames in batch for f in frames])
+            rest = tokens.tokens.float().flatten(1).numpy()  # [frames, 4 * 1280]
+            for frames in batch:
+                shape, rest = rest[: len(frames)].mean(axis=0), rest[len(frames) :]
+                colours = _colours(frames) - self._mean_colours
+                rows.append(np.concatenate([_unit(shape), _COLOUR_WEIGHT**0.5 * _unit(colours)]))
         return np.stack(rows)
 
 
@@ -171,69 +186,72 @@ def _network() -> Any:
 
 
 def _frames(medium: Medium) -> list[PILImage.Image]:
-    """A picture, or three frames of a clip, at 64 px."""
+    """An image, or three frames of a video, at 64 px."""
     if isinstance(medium, Video):
-        pictures = [PILImage.fromarray(f) for f in media.sample_frames(medium, _FRAMES)]
+        frames = [PILImage.fromarray(f) for f in media.sample_frames(medium, _NUM_FRAMES)]
     else:
         assert isinstance(medium, Image)
-        pictures = [medium.to_pil()]
-    return [p.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS) for p in pictures]
+        frames = [medium.to_pil()]
+    return [frame.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS) for frame in frames]
 
 
-def _colours(pictures: Sequence[PILImage.Image]) -> np.ndarray:
-    """Mean colours of 8 x 8 fields: float[192]."""
-    fields = [p.resize((8, 8), PILImage.Resampling.BOX) for p in pictures]
-    return np.mean([np.asarray(f, dtype=np.float32).ravel() for f in fields], axis=0)
+def _colours(frames: Sequence[PILImage.Image]) -> np.ndarray:
+    """Mean colours of an 8 x 8 grid: float[192]."""
+    grids = [frame.resize((8, 8), PILImage.Resampling.BOX) for frame in frames]
+    return np.mean([np.asarray(g, dtype=np.float32).ravel() for g in grids], axis=0)
 
 
-def _alter_picture(picture: Medium, rng: np.random.Generator) -> Image:
-    return Image.from_pil(_alteration(rng)(_frames(picture)[0]))
+def _alter_image(image: Medium, rng: np.random.Generator) -> Image:
+    return Image.from_pil(_alteration(rng)(_frames(image)[0]))
 
 
-def _alter_clip(clip: Medium, rng: np.random.Generator) -> Video:
-    """Every frame in the same way; the loop begins elsewhere."""
-    assert isinstance(clip, Video)
+def _alter_video(video: Medium, rng: np.random.Generator) -> Video:
+    """All frames in the same way; the loop starts at another frame."""
+    assert isinstance(video, Video)
     alter = _alteration(rng)
-    frames = [np.asarray(alter(picture.resize((SIDE, SIDE)))) for picture in clip.to_pil()]
+    frames = [np.asarray(alter(frame.resize((SIDE, SIDE)))) for frame in video.to_pil()]
     frames = np.roll(np.stack(frames), int(rng.integers(len(frames))), axis=0)
-    return Video.from_numpy(frames, clip.fps or 8.0)
+    return Video.from_numpy(frames, video.fps or 8.0)
 
 
 def _alteration(rng: np.random.Generator) -> Callable[[PILImage.Image], PILImage.Image]:
-    """Mirrored, moved, smaller, larger, or of another brightness: one of them, chosen now."""
+    """One random alteration: mirrored, shifted, smaller, larger, or another brightness."""
     white = PILImage.new("RGB", (SIDE, SIDE), "white")
     kind, strength = rng.integers(5), rng.uniform()
     x, y = (int(value) for value in rng.integers(-6, 7, size=2))
 
-    def alter(picture: PILImage.Image) -> PILImage.Image:
+    def alter(image: PILImage.Image) -> PILImage.Image:
         if kind == 0:
-            return picture.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
+            return image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
         if kind == 1:
-            page = white.copy()
-            page.paste(picture, (x, y))
-            return page
+            canvas = white.copy()
+            canvas.paste(image, (x, y))
+            return canvas
         if kind == 2:
             side = round(SIDE * (0.75 + 0.2 * strength))
-            page = white.copy()
-            page.paste(picture.resize((side, side)), ((SIDE - side) // 2, (SIDE - side) // 2))
-            return page
+            canvas = white.copy()
+            canvas.paste(image.resize((side, side)), ((SIDE - side) // 2, (SIDE - side) // 2))
+            return canvas
         if kind == 3:
-            edge = 2 + round(3 * strength)
-            return picture.crop((edge, edge, SIDE - edge, SIDE - edge)).resize((SIDE, SIDE))
-        return ImageEnhance.Brightness(picture).enhance(0.7 + 0.45 * strength)
+            margin = 2 + round(3 * strength)
+            return image.crop((margin, margin, SIDE - margin, SIDE - margin)).resize((SIDE, SIDE))
+        return ImageEnhance.Brightness(image).enhance(0.7 + 0.45 * strength)
 
     return alter
 
 
-# --- sounds -------------------------------------------------------------------------------------
+# --- audio --------------------------------------------------------------------------------------
 
 
-class SoundFeatures:
-    """Sounds -> float[M, D] of unit length, whitened by what varies between takes."""
+class AudioFeatures:
+    """Audio -> float[M, D] of unit length, whitened by the covariance between takes of a concept.
+
+    Args:
+        takes: the training takes of each concept.
+    """
 
     def __init__(self, takes: Sequence[Sequence[Medium]]):
-        """`takes`: the training takes of each concept."""
-        rows = [np.stack([sound_statistics(take) for take in group]) for group in takes]
+        rows = [np.stack([audio_statistics(take) for take in group]) for group in takes]
         together = np.concatenate(rows)
         self._mean, self._scale = together.mean(axis=0), together.std(axis=0) + 1e-6
         within = np.concatenate([(group - group.mean(axis=0)) / self._scale for group in rows])
@@ -244,19 +262,19 @@ class SoundFeatures:
         self._whiten = vectors / np.sqrt(values)
 
     def __call__(self, media: Sequence[Medium]) -> np.ndarray:
-        rows = np.stack([sound_statistics(medium) for medium in media])
+        rows = np.stack([audio_statistics(medium) for medium in media])
         return _unit((rows - self._mean) / self._scale @ self._whiten)
 
 
-def sound_statistics(sound: Medium) -> np.ndarray:
-    """A sound -> float[D] that tells neither loudness nor when it begins."""
+def audio_statistics(audio: Medium) -> np.ndarray:
+    """Audio -> float[D], independent of loudness and of the time of the onset."""
     import torchaudio
 
-    assert isinstance(sound, Audio)
-    wave = torch.tensor(media.resample(sound, RATE).to_numpy().mean(axis=0))[: 4 * RATE]
+    assert isinstance(audio, Audio)
+    wave = torch.tensor(media.resample(audio, RATE).to_numpy().mean(axis=0))[: 4 * RATE]
     wave = torch.nan_to_num(wave)
     wave = torch.nn.functional.pad(wave, (0, max(0, 2048 - len(wave))))
-    bands = torch.log(_mel()(wave / wave.abs().max().clamp(min=1e-4)) + _FLOOR)  # [64, T]
+    bands = torch.log(_mel()(wave / wave.abs().max().clamp(min=1e-4)) + _POWER_FLOOR)  # [64, T]
     mfcc = bands.T @ torchaudio.functional.create_dct(20, len(bands), "ortho")  # [T, 20]
     changes = bands.diff(dim=1).abs().mean(dim=1)
     loudest = bands.topk(max(1, bands.shape[1] // 10), dim=1).values.mean(dim=1)
@@ -276,25 +294,25 @@ def _mel() -> Callable[[Tensor], Tensor]:
     )
 
 
-def _alter_sound(sound: Medium, rng: np.random.Generator) -> Audio:
-    """Moved by up to a quarter of a second, softer, with a little noise."""
-    assert isinstance(sound, Audio)
-    wave = media.resample(sound, RATE).to_numpy().mean(axis=0)
-    move = int(rng.integers(-RATE // 4, RATE // 4))
-    moved = np.pad(wave, (max(move, 0), max(-move, 0)))[max(-move, 0) :][: len(wave)]
+def _alter_audio(audio: Medium, rng: np.random.Generator) -> Audio:
+    """Shifted by up to a quarter of a second, softer, with a little noise."""
+    assert isinstance(audio, Audio)
+    wave = media.resample(audio, RATE).to_numpy().mean(axis=0)
+    shift = int(rng.integers(-RATE // 4, RATE // 4))
+    shifted = np.pad(wave, (max(shift, 0), max(-shift, 0)))[max(-shift, 0) :][: len(wave)]
     noise = rng.normal(0, rng.uniform(0.001, 0.01) * np.abs(wave).max(), len(wave))
-    altered = (moved + noise) * rng.uniform(0.3, 0.9)
+    altered = (shifted + noise) * rng.uniform(0.3, 0.9)
     return Audio.from_numpy(altered.clip(-1, 1).astype(np.float32), RATE)
 
 
 _ALTER: dict[str, Callable[[Medium, np.random.Generator], Medium]] = {
-    "image": _alter_picture,
-    "video": _alter_clip,
-    "audio": _alter_sound,
+    "image": _alter_image,
+    "video": _alter_video,
+    "audio": _alter_audio,
 }
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """float[..., D] -> the same directions, length 1."""
+    """float[..., D] -> vectors of length 1 with the same directions."""
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.maximum(length, 1e-12)

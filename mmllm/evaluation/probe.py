@@ -1,7 +1,7 @@
-"""A linear probe: what the frozen features alone can tell, the yardstick of understanding.
+"""A linear probe on the frozen encoder's features: the reference for understanding.
 
-Standardised features, multinomial logistic regression (scikit-learn), trained on the very items
-that stage 1 trains on, with the very features that the model's projections read.
+Standardised features and multinomial logistic regression (scikit-learn), fitted on the items that
+stage 1 trains on, with the features that the model's projections are given.
 
 Legend: M media, L tokens, C channels.
 """
@@ -31,10 +31,16 @@ def probe(
     *,
     data: Path | None = None,
 ) -> list[str]:
-    """The concepts that a linear probe names for (concept, medium) pairs it has not seen.
+    """The concepts that a linear probe predicts for held-out media.
 
-    Two probes are fitted, on the mean over the tokens and on the tokens side by side; the better
-    one is the yardstick, so that a probe that overfits makes nothing easier.
+    Two probes are fitted, on the mean over the tokens and on the concatenated tokens; the better
+    one is used, so that an overfitted probe does not lower the reference.
+
+    Args:
+        model: whose encoder of the modality is probed.
+        modality: image or audio.
+        tests: (concept, medium) pairs.
+        data: folder of mini's data.
     """
     data = data or mini.locate("data")
     rows, _ = read_rows(str(data / "pairs.jsonl.gz"), None, "evaluation")
@@ -42,23 +48,28 @@ def probe(
         row["file"]: row for row in rows if row["modality"] == modality and row["split"] == "train"
     }
     concepts = [row["concept"] for row in trained.values()]
-    known = encoded(model, modality, [open_item(data, row) for row in trained.values()])
-    asked = encoded(model, modality, [medium for _, medium in tests])
-    wanted = np.array([concept for concept, _ in tests])
-    answers = [fit(pool(known), concepts).predict(pool(asked)) for pool in (_mean, _side_by_side)]
-    return list(max(answers, key=lambda named: (named == wanted).mean()))
+    train_tokens = encode_tokens(
+        model, modality, [open_item(data, row) for row in trained.values()]
+    )
+    test_tokens = encode_tokens(model, modality, [medium for _, medium in tests])
+    expected = np.array([concept for concept, _ in tests])
+    predictions = [
+        fit_classifier(pool(train_tokens), concepts).predict(pool(test_tokens))
+        for pool in (_mean, _concatenated)
+    ]
+    return list(max(predictions, key=lambda predicted: (predicted == expected).mean()))
 
 
 def _mean(tokens: np.ndarray) -> np.ndarray:
     return tokens.mean(axis=1)
 
 
-def _side_by_side(tokens: np.ndarray) -> np.ndarray:
+def _concatenated(tokens: np.ndarray) -> np.ndarray:
     return tokens.reshape(len(tokens), -1)
 
 
-def encoded(model: AnyToAny, modality: str, media: Sequence[Medium]) -> np.ndarray:
-    """float[M, L, C]: the tokens that the encoder of this modality gives."""
+def encode_tokens(model: AnyToAny, modality: str, media: Sequence[Medium]) -> np.ndarray:
+    """Media -> float[M, L, C], the encoder's tokens."""
     key, _ = model.renderer.input_keys[modality]
     work = FeatureCache(model)
     rows = []
@@ -69,8 +80,8 @@ def encoded(model: AnyToAny, modality: str, media: Sequence[Medium]) -> np.ndarr
     return np.concatenate(rows)
 
 
-def fit(features: np.ndarray, concepts: Sequence[str]) -> Any:
-    """A scikit-learn classifier: standardisation, then logistic regression with its defaults."""
+def fit_classifier(features: np.ndarray, concepts: Sequence[str]) -> Any:
+    """A scikit-learn pipeline fitted on float[M, D]: standardisation, then logistic regression."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

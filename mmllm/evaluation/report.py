@@ -1,100 +1,111 @@
-"""What was measured: figures with their bars, as a table and as JSON."""
+"""The result of an evaluation: metrics with their thresholds, as a table and as JSON."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmllm.evaluation.metrics import Metric
+
+_RENAMED_KEYS = {
+    "report": {"figures": "metrics", "beside": "baseline"},
+    "metric": {"row": "name", "bar": "threshold"},
+    "item": {"row": "task", "right": "correct"},
+}
+"""Former key of a report's JSON -> its name. Reports written before version 0.2 are still read."""
+_RENAMED_METRICS = {
+    f"batch of 8/float32, {modality} apart": f"batch of 8/float32, {modality} max difference"
+    for modality in ("image", "audio", "video")
+}
+
 
 @dataclass(frozen=True)
-class Figure:
-    """One row of the table. `low` and `high`: the 95 % Wilson interval of a share.
+class EvaluationReport:
+    """Metrics of a model, every scored item behind them, and what they were measured with.
 
-    `met` is None without a bar, or where the figure that the bar is a part of was not measured.
+    Attributes:
+        model: name or path of the model.
+        metrics: the lines of the table.
+        items: `mmllm.evaluation.tasks.ScoredItem` as plain data.
+        facts: command, versions, device, precision, fingerprints of the frozen parts, seconds.
+        baseline: the report of the model that this one is compared with.
     """
 
-    row: str
-    n: int
-    value: float
-    low: float | None = None
-    high: float | None = None
-    bar: str = ""
-    met: bool | None = None
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """Figures of a model, every item behind them, and what they were measured with."""
-
     model: str
-    figures: tuple[Figure, ...]
+    metrics: tuple[Metric, ...]
     items: tuple[Mapping[str, Any], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
-    beside: Report | None = None
+    baseline: EvaluationReport | None = None
 
     @property
     def met(self) -> bool:
-        """Whether every bar that could be checked is met."""
-        return all(figure.met is not False for figure in self.figures)
+        """Whether no threshold that could be checked is missed."""
+        return all(metric.met is not False for metric in self.metrics)
 
-    def figure(self, row: str) -> Figure | None:
-        return next((figure for figure in self.figures if figure.row == row), None)
+    def metric(self, name: str) -> Metric | None:
+        """The metric of this name; None if it was not measured."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
 
     def save(self, path: Path) -> Path:
+        """Write the report as JSON and return `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
         return path
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: Path) -> EvaluationReport:
+        """Read what `save` wrote, in this version or before.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError: the file is not a report.
+        """
         return cls._from_tree(json.loads(path.read_text(encoding="utf-8")))
 
     @classmethod
-    def _from_tree(cls, tree: Mapping[str, Any]) -> Report:
+    def _from_tree(cls, tree: Mapping[str, Any]) -> EvaluationReport:
+        tree = _with_present_keys(tree, "report")
         return cls(
             model=tree["model"],
-            figures=tuple(Figure(**figure) for figure in tree["figures"]),
-            items=tuple(tree["items"]),
+            metrics=tuple(_metric_from(entry) for entry in tree["metrics"]),
+            items=tuple(_with_present_keys(item, "item") for item in tree["items"]),
             facts=tree["facts"],
-            beside=cls._from_tree(tree["beside"]) if tree["beside"] else None,
+            baseline=cls._from_tree(tree["baseline"]) if tree["baseline"] else None,
         )
 
     def table(self) -> str:
-        """The figures as text, one line each."""
-        head = ["row", "n", "value", "95 %", "bar", "met"]
+        """The metrics as aligned text, one line each; the baseline's values in the last column."""
+        head = ["metric", "n", "value", "95 %", "threshold", "met"]
         lines = [
             [
-                figure.row,
-                str(figure.n),
-                _number(figure.value),
-                "" if figure.low is None else f"{figure.low:.3f}-{figure.high:.3f}",
-                figure.bar,
-                {True: "yes", False: "NO", None: ""}[figure.met],
+                metric.name,
+                str(metric.n),
+                _number(metric.value),
+                "" if metric.low is None else f"{metric.low:.3f}-{metric.high:.3f}",
+                metric.threshold,
+                {True: "yes", False: "NO", None: ""}[metric.met],
             ]
-            for figure in self.figures
+            for metric in self.metrics
         ]
-        if self.beside:
-            head.append(self.beside.model)
-            for line, figure in zip(lines, self.figures, strict=True):
-                other = self.beside.figure(figure.row)
+        if self.baseline:
+            head.append(self.baseline.model)
+            for line, metric in zip(lines, self.metrics, strict=True):
+                other = self.baseline.metric(metric.name)
                 line.append(_number(other.value) if other else "")
         return _aligned([head, *lines])
 
 
-def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share, `right` of `n` (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share = right / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+def _metric_from(tree: Mapping[str, Any]) -> Metric:
+    fields = _with_present_keys(tree, "metric")
+    fields["name"] = _RENAMED_METRICS.get(fields["name"], fields["name"])
+    return Metric(**fields)
+
+
+def _with_present_keys(tree: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {_RENAMED_KEYS[kind].get(key, key): value for key, value in tree.items()}
 
 
 def _number(value: float) -> str:
@@ -102,7 +113,7 @@ def _number(value: float) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of even width; the first to the left, the others to the right."""
+    """Columns of even width; the first aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return "\n".join(

@@ -176,19 +176,18 @@ def test_merged_and_exported_minis_read_and_draw(minis: tuple[Chat, Chat], tmp_p
 
 
 def test_mini_is_evaluated(minis: tuple[Chat, Chat], monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmllm import evaluation
-    from mmllm.evaluation import perplexity
+    from mmllm.evaluation import evaluate, perplexity, runner
 
     text = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. " * 2
-    marks, token_nll = [], []
+    values, token_nll = [], []
     for chat in minis:
-        monkeypatch.setattr(evaluation, "load", lambda _name, chat=chat: chat)
-        report = evaluation.evaluate("mini", rows=["routing/text"], limit=1)
-        marks.append([figure.value for figure in report.figures])
-        found = perplexity.measure(chat.model, text, window=16, num=1)
-        token_nll.append((found.adapted, found.base))
-    assert marks[0] == marks[1]
-    assert len(marks[0]) == 1
+        monkeypatch.setattr(runner, "load", lambda _name, chat=chat: chat)
+        report = evaluate("mini", tasks=["routing/text"], limit=1)
+        values.append([metric.value for metric in report.metrics])
+        measured = perplexity.measure(chat.model, text, window=16, num_windows=1)
+        token_nll.append((measured.adapted, measured.base))
+    assert values[0] == values[1]
+    assert len(values[0]) == 1
     assert token_nll[1] == pytest.approx(token_nll[0], rel=1e-4)
 
 

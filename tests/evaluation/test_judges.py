@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmllm.conversation import Audio, Image, Video
-from mmllm.evaluation.judges import Judge, altered_items, build_judge, motion, sound_statistics
+from mmllm.evaluation.judges import Judge, altered_items, audio_statistics, build_judge, motion
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
@@ -48,11 +48,11 @@ def test_motion_is_the_mean_difference_of_neighbouring_frames() -> None:
     assert motion(Video.from_numpy(frames[:1], 8.0)) == 0
 
 
-def test_sound_statistics_tell_neither_loudness_nor_rate_of_sampling() -> None:
+def test_audio_statistics_tell_neither_loudness_nor_rate_of_sampling() -> None:
     time = np.arange(32_000) / 16_000
     wave = (np.sin(2 * np.pi * 440 * time) * np.exp(-3 * time)).astype(np.float32)
-    loud, soft = (sound_statistics(Audio.from_numpy(g * wave, 16_000)) for g in (1.0, 0.25))
+    loud, soft = (audio_statistics(Audio.from_numpy(g * wave, 16_000)) for g in (1.0, 0.25))
     np.testing.assert_allclose(loud, soft, atol=1e-3)
-    silent = sound_statistics(Audio.from_numpy(np.zeros(100, np.float32), 16_000))
+    silent = audio_statistics(Audio.from_numpy(np.zeros(100, np.float32), 16_000))
     assert np.isfinite(silent).all()
     assert silent.shape == loud.shape

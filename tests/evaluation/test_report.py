@@ -1,55 +1,63 @@
-"""Intervals, the table, and JSON that comes back as it was."""
+"""The table, and JSON that comes back as it was."""
 
+import json
 from pathlib import Path
 
-import pytest
-
-from mmllm.evaluation.report import Figure, Report, wilson
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
-    [  # scipy.stats.binomtest(right, n).proportion_ci(0.95, method="wilson"), scipy 1.17.1
-        (50, 100, 0.403832, 0.596168),
-        (9, 10, 0.59585, 0.982124),
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 0.722467, 1.0),
-        (81, 263, 0.255289, 0.366210),
-    ],
-)
-def test_wilson_interval(right: int, n: int, low: float, high: float) -> None:
-    assert wilson(right, n) == pytest.approx((low, high), abs=1e-5)
+import mmllm
+from mmllm.evaluation.metrics import Metric
+from mmllm.evaluation.report import EvaluationReport
 
 
-def test_wilson_of_nothing_says_nothing() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-def _report() -> Report:
-    beside = Report("other", (Figure("text->image", 4, 0.25, 0.05, 0.7),))
-    figures = (
-        Figure("text->image", 4, 0.5, 0.15, 0.85, "0.600", False, 1.5),
-        Figure("batch of 8, media apart", 8, 2e-6, bar="<= 1e-04", met=True),
-        Figure("video->text", 4, 1.0, 0.51, 1.0),
+def _report() -> EvaluationReport:
+    baseline = EvaluationReport("other", (Metric("text->image", 4, 0.25, 0.05, 0.7),))
+    metrics = (
+        Metric("text->image", 4, 0.5, 0.15, 0.85, "0.600", False, 1.5),
+        Metric("batch of 8, image max difference", 8, 2e-6, threshold="<= 1e-04", met=True),
+        Metric("video->text", 4, 1.0, 0.51, 1.0),
     )
-    items = ({"id": "a/0", "right": True, "prediction": {"text": "ein Löwe", "named": ["lion"]}},)
-    return Report("mini", figures, items, {"versions": {"torch": "2"}}, beside)
+    items = ({"id": "a/0", "correct": True, "prediction": {"text": "ein Löwe", "named": ["lion"]}},)
+    return EvaluationReport("mini", metrics, items, {"versions": {"torch": "2"}}, baseline)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
     report = _report()
-    assert Report.load(report.save(tmp_path / "new" / "report.json")) == report
+    assert EvaluationReport.load(report.save(tmp_path / "new" / "report.json")) == report
 
 
-def test_table_shows_bars_and_the_model_beside() -> None:
+def test_a_report_of_before_is_still_read(tmp_path: Path) -> None:
+    former = {
+        "model": "mini",
+        "figures": [
+            {"row": "batch of 8/float32, image apart", "n": 4, "value": 0.0, "bar": "<= 1"}
+        ],
+        "items": [{"id": "a", "row": "image->text", "right": True}],
+        "facts": {},
+        "beside": {"model": "x", "figures": [], "items": [], "facts": {}, "beside": None},
+    }
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(former))
+    report = EvaluationReport.load(file)
+    name = "batch of 8/float32, image max difference"
+    assert report.metrics == (Metric(name, 4, 0.0, threshold="<= 1"),)
+    assert report.items == ({"id": "a", "task": "image->text", "correct": True},)
+    assert report.baseline == EvaluationReport("x", ())
+
+
+def test_the_shipped_report_is_read() -> None:
+    report = EvaluationReport.load(Path(mmllm.__file__).parent / "mini" / "evaluation.json")
+    assert report.metric("text->image") is not None
+    assert {metric.name for metric in report.metrics} >= {"routing", "perplexity, ratio"}
+
+
+def test_table_shows_thresholds_and_the_baseline() -> None:
     head, _, first, second, third = _report().table().splitlines()
-    assert head.split() == ["row", "n", "value", "95", "%", "bar", "met", "other"]
+    assert head.split() == ["metric", "n", "value", "95", "%", "threshold", "met", "other"]
     assert first.split() == ["text->image", "4", "0.500", "0.150-0.850", "0.600", "NO", "0.250"]
     assert second.split()[-4:] == ["2.0e-06", "<=", "1e-04", "yes"]
     assert third.split() == ["video->text", "4", "1.000", "0.510-1.000"]
 
 
-def test_met_is_false_as_soon_as_one_bar_is_missed() -> None:
+def test_met_is_false_as_soon_as_one_threshold_is_missed() -> None:
     report = _report()
     assert not report.met
-    assert Report("mini", report.figures[1:]).met
+    assert EvaluationReport("mini", report.metrics[1:]).met

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmllm.evaluation.naming import Names
+from mmllm.evaluation.labels import LabelMatcher
 
 CONCEPTS = [
     {"id": "bell", "label": "bell", "synonyms": [], "heldout_synonyms": ["chime"]},
@@ -12,7 +12,7 @@ CONCEPTS = [
     {"id": "t-rex", "label": "T-Rex", "synonyms": ["dino"]},
     {"id": "dinosaur", "label": "long-necked dinosaur", "synonyms": ["dino"]},
 ]
-NAMES = Names(CONCEPTS)
+MATCHER = LabelMatcher(CONCEPTS)
 
 
 @pytest.mark.parametrize(
@@ -33,15 +33,15 @@ NAMES = Names(CONCEPTS)
     ],
 )
 def test_named(reply: str, named: set[str]) -> None:
-    assert NAMES.named(reply) == named
+    assert MATCHER.match(reply) == named
 
 
 def test_a_reply_must_name_the_concept_and_no_other() -> None:
-    assert NAMES.names("It is a bell.", "bell")
-    assert not NAMES.names("It is a bell, or a capsicum.", "bell")
-    assert not NAMES.names("a dino", "t-rex")
-    assert not NAMES.names("nothing", "bell")
+    assert MATCHER.matches_only("It is a bell.", "bell")
+    assert not MATCHER.matches_only("It is a bell, or a capsicum.", "bell")
+    assert not MATCHER.matches_only("a dino", "t-rex")
+    assert not MATCHER.matches_only("nothing", "bell")
 
 
 def test_without_concepts_nothing_is_named() -> None:
-    assert Names([]).named("a bell") == set()
+    assert LabelMatcher([]).match("a bell") == set()

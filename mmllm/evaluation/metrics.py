@@ -1,0 +1,72 @@
+"""One measured value and its threshold."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One line of the table.
+
+    Attributes:
+        name: of the task ("text->image"), or of the task and what was measured of it
+            ("decoder/image, top 1").
+        n: number of items, or of tokens for perplexity.
+        value: an accuracy from 0 to 1, a ratio or a difference.
+        low: lower end of an accuracy's 95 % Wilson interval.
+        high: its upper end.
+        threshold: what the value must reach, as text; empty without one.
+        met: whether it does; None without a threshold, or where the threshold is a fraction of a
+            metric that was not measured.
+        seconds: time that the measurement took.
+    """
+
+    name: str
+    n: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+    threshold: str = ""
+    met: bool | None = None
+    seconds: float = 0.0
+
+
+def accuracy_metric(name: str, correct: Sequence[bool], start: float) -> Metric:
+    """The fraction of correct items with its interval.
+
+    Args:
+        name: the metric's name.
+        correct: one entry per item.
+        start: `time.perf_counter()` when the measurement began.
+    """
+    count, n = sum(map(bool, correct)), len(correct)
+    low, high = wilson_interval(count, n)
+    return Metric(
+        name, n, count / max(n, 1), low, high, seconds=round(time.perf_counter() - start, 2)
+    )
+
+
+def with_threshold(metric: Metric, threshold: float, note: str = "") -> Metric:
+    """A copy of `metric` that is compared with a threshold.
+
+    No items never meet a threshold, and neither does any value one of 0 (a fraction of a metric
+    that is 0). `note` is appended to the threshold's text.
+    """
+    met = metric.n > 0 and threshold > 0 and metric.value >= threshold
+    return replace(metric, threshold=f"{threshold:.3f}{note}", met=met)
+
+
+def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % confidence interval of a proportion, `correct` of `n` (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    proportion = correct / n
+    centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)
+    half_width = (
+        z * math.sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    )
+    return max(centre - half_width, 0.0), min(centre + half_width, 1.0)
