@@ -35,7 +35,7 @@ from mmllm.model import AnyToAny
 from mmllm.training import cpu, loop
 from mmllm.training.feed import StepData
 from mmllm.training.stage import choose_trainable
-from mmllm.weights import left_out
+from mmllm.weights import skip_weights
 
 RECIPE = Path(__file__).parents[1] / "configs" / "modern-8b"
 POSITIONS, CONVERSATIONS = 4096, 8
@@ -75,7 +75,7 @@ class Large(Stage):
         self.model, self.features = _with_random_weights(run.system, self.accelerator.device)
         groups = choose_trainable(self.model, self.stage.learning_rates)
         self.model.to(self.accelerator.device)  # adapters, too
-        self.model.llm.fused = loop.uses_liger(self.stage.liger_loss, self.accelerator.device)
+        self.model.llm.liger_loss = loop.uses_liger(self.stage.liger_loss, self.accelerator.device)
         self.wrapped, self.optimizer = self.accelerator.prepare(
             self.model, loop.make_optimizer(self.stage, groups)
         )
@@ -89,7 +89,7 @@ def _with_random_weights(
     alone."""
     from transformers import AutoModelForCausalLM
 
-    with left_out():
+    with skip_weights():
         hollow = models.build(system, dtype=torch.bfloat16, device="meta")
     of = hollow.llm.model.config
     if device.type != "cuda":
@@ -112,17 +112,17 @@ def _batch(model: AnyToAny, features: dict[str, tuple[int, int]], *, speaks: boo
     length = POSITIONS // CONVERSATIONS
     starts = torch.arange(0, POSITIONS, length)
     tokens = model.llm.tokens
-    ids = torch.randint(tokens.vocabulary, (POSITIONS,))
+    ids = torch.randint(tokens.vocab_size, (POSITIONS,))
     inputs = {key: InputMedia(torch.zeros(0, dtype=torch.long)) for key in model.num_input_tokens}
     outputs = {
         key: OutputMedia(torch.zeros(0, width, dtype=torch.long))
         for key, width in model.num_signal_tokens.items()
     }
     seen = (starts[:, None] + 8 + torch.arange(model.num_input_tokens["image"])).flatten()
-    ids[seen] = tokens.placeholder
+    ids[seen] = tokens.placeholder_id
     inputs["image"] = InputMedia(seen, features=torch.randn(CONVERSATIONS, *features["image"]))
     if speaks:
-        run = torch.tensor(tokens.run("image"))
+        run = torch.tensor(tokens.signal_ids("image"))
         made = starts[::2, None] + length - len(run) + torch.arange(len(run))
         ids[made] = run
         masks = model.decoders["image"].masks.values()

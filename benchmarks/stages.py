@@ -128,8 +128,8 @@ class Bare:
             embeds,
             mask=batch.mask,
             positions=batch.positions,
-            shared=batch.prefix_len,
-            packed=batch.seq_lens,
+            prefix_len=batch.prefix_len,
+            seq_lens=batch.seq_lens,
         )
         head = llm.model.get_output_embeddings()
         logits = head(hidden.flatten(0, 1)[batch.target_indices]).float()
@@ -143,7 +143,7 @@ class Bare:
                 yield model.project(key, media).float().sum()
         if not self.stage.stage.losses.get("align"):
             return
-        if model.llm.rows.requires_grad:
+        if model.llm.signal_embeddings.requires_grad:
             yield model.llm.embed(batch.ids).float().sum()
         for key, media in batch.outputs.items():
             if len(media.token_indices):

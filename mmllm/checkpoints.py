@@ -41,7 +41,7 @@ from mmllm.errors import CheckpointError, MmllmError, quoted, wrap_errors
 from mmllm.llm.export import merge as merge_lora
 from mmllm.llm.export import save_transformers
 from mmllm.model import PROJECTIONS, AnyToAny
-from mmllm.weights import check_links, copy_tensors, inside, save_tensors, tensor_shapes
+from mmllm.weights import check_links, copy_tensors, resolve_inside, save_tensors, tensor_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -99,28 +99,28 @@ def save(
     stage: Any = None,
     training: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
-    chosen: Mapping[str, Any] | None = None,
+    resolved_settings: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     with_llm: bool = False,
 ) -> Path:
-    """Write a checkpoint to `folder`. `training` (JSON) and `tensors` go to training/; `chosen`
-    is what was decided by measurement; `dtype` converts the weights (None: as they are);
-    `with_llm` writes the frozen language model too.
+    """Write a checkpoint to `folder`. `training` (JSON) and `tensors` go to training/;
+    `resolved_settings` are the settings that were chosen by measurement; `dtype` converts the
+    weights (None: as they are); `with_llm` writes the frozen language model too.
 
     A card (README.md) that lies in the folder stays. Raises CheckpointError when the disk does not
     take it; what was there before is then untouched.
     """
     folder = Path(folder)
     with _written(folder), disk.atomic_folder(folder) as draft:
-        require_space(folder, _bytes_needed(model, tensors or {}, with_llm=with_llm))
-        _write(draft, model, step, stage, training, tensors, chosen, dtype, with_llm)
+        require_free_space(folder, _bytes_needed(model, tensors or {}, with_llm=with_llm))
+        _write(draft, model, step, stage, training, tensors, resolved_settings, dtype, with_llm)
         card = disk.current_folder(folder) / "README.md"
         if card.is_file():
             shutil.copy2(card, draft)
     return folder
 
 
-def require_space(folder: Path, needed: int) -> None:
+def require_free_space(folder: Path, needed: int) -> None:
     """Raises CheckpointError unless `needed` bytes are free where `folder` is, or will be."""
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
@@ -240,7 +240,7 @@ def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None
         model,
         step=source.step,
         stage=stage,
-        chosen=source.manifest["chosen"],
+        resolved_settings=source.manifest["chosen"],
         dtype=dtype,
         with_llm=source.holds_llm,
     )
@@ -254,8 +254,10 @@ def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
     model.llm.model.to(dtype)  # as its files will be, so that its fingerprint is theirs
     model.config = source.system()
     stage = source.run().stage if "stage" in source.config() else None
-    chosen = source.manifest["chosen"]
-    return save(folder, model, step=source.step, stage=stage, chosen=chosen, with_llm=True)
+    settings = source.manifest["chosen"]
+    return save(
+        folder, model, step=source.step, stage=stage, resolved_settings=settings, with_llm=True
+    )
 
 
 def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
@@ -378,7 +380,7 @@ def _write(
     stage: Any,
     training: Mapping[str, Any] | None,
     tensors: Mapping[str, Tensor] | None,
-    chosen: Mapping[str, Any] | None,
+    resolved_settings: Mapping[str, Any] | None,
     dtype: torch.dtype | None,
     with_llm: bool,
 ) -> None:
@@ -410,7 +412,7 @@ def _write(
         system=model.config.name,
         stage=getattr(stage, "name", None),
         fingerprints=fingerprints(model),
-        chosen=dict(chosen or {}),
+        chosen=dict(resolved_settings or {}),
     )
 
 
@@ -443,10 +445,10 @@ def _open(folder: Path) -> Checkpoint:
     file = folder / "manifest.json"
     with wrap_errors(CheckpointError, f"{file}: no readable manifest"):
         check_links(folder)
-        manifest = json.loads(inside(folder, file.name, "manifest").read_text("utf-8"))
+        manifest = json.loads(resolve_inside(folder, file.name, "manifest").read_text("utf-8"))
         _check_manifest(manifest, file)
     for name, entry in manifest["files"].items():
-        file = inside(folder, name, str(folder / "manifest.json"))
+        file = resolve_inside(folder, name, str(folder / "manifest.json"))
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(f"{file}: expected {entry['bytes']} bytes, got {size}")
@@ -478,7 +480,10 @@ def _parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
     return {
         "input_projections.safetensors": dict(model.input_projections.named_parameters()),
         "output_projections.safetensors": dict(model.output_projections.named_parameters()),
-        "rows.safetensors": {"rows": model.llm.rows, "head_rows": model.llm.head_rows},
+        "rows.safetensors": {
+            "rows": model.llm.signal_embeddings,
+            "head_rows": model.llm.signal_head,
+        },
     }
 
 

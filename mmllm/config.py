@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from mmllm import literals
 from mmllm.errors import ConfigError, quoted
 from mmllm.literals import SpelledScalar
-from mmllm.weights import inside
+from mmllm.weights import resolve_inside
 
 logger = logging.getLogger(__name__)
 
@@ -286,14 +286,18 @@ RENAMED_OPTIONS = {
 }
 """The same of the keys of decoders, which requests give as options too."""
 
+RENAMED_PARAMETERS = {"llm.rows": "llm.signal_embeddings", "llm.head_rows": "llm.signal_head"}
+"""The same for the parameters that `learning_rates` names, and an optimizer's state."""
+
 
 def _with_present_names(stage: Any, *, warn: bool = False) -> Any:
-    """A stage, the keys of its losses too, under the names that they have now."""
+    """A stage whose keys, those of its losses and learning rates too, have their present names."""
     if not isinstance(stage, Mapping):
         return stage
-    stage = _renamed(stage, "stage", warn=warn)
-    if isinstance(stage.get("losses"), Mapping):
-        stage["losses"] = _renamed(stage["losses"], "stage.losses", warn=warn)
+    stage = _renamed(stage, "stage", RENAMED, warn=warn)
+    for key, names in (("losses", RENAMED), ("learning_rates", RENAMED_PARAMETERS)):
+        if isinstance(stage.get(key), Mapping):
+            stage[key] = _renamed(stage[key], f"stage.{key}", names, warn=warn)
     return stage
 
 
@@ -509,13 +513,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     folder = _checkpoint_of(path)
     if folder is not None:
-        inside(folder, str(path.absolute()), str(path))
+        resolve_inside(folder, str(path.absolute()), str(path))
     tree = _read_mapping(path)
     included = tree.get("system")
     if isinstance(included, str):
         file = path.parent / included
         if folder is not None and included not in _TRUSTED:
-            file = inside(folder, str(file.absolute()), f"{path}: system")
+            file = resolve_inside(folder, str(file.absolute()), f"{path}: system")
         tree["system"] = _read_mapping(file)
         folder = folder or _checkpoint_of(file)
     if folder is not None:
@@ -537,7 +541,7 @@ def _check_foreign(tree: Any, folder: Path, where: str) -> None:
             )
         template = tree.get("chat_template")
         if isinstance(template, str) and template.endswith(".jinja") and template not in _TRUSTED:
-            tree["chat_template"] = str(inside(folder, template, f"{where}: chat_template"))
+            tree["chat_template"] = str(resolve_inside(folder, template, f"{where}: chat_template"))
     if isinstance(tree, dict | list):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             _check_foreign(value, folder, f"{where}: {quoted(key).strip(chr(39))}")

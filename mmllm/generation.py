@@ -222,13 +222,13 @@ class SequenceState:
         self._over = self._stopped or ended or length > self.sampling.max_new_tokens
         if self._over:
             if self.pending_forced:  # what was asked for comes before the end
-                return self.tokens.run(self.pending_forced[0])
+                return self.tokens.signal_ids(self.pending_forced[0])
             self.done = True
             self.answer.finish = "stop" if self._stopped else "end" if ended else "length"
             return []
-        key = self.tokens.output_of_row(row)
+        key = self.tokens.output_of_logit(row)
         if key is not None:
-            return self.tokens.run(key)
+            return self.tokens.signal_ids(key)
         self._seen.add(row)
         self.answer.pieces.append(row)
         self._stopped = self._stopped or self._spells_stop()
@@ -240,7 +240,7 @@ class SequenceState:
         if not self.next or not self.sampling.num_draft_tokens:
             return []
         if self._over:
-            return [self.tokens.run(key) for key in self.pending_forced[1:2]]
+            return [self.tokens.signal_ids(key) for key in self.pending_forced[1:2]]
         left = self.sampling.max_new_tokens - len(self.answer.ids)
         guessed = self.draft.propose(min(self.sampling.num_draft_tokens, left))
         return [[word] for word in takewhile(self._is_word, guessed)]
@@ -252,7 +252,7 @@ class SequenceState:
         self.position += len(fed)
         if self.symbols:
             self.symbols += fed
-        key = self.tokens.output_of_id(fed[0])
+        key = self.tokens.output_of_first_id(fed[0])
         if key is not None:
             run = SignalSpan(key, states.clone())
             self.answer.pieces.append(run)
@@ -261,7 +261,7 @@ class SequenceState:
             self.on_piece(run)
 
     def _is_word(self, id_: int) -> bool:
-        return id_ < self.tokens.vocabulary and id_ not in self.end_ids
+        return id_ < self.tokens.vocab_size and id_ not in self.end_ids
 
     def _spells_stop(self) -> bool:
         """Whether the text since the last run ends in tokens that spell a stop string."""
@@ -281,7 +281,7 @@ class SequenceState:
         full = len(self.answer.spans) >= self.sampling.max_media
         for key in self.tokens.outputs:
             if key in self.forbidden or full:
-                logits[self.tokens.head_row(key)] = -torch.inf
+                logits[self.tokens.logit_index(key)] = -torch.inf
         if self.sampling.repetition_penalty != 1 and self._seen:
             seen = to_device(torch.tensor(sorted(self._seen)), logits.device)
             value = logits[seen]
@@ -318,8 +318,8 @@ class PrefixCache:
     one computes only what is new, media included, and of the opening that all conversations share
     (the template's beginning and the system prompt). Threads may share them.
 
-    They serve the model in the state that read them (LanguageModel.state). Under a hook nothing is
-    kept, and nothing that was kept is used: it is called for every position.
+    They serve the model in the state that read them (LanguageModel.version). Under a hook nothing
+    is kept, and nothing that was kept is used: it is called for every position.
 
     `keep`: how many conversations. A cache takes as much memory as its conversation's positions;
     one that goes on in another is dropped. Caches of models that forget (sliding windows, recurrent
@@ -338,27 +338,27 @@ class PrefixCache:
         """A cache of the first positions of `model.renderer.prefix_ids`. It is read by itself,
         once, and again when weights have changed: the same bytes whoever asks. One thread at a
         time."""
-        state = model.llm.state
+        state = model.llm.version
         if self._opening is None or self._opening[0] != state:
             ids = to_device(torch.tensor([model.renderer.prefix_ids]), model.device)
             positions = torch.arange(ids.shape[1], device=model.device)[None]
             cache = model.llm.new_cache()
             model.llm(model.llm.embed(ids), positions=positions, cache=cache)
             self._opening = state, cache
-        return self._opening[1].beginning(length)
+        return self._opening[1].prefix(length)
 
     def longest_match(self, model: AnyToAny, symbols: Sequence[Hashable]) -> tuple[int, Any]:
         """How many first positions a kept conversation shares, and a cache of just these (None: no
         position). One position at least is left to be computed."""
         with self._lock:
             kept = self._kept
-        state = model.llm.state if kept else None
+        state = model.llm.version if kept else None
         best, found = 0, None
         for fed, cache, read_by in kept:
             shared = _shared(fed, symbols)
             if shared > best and read_by == state:
                 best, found = shared, cache
-        return best, None if found is None else found.beginning(best)
+        return best, None if found is None else found.prefix(best)
 
     def insert(self, model: AnyToAny, symbols: list[Hashable], cache: Any) -> None:
         """Remember what was fed (`symbols`) and its cache, which nobody may extend from now on."""
@@ -366,7 +366,7 @@ class PrefixCache:
             return
         with self._lock:
             kept = [entry for entry in self._kept if entry[0] != symbols[: len(entry[0])]]
-            self._kept = [*kept, (symbols, cache, model.llm.state)][-self.num_kept :]
+            self._kept = [*kept, (symbols, cache, model.llm.version)][-self.num_kept :]
 
     def clear(self) -> None:
         """Forget all conversations."""
@@ -434,7 +434,7 @@ class CacheGroup:
         """Take the rows of another one in."""
         assert self.last is not None
         assert other.last is not None
-        self.cache.join(other.cache)
+        self.cache.concat(other.cache)
         width = max(self.mask.shape[1], other.mask.shape[1])
         masks = [F.pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
         self.mask = torch.cat(masks)
@@ -445,7 +445,7 @@ class CacheGroup:
         """Drop the last positions."""
         if num:
             self.mask = self.mask[:, :-num]
-            self.cache.cut(num)
+            self.cache.crop(-num)
 
 
 @dataclass
@@ -495,7 +495,7 @@ class ContinuousBatcher:
         if self._groups:
             self._read(self._groups)
         self.tidy()
-        if self._groups and self._groups[0].cache.divisible:
+        if self._groups and self._groups[0].cache.croppable:
             first, *others = self._groups
             for group in others:
                 first.join(group)
@@ -523,7 +523,7 @@ class ContinuousBatcher:
     def _read(self, groups: Sequence[CacheGroup]) -> None:
         """Feed every row what comes next, in one forward pass."""
         steps = [_next(self.model, group) for group in groups]
-        states = self.model.llm.read([step.new for step in steps])
+        states = self.model.llm.forward_with_cache([step.new for step in steps])
         for group, step, hidden in zip(groups, steps, states, strict=True):
             _take(self.model, group, step, hidden)
             self._keep(group)
@@ -531,8 +531,8 @@ class ContinuousBatcher:
     def _keep(self, group: CacheGroup) -> None:
         """Remember the caches of rows that have come to their end."""
         for index, row in enumerate(group.rows):
-            if row.done and row.symbols and self.prefixes and group.cache.divisible:
-                cache = group.cache.row(index, group.mask[index])
+            if row.done and row.symbols and self.prefixes and group.cache.croppable:
+                cache = group.cache.select_row(index, group.mask[index])
                 self.prefixes.insert(self.model, row.symbols, cache)
 
     def tidy(self) -> None:
@@ -589,7 +589,7 @@ def _shared_prefix_length(model: AnyToAny, prompts: Sequence[Rendered]) -> int:
     gain by, or caches cannot be shortened."""
     shared = min(_shared(model.renderer.prefix_ids, prompt.ids) for prompt in prompts)
     few = shared < max(map(len, prompts)) / _MIN_PREFIX_SHARE
-    return 0 if few or not model.llm.divides_caches else shared
+    return 0 if few or not model.llm.supports_cache_crop else shared
 
 
 def _rest(prompt: Rendered, known: int) -> Rendered:
@@ -632,11 +632,11 @@ def _leave(group: CacheGroup, left: list[int]) -> None:
     if not left:
         group.rows = []
         return
-    if group.last is None or not group.cache.divisible:
+    if group.last is None or not group.cache.croppable:
         return
     mask = group.mask[left]
     start = int(mask.any(0).int().argmax())
-    group.cache.keep(left, start)
+    group.cache.select_rows(left, start)
     group.mask = mask[:, start:]
     group.last = torch.stack([group.last[index] for index in left])
     group.rows = [group.rows[index] for index in left]
@@ -681,7 +681,7 @@ def _next(model: AnyToAny, group: CacheGroup) -> _Step:
     its guesses behind them."""
     if group.prompts:
         return _Step(group.prompts, [[] for _ in group.rows], [])
-    alone = len(group.rows) == 1 and group.cache.divisible
+    alone = len(group.rows) == 1 and group.cache.croppable
     guesses = group.rows[0].propose() if alone else []
     steps = [[*row.next, *chain(*guesses)] for row in group.rows]
     width = max(map(len, steps))

@@ -72,7 +72,7 @@ class AnyToAny(nn.Module):
             self.input_projections, self.output_projections = _projections(
                 config, llm, encoders, decoders
             )
-        llm.add_outputs(signal_tokens, torch.Generator().manual_seed(seed))
+        llm.add_signal_tokens(signal_tokens, torch.Generator().manual_seed(seed))
         self.requires_grad_(False)
         self.renderer = Renderer(
             llm.tokenizer,
@@ -94,7 +94,7 @@ class AnyToAny(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.llm.rows.device
+        return self.llm.signal_embeddings.device
 
     @property
     def num_input_tokens(self) -> dict[str, int]:
@@ -108,12 +108,13 @@ class AnyToAny(nn.Module):
 
     def trainable_candidates(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that may train, under the names that a stage's table uses:
-        input_projections.KEY.…, output_projections.KEY.…, llm.rows, llm.head_rows, llm.lora.…"""
+        input_projections.KEY.…, output_projections.KEY.…, llm.signal_embeddings, llm.signal_head,
+        llm.lora.…"""
         for room in ("input_projections", "output_projections"):
             for name, parameter in getattr(self, room).named_parameters():
                 yield f"{room}.{name}", parameter
-        yield "llm.rows", self.llm.rows
-        yield "llm.head_rows", self.llm.head_rows
+        yield "llm.signal_embeddings", self.llm.signal_embeddings
+        yield "llm.signal_head", self.llm.signal_head
         for name, parameter in self.llm.lora_parameters():
             yield f"llm.lora.{name.removeprefix('base_model.model.')}", parameter
 
@@ -135,8 +136,8 @@ class AnyToAny(nn.Module):
         would say without its adapters: float32[W * S], Kullback-Leibler divergences."""
         embeds = self.llm.embed(ids)
         with torch.no_grad(), self.llm.adapters_disabled():
-            base = self.llm.read_whole(embeds)
-        return self.llm.kl_divergence(self.llm.read_whole(embeds), base)
+            base = self.llm.forward_windows(embeds)
+        return self.llm.kl_divergence(self.llm.forward_windows(embeds), base)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The LLM's last hidden states: float[B, T, D]."""
@@ -144,15 +145,15 @@ class AnyToAny(nn.Module):
             self.embed(batch),
             mask=batch.mask,
             positions=batch.positions,
-            shared=batch.prefix_len,
-            packed=batch.seq_lens,
+            prefix_len=batch.prefix_len,
+            seq_lens=batch.seq_lens,
         )
 
     def signals(self, batch: Batch) -> dict[str, Tensor]:
         """What the output projections read of a batch: float32[M, K, D] by key."""
         flat = self.hidden(batch).flatten(0, 1)
         return {
-            key: self.with_rows(key, flat[media.token_indices])
+            key: self.add_signal_embeddings(key, flat[media.token_indices])
             for key, media in batch.outputs.items()
         }
 
@@ -185,13 +186,13 @@ class AnyToAny(nn.Module):
             raise ValueError(f"{key}: the batch holds neither samples nor features")
         return projection(features.tokens, features.mask)
 
-    def with_rows(self, key: str, states: Tensor) -> Tensor:
+    def add_signal_embeddings(self, key: str, states: Tensor) -> Tensor:
         """Hidden states of signal runs with the tokens' own embeddings added: float32[M, K, D].
 
         NExT-GPT's code does so too; it gives the new rows a short path to the loss.
         """
-        start = self.llm.tokens.run(key)[0] - self.llm.tokens.vocabulary
-        return (states + self.llm.rows[start : start + states.shape[1]]).float()
+        rows = self.llm.tokens.signal_rows(key)
+        return (states + self.llm.signal_embeddings[rows]).float()
 
     def condition(self, signals: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Hidden states of signal runs, float[M, K, D] by key -> the decoders' conditions."""
@@ -204,7 +205,7 @@ class AnyToAny(nn.Module):
                     for name, shape in projection.condition_shapes.items()  # pyright: ignore
                 }
                 continue
-            conditions[key] = projection(self.with_rows(key, states))
+            conditions[key] = projection(self.add_signal_embeddings(key, states))
         return conditions
 
 

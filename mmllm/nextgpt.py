@@ -140,8 +140,8 @@ def convert(
         left.pop(name)
     first = min(token for ids in signals.values() for token in ids)
     count = sum(len(signals[key]) for key in keys)
-    done.taken[f"{_TABLE} ({count} rows)"] = "llm.rows"
-    done.taken[f"{_HEAD} ({len(keys)} rows)"] = "llm.head_rows"
+    done.taken[f"{_TABLE} ({count} rows)"] = "llm.signal_embeddings"
+    done.taken[f"{_HEAD} ({len(keys)} rows)"] = "llm.signal_head"
     done.left[f"{_TABLE} (rows before {first})"] = (
         "NExT-GPT trains the whole table; here the LLM keeps its own, so replies differ as far as "
         "it had moved"

@@ -1,8 +1,8 @@
 """`mmllm plan`: what a system and its stages need, before anything is fetched, loaded or started.
 
 The plan builds the very model that training builds, with the same code, but on the meta device:
-shapes without numbers (mmllm.weights.left_out). So parts that do not fit fail here as they would
-there, and the parameters that it counts are those that training prints. Memory and time are
+shapes without numbers (mmllm.weights.skip_weights). So parts that do not fit fail here as they
+would there, and the parameters that it counts are those that training prints. Memory and time are
 estimates; their formulas stand beside them and are held against autograd and against torch's own
 counter of operations by the tests.
 
@@ -120,7 +120,7 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
 
 def build_meta(system: SystemConfig, dtype: torch.dtype = torch.bfloat16) -> AnyToAny:
     """The model of a system without its weights: `mmllm.model.build` on the meta device."""
-    with weights.left_out():
+    with weights.skip_weights():
         encoders = {key: configs.build(entry) for key, entry in system.encoders.items()}
         decoders = {key: configs.build(entry) for key, entry in system.decoders.items()}
         llm = configs.build(system.llm, dtype=dtype)
@@ -422,7 +422,10 @@ def _shape(llm: LanguageModel) -> _Shape:
 def _reaches_llm(groups: Sequence[ParameterGroup]) -> bool:
     """Whether what trains lies in front of the LLM or inside it."""
     names = (name for group in groups for name in group.parameters)
-    return any(name.startswith(("input_projections.", "llm.rows", "llm.lora.")) for name in names)
+    return any(
+        name.startswith(("input_projections.", "llm.signal_embeddings", "llm.lora."))
+        for name in names
+    )
 
 
 def _projections(model: AnyToAny, stage: StageConfig, rows: int) -> tuple[int, float]:

@@ -1,9 +1,10 @@
-"""Token ids beyond the tokenizer's: signal tokens of each output, and the place of input media.
+"""Token ids beyond the tokenizer's vocabulary: signal tokens of each output, and one placeholder.
 
-With a vocabulary of V text tokens, ids V … V+R-1 are the signal tokens, output after output in
-the order of the config; id V+R marks a position that an input medium's embedding fills. In the
-head each output has one row only, "begin a run": a run once begun always completes, so its other
-tokens are never predicted.
+With a vocabulary of V text tokens, ids V ... V+R-1 are the R signal tokens, output after output in
+the order of the config; id V+R is the placeholder, a position that is filled with the embedding of
+an input medium. The head has one logit per output, for the first token of its signal span: a span
+that has begun always completes, so that its other tokens are never predicted. Logits are therefore
+[V + O] for O outputs, and a label from V on is the logit of an output, not a token id.
 """
 
 from __future__ import annotations
@@ -12,39 +13,54 @@ from collections.abc import Mapping
 
 
 class TokenSpace:
-    """Which id means what, for V text tokens and the outputs' numbers of signal tokens."""
+    """The ids of text tokens, signal tokens and the placeholder.
 
-    def __init__(self, vocabulary: int, signal_tokens: Mapping[str, int]):
-        self.vocabulary = vocabulary
+    Args:
+        vocab_size: V, the rows of the language model's embedding table.
+        signal_tokens: Number of signal tokens of each output, by output key.
+
+    Example:
+        >>> tokens = TokenSpace(1000, {"image": 3, "audio": 2})
+        >>> tokens.signal_ids("audio"), tokens.logit_index("audio"), tokens.placeholder_id
+        ([1003, 1004], 1001, 1005)
+    """
+
+    def __init__(self, vocab_size: int, signal_tokens: Mapping[str, int]):
+        self.vocab_size = vocab_size
         self.signal_tokens = dict(signal_tokens)
-        self._runs: dict[str, range] = {}
-        start = vocabulary
+        self._signal_ids: dict[str, range] = {}
+        start = vocab_size
         for key, count in self.signal_tokens.items():
-            self._runs[key] = range(start, start + count)
+            self._signal_ids[key] = range(start, start + count)
             start += count
-        self.num_signals = start - vocabulary
-        self.placeholder = start
+        self.num_signals = start - vocab_size
+        self.placeholder_id = start
 
     @property
     def outputs(self) -> list[str]:
-        """Output keys, in the order of their rows in the head."""
-        return list(self._runs)
+        """Output keys, in the order of their logits."""
+        return list(self._signal_ids)
 
-    def run(self, key: str) -> list[int]:
-        """The ids of one whole signal run."""
-        return list(self._runs[key])
+    def signal_ids(self, key: str) -> list[int]:
+        """The ids of the signal tokens of one output, a whole span."""
+        return list(self._signal_ids[key])
 
-    def head_row(self, key: str) -> int:
-        """The row of the logits [V + outputs] that begins a run of `key`."""
-        return self.vocabulary + self.outputs.index(key)
+    def signal_rows(self, key: str) -> slice:
+        """The rows of one output's tokens in a table float[R, D] of all signal tokens."""
+        ids = self._signal_ids[key]
+        return slice(ids.start - self.vocab_size, ids.stop - self.vocab_size)
 
-    def output_of_row(self, row: int) -> str | None:
-        """The output that a row of the logits begins, None for a text token."""
-        return self.outputs[row - self.vocabulary] if row >= self.vocabulary else None
+    def logit_index(self, key: str) -> int:
+        """The index among the logits [V + O] that begins a signal span of `key`."""
+        return self.vocab_size + self.outputs.index(key)
 
-    def output_of_id(self, token: int) -> str | None:
-        """The output whose run begins with this id, None for any other id."""
-        for key, run in self._runs.items():
-            if token == run.start:
+    def output_of_logit(self, index: int) -> str | None:
+        """The output whose signal span a logit begins, None for a text token."""
+        return self.outputs[index - self.vocab_size] if index >= self.vocab_size else None
+
+    def output_of_first_id(self, token_id: int) -> str | None:
+        """The output whose signal span begins with this id, None for any other id."""
+        for key, ids in self._signal_ids.items():
+            if token_id == ids.start:
                 return key
         return None

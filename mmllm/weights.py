@@ -1,9 +1,9 @@
 """Where a component's weights are (a local folder, an asset of `mini`, or an id of a model hub),
 and how tensors are written.
 
-Within `left_out()` components are built without their weights: `locate` then finds the JSON configs
-alone, and whoever would load weights makes the same modules on the meta device. A plan
-(mmllm.planning) thus goes through the very code that training goes through.
+Within `skip_weights()` components are built without their weights: `locate` then finds the JSON
+configs alone, and loaders build the same modules on the meta device. A plan (mmllm.planning) thus
+runs the very code that training runs.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PACKAGE = Path(__file__).parent
-CONFIGS = (_PACKAGE.parent / "configs" / "parts", _PACKAGE / "configs" / "parts")
+CONFIG_FOLDERS = (_PACKAGE.parent / "configs" / "parts", _PACKAGE / "configs" / "parts")
 """JSON configs of the recipes' parts, in a checkout and in an installed package."""
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of weights that could run code when they are read."""
 
-_left_out: ContextVar[bool] = ContextVar("left_out", default=False)
+_skipping: ContextVar[bool] = ContextVar("skip_weights", default=False)
 
 
 @contextmanager
-def left_out() -> Iterator[None]:
+def skip_weights() -> Iterator[None]:
     """Within it nothing is downloaded and no weights are read."""
-    before = _left_out.set(True)
+    before = _skipping.set(True)
     try:
         yield
     finally:
-        _left_out.reset(before)
+        _skipping.reset(before)
 
 
-def are_left_out() -> bool:
+def are_weights_skipped() -> bool:
     """Whether modules are to be made on the meta device instead of loaded."""
-    return _left_out.get()
+    return _skipping.get()
 
 
 def locate(weights: str, where: str, revision: str | None = None) -> str:
@@ -52,11 +52,11 @@ def locate(weights: str, where: str, revision: str | None = None) -> str:
 
     `mini:NAME` is shipped inside the package or fetched once by package name (mmllm.mini.assets);
     a path that exists is taken as it is; a path that does not exist but looks like one is an
-    error, never a request to a hub. Within `left_out()` it is a folder with the part's configs.
+    error, never a request to a hub. Within `skip_weights()` it is a folder with the part's configs.
     """
     if weights.startswith("mini:"):
         name = weights.removeprefix("mini:")
-        if are_left_out():
+        if are_weights_skipped():
             return str(_configs(f"mini/{name}", where, shipped=_PACKAGE / "mini" / name))
         from mmllm.mini import locate as locate_mini
 
@@ -68,12 +68,12 @@ def locate(weights: str, where: str, revision: str | None = None) -> str:
         raise AssetError(
             f"{where}: {weights!r} does not exist (a folder, or a hub id 'owner/name')"
         )
-    if are_left_out():
+    if are_weights_skipped():
         return str(_configs(weights, where, shipped=_cached(weights, revision)))
     return weights
 
 
-def inside(folder: Path, name: str, where: str, *, follow: bool = False) -> Path:
+def resolve_inside(folder: Path, name: str, where: str, *, follow: bool = False) -> Path:
     """The regular file `name` of a folder that others filled; raises CheckpointError if it leads
     out of the folder, by its name or by a symbolic link, which `follow` allows. (The hub's cache
     links into its blobs.)"""
@@ -108,11 +108,11 @@ def check_links(folder: Path) -> None:
                 if not path.resolve().is_relative_to(folder.resolve()):
                     raise CheckpointError(f"{path}: links to a folder outside {folder}")
             elif not path.is_dir():
-                inside(folder, str(path.absolute()), str(folder))
+                resolve_inside(folder, str(path.absolute()), str(folder))
 
 
 @contextmanager
-def code_left_alone() -> Iterator[None]:
+def remote_code_disabled() -> Iterator[None]:
     """Within it transformers runs no code that lies with weights, and asks nobody whether it
     should, for the parts of parts too, which are not told `trust_remote_code=False`."""
     from transformers import dynamic_module_utils as library
@@ -125,7 +125,9 @@ def code_left_alone() -> Iterator[None]:
         library.TIME_OUT_REMOTE_CODE = seconds
 
 
-def check_size(config: Path, files: Sequence[Path], make: Callable[[], nn.Module]) -> None:
+def check_parameter_count(
+    config: Path, files: Sequence[Path], make: Callable[[], nn.Module]
+) -> None:
     """Raises CheckpointError if a config.json describes much more than its weights hold, or code of
     a hub: transformers would make what is missing before it tells. `make`: the module of the
     config, here on the meta device. Quantised weights are not counted."""
@@ -245,7 +247,7 @@ def copy_tensors(own: Mapping[str, Tensor], file: Path, *, remedy: str) -> None:
 
 def _configs(name: str, where: str, *, shipped: Path | None) -> Path:
     """The folder with a part's configs; raises AssetError where there is none."""
-    folders = [*([shipped] if shipped else []), *(folder / name for folder in CONFIGS)]
+    folders = [*([shipped] if shipped else []), *(folder / name for folder in CONFIG_FOLDERS)]
     for folder in folders:
         if folder.is_dir():
             return folder

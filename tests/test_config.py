@@ -302,6 +302,8 @@ def test_former_names_of_a_stages_keys_are_read_with_a_warning(
     text = path.read_text()
     for old, new in config.RENAMED.items():
         text = re.sub(rf"\b{new}:", f"{old}:", text)
+    for old, new in config.RENAMED_PARAMETERS.items():
+        text = text.replace(f"{new}:", f"{old}:")
     assert all(f"{old}:" in text for old in ("train", "start", "retain", "checkpoint_every"))
     own = tmp_path / path.name
     own.write_text(text)
@@ -309,6 +311,7 @@ def test_former_names_of_a_stages_keys_are_read_with_a_warning(
     assert config.load_run(own) == expected
     assert "stage.train is now called learning_rates" in caplog.text
     assert "stage.losses.retain is now called kl" in caplog.text
+    assert "stage.learning_rates.llm.rows is now called llm.signal_embeddings" in caplog.text
     caplog.clear()
     (tmp_path / "manifest.json").write_text("{}")
     assert config.load_run(own) == expected

@@ -30,7 +30,7 @@ def eager(model: AnyToAny, key: str) -> AnyToAny:
 
     def biased(hidden: torch.Tensor) -> torch.Tensor:
         logits = head(hidden)
-        logits[..., model.llm.tokens.head_row(key)] += 1e4
+        logits[..., model.llm.tokens.logit_index(key)] += 1e4
         return logits
 
     model.llm.head = biased
@@ -69,7 +69,7 @@ def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> N
 
 
 def _ids(model: AnyToAny, piece: int | SignalSpan) -> list[int]:
-    return [piece] if isinstance(piece, int) else model.llm.tokens.run(piece.key)
+    return [piece] if isinstance(piece, int) else model.llm.tokens.signal_ids(piece.key)
 
 
 def test_a_batch_gives_what_single_calls_give(tiny_model: AnyToAny) -> None:
@@ -116,7 +116,7 @@ def test_a_run_once_begun_completes_and_is_fed_in_one_step(tiny_model: AnyToAny,
         FeatureCache(tiny_model),
         sampling=Sampling(max_new_tokens=4, max_media=3, num_draft_tokens=0),
     )[0]
-    length = len(tiny_model.llm.tokens.run(key))
+    length = len(tiny_model.llm.tokens.signal_ids(key))
     assert len(answer.spans) == 3
     assert [tuple(run.states.shape) for run in answer.spans] == [(length, 32)] * 3
     assert widths[1:].count(length) >= 3

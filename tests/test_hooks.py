@@ -44,7 +44,7 @@ def said(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
 
 def parts(model: AnyToAny) -> dict[str, nn.Module]:
     """One of each kind of part that computes hidden states or logits."""
-    decoder = model.llm._decoder
+    decoder = model.llm.backbone
     layer = decoder.layers[1]
     return {
         "decoder": decoder,
@@ -53,7 +53,7 @@ def parts(model: AnyToAny) -> dict[str, nn.Module]:
         "attention": layer.self_attn,
         "projection": layer.self_attn.q_proj,
         "last norm": decoder.norm,
-        "head": model.llm._base.get_output_embeddings(),
+        "head": model.llm.base_model.get_output_embeddings(),
         "embedding": model.llm.embedding,
     }
 
@@ -125,7 +125,7 @@ def test_hooks_of_all_kinds_are_called_after_the_first_reply(chat: Chat, name: s
 
 def test_a_part_that_was_replaced_is_used(chat: Chat) -> None:
     first = said(chat)
-    layer = chat.model.llm._decoder.layers[0]
+    layer = chat.model.llm.backbone.layers[0]
     calls: list[int] = []
 
     class Spliced(nn.Module):
@@ -155,7 +155,7 @@ def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat:
     chat.engine.prefixes.clear()
     calls: list[int] = []
     handles: list[Any] = []
-    layer = chat.model.llm._decoder.layers[0]
+    layer = chat.model.llm.backbone.layers[0]
 
     def events() -> Iterator[Any]:
         for event in chat.stream(TALK, seed=0, max_new_tokens=6, num_draft_tokens=0):
@@ -174,7 +174,7 @@ def test_training_hears_of_hooks_on_the_head(tiny_model: AnyToAny) -> None:
     llm, calls = tiny_model.llm, []
     hidden, labels = torch.randn(5, llm.width), torch.arange(5)
     plain = llm.token_nll(hidden, labels)
-    head = llm._base.get_output_embeddings()
+    head = llm.base_model.get_output_embeddings()
     handle = head.register_forward_hook(lambda _m, _i, out: calls.append(1) or out * 2)
     hooked = llm.token_nll(hidden, labels)
     handle.remove()
@@ -188,7 +188,7 @@ def test_accelerates_hooks_do_not_keep_openings_from_being_shared(chat: Chat) ->
 
     first = said(chat)
     chat.engine.prefixes.clear()
-    layer = chat.model.llm._decoder.layers[0]
+    layer = chat.model.llm.backbone.layers[0]
     add_hook_to_module(layer, ModelHook())
     placed = said(chat)
     remove_hook_from_module(layer)

@@ -25,8 +25,8 @@ WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
 EVERYTHING = {
     "input_projections.*": 1e-3,
     "output_projections.*": 1e-3,
-    "llm.rows": 1e-3,
-    "llm.head_rows": 1e-3,
+    "llm.signal_embeddings": 1e-3,
+    "llm.signal_head": 1e-3,
     "llm.lora.*": 1e-3,
 }
 MIXED = [
@@ -219,10 +219,10 @@ def test_text_loss_equals_the_language_models_own(tiny_model: AnyToAny) -> None:
     rendered = tiny_model.renderer.render(MIXED[3])
     logits = tiny_model.llm.model(torch.tensor([rendered.ids])).logits[0, :-1]
     expected = F.cross_entropy(logits, torch.tensor(rendered.labels[1:]), reduction="sum")
-    rows = tiny_model.llm.head_rows.data.clone()
-    tiny_model.llm.head_rows.data.zero_()
+    rows = tiny_model.llm.signal_head.data.clone()
+    tiny_model.llm.signal_head.data.zero_()
     zero_rows = terms_of(tiny_model, batch_of(tiny_model, [MIXED[3]]))["text"].total
-    tiny_model.llm.head_rows.data.copy_(rows)
+    tiny_model.llm.signal_head.data.copy_(rows)
     # Three more rows of the head, with logit zero, enlarge each sum of exponentials by 3.
     keep = torch.tensor(rendered.labels[1:]) != -100
     larger = torch.logaddexp(logits[keep].logsumexp(-1), torch.tensor(3.0).log())
@@ -235,10 +235,19 @@ def test_text_loss_equals_the_language_models_own(tiny_model: AnyToAny) -> None:
     [
         ({"input_projections.*": 1e-3}, ["input_projections"]),
         (
-            {"output_projections.*": 1e-3, "llm.rows": 1e-3, "llm.head_rows": 1e-3},
-            ["output_projections", "llm.rows", "llm.head_rows"],
+            {"output_projections.*": 1e-3, "llm.signal_embeddings": 1e-3, "llm.signal_head": 1e-3},
+            ["output_projections", "llm.signal_embeddings", "llm.signal_head"],
         ),
-        (EVERYTHING, ["input_projections", "output_projections", "llm.rows", "llm.head", "lora_"]),
+        (
+            EVERYTHING,
+            [
+                "input_projections",
+                "output_projections",
+                "llm.signal_embeddings",
+                "llm.signal_head",
+                "lora_",
+            ],
+        ),
     ],
 )
 def test_exactly_the_stages_table_trains(
@@ -278,7 +287,7 @@ def test_a_pattern_without_a_match_is_an_error(tiny_model: AnyToAny) -> None:
     with pytest.raises(ValueError, match="matches no parameter"):
         choose_trainable(tiny_model, {"input_projection.*": 1e-3})
     with pytest.raises(ValueError, match="is matched by"):
-        choose_trainable(tiny_model, {"llm.rows": 1e-3, "llm.*": 1e-3})
+        choose_trainable(tiny_model, {"llm.signal_embeddings": 1e-3, "llm.*": 1e-3})
 
 
 def test_another_encoder_grid_is_refused(tiny_model: AnyToAny) -> None:
@@ -356,11 +365,11 @@ def test_recomputed_activations_give_the_same_loss_and_gradients(make_model) -> 
         model = make_model()
         choose_trainable(model, EVERYTHING)
         if recompute:
-            model.llm.recompute_activations()
+            model.llm.gradient_checkpointing_enable()
         batch = batch_of(model, MIXED)
         assert batch.prefix_len > 0
         calls = []
-        layer = model.llm._decoder.layers[0].mlp
+        layer = model.llm.backbone.layers[0].mlp
         layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         model.train()
         found.append((gradients_of(model, batch), len(calls)))

@@ -157,16 +157,16 @@ def test_what_is_imported_computes_what_it_computed_there(
     ids, own = [5, 7, 11], [5, 7, 11]
     for key in DECODERS:
         ids += theirs.run(key)
-        own += model.llm.tokens.run(key)
+        own += model.llm.tokens.signal_ids(key)
     there = theirs.llama_model(torch.tensor([ids]), output_hidden_states=True)
     hidden = model.llm(model.llm.embed(torch.tensor([own])))
     torch.testing.assert_close(hidden, there.hidden_states[-1], rtol=1e-4, atol=1e-5)
     logits = model.llm.head(hidden[0])
     for key in DECODERS:
         begin = there.logits[0, :, theirs.run(key)[0]]
-        row = model.llm.tokens.head_row(key)
+        row = model.llm.tokens.logit_index(key)
         torch.testing.assert_close(logits[:, row], begin, rtol=1e-4, atol=1e-5)
-    signals = model.with_rows("audio", hidden[:, -3:])
+    signals = model.add_signal_embeddings("audio", hidden[:, -3:])
     rows = theirs.llama_model.get_input_embeddings()(torch.tensor([theirs.run("audio")]))
     torch.testing.assert_close(signals, hidden[:, -3:] + rows)
 

@@ -53,8 +53,8 @@ def run(system_tree: dict, tmp_path: Path) -> RunConfig:
         "learning_rates": {
             "input_projections.*": 1e-3,
             "output_projections.*": 1e-3,
-            "llm.rows": 1e-3,
-            "llm.head_rows": 1e-3,
+            "llm.signal_embeddings": 1e-3,
+            "llm.signal_head": 1e-3,
             "llm.lora.*": 1e-4,
         },
         "losses": {"text": 1.0, "align": 1.0},
@@ -113,7 +113,7 @@ def test_an_encoder_without_weights_has_the_shapes_of_the_loaded_one(
     loaded = TWINS[name].build(tmp_path)
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
-    with weights.left_out():
+    with weights.skip_weights():
         hollow = TWINS[name].build(tmp_path)
     assert hollow.feature_shape == loaded.feature_shape
     assert hollow.sample_shape == loaded.sample_shape
@@ -188,8 +188,10 @@ def test_activations_are_what_autograd_keeps(
             parameter.requires_grad_(True)
     stage = replace(run.stage, precision="bf16", max_length=64, gradient_checkpointing=recompute)
     if recompute:
-        llm.train().recompute_activations()
-    group = ParameterGroup("llm.rows", 1.0, {"llm.rows": llm.rows})
+        llm.train().gradient_checkpointing_enable()
+    group = ParameterGroup(
+        "llm.signal_embeddings", 1.0, {"llm.signal_embeddings": llm.signal_embeddings}
+    )
     embeds = torch.randn(2, 64, 256, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         kept, _ = planning.measure(llm, embeds)
@@ -304,14 +306,14 @@ def test_the_hubs_cache_is_read_and_nothing_is_fetched(
     """As the hub's library lays a snapshot out, and with the configs alone in it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked a network"))
-    with weights.left_out(), pytest.raises(AssetError, match="not at hand"):
+    with weights.skip_weights(), pytest.raises(AssetError, match="not at hand"):
         weights.locate("owner/name", "llm")
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (tmp_path / "models--owner--name" / "refs").mkdir()
     (tmp_path / "models--owner--name" / "refs" / "main").write_text("abc")
     shutil.copy(llama / "config.json", snapshot)
-    with weights.left_out():
+    with weights.skip_weights():
         assert weights.locate("owner/name", "llm") == str(snapshot)
 
 

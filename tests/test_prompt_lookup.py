@@ -97,7 +97,7 @@ def inclined(model: AnyToAny, key: str) -> None:
 
     def biased(hidden: torch.Tensor) -> torch.Tensor:
         logits = head(hidden)
-        logits[..., model.llm.tokens.head_row(key)] = logits.amax(-1) - 0.5
+        logits[..., model.llm.tokens.logit_index(key)] = logits.amax(-1) - 0.5
         return logits
 
     model.llm.head = biased

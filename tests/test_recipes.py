@@ -49,7 +49,7 @@ def test_every_shape_where_parts_join(name: str, recipes: dict[str, AnyToAny]) -
         signals = torch.empty(2, model.num_signal_tokens[key], width, device="meta")
         said = model.output_projections[key](signals)
         assert {n: tuple(v.shape[1:]) for n, v in said.items()} == decoder.condition_shapes
-    assert len(model.llm.rows) == sum(model.num_signal_tokens.values())
+    assert len(model.llm.signal_embeddings) == sum(model.num_signal_tokens.values())
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -131,7 +131,10 @@ def test_the_new_rows_and_projections_train_and_nothing_else_before_stage_three(
         "input_projections"
     }
     names = {n for g in second.groups for n in g.parameters}
-    assert {n for n in names if n.startswith("llm.")} == {"llm.rows", "llm.head_rows"}
+    assert {n for n in names if n.startswith("llm.")} == {
+        "llm.signal_embeddings",
+        "llm.signal_head",
+    }
     assert not any(n.startswith("input_projections") for n in names)
     assert any(n.startswith("llm.lora") for g in third.groups for n in g.parameters)
     assert [s.stage.init_from for s in plans[name].stages] == [

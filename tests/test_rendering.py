@@ -51,15 +51,15 @@ def test_media_take_their_width_where_they_were_said(tiny_model: AnyToAny) -> No
     )
     for place in rendered.inputs:
         assert rendered.ids[place.start : place.start + place.length] == (
-            [tokens.placeholder] * tiny_model.num_input_tokens[place.key]
+            [tokens.placeholder_id] * tiny_model.num_input_tokens[place.key]
         )
     assert [place.key for place in rendered.inputs] == ["image", "audio"]
     assert [place.key for place in rendered.outputs] == ["image", "video"]
     for place in rendered.outputs:
         span = slice(place.start, place.start + place.length)
-        assert rendered.ids[span] == tokens.run(place.key)
+        assert rendered.ids[span] == tokens.signal_ids(place.key)
         labels = rendered.labels[span]
-        assert labels[0] == tokens.head_row(place.key)
+        assert labels[0] == tokens.logit_index(place.key)
         assert set(labels[1:]) == {UNSUPERVISED}
 
 
@@ -89,7 +89,7 @@ def test_user_text_that_spells_special_tokens_stays_text(tiny_model: AnyToAny) -
     for token in special:
         assert rendered.ids.count(token) == plain.ids.count(token)
     assert evil in tiny_model.llm.tokenizer.decode(rendered.ids)
-    assert max(rendered.ids) < tiny_model.llm.tokens.vocabulary
+    assert max(rendered.ids) < tiny_model.llm.tokens.vocab_size
 
 
 def test_a_long_history_drops_its_oldest_turns(tiny_model: AnyToAny) -> None:

@@ -271,7 +271,7 @@ class Renderer:
             )
         key, length = self.input_keys[medium.modality]
         rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length))
-        rendered.ids += [self.tokens.placeholder] * length
+        rendered.ids += [self.tokens.placeholder_id] * length
         rendered.labels += [UNSUPERVISED] * length
 
     def _output(self, rendered: Rendered, medium: Medium) -> None:
@@ -281,10 +281,10 @@ class Renderer:
                 f"{', '.join(sorted(self.output_keys)) or 'text only'}"
             )
         key = self.output_keys[medium.modality]
-        run = self.tokens.run(key)
+        run = self.tokens.signal_ids(key)
         rendered.outputs.append(MediaSpan(key, medium, len(rendered.ids), len(run)))
         rendered.ids += run
-        rendered.labels += [self.tokens.head_row(key)] + [UNSUPERVISED] * (len(run) - 1)
+        rendered.labels += [self.tokens.logit_index(key)] + [UNSUPERVISED] * (len(run) - 1)
 
     def _template(self, rendered: Rendered, piece: str, after: str | None) -> None:
         """The template's own text; after a reply it is supervised up to the end of the turn."""

@@ -36,7 +36,13 @@ from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.schedules import add_training_noise, resolved, solver
 from mmllm.errors import AssetError, ConfigError, MediaError, quoted, wrap_errors
 from mmllm.media.preparing import preparing
-from mmllm.weights import PICKLES, are_left_out, check_attention, code_left_alone, locate
+from mmllm.weights import (
+    PICKLE_SUFFIXES,
+    are_weights_skipped,
+    check_attention,
+    locate,
+    remote_code_disabled,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -540,7 +546,11 @@ class ModalityDecoder:
         return self._sourced
 
     def _check_offload(self) -> None:
-        if self.config.offload != "none" and self.device.type == "cpu" and not are_left_out():
+        if (
+            self.config.offload != "none"
+            and self.device.type == "cpu"
+            and not are_weights_skipped()
+        ):
             raise ConfigError(
                 f"{self.modality}: offload {self.config.offload!r} keeps weights off an "
                 "accelerator, but this decoder is to run on the CPU; choose a device such as cuda, "
@@ -673,7 +683,7 @@ def check_folder(folder: Path, pipelines: Sequence[str]) -> str:
             with wrap_errors(AssetError, part / "config.json"):
                 told = json.loads((part / "config.json").read_text(encoding="utf-8"))
             check_attention(told, part / "config.json")
-        if ".safetensors" not in files and files & set(PICKLES):
+        if ".safetensors" not in files and files & set(PICKLE_SUFFIXES):
             raise AssetError(
                 f"{part}: holds pickled weights only, which could run code and are not read here; "
                 "if you trust them, convert the pipeline once:\n  python -c "
@@ -726,7 +736,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     if any(library == _CODECS for library, _ in parts_of(read_index(folder), folder).values()):
         importlib.import_module(_CODECS)
     told = f"{folder}: the pipeline cannot be loaded"
-    with wrap_errors(AssetError, told), _quietly(), code_left_alone():
+    with wrap_errors(AssetError, told), _quietly(), remote_code_disabled():
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder), use_safetensors=True, dtype=dtype, trust_remote_code=False
         )

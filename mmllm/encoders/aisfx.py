@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from mmllm.conversation import Audio
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError
-from mmllm.weights import are_left_out
+from mmllm.weights import are_weights_skipped
 
 RATE = 44_100
 _WINDOW, _HOP, _BANDS = 2048, 1024, 96
@@ -171,6 +171,6 @@ def build(config: AisfxConfig) -> ModalityEncoder:
     """The frozen encoder; fetches its weights at first use. Raises AssetError."""
     from mmllm.mini import assets
 
-    if are_left_out():
+    if are_weights_skipped():
         return AisfxEncoder(config, None)
     return AisfxEncoder(config, assets.resolve(config.weights))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mmllm.conversation import Image
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError
-from mmllm.weights import are_left_out
+from mmllm.weights import are_weights_skipped
 
 _ARCHITECTURE = "tf_efficientnet_{variant}"
 _CHANNELS = 1280
@@ -131,6 +131,6 @@ def build(config: EfficientNetConfig) -> ModalityEncoder:
     """The frozen encoder; fetches its weights at first use. Raises AssetError."""
     from mmllm.mini import assets
 
-    if are_left_out():
+    if are_weights_skipped():
         return EfficientNetEncoder(config, None)
     return EfficientNetEncoder(config, assets.resolve(config.weights))

@@ -20,7 +20,7 @@ from mmllm.conversation import Image
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, quoted
-from mmllm.weights import are_left_out
+from mmllm.weights import are_weights_skipped
 
 _WHERE = "open_clip"
 _CONFIG = "open_clip_config.json"
@@ -259,7 +259,7 @@ def build(config: OpenClipConfig) -> ModalityEncoder:
         weights = str(PurePosixPath(*place.parts[:2]))
         if len(place.parts) > 2:
             pattern = place.with_suffix(".safetensors").name
-    if model and are_left_out():  # open_clip's own list says all of it
+    if model and are_weights_skipped():  # open_clip's own list says all of it
         preprocessing = merge_preprocess_dict(PreprocessCfg(), tag or {})
         return OpenClipEncoder(config, _hollow(model, config.dtype), preprocessing, "left out")
     folder = pretrained.open_folder(
@@ -272,7 +272,7 @@ def build(config: OpenClipConfig) -> ModalityEncoder:
     if not model.keys() >= {"embed_dim", "vision_cfg"}:
         raise AssetError(f"{_WHERE}.weights: {folder / _CONFIG} has no usable model_cfg")
     preprocessing = merge_preprocess_dict(PreprocessCfg(), tag or told.get("preprocess_cfg", {}))
-    if are_left_out():
+    if are_weights_skipped():
         return OpenClipEncoder(config, _hollow(model, config.dtype), preprocessing, "left out")
     pattern = pattern if list(folder.glob(pattern)) else "*.safetensors"
     file = pretrained.weight_files(folder, pattern, where=_WHERE)[0]

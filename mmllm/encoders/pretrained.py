@@ -23,7 +23,13 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Audio
 from mmllm.errors import AssetError, ConfigError, MediaError
-from mmllm.weights import PICKLES, are_left_out, check_size, code_left_alone, locate
+from mmllm.weights import (
+    PICKLE_SUFFIXES,
+    are_weights_skipped,
+    check_parameter_count,
+    locate,
+    remote_code_disabled,
+)
 
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
 _UNTOLD = ("_name_or_path", "_commit_hash", "transformers_version")
@@ -80,12 +86,12 @@ def read_json(folder: Path, name: str, *, where: str) -> dict[str, Any]:
 def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
     """The safetensors of a folder; raises AssetError, with the remedy where there is a pickle.
     None where weights are left out."""
-    if are_left_out():
+    if are_weights_skipped():
         return []
     found = sorted(folder.glob(pattern))
     if found:
         return found
-    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if not pickles:
         raise AssetError(
             f"{where}.weights: {folder} has no {pattern}; is it the right folder? (Of a hub id "
@@ -144,14 +150,14 @@ class Source:
     def load(self, cls: Any, dtype: str) -> Any:
         """The model of a transformers class; a weight that it lacks is an AssetError. On the meta
         device where weights are left out."""
-        if are_left_out():
+        if are_weights_skipped():
             of = cls.config_class.from_pretrained(str(self.folder))
             with torch.device("meta"):
                 return cls(of).to(getattr(torch, dtype))
         try:
-            with quiet(), code_left_alone():
+            with quiet(), remote_code_disabled():
                 of = cls.config_class.from_pretrained(str(self.folder))
-                check_size(self.folder / "config.json", self.files, lambda: cls(of))
+                check_parameter_count(self.folder / "config.json", self.files, lambda: cls(of))
                 model, report = cls.from_pretrained(
                     str(self.folder),
                     dtype=getattr(torch, dtype),
@@ -176,7 +182,7 @@ class Source:
         try:
             # Others would keep it as a setting of theirs.
             options = {"trust_remote_code": False} if cls.__name__.startswith("Auto") else {}
-            with quiet(), code_left_alone():
+            with quiet(), remote_code_disabled():
                 return cls.from_pretrained(str(self.folder), **options)
         except Exception as error:
             raise AssetError(

@@ -104,6 +104,6 @@ def _total_nll(model: AnyToAny, ids: Tensor, *, with_signals: bool) -> float:
     for states, targets in zip(hidden[:, :-1], ids[:, 1:], strict=True):
         logits = llm.head(states).float()  # [T - 1, V + O]
         if not with_signals:
-            logits = logits[:, : llm.tokens.vocabulary]
+            logits = logits[:, : llm.tokens.vocab_size]
         total += F.cross_entropy(logits, targets, reduction="sum").item()
     return total

@@ -67,9 +67,9 @@ class Layer(DynamicLayer):
         self.keys, self.values = (part[..., :end, :] for part in self.room)
 
 
-class Cache(DynamicCache):
+class KVCache(DynamicCache):
     """transformers' cache for a model's config. Layers that forget (sliding windows, recurrent
-    states) are transformers' own, and make the cache one that is not `divisible`."""
+    states) are transformers' own, and make the cache one that is not `croppable`."""
 
     def __init__(self, config: Any):
         super().__init__(config=config)
@@ -82,15 +82,15 @@ class Cache(DynamicCache):
         """Whether some of it was read while there was a hook."""
 
     @property
-    def divisible(self) -> bool:
+    def croppable(self) -> bool:
         """Whether rows and positions of it can be taken out."""
         return bool(self.layers) and all(type(entry) is Layer for entry in self.layers)
 
-    def beginning(self, length: int) -> Cache:
+    def prefix(self, length: int) -> KVCache:
         """The first `length` positions. It shares memory with this one, until it is extended."""
         return self._made(lambda entry: entry[..., :length, :])
 
-    def row(self, index: int, real: Tensor) -> Cache:
+    def select_row(self, index: int, real: Tensor) -> KVCache:
         """A copy of one row, of the positions that `real` bool[T], on the CPU, marks."""
         places = real.nonzero()[:, 0]
 
@@ -99,7 +99,7 @@ class Cache(DynamicCache):
 
         return self._made(of)
 
-    def keep(self, rows: list[int], start: int) -> None:
+    def select_rows(self, rows: list[int], start: int) -> None:
         """Go on with these rows only, without the first `start` positions."""
         for layer in self._parts:
             keys, values = layer.keys[:, :, start:], layer.values[:, :, start:]
@@ -107,12 +107,7 @@ class Cache(DynamicCache):
                 [keys[row : row + 1] for row in rows], [values[row : row + 1] for row in rows]
             )
 
-    def cut(self, num: int) -> None:
-        """Forget the last positions."""
-        for layer in self._parts:
-            layer.keys, layer.values = layer.keys[..., :-num, :], layer.values[..., :-num, :]
-
-    def join(self, other: Cache) -> None:
+    def concat(self, other: KVCache) -> None:
         """Take the rows of another one in."""
         self.was_hooked = self.was_hooked or other.was_hooked
         for layer, more in zip(self._parts, other._parts, strict=True):
@@ -120,12 +115,12 @@ class Cache(DynamicCache):
 
     @property
     def _parts(self) -> list[Any]:
-        """The layers of a cache that is `divisible`."""
+        """The layers of a cache that is `croppable`."""
         return list(self.layers)
 
-    def _made(self, of: Callable[[Tensor], Tensor]) -> Cache:
+    def _made(self, of: Callable[[Tensor], Tensor]) -> KVCache:
         """A cache of what `of` gives of each layer's keys and values."""
-        made = object.__new__(Cache)
+        made = object.__new__(KVCache)
         made.__dict__.update(self.__dict__)
         made.layers = []
         for layer in self._parts:

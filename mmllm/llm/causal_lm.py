@@ -35,13 +35,13 @@ from mmllm.llm.templates import chat_template, check_template
 from mmllm.precision import parse_dtype, to_device
 from mmllm.tokens import TokenSpace
 from mmllm.weights import (
-    PICKLES,
-    are_left_out,
-    check_size,
-    code_left_alone,
+    PICKLE_SUFFIXES,
+    are_weights_skipped,
+    check_parameter_count,
     copy_tensors,
-    inside,
     locate,
+    remote_code_disabled,
+    resolve_inside,
     save_tensors,
 )
 
@@ -100,11 +100,12 @@ class CausalLMConfig:
 
 
 class LanguageModel(nn.Module):
-    """A causal LM that reads embeddings and new tokens; its own weights stay frozen.
+    """A causal LM that takes embeddings and knows signal tokens; its own weights stay frozen.
 
-    peft's trainable token rows copy the whole embedding table at every step; the rows here are a
-    table of their own: `rows` float[R, D] for input, `head_rows` float[O, D] for output (one row
-    an output: only the beginning of a signal run is ever predicted, see mmllm.tokens).
+    peft's trainable token rows copy the whole embedding table at every step; the signal tokens have
+    small tables of their own: `signal_embeddings` float[R, D] for input and `signal_head`
+    float[O, D] for output (one row per output: only the first token of a signal span is ever
+    predicted, see mmllm.tokens).
     """
 
     def __init__(
@@ -115,12 +116,12 @@ class LanguageModel(nn.Module):
         self.model: Any = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.tokens = TokenSpace(len(self.embedding.weight), {})
-        self.rows = nn.Parameter(torch.zeros(0, self.width))
-        self.head_rows = nn.Parameter(torch.zeros(0, self.width))
-        self.logit_transform = LogitTransform.of(self._base.config.get_text_config())
+        self.signal_embeddings = nn.Parameter(torch.zeros(0, self.width))
+        self.signal_head = nn.Parameter(torch.zeros(0, self.width))
+        self.logit_transform = LogitTransform.of(self.base_model.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
-        self.packs_openings = self._use_packing()
-        self.fused = False
+        self.supports_prefix_packing = self._use_packing()
+        self.liger_loss = False
         _check_head(self)
 
     @property
@@ -135,13 +136,13 @@ class LanguageModel(nn.Module):
     @property
     def max_length(self) -> int:
         """Tokens that fit: the config's figure within the model's own limit."""
-        limit = getattr(self._base.config.get_text_config(), "max_position_embeddings", None)
+        limit = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
         return min(self.config.max_length, limit or self.config.max_length)
 
     @property
     def end_ids(self) -> frozenset[int]:
         """Ids that end a turn: the tokenizer's and the generation config's."""
-        configured = self._base.generation_config.eos_token_id
+        configured = self.base_model.generation_config.eos_token_id
         ends = [self.tokenizer.eos_token_id]
         ends += configured if isinstance(configured, list) else [configured]
         return frozenset(token for token in ends if isinstance(token, int))
@@ -169,18 +170,18 @@ class LanguageModel(nn.Module):
     @property
     def is_quantized(self) -> bool:
         """Whether bitsandbytes keeps the weights."""
-        return bool(getattr(self._base, "is_quantized", False))
+        return bool(getattr(self.base_model, "is_quantized", False))
 
     @property
     def has_lora(self) -> bool:
         return hasattr(self.model, "peft_config")
 
     @property
-    def _base(self) -> Any:
+    def base_model(self) -> Any:
         """The transformers model inside, with or without peft around it."""
         return self.model.get_base_model() if self.has_lora else self.model
 
-    def add_outputs(self, signal_tokens: dict[str, int], generator: torch.Generator) -> None:
+    def add_signal_tokens(self, signal_tokens: dict[str, int], generator: torch.Generator) -> None:
         """Make rows for every output's signal tokens, at the scale of the existing rows."""
         self.tokens = TokenSpace(len(self.embedding.weight), signal_tokens)
         scale = self.embedding_scale
@@ -189,10 +190,10 @@ class LanguageModel(nn.Module):
                 f"llm.weights {quoted(self.config.weights)}: its embedding holds NaN or infinite "
                 "values; is the copy whole?"
             )
-        self.rows = nn.Parameter(
+        self.signal_embeddings = nn.Parameter(
             torch.randn(self.tokens.num_signals, self.width, generator=generator) * scale
         )
-        self.head_rows = nn.Parameter(
+        self.signal_head = nn.Parameter(
             torch.randn(len(signal_tokens), self.width, generator=generator) * scale * 0.1
         )
 
@@ -205,7 +206,7 @@ class LanguageModel(nn.Module):
         from peft import get_peft_model
 
         lora = _lora_config(self.config.lora)
-        _check_patterns(self.config.lora, self._base)
+        _check_patterns(self.config.lora, self.base_model)
         if not self.is_quantized:
             lora._register_custom_module({nn.Linear: fused_lora_linear()})
         with torch.random.fork_rng(devices=[]):  # the same adapters in every process and run
@@ -275,10 +276,10 @@ class LanguageModel(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """int[B, T] -> float[B, T, D]; placeholders are zero until media are placed there."""
-        vocabulary = self.tokens.vocabulary
+        vocabulary = self.tokens.vocab_size
         text = self.embedding(ids.clamp_max(vocabulary - 1)).to(ids.device)
         # One zero row stands for the placeholder; without outputs the table is that row alone.
-        table = F.pad(self.rows, (0, 0, 0, 1)).to(text.dtype)
+        table = F.pad(self.signal_embeddings, (0, 0, 0, 1)).to(text.dtype)
         new = F.embedding((ids - vocabulary).clamp(0, self.tokens.num_signals), table)
         return torch.where((ids < vocabulary)[..., None], text, new)
 
@@ -289,51 +290,53 @@ class LanguageModel(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
-        shared: int = 0,
-        packed: Sequence[int] = (),
+        prefix_len: int = 0,
+        seq_lens: Sequence[int] = (),
     ) -> Tensor:
         """float[B, T, D] -> last hidden states float[B, T, D], after the final norm.
 
         `mask` bool[B, T (+ cached)] marks real positions; with a cache it is best on the CPU, as a
         device would be waited for. `cache`: one of `new_cache`, or of
-        transformers, that is read and extended. `shared`: the first positions are the same in all
-        rows (a system prompt, say) and are computed once for all of them. `packed`: the one row
-        holds `shared` positions and then, one behind the other, conversations of these lengths that
-        all begin with them; where `packs_openings` is False there may be none shared, and
-        transformers keeps conversations apart by their `positions`, which restart at 0.
+        transformers, that is read and extended. `prefix_len`: the first positions are the same in
+        all rows (a system prompt, say) and are computed once for all of them. `seq_lens`: the one
+        row holds `prefix_len` positions and then, one behind the other, conversations of these
+        lengths that all begin with them; where `supports_prefix_packing` is False there may be none
+        shared, and transformers keeps conversations apart by their `positions`, which restart at 0.
         """
-        if packed and self.packs_openings:
-            rows = packing.PackLayout.build(packed, shared, embeds.device)
+        if seq_lens and self.supports_prefix_packing:
+            rows = packing.PackLayout.build(seq_lens, prefix_len, embeds.device)
             stack = self._packed_stack
             if stack and positions is not None and not self._recomputes and stack.supports(embeds):
                 return stack(embeds, positions, rows)
             return self._run(
                 embeds, packing.placeholder_mask(embeds), positions, None, pack_layout=rows
             )
-        if shared == 0 or self._recomputes:  # layers that run again cannot extend a cache
+        if prefix_len == 0 or self._recomputes:  # layers that run again cannot extend a cache
             return self._run(embeds, mask, positions, cache)
         assert mask is not None
         assert positions is not None
         assert cache is None
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self._base.config)  # one that a gradient goes through
-        opening = self._run(embeds[:1, :shared], mask[:1, :shared], positions[:1, :shared], cache)
+        cache = DynamicCache(config=self.base_model.config)  # one that a gradient goes through
+        prefix = self._run(
+            embeds[:1, :prefix_len], mask[:1, :prefix_len], positions[:1, :prefix_len], cache
+        )
         cache.batch_repeat_interleave(len(embeds))
-        rest = self._run(embeds[:, shared:], mask, positions[:, shared:], cache)
-        return torch.cat([opening.expand(len(embeds), -1, -1), rest], dim=1)
+        rest = self._run(embeds[:, prefix_len:], mask, positions[:, prefix_len:], cache)
+        return torch.cat([prefix.expand(len(embeds), -1, -1), rest], dim=1)
 
-    def read_whole(self, embeds: Tensor) -> Tensor:
+    def forward_windows(self, embeds: Tensor) -> Tensor:
         """Rows without padding, each by itself: float[W, S, D] -> last hidden states
         float[W * S, D]. Where the model packs they are a pack."""
-        if not self.packs_openings:
+        if not self.supports_prefix_packing:
             return self(embeds).flatten(0, 1)
         count, length, _ = embeds.shape
         positions = torch.arange(length, device=embeds.device).repeat(count)[None]
-        packed = (length,) * count
-        return self(embeds.flatten(0, 1)[None], positions=positions, packed=packed)[0]
+        seq_lens = (length,) * count
+        return self(embeds.flatten(0, 1)[None], positions=positions, seq_lens=seq_lens)[0]
 
-    def read(self, passes: Sequence[ForwardRequest]) -> list[Tensor]:
+    def forward_with_cache(self, passes: Sequence[ForwardRequest]) -> list[Tensor]:
         """What `forward` gives for each; the weights are read once for all where the layers are
         known (mmllm.llm.stack)."""
         stack = self._stack_on(passes[-1].cache)
@@ -344,20 +347,20 @@ class LanguageModel(nn.Module):
             for new in passes
         ]
 
-    def recompute_activations(self) -> None:
+    def gradient_checkpointing_enable(self) -> None:
         """Keep only what enters each layer in training, and run the layer again for the gradient:
         memory for about a third more time (Chen et al. 2016)."""
-        self._base.activation_checkpointing_enable({"use_reentrant": False})
+        self.base_model.activation_checkpointing_enable({"use_reentrant": False})
 
     def compile_layers(self) -> None:
         """torch.compile, layer by layer: what is compiled for one serves all that are alike. The
         names of parameters stay."""
-        for layer in self._decoder.layers:
+        for layer in self.backbone.layers:
             layer.compile(dynamic=True)
 
     @property
     def _recomputes(self) -> bool:
-        return self.training and bool(self._base.is_activation_checkpointing)
+        return self.training and bool(self.base_model.is_activation_checkpointing)
 
     def _run(
         self,
@@ -372,7 +375,7 @@ class LanguageModel(nn.Module):
             return stack([ForwardRequest(embeds, positions, mask, cache)])[0]
         if cache is not None and mask is not None and mask.device.type == "cpu" and mask.all():
             mask = None  # else transformers would ask the device the same
-        states = self._decoder(
+        states = self.backbone(
             inputs_embeds=embeds,
             attention_mask=mask
             if mask is None or mask.ndim > 2
@@ -395,17 +398,17 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def _packed_stack(self) -> PackedDecoderStack | None:
-        return PackedDecoderStack.build(self._decoder)
+        return PackedDecoderStack.build(self.backbone)
 
     def _use_packing(self) -> bool:
         """Whether packed conversations can share their opening: with sdpa, where every layer is
         attention, full or sliding."""
-        of = self._base.config.get_text_config()
+        of = self.base_model.config.get_text_config()
         kinds = set(getattr(of, "layer_types", None) or ["full_attention"])
         if self.config.attention != "sdpa" or not kinds <= packing.SUPPORTED_LAYER_TYPES:
             return False
         packing.register_attention()
-        self._base.set_attn_implementation(packing.ATTENTION_NAME)
+        self.base_model.set_attn_implementation(packing.ATTENTION_NAME)
         return True
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -414,12 +417,12 @@ class LanguageModel(nn.Module):
         Gather the supervised positions first: one contiguous product over few rows is many times
         faster than the head over a whole batch.
         """
-        module = self._base.get_output_embeddings()
+        module = self.base_model.get_output_embeddings()
         plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
         rows = plain and not ForwardHooks(module)
         text = matmul(hidden, module.weight.t()) if rows else module(hidden)
-        text = text[..., : self.tokens.vocabulary].to(hidden.device)
-        begins = hidden @ self.head_rows.to(hidden).T
+        text = text[..., : self.tokens.vocab_size].to(hidden.device)
+        begins = hidden @ self.signal_head.to(hidden).T
         return self.logit_transform(torch.cat([text, begins.to(text)], dim=-1))
 
     def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -437,27 +440,27 @@ class LanguageModel(nn.Module):
         head = self._plain_head()
         if head is not None:
             return head.kl_divergence(hidden, fixed)
-        count = self.tokens.vocabulary
+        count = self.tokens.vocab_size
         said = self.head(hidden).float().log_softmax(-1)[:, :count]
         wanted = self.head(fixed)[:, :count].float().log_softmax(-1)
         return F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
 
     def _plain_head(self) -> FrozenHead | None:
         """None for one that is quantised, or that somebody hooks into."""
-        module = self._base.get_output_embeddings()
+        module = self.base_model.get_output_embeddings()
         if type(module) is not nn.Linear or ForwardHooks(module):
             return None
-        count = self.tokens.vocabulary
+        count = self.tokens.vocab_size
         bias = None if module.bias is None else module.bias[:count]
         words = self._head_products(module.weight[:count], bias)
-        return FrozenHead(words, self.head_rows, self.logit_transform, self.fused)
+        return FrozenHead(words, self.signal_head, self.logit_transform, self.liger_loss)
 
     @cached_property
     def _head_products(self) -> PrepackCache:
-        return PrepackCache(may_prepack(self._base))
+        return PrepackCache(may_prepack(self.base_model))
 
     @property
-    def state(self) -> Hashable:
+    def version(self) -> Hashable:
         """Equal as long as no weight was changed in place or replaced, no adapter switched, no
         module replaced, and no hook added or removed."""
         modules = list(self.modules())
@@ -475,31 +478,31 @@ class LanguageModel(nn.Module):
     def new_cache(self) -> Any:
         """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the
         weights as they are now."""
-        from mmllm.llm.cache import Cache
+        from mmllm.llm.cache import KVCache
 
-        cache = Cache(self._base.config)
+        cache = KVCache(self.base_model.config)
         cache.hooks = ForwardHooks(self.model)
-        cache.stack = CachedDecoderStack.build(self._decoder) if cache.divisible else None
+        cache.stack = CachedDecoderStack.build(self.backbone) if cache.croppable else None
         return cache
 
     @cached_property
-    def divides_caches(self) -> bool:
+    def supports_cache_crop(self) -> bool:
         """Whether rows and positions can be taken out of its caches: not if it forgets."""
-        from mmllm.llm.cache import Cache
+        from mmllm.llm.cache import KVCache
 
-        return Cache(self._base.config).divisible
+        return KVCache(self.base_model.config).croppable
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
         """`to` and its like: a model that is spread over devices stays where it is."""
-        spread = getattr(self._base, "hf_device_map", None)
+        spread = getattr(self.base_model, "hf_device_map", None)
         if self.config.device_map is None or not spread:
             return super()._apply(fn, recurse)
         return super()._apply(fn, recurse=False)
 
     @property
-    def _decoder(self) -> Any:
+    def backbone(self) -> Any:
         """The stack below the head: what turns embeddings into hidden states."""
-        return self._base.get_decoder()
+        return self.base_model.get_decoder()
 
 
 @contextmanager
@@ -523,14 +526,14 @@ def _check_head(llm: LanguageModel) -> None:
     what LogitTransform does not know is refused here, and not trained wrongly."""
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
-    base = llm._base
+    base = llm.base_model
     weight = base.get_output_embeddings().weight
     if weight.is_meta:
         return
     dtype = llm.embedding.weight.dtype
     hidden = torch.randn(1, 1, llm.width, generator=torch.Generator().manual_seed(0))
     hidden = hidden.to(weight.device, dtype)
-    decoder = llm._decoder
+    decoder = llm.backbone
     hooked = decoder.__dict__.get("forward")  # by accelerate, where a device map spreads it
     decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)  # pyright: ignore
     try:
@@ -554,10 +557,10 @@ def build(
     """Load tokenizer and model from a folder, a .gguf file, a hub id or an asset."""
     dtype = parse_dtype(config.dtype) if config.dtype else dtype
     where = f"llm.weights {quoted(config.weights)} cannot be loaded"
-    with wrap_errors(CheckpointError, where), code_left_alone():
+    with wrap_errors(CheckpointError, where), remote_code_disabled():
         source = _source(config.weights)
-        if are_left_out():
-            return _hollow(config, source, dtype)
+        if are_weights_skipped():
+            return _build_on_meta(config, source, dtype)
         return _build(config, source, dtype, device)
 
 
@@ -635,7 +638,7 @@ def _check_files(weights: str, source: Path) -> list[str]:
         )
     if any(name.endswith(".safetensors") for name in names):
         return names
-    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    pickles = [name for name in names if Path(name).suffix in PICKLE_SUFFIXES]
     if not pickles:
         raise CheckpointError(f"llm.weights {weights!r} has no *.safetensors; is the copy whole?")
     program = _CONVERT.format(folder=str(source.resolve()))
@@ -656,7 +659,7 @@ def _check_size(source: dict[str, Any], names: Sequence[str]) -> None:
         if name.endswith(".safetensors.index.json"):
             index = json.loads((folder / name).read_text(encoding="utf-8"))
             shards |= {str(shard) for shard in index["weight_map"].values()}
-    files = [inside(folder, name, "llm.weights", follow=True) for name in sorted(shards)]
+    files = [resolve_inside(folder, name, "llm.weights", follow=True) for name in sorted(shards)]
     for name in {"generation_config.json"}.intersection(names):  # transformers passes over it
         with wrap_errors(CheckpointError, folder / name):
             json.loads((folder / name).read_text(encoding="utf-8"))
@@ -670,7 +673,7 @@ def _check_size(source: dict[str, Any], names: Sequence[str]) -> None:
             of, attn_implementation="eager", trust_remote_code=False
         )
 
-    check_size(folder / "config.json", files, make)
+    check_parameter_count(folder / "config.json", files, make)
 
 
 _MOST_GROWTH = 64.0
@@ -680,7 +683,9 @@ _MOST_GROWTH = 64.0
 def _check_tokenizer(file: Path) -> None:
     """Raises CheckpointError for a tokenizer whose replacements make of a word a gigabyte: the
     library works on it out of Python's reach, until the memory ends."""
-    text = inside(file.parent, file.name, "llm.weights", follow=True).read_text(encoding="utf-8")
+    text = resolve_inside(file.parent, file.name, "llm.weights", follow=True).read_text(
+        encoding="utf-8"
+    )
     if '"Replace"' not in text:  # most have none, and some have 30 MB
         return
     with wrap_errors(CheckpointError, file):
@@ -722,7 +727,9 @@ def _told(error: Exception) -> str:
     )
 
 
-def _hollow(config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype) -> LanguageModel:
+def _build_on_meta(
+    config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype
+) -> LanguageModel:
     """The model on the meta device, and a tokenizer without words: nothing will be rendered."""
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast

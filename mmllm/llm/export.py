@@ -63,21 +63,21 @@ def _add_signals(llm: LanguageModel) -> None:
     added = tokenizer.add_tokens(tokens, special_tokens=True)
     if added != len(names) or len(tokenizer) != start + added:
         raise ConfigError(f"the tokenizer already has tokens like {names[0]}: export refused")
-    if start > llm.tokens.vocabulary:
+    if start > llm.tokens.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {start} tokens but the embedding {llm.tokens.vocabulary} rows: "
+            f"the tokenizer has {start} tokens but the embedding {llm.tokens.vocab_size} rows: "
             "there is no place for signal tokens between them"
         )
     embedding = llm.embedding
-    rows = llm.rows / llm.embedding_multiplier
+    rows = llm.signal_embeddings / llm.embedding_multiplier
     table = _extended(embedding.weight, rows, start)
     head: Any = model.get_output_embeddings()
     mean = head.weight[:start].float().mean(0)
     new_rows = mean.repeat(len(names), 1)
     new_bias = None if head.bias is None else head.bias[:start].float().mean().repeat(len(names))
     for key in llm.tokens.outputs:
-        place = llm.tokens.run(key)[0] - llm.tokens.vocabulary
-        new_rows[place] = llm.head_rows[llm.tokens.outputs.index(key)]
+        place = llm.tokens.signal_rows(key).start
+        new_rows[place] = llm.signal_head[llm.tokens.outputs.index(key)]
         if new_bias is not None:
             new_bias[place] = 0.0
     head_table = _extended(head.weight, new_rows, start)

@@ -155,7 +155,7 @@ class TrainingStepDataset(Dataset):
             num_signal_tokens=self.model.num_signal_tokens,
             pad_id=self.model.llm.pad_id,
             pack=self.stage.pack,
-            share=not self.stage.pack or self.model.llm.packs_openings,
+            share=not self.stage.pack or self.model.llm.supports_prefix_packing,
             seeds=seeds,
         )
 

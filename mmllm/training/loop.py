@@ -163,15 +163,15 @@ def _train(
     if source:
         checkpoints.load_weights(model, source)
     groups = choose_trainable(model, stage.learning_rates)
-    model.llm.fused = uses_liger(stage.liger_loss, accelerator.device)
+    model.llm.liger_loss = uses_liger(stage.liger_loss, accelerator.device)
     if stage.gradient_checkpointing:
-        model.llm.recompute_activations()
+        model.llm.gradient_checkpointing_enable()
     if stage.compile:
         model.llm.compile_layers()
     optimizer = make_optimizer(stage, groups)
     start = _restore(source, optimizer, groups, stage) if resume and source else 0
     if main:  # weights and two moments in float32
-        checkpoints.require_space(output, 3 * 4 * sum(group.size for group in groups))
+        checkpoints.require_free_space(output, 3 * 4 * sum(group.size for group in groups))
 
     mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
     work = build_feature_cache(model, stage)
@@ -234,7 +234,9 @@ def _train(
                 journal.validation(done, _validate(accelerator, wrapped, validation, stage, model))
                 if stage.best and main and journal.is_best(stage.best, done):
                     lock.check()
-                    checkpoints.save(output / "best", model, step=done, stage=stage, chosen=chosen)
+                    checkpoints.save(
+                        output / "best", model, step=done, stage=stage, resolved_settings=chosen
+                    )
             if stage.samples and main and (done % stage.samples.every == 0 or done == stage.steps):
                 report.write_samples(model, stage.samples, output, done)
             stopped = interrupt.agreed(accelerator)
@@ -580,6 +582,7 @@ def _restore(
     parameters = {n: p for group in groups for n, p in group.parameters.items()}
     for entry, value in tensors.items():
         kind, _, name = entry.partition("/")
+        name = configs.RENAMED_PARAMETERS.get(name, name)
         if name not in parameters:
             raise CheckpointError(
                 f"{source.folder}: optimiser state for {name!r}, not in the table"
@@ -685,7 +688,7 @@ class _Saver:
                 stage=self.run.stage,
                 training={"step": step},
                 tensors=_optimizer_tensors(self.optimizer, self.groups),
-                chosen=self.chosen,
+                resolved_settings=self.chosen,
             )
             checkpoints.prune(output, self.run.stage.save_total_limit, step)
         self.accelerator.wait_for_everyone()

@@ -156,7 +156,7 @@ def _signals(
                 num_input_tokens=model.num_input_tokens,
                 num_signal_tokens=model.num_signal_tokens,
                 pad_id=model.llm.pad_id,
-                pack=model.llm.packs_openings,
+                pack=model.llm.supports_prefix_packing,
                 seeds=[0] * len(group),
             ).to(model.device)
             with fit.autocast():

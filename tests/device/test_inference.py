@@ -371,8 +371,8 @@ def test_a_model_that_is_spread_over_devices(system_tree: dict, tmp_path: Path) 
     here, there = (
         model.build(config.parse_system(tree), device=device).eval() for device in ("cpu", "second")
     )
-    decoder = there.llm._decoder
-    ends = decoder.norm, there.llm._base.lm_head
+    decoder = there.llm.backbone
+    ends = decoder.norm, there.llm.base_model.lm_head
     for part in (decoder.embed_tokens, decoder.layers[1], *ends):
         part.to("cpu")
         add_hook_to_module(part, AlignDevicesHook(execution_device="cpu"))

@@ -59,7 +59,7 @@ def test_states_padded_shared_and_packed_are_the_cpus(pair: Pair) -> None:
     items = rendered(here)
     for options in ({}, {"share": False}, {"pack": True}):
         if options.get("pack"):
-            options = {**options, "share": here.llm.packs_openings}
+            options = {**options, "share": here.llm.supports_prefix_packing}
         batch = collate(items, None, num_input_tokens={}, num_signal_tokens={}, pad_id=0, **options)
         wanted = here.hidden(batch).flatten(0, 1)[batch.target_indices]
         moved = batch.to("second")

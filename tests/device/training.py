@@ -24,7 +24,11 @@ ALL = {"*_projections.*": 1e-3, "llm.*": 1e-3}
 STAGES: dict[str, dict[str, Any]] = {
     "encoder alignment": {"learning_rates": {"input_projections.*": 1e-3}, "losses": {"text": 1.0}},
     "decoder alignment": {
-        "learning_rates": {"output_projections.*": 1e-3, "llm.rows": 1e-3, "llm.head_rows": 1e-3},
+        "learning_rates": {
+            "output_projections.*": 1e-3,
+            "llm.signal_embeddings": 1e-3,
+            "llm.signal_head": 1e-3,
+        },
         "losses": {"text": 1.0, "align": 1.0, "denoise": 0.1},
     },
     "instruction tuning": {"learning_rates": ALL, "losses": {"text": 1.0, "align": 1.0}},

@@ -37,7 +37,7 @@ def test_perplexity_is_that_of_the_slow_way(make_model: Callable[..., AnyToAny])
     torch.manual_seed(0)
     for _, parameter in model.llm.lora_parameters():
         parameter.data.normal_(std=0.2)
-    model.llm.head_rows.data.normal_()
+    model.llm.signal_head.data.normal_()
     adapted = _slow(model, with_signals=True)
     result = measure(model, TEXT, window=WINDOW)
     assert result.tokens == base[0] == adapted[0]
@@ -51,8 +51,8 @@ def test_signal_tokens_count(tiny_model: AnyToAny) -> None:
     """Without adapters only the signal tokens in the softmax make a difference: never a gain."""
     before = measure(tiny_model, TEXT, window=WINDOW)
     assert before.ratio > 1
-    tiny_model.llm.head_rows.data.zero_()
-    tiny_model.llm.head_rows.data += 100 * torch.randn(tiny_model.llm.width)
+    tiny_model.llm.signal_head.data.zero_()
+    tiny_model.llm.signal_head.data += 100 * torch.randn(tiny_model.llm.width)
     assert measure(tiny_model, TEXT, window=WINDOW).adapted > before.adapted
 
 

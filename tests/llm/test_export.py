@@ -51,7 +51,7 @@ def test_a_plain_folder_says_what_the_adapted_model_says(name, tied, folders, tm
     llm = adapted(with_outputs(folders(name, tied)))
     count = len(llm.tokenizer)
     ids = ids_of(folders(name, tied))
-    run = llm.tokens.run("image")
+    run = llm.tokens.signal_ids("image")
     spoken = torch.cat([ids[:1], torch.tensor([run]), ids[1:]], dim=1)
     wanted = logits_of(llm, spoken)[0]
     merge(llm)
@@ -65,11 +65,11 @@ def test_a_plain_folder_says_what_the_adapted_model_says(name, tied, folders, tm
         range(count, count + 5)
     )
     spoken = torch.where(
-        spoken < llm.tokens.vocabulary, spoken, spoken - llm.tokens.vocabulary + count
+        spoken < llm.tokens.vocab_size, spoken, spoken - llm.tokens.vocab_size + count
     )
     found = reference(spoken).logits[0]
     torch.testing.assert_close(found[:, :count], wanted[:, :count], atol=1e-3, rtol=1e-3)
-    begins = wanted[:, llm.tokens.vocabulary :]
+    begins = wanted[:, llm.tokens.vocab_size :]
     torch.testing.assert_close(found[:, [count, count + 3]], begins, atol=1e-3, rtol=1e-3)
     others = found[:, [count + 1, count + 2, count + 4]]
     assert (others.amax(-1) < found[:, :count].amax(-1)).all()
@@ -93,7 +93,7 @@ def test_a_merged_model_answers_as_before_and_lies_in_one_folder(trained, tmp_pa
     before = checkpoints.load_model(trained)
     assert before.llm.has_lora
     assert not merged.llm.has_lora
-    ids = torch.tensor([[5, 6, *before.llm.tokens.run("audio"), 7]])
+    ids = torch.tensor([[5, 6, *before.llm.tokens.signal_ids("audio"), 7]])
     torch.testing.assert_close(
         logits_of(merged.llm, ids), logits_of(before.llm, ids), atol=1e-4, rtol=1e-4
     )
@@ -114,7 +114,7 @@ def test_a_trained_model_is_exported_to_plain_transformers(trained, tmp_path, ca
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         found = plain(folder)(ids).logits
-    vocabulary = own.tokens.vocabulary
+    vocabulary = own.tokens.vocab_size
     torch.testing.assert_close(
         found[..., :vocabulary], logits_of(own, ids)[..., :vocabulary], atol=1e-4, rtol=1e-4
     )
@@ -214,7 +214,7 @@ def test_quantisation_without_bitsandbytes_says_what_to_install(folders, monkeyp
 def test_dtype_and_device_map_are_those_of_the_config(folders, tmp_path):
     llm = with_outputs(folders("llama3"), dtype="bfloat16", device_map={"": "cpu"})
     assert llm.embedding.weight.dtype is torch.bfloat16
-    assert llm.rows.dtype is torch.float32
+    assert llm.signal_embeddings.dtype is torch.float32
     with pytest.raises(ConfigError, match=r"llm\.dtype"):
         with_outputs(folders("llama3"), dtype="int8")
 
@@ -229,7 +229,7 @@ def test_a_model_that_is_spread_stays_where_it_is(folders, tmp_path, monkeypatch
     ids = ids_of(folder)
     torch.testing.assert_close(logits_of(spread, ids), logits_of(whole, ids))
     spread.to("meta")  # stands for another device: only what is ours moves
-    assert spread.rows.is_meta
+    assert spread.signal_embeddings.is_meta
     assert not spread.embedding.weight.is_meta
 
 

@@ -36,7 +36,7 @@ def joined(name: str, folder: Path, **changes: Any) -> AnyToAny:
 def with_outputs(folder: Path, **changes: Any) -> LanguageModel:
     tree = {"weights": str(folder), "lora": {"rank": 2}, **changes}
     llm = config.build(config.parse_component("llm", tree, "llm", default="causal_lm"))
-    llm.add_outputs(OUTPUTS, torch.Generator().manual_seed(0))
+    llm.add_signal_tokens(OUTPUTS, torch.Generator().manual_seed(0))
     return llm.eval()
 
 
@@ -59,7 +59,7 @@ def test_logits_are_those_of_plain_transformers_with_lora_at_zero(name, tied, fo
     ids = ids_of(folder)
     wanted = reference(ids).logits
     found = llm.head(llm(llm.embed(ids)))
-    assert found.shape[-1] == llm.tokens.vocabulary + len(OUTPUTS) == wanted.shape[-1] + 2
+    assert found.shape[-1] == llm.tokens.vocab_size + len(OUTPUTS) == wanted.shape[-1] + 2
     torch.testing.assert_close(found[..., :-2], wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -69,16 +69,16 @@ def test_signal_rows_are_as_large_as_embedded_words_and_have_their_logit(name, f
     folder = folders(name)
     llm, reference = with_outputs(folder), plain(folder)
     words = reference.get_input_embeddings()(ids_of(folder))
-    assert llm.rows.std() == pytest.approx(words.std().item(), rel=0.3)
-    run = llm.tokens.run("audio")
-    embeds = llm.embed(torch.tensor([[5, *run, llm.tokens.placeholder]]))[0]
-    assert torch.equal(embeds[1:3], llm.rows[3:5])
+    assert llm.signal_embeddings.std() == pytest.approx(words.std().item(), rel=0.3)
+    run = llm.tokens.signal_ids("audio")
+    embeds = llm.embed(torch.tensor([[5, *run, llm.tokens.placeholder_id]]))[0]
+    assert torch.equal(embeds[1:3], llm.signal_embeddings[3:5])
     assert torch.equal(embeds[3], torch.zeros(llm.width))
     # The logit of a row is that of a word whose row in the head is the same.
     hidden = llm(llm.embed(ids_of(folder)))
-    llm.head_rows[1] = reference.get_output_embeddings().weight[7]
+    llm.signal_head[1] = reference.get_output_embeddings().weight[7]
     logits = llm.head(hidden)
-    torch.testing.assert_close(logits[..., llm.tokens.head_row("audio")], logits[..., 7])
+    torch.testing.assert_close(logits[..., llm.tokens.logit_index("audio")], logits[..., 7])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -98,7 +98,7 @@ def test_packed_padded_shared_and_single_rows_have_the_same_states(name, folders
     padded = batched(items)
     assert padded.prefix_len > 0
     torch.testing.assert_close(states(padded), single, atol=1e-4, rtol=1e-4)
-    for share in {False, whole.llm.packs_openings}:
+    for share in {False, whole.llm.supports_prefix_packing}:
         packed = batched(items, pack=True, share=share)
         assert packed.ids.shape[0] == 1
         assert (packed.prefix_len > 0) == share
@@ -227,7 +227,7 @@ def test_states_in_a_cache_are_those_without_one(name, adapted, folders) -> None
     positions = torch.stack([torch.arange(length), torch.arange(length) - short]).clamp_min(0)
     cache = llm.new_cache()
     assert (cache.stack is not None) == (name in ("llama3", "vicuna", "qwen3", "smollm"))
-    assert cache.divisible == (name not in ("mistral", "gemma3"))
+    assert cache.croppable == (name not in ("mistral", "gemma3"))
     embeds = llm.embed(ids)
     found, start = [], 0
     for end in (length - 8, length - 7, length - 6, length - 2, length):
@@ -282,7 +282,7 @@ def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) ->
     second = states()
     with llm.adapters_disabled():
         third = states()
-    llm._decoder.layers[0].self_attn.k_proj.base_layer.weight.mul_(1.5)
+    llm.backbone.layers[0].self_attn.k_proj.base_layer.weight.mul_(1.5)
     fourth = states()
     for one, other in ((first, second), (second, third), (third, fourth), (second, fourth)):
         assert not one.allclose(other, atol=1e-2)

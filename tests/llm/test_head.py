@@ -69,8 +69,8 @@ def test_losses_and_gradients_are_those_of_plain_autograd(
         labels[:2] = torch.tensor([WORDS, WORDS + outputs - 1])
     scale = torch.rand(positions)  # each position counts differently
 
-    def run(nats: Tensor) -> list[Tensor]:
-        return [nats, *torch.autograd.grad((nats * scale).sum(), [hidden, rows])]
+    def run(token_nll: Tensor) -> list[Tensor]:
+        return [token_nll, *torch.autograd.grad((token_nll * scale).sum(), [hidden, rows])]
 
     logits = shape(torch.cat([F.linear(hidden, words, bias), hidden @ rows.T], dim=-1))
     wanted = run(F.cross_entropy(logits, labels, reduction="none"))
@@ -97,18 +97,18 @@ def test_divergences_and_gradients_are_those_of_plain_autograd(
     hidden = torch.randn(positions, WIDTH, requires_grad=True)
     fixed, scale = torch.randn(positions, WIDTH), torch.rand(positions)
 
-    def run(apart: Tensor) -> list[Tensor]:
-        return [apart, *torch.autograd.grad((apart * scale).sum(), [hidden, rows])]
+    def run(kl: Tensor) -> list[Tensor]:
+        return [kl, *torch.autograd.grad((kl * scale).sum(), [hidden, rows])]
 
     logits = shape(torch.cat([F.linear(hidden, words, bias), hidden @ rows.T], dim=-1))
     said = logits.log_softmax(-1)[:, :WORDS]
     wanted = shape(F.linear(fixed, words, bias)).log_softmax(-1)
-    divergence = F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
+    kl_divergence = F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
     ours = FrozenHead(FrozenLinear(words, bias), rows, shape)
-    for one, other in zip(run(ours.kl_divergence(hidden, fixed)), run(divergence), strict=True):
+    for one, other in zip(run(ours.kl_divergence(hidden, fixed)), run(kl_divergence), strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        torch.testing.assert_close(ours.kl_divergence(hidden, fixed), divergence)
+        torch.testing.assert_close(ours.kl_divergence(hidden, fixed), kl_divergence)
 
 
 def test_what_is_almost_certain_has_almost_no_gradient_in_bfloat16(fused) -> None:

@@ -40,7 +40,7 @@ def model_of(folder: Path, dtype: torch.dtype = torch.float32, **lora: Any) -> L
 
 
 def states_of(llm: LanguageModel, embeds: Tensor) -> Tensor:
-    return llm(embeds, positions=POSITIONS[None], shared=OPENING, packed=LENGTHS)
+    return llm(embeds, positions=POSITIONS[None], prefix_len=OPENING, seq_lens=LENGTHS)
 
 
 def embeds_of(llm: LanguageModel) -> Tensor:
@@ -114,8 +114,8 @@ def test_what_lies_ready_follows_the_weights(
     first = results(llm)[0]
     assert results(llm)[0].equal(first)
     with torch.no_grad():
-        llm._decoder.layers[0].self_attn.k_proj.weight.mul_(1.5)
-        llm._decoder.layers[1].mlp.down_proj.base_layer.weight.mul_(1.5)
+        llm.backbone.layers[0].self_attn.k_proj.weight.mul_(1.5)
+        llm.backbone.layers[1].mlp.down_proj.base_layer.weight.mul_(1.5)
     second = results(llm)[0]
     assert not second.allclose(first, atol=0.05)
     torch.testing.assert_close(second, its_own(llm, monkeypatch)[0], atol=0.05, rtol=0.05)
@@ -131,7 +131,7 @@ def test_what_it_does_not_know_runs_as_before(
         assert known == (name in KNOWN)
     for case in ("as it is", "hooked", "compiled", "norm trains", "recomputes", "cast"):
         llm = model_of(folders("smollm"))
-        layer = llm._decoder.layers[1]
+        layer = llm.backbone.layers[1]
         if case == "hooked":
             layer.register_forward_hook(lambda *_: None)
         elif case == "compiled":
@@ -139,7 +139,7 @@ def test_what_it_does_not_know_runs_as_before(
         elif case == "norm trains":
             layer.input_layernorm.weight.requires_grad_()
         elif case == "recomputes":
-            llm.recompute_activations()
+            llm.gradient_checkpointing_enable()
         with torch.autocast("cpu", torch.bfloat16, enabled=case == "cast"):
             assert is_used(llm, monkeypatch) == (case == "as it is")
 
@@ -148,7 +148,7 @@ def test_a_layer_that_trains_gets_its_gradient(
     folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = model_of(folders("smollm"))
-    weight = llm._decoder.layers[0].mlp.up_proj.weight.requires_grad_()
+    weight = llm.backbone.layers[0].mlp.up_proj.weight.requires_grad_()
     gradients = []
     for computes in (PackedDecoderStack.supports, lambda *_: False):
         monkeypatch.setattr(PackedDecoderStack, "supports", computes)

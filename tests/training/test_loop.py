@@ -139,11 +139,11 @@ def test_losses_fall_and_the_saved_model_answers_alike(make_run, tmp_path: Path)
 
     checkpoint = checkpoints.open_checkpoint(tmp_path / "run")
     first, second = (checkpoints.load_model(checkpoint) for _ in range(2))
-    ids = torch.tensor([[5, 6, first.llm.tokens.run("audio")[0], 7]])
+    ids = torch.tensor([[5, 6, first.llm.tokens.signal_ids("audio")[0], 7]])
     logits = [m.llm.head(m.llm(m.llm.embed(ids)).flatten(0, 1)) for m in (first, second)]
     assert torch.equal(*logits)
     untrained = models.build(run.system).llm
-    assert not torch.equal(first.llm.rows, untrained.rows)
+    assert not torch.equal(first.llm.signal_embeddings, untrained.signal_embeddings)
     assert (tmp_path / "run/checkpoints/step-00000030/adapter/adapter_config.json").is_file()
     reply = Chat(first).reply([user("draw")], seed=0, modalities={"video": "force"})
     assert isinstance(reply.media[-1], Video)

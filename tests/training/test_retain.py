@@ -67,7 +67,7 @@ def test_fresh_adapters_differ_by_the_new_rows_alone(make_run, plain):
     assert kl_to_base.requires_grad
     assert all(p.requires_grad for name, p in model.llm.lora_parameters())
     logits = model.llm.head(model.llm(model.llm.embed(ids)).flatten(0, 1))
-    rows = logits.float().softmax(-1)[:, model.llm.tokens.vocabulary :].sum(-1)
+    rows = logits.float().softmax(-1)[:, model.llm.tokens.vocab_size :].sum(-1)
     wanted = -(1 - rows).log()  # all that is missing is what the new rows took
     torch.testing.assert_close(kl_to_base, wanted, atol=1e-5, rtol=1e-4)
     assert losses.kl(kl_to_base).count == 18
@@ -76,8 +76,8 @@ def test_fresh_adapters_differ_by_the_new_rows_alone(make_run, plain):
 def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
     """Each window by itself, forward and gradient."""
     model = models.build(make_run().system)
-    choose_trainable(model, {"llm.lora.*": 1e-3, "llm.head_rows": 1e-3})
-    weights = [*dict(model.llm.lora_parameters()).values(), model.llm.head_rows]
+    choose_trainable(model, {"llm.lora.*": 1e-3, "llm.signal_head": 1e-3})
+    weights = [*dict(model.llm.lora_parameters()).values(), model.llm.signal_head]
     torch.manual_seed(0)
     for weight in weights:
         weight.data.normal_(std=0.1)
@@ -89,8 +89,8 @@ def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
     wanted = []
     for row in ids:
         with torch.no_grad(), model.llm.adapters_disabled():
-            base = logits(row)[:, : model.llm.tokens.vocabulary].log_softmax(-1)
-        said = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocabulary]
+            base = logits(row)[:, : model.llm.tokens.vocab_size].log_softmax(-1)
+        said = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocab_size]
         wanted.append((base.exp() * (base - said)).sum(-1))
     found, wanted = model.kl_to_base(ids), torch.cat(wanted)
     assert wanted.max() > 0.01
@@ -110,7 +110,7 @@ def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
         run = make_run(
             output=f"run-{weight}",
             init_from=str(tmp_path / "first"),
-            learning_rates={"llm.lora.*": 1e-2, "llm.head_rows": 1e-2},
+            learning_rates={"llm.lora.*": 1e-2, "llm.signal_head": 1e-2},
             steps=15,
             losses={"text": 1.0, "kl": weight},
             kl={"file": plain, "length": 16, "batch_size": 4},
