@@ -52,7 +52,7 @@ def test_the_three_stages_of_mini_follow_each_other() -> None:
 )
 def test_what_cannot_be_meant_is_refused(path: str, value: object, message: str) -> None:
     tree = config.read_yaml(ROOT / "configs/mini/1_encoder_alignment.yaml")
-    config._override(tree, f"{path}={yaml.safe_dump(value).strip().removesuffix('...').strip()}")
+    config.override(tree, f"{path}={yaml.safe_dump(value).strip().removesuffix('...').strip()}")
     with pytest.raises(ConfigError, match=message):
         config.parse_run(tree)
 

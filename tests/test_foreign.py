@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import mmllm
 from mmllm import checkpoints, config, model
+from mmllm.config.trusted import TRUSTED
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from tests.encoders.twins import TWINS
 from tests.llm.test_export import adapted
@@ -46,7 +47,7 @@ def whole(system_tree: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture
 def foreign(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`foreign("merged")`: a copy that may be spoilt, as the working folder."""
-    monkeypatch.setattr(config, "_TRUSTED", set())
+    monkeypatch.setattr(TRUSTED, "names", set())
 
     def copy(kind: str) -> Path:
         folder = shutil.copytree(whole[kind], tmp_path / "foreign")
@@ -114,7 +115,7 @@ def test_a_whole_one_loads_and_answers(foreign) -> None:
 
 
 def test_types_of_its_own_are_not_imported(foreign, monkeypatch) -> None:
-    monkeypatch.setattr(config, "_OWN", set())
+    monkeypatch.setattr(TRUSTED, "components", set())
     folder = foreign("merged")
     monkeypatch.syspath_prepend(str(folder))
     Path("evil_part.py").write_text(RUN)
@@ -146,14 +147,12 @@ def test_types_inside_of_types_are_not_imported_either(foreign) -> None:
 
 
 def test_what_is_trusted_is_loaded(foreign, monkeypatch) -> None:
-    monkeypatch.setattr(config, "_OWN", set())
+    monkeypatch.setattr(TRUSTED, "components", set())
     folder = foreign("merged")
     for names in (["tests.parts"], ["tests"], ["tests.parts:ColourConfig"]):
-        config._OWN.clear()
-        config._TRUSTED.clear()
+        TRUSTED.clear()
         assert mmllm.load(str(folder), device="cpu", trust=names).model.encoders
-    config._OWN.clear()
-    config._TRUSTED.clear()
+    TRUSTED.clear()
     refused_names = ["tests.part", "parts", "ests.parts"]
     with pytest.raises(ConfigError, match="code that does not belong"):
         mmllm.load(str(folder), device="cpu", trust=refused_names)

@@ -1,0 +1,76 @@
+"""SystemConfig: the parts of a model and their keys, as `system:` of a YAML declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmllm.config.parse import as_mapping, check_keys, parse
+from mmllm.config.registry import parse_component
+from mmllm.errors import ConfigError, quoted
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """A joined model: which parts, under which keys. A projection has the key of its part.
+
+    Attributes:
+        name: what the model is called in logs and reports.
+        llm: Config of the language model.
+        encoders: key -> Config of a frozen encoder.
+        input_projections: key of an encoder -> Config of the projection behind it.
+        decoders: key -> Config of a frozen decoder.
+        output_projections: key of a decoder -> Config of the projection in front of it.
+        licences: licences of the user's own parts (`encoders.image: MIT`).
+        accept_licences: licences that forbid commercial use and are accepted (mmllm.licences).
+    """
+
+    name: str
+    llm: Any
+    encoders: Mapping[str, Any] = field(default_factory=dict)
+    input_projections: Mapping[str, Any] = field(default_factory=dict)
+    decoders: Mapping[str, Any] = field(default_factory=dict)
+    output_projections: Mapping[str, Any] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
+    accept_licences: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for parts, projections in (
+            ("encoders", "input_projections"),
+            ("decoders", "output_projections"),
+        ):
+            have, want = set(getattr(self, projections)), set(getattr(self, parts))
+            if have != want:
+                raise ConfigError(
+                    f"system.{projections}: expected the keys of system.{parts} "
+                    f"{quoted(sorted(want))}, got {quoted(sorted(have))}; each part needs one "
+                    "projection under its own key"
+                )
+
+
+def parse_system(tree: Any, *, warn: bool = True) -> SystemConfig:
+    """Plain data -> SystemConfig, with the Config of every component inside.
+
+    Args:
+        tree: the data.
+        warn: log former names of a decoder's keys.
+
+    Raises:
+        ConfigError: an unknown or missing key, a value of the wrong type, or a part without a
+            projection.
+    """
+    where = "system"
+    tree = dict(as_mapping(tree, where))
+    check_keys(SystemConfig, tree, where)
+    parsed: dict[str, Any] = {
+        key: tree[key] for key in ("name", "licences", "accept_licences") if key in tree
+    }
+    parsed["llm"] = parse_component("llm", tree["llm"], "llm", default="causal_lm")
+    for group in ("encoders", "input_projections", "decoders", "output_projections"):
+        entries = as_mapping(tree.get(group, {}), group)
+        parsed[group] = {
+            key: parse_component(group, value, f"{group}.{key}", warn=warn)
+            for key, value in entries.items()
+        }
+    return parse(SystemConfig, parsed, where)
