@@ -57,7 +57,6 @@ from mmllm.generation import (
 from mmllm.inputs import as_messages, modality_choices, modality_key, sampling_options
 from mmllm.model import AnyToAny
 from mmllm.precision import best_device, fast_dtype, parse_device, parse_dtype
-from mmllm.quiet import quiet_libraries
 from mmllm.replies import (
     Done,
     Event,
@@ -69,6 +68,7 @@ from mmllm.replies import (
     Timings,
     Usage,
 )
+from mmllm.utils.quiet import quiet_libraries
 
 OnStep = Callable[[str, int, int], None]
 """Called with (output key, step, steps) while media are made, never twice at once."""

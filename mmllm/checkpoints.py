@@ -7,9 +7,9 @@
     llm/                              the language model itself, where LoRA was merged into it
     training/                         optimiser and counters (absent in a model that is only used)
 
-A checkpoint is written next to its place, synced and renamed, the manifest last (mmllm.disk): what
-carries its name is complete. Before it is trained on, its files are compared with the manifest's
-hashes. No pickle is written or read.
+A checkpoint is written next to its place, synced and renamed, the manifest last
+(mmllm.utils.files): what carries its name is complete. Before it is trained on, its files are
+compared with the manifest's hashes. No pickle is written or read.
 
 A checkpoint may come from others. It runs no code and names no file outside its folder unless the
 user says so by name (mmllm.config.trust); whatever is wrong with it is a CheckpointError or
@@ -26,7 +26,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,14 @@ import torch
 from torch import Tensor
 
 from mmllm import config as configs
-from mmllm import disk, literals
 from mmllm.config import RunConfig, SystemConfig
 from mmllm.errors import CheckpointError, MmllmError, quoted, wrap_errors
 from mmllm.llm.export import merge as merge_lora
 from mmllm.llm.export import save_transformers
 from mmllm.model import PROJECTIONS, AnyToAny
+from mmllm.utils import files, literals
+from mmllm.utils.hashing import sha256_file
+from mmllm.utils.hints import did_you_mean
 from mmllm.weights import check_links, copy_tensors, resolve_inside, save_tensors, tensor_shapes
 
 logger = logging.getLogger(__name__)
@@ -111,10 +112,10 @@ def save(
     take it; what was there before is then untouched.
     """
     folder = Path(folder)
-    with _written(folder), disk.atomic_folder(folder) as draft:
+    with _written(folder), files.atomic_folder(folder) as draft:
         require_free_space(folder, _bytes_needed(model, tensors or {}, with_llm=with_llm))
         _write(draft, model, step, stage, training, tensors, resolved_settings, dtype, with_llm)
-        card = disk.current_folder(folder) / "README.md"
+        card = files.current_folder(folder) / "README.md"
         if card.is_file():
             shutil.copy2(card, draft)
     return folder
@@ -122,8 +123,7 @@ def save(
 
 def require_free_space(folder: Path, needed: int) -> None:
     """Raises CheckpointError unless `needed` bytes are free where `folder` is, or will be."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
+    free = files.free_bytes(folder)
     if free < needed:
         raise CheckpointError(
             f"{folder}: a checkpoint takes {needed / 2**20:.0f} MiB but {free / 2**20:.0f} MiB are "
@@ -134,11 +134,11 @@ def require_free_space(folder: Path, needed: int) -> None:
 def assemble(
     folder: Path,
     system: SystemConfig,
-    files: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     write_more: Callable[[Path], None],
 ) -> Path:
-    """A checkpoint of weights that were trained elsewhere, without building the model: `files` are
-    the safetensors by name, `write_more` adds others to the folder it is given.
+    """A checkpoint of weights that were trained elsewhere, without building the model: `tensors` by
+    file and name; `write_more` adds other files to the folder it is given.
 
     Nothing is known of the frozen parts they were trained with, so there are no fingerprints; the
     shapes are checked when the checkpoint is loaded. Raises CheckpointError if `folder` exists or
@@ -146,13 +146,13 @@ def assemble(
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; name a new folder")
-    with _written(folder), disk.atomic_folder(folder) as draft:
+    with _written(folder), files.atomic_folder(folder) as draft:
         tree = configs.dump(system)
         _keep_template(draft, tree["llm"], None)
         text = literals.dump({"system": tree})
         (draft / "config.yaml").write_text(text, encoding="utf-8")
-        for name, tensors in files.items():
-            save_tensors(tensors, draft / name)
+        for name, own in tensors.items():
+            save_tensors(own, draft / name)
         write_more(draft)
         _write_manifest(draft, step=0, system=system.name, stage=None, fingerprints={}, chosen={})
     return folder
@@ -166,14 +166,13 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
         return open_checkpoint(locate("checkpoint"))
     with wrap_errors(CheckpointError, quoted(str(folder))):
-        folder = disk.current_folder(Path(folder).expanduser())
+        folder = files.current_folder(Path(folder).expanduser())
         alone = (folder / "manifest.json").is_file()
     if alone:
         return _open(folder)
     newest = latest(folder)
     if newest is None:
-        near = [] if folder.exists() else get_close_matches(str(folder), MODELS, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
+        meant = "" if folder.exists() else did_you_mean(folder, MODELS)
         raise CheckpointError(
             f"{folder}: no checkpoint there{meant}; expected a folder with manifest.json, a run "
             f"folder with checkpoints/, or the name of a model ({', '.join(MODELS)})"
@@ -206,9 +205,9 @@ def prune(run_folder: Path, keep: int, step: int) -> None:
     when the run went on, or it would have gone on from them: they keep no place of a whole one."""
     folders = sorted((run_folder / "checkpoints").glob("step-*"))
     for old in [path for path in folders if path.name <= _step_name(step)][:-keep]:
-        doomed = disk.draft_path(old)  # under its own name it is whole or absent
+        doomed = files.draft_path(old)  # under its own name it is whole or absent
         old.rename(doomed)
-        disk.remove(doomed)
+        files.remove(doomed)
 
 
 def step_folder(run_folder: Path, step: int) -> Path:
@@ -267,9 +266,9 @@ def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype)
     merge_lora(model.llm)
     model.llm.model.to(dtype)
     with _written(folder):  # what else lies there stays, a repository's own files say
-        with disk.atomic_folder(folder / "transformers") as draft:
+        with files.atomic_folder(folder / "transformers") as draft:
             save_transformers(model.llm, draft, signals=True)
-        disk.move_files(folder / "transformers", folder)
+        files.move_files(folder / "transformers", folder)
     return folder
 
 
@@ -333,7 +332,7 @@ def verify(source: Checkpoint, *, without: Sequence[str] = ()) -> None:
             continue
         file = source.folder / name
         with wrap_errors(CheckpointError, file):
-            found = _sha256(file)
+            found = sha256_file(file)
         if found != entry["sha256"]:
             raise CheckpointError(
                 f"{file}: damaged: its SHA-256 is {found[:12]}…, the manifest has "
@@ -355,7 +354,7 @@ def fingerprints(model: AnyToAny) -> dict[str, str]:
 def _written(folder: Path) -> Iterator[None]:
     """Raises CheckpointError for what the disk does not take."""
     remedy = "free some space or name another folder; what was there before is untouched"
-    with disk.write_errors(folder, CheckpointError, remedy):
+    with files.write_errors(folder, CheckpointError, remedy):
         yield
 
 
@@ -366,7 +365,7 @@ def _steps(run_folder: Path) -> list[Path]:
         for pattern in ("step-*", ".step-*.replaced")
         for path in (run_folder / "checkpoints").glob(pattern)
     }
-    return [disk.current_folder(run_folder / "checkpoints" / name) for name in sorted(names)]
+    return [files.current_folder(run_folder / "checkpoints" / name) for name in sorted(names)]
 
 
 def _step_name(step: int) -> str:
@@ -433,7 +432,10 @@ def _write_manifest(draft: Path, *, step: int, **facts: Any) -> None:
         **facts,
         "versions": {"mmllm": _own_version(), **{name: version(name) for name in _PACKAGES}},
         "files": {
-            str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            str(file.relative_to(draft)): {
+                "bytes": file.stat().st_size,
+                "sha256": sha256_file(file),
+            }
             for file in sorted(draft.rglob("*"))
             if file.is_file()
         },
@@ -499,11 +501,6 @@ def _bytes_needed(model: AnyToAny, tensors: Mapping[str, Tensor], *, with_llm: b
     trained = sum(value.numel() * 4 for _, value in model.trainable_candidates())
     others = [*tensors.values(), *(model.llm.model.parameters() if with_llm else ())]
     return trained + sum(value.numel() * value.element_size() for value in others) + 2**20
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _own_version() -> str:

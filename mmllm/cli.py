@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ import typer
 
 from mmllm import console
 from mmllm.errors import AssetError, CheckpointError, ConfigError, MmllmError
+from mmllm.utils.hints import nearest
 
 if TYPE_CHECKING:
     from mmllm.repl import Answering
@@ -748,7 +748,7 @@ def _model_and_prompt(words: Sequence[str], model: str | None) -> tuple[str, str
 
 def _near_model(name: str) -> bool:
     """Whether it is rather a misspelt model than a word to say."""
-    return bool(difflib.get_close_matches(name, ["mini"], n=1, cutoff=0.85))
+    return nearest(name, ["mini"], cutoff=0.85) is not None
 
 
 def _is_there(path: Path) -> bool:

@@ -10,7 +10,6 @@ Servers and datasets do not come here: their strings are words, never the names 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -28,6 +27,7 @@ from mmllm.conversation import (
 )
 from mmllm.errors import ConfigError, quoted
 from mmllm.replies import Reply
+from mmllm.utils.hints import did_you_mean
 
 Choice = Literal["auto", "force", "forbid"]
 
@@ -168,8 +168,7 @@ def sampling_options(given: Mapping[str, Any], known: Sequence[str]) -> dict[str
 def _refuse(name: str, known: Sequence[str]) -> NoReturn:
     if name in _ELSEWHERE:
         raise ConfigError(f"unknown option {name!r}: {_ELSEWHERE[name]}")
-    near = difflib.get_close_matches(name, [*known, *ALIASES], n=1, cutoff=0.6)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
+    meant = did_you_mean(name, [*known, *ALIASES], cutoff=0.6)
     raise ConfigError(f"unknown sampling option {name!r}{meant}; known are {', '.join(known)}")
 
 

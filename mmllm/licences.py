@@ -9,13 +9,13 @@ your own, or one in a local folder, is told in the config: `licences: {encoders.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmllm.config import SystemConfig, parse_component
 from mmllm.errors import ConfigError
+from mmllm.utils.hints import did_you_mean
 
 UNKNOWN = "unknown"
 
@@ -180,5 +180,6 @@ def _open_clip(architecture: str, tag: str) -> str:
 
 
 def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+    return (
+        did_you_mean(name, sorted(known), cutoff=0.4) or f"; known are {', '.join(sorted(known))}"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import shlex
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from mmllm.conversation import MEDIA, Medium, Text
 from mmllm.errors import ConfigError, MediaError, MmllmError, quoted
 from mmllm.inputs import SUFFIXES, SYNONYMS, modality_key
 from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
+from mmllm.utils.hints import did_you_mean
 
 if TYPE_CHECKING:
     from mmllm.chat import Chat
@@ -58,8 +58,7 @@ def check_out(out: Path | None) -> None:
 
 def near(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'image'?`, where a known name is like this one."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return did_you_mean(name, known, cutoff=0.7)
 
 
 def check_modality(name: str, known: Iterable[str] = MEDIA) -> str:

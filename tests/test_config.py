@@ -11,8 +11,9 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from mmllm import config, literals
+from mmllm import config
 from mmllm.errors import ConfigError, MmllmError
+from mmllm.utils import literals
 
 ROOT = Path(__file__).parent.parent
 STAGES = sorted(

@@ -11,9 +11,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from mmllm import literals
 from mmllm.errors import ConfigError, quoted
-from mmllm.literals import SpelledScalar
+from mmllm.utils import literals
+from mmllm.utils.literals import SpelledScalar
 
 T = TypeVar("T")
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmllm import literals
 from mmllm.config import trusted
 from mmllm.config.parse import as_mapping, check_keys
 from mmllm.config.renamed import RENAMED, with_current_names
 from mmllm.config.stage import StageConfig, parse_stage
 from mmllm.config.system import SystemConfig, parse_system
 from mmllm.errors import ConfigError, quoted
+from mmllm.utils import literals
 from mmllm.weights import resolve_inside
 
 

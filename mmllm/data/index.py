@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mmllm import disk
+from mmllm.utils import files
 
 SUFFIX = ".index"
 _BUCKET = 16
@@ -117,15 +117,9 @@ def write(path: Path, parts: Iterable[np.ndarray], about: Mapping[str, Any]) -> 
     kind = [list(entry) for entry in table.dtype.descr]
     head = json.dumps({"about": about, "type": kind, "bits": bits, "count": len(table)}).encode()
     first = len(head).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little")
-    draft = disk.draft_path(path)
-    try:
-        with draft.open("wb") as stream:
-            for piece in (first, head, buckets.tobytes(), data):
-                stream.write(piece)
-        disk.publish(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    with files.atomic_file(path) as draft, draft.open("wb") as stream:
+        for piece in (first, head, buckets.tobytes(), data):
+            stream.write(piece)
 
 
 def _checksum(start: int, records: bytes | memoryview) -> int:

@@ -24,10 +24,10 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from mmllm import sandbox
 from mmllm.conversation import Medium, Message, Text
 from mmllm.errors import CheckpointError, ConfigError, ContextError, quoted, wrap_errors
 from mmllm.tokens import TokenSpace
+from mmllm.utils import sandbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

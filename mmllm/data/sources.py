@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import gzip
 import json
@@ -25,6 +24,7 @@ from mmllm.errors import (
     quoted,
 )
 from mmllm.media import data_uri
+from mmllm.utils.hints import did_you_mean
 from mmllm.weights import locate
 
 _LONGEST_NAME = 4096
@@ -202,8 +202,7 @@ def require(rows: Rows, fields: Sequence[str], where: str) -> None:
     have other names."""
     for name in fields:
         if not rows.has(name):
-            near = difflib.get_close_matches(name, rows.columns, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, rows.columns)
             raise ConfigError(
                 f"{where}: no row has a field {name!r}{hint}; there are {quoted(rows.columns)}"
             )

@@ -5,13 +5,13 @@
     FOLDER/files/<list>.json                      path, size, time -> hash of the content
     …/<hash>.index                                where everything lies, made from these files
 
-A key is the hash of a medium's bytes or of a caption, a room belongs to one frozen part with one
-fingerprint, so nothing stale can be found. Shards are written under another name, synced and
-renamed (mmllm.disk): any number of processes and machines fill one folder without a server, and a
-killed one leaves nothing but a draft. Every tensor that is read is compared with its checksum,
-which covers its name, type and shape too. What a process has not written itself is found through an
-index on disk (mmllm.data.index), so its memory does not grow with the cache; nothing is unpickled.
-A folder that holds everything is read from a file system that takes nothing.
+A key is the hash of a medium's bytes or of a caption; a namespace belongs to one frozen component
+with one fingerprint, so a stale entry is never found. Shards are written atomically
+(mmllm.utils.files): any number of processes and machines fill one folder without a server, and a
+killed one leaves nothing but a draft. Every tensor is verified when it is read, by a checksum of
+its bytes, name, type and shape. Entries of other processes are found through an index on disk
+(mmllm.data.index), so that memory does not grow with the cache. Nothing is unpickled, and a
+complete cache can be read from a read-only file system.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm import disk
 from mmllm.conversation import Embedded, Medium
 from mmllm.data import index
 from mmllm.data.index import Index
 from mmllm.errors import CacheError, MediaError
+from mmllm.utils import files
 from mmllm.weights import save_tensors
 
 logger = logging.getLogger(__name__)
@@ -103,33 +103,27 @@ class Namespace:
         """Write what is new; raises CacheError when the disk does not take it."""
         if not self._new:
             return
-        disk.remove_stale_drafts(self.folder)
+        files.remove_stale_drafts(self.folder)
         tensors = {
             f"{key}/{name}": value
             for key, entry in self._new.items()
             for name, value in entry.items()
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        draft = disk.draft_path(path)
-        try:
-            with _written(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.describe()
-                sums = {name: _checksum(name, value) for name, value in tensors.items()}
+        with _written(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.describe()
+            sums = {name: _checksum(name, value) for name, value in tensors.items()}
+            with files.atomic_file(path) as draft:
                 save_tensors(tensors, draft, {_CHECKSUMS: json.dumps(sums)})
-                disk.publish(draft, path)
-                self._add(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise
+            self._add(path)
         self._new, self._new_bytes = {}, 0
 
     def describe(self) -> None:
         """Write room.json where it is missing or damaged. Raises OSError."""
         path, text = self.folder / "room.json", json.dumps(self.metadata, indent=1)
         if not path.exists() or path.read_bytes() != text.encode():
-            disk.atomic_write(path, text)
+            files.atomic_write(path, text)
 
     def refresh(self) -> None:
         """See what other processes have written since."""
@@ -294,7 +288,7 @@ class FeatureStore:
             path = self.folder / "files" / f"{uuid.uuid4().hex}.json"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                disk.atomic_write(path, json.dumps(self._new_hashes, indent=1))
+                files.atomic_write(path, json.dumps(self._new_hashes, indent=1))
             except OSError as error:
                 logger.info("%s: cannot be written, and need not be: %s", path, error)
             self._new_hashes = {}
@@ -393,7 +387,7 @@ def prune(folder: Path, keep: set[str] | None = None) -> int:
     fingerprints are not in `keep` (None: keep all). Returns the bytes that became free. Nothing
     may be writing meanwhile."""
     list_namespaces(folder)
-    doomed = list(folder.glob(f"*/*{disk.PARTIAL}")) + [path for path, _ in verify(folder)[0]]
+    doomed = list(folder.glob(f"*/*{files.PARTIAL}")) + [path for path, _ in verify(folder)[0]]
     for room in sorted(path.parent for path in folder.glob("*/room.json")):
         if keep is not None and read_metadata(room)["fingerprint"] not in keep:
             doomed += [file for file in room.iterdir() if file not in doomed]
@@ -422,7 +416,7 @@ def read_metadata(folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _written(folder: Path) -> Iterator[None]:
     """Raises CacheError for what the disk does not take."""
-    with disk.write_errors(
+    with files.write_errors(
         folder, CacheError, "free some space, or let stage.cache be another folder"
     ):
         yield
@@ -508,7 +502,7 @@ def _indexed(
         index.write(path, parts, about)
     except OSError:
         with (
-            disk.write_errors(folder, CacheError, "set TMPDIR to a folder that takes its index"),
+            files.write_errors(folder, CacheError, "set TMPDIR to a folder that takes its index"),
             tempfile.TemporaryDirectory() as own,
         ):
             index.write(Path(own) / path.name, parts, about)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmllm.data.tables import Table
 from mmllm.data.turns import embedded
 from mmllm.data.words import Template, caption_of
 from mmllm.errors import ConfigError
+from mmllm.utils.hints import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,7 @@ class Captions:
         used = self.path.names if self.path else [str(config.embedded)]
         for name in (*used, config.caption):
             if name not in columns:
-                near = difflib.get_close_matches(name, columns, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, columns)
                 raise ConfigError(
                     f"{where}: {config.file} has no column {name!r}{hint}; there are "
                     f"{', '.join(columns)}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from mmllm.data.tables import encoding_of
 from mmllm.data.turns import check_size
 from mmllm.data.words import caption_of
 from mmllm.errors import ConfigError, MediaError, MissingMediaError, RowError
+from mmllm.utils.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -244,12 +244,13 @@ def _read_index(file: Path, stamp: bytes) -> pa.Table | None:
 
 
 def _write_index(file: Path, table: pa.Table) -> None:
-    draft = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with pa.ipc.new_file(str(draft), table.schema) as writer:
+        with (
+            atomic_file(file) as draft,
+            pa.ipc.new_file(str(draft), table.schema) as writer,
+        ):
             writer.write_table(table)
-        draft.replace(file)
     except OSError as error:
         logger.warning(
             "%s: the index cannot be kept (%s); it is made again at every start, unless `index` "

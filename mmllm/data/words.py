@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import string
 from collections.abc import Collection, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.errors import ConfigError, RowError, quoted
+from mmllm.utils.hints import did_you_mean
 
 _FORMATTER = string.Formatter()
 
@@ -95,8 +95,7 @@ class Template:
         """Raises ConfigError for a name that is not among the fields that any row has."""
         for name in self.names:
             if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, fields)
                 raise ConfigError(f"{where}: {self.text!r}: no row has a field {name!r}{hint}")
 
     def fill(self, row: Mapping[str, Any], rng: np.random.Generator) -> str:

@@ -20,6 +20,7 @@ from mmllm.conversation import Image
 from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, quoted
+from mmllm.utils.hints import did_you_mean
 from mmllm.weights import are_weights_skipped
 
 _WHERE = "open_clip"
@@ -209,14 +210,11 @@ def _hollow(model: dict[str, Any], dtype: str) -> nn.Module:
 
 def _architecture(name: str) -> dict[str, Any]:
     """The config of a model in open_clip's list; raises ConfigError with the near name."""
-    from difflib import get_close_matches
-
     import open_clip
 
     found = open_clip.get_model_config(name)
     if found is None:
-        near = get_close_matches(name, open_clip.list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, open_clip.list_models())
         raise ConfigError(
             f"{_WHERE}.architecture: open_clip has no {name!r}{hint}; `open_clip.list_models()` "
             "names all"

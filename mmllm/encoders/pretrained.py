@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from mmllm.conversation import Audio
 from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.utils.hints import did_you_mean
 from mmllm.weights import (
     PICKLE_SUFFIXES,
     are_weights_skipped,
@@ -135,12 +136,9 @@ class Source:
 
     def family(self, known: Sequence[str]) -> str:
         """The `model_type`, which must be one of `known`; raises AssetError."""
-        from difflib import get_close_matches
-
         kind = str(self.config.get("model_type"))
         if kind not in known:
-            near = get_close_matches(kind, list(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(kind, list(known))
             raise AssetError(
                 f"{self.where}.weights: {self.folder} holds a model of type {kind!r}{hint}; this "
                 f"encoder reads {', '.join(known)}"

@@ -6,7 +6,6 @@ P gathered positions.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import math
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmllm import sandbox
 from mmllm.errors import CheckpointError, ConfigError, brief_reason, quoted, wrap_errors
 from mmllm.llm import packing
 from mmllm.llm.frozen import PrepackCache, may_prepack, tensor_versions
@@ -34,6 +32,8 @@ from mmllm.llm.stack import CachedDecoderStack, ForwardRequest, matmul
 from mmllm.llm.templates import chat_template, check_template
 from mmllm.precision import parse_dtype, to_device
 from mmllm.tokens import TokenSpace
+from mmllm.utils import sandbox
+from mmllm.utils.hints import did_you_mean
 from mmllm.weights import (
     PICKLE_SUFFIXES,
     are_weights_skipped,
@@ -846,8 +846,7 @@ def _lora_config(options: LoraOptions) -> Any:
         if name in _NOT_FOR_LORA:
             raise ConfigError(f"llm.lora.options: {name!r} {_NOT_FOR_LORA[name]}")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known, cutoff=0.5)
             raise ConfigError(f"llm.lora.options: peft's LoraConfig has no {name!r}{hint}")
     targets = options.targets
     try:

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmllm import sandbox
 from mmllm.errors import CheckpointError, ConfigError, quoted
+from mmllm.utils import sandbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmllm import config as configs
-from mmllm import disk
 from mmllm.errors import ConfigError, TrainingError
+from mmllm.utils import files
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _LEAST = 2**20
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that a lock names; `table` and `start` as mmllm.disk tells them."""
+    """The process that a lock names; `table` and `start` as mmllm.utils.files tells them."""
 
     host: str
     pid: int
@@ -51,9 +51,9 @@ class Holder:
 
     def is_alive(self) -> bool | None:
         """None if that cannot be looked up from here."""
-        if self.table != disk.process_namespace():
+        if self.table != files.process_namespace():
             return None
-        start = disk.process_start_time(self.pid)
+        start = files.process_start_time(self.pid)
         if start is None:
             return False
         return start == self.start if start and self.start else None
@@ -71,8 +71,8 @@ class RunLock:
             host=socket.gethostname(),
             pid=os.getpid(),
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
-            table=disk.process_namespace(),
-            start=disk.process_start_time(os.getpid()) or "",
+            table=files.process_namespace(),
+            start=files.process_start_time(os.getpid()) or "",
             token=uuid.uuid4().hex,
         )
         self._done = threading.Event()
@@ -80,7 +80,7 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         remedy = "free some space, or name another folder with stage.output=…"
-        with disk.write_errors(self.folder, ConfigError, remedy):
+        with files.write_errors(self.folder, ConfigError, remedy):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._acquire()
             try:
@@ -162,7 +162,7 @@ class RunLock:
 
     def _last_beat(self) -> tuple[float, int]:
         """(seconds ago, time in ns) of the last sign of life, both by the file system's clock."""
-        own = disk.draft_path(self.path)
+        own = files.draft_path(self.path)
         own.write_bytes(b"now")
         now = own.stat().st_mtime_ns
         own.unlink()
@@ -177,7 +177,7 @@ class RunLock:
 
     def _set_aside(self, stale: bytes) -> None:
         """Remove a dead process's lock, unless somebody else has just done so and made his own."""
-        aside = disk.draft_path(self.path)
+        aside = files.draft_path(self.path)
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)
             if aside.read_bytes() != stale:
@@ -189,9 +189,9 @@ class RunLock:
         """Clear away what killed processes left, and see whether the disk takes what a run writes
         at the least. Raises OSError."""
         for folder in (self.folder, self.folder / "checkpoints"):
-            disk.recover_folder(folder)
+            files.recover_folder(folder)
         trial = self.folder / f"{NAME}.trial"
-        disk.atomic_write(trial, bytes(_LEAST))
+        files.atomic_write(trial, bytes(_LEAST))
         trial.unlink()
 
     def _beat(self) -> None:

@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor
 from tqdm import tqdm
 
-from mmllm import checkpoints, disk, licences, losses
+from mmllm import checkpoints, licences, losses
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
@@ -50,6 +50,7 @@ from mmllm.training.feed import (
 from mmllm.training.lock import RunLock
 from mmllm.training.prealign import prealign
 from mmllm.training.stage import ParameterGroup, choose_trainable
+from mmllm.utils import files
 
 logger = logging.getLogger(__name__)
 
@@ -646,7 +647,7 @@ def _announce(
     """Say what trains, on what, and where it goes; write the config next to the results."""
     file = output / "config.yaml"
     with report.written(file):
-        disk.atomic_write(file, yaml.safe_dump(configs.dump(run), sort_keys=False))
+        files.atomic_write(file, yaml.safe_dump(configs.dump(run), sort_keys=False))
     logger.info("stage %s -> %s, from step %d", run.stage.name, output, start)
     logger.info(
         "%d process(es) on %s, precision %s",

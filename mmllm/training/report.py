@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmllm import disk
 from mmllm.config import SamplesConfig, StageConfig
 from mmllm.conversation import MEDIA, Medium, Message, user
 from mmllm.errors import TrainingError
 from mmllm.model import AnyToAny
 from mmllm.training.summary import write_report
+from mmllm.utils import files
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Losses = Callable[[], dict[str, float]]
 
 def written(path: Path) -> contextlib.AbstractContextManager[None]:
     """Raises TrainingError for what the disk does not take below a path of the run."""
-    return disk.write_errors(path, TrainingError, "free some space and go on with --resume")
+    return files.write_errors(path, TrainingError, "free some space and go on with --resume")
 
 
 class Journal:
@@ -62,7 +62,7 @@ class Journal:
             with written(self._file):
                 output.mkdir(parents=True, exist_ok=True)
                 kept = [row for row in self._rows() if row["step"] <= start]
-                disk.atomic_write(self._file, "".join(json.dumps(row) + "\n" for row in kept))
+                files.atomic_write(self._file, "".join(json.dumps(row) + "\n" for row in kept))
 
     def prealigned(self, found: dict[str, float]) -> None:
         """Say what pre-alignment reached: shares of inputs, losses of outputs."""
@@ -89,7 +89,7 @@ class Journal:
             ]
             file = self.output / "skipped.json"
             with written(file):
-                disk.atomic_write(file, json.dumps(rows, indent=1))
+                files.atomic_write(file, json.dumps(rows, indent=1))
         self._check_skipped(step)
 
     def flush(self) -> None:
@@ -199,7 +199,7 @@ class Journal:
         pyplot.close(figure)
         file = self.output / "curves.png"
         with written(file):
-            disk.atomic_write(file, picture.getvalue())
+            files.atomic_write(file, picture.getvalue())
 
     def _write(self, row: dict[str, Any]) -> None:
         with written(self._file), self._file.open("a", encoding="utf-8") as stream:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mmllm import disk
+from mmllm.utils import files
 
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate")
 _SAMPLES = 4
@@ -63,7 +63,7 @@ def write_report(output: Path, rows: list[dict[str, Any]], batch_size: int) -> P
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(config)}</pre>"]
     page = output / "report.html"
     title = html.escape(output.name)
-    disk.atomic_write(
+    files.atomic_write(
         page,
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>{''.join(parts)}",

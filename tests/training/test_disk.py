@@ -15,11 +15,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mmllm import checkpoints, disk
+from mmllm import checkpoints
 from mmllm import model as models
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
 from mmllm.training import loop, report
 from mmllm.training.loop import train
+from mmllm.utils import files
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
 
 FILES = (
@@ -102,11 +103,11 @@ def test_every_kind_of_failure_keeps_what_was_there(make_run, tmp_path: Path, er
 
 
 def test_a_programming_error_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), disk.write_errors(tmp_path, CheckpointError, ""):
+    with pytest.raises(KeyError), files.write_errors(tmp_path, CheckpointError, ""):
         raise KeyError("x")
     with (
         pytest.raises(ConfigError, match="own words"),
-        disk.write_errors(tmp_path, CheckpointError, ""),
+        files.write_errors(tmp_path, CheckpointError, ""),
     ):
         raise ConfigError("own words")
 
@@ -189,7 +190,7 @@ def test_pruning_keeps_what_was_just_written(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mmllm import disk
+from mmllm.utils import files
 
 count = int(sys.argv[1])
 def look(event, arguments):
@@ -200,7 +201,7 @@ def look(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 folder = Path(sys.argv[2])
 sys.addaudithook(look)
-with disk.atomic_folder(folder) as draft:
+with files.atomic_folder(folder) as draft:
     for name in ("a", "b"):
         (draft / name).write_text("new")
 """
@@ -215,11 +216,11 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(tmp_path: Path) -
         for name in ("a", "b"):
             (folder / name).write_text("old")
         run = subprocess.run([sys.executable, "-c", KILLED, str(moment), str(folder)], check=False)
-        found = contents(disk.current_folder(folder))
+        found = contents(files.current_folder(folder))
         assert found in ({"a": b"old", "b": b"old"}, {"a": b"new", "b": b"new"}), moment
         new += found["a"] == b"new"
         aside += not folder.exists()
-        with disk.atomic_folder(folder) as draft:
+        with files.atomic_folder(folder) as draft:
             (draft / "a").write_text("next")
         assert contents(tmp_path) == {"model/a": b"next"}, moment
         if run.returncode == 0:
@@ -236,8 +237,8 @@ def test_drafts_of_the_dead_are_swept_and_those_of_the_living_are_not(
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    alive = disk.draft_path(tmp_path / "model")
-    table = disk.process_namespace()
+    alive = files.draft_path(tmp_path / "model")
+    table = files.process_namespace()
     gone = tmp_path / f".model.{table}-{dead.pid}.partial"
     elsewhere = tmp_path / f".model.0000ffff-{dead.pid}.partial"
     old = tmp_path / ".model.4242.partial"  # as earlier versions named them
@@ -246,7 +247,7 @@ def test_drafts_of_the_dead_are_swept_and_those_of_the_living_are_not(
         (draft / "rows.safetensors").write_bytes(b"half")
     for path in (old, old / "rows.safetensors"):
         os.utime(path, (1e9, 1e9))
-    disk.remove_stale_drafts(tmp_path)
+    files.remove_stale_drafts(tmp_path)
     assert sorted(path for path in tmp_path.glob(".model*")) == sorted([alive, elsewhere])
 
     folder = trained / "checkpoints"
@@ -353,7 +354,7 @@ def test_weights_are_synced_before_they_get_their_name(
     monkeypatch.setattr(os, "rename", renamed)
     folder = checkpoints.save(tmp_path / "model", model, step=1, training={"step": 1})
     place = events.index(("rename", str(folder)))
-    draft = str(disk.draft_path(folder))
+    draft = str(files.draft_path(folder))
     before = {path.removeprefix(draft) for kind, path in events[:place] if kind == "sync"}
     assert before == {"", "/training"} | {f"/{name}" for name in contents(folder)}
     assert events[place + 1 :] == [("sync", str(tmp_path))]

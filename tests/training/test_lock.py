@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from mmllm import checkpoints, disk
+from mmllm import checkpoints
 from mmllm.errors import ConfigError, TrainingError
 from mmllm.training import lock, loop
 from mmllm.training.lock import Holder, RunLock
 from mmllm.training.loop import train
+from mmllm.utils import files
 from tests.faults import drafts
 
 HOLD = """
@@ -86,7 +87,7 @@ def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None
     """Also while its parent has not yet asked for its exit code."""
     holder.kill()
     deadline = time.monotonic() + 30
-    while disk.process_start_time(holder.pid) is not None and time.monotonic() < deadline:
+    while files.process_start_time(holder.pid) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (tmp_path / "run" / lock.NAME).is_file()
     with RunLock(tmp_path / "run"):
@@ -95,7 +96,7 @@ def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None
 
 
 def test_a_process_that_came_later_to_the_same_number_holds_nothing(tmp_path: Path) -> None:
-    if not disk.process_start_time(os.getpid()):
+    if not files.process_start_time(os.getpid()):
         pytest.skip("this system does not tell when a process began; its signs of life do")
     own = RunLock(tmp_path).own
     (tmp_path / lock.NAME).write_text(json.dumps(asdict(replace(own, start="1"))))

@@ -1,8 +1,9 @@
-"""Files and folders that are written whole or not at all, also through a kill or a power loss.
+"""Atomic writes: files and folders are written completely or not at all, even if the process is
+killed or the power fails.
 
-What is being written is a draft beside its place, `.NAME.TABLE-PID.partial`: it becomes durable
-(fsync) and is renamed. A draft tells which process writes it, so that whoever comes later knows
-what a dead one has left and deletes it.
+Content is written to a draft beside its place, `.NAME.NAMESPACE-PID.partial`, synced to the disk
+and renamed. The draft's name holds the process that writes it, so that a later process recognises
+and deletes what a dead one left behind.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import errno
 import functools
 import glob
-import hashlib
 import os
 import shutil
 import socket
@@ -20,26 +20,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmllm.errors import MmllmError, brief_reason
+from mmllm.utils.hashing import sha256
 
 PARTIAL = ".partial"
+"""Suffix of a draft."""
 _REPLACED = ".replaced"
 _ABANDONED = 24 * 3600.0
-"""Seconds without a change after which a draft is given up whose process cannot be looked for."""
+"""Seconds without a change after which a draft of an unknown process counts as abandoned."""
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS, errno.EACCES, errno.EBADF}
-"""What file systems answer that cannot sync a folder, or need not."""
+"""Errors of file systems that cannot sync a folder, or need not."""
 
 
 @contextmanager
 def write_errors(path: Path, kind: type[MmllmError], remedy: str) -> Iterator[None]:
-    """Raises one `kind` with the path, the system's reason and a remedy for whatever goes wrong
-    when something is written: no space, a quota, a limit, a file system that is read-only."""
+    """Convert any failure to write inside the block (disk full, quota, read-only file system) into
+    one error of class `kind` that names the path, the system's reason and a remedy."""
     from safetensors import SafetensorError
 
     try:
         yield
     except MmllmError:
         raise
-    except Exception as error:  # that of safetensors is no OSError, that of tokenizers a bare one
+    except Exception as error:  # safetensors' own is no OSError, that of tokenizers a bare one
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
             raise
         why = getattr(error, "strerror", None) or brief_reason(error)
@@ -48,9 +50,11 @@ def write_errors(path: Path, kind: type[MmllmError], remedy: str) -> Iterator[No
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A draft to be filled, which takes the place of `folder` when the block ends well; otherwise
-    it is deleted, and what was there before stays. At any moment the old or the new folder is
-    whole on the disk: see `current_folder`. Raises OSError."""
+    """Yield a draft folder that replaces `folder` when the block succeeds.
+
+    If the block raises, the draft is deleted and `folder` stays as it was. At any moment either the
+    old or the new folder is complete on the disk: see `current_folder`. Raises OSError.
+    """
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_drafts(folder.parent, f".{glob.escape(folder.name)}.*{PARTIAL}")
@@ -60,33 +64,42 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         draft.mkdir()
         yield draft
         _sync_tree(draft)
-        _put_in_place(draft, folder)
+        _replace_folder(draft, folder)
     except BaseException:
         with suppress(OSError):
             remove(draft)
         raise
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file that is the old or the new one at any moment. Raises OSError."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a draft file that replaces `path` when the block succeeds; it is deleted if the block
+    raises. Raises OSError."""
     draft = draft_path(path)
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield draft
         publish(draft, path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise
 
 
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file that holds either its old or its new content at any moment. Raises OSError."""
+    with atomic_file(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def publish(draft: Path, path: Path) -> None:
-    """Give a finished draft its name, when the disk holds what it says. Raises OSError."""
+    """Sync a finished draft to the disk and rename it to `path`. Raises OSError."""
     sync(draft)
     draft.replace(path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds a file, or the names in a folder. Raises OSError."""
+    """Wait until a file's content, or a folder's entries, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,30 +111,35 @@ def sync(path: Path) -> None:
 
 
 def current_folder(folder: Path) -> Path:
-    """The folder under this name; where a kill came between the two renames that replace it, the
-    one that it was."""
+    """Return the complete folder of this name: `folder`, or its previous content where the process
+    was killed between the two renames of `atomic_folder`."""
     aside = _aside(folder)
     return aside if not folder.exists() and aside.is_dir() else folder
 
 
 def draft_path(path: Path) -> Path:
-    """A name beside `path`, on the same file system, that tells who writes there."""
+    """Return a name beside `path`, on the same file system, that tells which process writes it."""
     path = path if path.name else path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.{process_namespace()}-{os.getpid()}{PARTIAL}")
 
 
 def remove_stale_drafts(folder: Path, pattern: str = f"*{PARTIAL}", *, sole: bool = False) -> None:
-    """Delete the drafts in `folder` that no living process writes. `sole`: nobody but the caller
-    writes there, so that none of them has a writer."""
+    """Delete the drafts in `folder` that no living process writes.
+
+    Args:
+        folder: where to look.
+        pattern: glob of the drafts.
+        sole: nobody but the caller writes in this folder, so that every draft is stale.
+    """
     for draft in folder.glob(pattern):
         if sole or _is_abandoned(draft):
-            with suppress(OSError):  # another process may sweep too
+            with suppress(OSError):  # another process may be deleting it too
                 remove(draft)
 
 
 def recover_folder(folder: Path) -> None:
-    """Finish what killed processes began in a folder where nobody but the caller writes: delete
-    their drafts, and put back a folder that was being replaced."""
+    """Finish what killed processes began in a folder in which nobody but the caller writes: delete
+    their drafts, and restore folders that were being replaced."""
     remove_stale_drafts(folder, sole=True)
     for aside in folder.glob(f".*{_REPLACED}"):
         place = folder / aside.name.removeprefix(".").removesuffix(_REPLACED)
@@ -133,7 +151,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link, or a folder with all that is in it, if it is there."""
+    """Delete a file, a link, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -141,8 +159,8 @@ def remove(path: Path) -> None:
 
 
 def move_files(source: Path, target: Path) -> None:
-    """Move all files of a folder into another one of the same file system, over those of the same
-    names, and delete the folder. Raises OSError."""
+    """Move all files of folder `source` into folder `target` on the same file system, replacing
+    those of the same name, and delete `source`. Raises OSError."""
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -151,28 +169,34 @@ def move_files(source: Path, target: Path) -> None:
     sync(target)
 
 
+def free_bytes(path: Path) -> int:
+    """Return the free space, in bytes, of the file system on which `path` is or will be."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
 @functools.cache
 def process_namespace() -> str:
-    """Eight hex digits for the table in which a PID means something: this start of this machine,
-    and in it this container."""
+    """Return eight hexadecimal digits that identify the scope in which a PID is unique: this host
+    since its last boot, and this container's PID namespace."""
     facts = [socket.gethostname()]
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         facts.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
+    return sha256("\n".join(facts))[:8]
 
 
 def process_start_time(pid: int) -> str | None:
-    """When a process of this table began, in ticks since the machine did; None if there is no such
-    process, or nothing left of it but its exit code; "" where the system does not tell.
+    """Return when a process of this namespace started, in clock ticks since boot.
 
-    Not psutil's time of creation, which moves when the clock is set.
+    None if there is no such process or only its exit code is left; "" where the system does not
+    say. Not psutil's creation time, which moves when the clock is set.
     """
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return None
-    except PermissionError:  # somebody else's, so it is there
+    except PermissionError:  # it exists and belongs to another user
         pass
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -182,7 +206,7 @@ def process_start_time(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def _put_in_place(draft: Path, folder: Path) -> None:
+def _replace_folder(draft: Path, folder: Path) -> None:
     aside = _aside(folder)
     if not folder.exists():
         draft.rename(folder)
@@ -200,6 +224,7 @@ def _put_in_place(draft: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
+    """Where a folder's previous content lies while it is being replaced."""
     folder = folder if folder.name else folder.absolute()
     return folder.with_name(f".{folder.name}{_REPLACED}")
 
@@ -212,11 +237,11 @@ def _sync_tree(folder: Path) -> None:
 
 def _is_abandoned(draft: Path) -> bool:
     owner = draft.name.removesuffix(PARTIAL).rpartition(".")[2]
-    table, _, pid = owner.partition("-")
-    if table == process_namespace() and pid.isdigit():
+    namespace, _, pid = owner.partition("-")
+    if namespace == process_namespace() and pid.isdigit():
         return process_start_time(int(pid)) is None
     try:
         changed = max(path.stat().st_mtime for path in (draft, *draft.rglob("*")))
-    except OSError:  # it is being written, or swept
+    except OSError:  # it is being written, or deleted
         return False
     return time.time() - changed > _ABANDONED

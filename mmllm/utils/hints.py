@@ -1,0 +1,32 @@
+"""Suggestions for misspelt names in error messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_MAX_LENGTH = 60
+"""Characters of a name that are compared."""
+
+
+def nearest(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most similar to `name`, or None.
+
+    Args:
+        name: what was given; compared by its first characters.
+        known: the names that would have been valid.
+        cutoff: least similarity in [0, 1], see `difflib.get_close_matches`.
+    """
+    matches = difflib.get_close_matches(str(name)[:_MAX_LENGTH], list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return `; did you mean 'image'?` if a known name is similar to `name`, else an empty text.
+
+    Example:
+        >>> did_you_mean("imgae", ["image", "audio"])
+        "; did you mean 'image'?"
+    """
+    match = nearest(name, known, cutoff=cutoff)
+    return f"; did you mean {match!r}?" if match is not None else ""

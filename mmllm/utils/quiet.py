@@ -1,0 +1,60 @@
+"""Silences other libraries while a model is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+
+_PIPELINES = "diffusers.pipelines.pipeline_utils"
+
+
+@contextlib.contextmanager
+def quiet_libraries(
+    *libraries: str,
+    errors_only: bool = True,
+    drop: Callable[[str], bool] | None = None,
+) -> Iterator[None]:
+    """Disable progress bars, and warnings if wanted, of transformers and diffusers.
+
+    Args:
+        libraries: "transformers", "diffusers"; both unless given.
+        errors_only: hide messages below errors of these libraries and of bitsandbytes, and
+            Python's warnings about what later versions will change.
+        drop: whether to hide a message of diffusers' pipeline loader.
+    """
+    names = libraries or ("transformers", "diffusers")
+    modules = [importlib.import_module(f"{name}.utils.logging") for name in names]
+    for module in modules:
+        module.get_verbosity()  # sets the library's logger up, which would reset its level later
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            if module.is_progress_bar_enabled():
+                stack.callback(module.enable_progress_bar)
+                module.disable_progress_bar()
+        if errors_only:
+            for name in (*names, "bitsandbytes"):
+                logger = logging.getLogger(name)
+                stack.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.ERROR)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+        if drop is not None:
+            logger, keep = logging.getLogger(_PIPELINES), _Keep(drop)
+            stack.callback(logger.removeFilter, keep)
+            logger.addFilter(keep)
+        yield
+
+
+class _Keep(logging.Filter):
+    """Passes the records whose message is not dropped."""
+
+    def __init__(self, drop: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._drop = drop
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self._drop(record.getMessage())
