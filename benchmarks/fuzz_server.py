@@ -529,11 +529,18 @@ def serve(name: str) -> None:
     """A server that does little for each request; says where it is."""
     from mmllm import config, model
     from mmllm.chat import Chat
-    from mmllm.server import listening
+    from mmllm.server import listener
     from mmllm.server.app import build_app
-    from mmllm.server.settings import Settings
+    from mmllm.server.settings import ServerSettings
 
-    small = Settings(tokens=8, steps=3, made=1, made_pixels=2**16, made_frames=9, made_seconds=1.0)
+    small = ServerSettings(
+        max_tokens=8,
+        max_steps=3,
+        max_output_media=1,
+        max_output_pixels=2**16,
+        max_output_frames=9,
+        max_output_seconds=1.0,
+    )
     if name == "tiny":
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from tests import parts
@@ -544,10 +551,10 @@ def serve(name: str) -> None:
         import mmllm
 
         chat = mmllm.load(name)
-    door = listening.listen("127.0.0.1", 0)
-    sys.stdout.write(f"{listening.address(door)}\n")
+    door = listener.listen("127.0.0.1", 0)
+    sys.stdout.write(f"{listener.address(door)}\n")
     sys.stdout.flush()
-    listening.server(build_app(chat, small)).run(sockets=[door])
+    listener.uvicorn_server(build_app(chat, small)).run(sockets=[door])
 
 
 @contextmanager

@@ -537,8 +537,8 @@ def serve(
 ) -> None:
     """Serve a model by OpenAI's API (needs the extra `server`)."""
     try:
-        from mmllm.server import listening
-        from mmllm.server.settings import Settings
+        from mmllm.server import listener
+        from mmllm.server.settings import ServerSettings
     except ModuleNotFoundError as error:
         raise ConfigError(f"mmllm serve needs {error.name}: pip install 'mmllm[server]'") from error
 
@@ -546,18 +546,18 @@ def serve(
     for name, value in (("--batch", batch), ("--waiting", waiting)):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
-    settings = Settings(
+    settings = ServerSettings(
         token=token,
         allow_urls=frozenset(allow_urls or ()),
-        hosts=listening.hosts_of(host),
-        media_in=media,  # pyright: ignore[reportArgumentType]  # Settings checks it
+        hosts=listener.allowed_hosts(host),
+        media_format=media,  # pyright: ignore[reportArgumentType]  # Settings checks it
         lenient=lenient,
         allow_origins=frozenset(allow_origins or ()),
-        batch=batch,
-        waiting=waiting,
+        max_batch=batch,
+        max_queued=waiting,
     )
-    door = listening.listen(host, port)
-    if token is None and not listening.is_loopback(host):
+    door = listener.listen(host, port)
+    if token is None and not listener.is_loopback(host):
         console.note("others can reach this server and need no token: see --token")
 
     import mmllm
@@ -567,8 +567,8 @@ def serve(
     console.note(f"loading {model}")
     limit_malloc_arenas()
     chat = mmllm.load(model, device=device, dtype=dtype, prefixes=prefixes)
-    console.echo(f"{listening.address(door)}/v1")
-    listening.server(build_app(chat, settings)).run(sockets=[door])
+    console.echo(f"{listener.address(door)}/v1")
+    listener.uvicorn_server(build_app(chat, settings)).run(sockets=[door])
 
 
 @app.command()

@@ -34,15 +34,15 @@ from mmllm import media
 from mmllm.chat import Chat
 from mmllm.conversation import Image, Video, assistant, user
 from mmllm.demo import Demo
-from mmllm.demo.answering import answer
-from mmllm.demo.gate import Gate
-from mmllm.demo.page import Settings
-from mmllm.demo.rooms import Room, Rooms, Turn
-from mmllm.demo.saving import pack, unpack
+from mmllm.demo.archive import pack, unpack
+from mmllm.demo.middleware import OriginMiddleware
+from mmllm.demo.page import SettingsPanel
+from mmllm.demo.replying import stream_reply
+from mmllm.demo.sessions import BrowserSession, SessionStore, Turn
 from mmllm.errors import ConfigError, MediaError
 from mmllm.media import isolated
 from mmllm.model import AnyToAny
-from mmllm.server.listening import hosts_of
+from mmllm.server.listener import allowed_hosts
 from tests import parts
 from tests.decoders import tiny
 from tests.test_rendering import picture
@@ -51,14 +51,14 @@ ALL = {"image": "force", "audio": "force", "video": "force"}
 
 
 @pytest.fixture
-def rooms(tmp_path: Path) -> Rooms:
+def sessions(tmp_path: Path) -> SessionStore:
     (tmp_path / "demo").mkdir()
-    return Rooms(tmp_path / "demo", expires=3600)
+    return SessionStore(tmp_path / "demo", expires=3600)
 
 
-def sent(rooms: Rooms, name: str = "cat.png", data: bytes | None = None) -> Path:
+def sent(sessions: SessionStore, name: str = "cat.png", data: bytes | None = None) -> Path:
     """A file as an upload leaves it."""
-    folder = rooms.root / "upload"
+    folder = sessions.root / "upload"
     folder.mkdir(exist_ok=True)
     if data is not None:
         (folder / name).write_bytes(data)
@@ -69,34 +69,36 @@ def sent(rooms: Rooms, name: str = "cat.png", data: bytes | None = None) -> Path
 # --- sessions -----------------------------------------------------------------------------------
 
 
-def test_a_session_is_found_by_its_secret_only(rooms: Rooms) -> None:
-    one, other = rooms.open(None), rooms.open("guessed")
+def test_a_session_is_found_by_its_secret_only(sessions: SessionStore) -> None:
+    one, other = sessions.open(None), sessions.open("guessed")
     assert len({one.token, other.token, "guessed"}) == 3
-    assert rooms.open(one.token) is one
+    assert sessions.open(one.token) is one
     assert one.folder != other.folder
-    assert rooms.open({"token": one.token}) not in (one, other)  # pyright: ignore[reportArgumentType]
+    assert sessions.open({"token": one.token}) not in (one, other)  # pyright: ignore[reportArgumentType]
 
 
 def test_sessions_are_bounded_and_empty_ones_make_room(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmllm.demo.rooms.MOST_ROOMS", 3)
-    spoken = rooms.open(None)
+    monkeypatch.setattr("mmllm.demo.sessions.MAX_SESSIONS", 3)
+    spoken = sessions.open(None)
     spoken.turns.append(Turn(user("hello")))
     for _ in range(10):
-        rooms.open(None)
-    assert rooms.open(spoken.token) is spoken
-    assert len(list(rooms.root.iterdir())) == 3
+        sessions.open(None)
+    assert sessions.open(spoken.token) is spoken
+    assert len(list(sessions.root.iterdir())) == 3
 
 
-def test_a_file_that_was_sent_becomes_a_medium_in_the_sessions_folder(rooms: Rooms) -> None:
-    room = rooms.open(None)
-    path = sent(rooms)
-    (medium, again), errors = room.take([path, path])
+def test_a_file_that_was_sent_becomes_a_medium_in_the_sessions_folder(
+    sessions: SessionStore,
+) -> None:
+    session = sessions.open(None)
+    path = sent(sessions)
+    (medium, again), errors = session.take([path, path])
     assert errors == []
-    assert (medium.modality, medium.source) == ("image", room.folder / "001.png")
-    assert (again.modality, again.source) == ("image", room.folder / "002.png")
-    (other,), _ = rooms.open(None).take([path])  # the same picture in another session
+    assert (medium.modality, medium.source) == ("image", session.folder / "001.png")
+    assert (again.modality, again.source) == ("image", session.folder / "002.png")
+    (other,), _ = sessions.open(None).take([path])  # the same picture in another session
     assert np.array_equal(other.to_numpy(), picture(40).to_numpy())
 
 
@@ -104,11 +106,13 @@ def test_a_file_that_was_sent_becomes_a_medium_in_the_sessions_folder(rooms: Roo
     ("name", "kept"),
     [("a.tif", ".png"), ("a.jpg", ".jpg"), ("a.html", ".png"), ("a", ".png"), ("a.JPG", ".jpg")],
 )
-def test_pictures_are_kept_as_what_browsers_show(rooms: Rooms, name: str, kept: str) -> None:
+def test_pictures_are_kept_as_what_browsers_show(
+    sessions: SessionStore, name: str, kept: str
+) -> None:
     file = io.BytesIO()
     kind = "tiff" if name.endswith("tif") else "jpeg" if name.lower().endswith("jpg") else "png"
     PILImage.fromarray(picture(40).to_numpy()).save(file, kind)
-    (medium,), errors = rooms.open(None).take([sent(rooms, name, file.getvalue())])
+    (medium,), errors = sessions.open(None).take([sent(sessions, name, file.getvalue())])
     assert errors == []
     assert isinstance(medium.source, Path)
     assert medium.source.suffix == kept
@@ -124,11 +128,13 @@ def test_pictures_are_kept_as_what_browsers_show(rooms: Rooms, name: str, kept: 
         ("../../secret.png", None, "no file that was sent"),
     ],
 )
-def test_other_files_are_refused(rooms: Rooms, name: str, data: bytes | None, said: str) -> None:
-    path = rooms.root / name if data is None else sent(rooms, name, data)
+def test_other_files_are_refused(
+    sessions: SessionStore, name: str, data: bytes | None, said: str
+) -> None:
+    path = sessions.root / name if data is None else sent(sessions, name, data)
     if data is None:
         picture(40).save(path)
-    taken, errors = rooms.open(None).take([sent(rooms), path, sent(rooms)])
+    taken, errors = sessions.open(None).take([sent(sessions), path, sent(sessions)])
     assert len(taken) == 2  # what is good is taken
     (error,) = errors
     assert isinstance(error, MediaError)
@@ -136,43 +142,43 @@ def test_other_files_are_refused(rooms: Rooms, name: str, data: bytes | None, sa
 
 
 def test_a_picture_beyond_the_limits_is_refused(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmllm.demo.rooms.UPLOADS", media.Limits(pixels=4))
-    taken, (error,) = rooms.open(None).take([sent(rooms)])
+    monkeypatch.setattr("mmllm.demo.sessions.UPLOADS", media.Limits(pixels=4))
+    taken, (error,) = sessions.open(None).take([sent(sessions)])
     assert taken == []
     assert "limit of 4" in str(error)
 
 
-def test_unused_sessions_and_uploads_are_deleted(rooms: Rooms) -> None:
-    late, used, busy = (rooms.open(None) for _ in range(3))
-    orphan = sent(rooms)
-    for room in (late, busy):
-        room.used -= 3601
-    busy.answering.acquire()
+def test_unused_sessions_and_uploads_are_deleted(sessions: SessionStore) -> None:
+    late, used, busy = (sessions.open(None) for _ in range(3))
+    orphan = sent(sessions)
+    for session in (late, busy):
+        session.used -= 3601
+    busy.replying.acquire()
     long_ago = time.time() - 3601
     os.utime(orphan.parent, (long_ago, long_ago))
-    rooms.sweep()
-    assert {path.name for path in rooms.root.iterdir()} == {used.token, busy.token}
-    assert rooms.open(late.token) is not late
+    sessions.sweep()
+    assert {path.name for path in sessions.root.iterdir()} == {used.token, busy.token}
+    assert sessions.open(late.token) is not late
 
 
-def spoken(chat: Chat, room: Room) -> Room:
-    """A room in which a picture was sent and every kind of medium was made."""
-    room.turns.append(Turn(user(picture(40), "what?")))
-    room.turns[0] = Turn(user(room.keep(picture(40)), "what?"))
-    list(answer(chat, room, {"seed": 5, "modalities": ALL, "max_new_tokens": 3}))
-    return room
+def spoken(chat: Chat, session: BrowserSession) -> BrowserSession:
+    """A session in which a picture was sent and every kind of medium was made."""
+    session.turns.append(Turn(user(picture(40), "what?")))
+    session.turns[0] = Turn(user(session.keep(picture(40)), "what?"))
+    list(stream_reply(chat, session, {"seed": 5, "modalities": ALL, "max_new_tokens": 3}))
+    return session
 
 
-def test_a_conversation_survives_its_zip(tiny_model: AnyToAny, rooms: Rooms) -> None:
-    room = spoken(Chat(tiny_model), rooms.open(None))
-    path = shutil.copy(pack(room, "tiny"), rooms.root / "saved.zip")
-    other = rooms.open(None)
+def test_a_conversation_survives_its_zip(tiny_model: AnyToAny, sessions: SessionStore) -> None:
+    session = spoken(Chat(tiny_model), sessions.open(None))
+    path = shutil.copy(pack(session, "tiny"), sessions.root / "saved.zip")
+    other = sessions.open(None)
     unpack(other, path)
     assert [turn.message.role for turn in other.turns] == ["user", "assistant"]
-    assert (other.turns[1].seed, other.turns[1].note) == (5, room.turns[1].note)
-    for one, two in zip(room.conversation, other.conversation, strict=True):
+    assert (other.turns[1].seed, other.turns[1].note) == (5, session.turns[1].note)
+    for one, two in zip(session.conversation, other.conversation, strict=True):
         assert one.text == two.text
         assert [m.modality for m in one.media] == [m.modality for m in two.media]
         for saved, loaded in zip(one.media, two.media, strict=True):
@@ -320,7 +326,7 @@ BAD = {what: (data, said) for what, data, said in bad_zips()}
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_zip_is_refused_and_nothing_is_left_of_it(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, what: str
+    sessions: SessionStore, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     written: list[int] = []
 
@@ -329,98 +335,98 @@ def test_a_bad_zip_is_refused_and_nothing_is_left_of_it(
             written.append(sum(file.stat().st_size for file in Path(self.name).rglob("*")))
             super().cleanup()
 
-    monkeypatch.setattr("mmllm.demo.saving.tempfile.TemporaryDirectory", Draft)
-    room = rooms.open(None)
-    room.turns.append(Turn(user(room.keep(picture(40)), "here")))
+    monkeypatch.setattr("mmllm.demo.archive.tempfile.TemporaryDirectory", Draft)
+    session = sessions.open(None)
+    session.turns.append(Turn(user(session.keep(picture(40)), "here")))
     data, said = BAD[what]
-    path = sent(rooms, "bad.zip", data)
+    path = sent(sessions, "bad.zip", data)
     began = time.monotonic()
     with pytest.raises((ConfigError, MediaError), match=said) as caught:
-        unpack(room, path)
+        unpack(session, path)
     assert time.monotonic() - began < 30
     assert len(str(caught.value)) < 400
-    assert room.turns[0].message.text == "here"
-    assert [file.name for file in room.folder.iterdir()] == ["001.png"]
-    assert {file.name for file in rooms.root.iterdir()} == {room.token, "upload"}
+    assert session.turns[0].message.text == "here"
+    assert [file.name for file in session.folder.iterdir()] == ["001.png"]
+    assert {file.name for file in sessions.root.iterdir()} == {session.token, "upload"}
     assert sum(written) <= 2 * len(wav(60))
 
 
-def test_halves_of_characters_do_not_stay(rooms: Rooms) -> None:
-    room = rooms.open(None)
-    unpack(room, sent(rooms, "odd.zip", zipped(turned({"text": "a\ud800b"}, note="\udfffc"))))
-    assert (room.turns[0].message.text, room.turns[0].note) == ("a?b", "?c")
+def test_halves_of_characters_do_not_stay(sessions: SessionStore) -> None:
+    session = sessions.open(None)
+    unpack(session, sent(sessions, "odd.zip", zipped(turned({"text": "a\ud800b"}, note="\udfffc"))))
+    assert (session.turns[0].message.text, session.turns[0].note) == ("a?b", "?c")
 
 
 def test_a_conversation_that_is_full_says_so_and_can_be_saved(
-    tiny_model: AnyToAny, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    tiny_model: AnyToAny, sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = rooms.open(None)
-    monkeypatch.setattr("mmllm.demo.rooms.MOST_FILES", 3)
-    path = sent(rooms)
-    taken, (error,) = room.take([path] * 4)
+    session = sessions.open(None)
+    monkeypatch.setattr("mmllm.demo.sessions.MAX_FILES", 3)
+    path = sent(sessions)
+    taken, (error,) = session.take([path] * 4)
     assert len(taken) == 3
     assert "at most 3 files" in str(error)
-    room.turns.append(Turn(user(*taken)))
-    assert "at most 3 files" in str(room.take([path])[1][0])
-    monkeypatch.setattr("mmllm.demo.rooms.MOST_TURNS", 1)
+    session.turns.append(Turn(user(*taken)))
+    assert "at most 3 files" in str(session.take([path])[1][0])
+    monkeypatch.setattr("mmllm.demo.sessions.MAX_TURNS", 1)
     with pytest.raises(ConfigError, match="at most 1 messages"):
-        list(answer(Chat(tiny_model), room, {}))
-    assert not room.answering.locked()
-    other = rooms.open(None)
-    unpack(other, pack(room, "tiny"))
+        list(stream_reply(Chat(tiny_model), session, {}))
+    assert not session.replying.locked()
+    other = sessions.open(None)
+    unpack(other, pack(session, "tiny"))
     assert [len(message.media) for message in other.conversation] == [3]
 
 
-def test_the_demo_gives_what_python_gives(tiny_model: AnyToAny, rooms: Rooms) -> None:
+def test_the_demo_gives_what_python_gives(tiny_model: AnyToAny, sessions: SessionStore) -> None:
     options = {"seed": 5, "modalities": ALL, "max_new_tokens": 3}
-    room = spoken(Chat(tiny_model, prefixes=0), rooms.open(None))
+    session = spoken(Chat(tiny_model, prefixes=0), sessions.open(None))
     plain = Chat(tiny_model, prefixes=0).reply([user(picture(40), "what?")], **options)
-    made = room.turns[1].message
+    made = session.turns[1].message
     assert made.text == plain.text
     for one, other in zip(made.media, plain.media, strict=True):
         assert np.array_equal(one.to_numpy(), other.to_numpy())
 
 
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
-    tiny_model: AnyToAny, rooms: Rooms
+    tiny_model: AnyToAny, sessions: SessionStore
 ) -> None:
-    chat, room = Chat(tiny_model), rooms.open(None)
-    room.turns.append(Turn(user("draw")))
+    chat, session = Chat(tiny_model), sessions.open(None)
+    session.turns.append(Turn(user("draw")))
     denoising = Steps(tiny_model, "image")
-    looks = answer(chat, room, {"modalities": ALL, "decoders": {"image": {"steps": 50}}})
+    looks = stream_reply(chat, session, {"modalities": ALL, "decoders": {"image": {"steps": 50}}})
     assert any("Drawing …" in pieces for pieces in looks)  # reads on until it is being drawn
-    room.cancel.set()
+    session.cancel.set()
     denoising.let(9)
     list(looks)
-    assert not room.answering.locked()
-    assert room.turns[-1].note == "stopped"
-    assert room.turns[-1].message.text
-    assert room.turns[-1].message.media == []
+    assert not session.replying.locked()
+    assert session.turns[-1].note == "stopped"
+    assert session.turns[-1].message.text
+    assert session.turns[-1].message.media == []
 
-    room.turns = [Turn(user("x")), Turn(assistant("y")), Turn(user("smell"))]
+    session.turns = [Turn(user("x")), Turn(assistant("y")), Turn(user("smell"))]
     with pytest.raises(ConfigError):
-        list(answer(chat, room, {"modalities": {"smell": "force"}}))
-    assert len(room.turns) == 3
+        list(stream_reply(chat, session, {"modalities": {"smell": "force"}}))
+    assert len(session.turns) == 3
 
 
 # --- what may come in, and how it ends ----------------------------------------------------------
 
 
 def test_the_clip_of_a_phone_is_taken_and_one_that_takes_too_long_is_not(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1080p at 60 frames a second: more than the limit when it is decoded whole."""
     frames = np.zeros((60, 1080, 1920, 3), np.uint8)
     frames[:, :, ::2] = 255
-    path = Video.from_numpy(frames, fps=60).save(rooms.root / "clip.mp4")
-    (clip,), errors = rooms.open(None).take([path])
+    path = Video.from_numpy(frames, fps=60).save(sessions.root / "clip.mp4")
+    (clip,), errors = sessions.open(None).take([path])
     assert errors == []
     assert clip.modality == "video"
     assert media.sample_frames(clip, 3).shape == (3, 1080, 1920, 3)
 
     hasty = functools.partial(isolated.sample_frames, seconds=0.01)
     monkeypatch.setattr("mmllm.media.isolated.sample_frames", hasty)
-    taken, (error,) = rooms.open(None).take([path])
+    taken, (error,) = sessions.open(None).take([path])
     assert taken == []
     assert "not decoded within 0.01 s" in str(error)
 
@@ -475,7 +481,7 @@ def test_the_clip_of_a_phone_is_taken_and_one_that_takes_too_long_is_not(
     ],
 )
 def test_the_demo_answers_to_its_own_page_only(
-    rooms: Rooms, method: str, path: str, headers: dict[str, str], status: int
+    sessions: SessionStore, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
     async def page(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse("the page")(scope, receive, send)
@@ -491,7 +497,7 @@ def test_the_demo_answers_to_its_own_page_only(
     given = {"host": "127.0.0.1:7860", "content-length": "0", **headers}
     pairs = [(name.encode(), value.encode()) for name, value in given.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": pairs}
-    asyncio.run(Gate(page, hosts_of("127.0.0.1"), rooms)(scope, receive, send))
+    asyncio.run(OriginMiddleware(page, allowed_hosts("127.0.0.1"), sessions)(scope, receive, send))
     assert said[0]["status"] == status
     if status != 200:
         assert re.fullmatch(rb"[ -~]{10,200}", said[1]["body"])
@@ -514,13 +520,13 @@ def upload(demo: Demo, *files: bytes, **headers: str) -> tuple[int, str]:
 def test_what_is_sent_and_not_used_is_bounded(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     assert upload(demo, b"x", host="evil.example")[0] == 403
     assert upload(demo, b"x", origin="http://evil.example")[0] == 403
-    assert [path for path in demo.rooms.root.rglob("*") if path.is_file()] == []
-    monkeypatch.setattr("mmllm.demo.rooms.MOST_UPLOADED", 10_000)
+    assert [path for path in demo.sessions.root.rglob("*") if path.is_file()] == []
+    monkeypatch.setattr("mmllm.demo.sessions.MAX_UPLOADED", 10_000)
     for number in range(20):
         status, answer = upload(demo, bytes([number]) * 1000, bytes([number, 1]) * 500)
         assert status == 200
     time.sleep(0.5)  # the sweep follows the answer
-    files = [path for path in demo.rooms.root.rglob("*") if path.is_file()]
+    files = [path for path in demo.sessions.root.rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) <= 10_000
     (newest, _) = json.loads(answer)
     assert Path(newest).read_bytes() == bytes([19]) * 1000
@@ -538,7 +544,7 @@ page.CSS, page.theme, page.build = "", lambda: None, lambda *_, **__: blocks
 sys.modules["mmllm.demo.page"] = page
 tempfile.tempdir = sys.argv[1]
 with Demo(None) as demo:
-    (demo.rooms.open(None).folder / "secret.txt").write_text("secret")
+    (demo.sessions.open(None).folder / "secret.txt").write_text("secret")
     print("ready", flush=True)
     demo.wait()
 """
@@ -617,7 +623,7 @@ def test_a_setting_that_cannot_be_meant_is_one_sentence(
     place: tuple[str, ...], value: Any, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        Settings([], [place], None).read([value])
+        SettingsPanel([], [place], None).read([value])
 
 
 class Steps:
@@ -787,8 +793,8 @@ def test_the_whole_of_it_in_a_real_browser(
     page.wait_for_selector("text=Drawing: step 1 of 2")
     shot(page, "drawing")
     page.click("#message .stop-button")
-    (room,) = demo.rooms._rooms.values()
-    assert room.cancel.wait(120)
+    (session,) = demo.sessions._rooms.values()
+    assert session.cancel.wait(120)
     denoising.let(999)
     assert "stopped" in answers(page, 3).inner_text()
     page.get_by_role("tab", name="Settings").click()

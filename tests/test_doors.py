@@ -12,8 +12,8 @@ import pytest
 from mmllm import chat as chats
 from mmllm.chat import Chat
 from mmllm.conversation import Image, Medium, Message, Text, assistant, user
-from mmllm.demo.answering import answer
-from mmllm.demo.rooms import Room, Turn
+from mmllm.demo.replying import stream_reply
+from mmllm.demo.sessions import BrowserSession, Turn
 from mmllm.generation import SequenceState
 from mmllm.model import AnyToAny
 from mmllm.server.app import build_app
@@ -44,10 +44,10 @@ def by_python(chat: Chat, options: dict[str, Any]) -> list[str | bytes]:
 
 
 def by_the_demo(chat: Chat, options: dict[str, Any], folder: Path) -> list[str | bytes]:
-    room = Room("x", folder)
-    room.turns = [Turn(user(room.keep(Image(PNG)), "what is this?")), *map(Turn, SAID[1:])]
-    list(answer(chat, room, options))
-    return files_of(room.turns[-1].message)
+    session = BrowserSession("x", folder)
+    session.turns = [Turn(user(session.keep(Image(PNG)), "what is this?")), *map(Turn, SAID[1:])]
+    list(stream_reply(chat, session, options))
+    return files_of(session.turns[-1].message)
 
 
 def by_the_server(chat: Chat, options: dict[str, Any], *, stream: bool) -> list[str | bytes]:

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mmllm.demo.folders import Folder
-from mmllm.demo.rooms import Rooms
-from mmllm.demo.saving import MOST_ZIPPED
+from mmllm.demo.archive import MAX_ZIPPED
+from mmllm.demo.sessions import SessionStore
+from mmllm.demo.temporary_folder import TemporaryFolder
 from mmllm.errors import ConfigError
 from mmllm.mini import locate
 
@@ -58,7 +58,7 @@ class Demo:
         expires: float = 3600.0,
     ):
         self._signals = _exit_on_signals()
-        self._folder = Folder()
+        self._folder = TemporaryFolder()
         atexit.register(self._folder.delete)
         root = self._folder.path
         os.environ |= {  # Gradio reads these when it is imported, and when a page is made
@@ -70,24 +70,28 @@ class Demo:
         try:
             from starlette.middleware import Middleware
 
-            from mmllm.demo.gate import Gate
+            from mmllm.demo.middleware import OriginMiddleware
             from mmllm.demo.page import CSS, build, theme
-            from mmllm.server.listening import hosts_of
+            from mmllm.server.listener import allowed_hosts
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"the demo needs {error.name}; install it with: pip install 'mmllm[demo]'"
             ) from error
-        self.rooms = Rooms(root, expires=expires)
-        hosts = None if share else hosts_of(host)
-        self.page = build(chat, self.rooms, card=card)
+        self.sessions = SessionStore(root, expires=expires)
+        hosts = None if share else allowed_hosts(host)
+        self.page = build(chat, self.sessions, card=card)
         self.page.queue(max_size=QUEUE)
         try:
             _, self.url, self.shared_url = self.page.launch(
                 server_name=host,
                 server_port=port,
                 share=share,
-                max_file_size=MOST_ZIPPED,
-                app_kwargs={"middleware": [Middleware(Gate, hosts=hosts, rooms=self.rooms)]},
+                max_file_size=MAX_ZIPPED,
+                app_kwargs={
+                    "middleware": [
+                        Middleware(OriginMiddleware, hosts=hosts, sessions=self.sessions)
+                    ]
+                },
                 prevent_thread_lock=True,
                 quiet=True,
                 footer_links=[],

@@ -1,7 +1,7 @@
 """The page: a chat, its settings, and what is to be known about the model. By Gradio.
 
-What was said is kept by the server (mmllm.demo.rooms); the browser keeps the session's secret name,
-so that a page that is loaded again shows the conversation again.
+The server keeps the conversation (mmllm.demo.sessions). The browser stores the session's secret
+token, so that a reloaded page shows the same conversation.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import gradio as gr
 
 from mmllm.chat import Chat
 from mmllm.conversation import ContentPart, Medium, Message, Text
-from mmllm.demo.answering import answer, watch
-from mmllm.demo.rooms import Piece, Room, Rooms, Turn, check_text
-from mmllm.demo.saving import pack, unpack
+from mmllm.demo.archive import pack, unpack
+from mmllm.demo.replying import follow_reply, stream_reply
+from mmllm.demo.sessions import BrowserSession, Piece, SessionStore, Turn, check_text
 from mmllm.errors import ConfigError, MmllmError, quoted
 from mmllm.generation import Sampling
 from mmllm.mini import locate
-from mmllm.server.settings import Settings as Limits
+from mmllm.server.settings import ServerSettings as Limits
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
     ("What is this?", None, "pictures/fluent-3d/guitar.webp"),
 )
 """(text, modality that the model must make, picture in mini's data)."""
-MOST_STOPS = 16
+MAX_STOPS = 16
 """Texts that an answer stops at."""
 TOGETHER = 4
 """Sessions that are answered at the same time; they share the chat's engine."""
@@ -101,7 +101,7 @@ def theme() -> gr.themes.Base:
 
 
 @dataclass
-class Settings:
+class SettingsPanel:
     """The widgets of the settings panel, and the place of each one's value in a request."""
 
     widgets: list[Any]
@@ -132,10 +132,10 @@ def _check_cost(options: Mapping[str, Any]) -> None:
     pixels = abs(options.get("width", 1) * options.get("height", 1))
     frames = options.get("frames", 1)
     for what, value, most in (
-        ("seconds", options.get("seconds", 0), Limits.made_seconds),
-        ("frames", frames, Limits.made_frames),
-        ("width x height", pixels, Limits.made_pixels),
-        ("width x height x frames", pixels * frames, Limits.made_volume),
+        ("seconds", options.get("seconds", 0), Limits.max_output_seconds),
+        ("frames", frames, Limits.max_output_frames),
+        ("width x height", pixels, Limits.max_output_pixels),
+        ("width x height x frames", pixels * frames, Limits.max_output_volume),
     ):
         if value > most:
             raise ConfigError(f"{what}: expected at most {most:g}, got {value:g}")
@@ -143,12 +143,12 @@ def _check_cost(options: Mapping[str, Any]) -> None:
 
 def _stops(text: str) -> list[str]:
     stops = [line for line in check_text(text).splitlines() if line]
-    if len(stops) > MOST_STOPS:
-        raise ConfigError(f"{len(stops)} texts to stop at, more than {MOST_STOPS}")
+    if len(stops) > MAX_STOPS:
+        raise ConfigError(f"{len(stops)} texts to stop at, more than {MAX_STOPS}")
     return stops
 
 
-def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
+def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
     """The page, not yet served."""
     name = chat.model.config.name
     inputs = chat.model.renderer.input_keys
@@ -203,31 +203,31 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
             gr.Markdown(_about(chat, card), elem_id="about")
 
         def enter(token: str | None) -> tuple[Any, ...]:
-            room = rooms.open(token)
-            return room.token, _shown(room.turns), {"__type__": "update", "interactive": True}
+            session = sessions.open(token)
+            return session.token, _shown(session.turns), {"__type__": "update", "interactive": True}
 
         def follow(token: str | None) -> Iterator[list[Any]]:
-            room = rooms.open(token)
-            for pieces in watch(room):
-                yield [*_shown(room.turns), _growing(pieces)]
-            yield _shown(room.turns)
+            session = sessions.open(token)
+            for pieces in follow_reply(session):
+                yield [*_shown(session.turns), _growing(pieces)]
+            yield _shown(session.turns)
 
         def take(token: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
-            room = rooms.open(token)
+            session = sessions.open(token)
             text = value.get("text") or ""
-            media, errors = room.take(value.get("files") or ())
+            media, errors = session.take(value.get("files") or ())
             try:
                 text = check_text(text)
             except MmllmError as error:
                 errors.append(error)
             if errors:  # what was good stays in the box
                 warn(errors)
-                return room.token, _shown(room.turns), _written(text, media)
+                return session.token, _shown(session.turns), _written(text, media)
             parts: list[ContentPart] = [*media, *([Text(text)] if text.strip() else [])]
             if parts:
-                with room.change():
-                    room.turns.append(Turn(Message("user", tuple(parts))))
-            return room.token, _shown(room.turns), None
+                with session.change():
+                    session.turns.append(Turn(Message("user", tuple(parts))))
+            return session.token, _shown(session.turns), None
 
         def photograph(path: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
             files = [*value.get("files", ()), *([path] if path else ())]
@@ -235,87 +235,87 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
 
         def example(token: str | None, chosen: gr.SelectData) -> tuple[Any, ...]:
             text, _, file = examples[chosen.index]
-            room = rooms.open(token)
+            session = sessions.open(token)
             files = []
             if file:
-                files = [room.new_file(Path(file).suffix)]
+                files = [session.new_file(Path(file).suffix)]
                 shutil.copyfile(locate("data") / file, files[0])
-            return take(room.token, {"text": text, "files": files})
+            return take(session.token, {"text": text, "files": files})
 
         def again(token: str | None) -> tuple[Any, ...]:
-            room = rooms.open(token)
-            with room.change():
-                _drop_answers(room)
-            return room.token, _shown(room.turns)
+            session = sessions.open(token)
+            with session.change():
+                _drop_answers(session)
+            return session.token, _shown(session.turns)
 
         def undo(token: str | None) -> tuple[Any, ...]:
-            room = rooms.open(token)
-            with room.change():
-                _drop_answers(room)
-                value = _unsaid(room)
-            return _shown(room.turns), value
+            session = sessions.open(token)
+            with session.change():
+                _drop_answers(session)
+                value = _unsaid(session)
+            return _shown(session.turns), value
 
         def edit(token: str | None, change: gr.EditData) -> tuple[Any, ...]:
-            room = rooms.open(token)
+            session = sessions.open(token)
             index = change.index if isinstance(change.index, int) else change.index[0]
             text = check_text(str(change.value))
-            with room.change():
-                there = 0 <= index < len(room.turns)
-                if not there or room.turns[index].message.role != "user":
+            with session.change():
+                there = 0 <= index < len(session.turns)
+                if not there or session.turns[index].message.role != "user":
                     warn([ConfigError("this message is not there any more")])
-                    return room.token, _shown(room.turns)
-                media = room.turns[index].message.media
+                    return session.token, _shown(session.turns)
+                media = session.turns[index].message.media
                 if not text.strip() and not media:
                     warn([ConfigError("an empty message says nothing: the old one stays")])
-                    return room.token, _shown(room.turns)
+                    return session.token, _shown(session.turns)
                 words = [Text(text)] if text.strip() else []
-                room.turns[index:] = [Turn(Message("user", (*media, *words)))]
-            return room.token, _shown(room.turns)
+                session.turns[index:] = [Turn(Message("user", (*media, *words)))]
+            return session.token, _shown(session.turns)
 
         def clear(token: str | None) -> None:
-            room = rooms.open(token)
-            with room.change():
-                room.clear()
+            session = sessions.open(token)
+            with session.change():
+                session.clear()
 
         def stop(token: str | None) -> None:
-            rooms.open(token).cancel.set()
+            sessions.open(token).cancel.set()
 
         def reply(token: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
-            room = rooms.open(token)
-            for pieces in watch(room):  # another page of this session asked before
-                yield [*_shown(room.turns), _growing(pieces)], BUSY
-            if room.turns and room.turns[-1].message.role == "user":
+            session = sessions.open(token)
+            for pieces in follow_reply(session):  # another page of this session asked before
+                yield [*_shown(session.turns), _growing(pieces)], BUSY
+            if session.turns and session.turns[-1].message.role == "user":
                 try:
-                    with closing(answer(chat, room, settings.read(values))) as looks:  # pyright: ignore
+                    with closing(stream_reply(chat, session, settings.read(values))) as looks:  # pyright: ignore
                         for pieces in looks:
-                            yield [*_shown(room.turns), _growing(pieces)], BUSY
+                            yield [*_shown(session.turns), _growing(pieces)], BUSY
                 except Exception as error:
                     warn([error])
-                    with room.change():
-                        value = _unsaid(room)
-                    yield _shown(room.turns), {**READY, "value": value}
+                    with session.change():
+                        value = _unsaid(session)
+                    yield _shown(session.turns), {**READY, "value": value}
                     return
-            yield _shown(room.turns), READY
+            yield _shown(session.turns), READY
 
         def recall(token: str | None) -> str:
-            seeds = [turn.seed for turn in rooms.open(token).turns if turn.seed is not None]
+            seeds = [turn.seed for turn in sessions.open(token).turns if turn.seed is not None]
             return str(seeds[-1]) if seeds else ""
 
         def save_zip(token: str | None) -> str:
-            return str(pack(rooms.open(token), name))
+            return str(pack(sessions.open(token), name))
 
         def load_zip(token: str | None, path: str) -> list[dict[str, Any]]:
-            room = rooms.open(token)
+            session = sessions.open(token)
             try:
-                unpack(room, path)
+                unpack(session, path)
             except Exception as error:
                 warn([error])
             Path(path).unlink(missing_ok=True)
-            return _shown(room.turns)
+            return _shown(session.turns)
 
         def warn(errors: Sequence[Exception]) -> None:
             for error in errors:
-                gr.Warning(html.escape(sentence(error, rooms.root)))
+                gr.Warning(html.escape(sentence(error, sessions.root)))
 
         def told(handler: Callable[..., Any]) -> Callable[..., Any]:
             """The handler, whose errors the page shows; what was there stays."""
@@ -325,7 +325,7 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
                 try:
                     return handler(*args)
                 except Exception as error:
-                    message = html.escape(sentence(error, rooms.root))
+                    message = html.escape(sentence(error, sessions.root))
                     raise gr.Error(message, print_exception=False) from error
 
             return wrapped
@@ -369,7 +369,7 @@ def build(chat: Chat, rooms: Rooms, *, card: str) -> gr.Blocks:
     return page
 
 
-def _settings(chat: Chat) -> Settings:
+def _settings(chat: Chat) -> SettingsPanel:
     """Widgets for all that a request can say, by modality."""
     usual = Sampling()
     widgets: list[Any] = []
@@ -419,7 +419,7 @@ def _settings(chat: Chat) -> Settings:
         )
         add(gr.Slider(0, 8, usual.max_media, step=1, label="Most media"), "max_media")
         add(gr.Textbox(label="Stop at", info="One text a line", lines=2), "stop")
-    return Settings(widgets, places, reuse)
+    return SettingsPanel(widgets, places, reuse)
 
 
 def _examples(chat: Chat) -> list[tuple[str, str | None, str | None]]:
@@ -439,8 +439,8 @@ def _about(chat: Chat, card: str) -> str:
 
     config = chat.model.config
     rows = [("Language model", "llm", config.llm.weights)]
-    for room, parts in (("Encoder", config.encoders), ("Decoder", config.decoders)):
-        rows += [(room, key, getattr(part, "weights", "")) for key, part in parts.items()]
+    for kind, parts in (("Encoder", config.encoders), ("Decoder", config.decoders)):
+        rows += [(kind, key, getattr(part, "weights", "")) for key, part in parts.items()]
     lines = [
         f"# {config.name}",
         "What it makes is made by a machine: it may be wrong, and every file says inside that a "
@@ -503,17 +503,17 @@ def _pieces(pieces: Sequence[Piece]) -> list[Any]:
     return shown or ["…"]
 
 
-def _drop_answers(room: Room) -> None:
+def _drop_answers(session: BrowserSession) -> None:
     """Take the answers after the last message of the user away."""
-    while room.turns and room.turns[-1].message.role == "assistant":
-        room.turns.pop()
+    while session.turns and session.turns[-1].message.role == "assistant":
+        session.turns.pop()
 
 
-def _unsaid(room: Room) -> dict[str, Any]:
+def _unsaid(session: BrowserSession) -> dict[str, Any]:
     """Take the user's message away if it is the last one; it as the message box takes it."""
-    if not room.turns or room.turns[-1].message.role != "user":
+    if not session.turns or session.turns[-1].message.role != "user":
         return _written("", ())
-    message = room.turns.pop().message
+    message = session.turns.pop().message
     return _written(message.text, message.media)
 
 

@@ -6,7 +6,7 @@ schemas.py    what requests and responses look like; the OpenAPI document is mad
 intake.py     a request -> a conversation, its media checked and decoded within limits
 remote.py     pictures, sounds and clips behind URLs, where that is allowed
 engine.py     the line, and the threads that answer
-answers.py    a reply -> a response, whole or in chunks
+responses.py    a reply -> a response, whole or in chunks
 markdown.py   media in the text of a reply
 kept.py       generated media behind URLs
 forms.py      requests that are forms

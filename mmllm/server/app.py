@@ -21,16 +21,16 @@ from mmllm.decoders.base import Cancelled
 from mmllm.errors import quoted
 from mmllm.media import isolated
 from mmllm.replies import Done, Event, Reply
-from mmllm.server import answers, bodies, errors, kept, pages
+from mmllm.server import bodies, errors, generated_files, pages, responses
 from mmllm.server import schemas as api
-from mmllm.server.engine import Engine, Job, Options
-from mmllm.server.errors import CLOSED, ApiError, bad
-from mmllm.server.gate import Gate
-from mmllm.server.intake import Intake
-from mmllm.server.kept import Kept
+from mmllm.server.dispatcher import Dispatcher, ReplyJob, ReplyOptions
+from mmllm.server.errors import CLOSED, ApiError, bad_request
+from mmllm.server.generated_files import GeneratedFiles
 from mmllm.server.metrics import Metrics
-from mmllm.server.settings import Settings
-from mmllm.server.videos import Clip, Videos
+from mmllm.server.middleware import AdmissionMiddleware
+from mmllm.server.request_parsing import RequestParser
+from mmllm.server.settings import ServerSettings
+from mmllm.server.videos import VideoJob, VideoJobs
 
 _TOLD = {
     400: "The request cannot be meant.",
@@ -53,19 +53,19 @@ _OF_FILES = {
 }
 
 
-def build_app(chat: Chat, settings: Settings | None = None) -> FastAPI:
+def build_app(chat: Chat, settings: ServerSettings | None = None) -> FastAPI:
     """The server of one model, as an ASGI application."""
-    service = Service(chat, settings or Settings())
+    service = Service(chat, settings or ServerSettings())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.engine.start()
+        service.dispatcher.start()
         await asyncio.to_thread(isolated.start)
         try:
             yield
         finally:
             service.videos.close()
-            await asyncio.to_thread(service.engine.close)
+            await asyncio.to_thread(service.dispatcher.close)
 
     app = FastAPI(
         title="mmllm",
@@ -81,9 +81,9 @@ def build_app(chat: Chat, settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    _document(app, settings or Settings())
+    _document(app, settings or ServerSettings())
 
-    app.add_middleware(Gate, settings=service.settings, metrics=service.metrics)  # pyright: ignore
+    app.add_middleware(AdmissionMiddleware, settings=service.settings, metrics=service.metrics)  # pyright: ignore
     if service.settings.allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -99,13 +99,13 @@ def build_app(chat: Chat, settings: Settings | None = None) -> FastAPI:
 class Service:
     """What the routes share: one model, its engine, and its jobs."""
 
-    def __init__(self, chat: Chat, settings: Settings):
+    def __init__(self, chat: Chat, settings: ServerSettings):
         self.settings = settings
         self.metrics = Metrics()
-        self.engine = Engine(chat, settings, self.metrics)
-        self.kept = Kept(settings)
-        self.intake = Intake(settings, chat, self.kept)
-        self.videos = Videos(self.engine, settings)
+        self.dispatcher = Dispatcher(chat, settings, self.metrics)
+        self.files = GeneratedFiles(settings)
+        self.parser = RequestParser(settings, chat, self.files)
+        self.videos = VideoJobs(self.dispatcher, settings)
         self.name = chat.model.config.name
         self.card = {
             "id": self.name,
@@ -116,7 +116,7 @@ class Service:
             "reads": sorted(chat.model.renderer.input_keys),
             "makes": {
                 modality: list(decoder.request_options)
-                for modality, decoder in self.intake.decoders.items()
+                for modality, decoder in self.parser.decoders.items()
             },
         }
 
@@ -137,37 +137,37 @@ class Service:
         """Keeps a file (its bytes, its suffix) and returns its URL, by the name that the client
         calls the server by."""
         base = str(request.base_url).rstrip("/")
-        return lambda data, suffix: base + self.kept.add(data, suffix)
+        return lambda data, suffix: base + self.files.add(data, suffix)
 
-    async def replies(self, request: Request, job: Job) -> list[Reply]:
+    async def replies(self, request: Request, job: ReplyJob) -> list[Reply]:
         """Have a job answered; it is cancelled when the client goes away."""
-        self.engine.submit(job)
+        self.dispatcher.submit(job)
         try:
             return await unless_gone(request, asyncio.wrap_future(job.replies))
         except Cancelled as error:
             raise ApiError(503, "the server is shutting down", code="shutting_down") from error
         finally:
-            self.engine.cancel(job)
+            self.dispatcher.cancel(job)
 
     async def make(
         self,
         request: Request,
         prompt: str,
-        options: Options,
+        options: ReplyOptions,
         seed: int | None,
         num: int = 1,
         source: Medium | None = None,
     ) -> list[tuple[Medium, int]]:
         """`num` media of the one modality that `options` force, each with its seed."""
-        self.intake.check_text(prompt, "prompt")
+        self.parser.check_text(prompt, "prompt")
         first = new_seed(num) if seed is None else seed
         if first + num > 2**63:
-            raise bad(f"seed: too large to count on from for {num} pictures", "seed")
+            raise bad_request(f"seed: too large to count on from for {num} pictures", "seed")
         said = user(prompt) if source is None else user(source, prompt)
-        replies = await self.replies(request, Job([said], options, first, num))
+        replies = await self.replies(request, ReplyJob([said], options, first, num))
         return [(reply.media[0], reply.seed) for reply in replies]
 
-    async def events(self, request: Request, job: Job) -> AsyncIterator[Event]:
+    async def events(self, request: Request, job: ReplyJob) -> AsyncIterator[Event]:
         """Start a job and return its events. What is wrong before the first is raised here, when
         the response can still be an error."""
         loop = asyncio.get_running_loop()
@@ -179,13 +179,13 @@ class Service:
 
         job.on_event = tell
         job.replies.add_done_callback(lambda _: tell(None))
-        self.engine.submit(job)
+        self.dispatcher.submit(job)
         try:
             first = await unless_gone(request, asyncio.ensure_future(told.get()))
             if first is None:
                 job.replies.result()
         except BaseException:
-            self.engine.cancel(job)
+            self.dispatcher.cancel(job)
             raise
 
         async def rest() -> AsyncIterator[Event]:
@@ -227,25 +227,25 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Answer a conversation with text and media."""
         service.check_model(body.model, body.ignored)
-        options = await asyncio.to_thread(service.intake.chat_options, body)
-        reading = service.intake.conversation(body.messages, options)
+        options = await asyncio.to_thread(service.parser.chat_options, body)
+        reading = service.parser.conversation(body.messages, options)
         conversation = await unless_gone(request, asyncio.ensure_future(reading))
         seed = new_seed() if body.seed is None else body.seed
-        job = Job(conversation, options, seed)
-        writer = answers.Writer(
+        job = ReplyJob(conversation, options, seed)
+        writer = responses.ChatResponseWriter(
             service.name,
             body.audio.format if body.audio else "wav",
-            (body.mmllm and body.mmllm.media) or service.settings.media_in,
+            (body.mmllm and body.mmllm.media) or service.settings.media_format,
             service.keeper(request),
             body.ignored,
         )
-        headers = answers.headers(body.ignored)
+        headers = responses.headers(body.ignored)
         if not body.stream:
             (reply,) = await service.replies(request, job)
             return JSONResponse(await writer.whole(reply), headers=headers)
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = writer.chunks(await service.events(request, job), with_usage=with_usage)
-        return EventStream(_lines(chunks), lambda: service.engine.cancel(job), headers)
+        return EventStream(_lines(chunks), lambda: service.dispatcher.cancel(job), headers)
 
     @app.post(
         "/v1/images/generations",
@@ -258,7 +258,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Make pictures of a prompt."""
         service.check_model(body.model, body.ignored)
         options = await asyncio.to_thread(
-            service.intake.only, "image", body.decoder, size=body.size, ignored=body.ignored
+            service.parser.single_medium_options,
+            "image",
+            body.decoder,
+            size=body.size,
+            ignored=body.ignored,
         )
         made = await service.make(request, body.prompt, options, body.seed, body.n or 1)
         kind = body.output_format or "png"
@@ -276,8 +280,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Make pictures that start from one, sent in a form with the prompt."""
         body, file = sent
         service.check_model(body.model, body.ignored)
-        options = await asyncio.to_thread(service.intake.edit_options, body)
-        reading = service.intake.picture(file, "image")
+        options = await asyncio.to_thread(service.parser.edit_options, body)
+        reading = service.parser.picture(file, "image")
         source = await unless_gone(request, asyncio.ensure_future(reading))
         made = await service.make(
             request, body.prompt, options, body.seed, body.n or 1, source=source
@@ -295,18 +299,18 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         keep = service.keeper(request)
         data: list[dict[str, Any]] = []
         for picture, seed in made:
-            file = await answers.encoded(picture, kind)
+            file = await responses.encode_medium(picture, kind)
             if how == "url":
                 data.append({"url": keep(file, kind), "seed": seed})
             else:
                 data.append({"b64_json": base64.b64encode(file).decode("ascii"), "seed": seed})
-        more = {"mmllm": answers.named(ignored)} if ignored else {}
+        more = {"mmllm": responses.ignored_fields(ignored)} if ignored else {}
         return JSONResponse(
             {"created": int(time.time()), "data": data, "output_format": kind, **more},
-            headers=answers.headers(ignored),
+            headers=responses.headers(ignored),
         )
 
-    sounds = {"content": {answers.TYPES[name]: {} for name in ("wav", "flac", "mp3")}}
+    sounds = {"content": {responses.TYPES[name]: {} for name in ("wav", "flac", "mp3")}}
 
     @app.post(
         "/v1/audio/speech",
@@ -320,13 +324,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Make a sound of a description."""
         service.check_model(body.model, body.ignored)
-        options = await asyncio.to_thread(service.intake.only, "audio", body.decoder)
+        options = await asyncio.to_thread(
+            service.parser.single_medium_options, "audio", body.decoder
+        )
         ((sound, seed),) = await service.make(request, body.input, options, body.seed)
         kind = body.response_format or "wav"
         return Response(
-            await answers.encoded(sound, kind),
-            media_type=answers.TYPES[kind],
-            headers=answers.headers(body.ignored, **{"x-mmllm-seed": str(seed)}),
+            await responses.encode_medium(sound, kind),
+            media_type=responses.TYPES[kind],
+            headers=responses.headers(body.ignored, **{"x-mmllm-seed": str(seed)}),
         )
 
     @app.post(
@@ -339,9 +345,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Begin to make a clip of a prompt."""
         service.check_model(body.model, body.ignored)
-        service.intake.check_text(body.prompt, "prompt")
+        service.parser.check_text(body.prompt, "prompt")
         options = await asyncio.to_thread(
-            service.intake.only,
+            service.parser.single_medium_options,
             "video",
             body.decoder,
             size=body.size,
@@ -349,10 +355,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             ignored=body.ignored,
         )
         seed = new_seed() if body.seed is None else body.seed
-        clip = service.videos.create(Job([user(body.prompt)], options, seed), body.prompt)
-        return described(clip, answers.headers(body.ignored))
+        clip = service.videos.create(ReplyJob([user(body.prompt)], options, seed), body.prompt)
+        return described(clip, responses.headers(body.ignored))
 
-    def described(clip: Clip, headers: dict[str, str] | None = None) -> Response:
+    def described(clip: VideoJob, headers: dict[str, str] | None = None) -> Response:
         return JSONResponse(service.videos.describe(clip, service.name), headers=headers)
 
     @app.get("/v1/videos/{video_id}", response_model=api.VideoResponse)
@@ -385,22 +391,22 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             )
         return Response(clip.data, media_type="video/mp4")
 
-    @app.head(kept.PATH + "{name}", include_in_schema=False)
+    @app.head(generated_files.PATH + "{name}", include_in_schema=False)
     @app.get(
-        kept.PATH + "{name}",
+        generated_files.PATH + "{name}",
         response_class=Response,
-        responses={200: {"content": {kind: {} for kind in answers.TYPES.values()}}},
+        responses={200: {"content": {kind: {} for kind in responses.TYPES.values()}}},
     )
     async def made(name: str) -> Response:
         """A file that an answer named, for as long as it is kept; it needs no token."""
-        file = service.kept.get(name)
+        file = service.files.get(name)
         if file is None:
             raise ApiError(
                 404,
                 "no such file: it never was, or its time was up, or newer ones took its place",
                 code="not_found",
             )
-        return Response(file.data, media_type=answers.TYPES[file.suffix], headers=_OF_FILES)
+        return Response(file.data, media_type=responses.TYPES[file.suffix], headers=_OF_FILES)
 
     @app.get("/v1/models", response_model=api.ModelList)
     async def models() -> dict[str, Any]:
@@ -428,9 +434,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_model=api.Health)
     async def health() -> dict[str, Any]:
         """Whether the engine works."""
-        if not service.engine.alive:
+        if not service.dispatcher.alive:
             raise ApiError(503, "the engine has ended; restart the server", code="not_healthy")
-        return {"status": "ok", "waiting": service.engine.num_waiting}
+        return {"status": "ok", "waiting": service.dispatcher.num_waiting}
 
     @app.get(
         "/metrics",
@@ -473,15 +479,15 @@ async def _lines(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     """Server-sent events; an error in their midst is one of them."""
     try:
         async for chunk in chunks:
-            yield answers.line(chunk)
+            yield responses.sse_event(chunk)
     except Cancelled:
         return
     except Exception as error:
-        yield answers.line(errors.told(error).body())
-    yield answers.line("[DONE]")
+        yield responses.sse_event(errors.to_api_error(error).body())
+    yield responses.sse_event("[DONE]")
 
 
-def _document(app: FastAPI, settings: Settings) -> None:
+def _document(app: FastAPI, settings: ServerSettings) -> None:
     """Say in the OpenAPI document what bodies look like, and that a token is needed, where one
     is."""
     make = app.openapi

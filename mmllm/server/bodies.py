@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from mmllm.errors import quoted
 from mmllm.server import errors, forms
 from mmllm.server import schemas as api
-from mmllm.server.errors import bad
+from mmllm.server.errors import bad_request
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -39,7 +39,9 @@ def read(model: type[B]) -> Callable[[Request], Awaitable[B]]:
     async def body(request: Request) -> B:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not _JSON.fullmatch(kind[:100]):
-            raise bad("the body: expected a JSON object, with content-type application/json")
+            raise bad_request(
+                "the body: expected a JSON object, with content-type application/json"
+            )
         data = await request.body()
         loop = asyncio.get_running_loop()
         lenient = request.app.state.service.settings.lenient
@@ -53,7 +55,7 @@ def parsed(model: type[B], data: bytes, lenient: bool = False) -> B:
     supported are dropped, and listed in `ignored`."""
     num = sum(map(data.count, _PIECES))
     if num > _MOST_PIECES:
-        raise bad(
+        raise bad_request(
             f"the body: {num} commas, colons and brackets, more than {_MOST_PIECES}: send fewer "
             "values"
         )
@@ -62,12 +64,14 @@ def parsed(model: type[B], data: bytes, lenient: bool = False) -> B:
         if rb"\u" in data:  # without an escape, UTF-8 holds whole characters only
             _check_characters(tree)  # it nests deeper than reading does
     except UnicodeDecodeError as error:
-        raise bad(f"the body is not UTF-8: byte {error.start} of {len(data)}") from error
+        raise bad_request(f"the body is not UTF-8: byte {error.start} of {len(data)}") from error
     except RecursionError as error:
-        raise bad("the body is not JSON that can be meant: it is nested too deeply") from error
+        raise bad_request(
+            "the body is not JSON that can be meant: it is nested too deeply"
+        ) from error
     except ValueError as error:
         why = "a number of thousands of digits" if "digits" in str(error) else str(error)[:200]
-        raise bad(f"the body is not JSON: {why}") from error
+        raise bad_request(f"the body is not JSON: {why}") from error
     return validated(model, tree, lenient)
 
 
@@ -84,7 +88,7 @@ def validated(model: type[B], tree: Any, lenient: bool = False) -> B:
                 raise errors.invalid(found, tree) from error
             ignored += dropped
         else:
-            if isinstance(body, api.Asked):
+            if isinstance(body, api.ApiRequest):
                 body.ignored.extend(ignored)
             return body
 
@@ -101,14 +105,16 @@ def edit(kind: str, data: bytes, lenient: bool = False) -> tuple[api.EditRequest
     fields, files = forms.parsed(kind, data)
     pictures = files.pop("image", []) + files.pop("image[]", [])
     if len(pictures) != 1:
-        raise bad(f"image: expected one file, got {len(pictures)}", "image")
+        raise bad_request(f"image: expected one file, got {len(pictures)}", "image")
     tree: dict[str, Any] = {**fields, **dict.fromkeys(files, "a file")}
     for name, number in _NUMBERS.items():
         if name in tree:
             try:
                 tree[name] = number(tree[name])
             except ValueError as error:
-                raise bad(f"{name}: expected a number, got {quoted(tree[name])}", name) from error
+                raise bad_request(
+                    f"{name}: expected a number, got {quoted(tree[name])}", name
+                ) from error
     if tree.get("stream") == "false":
         del tree["stream"]
     return validated(api.EditRequest, tree, lenient), pictures[0]
@@ -146,4 +152,6 @@ def _check_characters(tree: Any) -> None:
         json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         around = quoted(error.object[max(error.start - 8, 0) : error.start + 9])
-        raise bad(f"half a character (a lone surrogate) is no text, got …{around}…") from error
+        raise bad_request(
+            f"half a character (a lone surrogate) is no text, got …{around}…"
+        ) from error

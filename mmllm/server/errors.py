@@ -80,21 +80,21 @@ class ApiError(Exception):
         return _Ascii(self.body(), self.status, headers)
 
 
-def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """The request cannot be meant."""
     return ApiError(400, message, param=param, code=code)
 
 
-def told(error: BaseException, param: str | None = None) -> ApiError:
+def to_api_error(error: BaseException, param: str | None = None) -> ApiError:
     """Any error as one of the API; what the client did not cause is logged, not told."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextError):
-        return bad(str(error), param or "messages", "context_length_exceeded")
+        return bad_request(str(error), param or "messages", "context_length_exceeded")
     if isinstance(error, MediaError):
-        return bad(_for_clients(str(error)), param, "invalid_media")
+        return bad_request(_for_clients(str(error)), param, "invalid_media")
     if isinstance(error, ConfigError):
-        return bad(str(error), param)
+        return bad_request(str(error), param)
     log.error("a request failed", exc_info=error)
     what = "the model cannot answer" if isinstance(error, MmllmError) else "internal error"
     return ApiError(500, f"{what}; the server's log says why", code="internal_error")
@@ -109,7 +109,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(MmllmError)
     async def _mmllm(request: Request, error: MmllmError) -> JSONResponse:
-        return told(error).response()
+        return to_api_error(error).response()
 
     @app.exception_handler(404)
     async def _unknown(request: Request, error: Exception) -> JSONResponse:
@@ -142,7 +142,7 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     there = [error for steps, error in found if len(steps) == len(path)]
     param = ".".join(str(step)[:_LONGEST_STEP] for step in path) or None
     if not path and not isinstance(body, Mapping):
-        return bad("the body: expected a JSON object, with content-type application/json")
+        return bad_request("the body: expected a JSON object, with content-type application/json")
     inside = [error for error in there if error["type"] not in _EXPECTED]
     if not inside:
         inner: Any = body
@@ -153,7 +153,7 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
     else:
         message = _message(inside[0])
     message = message[:1].lower() + message[1:]
-    return bad(f"{param}: {message}" if param else message, param)
+    return bad_request(f"{param}: {message}" if param else message, param)
 
 
 def drop_unknown(errors: Sequence[Any], body: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import StarletteHTTPException
 
-from mmllm.server.errors import ApiError, bad
+from mmllm.server.errors import ApiError, bad_request
 
 _MOST_FIELDS = 64
 _MOST_BYTES = 2**18
@@ -20,7 +20,7 @@ def parsed(kind: str, data: bytes) -> tuple[dict[str, str], dict[str, list[bytes
     """(the fields, the files by name) of a form; `kind`: its content-type. Raises ApiError. It
     runs in a thread that has no event loop of its own."""
     if not kind.lower().startswith("multipart/form-data"):
-        raise bad("the body: expected a form, with content-type multipart/form-data")
+        raise bad_request("the body: expected a form, with content-type multipart/form-data")
     if importlib.util.find_spec("python_multipart") is None:
         raise ApiError(
             501, "forms need python-multipart where the server runs: pip install python-multipart"
@@ -29,7 +29,7 @@ def parsed(kind: str, data: bytes) -> tuple[dict[str, str], dict[str, list[bytes
         return asyncio.run(_read(kind, data))
     except (StarletteHTTPException, ValueError) as error:
         why = str(getattr(error, "detail", error))[:200]
-        raise bad(f"the body is no form that can be read: {why}") from error
+        raise bad_request(f"the body is no form that can be read: {why}") from error
 
 
 async def _read(kind: str, data: bytes) -> tuple[dict[str, str], dict[str, list[bytes]]]:

@@ -14,23 +14,23 @@ import socket
 
 import httpx2
 
-from mmllm.server.errors import ApiError, bad
-from mmllm.server.settings import Settings
+from mmllm.server.errors import ApiError, bad_request
+from mmllm.server.settings import ServerSettings
 
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 """NAT64: an IPv4 address, maybe a private one, in the clothes of IPv6."""
 _PORTS = {"http": 80, "https": 443}
 
 
-async def fetch(url: str, settings: Settings, param: str) -> bytes:
+async def fetch(url: str, settings: ServerSettings, param: str) -> bytes:
     """The bytes behind a URL. Raises ApiError (400) that names `param`."""
     where = _checked(url, settings, param)
-    limit = settings.given.bytes
+    limit = settings.input_limits.bytes
     try:
-        async with asyncio.timeout(settings.fetch_seconds):
+        async with asyncio.timeout(settings.fetch_timeout):
             address = await _address(where, param)
             async with (
-                httpx2.AsyncClient(trust_env=False, timeout=settings.fetch_seconds) as client,
+                httpx2.AsyncClient(trust_env=False, timeout=settings.fetch_timeout) as client,
                 client.stream(
                     "GET",
                     where.copy_with(host=address),
@@ -52,7 +52,7 @@ async def fetch(url: str, settings: Settings, param: str) -> bytes:
                         raise _refused(f"more than {limit} bytes", param)
                 return bytes(found)
     except TimeoutError as error:
-        raise _refused(f"not read within {settings.fetch_seconds:g} s", param) from error
+        raise _refused(f"not read within {settings.fetch_timeout:g} s", param) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise _refused("it cannot be fetched", param) from error
 
@@ -67,7 +67,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def _checked(url: str, settings: Settings, param: str) -> httpx2.URL:
+def _checked(url: str, settings: ServerSettings, param: str) -> httpx2.URL:
     """The URL, if its host is on the list."""
     if not settings.allow_urls:
         raise _refused("this server fetches no URLs: send the medium as a data: URI", param)
@@ -97,4 +97,4 @@ async def _address(where: httpx2.URL, param: str) -> str:
 
 
 def _refused(why: str, param: str) -> ApiError:
-    return bad(f"{param}: {why}", param, "invalid_url")
+    return bad_request(f"{param}: {why}", param, "invalid_url")

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mmllm.server.settings import MediaIn
+from mmllm.server.settings import MediaFormat
 
 T = TypeVar("T")
 MOST_PARTS = 1024
@@ -54,12 +54,12 @@ Names = Annotated[list[str], Field(max_length=_MOST_NAMES, fail_fast=True), _few
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 Seconds = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")]
-SoundFormat = Literal["wav", "flac", "mp3"]
+AudioFormat = Literal["wav", "flac", "mp3"]
 Choice = Literal["auto", "force", "forbid"]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 _ANY = object()
-HARMLESS: dict[str, tuple[Any, ...]] = dict.fromkeys(
+IGNORED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(
     (
         "user",
         "metadata",
@@ -76,11 +76,11 @@ HARMLESS: dict[str, tuple[Any, ...]] = dict.fromkeys(
 
 
 class Strict(BaseModel):
-    """Types are not converted, unknown fields are errors; of `neutral` those values are accepted
-    and dropped that leave everything as it is (null always does)."""
+    """A model that converts no types and refuses unknown fields. Of the fields in `no_op_values`,
+    the values listed there (and null) change nothing: they are accepted and dropped."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    no_op_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -96,33 +96,33 @@ class Strict(BaseModel):
         return {
             name: value
             for name, value in data.items()
-            if name not in cls.neutral
-            or (value is not None and not any(_same(value, one) for one in cls.neutral[name]))
+            if name not in cls.no_op_values
+            or (value is not None and not any(_same(value, one) for one in cls.no_op_values[name]))
         }
 
 
-def _same(value: Any, neutral: Any) -> bool:
-    return neutral is _ANY or (type(value) is type(neutral) and value == neutral)
+def _same(value: Any, no_op_values: Any) -> bool:
+    return no_op_values is _ANY or (type(value) is type(no_op_values) and value == no_op_values)
 
 
 # --- parts and messages -------------------------------------------------------------------------
 
 
-class Part(Strict):
+class RequestPart(Strict):
     index: int | None = Field(default=None, description="Ignored: deltas of a stream carry it.")
 
 
-class TextPart(Part):
+class TextPart(RequestPart):
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(Strict):
-    neutral = {"detail": (_ANY,)}
+    no_op_values = {"detail": (_ANY,)}
     url: str = Field(description="data:image/png;base64,… or, where allowed, an http(s) URL.")
 
 
-class ImagePart(Part):
+class ImagePart(RequestPart):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -132,7 +132,7 @@ class InputAudio(Strict):
     format: str | None = Field(default=None, description="Ignored: the file says what it is.")
 
 
-class AudioPart(Part):
+class AudioPart(RequestPart):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -141,7 +141,7 @@ class VideoUrl(Strict):
     url: str = Field(description="data:video/mp4;base64,… or, where allowed, an http(s) URL.")
 
 
-class VideoPart(Part):
+class VideoPart(RequestPart):
     type: Literal["video_url"]
     video_url: VideoUrl
 
@@ -150,21 +150,21 @@ AnyPart = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discrimi
 
 
 class SystemMessage(Strict):
-    neutral = {"name": (_ANY,)}
+    no_op_values = {"name": (_ANY,)}
     role: Literal["system", "developer"]
     content: str | Parts[TextPart]
 
 
 class UserMessage(Strict):
-    neutral = {"name": (_ANY,)}
+    no_op_values = {"name": (_ANY,)}
     role: Literal["user"]
     content: str | Parts[AnyPart]
 
 
-class SaidAudio(Strict):
+class AssistantAudio(Strict):
     """`message.audio` of an earlier response, sent back."""
 
-    neutral = {"id": (_ANY,), "expires_at": (_ANY,), "transcript": (_ANY,)}
+    no_op_values = {"id": (_ANY,), "expires_at": (_ANY,), "transcript": (_ANY,)}
     data: str | None = None
 
 
@@ -172,7 +172,7 @@ class AssistantMessage(Strict):
     """An earlier response, sent back as it came: then `parts` say it all. Without them: `content`,
     then `images`, then `audio`."""
 
-    neutral = {
+    no_op_values = {
         "name": (_ANY,),
         "refusal": ("",),
         "annotations": ([],),
@@ -183,7 +183,7 @@ class AssistantMessage(Strict):
     content: str | Parts[AnyPart] | None = None
     parts: Parts[AnyPart] | None = None
     images: Parts[ImagePart] | None = None
-    audio: SaidAudio | None = None
+    audio: AssistantAudio | None = None
 
 
 AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -219,7 +219,7 @@ class DecoderOptions(Strict):
     width: int | None = Field(default=None, ge=1, description="Pixels.")
 
 
-class Asked(Strict):
+class ApiRequest(Strict):
     """The body of a request. `ignored`: paths of what a lenient server dropped of it."""
 
     _ignored: list[str] = PrivateAttr(default_factory=list)
@@ -230,26 +230,26 @@ class Asked(Strict):
 
 
 class AudioOptions(Strict):
-    neutral = {"voice": (_ANY,)}
-    format: SoundFormat = "wav"
+    no_op_values = {"voice": (_ANY,)}
+    format: AudioFormat = "wav"
 
 
 class StreamOptions(Strict):
-    neutral = {"include_obfuscation": (_ANY,)}
+    no_op_values = {"include_obfuscation": (_ANY,)}
     include_usage: bool | None = None
 
 
-class Extras(Strict):
+class RequestExtras(Strict):
     """What OpenAI's requests have no place for."""
 
-    media: MediaIn | None = Field(
+    media: MediaFormat | None = Field(
         default=None, description="How `content` shows media; the server's own way unless given."
     )
 
 
-class ChatRequest(Asked):
-    neutral = {
-        **HARMLESS,
+class ChatRequest(ApiRequest):
+    no_op_values = {
+        **IGNORED_FIELDS,
         "n": (1,),
         "logprobs": (False,),
         "top_logprobs": (0,),
@@ -296,12 +296,12 @@ class ChatRequest(Asked):
     decoders: Annotated[dict[str, DecoderOptions], _few(_MOST_NAMES)] | None = Field(
         default=None, description='By modality: {"image": {"steps": 30}}.'
     )
-    mmllm: Extras | None = None
+    mmllm: RequestExtras | None = None
 
 
-class ImageRequest(Asked):
-    neutral = {
-        **HARMLESS,
+class ImageRequest(ApiRequest):
+    no_op_values = {
+        **IGNORED_FIELDS,
         "quality": ("auto", "standard"),
         "style": (),
         "background": ("auto", "opaque"),
@@ -330,9 +330,9 @@ class EditRequest(ImageRequest):
     )
 
 
-class SpeechRequest(Asked):
-    neutral = {
-        **HARMLESS,
+class SpeechRequest(ApiRequest):
+    no_op_values = {
+        **IGNORED_FIELDS,
         "voice": (_ANY,),
         "instructions": ("",),
         "speed": (1, 1.0),
@@ -340,13 +340,13 @@ class SpeechRequest(Asked):
     }
     model: str | None = None
     input: str = Field(min_length=1, description="What sounds, described; it is not read aloud.")
-    response_format: SoundFormat | None = None
+    response_format: AudioFormat | None = None
     seed: Seed | None = None
     decoder: DecoderOptions | None = None
 
 
-class VideoRequest(Asked):
-    neutral = HARMLESS
+class VideoRequest(ApiRequest):
+    no_op_values = IGNORED_FIELDS
     model: str | None = None
     prompt: str = Field(min_length=1)
     seconds: Seconds | Annotated[float, Field(gt=0)] | None = None
@@ -358,7 +358,7 @@ class VideoRequest(Asked):
 # --- responses ----------------------------------------------------------------------------------
 
 
-class Timings(BaseModel):
+class ReplyTimings(BaseModel):
     """Seconds since the engine took the request up; `media`: by decoder."""
 
     first_token: float
@@ -367,12 +367,12 @@ class Timings(BaseModel):
     media: dict[str, float]
 
 
-class About(BaseModel):
+class ReplyExtras(BaseModel):
     """What OpenAI's shapes have no place for. `seed` repeats the answer."""
 
     seed: int
     notes: list[str]
-    timings: Timings
+    timings: ReplyTimings
     ignored: list[str] | None = Field(
         default=None, description="Fields that a lenient server dropped, by their paths."
     )
@@ -382,7 +382,7 @@ class CachedTokens(BaseModel):
     cached_tokens: int
 
 
-class Usage(BaseModel):
+class CompletionUsage(BaseModel):
     """Tokens; those of a medium count as those of text do."""
 
     prompt_tokens: int
@@ -391,7 +391,7 @@ class Usage(BaseModel):
     prompt_tokens_details: CachedTokens
 
 
-class MadeAudio(BaseModel):
+class GeneratedAudio(BaseModel):
     id: str
     data: str
     expires_at: int
@@ -407,7 +407,7 @@ class ReplyMessage(BaseModel):
     refusal: None
     parts: list[dict[str, Any]]
     images: list[dict[str, Any]] | None
-    audio: MadeAudio | None
+    audio: GeneratedAudio | None
 
 
 class ReplyChoice(BaseModel):
@@ -423,11 +423,11 @@ class ChatResponse(BaseModel):
     created: int
     model: str
     choices: list[ReplyChoice]
-    usage: Usage
-    mmllm: About
+    usage: CompletionUsage
+    mmllm: ReplyExtras
 
 
-class MadeImage(BaseModel):
+class GeneratedImage(BaseModel):
     """`url`: where `response_format` asks for it."""
 
     b64_json: str | None = None
@@ -437,7 +437,7 @@ class MadeImage(BaseModel):
 
 class ImageResponse(BaseModel):
     created: int
-    data: list[MadeImage]
+    data: list[GeneratedImage]
     output_format: str
 
 

@@ -10,10 +10,10 @@ from mmllm.errors import ConfigError, quoted
 from mmllm.media import Limits
 
 MB = 2**20
-MediaIn = Literal["parts", "markdown", "urls"]
+MediaFormat = Literal["parts", "markdown", "urls"]
 """How a chat's answer shows its media: in `parts` alone, or in `content` too, as Markdown with the
 files themselves or with URLs of this server."""
-GIVEN = Limits(
+INPUT_LIMITS = Limits(
     bytes=32 * MB,
     pixels=16_000_000,
     seconds=120,
@@ -24,83 +24,83 @@ GIVEN = Limits(
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """`token`: what clients must present; none: nothing. `allow_urls`: hosts ("example.org", or
     "example.org:8443") whose media may be fetched. `hosts`: names by which the server may be
     called (the Host header; None: any), so that a web page cannot reach a local server through a
-    name of its own that resolves to 127.0.0.1. `media_in`: how chats show media, unless a request
-    says `mmllm.media`."""
+    name of its own that resolves to 127.0.0.1. `media_format`: how chat responses show media,
+    unless a request says `mmllm.media`."""
 
     token: str | None = None
     allow_urls: frozenset[str] = frozenset()
     hosts: frozenset[str] | None = frozenset({"localhost", "127.0.0.1", "[::1]"})
-    media_in: MediaIn = "parts"
+    media_format: MediaFormat = "parts"
     lenient: bool = False
     """Fields that are unknown or not supported are dropped and named in the answer, not refused."""
     allow_origins: frozenset[str] = frozenset()
     """Origins of web pages ("https://example.org"; "*": any) whose scripts may read answers."""
 
     # Of one request.
-    body_bytes: int = 32 * MB
-    body_seconds: float = 60.0
+    max_body_bytes: int = 32 * MB
+    max_body_seconds: float = 60.0
     """To send it in."""
-    silent_seconds: float = 10.0
+    idle_timeout: float = 10.0
     """In which a connection must send its headers whole, and more of its body."""
-    body_rate: int = 16 * 2**10
+    min_body_rate: int = 16 * 2**10
     """Bytes a second that a body must come at, once `silent_seconds` are over."""
-    send_seconds: float = 60.0
+    send_timeout: float = 60.0
     """In which a client must take what it was sent; then it holds its place no longer."""
-    characters: int = 100_000
+    max_characters: int = 100_000
     """Of all its text."""
-    media: int = 16
+    max_input_media: int = 16
     """How many it may show, play or name."""
-    given: Limits = GIVEN
+    input_limits: Limits = INPUT_LIMITS
     """Each of its media; `decoded_bytes`: all that are decoded, together; `decoding_seconds`: to
     decode one, in a process of its own, which is ended then."""
-    fetch_seconds: float = 15.0
+    fetch_timeout: float = 15.0
     """For one URL, from the look-up of its host to the last byte."""
 
     # Of one reply.
-    tokens: int = 4096
-    made: int = 8
+    max_tokens: int = 4096
+    max_output_media: int = 8
     """Media."""
-    steps: int = 200
-    made_pixels: int = 4_194_304
+    max_steps: int = 200
+    max_output_pixels: int = 4_194_304
     """Width x height."""
-    made_seconds: float = 60.0
-    made_frames: int = 500
-    made_volume: int = 134_217_728
+    max_output_seconds: float = 60.0
+    max_output_frames: int = 500
+    max_output_volume: int = 134_217_728
     """Width x height x frames."""
 
     # Of all together.
-    requests: int = 128
+    max_requests: int = 128
     """That are being read, wait or are answered."""
-    connections: int = 512
+    max_connections: int = 512
     """Beyond it the oldest connection that has asked nothing yet, or is silent, is closed."""
-    bodies_bytes: int = 512 * MB
+    max_total_body_bytes: int = 512 * MB
     """Of the requests that are being read, wait or are answered."""
-    decoded_bytes: int = 2**30
+    max_total_decoded_bytes: int = 2**30
     """Of their media."""
-    waiting: int = 64
+    max_queued: int = 64
     """That wait for the engine."""
-    batch: int = 8
+    max_batch: int = 8
     """That are answered at the same time."""
-    videos: int = 16
+    max_videos: int = 16
     """Clips that are being made or kept."""
-    keep_seconds: float = 3600.0
+    retention_seconds: float = 3600.0
     """How long a clip, or a file behind a URL, is kept after it was made."""
-    kept_files: int = 256
+    max_files: int = 256
     """Files behind URLs."""
-    kept_bytes: int = 256 * MB
+    max_file_bytes: int = 256 * MB
     """Of these; a larger one is kept alone."""
 
     def __post_init__(self) -> None:
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
             raise ConfigError("token: expected visible ASCII characters, without spaces")
-        if self.media_in not in get_args(MediaIn):
+        if self.media_format not in get_args(MediaFormat):
             raise ConfigError(
-                f"media: expected one of {', '.join(get_args(MediaIn))}, got "
-                f"{quoted(self.media_in)}"
+                f"media: expected one of {', '.join(get_args(MediaFormat))}, got "
+                f"{quoted(self.media_format)}"
             )
         for origin in self.allow_origins:
             if not re.fullmatch(r"\*|https?://[a-z0-9.\[\]:-]+", origin):

@@ -16,8 +16,8 @@ from mmllm import checkpoints, config, model
 from mmllm.chat import Chat
 from mmllm.conversation import Conversation, Medium, assistant, user
 from mmllm.decoders.base import Cancelled
-from mmllm.demo.answering import answer
-from mmllm.demo.rooms import Room, Turn
+from mmllm.demo.replying import stream_reply
+from mmllm.demo.sessions import BrowserSession, Turn
 from mmllm.model import AnyToAny
 from mmllm.replies import Done, MediumReady, Progress, Reply
 from tests import parts, second_device
@@ -342,10 +342,10 @@ def test_the_server_and_the_demo_give_what_python_gives(
     here, there = tinies
     options: dict[str, Any] = {"seed": 5, "modalities": ALL, "max_new_tokens": 3}
     wanted = here.reply(TALKS[0], **options)
-    room = Room("x", tmp_path)
-    room.turns = [Turn(message) for message in TALKS[0]]
-    list(answer(there, room, options))
-    made = room.turns[-1].message
+    session = BrowserSession("x", tmp_path)
+    session.turns = [Turn(message) for message in TALKS[0]]
+    list(stream_reply(there, session, options))
+    made = session.turns[-1].message
     assert made.text == wanted.text
     for one, other in zip(wanted.media, made.media, strict=True):
         if one.modality != "video":  # its file is not the frames

@@ -15,9 +15,9 @@ from fastapi import FastAPI
 
 from mmllm import config, model
 from mmllm.chat import Chat
-from mmllm.server import listening
+from mmllm.server import listener
 from mmllm.server.app import Service, build_app
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 
 
 @dataclass
@@ -48,15 +48,15 @@ class Served:
 
 @contextmanager
 def running(app: FastAPI) -> Iterator[Served]:
-    door = listening.listen("127.0.0.1", 0)
-    server = listening.server(app)
+    door = listener.listen("127.0.0.1", 0)
+    server = listener.uvicorn_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
-        yield Served(listening.address(door), app)
+        yield Served(listener.address(door), app)
     finally:
         server.should_exit = True
         thread.join()
@@ -71,7 +71,7 @@ def chat(system_tree: dict) -> Chat:
 @pytest.fixture(scope="package")
 def served(chat: Chat) -> Iterator[Served]:
     """One server with the settings that it has by itself, for all tests that need no others."""
-    with running(build_app(chat, Settings())) as server:
+    with running(build_app(chat, ServerSettings())) as server:
         yield server
 
 
@@ -79,7 +79,9 @@ def served(chat: Chat) -> Iterator[Served]:
 def serve(chat: Chat) -> Iterator[Callable[..., Served]]:
     """`serve(token="x")`: a server with other settings."""
     with ExitStack() as stack:
-        yield lambda **changes: stack.enter_context(running(build_app(chat, Settings(**changes))))
+        yield lambda **changes: stack.enter_context(
+            running(build_app(chat, ServerSettings(**changes)))
+        )
 
 
 @pytest.fixture

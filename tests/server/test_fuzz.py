@@ -23,11 +23,13 @@ from schemathesis.specs.openapi import checks
 
 from mmllm.chat import Chat
 from mmllm.server.app import build_app
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served, running
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, data_uri
 
-SMALL = Settings(tokens=4, steps=3, made=1, made_pixels=4096, made_frames=9)
+SMALL = ServerSettings(
+    max_tokens=4, max_steps=3, max_output_media=1, max_output_pixels=4096, max_output_frames=9
+)
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,

@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from mmllm.conversation import Audio
 from mmllm.errors import ConfigError, MediaError
 from mmllm.media import decode, read_provenance
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
 
 ASKED = [{"role": "user", "content": "one two"}]
@@ -193,4 +193,4 @@ def test_web_pages_may_ask_where_it_is_allowed(
 @pytest.mark.parametrize("origin", ["example.org", "https://example.org/x", "", "https://a b"])
 def test_origins_are_checked(origin: str) -> None:
     with pytest.raises(ConfigError, match="allow_origins: expected"):
-        Settings(allow_origins=frozenset({origin}))
+        ServerSettings(allow_origins=frozenset({origin}))

@@ -16,8 +16,8 @@ from mmllm.conversation import assistant, user
 from mmllm.errors import ConfigError
 from mmllm.replies import Reply
 from mmllm.server import markdown
-from mmllm.server.kept import Kept
-from mmllm.server.settings import Settings
+from mmllm.server.generated_files import GeneratedFiles
+from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
 from tests.server.test_chat import ALL, expected, files_of, replied
 
@@ -52,7 +52,7 @@ def wanted(reply: Reply) -> list[str | bytes]:
 def test_content_holds_the_files(
     chat: Chat, serve: Callable[..., Served], media: str, by_server: bool
 ) -> None:
-    served = serve(token="secret", **({"media_in": media} if by_server else {}))
+    served = serve(token="secret", **({"media_format": media} if by_server else {}))
     body = extra(None if by_server else media)
     reply = replied(chat, [user("one two three")], modalities=ALL)
     with served.openai("secret") as client:
@@ -125,7 +125,7 @@ def test_a_forgotten_file_is_one_clear_error(client: openai.OpenAI, served: Serv
 
 def test_only_names_of_files_need_no_token(serve: Callable[..., Served]) -> None:
     served = serve(token="secret")
-    path = served.service.kept.add(b"data", "png")
+    path = served.service.files.add(b"data", "png")
     with served.http() as http:
         response = http.get(path)
         assert (response.status_code, response.content) == (200, b"data")
@@ -139,14 +139,14 @@ def test_only_names_of_files_need_no_token(serve: Callable[..., Served]) -> None
 
 
 def test_files_are_bounded_in_number_bytes_and_time() -> None:
-    few = Kept(Settings(kept_files=3))
+    few = GeneratedFiles(ServerSettings(max_files=3))
     paths = [few.add(b"x", "png").removeprefix("/made/") for _ in range(5)]
     assert [few.get(name) is not None for name in paths] == [False, False, True, True, True]
     assert len(set(paths)) == 5
-    small = Kept(Settings(kept_bytes=10))
+    small = GeneratedFiles(ServerSettings(max_file_bytes=10))
     names = [small.add(bytes(size), "wav").removeprefix("/made/") for size in (4, 4, 4, 100)]
     assert [small.get(name) is not None for name in names] == [False, False, False, True]
-    short = Kept(Settings(keep_seconds=0.05))
+    short = GeneratedFiles(ServerSettings(retention_seconds=0.05))
     name = short.add(b"x", "mp4").removeprefix("/made/")
     assert short.get(name)
     time.sleep(0.1)
@@ -159,7 +159,7 @@ def test_the_way_of_showing_is_checked(client: openai.OpenAI) -> None:
         client.chat.completions.create(messages=ASKED, extra_body=extra("html"), **OPTIONS)
     assert caught.value.param == "mmllm.media"
     with pytest.raises(ConfigError, match="parts, markdown, urls, got"):
-        Settings(media_in="html")  # pyright: ignore
+        ServerSettings(media_format="html")  # pyright: ignore
 
 
 def test_text_waits_for_a_medium_before_it() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mmllm.server import remote
 from mmllm.server.errors import ApiError
-from mmllm.server.settings import GIVEN, Settings
+from mmllm.server.settings import INPUT_LIMITS, ServerSettings
 from tests.server.conftest import Served
 from tests.server.files import PNG
 
@@ -49,7 +49,7 @@ def test_addresses(address: str, public: bool) -> None:
 
 
 def fetched(url: str, *, hosts: set[str], **changes: Any) -> bytes:
-    settings = replace(Settings(allow_urls=frozenset(hosts)), **changes)
+    settings = replace(ServerSettings(allow_urls=frozenset(hosts)), **changes)
     return asyncio.run(remote.fetch(url, settings, "url"))
 
 
@@ -167,10 +167,12 @@ def test_what_a_site_may_not_do(site: tuple[str, list], resolve: Callable[..., l
         fetched(f"http://{host}/moved", hosts={host})
     assert seen == [("/moved", host)]
     with pytest.raises(ApiError, match="more than 5000 bytes"):
-        fetched(f"http://{host}/large", hosts={host}, given=replace(GIVEN, bytes=5000))
+        fetched(
+            f"http://{host}/large", hosts={host}, input_limits=replace(INPUT_LIMITS, bytes=5000)
+        )
     began = time.monotonic()
     with pytest.raises(ApiError, match="not read within 1 s"):
-        fetched(f"http://{host}/slow", hosts={host}, fetch_seconds=1.0)
+        fetched(f"http://{host}/slow", hosts={host}, fetch_timeout=1.0)
     assert time.monotonic() - began < 8
 
 

@@ -16,7 +16,7 @@ import pytest
 from mmllm.chat import Chat
 from mmllm.conversation import Image
 from mmllm.errors import ConfigError
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, WAV, data_uri, file_of
 
@@ -78,7 +78,7 @@ def test_a_web_page_cannot_ask_without_being_asked_itself(http: httpx2.Client) -
 @pytest.mark.parametrize("token", ["", "two words", "tökén"])
 def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
     with pytest.raises(ConfigError, match="visible ASCII"):
-        Settings(token=token)
+        ServerSettings(token=token)
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_large_media_are_refused_by_their_headers(
     if part is IMAGE:
         url = data_uri(file_of(big, "png"), "image/png")
         part = {"type": "image_url", "image_url": {"url": url}}
-    served = serve(given=replace(Settings().given, **limits))
+    served = serve(input_limits=replace(ServerSettings().input_limits, **limits))
     with served.http() as http:
         message = error_of(http.post(CHAT, json=asking(part)))["message"]
     assert said in message
@@ -212,7 +212,10 @@ def test_large_media_are_refused_by_their_headers(
 def test_all_media_of_a_request_share_what_may_be_decoded(serve: Callable[..., Served]) -> None:
     from dataclasses import replace
 
-    served = serve(given=replace(Settings().given, decoded_bytes=100), media=3)
+    served = serve(
+        input_limits=replace(ServerSettings().input_limits, decoded_bytes=100),
+        max_input_media=3,
+    )
     with served.http() as http:
         assert http.post(CHAT, json=asking(IMAGE, IMAGE)).status_code == 200  # 48 bytes each
         error = error_of(http.post(CHAT, json=asking(IMAGE, IMAGE, IMAGE)))
@@ -222,7 +225,7 @@ def test_all_media_of_a_request_share_what_may_be_decoded(serve: Callable[..., S
 
 
 def test_a_large_or_slow_body_is_not_waited_for(serve: Callable[..., Served]) -> None:
-    served = serve(body_bytes=1000, body_seconds=0.5)
+    served = serve(max_body_bytes=1000, max_body_seconds=0.5)
     with served.http() as http:
         error_of(http.post(CHAT, json=asking({"type": "text", "text": "x" * 1000})), 413)
         chunks = (b"x" * 100 for _ in range(100))

@@ -28,10 +28,10 @@ from mmllm.generation import Choice, Sampling
 from mmllm.media import data_uri, isolated
 from mmllm.server import markdown, remote
 from mmllm.server import schemas as api
-from mmllm.server.engine import Options
-from mmllm.server.errors import ApiError, bad, told
-from mmllm.server.kept import PATH, Kept, is_name
-from mmllm.server.settings import Settings
+from mmllm.server.dispatcher import ReplyOptions
+from mmllm.server.errors import ApiError, bad_request, to_api_error
+from mmllm.server.generated_files import PATH, GeneratedFiles, is_name
+from mmllm.server.settings import ServerSettings
 
 T = TypeVar("T")
 
@@ -43,12 +43,12 @@ _LONGEST_URL = 2048
 _OWN_URL = re.compile(rf"https?://(?P<host>[^/?#]+){PATH}(?P<name>[^/?#]+)")
 
 
-class Intake:
+class RequestParser:
     """Reads the requests of one server for the model of `chat`."""
 
-    def __init__(self, settings: Settings, chat: Chat, kept: Kept):
+    def __init__(self, settings: ServerSettings, chat: Chat, kept: GeneratedFiles):
         self.settings = settings
-        self.kept = kept
+        self.files = kept
         model = chat.model
         self.decoders = {
             modality: model.decoders[key] for modality, key in model.renderer.output_keys.items()
@@ -57,20 +57,20 @@ class Intake:
         looks: list[int | None] = [encoder.num_frames for encoder in model.encoders.values()]  # pyright: ignore
         self.frames = sorted({num for num in looks if num})
         """How many frames of a clip the model looks at."""
-        self._tokens = min(Sampling.max_new_tokens, settings.tokens)
+        self._tokens = min(Sampling.max_new_tokens, settings.max_tokens)
         self._lanes = {
             name: (asyncio.Semaphore(num), ThreadPoolExecutor(num, f"mmllm-{name}"))
             for name, num in isolated.PROCESSES.items()
         }
-        self._held = _Held(settings.decoded_bytes)
+        self._held = _Held(settings.max_total_decoded_bytes)
 
     async def conversation(
-        self, messages: Sequence[api.AnyMessage], options: Options
+        self, messages: Sequence[api.AnyMessage], options: ReplyOptions
     ) -> list[Message]:
         """Raises ApiError (400) that names the part, and (429) when there is too much already."""
         parts = [list(_parts(message, f"messages.{n}")) for n, message in enumerate(messages)]
         self._check([entry for of_message in parts for entry in of_message])
-        reading = _Reading(self.settings.given.decoded_bytes, self._frames(options))
+        reading = _Reading(self.settings.input_limits.decoded_bytes, self._frames(options))
         try:
             return [
                 Message(
@@ -81,7 +81,7 @@ class Intake:
         finally:
             reading.over.set()
 
-    def _frames(self, options: Options) -> list[int]:
+    def _frames(self, options: ReplyOptions) -> list[int]:
         """How many frames of a clip are looked at, by the model and by decoders that start from a
         clip; one, so that it is known to be good, if none are."""
         found = set(self.frames)
@@ -93,20 +93,23 @@ class Intake:
         return sorted(found) or [1]
 
     def check_text(self, text: str, param: str) -> None:
-        if len(text) > self.settings.characters:
-            raise bad(
-                f"{param}: {len(text)} characters of text, more than {self.settings.characters}",
+        if len(text) > self.settings.max_characters:
+            raise bad_request(
+                f"{param}: {len(text)} characters of text, more than "
+                f"{self.settings.max_characters}",
                 param,
                 "context_length_exceeded",
             )
 
-    def chat_options(self, body: api.ChatRequest) -> Options:
+    def chat_options(self, body: api.ChatRequest) -> ReplyOptions:
         """What `Chat.reply` is called with."""
         if body.max_tokens is not None and body.max_completion_tokens is not None:
-            raise bad("max_tokens and max_completion_tokens mean the same: give one", "max_tokens")
+            raise bad_request(
+                "max_tokens and max_completion_tokens mean the same: give one", "max_tokens"
+            )
         tokens = body.max_completion_tokens or body.max_tokens
-        self._bound("max_tokens", tokens, self.settings.tokens)
-        self._bound("max_media", body.max_media, self.settings.made)
+        self._bound("max_tokens", tokens, self.settings.max_tokens)
+        self._bound("max_media", body.max_media, self.settings.max_output_media)
         sampling = {
             "max_new_tokens": tokens or self._tokens,
             "temperature": body.temperature,
@@ -121,12 +124,14 @@ class Intake:
             for name in names:
                 if name not in self.decoders and (name, param) != ("text", "modalities"):
                     made = ", ".join(["text", *self.decoders])
-                    raise bad(f"{param}: unknown {quoted(name)}; this model makes {made}", param)
+                    raise bad_request(
+                        f"{param}: unknown {quoted(name)}; this model makes {made}", param
+                    )
         decoders = {
             modality: self.decoder_options(modality, given, f"decoders.{modality}")
             for modality, given in named.items()
         }
-        return Options(
+        return ReplyOptions(
             modalities=self._choices(body.modalities),
             decoders=decoders,
             sampling={name: value for name, value in sampling.items() if value is not None},
@@ -134,34 +139,34 @@ class Intake:
 
     async def picture(self, data: bytes, param: str) -> Medium:
         """A picture that was sent as a file, decoded. Raises ApiError (400)."""
-        reading = _Reading(self.settings.given.decoded_bytes, [1])
+        reading = _Reading(self.settings.input_limits.decoded_bytes, [1])
         try:
             medium = await self._beside(
                 "others", lambda: self._decoded(MEDIA["image"](source=data), reading)
             )
         except MediaError as error:
-            raise told(error, param) from error
+            raise to_api_error(error, param) from error
         finally:
             reading.over.set()
         self._held.add(medium)
         return medium
 
-    def edit_options(self, body: api.EditRequest) -> Options:
-        """Options of a picture that starts from the one in the conversation."""
+    def edit_options(self, body: api.EditRequest) -> ReplyOptions:
+        """ReplyOptions of a picture that starts from the one in the conversation."""
         decoder = self.decoders.get("image")
         if decoder is None or decoder.init_modality != "image":
-            raise bad(
+            raise bad_request(
                 "this model cannot start from a picture: its image decoder has no `init_media` "
                 "(see /v1/models)",
                 "image",
                 "not_supported",
             )
         if body.strength is not None and "strength" not in decoder.request_options:
-            raise bad("strength: this model's image decoder does not take it", "strength")
+            raise bad_request("strength: this model's image decoder does not take it", "strength")
         given = api.DecoderOptions(init_media="last", strength=body.strength)
-        return self.only("image", given, size=body.size, ignored=body.ignored)
+        return self.single_medium_options("image", given, size=body.size, ignored=body.ignored)
 
-    def only(
+    def single_medium_options(
         self,
         modality: str,
         given: api.DecoderOptions | None,
@@ -169,16 +174,18 @@ class Intake:
         size: str | None = None,
         seconds: str | float | None = None,
         ignored: list[str] | None = None,
-    ) -> Options:
-        """Options of a request for one medium of one modality."""
+    ) -> ReplyOptions:
+        """ReplyOptions of a request for one medium of one modality."""
         if modality not in self.decoders:
             made = ", ".join(["text", *self.decoders])
-            raise bad(f"this model makes no {modality}; it makes {made}", code="not_supported")
+            raise bad_request(
+                f"this model makes no {modality}; it makes {made}", code="not_supported"
+            )
         options = self.decoder_options(
             modality, given, "decoder", size=size, seconds=seconds, ignored=ignored
         )
         choices: dict[str, Choice] = dict.fromkeys(self.decoders, "forbid")
-        return Options(
+        return ReplyOptions(
             modalities={**choices, modality: "force"},
             decoders={modality: options} if options else {},
             sampling={"max_media": 1, "max_new_tokens": self._tokens},
@@ -208,13 +215,13 @@ class Intake:
             wished["seconds"] = {"seconds": float(seconds)}
         for field_name, values in wished.items():
             if twice := sorted(values.keys() & options.keys()):
-                raise bad(f"{param}.{twice[0]}: given twice, by {field_name} too", param)
+                raise bad_request(f"{param}.{twice[0]}: given twice, by {field_name} too", param)
             self._check_bounds(values, param, said=field_name)
         self._check_bounds(options, param)
         try:
             measures = decoder.measures(**options)
         except ConfigError as error:
-            raise bad(f"{param}: {error}", param) from error
+            raise bad_request(f"{param}: {error}", param) from error
         for field_name, values in wished.items():
             if values.keys() <= set(decoder.request_options):
                 self._check_bounds(options | values, param, said=field_name)
@@ -222,7 +229,7 @@ class Intake:
                     decoder.settings(**options | values)
                 except ConfigError as error:
                     if dropped is None:
-                        raise bad(f"{field_name}: {error}", field_name) from error
+                        raise bad_request(f"{field_name}: {error}", field_name) from error
                     dropped.append(field_name)
                 else:
                     options |= values
@@ -234,7 +241,7 @@ class Intake:
                     continue
                 usual = "x".join(f"{comes[name]:.4g}" for name in values if comes[name] is not None)
                 known = ", ".join(decoder.request_options)
-                raise bad(
+                raise bad_request(
                     f"{field_name}: this model's {modality} decoder takes {known}; without "
                     f"{field_name} it makes {usual or 'what it makes'}",
                     field_name,
@@ -243,7 +250,7 @@ class Intake:
             made = decoder.measures(**options)
             frames = getattr(decoder.settings(**options), "frames", 1)
             volume = made["width"] * made["height"] * frames
-            most = self.settings.made_volume
+            most = self.settings.max_output_volume
             self._bound(f"{param}: width x height x frames", volume, most)
         return options
 
@@ -251,27 +258,29 @@ class Intake:
         """What the server allows of one decoder; `said`: the field that the client knows."""
         allowed = self.settings
         for name, most in (
-            ("steps", allowed.steps),
-            ("seconds", allowed.made_seconds),
-            ("frames", allowed.made_frames),
+            ("steps", allowed.max_steps),
+            ("seconds", allowed.max_output_seconds),
+            ("frames", allowed.max_output_frames),
         ):
             self._bound(said or f"{param}.{name}", options.get(name), most)
         pixels = options.get("width", 1) * options.get("height", 1)
-        self._bound(said or f"{param}: width x height", pixels, allowed.made_pixels)
+        self._bound(said or f"{param}: width x height", pixels, allowed.max_output_pixels)
         self.check_text(options.get("negative_prompt", ""), f"{param}.negative_prompt")
 
     def _choices(self, given: list[str] | Mapping[str, Choice] | None) -> dict[str, Choice]:
         if not isinstance(given, list):
             if "text" in (given or {}):
-                raise bad("modalities: text is in every reply; name media only", "modalities")
+                raise bad_request(
+                    "modalities: text is in every reply; name media only", "modalities"
+                )
             return dict(given or {})
         if "text" not in given:
-            raise bad('modalities: a reply always may hold text; add "text"', "modalities")
+            raise bad_request('modalities: a reply always may hold text; add "text"', "modalities")
         return {name: "auto" if name in given else "forbid" for name in self.decoders}
 
     def _bound(self, param: str, value: float | None, most: float) -> None:
         if value is not None and value > most:
-            raise bad(f"{param}: expected at most {most:g}, got {quoted(value)}", param)
+            raise bad_request(f"{param}: expected at most {most:g}, got {quoted(value)}", param)
 
     def _check(self, parts: Sequence[tuple[str, api.AnyPart]]) -> None:
         """What can be said before anything is decoded or fetched."""
@@ -279,10 +288,10 @@ class Intake:
             "".join(part.text for _, part in parts if isinstance(part, api.TextPart)), "messages"
         )
         shown = [param for param, part in parts if not isinstance(part, api.TextPart)]
-        if len(shown) > self.settings.media:
-            raise bad(
+        if len(shown) > self.settings.max_input_media:
+            raise bad_request(
                 f"{shown[-1]}: {len(shown)} pictures, sounds and clips, more than "
-                f"{self.settings.media}",
+                f"{self.settings.max_input_media}",
                 shown[-1],
             )
 
@@ -312,8 +321,8 @@ class Intake:
             medium = await self._beside("clips" if modality == "video" else "others", read)
         except MediaError as error:
             code = "invalid_url" if inline and "expected data:" in str(error) else None
-            problem = told(error, param)
-            raise problem if code is None else bad(problem.message, param, code) from error
+            problem = to_api_error(error, param)
+            raise problem if code is None else bad_request(problem.message, param, code) from error
         self._held.add(medium)
         return medium
 
@@ -323,11 +332,11 @@ class Intake:
         found = _OWN_URL.fullmatch(url[:_LONGEST_URL])
         if found is None or not is_name(found["name"]):
             return None
-        file = self.kept.get(found["name"])
+        file = self.files.get(found["name"])
         if file is None:
             if found["host"].lower() in self.settings.allow_urls:
                 return None
-            raise bad(
+            raise bad_request(
                 f"{param}: {quoted(url)} is kept no longer: leave it out, or send the file itself",
                 param,
                 "invalid_url",
@@ -338,7 +347,7 @@ class Intake:
         """Do it in a thread of its own, within the limits of what is given."""
         free, pool = self._lanes[lane]
         async with free:
-            with media.limits(self.settings.given):
+            with media.limits(self.settings.input_limits):
                 context = contextvars.copy_context()
             return await asyncio.get_running_loop().run_in_executor(pool, context.run, work)
 
@@ -420,7 +429,7 @@ def _parts(message: api.AnyMessage, where: str) -> Iterator[tuple[str, api.AnyPa
             yield f"{where}.images.{number}", part
         if message.audio is not None:
             if message.audio.data is None:
-                raise bad(
+                raise bad_request(
                     f"{where}.audio: this server keeps no sounds; send `data` too",
                     f"{where}.audio",
                 )

@@ -11,10 +11,10 @@ from time import perf_counter
 from typing import Any
 
 from mmllm.errors import quoted
-from mmllm.server import kept
-from mmllm.server.errors import CLOSED, ApiError, told
+from mmllm.server import generated_files
+from mmllm.server.errors import CLOSED, ApiError, to_api_error
 from mmllm.server.metrics import Metrics
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,16 +29,16 @@ _SMALL = 2**16
 """Bytes of a body that count for nothing."""
 
 
-class Gate:
+class AdmissionMiddleware:
     """ASGI middleware: refuses a request, or hands on its body, read whole and within limits."""
 
-    def __init__(self, app: App, settings: Settings, metrics: Metrics):
+    def __init__(self, app: App, settings: ServerSettings, metrics: Metrics):
         self.app = app
         self.settings = settings
         self.metrics = metrics
         self._token = None if settings.token is None else f"bearer {settings.token}".encode()
         self._inside = 0
-        self._bodies = _Bodies(settings.bodies_bytes)
+        self._bodies = _Bodies(settings.max_total_body_bytes)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,7 +49,7 @@ class Gate:
         async def watched(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            async with asyncio.timeout(self.settings.send_seconds):
+            async with asyncio.timeout(self.settings.send_timeout):
                 await send(message)  # waits until what was sent before has been taken
 
         try:
@@ -57,7 +57,7 @@ class Gate:
         except Exception as error:
             if status:  # the answer has begun: all that is left is to break it off
                 raise
-            await told(error).response()(scope, receive, watched)
+            await to_api_error(error).response()(scope, receive, watched)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()
@@ -96,13 +96,13 @@ class Gate:
         self._check_room(path)
 
     def _check_room(self, path: str) -> None:
-        if self._inside >= self.settings.requests and path != _ALWAYS:
+        if self._inside >= self.settings.max_requests and path != _ALWAYS:
             raise ApiError(429, "too many requests at once; try again soon", code="busy")
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive, held: _Body) -> bytes:
         """The body, read whole, within its size, its time and a rate that it must keep."""
         settings = self.settings
-        most = settings.body_bytes
+        most = settings.max_body_bytes
         too_large = ApiError(
             413,
             f"the body has more than {most} bytes: send fewer or smaller media",
@@ -118,9 +118,9 @@ class Gate:
             async with asyncio.timeout(None) as held.timeout:
                 while True:
                     now = loop.time()
-                    expected = settings.silent_seconds + len(body) / settings.body_rate
-                    until = began + min(settings.body_seconds, expected)
-                    held.timeout.reschedule(min(until, now + settings.silent_seconds))
+                    expected = settings.idle_timeout + len(body) / settings.min_body_rate
+                    until = began + min(settings.max_body_seconds, expected)
+                    held.timeout.reschedule(min(until, now + settings.idle_timeout))
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(CLOSED, "the client went away")
@@ -143,7 +143,8 @@ class Gate:
 
 def _is_open(path: str) -> bool:
     return path in OPEN or (
-        path.startswith(kept.PATH) and kept.is_name(path.removeprefix(kept.PATH))
+        path.startswith(generated_files.PATH)
+        and generated_files.is_name(path.removeprefix(generated_files.PATH))
     )
 
 

@@ -21,11 +21,11 @@ except ModuleNotFoundError:  # Windows: folders are deleted at the end only
 _PREFIX = "mmllm-demo-"
 
 
-class Folder:
+class TemporaryFolder:
     """A new folder, locked until `delete`."""
 
     def __init__(self) -> None:
-        delete_dead()
+        delete_stale_folders()
         self._lock = None
         while self._lock is None:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
@@ -38,7 +38,7 @@ class Folder:
         self._lock = -1
 
 
-def delete_dead() -> None:
+def delete_stale_folders() -> None:
     """Delete the folders of this user's demos that are not running any more."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         if fcntl is None or path.is_symlink() or not path.is_dir() or not _is_mine(path):

@@ -26,7 +26,7 @@ from mmllm.replies import (
 )
 from mmllm.replies import Usage as Tokens
 from mmllm.server import markdown
-from mmllm.server.settings import MediaIn
+from mmllm.server.settings import MediaFormat
 
 TYPES = {
     "png": "image/png",
@@ -48,7 +48,7 @@ def new_id(kind: str) -> str:
     return f"{kind}{secrets.token_hex(12)}"
 
 
-async def encoded(medium: Medium, suffix: str) -> bytes:
+async def encode_medium(medium: Medium, suffix: str) -> bytes:
     """The file that `Medium.save` writes (`suffix`: "png"), with its provenance mark."""
 
     def write() -> bytes:
@@ -59,13 +59,13 @@ async def encoded(medium: Medium, suffix: str) -> bytes:
 
 
 @dataclass
-class Writer:
-    """One chat completion as it is told. `sounds`: the format of audio; `media_in`: how `content`
-    shows media; `keep`: keeps a file (its bytes, its suffix) and returns its URL."""
+class ChatResponseWriter:
+    """Writes the response of a chat completion. `sounds`: the format of audio; `media_format`: how
+    `content` shows media; `keep`: stores a file (bytes, suffix) and returns its URL."""
 
     model: str
     sounds: str = "wav"
-    media_in: MediaIn = "parts"
+    media_format: MediaFormat = "parts"
     keep: Callable[[bytes, str], str] | None = None
     ignored: Sequence[str] = ()
     id: str = field(default_factory=lambda: new_id("chatcmpl-"))
@@ -90,7 +90,7 @@ class Writer:
             views.update(seen)
         message = {
             "role": "assistant",
-            "content": reply.text if self.media_in == "parts" else "".join(pieces),
+            "content": reply.text if self.media_format == "parts" else "".join(pieces),
             "refusal": None,
             "parts": parts,
             "images": views["images"] or None,
@@ -109,7 +109,7 @@ class Writer:
             "model": self.model,
             "choices": [choice],
             "usage": usage(reply.usage),
-            "mmllm": about(reply, self.ignored),
+            "mmllm": reply_extras(reply, self.ignored),
         }
 
     async def chunks(
@@ -118,7 +118,7 @@ class Writer:
         """The events of a stream as chunks; text and media bear the number of their part. Where
         `content` shows media, its text waits for those before it; `parts` never does."""
         content = markdown.Content()
-        in_order = self.media_in != "parts"
+        in_order = self.media_format != "parts"
         yield self._chunk({"role": "assistant", "content": ""})
         async for event in events:
             if isinstance(event, TextDelta):
@@ -148,7 +148,7 @@ class Writer:
                 if rest := content.rest():
                     yield self._chunk({"content": rest})
                 yield self._chunk(
-                    {}, finish=_FINISH[reply.finish], mmllm=about(reply, self.ignored)
+                    {}, finish=_FINISH[reply.finish], mmllm=reply_extras(reply, self.ignored)
                 )
                 if with_usage:
                     yield {**self._chunk({}), "choices": [], "usage": usage(reply.usage)}
@@ -156,13 +156,13 @@ class Writer:
     async def _medium(self, medium: Medium) -> tuple[dict[str, Any], dict[str, Any], str]:
         """(its part, the views of it: images or audio, its link in Markdown)."""
         suffix = {"image": "png", "audio": self.sounds, "video": "mp4"}[medium.modality]
-        file = await encoded(medium, suffix)
+        file = await encode_medium(medium, suffix)
         data = base64.b64encode(file).decode("ascii")
         uri = f"data:{TYPES[suffix]};base64,{data}"
         link = ""
-        if self.media_in == "markdown":
+        if self.media_format == "markdown":
             link = markdown.link(medium.modality, uri)
-        elif self.media_in == "urls" and self.keep is not None:
+        elif self.media_format == "urls" and self.keep is not None:
             link = markdown.link(medium.modality, self.keep(file, suffix))
         kind = PARTS[medium.modality]
         if medium.modality == "audio":
@@ -210,7 +210,7 @@ def usage(tokens: Tokens) -> dict[str, Any]:
     }
 
 
-def about(reply: Reply, ignored: Sequence[str] = ()) -> dict[str, Any]:
+def reply_extras(reply: Reply, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """What OpenAI's shapes have no place for."""
     timings = reply.timings
     return {
@@ -222,14 +222,14 @@ def about(reply: Reply, ignored: Sequence[str] = ()) -> dict[str, Any]:
             "total": timings.total,
             "media": dict(timings.media),
         },
-        **named(ignored),
+        **ignored_fields(ignored),
     }
 
 
 _MOST_NAMED = 32
 
 
-def named(ignored: Sequence[str]) -> dict[str, Any]:
+def ignored_fields(ignored: Sequence[str]) -> dict[str, Any]:
     """What a lenient server dropped, as a field, if it dropped anything."""
     return {"ignored": list(ignored[:_MOST_NAMED])} if ignored else {}
 
@@ -240,6 +240,6 @@ def headers(ignored: Sequence[str], **more: str) -> dict[str, str]:
     return {**more, **({"x-mmllm-ignored": names} if names else {})}
 
 
-def line(data: Any) -> str:
+def sse_event(data: Any) -> str:
     """One server-sent event."""
     return f"data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)}\n\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmllm.chat import Chat
 from mmllm.conversation import ContentPart, Message, Text
-from mmllm.demo.rooms import PATIENCE, Piece, Room, Turn
+from mmllm.demo.sessions import PATIENCE, BrowserSession, Piece, Turn
 from mmllm.errors import ConfigError
 from mmllm.replies import Done, MediumReady, MediumStarted, Progress, Reply, TextDelta
 
@@ -18,35 +18,38 @@ _OFTEN = 0.1
 """Seconds between two looks at an answer at least."""
 
 
-def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Piece]]:
-    """Answer a room's conversation: looks at the answer as it grows, and in the end, or when
-    `room.cancel` is set or the iterator is closed, one more turn in the room.
+def stream_reply(
+    chat: Chat, session: BrowserSession, request: dict[str, Any]
+) -> Iterator[list[Piece]]:
+    """Answer a session's conversation: looks at the answer as it grows, and in the end, or when
+    `session.cancel` is set or the iterator is closed, one more turn in the session.
 
-    Raises what `Chat.stream` raises, and ConfigError if the room is being answered already or is
+    Raises what `Chat.stream` raises, and ConfigError if the session is being answered already or is
     full; it is then as it was.
     """
-    if not room.answering.acquire(timeout=PATIENCE):
+    if not session.replying.acquire(timeout=PATIENCE):
         raise ConfigError("another answer is being made in this conversation: wait for it")
-    if not room.turns or room.turns[-1].message.role != "user":
-        room.answering.release()
+    if not session.turns or session.turns[-1].message.role != "user":
+        session.replying.release()
         return  # another page's answer was to this, too
     parts: dict[int, ContentPart] = {}
     pieces: dict[int, list[Piece]] = {}
     reply: Reply | None = None
     looked, failed = 0.0, False
     try:
-        room.growing = []
-        room.check_space()
-        room.drop_previews()
-        events = chat.stream(room.conversation, cancel=room.cancel, previews=True, **request)
+        session.partial = []
+        session.check_space()
+        session.drop_previews()
+        events = chat.stream(session.conversation, cancel=session.cancel, previews=True, **request)
         with closing(events):  # pyright: ignore[reportArgumentType]
             for event in events:
                 if isinstance(event, Done):
                     reply = event.reply
                     break
                 if isinstance(event, TextDelta):
-                    shown = pieces.get(event.part_index, ())
-                    text = "".join(piece for piece in shown if isinstance(piece, str))
+                    text = "".join(
+                        p for p in pieces.get(event.part_index, ()) if isinstance(p, str)
+                    )
                     parts[event.part_index] = Text(text + event.text)
                     pieces[event.part_index] = [text + event.text]
                 elif isinstance(event, MediumStarted):
@@ -55,10 +58,10 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
                     doing = f"{MAKING[event.modality]}: step {event.step} of {event.steps}"
                     shown = pieces[event.part_index][1:]
                     if event.preview:
-                        shown = [room.preview(event.preview)]
+                        shown = [session.preview(event.preview)]
                     pieces[event.part_index] = [doing, *shown]
                 elif isinstance(event, MediumReady):
-                    parts[event.part_index] = medium = room.keep(event.medium)
+                    parts[event.part_index] = medium = session.keep(event.medium)
                     pieces[event.part_index] = [medium]
                 now = time.monotonic()
                 if (
@@ -67,8 +70,8 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
                     or (isinstance(event, Progress) and event.step == 1)
                 ):
                     looked = now
-                    room.growing = [piece for place in sorted(pieces) for piece in pieces[place]]
-                    yield room.growing
+                    session.partial = [piece for place in sorted(pieces) for piece in pieces[place]]
+                    yield session.partial
     except GeneratorExit:
         raise
     except BaseException:
@@ -76,15 +79,15 @@ def answer(chat: Chat, room: Room, request: dict[str, Any]) -> Iterator[list[Pie
         raise
     finally:
         if not failed:
-            room.turns.append(_turn(parts, reply, request))
-        room.used = time.monotonic()
-        room.answering.release()
+            session.turns.append(_turn(parts, reply, request))
+        session.used = time.monotonic()
+        session.replying.release()
 
 
-def watch(room: Room) -> Iterator[list[Piece]]:
+def follow_reply(session: BrowserSession) -> Iterator[list[Piece]]:
     """Looks at an answer that is being made for another page, until its end."""
-    while room.answering.locked():
-        yield room.growing
+    while session.replying.locked():
+        yield session.partial
         time.sleep(3 * _OFTEN)
 
 

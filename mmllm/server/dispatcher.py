@@ -18,11 +18,11 @@ from mmllm.generation import Choice
 from mmllm.replies import Done, Event, Reply
 from mmllm.server.errors import ApiError
 from mmllm.server.metrics import Metrics
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 
 
 @dataclass(frozen=True)
-class Options:
+class ReplyOptions:
     """The arguments of `Chat.reply` that say how."""
 
     modalities: Mapping[str, Choice] = field(default_factory=dict)
@@ -34,12 +34,12 @@ class Options:
 
 
 @dataclass(eq=False)
-class Job:
+class ReplyJob:
     """One conversation to be answered `num` times, with seeds that count on from `seed`.
     `on_event` streams the one answer: called by the thread that answers."""
 
     conversation: Conversation
-    options: Options
+    options: ReplyOptions
     seed: int
     num: int = 1
     on_event: Callable[[Event], None] | None = None
@@ -47,21 +47,21 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class Engine:
-    """Answers jobs with one Chat, from `start` to `close`: `settings.batch` of them at a time."""
+class Dispatcher:
+    """Worker threads that answer queued jobs with one Chat, `settings.max_batch` at a time."""
 
-    def __init__(self, chat: Chat, settings: Settings, metrics: Metrics):
+    def __init__(self, chat: Chat, settings: ServerSettings, metrics: Metrics):
         self.chat = chat
         self.settings = settings
         self.metrics = metrics
         metrics.watch(lambda: len(self._line), lambda: len(self._running))
-        self._line: deque[Job] = deque()
-        self._running: list[Job] = []
+        self._line: deque[ReplyJob] = deque()
+        self._running: list[ReplyJob] = []
         self._changed = threading.Condition()
         self._closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"mmllm-{number}", daemon=True)
-            for number in range(settings.batch)
+            for number in range(settings.max_batch)
         ]
 
     def start(self) -> None:
@@ -76,12 +76,12 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self._line)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: ReplyJob) -> None:
         """Put a job in the line. Raises ApiError (429) when it is full."""
         with self._changed:
             if not self.alive:
                 raise ApiError(503, "the server is shutting down", code="shutting_down")
-            if len(self._line) >= self.settings.waiting:
+            if len(self._line) >= self.settings.max_queued:
                 raise ApiError(
                     429,
                     f"{len(self._line)} requests wait already; try again soon",
@@ -90,7 +90,7 @@ class Engine:
             self._line.append(job)
             self._changed.notify()
 
-    def cancel(self, *jobs: Job) -> None:
+    def cancel(self, *jobs: ReplyJob) -> None:
         """Nobody waits for these any more."""
         with self._changed:
             for job in jobs:
@@ -118,9 +118,9 @@ class Engine:
             self._finish(job)
             del job  # and with it its media, which are large, until the next one comes
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: ReplyJob) -> None:
         try:
-            with media.limits(self.settings.given):
+            with media.limits(self.settings.input_limits):
                 replies = self._answer(job)
         except Exception as error:
             self._done(job)
@@ -131,7 +131,7 @@ class Engine:
                 self.metrics.count(reply)
             job.replies.set_result(replies)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> ReplyJob | None:
         """Wait for a job that is still waited for; None at the end."""
         with self._changed:
             while True:
@@ -143,11 +143,11 @@ class Engine:
                     self._running.append(job)
                     return job
 
-    def _done(self, job: Job) -> None:
+    def _done(self, job: ReplyJob) -> None:
         with self._changed:
             self._running.remove(job)
 
-    def _answer(self, job: Job) -> list[Reply]:
+    def _answer(self, job: ReplyJob) -> list[Reply]:
         if job.on_event is None:
             return self.chat.reply_many(
                 [job.conversation] * job.num,

@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmllm.errors import ConfigError
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
-def hosts_of(host: str) -> frozenset[str] | None:
+def allowed_hosts(host: str) -> frozenset[str] | None:
     """The names by which a server that listens on `host` may be called; None: any."""
     return _LOCAL if is_loopback(host) else None
 
@@ -48,13 +48,13 @@ def address(door: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server(app: FastAPI, settings: Settings | None = None) -> uvicorn.Server:
+def uvicorn_server(app: FastAPI, settings: ServerSettings | None = None) -> uvicorn.Server:
     """uvicorn for an app: `server(app).run(sockets=[door])` serves until Ctrl-C or SIGTERM."""
-    allowed: Settings = settings or app.state.service.settings
+    allowed: ServerSettings = settings or app.state.service.settings
 
     class Limited(_LimitedProtocol):
-        silent_seconds = allowed.silent_seconds
-        most = allowed.connections
+        silent_seconds = allowed.idle_timeout
+        most = allowed.max_connections
 
     return uvicorn.Server(
         uvicorn.Config(

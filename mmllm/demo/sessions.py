@@ -22,22 +22,22 @@ from mmllm import media
 from mmllm.conversation import MEDIA, Image, Medium, Message, Video
 from mmllm.errors import ConfigError, MediaError, MmllmError
 from mmllm.media import isolated
-from mmllm.server.settings import GIVEN, Settings
+from mmllm.server.settings import INPUT_LIMITS, ServerSettings
 
-UPLOADS = replace(GIVEN, pixels=24_000_000)
+UPLOADS = replace(INPUT_LIMITS, pixels=24_000_000)
 """The largest file that is taken: as by the server, but pictures as large as cameras make them."""
 SUFFIX = {"image": ".png", "audio": ".wav", "video": ".mp4"}
 """What made media are saved as: what every browser shows."""
 FILE = re.compile(r"\d{3,6}\.[a-z0-9]{1,5}")
 """The names of media in a session's folder."""
 
-MOST_TEXT, MOST_TOGETHER = Settings.characters, Settings.media
+MAX_TEXT, MAX_TOGETHER = ServerSettings.max_characters, ServerSettings.max_input_media
 """Characters and media of one message, as the server takes them."""
-MOST_TURNS, MOST_WORDS, MOST_FILES, MOST_BYTES = 1000, 1_000_000, 400, 2 * UPLOADS.bytes
+MAX_TURNS, MAX_WORDS, MAX_FILES, MAX_BYTES = 1000, 1_000_000, 400, 2 * UPLOADS.bytes
 """Of one conversation: messages, characters, media, and bytes of their files."""
-MOST_ROOMS = 200
+MAX_SESSIONS = 200
 """Sessions at the same time."""
-MOST_UPLOADED = 8 * UPLOADS.bytes
+MAX_UPLOADED = 8 * UPLOADS.bytes
 """Bytes that were sent and belong to no message yet, of all sessions; the oldest make room."""
 _BROWSERS_SHOW = {"PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "ICO", "AVIF"}
 _LOOKS = 4
@@ -68,8 +68,8 @@ def clean(text: str) -> str:
 
 def check_text(text: str) -> str:
     """The text, cleaned. Raises ConfigError if it is longer than a message may be."""
-    if len(text) > MOST_TEXT:
-        raise ConfigError(f"{len(text)} characters of text, more than {MOST_TEXT}: shorten it")
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"{len(text)} characters of text, more than {MAX_TEXT}: shorten it")
     return clean(text)
 
 
@@ -100,7 +100,7 @@ def as_png(picture: Image, target: Path) -> Image | None:
 
 
 @dataclass
-class Room:
+class BrowserSession:
     """One session. `answering` is held while an answer is made, and while the conversation is
     changed; setting `cancel` ends the answer."""
 
@@ -109,8 +109,8 @@ class Room:
     turns: list[Turn] = field(default_factory=list)
     used: float = field(default_factory=time.monotonic)
     cancel: threading.Event = field(default_factory=threading.Event)
-    answering: threading.Lock = field(default_factory=threading.Lock)
-    growing: list[Piece] = field(default_factory=list)
+    replying: threading.Lock = field(default_factory=threading.Lock)
+    partial: list[Piece] = field(default_factory=list)
     """The answer in the making, as far as it is."""
     _files: int = 0
 
@@ -129,13 +129,13 @@ class Room:
         """Within it the conversation may be changed: the answer in the making, if there is one,
         has been ended, and the next one waits. Raises ConfigError if it does not end."""
         self.cancel.set()
-        if not self.answering.acquire(timeout=PATIENCE):
+        if not self.replying.acquire(timeout=PATIENCE):
             raise ConfigError("the answer in the making has not ended yet; try again in a moment")
         try:
             self.cancel = threading.Event()
             yield
         finally:
-            self.answering.release()
+            self.replying.release()
 
     def check_space(self, files: Sequence[Path] = ()) -> None:
         """Raises ConfigError if the conversation has no room left for one more message, with these
@@ -144,10 +144,10 @@ class Room:
         words = sum(len(message.text) for message in self.conversation)
         size = sum(file.stat().st_size for file in files if file.is_file())
         for count, most, what in (
-            (len(self.turns) + 1, MOST_TURNS, "messages"),
-            (words, MOST_WORDS, "characters"),
-            (len(files), MOST_FILES, "files"),
-            (size, MOST_BYTES, "bytes of files"),
+            (len(self.turns) + 1, MAX_TURNS, "messages"),
+            (words, MAX_WORDS, "characters"),
+            (len(files), MAX_FILES, "files"),
+            (size, MAX_BYTES, "bytes of files"),
         ):
             if count > most:
                 raise ConfigError(
@@ -165,10 +165,10 @@ class Room:
         """
         media: list[Medium] = []
         errors: list[MmllmError] = []
-        if len(paths) > MOST_TOGETHER:
-            error = f"{len(paths)} files, more than the {MOST_TOGETHER} of one message"
+        if len(paths) > MAX_TOGETHER:
+            error = f"{len(paths)} files, more than the {MAX_TOGETHER} of one message"
             errors.append(ConfigError(f"{error}: the others were left out"))
-        for path in paths[:MOST_TOGETHER]:
+        for path in paths[:MAX_TOGETHER]:
             try:
                 media.append(self._take(Path(path).resolve(), media))
             except MmllmError as error:
@@ -235,28 +235,28 @@ class Room:
         return self.folder / f"{self._files:03d}{suffix}"
 
 
-class Rooms:
+class SessionStore:
     """All sessions, in folders below `root` whose names nobody can guess."""
 
     def __init__(self, root: Path, *, expires: float):
         self.root = root
         self.expires = expires
-        self._rooms: dict[str, Room] = {}
+        self._sessions: dict[str, BrowserSession] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def open(self, token: str | None) -> Room:
+    def open(self, token: str | None) -> BrowserSession:
         """The session of a token; a new one if there is none (any more)."""
         with self._lock:
-            room = self._rooms.get(token) if isinstance(token, str) else None
-            if room is None:
-                if len(self._rooms) >= MOST_ROOMS:
+            session = self._sessions.get(token) if isinstance(token, str) else None
+            if session is None:
+                if len(self._sessions) >= MAX_SESSIONS:
                     self._drop_one()
                 token = secrets.token_urlsafe(24)
-                room = self._rooms[token] = Room(token, self.root / token)
-                room.folder.mkdir(parents=True)
-            room.used = time.monotonic()
-            return room
+                session = self._sessions[token] = BrowserSession(token, self.root / token)
+                session.folder.mkdir(parents=True)
+            session.used = time.monotonic()
+            return session
 
     def sweep(self) -> None:
         """Delete what has not been used for `expires` seconds: sessions, files in them that no
@@ -264,40 +264,40 @@ class Rooms:
         while they are too many."""
         with self._lock:
             late = time.monotonic() - self.expires
-            for room in list(self._rooms.values()):
-                if room.answering.locked():
+            for session in list(self._sessions.values()):
+                if session.replying.locked():
                     continue
-                if room.used < late:
-                    self._drop(room)
+                if session.used < late:
+                    self._drop(session)
                 else:
-                    room.drop_unsaid(self.expires)
+                    session.drop_unsaid(self.expires)
             now, size = time.time(), 0
             for made, path in sorted(self._uploaded(), reverse=True):
                 size += _size(path)
                 if (
                     now - made > (self.expires if path.is_dir() else _CUT_OFF)
-                    or size > MOST_UPLOADED
+                    or size > MAX_UPLOADED
                 ):
                     _delete(path)
 
     def _uploaded(self) -> Iterator[tuple[float, Path]]:
         """(the time of its last change, what was sent and belongs to no session)."""
         for path in self.root.iterdir():
-            if path.name not in self._rooms:
+            if path.name not in self._sessions:
                 with contextlib.suppress(FileNotFoundError):
                     yield path.stat().st_mtime, path
 
-    def _drop(self, room: Room) -> None:
-        del self._rooms[room.token]
-        shutil.rmtree(room.folder, ignore_errors=True)
+    def _drop(self, session: BrowserSession) -> None:
+        del self._sessions[session.token]
+        shutil.rmtree(session.folder, ignore_errors=True)
 
     def _drop_one(self) -> None:
         """Delete the session that will be missed least: an empty one, or the one that was used
         longest ago."""
-        idle = [room for room in self._rooms.values() if not room.answering.locked()]
+        idle = [session for session in self._sessions.values() if not session.replying.locked()]
         if not idle:
-            raise ConfigError(f"more than {MOST_ROOMS} people talk here; try again later")
-        self._drop(min(idle, key=lambda room: (bool(room.turns), room.used)))
+            raise ConfigError(f"more than {MAX_SESSIONS} people talk here; try again later")
+        self._drop(min(idle, key=lambda session: (bool(session.turns), session.used)))
 
     def _watch(self) -> None:
         while self.root.exists():

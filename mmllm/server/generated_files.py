@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 
 PATH = "/made/"
 """Below it lie the files; an image in Markdown cannot send a token, so a name is the secret."""
@@ -29,10 +29,10 @@ class File:
     until: float
 
 
-class Kept:
+class GeneratedFiles:
     """The newest files, bounded in number, bytes and time; the oldest makes way for the next."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: ServerSettings):
         self._settings = settings
         self._files: OrderedDict[str, File] = OrderedDict()
 
@@ -41,9 +41,9 @@ class Kept:
         settings = self._settings
         self._forget_old()
         name = f"{secrets.token_urlsafe(24)}.{suffix}"
-        self._files[name] = File(data, suffix, time.monotonic() + settings.keep_seconds)
+        self._files[name] = File(data, suffix, time.monotonic() + settings.retention_seconds)
         while len(self._files) > 1 and (
-            len(self._files) > settings.kept_files or self.size > settings.kept_bytes
+            len(self._files) > settings.max_files or self.size > settings.max_file_bytes
         ):
             self._files.popitem(last=False)
         return PATH + name

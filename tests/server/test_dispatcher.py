@@ -18,10 +18,10 @@ from mmllm.chat import Chat
 from mmllm.conversation import user
 from mmllm.decoders.base import Cancelled
 from mmllm.errors import ContextError
-from mmllm.server.engine import Engine, Job, Options
+from mmllm.server.dispatcher import Dispatcher, ReplyJob, ReplyOptions
 from mmllm.server.errors import ApiError
 from mmllm.server.metrics import Metrics
-from mmllm.server.settings import Settings
+from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
 
 LONG = {"image": {"steps": 200}}
@@ -71,7 +71,7 @@ def test_requests_at_once_share_steps_and_get_what_single_ones_get(
         return forward(embeds, **rest)
 
     monkeypatch.setattr(chat.model.llm, "forward", counted)
-    served = serve(batch=4)
+    served = serve(max_batch=4)
     asked = [
         body(text, seed=seed, modalities=["text"], max_tokens=40, temperature=heat, stream=stream)
         for seed, (text, heat, stream) in enumerate(
@@ -126,17 +126,17 @@ def test_a_client_that_goes_away_frees_the_engine(
                 assert any("progress" in line for line in lines)
         else:
             with sent(served, asked):
-                wait_for(lambda: bool(served.service.engine._running))
+                wait_for(lambda: bool(served.service.dispatcher._running))
         wait_for(lambda: served.metric("mmllm_cancelled_total") == 1)
-        wait_for(lambda: not served.service.engine._running)
-        assert served.service.engine.chat.engine.idle
+        wait_for(lambda: not served.service.dispatcher._running)
+        assert served.service.dispatcher.chat.engine.idle
         assert served.metric("mmllm_media_total", modality="image") == 0
         assert http.post("/v1/chat/completions", json=body("one")).status_code == 200
         assert http.get("/health").json() == {"status": "ok", "waiting": 0}
 
 
 def test_the_line_is_bounded(serve: Callable[..., Served]) -> None:
-    served = serve(batch=1, waiting=1, videos=2)
+    served = serve(max_batch=1, max_queued=1, max_videos=2)
     with served.http() as http:
         job = {"prompt": "a rocket", "decoder": {"steps": 200}}
         first = http.post("/v1/videos", json=job).json()
@@ -159,13 +159,13 @@ def test_the_line_is_bounded(serve: Callable[..., Served]) -> None:
 
 
 def test_clips_are_forgotten_when_their_time_is_up(serve: Callable[..., Served]) -> None:
-    with serve(keep_seconds=0.0).http() as http:
+    with serve(retention_seconds=0.0).http() as http:
         key = http.post("/v1/videos", json={"prompt": "a rocket"}).json()["id"]
         wait_for(lambda: http.get(f"/v1/videos/{key}").status_code == 404)
 
 
 def test_too_many_connections_are_told_so(serve: Callable[..., Served]) -> None:
-    served = serve(requests=1)
+    served = serve(max_requests=1)
     asked = body("draw", modalities=PICTURE, decoders=LONG, stream=True)
     with (
         served.http() as http,
@@ -178,9 +178,9 @@ def test_too_many_connections_are_told_so(serve: Callable[..., Served]) -> None:
 
 def test_what_is_wrong_with_one_is_no_fault_of_the_others(chat: Chat) -> None:
     """A conversation that does not fit fails alone."""
-    engine = Engine(chat, Settings(batch=3), Metrics())
-    options = Options(sampling={"max_new_tokens": 4})
-    jobs = [Job([user(text)], options, 0) for text in ("one", "two " * 999, "three")]
+    engine = Dispatcher(chat, ServerSettings(max_batch=3), Metrics())
+    options = ReplyOptions(sampling={"max_new_tokens": 4})
+    jobs = [ReplyJob([user(text)], options, 0) for text in ("one", "two " * 999, "three")]
     engine.start()
     try:
         for job in jobs:
@@ -193,13 +193,13 @@ def test_what_is_wrong_with_one_is_no_fault_of_the_others(chat: Chat) -> None:
     finally:
         engine.close()
     with pytest.raises(ApiError, match="shutting down"):
-        engine.submit(Job([user("one")], options, 0))
+        engine.submit(ReplyJob([user("one")], options, 0))
 
 
 def test_closing_stops_what_runs_and_drops_what_waits(chat: Chat) -> None:
-    engine = Engine(chat, Settings(batch=1), Metrics())
-    slow = Options(modalities=PICTURE, decoders=LONG)
-    running, waiting = (Job([user("draw")], slow, 0) for _ in range(2))
+    engine = Dispatcher(chat, ServerSettings(max_batch=1), Metrics())
+    slow = ReplyOptions(modalities=PICTURE, decoders=LONG)
+    running, waiting = (ReplyJob([user("draw")], slow, 0) for _ in range(2))
     began = threading.Event()
     running.on_event = lambda _: began.set()
     engine.start()

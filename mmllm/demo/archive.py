@@ -21,13 +21,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmllm.conversation import MEDIA, ContentPart, Message, Role, Text
-from mmllm.demo.rooms import FILE, MOST_FILES, MOST_TURNS, UPLOADS, Room, Turn, check_text, checked
+from mmllm.demo.sessions import (
+    FILE,
+    MAX_FILES,
+    MAX_TURNS,
+    UPLOADS,
+    BrowserSession,
+    Turn,
+    check_text,
+    checked,
+)
 from mmllm.errors import ConfigError, MediaError, MmllmError, quoted
 
-MOST_ZIPPED = 80 * 2**20
+MAX_ZIPPED = 80 * 2**20
 """Bytes of a zip, and of what it holds: more than a conversation may have, since the answer that
 fills one up may exceed that."""
-_MOST_ENTRIES = MOST_FILES + 100
+_MOST_ENTRIES = MAX_FILES + 100
 _MOST_INDEX = 8 * 2**20
 """Bytes of `conversation.json`."""
 _MOST_READ = 2**17
@@ -41,8 +50,8 @@ _FORMAT = 1
 _INDEX = "conversation.json"
 
 
-def pack(room: Room, model: str) -> Path:
-    """The conversation as a zip in its room's folder."""
+def pack(session: BrowserSession, model: str) -> Path:
+    """The conversation as a zip in its session's folder."""
     files: list[Path] = []
 
     def part(part: ContentPart) -> dict[str, str]:
@@ -59,37 +68,37 @@ def pack(room: Room, model: str) -> Path:
             "seed": turn.seed,
             "note": turn.note,
         }
-        for turn in list(room.turns)
+        for turn in list(session.turns)
     ]
     tree = {"format": _FORMAT, "model": model, "turns": turns}
-    with tempfile.TemporaryDirectory(dir=room.folder.parent) as draft:
+    with tempfile.TemporaryDirectory(dir=session.folder.parent) as draft:
         path = Path(draft) / "conversation.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(_INDEX, json.dumps(tree, indent=1, ensure_ascii=False))
             for file in files:
                 archive.write(file, file.name)
-        return path.replace(room.folder / path.name)
+        return path.replace(session.folder / path.name)
 
 
-def unpack(room: Room, path: str | Path) -> None:
+def unpack(session: BrowserSession, path: str | Path) -> None:
     """Take the conversation of a zip in place of the one here.
 
     Raises ConfigError or MediaError, and leaves what is here, if it is not one of `pack`.
     """
-    with tempfile.TemporaryDirectory(dir=room.folder.parent) as draft:
+    with tempfile.TemporaryDirectory(dir=session.folder.parent) as draft:
         turns = _read(Path(path), Path(draft))
-        with room.change():
-            room.turns = [_moved(turn, room) for turn in turns]
-            room.drop_unsaid()
+        with session.change():
+            session.turns = [_moved(turn, session) for turn in turns]
+            session.drop_unsaid()
 
 
-def _moved(turn: Turn, room: Room) -> Turn:
-    """The turn, with its files in the room."""
+def _moved(turn: Turn, session: BrowserSession) -> Turn:
+    """The turn, with its files in the session."""
     parts: list[ContentPart] = []
     for part in turn.message.parts:
         if not isinstance(part, Text):
             assert isinstance(part.source, Path)
-            target = part.source.rename(room.new_file(part.source.suffix))
+            target = part.source.rename(session.new_file(part.source.suffix))
             part = MEDIA[part.modality](source=target)
         parts.append(part)
     return Turn(turn.message.with_parts(parts), turn.seed, turn.note)
@@ -132,7 +141,7 @@ class _Reader:
         self._until = time.monotonic() + _MOST_SECONDS
         infos = archive.infolist()
         size = sum(info.file_size for info in infos)
-        if len(infos) > _MOST_ENTRIES or size > MOST_ZIPPED:
+        if len(infos) > _MOST_ENTRIES or size > MAX_ZIPPED:
             raise ConfigError(f"too large: {len(infos)} files, {size / 2**20:.0f} MiB")
         for info in infos:
             self._check(info)
@@ -162,8 +171,8 @@ class _Reader:
         if (known := _field(tree, "format", int)) != _FORMAT:
             raise ConfigError(f"format {quoted(known)} is not known; known is {_FORMAT}")
         turns = _field(tree, "turns", list)
-        if len(turns) > MOST_TURNS:
-            raise ConfigError(f"{len(turns)} messages, more than {MOST_TURNS}")
+        if len(turns) > MAX_TURNS:
+            raise ConfigError(f"{len(turns)} messages, more than {MAX_TURNS}")
         return [self._turn(turn) for turn in turns]
 
     def _turn(self, tree: Any) -> Turn:

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse
 
-from mmllm.demo.rooms import Rooms
+from mmllm.demo.sessions import SessionStore
 from mmllm.errors import quoted
 
 Message = MutableMapping[str, Any]
@@ -39,7 +39,7 @@ _IDLE = 30.0
 """Seconds that the next piece of a body may be waited for."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is answered by a status and a sentence."""
 
     def __init__(self, status: int, why: str):
@@ -47,14 +47,14 @@ class Refused(Exception):
         self.status = status
 
 
-class Gate:
+class OriginMiddleware:
     """ASGI middleware of the demo. `hosts`: names by which it may be called (the Host header; None:
     any), so that a page whose name resolves to 127.0.0.1 is refused, as by the server."""
 
-    def __init__(self, app: App, hosts: frozenset[str] | None, rooms: Rooms):
+    def __init__(self, app: App, hosts: frozenset[str] | None, sessions: SessionStore):
         self.app = app
         self.hosts = hosts
-        self.rooms = rooms
+        self.sessions = sessions
         self._uploads = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -66,7 +66,7 @@ class Gate:
             return
         try:
             self._check(scope)
-        except Refused as refusal:
+        except RequestRefused as refusal:
             answer = PlainTextResponse(str(refusal), refusal.status, {"connection": "close"})
             await answer(scope, receive, send)
             return
@@ -78,7 +78,7 @@ class Gate:
             await self.app(scope, _within(_IDLE, receive), send)
         finally:
             self._uploads -= 1
-            await asyncio.shield(asyncio.to_thread(self.rooms.sweep))
+            await asyncio.shield(asyncio.to_thread(self.sessions.sweep))
 
     def _check(self, scope: MutableMapping[str, Any]) -> None:
         headers = {
@@ -89,24 +89,28 @@ class Gate:
         name = host if host.endswith("]") else host.rsplit(":", 1)[0]
         if self.hosts is not None and name not in self.hosts:
             known = ", ".join(sorted(self.hosts))
-            raise Refused(403, f"Host {quoted(name)}: this demo answers to {known} only")
+            raise RequestRefused(403, f"Host {quoted(name)}: this demo answers to {known} only")
         if not _own(scope["method"], scope["path"], headers):
-            raise Refused(403, "this demo answers to its own page only, not to one of another site")
+            raise RequestRefused(
+                403, "this demo answers to its own page only, not to one of another site"
+            )
         path = scope["path"]
         if path.startswith(API) and path.removeprefix(API).startswith(CLOSED):
-            raise Refused(403, "this demo does not do that")
+            raise RequestRefused(403, "this demo does not do that")
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             self._check_body(path, headers)
 
     def _check_body(self, path: str, headers: dict[str, str]) -> None:
         length = headers.get("content-length", "")
         if not length.isdecimal() or "transfer-encoding" in headers:
-            raise Refused(411, "the length of the body must be said before it")
+            raise RequestRefused(411, "the length of the body must be said before it")
         most = _MOST_SENT if path.startswith(UPLOAD) else _MOST_SAID
         if len(length) > 15 or int(length) > most:
-            raise Refused(413, f"more than {most} bytes at once: send fewer or smaller files")
+            raise RequestRefused(
+                413, f"more than {most} bytes at once: send fewer or smaller files"
+            )
         if path.startswith(UPLOAD) and self._uploads >= _TOGETHER:
-            raise Refused(429, "too many files are being sent at once; try again soon")
+            raise RequestRefused(429, "too many files are being sent at once; try again soon")
 
 
 def _own(method: str, path: str, headers: dict[str, str]) -> bool:
