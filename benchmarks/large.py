@@ -30,9 +30,10 @@ from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, InputMedia, OutputMedia
+from mmllm.kernels import allocator
 from mmllm.llm.causal_lm import LanguageModel
 from mmllm.model import AnyToAny
-from mmllm.training import cpu, loop
+from mmllm.training import loop
 from mmllm.training.feed import StepData
 from mmllm.training.stage import choose_trainable
 from mmllm.weights import skip_weights
@@ -59,7 +60,7 @@ class Large(Stage):
     """A stage of modern-8b, ready to take steps on packs that are made up."""
 
     def __init__(self, number: int) -> None:
-        cpu.keep_freed_memory()
+        allocator.keep_freed_memory()
         (path,) = RECIPE.glob(f"{number}_*.yaml")
         run = configs.load_run(path)
         losses = {"text": 1.0} if number == 1 else {"text": 1.0, "align": 1.0}

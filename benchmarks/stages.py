@@ -19,8 +19,9 @@ from mmllm import model as models
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import Mixture
+from mmllm.kernels import allocator
 from mmllm.projections.input import LinearConfig
-from mmllm.training import cpu, loop
+from mmllm.training import loop
 from mmllm.training.feed import StepData, TrainingStepDataset, open_sources
 from mmllm.training.stage import choose_trainable
 
@@ -39,7 +40,7 @@ class Stage:
     def __init__(
         self, number: int, *, encoders: Mapping[str, Any] | None = None, **changes: Any
     ) -> None:
-        cpu.keep_freed_memory()
+        allocator.keep_freed_memory()
         run = configs.load_run(Path(__file__).parents[1] / MINI[number])
         if encoders is not None:
             linear = dict.fromkeys(encoders, LinearConfig())

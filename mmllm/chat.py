@@ -56,7 +56,8 @@ from mmllm.generation import (
 )
 from mmllm.inputs import as_messages, modality_choices, modality_key, sampling_options
 from mmllm.model import AnyToAny
-from mmllm.precision import best_device, fast_dtype, parse_device, parse_dtype
+from mmllm.kernels.devices import best_device, parse_device
+from mmllm.kernels.precision import fast_dtype, parse_dtype
 from mmllm.replies import (
     Done,
     Event,

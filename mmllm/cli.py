@@ -429,7 +429,7 @@ def demo(
     """Talk to a model in the browser (needs the extra `demo`)."""
     import mmllm
     from mmllm.demo import Demo, card_of
-    from mmllm.engine import limit_malloc_arenas
+    from mmllm.kernels.allocator import limit_malloc_arenas
 
     model = _the_model(named, model)
     console.note(f"loading {model}")
@@ -561,7 +561,7 @@ def serve(
         console.note("others can reach this server and need no token: see --token")
 
     import mmllm
-    from mmllm.engine import limit_malloc_arenas
+    from mmllm.kernels.allocator import limit_malloc_arenas
     from mmllm.server.app import build_app
 
     console.note(f"loading {model}")
@@ -584,7 +584,7 @@ def export(
 ) -> None:
     """Write a trained model without its training state, ready to be used or given away."""
     from mmllm import checkpoints
-    from mmllm.precision import parse_dtype
+    from mmllm.kernels.precision import parse_dtype
 
     precision = parse_dtype(dtype)
     model, folder = _model_and_folder(places, model)
@@ -607,7 +607,7 @@ def merge(
 ) -> None:
     """Write a trained model with its LoRA merged into a language model of its own."""
     from mmllm import checkpoints
-    from mmllm.precision import parse_dtype
+    from mmllm.kernels.precision import parse_dtype
 
     precision = parse_dtype(dtype)
     model, folder = _model_and_folder(places, model)

@@ -9,8 +9,6 @@ decoder is a lane, while those on one accelerator, whose queue and memory are on
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +25,6 @@ from mmllm.model import AnyToAny
 
 _OFTEN = 0.05
 """Seconds between two looks at what may end a wait."""
-_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
-"""M_ARENA_MAX and M_MMAP_THRESHOLD of glibc's malloc.h."""
 _GATHER = 0.01
 """Seconds that media wait for those of others, whose text may have ended with the same step."""
 
@@ -255,17 +251,6 @@ class DecoderQueue(CooperativeScheduler):
             batch = list(fitting.values())
             self.orders = [order for order in self.orders if order not in batch]
         return batch
-
-
-def limit_malloc_arenas() -> None:
-    """Let the threads of this process share two heaps, and give large buffers back at once, where
-    the C library is glibc; before a model is loaded. Threads that come and go get up to eight heaps
-    a core, and each keeps what it once needed: the private memory of `mmllm serve mini` grew from
-    1.0 to 1.3 GB over 250 mixed requests (`python benchmarks/serving.py memory`)."""
-    with contextlib.suppress(AttributeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(_ARENA_MAX, 2)
-        library.mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def _parts(media: Sequence[Medium], counts: Sequence[int]) -> list[list[Medium]]:

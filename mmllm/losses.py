@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from mmllm.data.batch import Batch
 from mmllm.decoders.base import ModalityDecoder
+from mmllm.kernels.devices import to_device
 from mmllm.model import Output
-from mmllm.precision import to_device
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     # Plain data and words, at the bottom.
     "errors": set(),
     "tokens": set(),
-    "precision": {"errors"},
+    "kernels": {"errors"},
     "console": set(),
     "utils": {"errors"},
     "config": {"errors", "weights"},
@@ -39,10 +39,10 @@ ALLOWED: dict[str, set[str]] = {
     "prompt_lookup": set(),
     # The parts, which do not know one another.
     "projections": {"errors"},
-    "llm": {"errors", "precision", "tokens", "weights"},
+    "llm": {"errors", "kernels", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "errors", "media", "mini", "weights"},
-    "decoders": {"config", "conversation", "errors", "media", "precision", "weights"},
+    "decoders": {"config", "conversation", "errors", "media", "kernels", "weights"},
     # `frozen` runs the frozen parts of a model once an item: the only thing here that knows one.
     # `checking` decodes media and shows samples.
     "data": {
@@ -51,16 +51,16 @@ ALLOWED: dict[str, set[str]] = {
         "gallery",
         "media",
         "model",
-        "precision",
+        "kernels",
         "tokens",
         "weights",
     },
     # What joins them.
     "model": {"config", "data", "decoders", "encoders", "errors", "licences", "llm"},
-    "losses": {"data", "decoders", "model", "precision"},
+    "losses": {"data", "decoders", "model", "kernels"},
     "checkpoints": {"config", "errors", "llm", "mini", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "errors", "weights"},
-    "generation": {"conversation", "data", "errors", "llm", "model", "precision", "prompt_lookup"},
+    "generation": {"conversation", "data", "errors", "llm", "model", "kernels", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},
     "chat": {
         "chat_session",
@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         "inputs",
         "mini",
         "model",
-        "precision",
+        "kernels",
         "replies",
     },
     "training": {
@@ -90,7 +90,7 @@ ALLOWED: dict[str, set[str]] = {
         "licences",
         "losses",
         "model",
-        "precision",
+        "kernels",
     },
     # Builds what training builds, without weights.
     "planning": {
@@ -98,6 +98,7 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "decoders",
         "errors",
+        "kernels",
         "licences",
         "llm",
         "model",
@@ -120,7 +121,7 @@ ALLOWED: dict[str, set[str]] = {
         "media",
         "mini",
         "model",
-        "precision",
+        "kernels",
         "weights",
     },
     "demo": {
@@ -158,7 +159,7 @@ ALLOWED: dict[str, set[str]] = {
         "mini",
         "nextgpt",
         "planning",
-        "precision",
+        "kernels",
         "repl",
         "server",
         "training",

@@ -14,8 +14,8 @@ from mmllm.conversation import Message, assistant, user
 from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
 from mmllm.data.frozen import FeatureCache
 from mmllm.errors import CheckpointError
-from mmllm.llm import head
-from mmllm.llm.frozen import FrozenLinear
+from mmllm.kernels import linear_cross_entropy as head
+from mmllm.kernels.prepacked_linear import FrozenLinear
 from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.training.stage import choose_trainable

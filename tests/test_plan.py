@@ -20,7 +20,8 @@ from mmllm import model as models
 from mmllm.cli import FAILED, main
 from mmllm.config import RunConfig
 from mmllm.errors import AssetError, ConfigError
-from mmllm.llm import causal_lm, packing
+from mmllm.kernels import packed_attention as packing
+from mmllm.llm import causal_lm
 from mmllm.llm.causal_lm import CausalLMConfig, LoraOptions
 from mmllm.training import loop
 from mmllm.training.stage import ParameterGroup, choose_trainable

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmllm.conversation import Medium
 from mmllm.data.rendering import UNSUPERVISED, Rendered, common_prefix_length
-from mmllm.precision import to_device
+from mmllm.kernels.devices import to_device
 
 PACK_MULTIPLE = 16
 """The length of a pack is a multiple of this: CPU matrix products in bfloat16 are slower for other

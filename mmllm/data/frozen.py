@@ -21,8 +21,8 @@ from mmllm.conversation import Embedded, Medium
 from mmllm.data.rendering import Rendered
 from mmllm.data.store import DamagedShardError, FeatureStore, FeatureTensors, Namespace
 from mmllm.errors import MediaError
+from mmllm.kernels.devices import to_device
 from mmllm.model import AnyToAny
-from mmllm.precision import to_device
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from mmllm.conversation import Audio, Medium
 from mmllm.decoders.base import Condition, ModalityDecoder, SequenceConfig
 from mmllm.errors import ConfigError
+from mmllm.kernels.devices import to_device
 from mmllm.media import resample
-from mmllm.precision import to_device
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
 from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
-from mmllm.precision import to_device
+from mmllm.kernels.devices import to_device
 
 
 @dataclass(frozen=True)

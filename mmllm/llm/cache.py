@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mmllm.precision import to_device
+from mmllm.kernels.devices import to_device
 
 _AHEAD = 64
 """Positions of room at least."""
@@ -77,7 +77,7 @@ class KVCache(DynamicCache):
         self.stack: Any = None
         """What runs on it in place of the model's own forward (mmllm.llm.stack), if anything."""
         self.hooks: Any = None
-        """Those of the model that reads it (mmllm.llm.hooks)."""
+        """Those of the model that reads it (mmllm.kernels.forward_hooks)."""
         self.was_hooked = False
         """Whether some of it was read while there was a hook."""
 

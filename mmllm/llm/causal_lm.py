@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.errors import CheckpointError, ConfigError, brief_reason, quoted, wrap_errors
-from mmllm.llm import packing
-from mmllm.llm.frozen import PrepackCache, may_prepack, tensor_versions
-from mmllm.llm.head import FrozenHead, LogitTransform
-from mmllm.llm.hooks import ForwardHooks, has_forward_hooks
-from mmllm.llm.lora import fused_lora_linear
+from mmllm.kernels import packed_attention as packing
+from mmllm.kernels.devices import to_device
+from mmllm.kernels.forward_hooks import ForwardHooks, has_forward_hooks
+from mmllm.kernels.linear_cross_entropy import FrozenHead, LogitTransform
+from mmllm.kernels.lora_linear import fused_lora_linear
+from mmllm.kernels.precision import parse_dtype
+from mmllm.kernels.prepacked_linear import PrepackCache, may_prepack, tensor_versions
 from mmllm.llm.packed_stack import PackedDecoderStack
 from mmllm.llm.stack import CachedDecoderStack, ForwardRequest, matmul
 from mmllm.llm.templates import chat_template, check_template
-from mmllm.precision import parse_dtype, to_device
 from mmllm.tokens import TokenSpace
 from mmllm.utils import sandbox
 from mmllm.utils.hints import did_you_mean
@@ -547,7 +548,7 @@ def _check_head(llm: LanguageModel) -> None:
     if not torch.allclose(found.float(), wanted.float(), rtol=0.05, atol=0.05):
         raise ConfigError(
             f"llm.weights: the family {base.config.model_type!r} treats its logits in a way that "
-            "mmllm does not know (mmllm.llm.head, LogitTransform): it cannot be used yet"
+            "mmllm does not know (LogitTransform): it cannot be used yet"
         )
 
 

@@ -3,8 +3,8 @@
 transformers' layers read and write a pack several times for a norm, once more for each sum, and
 have every frozen weight laid out anew for every product. Here a sum and the norm behind it are one
 pass, and so is rotation; nothing is kept in float32 for the gradient; frozen weights lie ready
-(mmllm.llm.frozen). Modules and weights are the model's own: what is not known (other families,
-hooks, compiled layers, other devices) runs as it did before.
+(mmllm.kernels.prepacked_linear). Modules and weights are the model's own: what is not known (other
+families, hooks, compiled layers, other devices) runs as it did before.
 
 Legend: T positions of the pack, D width, H heads, E their width.
 """
@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmllm.llm.frozen import PrepackCache, may_prepack
-from mmllm.llm.hooks import has_forward_hooks
-from mmllm.llm.lora import frozen_linear, is_autocast, lora_linear, plain_adapter
-from mmllm.llm.packing import PackLayout, packed_attention
+from mmllm.kernels.forward_hooks import has_forward_hooks
+from mmllm.kernels.lora_linear import frozen_linear, is_autocast, lora_linear, plain_adapter
+from mmllm.kernels.pack_layout import PackLayout
+from mmllm.kernels.packed_attention import packed_attention
+from mmllm.kernels.prepacked_linear import PrepackCache, may_prepack
 from mmllm.llm.stack import apply_rope, is_supported, rope_cos_sin
 
 BLOCK_SIZE = 128

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmllm.llm import packing
-from mmllm.llm.frozen import tensor_versions
-from mmllm.llm.hooks import ForwardHooks
-from mmllm.llm.lora import plain_adapter
-from mmllm.precision import to_device
+from mmllm.kernels import packed_attention as packing
+from mmllm.kernels.devices import to_device
+from mmllm.kernels.forward_hooks import ForwardHooks
+from mmllm.kernels.lora_linear import plain_adapter
+from mmllm.kernels.prepacked_linear import tensor_versions
 
 SUPPORTED_MODEL_TYPES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 """Families of transformers whose layers are what `CachedDecoderStack` computes."""

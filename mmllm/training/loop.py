@@ -37,9 +37,11 @@ from mmllm.data.rendering import Rendered
 from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import UnloadedEncoder
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
+from mmllm.kernels import allocator
+from mmllm.kernels.devices import parse_device, to_device
+from mmllm.kernels.precision import fast_dtype
 from mmllm.model import AnyToAny
-from mmllm.precision import fast_dtype, parse_device, to_device
-from mmllm.training import cpu, report
+from mmllm.training import report
 from mmllm.training.feed import (
     StepData,
     TrainingStepDataset,
@@ -95,7 +97,7 @@ def train(
     from the newest one exactly as if nothing had happened. `precompute`: run the frozen parts over
     all data before the first step, and not when a step asks. The folder is locked meanwhile.
     """
-    cpu.keep_freed_memory()
+    allocator.keep_freed_memory()
     _check_launch()
     state = join_processes()
     licences.check(run.system)  # before a folder is made for it

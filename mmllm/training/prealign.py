@@ -37,8 +37,8 @@ from mmllm.data.batch import collate
 from mmllm.data.frozen import FeatureCache, medium_identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
+from mmllm.kernels.devices import to_device
 from mmllm.model import AnyToAny
-from mmllm.precision import to_device
 
 Reply = tuple[int, ...]
 Autocast = Callable[[], AbstractContextManager]

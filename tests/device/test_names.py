@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import mmllm
-from mmllm import precision
 from mmllm.errors import ConfigError
-from mmllm.precision import fast_dtype, parse_device, to_device
+from mmllm.kernels import devices
+from mmllm.kernels.devices import parse_device, to_device
+from mmllm.kernels.precision import fast_dtype
 from mmllm.training.loop import _accelerator, train
 from tests.device.training import OnDevice, on_device
 from tests.training.conftest import data, make_run
@@ -42,7 +43,7 @@ def test_a_device_that_is_not_here_is_refused(name: str, said: str, monkeypatch)
 def test_devices_that_are_here_are_taken(second: torch.device, monkeypatch) -> None:
     assert parse_device("cpu") == "cpu"
     assert parse_device("second") == "second"
-    monkeypatch.setattr(precision, "device_count", lambda kind: {"cpu": 1, "cuda": 2}.get(kind, 0))
+    monkeypatch.setattr(devices, "device_count", lambda kind: {"cpu": 1, "cuda": 2}.get(kind, 0))
     assert parse_device("cuda:1") == "cuda:1"
     with pytest.raises(ConfigError, match=r"here \(cpu, cuda:0 to cuda:1\), got 'cuda:2'"):
         parse_device("cuda:2")

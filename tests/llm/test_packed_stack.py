@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmllm import config
-from mmllm.llm import frozen, packed_stack
+from mmllm.kernels import prepacked_linear as frozen
+from mmllm.llm import packed_stack
 from mmllm.llm.causal_lm import LanguageModel
 from mmllm.llm.packed_stack import PackedDecoderStack
 from tests.llm.families import FAMILIES

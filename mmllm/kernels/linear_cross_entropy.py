@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.llm.frozen import FrozenLinear
+from mmllm.kernels.prepacked_linear import FrozenLinear
 
 CHUNK_SIZE = 1024
 """Positions whose logits are in memory at once in training."""

@@ -1,43 +1,13 @@
-"""Devices by name, floating-point types (their speed measured on a CPU, known on a GPU), and copies
-to a device that do not block."""
+"""Devices by name, and copies to a device that do not block."""
 
 from __future__ import annotations
 
-import functools
-import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmllm.errors import ConfigError, quoted
-
-
-def parse_dtype(name: torch.dtype | str) -> torch.dtype:
-    """Return float32, bfloat16 or float16, given its name or itself.
-
-    Raises:
-        ConfigError: For any other dtype.
-    """
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    name = str(name).removeprefix("torch.")
-    if name not in dtypes:
-        raise ConfigError(f"dtype: expected {', '.join(dtypes)}, got {name!r}")
-    return dtypes[name]
-
-
-@functools.cache
-def fast_dtype(device_type: str) -> torch.dtype:
-    """Return bfloat16 where its matrix products are clearly faster than float32's on this type of
-    device (cpu, cuda, …), else float32. CUDA before Ampere only emulates bfloat16."""
-    if device_type == "cuda":
-        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if is_native else torch.float32
-    if device_type == "mps":
-        return torch.float32
-    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    is_faster = seconds[torch.bfloat16] < seconds[torch.float32] / 1.3
-    return torch.bfloat16 if is_faster else torch.float32
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -76,17 +46,6 @@ def parse_device(name: torch.device | str) -> str:
         f"device: expected one that is here ({', '.join(_available_devices())}), got "
         f"{quoted(name)}{_remedy(str(name))}"
     )
-
-
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    """Measure the product of [512, 1024] and [1024, 1024]: the median of five."""
-    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[2]
 
 
 def device_count(device_type: str) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.llm import head
-from mmllm.llm.frozen import FrozenLinear
-from mmllm.llm.head import FrozenHead, LogitTransform
+from mmllm.kernels import linear_cross_entropy as head
+from mmllm.kernels.linear_cross_entropy import FrozenHead, LogitTransform
+from mmllm.kernels.prepacked_linear import FrozenLinear
 
 WIDTH, WORDS = 6, 11
 SHAPES = [LogitTransform(), LogitTransform(scale=0.3), LogitTransform(scale=2.0, softcap=1.5)]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmllm.llm.frozen import FrozenLinear
+from mmllm.kernels.prepacked_linear import FrozenLinear
 
 
 def plain_adapter(module: Any) -> tuple[nn.Linear, Tensor, Tensor, float] | None:

@@ -13,13 +13,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from mmllm.training import cpu
+from mmllm.kernels import allocator
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
 
 if sys.argv[1] == "kept":
-    cpu.keep_freed_memory()
+    allocator.keep_freed_memory()
 # The first round makes the C library raise its own limit, as the first steps do.
 for _ in range(2):
     block = torch.empty(60 << 20, dtype=torch.uint8).fill_(1)

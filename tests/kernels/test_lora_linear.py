@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from mmllm.llm import lora
+from mmllm.kernels import lora_linear as lora
 
 
 def layer_of(dtype: torch.dtype = torch.float32, *, bias: bool = True, **options: Any) -> Any:

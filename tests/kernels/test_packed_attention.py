@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.llm import packing
-from mmllm.llm.packing import PackLayout
+from mmllm.kernels import pack_layout
+from mmllm.kernels import packed_attention as packing
+from mmllm.kernels.pack_layout import PackLayout
 
 LENGTHS = (4, 9, 1, 5, 9, 2)
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def visible(prefix_len: int, window: int | None) -> Tensor:
 def test_packed_attention_and_its_gradients_are_the_plain_ones(
     monkeypatch: pytest.MonkeyPatch, prefix_len: int, window: int | None, short: int, group: int
 ) -> None:
-    monkeypatch.setattr(packing, "GROUP_OVERHEAD", group)
+    monkeypatch.setattr(pack_layout, "GROUP_OVERHEAD", group)
     monkeypatch.setattr(packing, "MAX_MATH_KEYS", short)
     torch.manual_seed(0)
     total = prefix_len + sum(LENGTHS)
@@ -75,9 +76,9 @@ def test_groups_spare_padding_where_it_is_worth_a_call() -> None:
     rows = PackLayout.build(lengths, 10, CPU)
     found = [(group.prefix_len, group.num_sequences, group.num_queries) for group in rows.groups]
     assert found == [(0, 1, 12), (10, 1, 302), (10, 20, 30)]
-    assert all(group.num_keys % packing.LENGTH_MULTIPLE == 0 for group in rows.groups)
+    assert all(group.num_keys % pack_layout.LENGTH_MULTIPLE == 0 for group in rows.groups)
     for keys in (False, True):
         places = rows.row_index(3, keys=keys)
         every = torch.arange(3 * (10 + sum(lengths)))
         assert places.gather(places.scatter(every)).equal(every)
-    assert packing.group_sizes([300] + [30] * 20, 10, torch.device("cuda")) == [21]
+    assert pack_layout.group_sizes([300] + [30] * 20, 10, torch.device("cuda")) == [21]

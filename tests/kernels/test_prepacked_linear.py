@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmllm.llm.frozen import FrozenLinear, PrepackCache, PrepackedLinear
+from mmllm.kernels.prepacked_linear import FrozenLinear, PrepackCache, PrepackedLinear
 
 
 @pytest.mark.parametrize("bias", [False, True])
