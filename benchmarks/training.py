@@ -29,7 +29,7 @@ from stages import Bare, Stage
 
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import LengthGroups
-from mmllm.llm.packed_stack import PackedDecoderStack
+from mmllm.kernels.decoder_stack import PackedDecoderStack
 from mmllm.training.feed import TrainingStepDataset
 
 

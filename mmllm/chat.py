@@ -55,9 +55,9 @@ from mmllm.generation import (
     prepare,
 )
 from mmllm.inputs import as_messages, modality_choices, modality_key, sampling_options
-from mmllm.model import AnyToAny
 from mmllm.kernels.devices import best_device, parse_device
 from mmllm.kernels.precision import fast_dtype, parse_dtype
+from mmllm.model import AnyToAny
 from mmllm.replies import (
     Done,
     Event,

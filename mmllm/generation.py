@@ -34,8 +34,8 @@ from mmllm.data.batch import Batch, FeatureProvider, collate
 from mmllm.data.frozen import medium_identity
 from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.errors import ConfigError, quoted
+from mmllm.kernels.cached_attention import ForwardRequest
 from mmllm.kernels.devices import to_device
-from mmllm.llm.stack import ForwardRequest
 from mmllm.model import AnyToAny
 from mmllm.prompt_lookup import PromptLookupDraft
 

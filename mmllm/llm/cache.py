@@ -75,7 +75,8 @@ class KVCache(DynamicCache):
         super().__init__(config=config)
         self.layers = [Layer() if type(entry) is DynamicLayer else entry for entry in self.layers]
         self.stack: Any = None
-        """What runs on it in place of the model's own forward (mmllm.llm.stack), if anything."""
+        """What runs on it in place of the model's own forward (mmllm.kernels.decoder_stack), if
+        anything."""
         self.hooks: Any = None
         """Those of the model that reads it (mmllm.kernels.forward_hooks)."""
         self.was_hooked = False

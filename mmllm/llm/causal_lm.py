@@ -23,14 +23,15 @@ from torch.nn import functional as F
 
 from mmllm.errors import CheckpointError, ConfigError, brief_reason, quoted, wrap_errors
 from mmllm.kernels import packed_attention as packing
+from mmllm.kernels.cached_attention import ForwardRequest
+from mmllm.kernels.decoder_stack import CachedDecoderStack, PackedDecoderStack
 from mmllm.kernels.devices import to_device
 from mmllm.kernels.forward_hooks import ForwardHooks, has_forward_hooks
+from mmllm.kernels.inference_layer import matmul
 from mmllm.kernels.linear_cross_entropy import FrozenHead, LogitTransform
 from mmllm.kernels.lora_linear import fused_lora_linear
 from mmllm.kernels.precision import parse_dtype
 from mmllm.kernels.prepacked_linear import PrepackCache, may_prepack, tensor_versions
-from mmllm.llm.packed_stack import PackedDecoderStack
-from mmllm.llm.stack import CachedDecoderStack, ForwardRequest, matmul
 from mmllm.llm.templates import chat_template, check_template
 from mmllm.tokens import TokenSpace
 from mmllm.utils import sandbox
@@ -339,7 +340,7 @@ class LanguageModel(nn.Module):
 
     def forward_with_cache(self, passes: Sequence[ForwardRequest]) -> list[Tensor]:
         """What `forward` gives for each; the weights are read once for all where the layers are
-        known (mmllm.llm.stack)."""
+        known (mmllm.kernels.decoder_stack)."""
         stack = self._stack_on(passes[-1].cache)
         if stack and len(passes) > 1 and not has_forward_hooks(self):
             return stack(passes)
@@ -477,8 +478,8 @@ class LanguageModel(nn.Module):
         return ForwardHooks(self.model).may_alter_outputs
 
     def new_cache(self) -> Any:
-        """An empty key-value cache for generation, and what runs on it (mmllm.llm.stack): of the
-        weights as they are now."""
+        """An empty key-value cache for generation, and what runs on it
+        (mmllm.kernels.decoder_stack): of the weights as they are now."""
         from mmllm.llm.cache import KVCache
 
         cache = KVCache(self.base_model.config)

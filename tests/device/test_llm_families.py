@@ -21,7 +21,7 @@ from tests.second_device import host_waits
 TALK = [user("What is this?"), assistant("a red apple"), user("one  two\n three"), assistant("ten")]
 OUTPUTS = {"image": 3, "audio": 2}
 LEAN = {"llama3", "vicuna", "qwen3", "smollm"}
-"""Those whose caches are read by mmllm.llm.stack."""
+"""Those whose caches are read by mmllm.kernels.decoder_stack."""
 Pair = tuple[str, AnyToAny, AnyToAny]
 
 

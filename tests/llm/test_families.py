@@ -17,8 +17,8 @@ from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.generation import Sampling, generate
+from mmllm.kernels.inference_layer import matmul
 from mmllm.llm.causal_lm import LanguageModel
-from mmllm.llm.stack import matmul
 from mmllm.llm.templates import TEMPLATES
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, WINDOW
@@ -270,7 +270,7 @@ def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) ->
         for begin, end in ((0, length - 3), *((at, at + 1) for at in range(length - 3, length))):
             places = torch.arange(begin, end)[None]
             found.append(llm(embeds[:, begin:end], positions=places, cache=cache))
-        assert type(cache.stack.layers[0].qkv).__name__ == "InferenceLinear"
+        assert type(cache.stack.layers[0].qkv_proj).__name__ == "InferenceLinear"
         whole = llm(embeds)
         torch.testing.assert_close(torch.cat(found, dim=1), whole, atol=1e-4, rtol=1e-4)
         return whole

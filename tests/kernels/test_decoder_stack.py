@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mmllm import config
-from mmllm.kernels import prepacked_linear as frozen
-from mmllm.llm import packed_stack
+from mmllm.kernels import prepacked_linear, rms_norm
+from mmllm.kernels.decoder_stack import PackedDecoderStack
 from mmllm.llm.causal_lm import LanguageModel
-from mmllm.llm.packed_stack import PackedDecoderStack
+from tests.llm.conftest import folders
 from tests.llm.families import FAMILIES
+
+__all__ = ["folders"]
 
 KNOWN = ["llama3", "vicuna", "qwen3", "smollm"]
 OPENING, LENGTHS = 3, (6, 2, 9)
@@ -84,7 +86,7 @@ def is_used(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> bool:
 def test_states_and_gradients_are_the_models_own(
     name: str, options: dict, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_stack, "BLOCK_SIZE", 8)  # and a rest
+    monkeypatch.setattr(rms_norm, "BLOCK_SIZE", 8)  # and a rest
     llm = model_of(folders(name), options=options)
     assert is_used(llm, monkeypatch)
     for one, other in zip(results(llm), its_own(llm, monkeypatch), strict=True):
@@ -92,11 +94,13 @@ def test_states_and_gradients_are_the_models_own(
 
 
 @pytest.mark.parametrize("name", ["qwen3", "smollm"])
-@pytest.mark.parametrize("small", [0, frozen.MAX_PREPACK_BYTES], ids=["as they are", "laid out"])
+@pytest.mark.parametrize(
+    "small", [0, prepacked_linear.MAX_PREPACK_BYTES], ids=["as they are", "laid out"]
+)
 def test_in_bfloat16_they_are_as_near_to_the_exact_ones(
     name: str, small: int, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frozen, "MAX_PREPACK_BYTES", small)
+    monkeypatch.setattr(prepacked_linear, "MAX_PREPACK_BYTES", small)
     exact = results(model_of(folders(name)))
     llm = model_of(folders(name), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
