@@ -31,7 +31,7 @@ from mmllm import model as models
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, InputMedia, OutputMedia
 from mmllm.kernels import allocator
-from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.language_model import LanguageModel
 from mmllm.model import AnyToAny
 from mmllm.training import loop
 from mmllm.training.feed import StepData

@@ -122,7 +122,7 @@ def load(weights: str, num: int) -> Line:
     """Our LLM against tokenizer and model by `from_pretrained`, in the same dtype."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mmllm.llm.causal_lm import CausalLMConfig, build
+    from mmllm.llm.loading import CausalLMConfig, build
     from mmllm.weights import locate
 
     folder = locate(weights, "llm.weights")

@@ -21,7 +21,7 @@ from mmllm.data.rendering import Renderer
 from mmllm.decoders.base import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, wrap_errors
-from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.language_model import LanguageModel
 
 PROJECTIONS = ("input_projections", "output_projections")
 """The rooms of what is trained beside the LLM."""

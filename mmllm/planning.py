@@ -30,7 +30,8 @@ from mmllm.decoders.base import meta_components
 from mmllm.errors import ConfigError
 from mmllm.kernels.linear_cross_entropy import CHUNK_SIZE
 from mmllm.licences import PartLicence
-from mmllm.llm.causal_lm import LanguageModel, local_tokenizer
+from mmllm.llm.language_model import LanguageModel
+from mmllm.llm.loading import local_tokenizer
 from mmllm.llm.templates import chat_template
 from mmllm.model import AnyToAny
 from mmllm.training.feed import open_sources

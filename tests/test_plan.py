@@ -21,8 +21,9 @@ from mmllm.cli import FAILED, main
 from mmllm.config import RunConfig
 from mmllm.errors import AssetError, ConfigError
 from mmllm.kernels import packed_attention as packing
-from mmllm.llm import causal_lm
-from mmllm.llm.causal_lm import CausalLMConfig, LoraOptions
+from mmllm.llm import loading
+from mmllm.llm.adapters import LoraOptions
+from mmllm.llm.loading import CausalLMConfig
 from mmllm.training import loop
 from mmllm.training.stage import ParameterGroup, choose_trainable
 from tests import parts
@@ -182,7 +183,7 @@ def test_activations_are_what_autograd_keeps(
     monkeypatch.setattr(
         packing, "MAX_MATH_KEYS", 0
     )  # the fused kernel's, as on the GPUs that are planned
-    llm = causal_lm.build(CausalLMConfig(str(llama), lora), dtype=torch.bfloat16)
+    llm = loading.build(CausalLMConfig(str(llama), lora), dtype=torch.bfloat16)
     if lora:
         llm.attach_lora()
         for _, parameter in llm.lora_parameters():
@@ -210,7 +211,7 @@ def test_activations_are_what_autograd_keeps(
 
 def test_operations_are_what_torch_counts(llama: Path, run: RunConfig) -> None:
     options = LoraOptions(4, 8.0, 0.0, "all-linear")
-    llm = causal_lm.build(CausalLMConfig(str(llama), options), dtype=torch.float32)
+    llm = loading.build(CausalLMConfig(str(llama), options), dtype=torch.float32)
     llm.attach_lora()
     for _, parameter in llm.lora_parameters():
         parameter.requires_grad_(True)

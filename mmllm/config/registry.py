@@ -20,7 +20,7 @@ from mmllm.config.trusted import TRUSTED
 from mmllm.errors import ConfigError, quoted
 
 COMPONENTS: dict[str, dict[str, str]] = {
-    "llm": {"causal_lm": "mmllm.llm.causal_lm:CausalLMConfig"},
+    "llm": {"causal_lm": "mmllm.llm.loading:CausalLMConfig"},
     "encoders": {
         "efficientnet": "mmllm.encoders.efficientnet:EfficientNetConfig",
         "frames": "mmllm.encoders.frames:FramesConfig",

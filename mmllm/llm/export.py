@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
-from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.language_model import LanguageModel
 
 
 def merge(llm: LanguageModel) -> None:

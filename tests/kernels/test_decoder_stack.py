@@ -13,7 +13,7 @@ from torch import Tensor
 from mmllm import config
 from mmllm.kernels import prepacked_linear, rms_norm
 from mmllm.kernels.decoder_stack import PackedDecoderStack
-from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.language_model import LanguageModel
 from tests.llm.conftest import folders
 from tests.llm.families import FAMILIES
 
@@ -132,7 +132,7 @@ def test_what_it_does_not_know_runs_as_before(
     folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in FAMILIES:
-        known = model_of(folders(name))._packed_stack is not None
+        known = PackedDecoderStack.build(model_of(folders(name)).backbone) is not None
         assert known == (name in KNOWN)
     for case in ("as it is", "hooked", "compiled", "norm trains", "recomputes", "cast"):
         llm = model_of(folders("smollm"))

@@ -20,9 +20,10 @@ from mmllm import model as models
 from mmllm.checkpoints import Checkpoint
 from mmllm.cli import FAILED, main
 from mmllm.errors import CheckpointError, ConfigError
-from mmllm.llm import causal_lm
-from mmllm.llm.causal_lm import CausalLMConfig, LanguageModel
+from mmllm.llm import loading
 from mmllm.llm.export import merge, save_transformers
+from mmllm.llm.language_model import LanguageModel
+from mmllm.llm.loading import CausalLMConfig
 from mmllm.model import AnyToAny
 from tests import parts
 from tests.llm.families import FAMILIES, write
@@ -324,21 +325,19 @@ def test_a_folder_without_safetensors_is_told_apart(tmp_path):
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"only pytorch_model\.bin, a pickle") as caught:
-        causal_lm.build(CausalLMConfig(weights=str(pickled)))
+        loading.build(CausalLMConfig(weights=str(pickled)))
     python, option, program = shlex.split(str(caught.value).splitlines()[1])
     assert (python, option) == ("python", "-c")
     exec(program, {})
-    converted, own = (
-        causal_lm.build(CausalLMConfig(weights=str(each))) for each in (pickled, whole)
-    )
+    converted, own = (loading.build(CausalLMConfig(weights=str(each))) for each in (pickled, whole))
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(converted.forward(converted.embed(ids)), own.forward(own.embed(ids)))
 
     (whole / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no \*\.safetensors; is the copy whole"):
-        causal_lm.build(CausalLMConfig(weights=str(whole)))
+        loading.build(CausalLMConfig(weights=str(whole)))
     with pytest.raises(CheckpointError, match=r"expected a folder or a \.gguf file"):
-        causal_lm.build(CausalLMConfig(weights=str(whole / "config.json")))
+        loading.build(CausalLMConfig(weights=str(whole / "config.json")))
     (whole / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no config\.json \(.*tokenizer.*\); is it the"):
-        causal_lm.build(CausalLMConfig(weights=str(whole)))
+        loading.build(CausalLMConfig(weights=str(whole)))

@@ -18,7 +18,7 @@ from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.generation import Sampling, generate
 from mmllm.kernels.inference_layer import matmul
-from mmllm.llm.causal_lm import LanguageModel
+from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.templates import TEMPLATES
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, WINDOW

@@ -1,0 +1,182 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) of a language model, by peft and in peft's own format.
+
+Nothing but the adapters' two matrices trains: options of peft that would train other weights are
+refused, because no checkpoint holds those.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmllm.errors import CheckpointError, ConfigError, quoted
+from mmllm.kernels.lora_linear import fused_lora_linear
+from mmllm.utils import sandbox
+from mmllm.utils.hints import did_you_mean
+from mmllm.weights import copy_tensors, save_tensors
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+"""peft's name of the file."""
+
+_REFUSED_OPTIONS = {
+    **dict.fromkeys(("r", "lora_alpha", "lora_dropout", "target_modules"), "has a key of its own"),
+    **dict.fromkeys(("task_type", "peft_type", "inference_mode"), "is always the same"),
+    **dict.fromkeys(
+        ("bias", "modules_to_save", "trainable_token_indices", "target_parameters"),
+        "would train what no checkpoint of mmllm holds",
+    ),
+}
+"""Options of peft that `llm.lora.options` cannot have, and why."""
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters (Hu et al. 2021), by peft. `targets`: module names, or "all-linear".
+    `options`: more of peft's `LoraConfig` by its names (use_rslora, use_dora, rank_pattern, …)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] | str = "all-linear"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def attach_lora(model: Any, options: LoraOptions, *, base_name: str, quantized: bool) -> Any:
+    """Wrap a transformers model into a peft model with fresh, frozen adapters.
+
+    They change nothing until they are trained, and are the same in every process and run.
+
+    Args:
+        model: The transformers model.
+        options: `llm.lora` of the config.
+        base_name: The name of the base model to record: what the config calls its weights, not the
+            folder that they were loaded from.
+        quantized: Whether bitsandbytes keeps the weights; then peft's own layers are used.
+
+    Raises:
+        ConfigError: peft does not have, or refuses, an option.
+    """
+    from peft import get_peft_model
+
+    config = _peft_config(options)
+    _check_patterns(options, model)
+    if not quantized:
+        config._register_custom_module({nn.Linear: fused_lora_linear()})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            adapted: Any = get_peft_model(model, config)
+        except (ValueError, TypeError, ImportError) as error:
+            raise ConfigError(f"llm.lora: peft refuses it: {error}") from error
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    for _, parameter in lora_parameters(adapted):
+        parameter.requires_grad_(False)
+    return adapted
+
+
+def find_adapter(folder: Path) -> Path:
+    """The adapters' safetensors in a folder of peft's format. Raises CheckpointError if there are
+    none; a pickle, which peft would take, is never read."""
+    file = folder / WEIGHTS_NAME
+    if not file.is_file():
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"{file}: absent ({names}); adapters are read from safetensors alone, no pickle is"
+        )
+    return file
+
+
+def load_adapter(model: Any, file: Path) -> None:
+    """Fill a peft model's adapters from safetensors. peft's config beside them is not read. Raises
+    CheckpointError if names or shapes differ."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)  # shares memory
+    remedy = "do llm.weights, llm.lora.rank and llm.lora.targets match the checkpoint?"
+    copy_tensors(state, file, remedy=remedy)
+
+
+def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a peft model's adapters and their config; nothing of the base model is written.
+    `dtype` converts them (None: as they are)."""
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_tensors(
+        {name: value.to(dtype or value.dtype) for name, value in state.items()},
+        folder / WEIGHTS_NAME,
+    )
+    config = copy.copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def lora_parameters(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name and matrix of every adapter of a peft model."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            yield name, parameter
+
+
+@contextmanager
+def adapters_disabled(model: Any) -> Iterator[None]:
+    """Run a peft model as its base model. On exit those adapters train that trained before, where
+    peft would make all of them train."""
+    before = [(weight, weight.requires_grad) for _, weight in lora_parameters(model)]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for weight, requires_grad in before:
+            weight.requires_grad_(requires_grad)
+
+
+def _check_patterns(options: LoraOptions, model: nn.Module) -> None:
+    """Match every pattern of module names in the sandbox. Raises ConfigError for one that is no
+    regular expression, or that takes too long."""
+    more = options.options
+    patterns = [
+        options.targets if isinstance(options.targets, str) else None,
+        *(more.get(key) for key in ("exclude_modules", "layers_pattern")),
+        *(name for key in ("rank_pattern", "alpha_pattern") for name in more.get(key) or ()),
+    ]
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        if isinstance(pattern, str) and pattern != "all-linear":
+            try:
+                sandbox.full_matches(pattern, names)
+            except (sandbox.InputRejected, sandbox.ResourcesExhausted) as error:
+                raise ConfigError(f"llm.lora: the pattern {quoted(pattern)}: {error}") from error
+
+
+def _peft_config(options: LoraOptions) -> Any:
+    """peft's LoraConfig. Raises ConfigError for an option that it does not have or mmllm keeps."""
+    from peft import LoraConfig
+
+    known = {entry.name for entry in fields(LoraConfig)} - _REFUSED_OPTIONS.keys()
+    for name in options.options:
+        if name in _REFUSED_OPTIONS:
+            raise ConfigError(f"llm.lora.options: {name!r} {_REFUSED_OPTIONS[name]}")
+        if name not in known:
+            hint = did_you_mean(name, known, cutoff=0.5)
+            raise ConfigError(f"llm.lora.options: peft's LoraConfig has no {name!r}{hint}")
+    targets = options.targets
+    try:
+        return LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType] - floats work
+            lora_dropout=options.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+            **options.options,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"llm.lora: peft refuses it: {error}") from error
