@@ -50,6 +50,11 @@ class ServerSettings:
     """Bytes a second that a body must come at, once `silent_seconds` are over."""
     send_timeout: float = 60.0
     """In which a client must take what it was sent; then it holds its place no longer."""
+    linger_timeout: float = 2.0
+    """Seconds in which a client that is still sending may read a response that closes the
+    connection."""
+    linger_bytes: int = 4 * MB
+    """Bytes that are read and discarded meanwhile."""
     max_characters: int = 100_000
     """Of all its text."""
     max_input_media: int = 16

@@ -48,19 +48,19 @@ class Served:
 
 @contextmanager
 def running(app: FastAPI) -> Iterator[Served]:
-    door = listener.listen("127.0.0.1", 0)
+    listening = listener.listen("127.0.0.1", 0)
     server = listener.uvicorn_server(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
-        yield Served(listener.address(door), app)
+        yield Served(listener.address(listening), app)
     finally:
         server.should_exit = True
         thread.join()
-        door.close()
+        listening.close()
 
 
 @pytest.fixture(scope="package")

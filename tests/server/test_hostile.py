@@ -411,6 +411,37 @@ def test_half_a_header_is_not_waited_for(serve: Callable[..., Served], sent: byt
         assert time.monotonic() - began < 4 * PATIENCE
 
 
+@pytest.mark.parametrize("head", [b"x" * 3_000_000, b"GET / HTTP/1.1\r\nx: " + b"y" * 3_000_000])
+def test_a_client_that_is_still_sending_can_read_why_it_is_refused(
+    served: Served, head: bytes
+) -> None:
+    """The server must not close a socket with unread bytes: TCP would reset the answer away."""
+    for _ in range(5):
+        with connect(served) as client:
+            client.sendall(head)
+            answer = b""
+            while piece := client.recv(4096):
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert answer.endswith(b"Invalid HTTP request received.")
+
+
+@pytest.mark.parametrize("limit", [{"linger_bytes": 100_000}, {"linger_timeout": 0.2}])
+def test_a_client_that_sends_on_and_on_is_cut_off(
+    serve: Callable[..., Served], limit: dict[str, Any]
+) -> None:
+    served = serve(**limit)
+    pause = 0.05 if "linger_timeout" in limit else 0.0
+
+    def send_on(client: socket.socket) -> None:
+        for _ in range(200):
+            client.sendall(b"x" * 100_000)
+            time.sleep(pause)
+
+    with connect(served) as client, pytest.raises(ConnectionError):
+        send_on(client)
+
+
 def test_a_body_must_keep_coming(serve: Callable[..., Served]) -> None:
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
