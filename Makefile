@@ -119,7 +119,7 @@ types: $(INSTALLED)
 	$(BIN)/pyright
 
 docs: $(INSTALLED)
-	$(BIN)/pytest -q tests/test_docs.py tests/test_layering.py tests/test_cli.py
+	$(BIN)/pytest -q tests/test_docs.py tests/test_layering.py tests/cli/test_entry.py
 
 format: $(INSTALLED)  ## write the code as ruff likes it
 	$(BIN)/ruff check --fix .

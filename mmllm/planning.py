@@ -99,7 +99,7 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
     ConfigError for parts that do not fit, AssetError where a part's configs are not at hand.
     """
     if processes < 1:
-        raise ConfigError(f"--processes: expected at least 1, got {processes}")
+        raise ConfigError(f"--num-processes: expected at least 1, got {processes}")
     path = Path(path)
     files = sorted(path.glob(STAGES)) if path.is_dir() else [path]
     if not files:

@@ -283,7 +283,7 @@ def test_the_command_shows_all_of_it(
     [
         (["system.llm.weights=nobody/nothing"], "the configs of 'nobody/nothing' are not at hand"),
         (["--flops", "0"], "--flops: expected more than 0"),
-        (["--processes", "0"], "--processes: expected at least 1"),
+        (["--num-processes", "0"], "--num-processes: expected at least 1"),
         (["stage.stpes=1"], "did you mean 'steps'"),
     ],
 )

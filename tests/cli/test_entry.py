@@ -15,11 +15,12 @@ import yaml
 import mmllm
 from mmllm import console
 from mmllm.chat import Chat
-from mmllm.cli import FAILED, INTERRUPTED, find_config, main
+from mmllm.cli import FAILED, INTERRUPTED, main
+from mmllm.cli.options import find_config
 from mmllm.conversation import Image
 from mmllm.model import AnyToAny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "train",
     "plan",
@@ -102,25 +103,25 @@ def test_which_model_is_asked_what(
     in_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mmllm import repl
+    from mmllm.cli import terminal_chat
 
     Path("run/checkpoints").mkdir(parents=True)
     Path("docs").mkdir()
     Path("own.yaml").touch()
     asked: dict[str, object] = {"prompt": None}
 
-    class Session:
+    class TerminalChat:
         def __init__(self, chat: object, *_: object, **__: object):
             asked["model"] = chat
 
-        def talk(self) -> None:
+        def run(self) -> None:
             pass
 
         def turn(self, prompt: str, _: object) -> None:
             asked["prompt"] = prompt
 
     monkeypatch.setattr(mmllm, "load", lambda source, **_: source)
-    monkeypatch.setattr(repl, "Session", Session)
+    monkeypatch.setattr(terminal_chat, "TerminalChat", TerminalChat)
     assert main(["chat", *arguments]) == 0
     assert asked == {"model": model, "prompt": prompt}
 
@@ -166,6 +167,7 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
         (["evaluate", "mini", "--limit", "0"], "--limit: expected at least 1, got 0"),
         (["evaluate", "mini", "--baseline", "no.json"], "no.json is no report"),
         (["evaluate", "mini", "--beside=no.json"], "--beside is now called --baseline"),
+        (["serve", "--waiting", "0"], "--max-queue-size: expected at least 1, got 0"),
         (["chat", "minni", "hello"], "no checkpoint there; did you mean 'mini'?"),
         (["chat", "hello", "--force", "pictrue"], "did you mean 'picture'?"),
         (["chat", "mini", "hello", "--sound", "nothing.wav"], "nothing.wav: no such file"),
@@ -346,12 +348,13 @@ def test_only_the_main_process_logs(
 def test_configs_are_found_from_anywhere_they_ship(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mmllm.cli
+    from mmllm.cli import options
 
     inside = in_folder / "site" / "mmllm" / "configs" / "mini" / "a.yaml"
     inside.parent.mkdir(parents=True)
     inside.touch()
-    monkeypatch.setattr(mmllm.cli, "__file__", str(in_folder / "site" / "mmllm" / "cli.py"))
+    file = in_folder / "site" / "mmllm" / "cli" / "options.py"
+    monkeypatch.setattr(options, "__file__", str(file))
     assert find_config("configs/mini/a.yaml") == inside
     assert find_config("other/a.yaml") == Path("other/a.yaml")
     own = Path("configs/mini/a.yaml")
@@ -367,8 +370,8 @@ def run_in_processes(tmp_path: Path) -> Callable[[str], list[str]]:
     def start(name: str) -> list[str]:
         script = tmp_path / "script.py"
         script.write_text(
-            "from mmllm.cli import _agree_on_cpu\n"
-            "_agree_on_cpu()\n"
+            "from mmllm.cli.train import agree_on_cpu\n"
+            "agree_on_cpu()\n"
             "import torch\n"
             "from accelerate import Accelerator\n"
             "accelerator = Accelerator()\n"
