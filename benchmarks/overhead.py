@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from mmllm import config, console
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 
 PAIRS = 15
 LARGE = {
@@ -97,9 +97,9 @@ def sample(modality: str, steps: int, num: int) -> Line:
     condition = decoder.encode_captions(["a red apple"])
     bare = decoder.pipeline
     call = {
-        **decoder._arguments(condition),
-        **decoder._guidance(decoder.config.guidance, lambda: decoder.unconditional(1)),
-        **decoder._options(),
+        **decoder.condition_kwargs(condition),
+        **decoder.guidance_kwargs(decoder.config.guidance, lambda: decoder.unconditional(1)),
+        **decoder.pipeline_kwargs(),
         "num_inference_steps": steps,
         "output_type": "np",
     }

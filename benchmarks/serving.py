@@ -302,9 +302,9 @@ def _pipeline_call(chat: Chat, key: str) -> Callable[[], Any]:
     decoder = chat.model.decoders[key]
     condition = decoder.encode_captions(["a dog"])
     arguments = {
-        **decoder._arguments(condition),
-        **decoder._guidance(decoder.config.guidance, lambda: decoder.unconditional(1)),
-        **decoder._options(),
+        **decoder.condition_kwargs(condition),
+        **decoder.guidance_kwargs(decoder.config.guidance, lambda: decoder.unconditional(1)),
+        **decoder.pipeline_kwargs(),
         "num_inference_steps": decoder.config.steps,
         "output_type": "np",
     }

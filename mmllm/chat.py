@@ -41,7 +41,7 @@ from mmllm.chat_session import ChatSession
 from mmllm.conversation import ContentPart, Medium, Message, Text
 from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import Rendered
-from mmllm.decoders.base import Cancelled
+from mmllm.decoders.contract import Cancelled
 from mmllm.engine import Engine, MediaRequest
 from mmllm.errors import ConfigError, quoted
 from mmllm.generation import (
@@ -462,7 +462,7 @@ class Chat:
         for key, decoder in self.model.decoders.items():
             if not decoder.init_modality:
                 continue
-            if decoder.settings(**options.get(key, {})).init_media != "last":
+            if decoder.with_overrides(**options.get(key, {})).config.init_media != "last":
                 continue
             for row, messages in enumerate(conversations):
                 media = [medium for message in messages for medium in message.media]
@@ -495,7 +495,7 @@ class Chat:
                 )
         options = {keys[modality]: dict(given) for modality, given in decoders.items()}
         for key, given in options.items():
-            self.model.decoders[key].settings(**given)
+            self.model.decoders[key].with_overrides(**given)
         return options
 
     def _provenance(self, key: str, seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Medium
-from mmllm.decoders.base import Cancelled
+from mmllm.decoders.contract import Cancelled
 from mmllm.generation import ContinuousBatcher, Prefill, PrefixCache
 from mmllm.model import AnyToAny
 
@@ -183,12 +183,12 @@ class Engine:
             media = self.model.decoders[first.key].sample(
                 self.model.condition({first.key: states})[first.key],
                 generators=[generator for order in batch for generator in order.generators],
-                sources=None
+                init_media=None
                 if first.sources is None
                 else [source for order in batch for source in order.sources or ()],
                 on_step=on_step,
                 on_preview=on_preview if any(order.on_preview for order in batch) else None,
-                **first.options,
+                options=first.options,
             )
         except BaseException as error:
             for order in batch:

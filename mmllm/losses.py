@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.data.batch import Batch
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.kernels.devices import to_device
 from mmllm.model import Output
 

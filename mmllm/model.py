@@ -18,7 +18,7 @@ from mmllm import licences
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, InputMedia
 from mmllm.data.rendering import Renderer
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, wrap_errors
 from mmllm.llm.language_model import LanguageModel

@@ -26,7 +26,7 @@ from mmllm import config as configs
 from mmllm import licences, weights
 from mmllm.config import RunConfig, StageConfig, SystemConfig
 from mmllm.data.rendering import Renderer
-from mmllm.decoders.base import meta_components
+from mmllm.decoders.loading import meta_components
 from mmllm.errors import ConfigError
 from mmllm.kernels.linear_cross_entropy import CHUNK_SIZE
 from mmllm.licences import PartLicence

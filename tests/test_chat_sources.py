@@ -24,7 +24,7 @@ def asked(tiny_model: AnyToAny, monkeypatch) -> dict[str, list[list[Medium] | No
     for key, decoder in tiny_model.decoders.items():
 
         def listening(*args: Any, key: str = key, plain=decoder.sample, **options: Any):
-            heard.setdefault(key, []).append(options.get("sources"))
+            heard.setdefault(key, []).append(options.get("init_media"))
             return plain(*args, **options)
 
         monkeypatch.setattr(decoder, "sample", listening)

@@ -15,7 +15,7 @@ from mmllm import generation
 from mmllm.chat import Chat
 from mmllm.conversation import Audio, Message, assistant, user
 from mmllm.data.frozen import FeatureCache
-from mmllm.decoders.base import Cancelled
+from mmllm.decoders.contract import Cancelled
 from mmllm.generation import (
     ContinuousBatcher,
     GenerationOutput,

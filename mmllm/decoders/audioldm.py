@@ -1,16 +1,17 @@
-"""Sounds by AudioLDM (Liu et al. 2023): a UNet over mel spectrograms, told one CLAP vector.
+"""Audio by AudioLDM (Liu et al. 2023): a UNet over mel spectrograms, conditioned on a CLAP vector.
 
-Legend: M sounds, E the width of CLAP's joint space.
+Legend: M media, E width of CLAP's joint space.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition
+from mmllm.decoders.contract import Condition
 from mmllm.decoders.mel import MelConfig, MelDecoder
 
 
@@ -23,7 +24,7 @@ class AudioLDMConfig(MelConfig):
 
 
 class AudioLDMDecoder(MelDecoder):
-    """Condition: `prompt_embeds` [E] of length 1, the text side of CLAP."""
+    """Condition: `prompt_embeds` [E], CLAP's text embedding, of unit length."""
 
     pipelines: ClassVar = ["AudioLDMPipeline"]
 
@@ -31,10 +32,11 @@ class AudioLDMDecoder(MelDecoder):
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"prompt_embeds": (self.component_config("text_encoder")["projection_dim"],)}
 
-    def _read(self, captions: list[str]) -> Condition:
-        return {"prompt_embeds": self.pipeline._encode_prompt(captions, self.device, 1, False)}
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        embeds = self.pipeline._encode_prompt(list(captions), self.device, 1, False)
+        return {"prompt_embeds": embeds}
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return self.pipeline.unet(
             noisy,
             timesteps,

@@ -1,7 +1,7 @@
-"""Sounds by AudioLDM2 (Liu et al. 2023b): a UNet over mel spectrograms that attends to T5 and to
-what a small language model continues CLAP and T5 with.
+"""Audio by AudioLDM2 (Liu et al. 2023b): a UNet over mel spectrograms that attends to T5 and to the
+states with which a small language model continues CLAP and T5.
 
-Legend: M sounds, P tokens of T5, E their width, K continued states, E2 their width.
+Legend: M media, P tokens of T5, E their width, K generated states, E2 their width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.decoders.base import Condition, SequenceConfig
+from mmllm.decoders.config import SequenceConfig
+from mmllm.decoders.contract import Condition
 from mmllm.decoders.mel import MelConfig, MelDecoder
 
 
@@ -30,8 +31,8 @@ class AudioLDM2Config(MelConfig, SequenceConfig):
 class AudioLDM2Decoder(MelDecoder):
     """Condition: `prompt_embeds` [P, E], `attention_mask` [P], `generated_prompt_embeds` [K, E2].
 
-    The language model sees how long its neighbours in a batch are, for the pipeline pads between
-    the parts of its input. So every caption is read alone: its target is its own.
+    The pipeline pads between the parts of the language model's input, so the states of a caption
+    depend on the lengths of the others in its batch. Captions are therefore encoded one by one.
     """
 
     pipelines: ClassVar = ["AudioLDM2Pipeline"]
@@ -39,34 +40,36 @@ class AudioLDM2Decoder(MelDecoder):
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        tokens, writer = self.config.max_caption_tokens, self.component_config("language_model")
+        tokens, gpt2 = self.config.max_caption_tokens, self.component_config("language_model")
         return {
             "prompt_embeds": (tokens, self.component_config("text_encoder_2")["d_model"]),
             "attention_mask": (tokens,),
-            "generated_prompt_embeds": (writer["max_new_tokens"], writer["n_embd"]),
+            "generated_prompt_embeds": (gpt2["max_new_tokens"], gpt2["n_embd"]),
         }
 
-    def _loaded(self, pipeline: Any) -> None:
-        """The published folders hold a bare GPT2Model, which transformers 5 no longer teaches the
-        steps of generation that the pipeline asks of it."""
+    def on_loaded(self, pipeline: Any) -> None:
+        """Wrap the bare GPT2Model of published folders: since transformers 5 it lacks the
+        generation methods that the pipeline calls."""
         from transformers import GPT2LMHeadModel, GPT2Model
 
         model = pipeline.language_model
         if isinstance(model, GPT2Model):
-            writer: Any = GPT2LMHeadModel(model.config)
-            writer.transformer = model
-            pipeline.language_model = writer.to(model.device, model.dtype)
-            writer.requires_grad_(False).eval()
+            with_head: Any = GPT2LMHeadModel(model.config)
+            with_head.transformer = model
+            pipeline.language_model = with_head.to(model.device, model.dtype)
+            with_head.requires_grad_(False).eval()
 
-    def _read(self, captions: Sequence[str]) -> Condition:
-        names, rows = tuple(self.condition_shapes), []
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        names, encoded = tuple(self.condition_shapes), []
         for caption in captions:
-            words, mask, written = self.pipeline.encode_prompt([caption], self.device, 1, False)
-            spare = self.config.max_caption_tokens - words.shape[1]  # cuts where negative
-            rows.append((F.pad(words, (0, 0, 0, spare)), F.pad(mask, (0, spare)), written))
-        return dict(zip(names, map(torch.cat, zip(*rows, strict=True)), strict=True))
+            embeds, mask, generated = self.pipeline.encode_prompt([caption], self.device, 1, False)
+            padding = self.config.max_caption_tokens - embeds.shape[1]  # if negative, it truncates
+            encoded.append(
+                (F.pad(embeds, (0, 0, 0, padding)), F.pad(mask, (0, padding)), generated)
+            )
+        return dict(zip(names, map(torch.cat, zip(*encoded, strict=True)), strict=True))
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return self.pipeline.unet(
             noisy,
             timesteps,

@@ -1,7 +1,6 @@
-"""Clips by CogVideoX (Yang et al. 2024): a DiT in which the tokens of caption and clip attend to
-each other.
+"""Video by CogVideoX (Yang et al. 2024): a DiT over the joint sequence of caption and video tokens.
 
-Legend: M clips, C latent channels, F frames, H x W pixels, P caption tokens, E their width.
+Legend: M media, C latent channels, F frames, H x W pixels, P caption tokens, E their width.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, Img2ImgConfig
-from mmllm.decoders.visual import VideoConfig, VideoDecoder, check_frames, vae_scale_factor
+from mmllm.decoders.config import Img2ImgConfig, VideoConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.latents import vae_scale_factor
+from mmllm.decoders.visual import VideoDecoder, check_frames
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class CogVideoXConfig(VideoConfig, Img2ImgConfig):
-    """A `CogVideoXPipeline`. The 2B and 5B models were made for 49 frames, 1.5 for 81."""
+    """A `CogVideoXPipeline`. The 2B and 5B models were trained on 49 frames, 1.5 on 81."""
 
     steps: int = 50
     guidance: float = 6.0
@@ -33,7 +34,7 @@ class CogVideoXDecoder(VideoDecoder):
     img2img_class = "CogVideoXVideoToVideoPipeline"
     init_modality = "video"
 
-    init_one_by_one = True  # it takes the number of media for that of their frames
+    init_one_by_one = True  # it confuses the number of media with that of their frames
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -42,26 +43,26 @@ class CogVideoXDecoder(VideoDecoder):
             "prompt_embeds": (transformer["max_text_seq_length"], transformer["text_embed_dim"])
         }
 
-    def _size(self) -> tuple[int, int]:
-        transformer, shrink = self.component_config("transformer"), vae_scale_factor(self)
+    def compute_size(self) -> tuple[int, int]:
+        transformer, scale = self.component_config("transformer"), vae_scale_factor(self)
         check_frames(
             self.config.frames, int(self.component_config("vae")["temporal_compression_ratio"])
         )
-        own = transformer["sample_height"] * shrink, transformer["sample_width"] * shrink
-        return self._chosen(own, max(8, shrink * transformer["patch_size"]))
+        default = transformer["sample_height"] * scale, transformer["sample_width"] * scale
+        return self.resolve_size(default, max(8, scale * transformer["patch_size"]))
 
-    def _read(self, captions: Sequence[str]) -> Condition:
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
         tokens, _ = self.condition_shapes["prompt_embeds"]
-        words, _ = self.pipeline.encode_prompt(
+        embeds, _ = self.pipeline.encode_prompt(
             list(captions),
             do_classifier_free_guidance=False,
             max_sequence_length=tokens,
             device=self.device,
         )
-        return {"prompt_embeds": words}
+        return {"prompt_embeds": embeds}
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The transformer has frames before channels: [M, F, C, h, w]."""
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The transformer takes [M, F, C, h, w]."""
         pipeline, settings = self.pipeline, self.pipeline.transformer.config
         frames, rotary = noisy.shape[2], None
         if settings.patch_size_t and frames % settings.patch_size_t:

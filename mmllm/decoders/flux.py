@@ -1,27 +1,29 @@
-"""Pictures by FLUX.1 (Black Forest Labs 2024): a DiT over packed latents, told T5 and pooled CLIP.
+"""Images by FLUX.1 (Black Forest Labs 2024): a DiT over packed latents, conditioned on T5 and CLIP.
 
-Legend: M pictures, C latent channels, P tokens of T5, E their width, E2 the pooled width.
+Legend: M media, C latent channels, P tokens of T5, E their width, E2 the pooled width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
-from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
+from mmllm.decoders.config import ImageConfig, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.latents import shift_and_scale, vae_scale_factor
+from mmllm.decoders.visual import ImageDecoder
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class FluxConfig(ImageConfig, SequenceConfig, Img2ImgConfig):
-    """A `FluxPipeline`. `guidance` is what the distilled transformer is told; FLUX.1-schnell takes
-    none, 4 `steps` and 256 `max_caption_tokens`. Only a `true_cfg_scale` above 1 uses the negative
-    caption, at twice the time."""
+    """A `FluxPipeline`. `guidance` is an input of the distilled transformer; FLUX.1-schnell takes
+    none, 4 `steps` and 256 `max_caption_tokens`. A `true_cfg_scale` above 1 adds
+    classifier-free guidance by the negative prompt, at twice the time."""
 
     steps: int = 28
     guidance: float = 3.5
@@ -54,22 +56,22 @@ class FluxDecoder(ImageDecoder):
             "pooled_prompt_embeds": (transformer["pooled_projection_dim"],),
         }
 
-    def _size(self) -> tuple[int, int]:
-        shrink = vae_scale_factor(self)
-        return self._chosen((128 * shrink, 128 * shrink), 2 * shrink)
+    def compute_size(self) -> tuple[int, int]:
+        scale = vae_scale_factor(self)
+        return self.resolve_size((128 * scale, 128 * scale), 2 * scale)
 
-    def _read(self, captions: list[str]) -> Condition:
-        words, pooled, _ = self.pipeline.encode_prompt(
-            captions, None, self.device, max_sequence_length=self.config.max_caption_tokens
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        embeds, pooled, _ = self.pipeline.encode_prompt(
+            list(captions), None, self.device, max_sequence_length=self.config.max_caption_tokens
         )
-        return {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def _normalise(self, latents: Tensor) -> Tensor:
-        return shifted(self.pipeline.vae, latents)
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        return shift_and_scale(self.pipeline.vae, latents)
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         pipeline, (height, width) = self.pipeline, noisy.shape[2:]
-        words, guidance = condition["prompt_embeds"], None
+        embeds, guidance = condition["prompt_embeds"], None
         if pipeline.transformer.config.guidance_embeds:
             guidance = torch.full([len(noisy)], self.config.guidance, device=noisy.device)
         predicted = pipeline.transformer(
@@ -77,8 +79,8 @@ class FluxDecoder(ImageDecoder):
             timestep=timesteps / 1000,
             guidance=guidance,
             pooled_projections=condition["pooled_prompt_embeds"],
-            encoder_hidden_states=words,
-            txt_ids=words.new_zeros(words.shape[1], 3),
+            encoder_hidden_states=embeds,
+            txt_ids=embeds.new_zeros(embeds.shape[1], 3),
             img_ids=pipeline._prepare_latent_image_ids(
                 len(noisy), height // 2, width // 2, noisy.device, noisy.dtype
             ),
@@ -87,10 +89,10 @@ class FluxDecoder(ImageDecoder):
         )[0]
         return pipeline._unpack_latents(predicted, height, width, 1)
 
-    def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
-        true = self.config.true_cfg_scale
-        away = self._guided(negative()) if true > 1 else {}
-        return {"guidance_scale": scale, "true_cfg_scale": true, **away}
+    def guidance_kwargs(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
+        cfg_scale = self.config.true_cfg_scale
+        kwargs = {"guidance_scale": scale, "true_cfg_scale": cfg_scale}
+        return kwargs | (self.negative_kwargs(negative()) if cfg_scale > 1 else {})
 
 
 def build(config: FluxConfig) -> FluxDecoder:

@@ -1,6 +1,6 @@
-"""Clips by LTX-Video (HaCohen et al. 2024): a DiT over the tokens of a codec that shrinks much.
+"""Video by LTX-Video (HaCohen et al. 2024): a DiT over the tokens of a codec of high compression.
 
-Legend: M clips, C latent channels, F frames, H x W pixels, P caption tokens, E their width.
+Legend: M media, C latent channels, F frames, H x W pixels, P caption tokens, E their width.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, InitMediaConfig, SequenceConfig
-from mmllm.decoders.visual import MaskedCaptions, VideoConfig, VideoDecoder, check_frames
+from mmllm.decoders.config import InitMediaConfig, SequenceConfig, VideoConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.prompts import encode_with_mask
+from mmllm.decoders.visual import MaskedPrompt, VideoDecoder, check_frames
 
 
 @dataclass(frozen=True)
 class LTXConfig(VideoConfig, SequenceConfig, InitMediaConfig):
-    """An `LTXPipeline`; the defaults are the pipeline's. `fps` is part of what it is told."""
+    """An `LTXPipeline`; the defaults are the pipeline's. The model is conditioned on `fps`."""
 
     steps: int = 50
     max_caption_tokens: int = 128
@@ -25,7 +27,7 @@ class LTXConfig(VideoConfig, SequenceConfig, InitMediaConfig):
     fps: float = 25.0
 
 
-class LTXDecoder(MaskedCaptions, VideoDecoder):
+class LTXDecoder(MaskedPrompt, VideoDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]."""
 
     pipelines: ClassVar = ["LTXPipeline"]
@@ -33,28 +35,22 @@ class LTXDecoder(MaskedCaptions, VideoDecoder):
     img2img_class = "LTXImageToVideoPipeline"
     init_modality = "image"
 
-    def _size(self) -> tuple[int, int]:
+    def compute_size(self) -> tuple[int, int]:
         vae = self.component_config("vae")
-        halvings = 2 ** sum(vae["spatio_temporal_scaling"])
-        check_frames(self.config.frames, vae["patch_size_t"] * halvings)
-        return self._chosen((512, 704), max(32, vae["patch_size"] * halvings))
+        scale = 2 ** sum(vae["spatio_temporal_scaling"])
+        check_frames(self.config.frames, vae["patch_size_t"] * scale)
+        return self.resolve_size((512, 704), max(32, vae["patch_size"] * scale))
 
-    def _read(self, captions: Sequence[str]) -> Condition:
-        words, mask, _, _ = self.pipeline.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.config.max_caption_tokens,
-            device=self.device,
-        )
-        return {"prompt_embeds": words, "prompt_attention_mask": mask}
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        return encode_with_mask(self, captions)
 
-    def _normalise(self, latents: Tensor) -> Tensor:
+    def normalize_latents(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         return self.pipeline._normalize_latents(
             latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
         )
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         pipeline, grid = self.pipeline, noisy.shape[2:]  # in latents: F, H, W
         patches = (
             pipeline.transformer_spatial_patch_size,
@@ -78,8 +74,8 @@ class LTXDecoder(MaskedCaptions, VideoDecoder):
         )[0]
         return pipeline._unpack_latents(predicted, *grid, *patches)
 
-    def _options(self) -> dict[str, Any]:
-        return {"frame_rate": self.config.fps, **super()._options()}
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        return {"frame_rate": self.config.fps, **super().pipeline_kwargs()}
 
 
 def build(config: LTXConfig) -> LTXDecoder:

@@ -1,7 +1,7 @@
-"""Clips with their sound by LTX-2 (HaCohen et al. 2026): one DiT over the tokens of both.
+"""Video with audio by LTX-2 (HaCohen et al. 2026): one DiT over the tokens of both.
 
-Legend: M clips, F frames, H x W pixels, T spectrogram frames, B mel bands, P caption tokens, E the
-width of all layers of the text encoder together. V and A count the latents of pictures and sound.
+Legend: M media, F frames, H x W pixels, C audio channels, T spectrogram frames, B mel bands,
+P caption tokens, E width of all layers of the text encoder together, V latent values of the frames.
 """
 
 from __future__ import annotations
@@ -15,27 +15,32 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Audio, Medium, Video
-from mmllm.decoders.base import Condition, InitMediaConfig, SequenceConfig
+from mmllm.decoders.config import InitMediaConfig, SequenceConfig, VideoConfig
+from mmllm.decoders.contract import Condition
 from mmllm.decoders.mel import log_mel
-from mmllm.decoders.visual import VideoConfig, VideoDecoder, check_frames
+from mmllm.decoders.prompts import encode_with_mask
+from mmllm.decoders.visual import VideoDecoder, check_frames
 from mmllm.errors import ConfigError
 from mmllm.media import resample
 
-_SHRINK = 4
-"""Spectrogram frames to one latent of the sound, in every codec of its class."""
-_LONGEST = 120.0
-"""Seconds of a clip, by which its sound is made."""
+_AUDIO_SCALE = 4
+"""Spectrogram frames per audio latent, of every codec of its class."""
+_MAX_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class LTX2Config(VideoConfig, SequenceConfig, InitMediaConfig):
-    """An `LTX2Pipeline`; the defaults are the pipeline's, which are for LTX-2.3. `fps` is part of
-    what it is told.
+    """An `LTX2Pipeline`; the defaults are the pipeline's, which are for LTX-2.3. The model is
+    conditioned on `fps`. A `guidance` of 1 or less switches all kinds of guidance off.
 
-    Beside `guidance`, of the pictures, it leads the sound by `audio_guidance_scale`, both away from
-    pictures and sound that do not hear of one another by `modality_scale` (1: not), and from a
-    transformer without self-attention in layer `stg_block` by `stg_scale` (0: not). A
-    `guidance` of 1 or less switches all of them off. LTX-2.0 wants a `stg_block` of 29.
+    Attributes:
+        guidance: classifier-free guidance of the frames.
+        audio_guidance_scale: classifier-free guidance of the audio.
+        modality_scale: guidance away from frames and audio that do not attend to each other;
+            1: off.
+        stg_scale: guidance away from a transformer without self-attention in one block (STG, Hyung
+            et al. 2024); 0: off.
+        stg_block: the index of that block; 29 for LTX-2.0.
     """
 
     steps: int = 30
@@ -52,8 +57,8 @@ class LTX2Config(VideoConfig, SequenceConfig, InitMediaConfig):
 class LTX2Decoder(VideoDecoder):
     """Condition: `prompt_embeds` [P, E], captions at the end of P, and `prompt_attention_mask` [P].
 
-    Media and latents are flat: all of the pictures, then all of the sound. A clip without a sound
-    track counts as one that is silent.
+    Media and latents are flat: all of the frames, then all of the audio. A video without an audio
+    track counts as silent.
     """
 
     pipelines: ClassVar = ["LTX2Pipeline"]
@@ -62,7 +67,7 @@ class LTX2Decoder(VideoDecoder):
     img2img_class = "LTX2ImageToVideoPipeline"
     init_modality = "image"
 
-    init_one_by_one = True  # it compresses a picture like a frame of a film, one by one
+    init_one_by_one = True  # it compresses the image like a frame of a film, with one generator
 
     def __init__(self, config: LTX2Config):
         super().__init__(config)
@@ -88,126 +93,125 @@ class LTX2Decoder(VideoDecoder):
         return {"prompt_embeds": (tokens, width), "prompt_attention_mask": (tokens,)}
 
     @property
-    def ticks(self) -> int:
-        """Latents of the sound in time."""
+    def audio_length(self) -> int:
+        """Audio latents in time."""
         codec = self.component_config("audio_vae")
-        per_second = codec["sample_rate"] / codec["mel_hop_length"] / _SHRINK
+        per_second = codec["sample_rate"] / codec["mel_hop_length"] / _AUDIO_SCALE
         return round(self.config.frames / self.config.fps * per_second)
 
-    def _size(self) -> tuple[int, int]:
+    def compute_size(self) -> tuple[int, int]:
         vae = self.component_config("vae")
-        halvings = 2 ** sum(vae["spatio_temporal_scaling"])
-        time = vae.get("temporal_compression_ratio") or vae["patch_size_t"] * halvings
-        space = vae.get("spatial_compression_ratio") or vae["patch_size"] * halvings
+        scale = 2 ** sum(vae["spatio_temporal_scaling"])
+        time = vae.get("temporal_compression_ratio") or vae["patch_size_t"] * scale
+        space = vae.get("spatial_compression_ratio") or vae["patch_size"] * scale
         check_frames(self.config.frames, time)
         seconds = self.config.frames / self.config.fps
-        if seconds > _LONGEST or self.ticks < 1:
+        if seconds > _MAX_SECONDS or self.audio_length < 1:
             raise ConfigError(
                 f"fps: {self.config.frames} frames at {self.config.fps:g} a second are "
-                f"{seconds:.3g} s, and their sound {self.ticks} latents; expected at least 1, and "
-                f"at most {_LONGEST:g} s"
+                f"{seconds:.3g} s, and their audio {self.audio_length} latents; expected at least "
+                f"1, and at most {_MAX_SECONDS:g} s"
             )
-        return self._chosen((512, 768), math.lcm(32, space))
+        return self.resolve_size((512, 768), math.lcm(32, space))
 
-    def _read(self, captions: Sequence[str]) -> Condition:
-        words, mask, _, _ = self.pipeline.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.config.max_caption_tokens,
-            device=self.device,
-        )
-        return {"prompt_embeds": words, "prompt_attention_mask": mask}
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        return encode_with_mask(self, captions)
 
-    def _preprocess(self, medium: Video) -> Tensor:
-        """Pixels float[3, F, H, W] in [-1, 1] and log-mels float[C, T, B], as LTX-2 was trained
-        on (1024 samples a window, magnitudes, Slaney's scale), one behind the other."""
+    def to_tensor(self, medium: Video) -> Tensor:
+        """Pixels float[3, F, H, W] in [-1, 1] and then log-mels float[C, T, B], flattened. Mel
+        set-up of LTX-2's training: windows of 1024 samples, magnitudes, Slaney's scale."""
         codec = self.component_config("audio_vae")
         rate, hop, channels = codec["sample_rate"], codec["mel_hop_length"], codec["in_channels"]
         frames = self._mel_shape[1]
-        clip = medium.decoded()
-        assert isinstance(clip, Video)
+        video = medium.decoded()
+        assert isinstance(video, Video)
         wave = torch.zeros(channels, frames * hop)
-        if clip.audio is not None:
-            sound = torch.from_numpy(resample(clip.audio, rate, mono=channels == 1).to_numpy())
-            sound = sound[:channels, : wave.shape[1]]  # a single channel is heard on all
-            wave[:, : sound.shape[1]] = sound
+        if video.audio is not None:
+            track = torch.from_numpy(resample(video.audio, rate, mono=channels == 1).to_numpy())
+            track = track[:channels, : wave.shape[1]]  # a single channel is broadcast to all
+            wave[:, : track.shape[1]] = track
         mel = log_mel(wave, rate, window=1024, hop=hop, bands=codec["mel_bins"])[:, :frames]
-        return torch.cat([super()._preprocess(clip).flatten(), mel.flatten()])
+        return torch.cat([super().to_tensor(video).flatten(), mel.flatten()])
 
-    def _mode(self, samples: Tensor) -> Tensor:
-        """Normalised already: the two codecs have statistics of their own."""
+    def encode_latents(self, samples: Tensor) -> Tensor:
+        """Latents [M, ...] that are normalised already, by the statistics of each codec."""
         pipeline, mels = self.pipeline, math.prod(self._mel_shape)
         pixels = samples[:, :-mels].unflatten(1, (3, self.config.frames, *self.size))
-        pictures = pipeline.vae.encode(pixels).latent_dist.mode()
-        sound = pipeline.audio_vae.encode(samples[:, -mels:].unflatten(1, self._mel_shape))
-        vae, audio = pipeline.vae, pipeline.audio_vae
-        pictures = pipeline._normalize_latents(
-            pictures, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+        vae, audio_vae = pipeline.vae, pipeline.audio_vae
+        frames = pipeline._normalize_latents(
+            vae.encode(pixels).latent_dist.mode(),
+            vae.latents_mean,
+            vae.latents_std,
+            vae.config.scaling_factor,
         )
-        ticks = pipeline._normalize_audio_latents(
-            pipeline._pack_audio_latents(sound.latent_dist.mode()),
-            audio.latents_mean,
-            audio.latents_std,
+        audio = audio_vae.encode(samples[:, -mels:].unflatten(1, self._mel_shape))
+        audio = pipeline._normalize_audio_latents(
+            pipeline._pack_audio_latents(audio.latent_dist.mode()),
+            audio_vae.latents_mean,
+            audio_vae.latents_std,
         )
-        return torch.cat([pictures.flatten(1), ticks.flatten(1)], dim=1)
+        return torch.cat([frames.flatten(1), audio.flatten(1)], dim=1)
 
-    def _normalise(self, latents: Tensor) -> Tensor:
+    def normalize_latents(self, latents: Tensor) -> Tensor:
         return latents
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         pipeline, settings = self.pipeline, self.pipeline.transformer.config
-        vae, ticks, fps = pipeline.vae, self.ticks, self.config.fps
+        vae, audio_length, fps = pipeline.vae, self.audio_length, self.config.fps
         grid = (
             (self.config.frames - 1) // vae.temporal_compression_ratio + 1,
             *(side // vae.spatial_compression_ratio for side in self.size),
         )
-        num = noisy.shape[1] - ticks * settings.audio_in_channels  # V
+        num = noisy.shape[1] - audio_length * settings.audio_in_channels  # V
         patches = settings.patch_size, settings.patch_size_t
-        pictures = noisy[:, :num].unflatten(1, (settings.in_channels, *grid))
+        frames = noisy[:, :num].unflatten(1, (settings.in_channels, *grid))
         mask = condition["prompt_attention_mask"]
-        words, sound_words, attended = pipeline.connectors(
-            condition["prompt_embeds"] * mask[..., None],  # read as integers: the product's tie
+        embeds, audio_embeds, attention_mask = pipeline.connectors(
+            # The mask is read as integers: the product ties it to the loss.
+            condition["prompt_embeds"] * mask[..., None],
             mask,
             padding_side=pipeline.tokenizer.padding_side,
         )
-        rope, sound_rope = pipeline.transformer.rope, pipeline.transformer.audio_rope
-        seen, heard = pipeline.transformer(
-            hidden_states=pipeline._pack_latents(pictures, *patches),
-            audio_hidden_states=noisy[:, num:].unflatten(1, (ticks, settings.audio_in_channels)),
-            encoder_hidden_states=words,
-            audio_encoder_hidden_states=sound_words,
+        rope, audio_rope = pipeline.transformer.rope, pipeline.transformer.audio_rope
+        predicted, predicted_audio = pipeline.transformer(
+            hidden_states=pipeline._pack_latents(frames, *patches),
+            audio_hidden_states=noisy[:, num:].unflatten(
+                1, (audio_length, settings.audio_in_channels)
+            ),
+            encoder_hidden_states=embeds,
+            audio_encoder_hidden_states=audio_embeds,
             timestep=timesteps,
             sigma=timesteps,
-            encoder_attention_mask=attended,
-            audio_encoder_attention_mask=attended,
+            encoder_attention_mask=attention_mask,
+            audio_encoder_attention_mask=attention_mask,
             num_frames=grid[0],
             height=grid[1],
             width=grid[2],
             fps=fps,
-            audio_num_frames=ticks,
+            audio_num_frames=audio_length,
             video_coords=rope.prepare_video_coords(len(noisy), *grid, noisy.device, fps=fps),
-            audio_coords=sound_rope.prepare_audio_coords(len(noisy), ticks, noisy.device),
+            audio_coords=audio_rope.prepare_audio_coords(len(noisy), audio_length, noisy.device),
             isolate_modalities=False,
-            use_cross_timestep=self._crossed,
+            use_cross_timestep=self._use_cross_timestep,
             return_dict=False,
         )
-        seen = pipeline._unpack_latents(seen, *grid, *patches)
-        return torch.cat([seen.flatten(1), heard.flatten(1)], dim=1)
+        predicted = pipeline._unpack_latents(predicted, *grid, *patches)
+        return torch.cat([predicted.flatten(1), predicted_audio.flatten(1)], dim=1)
 
-    def _ready(self, condition: Condition) -> Condition:
-        """The pipeline counts on captions that end at P: a predicted mask is filled up to there."""
-        ready = super()._ready(condition)
+    def prepare_condition(self, condition: Condition) -> Condition:
+        """The pipeline expects captions that end at P: a predicted mask is filled up to there."""
+        ready = super().prepare_condition(condition)
         mask = ready["prompt_attention_mask"]
         return ready | {"prompt_attention_mask": mask.cummax(-1).values}
 
-    def _options(self) -> dict[str, Any]:
+    def pipeline_kwargs(self) -> dict[str, Any]:
         return {
             "frame_rate": self.config.fps,
-            "use_cross_timestep": self._crossed,
-            **super()._options(),
+            "use_cross_timestep": self._use_cross_timestep,
+            **super().pipeline_kwargs(),
         }
 
-    def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
+    def guidance_kwargs(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
         if scale <= 1:
             scales = {"guidance_scale": 1.0, "audio_guidance_scale": 1.0}
             scales |= dict.fromkeys(("stg_scale", "audio_stg_scale"), 0.0)
@@ -221,27 +225,31 @@ class LTX2Decoder(VideoDecoder):
             "stg_scale": config.stg_scale,
             "audio_stg_scale": config.stg_scale,
             "spatio_temporal_guidance_blocks": [config.stg_block],
-            **self._guided(negative()),
+            **self.negative_kwargs(negative()),
         }
 
-    def _media(self, output: Any) -> list[Medium]:
+    def to_media(self, output: Any) -> list[Medium]:
         rate = self.pipeline.vocoder.config.output_sampling_rate
         waves = output.audio.float().clip(-1, 1).cpu().numpy()  # float32[M, C, N]
         return [
-            replace(clip, audio=Audio.from_numpy(wave, sample_rate=rate))  # pyright: ignore
-            for clip, wave in zip(super()._media(output), waves, strict=True)
+            replace(video, audio=Audio.from_numpy(wave, sample_rate=rate))  # pyright: ignore
+            for video, wave in zip(super().to_media(output), waves, strict=True)
         ]
 
     @property
-    def _crossed(self) -> bool:
+    def _use_cross_timestep(self) -> bool:
         """Whether each modality is modulated by the other's time: since LTX-2.3."""
         return bool(self.component_config("transformer").get("cross_attn_mod"))
 
     @property
     def _mel_shape(self) -> tuple[int, int, int]:
-        """C, T, B of what the sound's codec, causal in time, encodes to `ticks`."""
+        """C, T, B of what the audio codec, causal in time, encodes to `audio_length` latents."""
         codec = self.component_config("audio_vae")
-        return codec["in_channels"], self.ticks * _SHRINK - _SHRINK + 1, codec["mel_bins"]
+        return (
+            codec["in_channels"],
+            self.audio_length * _AUDIO_SCALE - _AUDIO_SCALE + 1,
+            codec["mel_bins"],
+        )
 
 
 def build(config: LTX2Config) -> LTX2Decoder:

@@ -1,6 +1,6 @@
-"""Pictures by PixArt-alpha pipelines (Chen et al. 2023): a DiT that cross-attends to a T5 caption.
+"""Images by PixArt-alpha pipelines (Chen et al. 2023): a DiT that cross-attends to T5.
 
-Legend: M pictures, H x W pixels, P caption tokens, E their width.
+Legend: M media, H x W pixels, P caption tokens, E their width.
 """
 
 from __future__ import annotations
@@ -14,33 +14,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import Image, Medium
-from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
-from mmllm.decoders.visual import ImageDecoder, MaskedCaptions, vae_scale_factor
+from mmllm.decoders.config import Img2ImgConfig, SequenceConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.latents import vae_scale_factor
+from mmllm.decoders.prompts import encode_with_t5
+from mmllm.decoders.visual import ImageDecoder, MaskedPrompt
 
 
 @dataclass(frozen=True)
 class PixArtConfig(SequenceConfig, Img2ImgConfig):
-    """A `PixArtAlphaPipeline`; pictures have the size that its transformer was trained for."""
+    """A `PixArtAlphaPipeline`; images have the size that its transformer was trained for."""
 
 
-class PixArtDecoder(MaskedCaptions, ImageDecoder):
+class PixArtDecoder(MaskedPrompt, ImageDecoder):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]."""
 
     pipelines: ClassVar = ["PixArtAlphaPipeline"]
     init_modality = "image"
-    min_steps: ClassVar[int] = (
-        2  # with one, the pipeline reads a clean sample that few solvers give
-    )
+    min_steps: ClassVar[int] = 2  # with one, the pipeline needs a solver that returns clean samples
 
-    def _size(self) -> tuple[int, int]:
+    def compute_size(self) -> tuple[int, int]:
         side = self.component_config("transformer")["sample_size"] * vae_scale_factor(self)
         return side, side
 
-    def _clean(self, caption: str) -> str:
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        return encode_with_t5(self, captions)
+
+    def clean_prompt(self, caption: str) -> str:
         # The optional deep cleaning (URLs, file names) would depend on what else is installed.
         return self.pipeline._text_preprocessing(caption, clean_caption=False)[0]
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         transformer = self.pipeline.transformer
         added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if transformer.config.sample_size == 128:  # the pipeline's own test for its 1024-px models
@@ -55,15 +59,15 @@ class PixArtDecoder(MaskedCaptions, ImageDecoder):
             return_dict=False,
         )[0]
 
-    def _options(self) -> dict[str, Any]:
-        # Its default negative "" would have to go through the text encoder: ours are embeddings.
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        # The default negative prompt "" would run the text encoder: ours is encoded already.
         return {"negative_prompt": None, "use_resolution_binning": False}
 
-    def _start_from(self, sources: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-        pixels = torch.stack([self.preprocess(source) for source in sources])
-        return self._repaint, {"pixels": pixels, "strength": self.config.strength}
+    def prepare_img2img(self, media: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        pixels = torch.stack([self.preprocess(medium) for medium in media])
+        return self.img2img, {"pixels": pixels, "strength": self.config.strength}
 
-    def _repaint(
+    def img2img(
         self,
         *,
         pixels: Tensor,
@@ -75,15 +79,16 @@ class PixArtDecoder(MaskedCaptions, ImageDecoder):
         callback: Callable[[int, Any, Tensor], None] | None = None,
         **condition: Tensor,
     ) -> Any:
-        """What diffusers has for other families, in the arguments of its PixArt pipeline: noise on
-        the latents of `pixels` float[M, 3, H, W], then the last `strength` of the steps."""
+        """Image-to-image, which diffusers lacks for PixArt, by the arguments of PixArt's pipeline:
+        noise on the latents of `pixels` float[M, 3, H, W], then the last `strength` of the steps.
+        """
         from diffusers import ImagePipelineOutput
         from diffusers.utils.torch_utils import randn_tensor
 
         pipeline, scheduler, guided = self.pipeline, self.pipeline.scheduler, guidance_scale > 1
         for name in self.condition_shapes if guided else ():
-            both = [condition.pop(f"negative_{name}"), condition[name]]
-            condition[name] = torch.cat(both)
+            negative = condition.pop(f"negative_{name}")
+            condition[name] = torch.cat([negative, condition[name]])
         scheduler.set_timesteps(num_inference_steps, device=self.device)
         times = scheduler.timesteps[-int(num_inference_steps * strength) * scheduler.order :]
         scheduler.set_begin_index(len(scheduler.timesteps) - len(times))
@@ -93,24 +98,25 @@ class PixArtDecoder(MaskedCaptions, ImageDecoder):
         extra = pipeline.prepare_extra_step_kwargs(generator, 0.0)
         for step, time in enumerate(times):
             inputs = scheduler.scale_model_input(torch.cat([noisy] * (1 + guided)), time)
-            predicted = self._denoise(condition, inputs, time.expand(len(inputs)))
+            predicted = self.denoise(condition, inputs, time.expand(len(inputs)))
             predicted = predicted[:, : clean.shape[1]]
             if guided:
-                away, towards = predicted.chunk(2)
-                predicted = away + guidance_scale * (towards - away)
+                uncond, cond = predicted.chunk(2)
+                predicted = uncond + guidance_scale * (cond - uncond)
             noisy = scheduler.step(predicted, time, noisy, return_dict=False, **extra)[0]
             if callback:
                 callback(step, time, noisy)
-        made = pipeline.vae.decode(noisy / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-        return ImagePipelineOutput(pipeline.image_processor.postprocess(made, output_type))
+        latents = noisy / pipeline.vae.config.scaling_factor
+        decoded = pipeline.vae.decode(latents, return_dict=False)[0]
+        return ImagePipelineOutput(pipeline.image_processor.postprocess(decoded, output_type))
 
-    def _preview(self, latents: Tensor) -> list[Medium]:
-        """At most 128 pixels on a side."""
+    def decode_preview(self, latents: Tensor) -> list[Medium]:
+        """At most 128 pixels a side."""
         vae = self.pipeline.vae
         pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         small = F.interpolate(pixels.float(), min(pixels.shape[-1], 128), mode="area")
         bytes_ = ((small.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-        return [Image.from_numpy(picture) for picture in bytes_.cpu().numpy()]
+        return [Image.from_numpy(image) for image in bytes_.cpu().numpy()]
 
 
 def build(config: PixArtConfig) -> PixArtDecoder:

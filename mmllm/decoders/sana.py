@@ -1,6 +1,6 @@
-"""Pictures by Sana (Xie et al. 2024): a linear DiT that cross-attends to a Gemma's states.
+"""Images by Sana (Xie et al. 2024): a linear DiT that cross-attends to the states of a Gemma.
 
-Legend: M pictures, P caption tokens, E their width.
+Legend: M media, P caption tokens, E their width.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, SequenceConfig
-from mmllm.decoders.visual import ImageConfig, ImageDecoder, MaskedCaptions
+from mmllm.decoders.config import ImageConfig, SequenceConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.prompts import encode_with_mask
+from mmllm.decoders.visual import ImageDecoder, MaskedPrompt
 
 
 @dataclass(frozen=True)
@@ -24,39 +26,30 @@ class SanaConfig(ImageConfig, SequenceConfig):
     max_caption_tokens: int = 300
 
 
-class SanaDecoder(MaskedCaptions, ImageDecoder):
-    """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]: the states of a caption
-    that Gemma read behind the pipeline's own instruction; the negative caption stands alone."""
+class SanaDecoder(MaskedPrompt, ImageDecoder):
+    """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]: Gemma's states of a
+    caption after the pipeline's own instruction; the negative prompt has no instruction."""
 
     pipelines: ClassVar = ["SanaPipeline"]
 
-    def _size(self) -> tuple[int, int]:
+    def compute_size(self) -> tuple[int, int]:
         transformer = self.component_config("transformer")
-        shrink = 2 ** (len(self.component_config("vae")["encoder_block_out_channels"]) - 1)
-        side = transformer["sample_size"] * shrink
-        return self._chosen((side, side), max(32, shrink * transformer["patch_size"]))
+        scale = 2 ** (len(self.component_config("vae")["encoder_block_out_channels"]) - 1)
+        side = transformer["sample_size"] * scale
+        return self.resolve_size((side, side), max(32, scale * transformer["patch_size"]))
 
-    def _read(self, captions: Sequence[str]) -> Condition:
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
         call = inspect.signature(self.pipeline.__call__).parameters
-        return self._states(captions, call["complex_human_instruction"].default)
+        instruction = call["complex_human_instruction"].default
+        return encode_with_mask(self, captions, complex_human_instruction=instruction)
 
-    def _read_negative(self, caption: str) -> Condition:
-        return self._states([caption], None)
+    def encode_negative_prompt(self, caption: str) -> Condition:
+        return encode_with_mask(self, [caption], complex_human_instruction=None)
 
-    def _states(self, captions: Sequence[str], instruction: list[str] | None) -> Condition:
-        words, mask, _, _ = self.pipeline.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            device=self.device,
-            max_sequence_length=self.config.max_caption_tokens,
-            complex_human_instruction=instruction,
-        )
-        return {"prompt_embeds": words, "prompt_attention_mask": mask}
+    def encode_latents(self, samples: Tensor) -> Tensor:
+        return self.pipeline.vae.encode(samples).latent  # its codec has no distribution
 
-    def _mode(self, samples: Tensor) -> Tensor:
-        return self.pipeline.vae.encode(samples).latent  # its codec knows no distribution
-
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         transformer = self.pipeline.transformer
         return transformer(
             noisy,
@@ -66,9 +59,10 @@ class SanaDecoder(MaskedCaptions, ImageDecoder):
             return_dict=False,
         )[0]
 
-    def _options(self) -> dict[str, Any]:
-        # Its default negative "" would have to go through the text encoder: ours are embeddings.
-        return {"negative_prompt": None, "use_resolution_binning": False, **super()._options()}
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        # The default negative prompt "" would run the text encoder: ours is encoded already.
+        own = {"negative_prompt": None, "use_resolution_binning": False}
+        return own | super().pipeline_kwargs()
 
 
 def build(config: SanaConfig) -> SanaDecoder:

@@ -98,7 +98,7 @@ def add_training_noise(
     return DenoisingExample(alpha * latents + sigma * noise, steps, target)
 
 
-def solver(
+def find_solver(
     config: Mapping[str, Any], name: str, *, passes_sigmas: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """The scheduler called `name` for a pipeline whose own has this config: class and settings.
@@ -123,7 +123,7 @@ def solver(
     return known[name]
 
 
-def resolved(scheduler: Any, kind: str, settings: Mapping[str, Any]) -> Any:
+def with_solver(scheduler: Any, kind: str, settings: Mapping[str, Any]) -> Any:
     """The scheduler as another class of diffusers, on the same noise path."""
     import diffusers
 

@@ -1,17 +1,20 @@
-"""Pictures by Stable Diffusion 3 (Esser et al. 2024): a DiT that reads two CLIPs and a T5.
+"""Images by Stable Diffusion 3 (Esser et al. 2024): a DiT conditioned on two CLIPs and a T5.
 
-Legend: M pictures, P tokens of CLIP and of T5 after them, E their width, E2 the pooled width.
+Legend: M media, P tokens of CLIP and then of T5, E their width, E2 the pooled width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
-from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
+from mmllm.decoders.config import ImageConfig, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.latents import shift_and_scale, vae_scale_factor
+from mmllm.decoders.visual import ImageDecoder
 
 
 @dataclass(frozen=True)
@@ -44,31 +47,31 @@ class SD3Decoder(ImageDecoder):
 
     @property
     def max_side(self) -> int:
-        """The table of positions ends there."""
+        """The end of the table of positions."""
         transformer = self.component_config("transformer")
-        most = transformer.get("pos_embed_max_size", 96)
-        return most * vae_scale_factor(self) * transformer["patch_size"]
+        positions = transformer.get("pos_embed_max_size", 96)
+        return positions * vae_scale_factor(self) * transformer["patch_size"]
 
-    def _size(self) -> tuple[int, int]:
-        transformer, shrink = self.component_config("transformer"), vae_scale_factor(self)
-        side = transformer["sample_size"] * shrink
-        return self._chosen((side, side), shrink * transformer["patch_size"])
+    def compute_size(self) -> tuple[int, int]:
+        transformer, scale = self.component_config("transformer"), vae_scale_factor(self)
+        side = transformer["sample_size"] * scale
+        return self.resolve_size((side, side), scale * transformer["patch_size"])
 
-    def _read(self, captions: list[str]) -> Condition:
-        words, _, pooled, _ = self.pipeline.encode_prompt(
-            captions,
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            list(captions),
             None,
             None,
             self.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.config.max_caption_tokens,
         )
-        return {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def _normalise(self, latents: Tensor) -> Tensor:
-        return shifted(self.pipeline.vae, latents)
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        return shift_and_scale(self.pipeline.vae, latents)
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return self.pipeline.transformer(
             hidden_states=noisy,
             timestep=timesteps,

@@ -1,18 +1,21 @@
-"""Pictures by Stable Diffusion XL (Podell et al. 2023): a UNet told of two CLIPs and of the size.
+"""Images by Stable Diffusion XL (Podell et al. 2023): a UNet conditioned on two CLIPs and the size.
 
-Legend: M pictures, P caption tokens, E the width of both text encoders together, E2 the pooled.
+Legend: M media, P caption tokens, E width of both text encoders together, E2 pooled width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, Img2ImgConfig
-from mmllm.decoders.visual import ImageConfig, ImageDecoder, vae_scale_factor
+from mmllm.decoders.config import ImageConfig, Img2ImgConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.latents import standardize, vae_scale_factor
+from mmllm.decoders.visual import ImageDecoder
 
 
 @dataclass(frozen=True)
@@ -41,49 +44,47 @@ class SDXLDecoder(ImageDecoder):
         }
 
     def unconditional(self, num: int) -> Condition:
-        """Without a negative caption: zeros, if the pipeline was trained so."""
+        """Zeros without a negative prompt, if the pipeline was trained so."""
         if not self.config.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt:
-            return self._zeros(num)
+            return self.zero_condition(num)
         return super().unconditional(num)
 
-    def _size(self) -> tuple[int, int]:
+    def compute_size(self) -> tuple[int, int]:
         side = self.component_config("unet")["sample_size"] * vae_scale_factor(self)
-        return self._chosen((side, side), 8)
+        return self.resolve_size((side, side), 8)
 
-    def _read(self, captions: list[str]) -> Condition:
-        words, _, pooled, _ = self.pipeline.encode_prompt(captions, None, self.device, 1, False)
-        return {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            list(captions), None, self.device, 1, False
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def _mode(self, samples: Tensor) -> Tensor:
-        """The published codec overflows in half precision and says so."""
+    def encode_latents(self, samples: Tensor) -> Tensor:
+        """In float32 where the codec's config says that it overflows in half precision."""
         vae = self.pipeline.vae
         if samples.dtype != torch.float16 or not vae.config.force_upcast:
-            return super()._mode(samples)
+            return super().encode_latents(samples)
         try:
             return vae.float().encode(samples.float()).latent_dist.mode()
         finally:
             vae.half()
 
-    def _normalise(self, latents: Tensor) -> Tensor:
-        config = self.pipeline.vae.config
-        if config.latents_mean is not None and config.latents_std is not None:
-            mean, std = (
-                latents.new_tensor(values).view(-1, 1, 1)  # [C, 1, 1]
-                for values in (config.latents_mean, config.latents_std)
-            )
-            latents = (latents - mean) / std
-        return latents * config.scaling_factor
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        if vae.config.latents_mean is not None and vae.config.latents_std is not None:
+            latents = standardize(vae, latents)
+        return latents * vae.config.scaling_factor
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         height, width = self.size
-        sizes = noisy.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), -1)
+        time_ids = noisy.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), -1)
         return self.pipeline.unet(
             noisy,
             timesteps,
             encoder_hidden_states=condition["prompt_embeds"],
             added_cond_kwargs={
                 "text_embeds": condition["pooled_prompt_embeds"],
-                "time_ids": sizes,  # original, cropped by nothing, target
+                "time_ids": time_ids,  # original size, crop offset 0, target size
             },
             return_dict=False,
         )[0]

@@ -1,6 +1,6 @@
-"""Pictures by Stable Diffusion 1.x and 2.x (Rombach et al. 2022): a UNet that attends to CLIP.
+"""Images by Stable Diffusion 1.x and 2.x (Rombach et al. 2022): a UNet that attends to CLIP.
 
-Legend: M pictures, P caption tokens, E their width.
+Legend: M media, P caption tokens, E their width.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmllm.decoders.base import Img2ImgConfig
-from mmllm.decoders.visual import ImageConfig, ImageDecoder, UNetDecoder
+from mmllm.decoders.config import ImageConfig, Img2ImgConfig
+from mmllm.decoders.visual import ImageDecoder, UNetDecoder
 
 
 @dataclass(frozen=True)

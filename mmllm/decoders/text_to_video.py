@@ -1,7 +1,7 @@
-"""Clips by text-to-video synthesis (ModelScope, ZeroScope; Wang et al. 2023): a UNet over space and
-time in the latents of a codec of pictures.
+"""Video by text-to-video synthesis (ModelScope, ZeroScope; Wang et al. 2023): a UNet over space and
+time, in the latents of an image codec.
 
-Legend: M clips, F frames, H x W pixels, P caption tokens, E their width.
+Legend: M media, F frames, H x W pixels, P caption tokens, E their width.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import Img2ImgConfig
-from mmllm.decoders.visual import UNetDecoder, VideoConfig, VideoDecoder
+from mmllm.decoders.config import Img2ImgConfig, VideoConfig
+from mmllm.decoders.visual import UNetDecoder, VideoDecoder
 
 
 @dataclass(frozen=True)
 class TextToVideoConfig(VideoConfig, Img2ImgConfig):
-    """A `TextToVideoSDPipeline`. ZeroScope v2 was made for 24 frames of 320 x 576."""
+    """A `TextToVideoSDPipeline`. ZeroScope v2 was trained on 24 frames of 320 x 576."""
 
     steps: int = 25
     guidance: float = 9.0
@@ -30,11 +30,11 @@ class TextToVideoDecoder(UNetDecoder, VideoDecoder):
     pipelines: ClassVar = ["TextToVideoSDPipeline"]
     img2img_class = "VideoToVideoSDPipeline"
     init_modality = "video"
-    init_one_by_one = True  # it would give each clip's generator to one frame
+    init_one_by_one = True  # it would use each medium's generator for one frame
 
-    def _mode(self, samples: Tensor) -> Tensor:
+    def encode_latents(self, samples: Tensor) -> Tensor:
         """Frame by frame: [M, 3, F, H, W] -> [M, C, F, h, w]."""
-        encode = super()._mode
+        encode = super().encode_latents
         return torch.stack([encode(frame) for frame in samples.unbind(2)], dim=2)
 
 

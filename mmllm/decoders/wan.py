@@ -1,23 +1,28 @@
-"""Clips by Wan pipelines (Wan Team 2025): a DiT over space and time, its codec causal in time.
+"""Video by Wan pipelines (Wan Team 2025): a DiT over space and time, with a codec causal in time.
 
-Legend: M clips, F frames, H x W pixels, P caption tokens, E their width.
+Legend: M media, F frames, H x W pixels, P caption tokens, E their width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig, read_index
-from mmllm.decoders.visual import VideoConfig, VideoDecoder, check_frames, check_size
+from mmllm.decoders.config import Img2ImgConfig, SequenceConfig, VideoConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.latents import standardize
+from mmllm.decoders.loading import read_model_index
+from mmllm.decoders.prompts import encode_with_t5
+from mmllm.decoders.visual import VideoDecoder, check_frames, check_size
 from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class WanConfig(VideoConfig, SequenceConfig, Img2ImgConfig):
-    """A `WanPipeline`. A clip's size is no part of its weights; the defaults are the pipeline's.
+    """A `WanPipeline`. The weights do not fix the size; the defaults are the pipeline's.
 
     The transformer attends to the padding too, so `max_caption_tokens` must be the length that it
     was trained with: 512 for the published Wan models.
@@ -36,9 +41,9 @@ class WanDecoder(VideoDecoder):
 
     def __init__(self, config: WanConfig):
         super().__init__(config)
-        index = read_index(self.folder)
+        index = read_model_index(self.folder)
         self.img2img_class, self.init_modality = "WanVideoToVideoPipeline", "video"
-        if index.get("expand_timesteps"):  # the first frame can stand still from the start
+        if index.get("expand_timesteps"):  # the first frame can be given
             self.img2img_class, self.init_modality = "WanImageToVideoPipeline", "image"
             self.init_one_by_one = True
         elif index.get("boundary_ratio") is not None:
@@ -51,35 +56,34 @@ class WanDecoder(VideoDecoder):
 
     @property
     def request_options(self) -> tuple[str, ...]:
-        names = super().request_options  # a first frame that stands still has no strength
-        still = self.init_modality == "image"
-        return tuple(name for name in names if not (still and name == "strength"))
+        names = super().request_options
+        if self.init_modality == "image":  # a given first frame has no strength
+            return tuple(name for name in names if name != "strength")
+        return names
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         width = self.component_config("transformer")["text_dim"]
         return {"prompt_embeds": (self.config.max_caption_tokens, width)}
 
-    def _clean(self, caption: str) -> str:
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        return encode_with_t5(self, captions)
+
+    def clean_prompt(self, caption: str) -> str:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
         return prompt_clean(caption)
 
-    def _normalise(self, latents: Tensor) -> Tensor:
-        config = self.pipeline.vae.config
-        mean, std = (
-            latents.new_tensor(values).view(-1, 1, 1, 1)  # [C, 1, 1, 1]
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return (latents - mean) / std
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        return standardize(self.pipeline.vae, latents)
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         pipeline = self.pipeline
         if pipeline.config.boundary_ratio is not None or pipeline.config.expand_timesteps:
             raise ConfigError(
-                "video: the denoising loss knows Wan pipelines with one transformer and one time "
-                "per clip; this one has two or times per token. Train its output projection by "
-                "alignment alone (losses without 'denoise')"
+                "video: the denoising loss supports Wan pipelines with one transformer and one "
+                "time per video; this one has two, or times per token. Train its output "
+                "projection by alignment alone (losses without 'denoise')"
             )
         return pipeline.transformer(
             hidden_states=noisy,
@@ -90,13 +94,13 @@ class WanDecoder(VideoDecoder):
 
     @property
     def max_side(self) -> int:
-        """The table of rotary positions ends there."""
+        """The end of the table of rotary positions."""
         *_, height, width = self._patch
-        return self._positions * self._shrink * min(height, width)
+        return self._positions * self._spatial_scale * min(height, width)
 
     @property
     def max_frames(self) -> int:
-        return (self._positions * self._patch[0] - 1) * self._group + 1
+        return (self._positions * self._patch[0] - 1) * self._temporal_scale + 1
 
     @property
     def _positions(self) -> int:
@@ -104,27 +108,26 @@ class WanDecoder(VideoDecoder):
 
     @property
     def _patch(self) -> list[int]:
-        """Latents in time, height and width that are one token."""
+        """Latents in time, height and width of one token."""
         return self.component_config("transformer")["patch_size"]
 
-    # Wan 2.1 was published before its config held these two.
+    # Configs of Wan 2.1 lack these two.
 
     @property
-    def _group(self) -> int:
+    def _temporal_scale(self) -> int:
         return self.component_config("vae").get("scale_factor_temporal", 4)
 
     @property
-    def _shrink(self) -> int:
+    def _spatial_scale(self) -> int:
         return self.component_config("vae").get("scale_factor_spatial", 8)
 
-    def _size(self) -> tuple[int, int]:
-        """The pipeline would round silently, and then latents and samples would differ in size."""
-        config, shrink = self.config, self._shrink
+    def compute_size(self) -> tuple[int, int]:
+        config, scale = self.config, self._spatial_scale
         _, *patch = self._patch
-        check_frames(config.frames, self._group)
+        check_frames(config.frames, self._temporal_scale)
         size = (config.height, config.width)
         check_size(size, (16, 16))  # WanPipeline.check_inputs
-        check_size(size, (shrink * patch[0], shrink * patch[1]))
+        check_size(size, (scale * patch[0], scale * patch[1]))
         return size
 
 

@@ -1,6 +1,6 @@
-"""Pictures by Z-Image (Z-Image Team 2025): a DiT that takes a Qwen3's states among its tokens.
+"""Images by Z-Image (Z-Image Team 2025): a DiT over patches and a Qwen3's states.
 
-Legend: M pictures, P caption tokens, E their width.
+Legend: M media, P caption tokens, E their width.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmllm.decoders.base import Condition, Img2ImgConfig, SequenceConfig
-from mmllm.decoders.visual import ImageConfig, ImageDecoder, shifted, vae_scale_factor
+from mmllm.decoders.config import ImageConfig, Img2ImgConfig, SequenceConfig
+from mmllm.decoders.contract import Condition
+from mmllm.decoders.latents import shift_and_scale, vae_scale_factor
+from mmllm.decoders.visual import ImageDecoder
 from mmllm.kernels.devices import to_device
 
 
@@ -28,8 +30,8 @@ class ZImageConfig(ImageConfig, SequenceConfig, Img2ImgConfig):
 
 
 class ZImageDecoder(ImageDecoder):
-    """Condition: `prompt_embeds` [P, E] and `prompt_mask` [P]. The pipeline itself takes captions
-    of different lengths, which the mask tells."""
+    """Condition: `prompt_embeds` [P, E] and `prompt_mask` [P]. The pipeline itself takes a list of
+    captions of different lengths, given by the mask."""
 
     pipelines: ClassVar = ["ZImagePipeline"]
     masks: ClassVar = {"prompt_embeds": "prompt_mask"}
@@ -45,54 +47,54 @@ class ZImageDecoder(ImageDecoder):
 
     @property
     def max_side(self) -> int:
-        """The table of rotary positions ends there."""
+        """The end of the table of rotary positions."""
         _, *sides = self.component_config("transformer").get("axes_lens", (1024, 512, 512))
         return 2 * vae_scale_factor(self) * min(sides)
 
-    def _size(self) -> tuple[int, int]:
-        return self._chosen((1024, 1024), 2 * vae_scale_factor(self))
+    def compute_size(self) -> tuple[int, int]:
+        return self.resolve_size((1024, 1024), 2 * vae_scale_factor(self))
 
-    def _read(self, captions: Sequence[str]) -> Condition:
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
         tokens, _ = self.condition_shapes["prompt_embeds"]
-        words, _ = self.pipeline.encode_prompt(
+        embeds, _ = self.pipeline.encode_prompt(
             list(captions), self.device, False, max_sequence_length=tokens
         )
-        longest = words[0].new_zeros(tokens, words[0].shape[1])  # pads all to P
+        full_length = embeds[0].new_zeros(tokens, embeds[0].shape[1])  # pads all to P
         return {
-            "prompt_embeds": pad_sequence([*words, longest], batch_first=True)[:-1],
+            "prompt_embeds": pad_sequence([*embeds, full_length], batch_first=True)[:-1],
             "prompt_mask": torch.stack(
-                [torch.arange(tokens, device=self.device) < len(each) for each in words]
+                [torch.arange(tokens, device=self.device) < len(states) for states in embeds]
             ),
         }
 
-    def _normalise(self, latents: Tensor) -> Tensor:
-        return shifted(self.pipeline.vae, latents)
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        return shift_and_scale(self.pipeline.vae, latents)
 
-    def _denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The transformer's clock runs from noise to picture, its velocity too."""
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The transformer's time and velocity run from noise to image: both signs are reversed."""
         predicted = self.pipeline.transformer(
             list(noisy[:, :, None]),
             1 - timesteps / 1000,
-            _captions(condition),
+            _per_caption(condition),
             return_dict=False,
         )[0]
         return -torch.stack(predicted)[:, :, 0]
 
-    def _arguments(self, condition: Condition) -> dict[str, Any]:
-        return {"prompt_embeds": _captions(self._ready(condition))}
+    def condition_kwargs(self, condition: Condition) -> dict[str, Any]:
+        return {"prompt_embeds": _per_caption(self.prepare_condition(condition))}
 
-    def _guidance(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
-        """This pipeline counts from 0: it adds `scale` times the difference."""
-        return {"guidance_scale": scale, **(self._guided(negative()) if scale > 0 else {})}
+    def guidance_kwargs(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
+        """This pipeline adds `scale` times the difference: 0 is the condition alone."""
+        return {"guidance_scale": scale, **(self.negative_kwargs(negative()) if scale > 0 else {})}
 
 
-def _captions(condition: Condition) -> list[Tensor]:
-    """Each caption's own positions; its mask stays tied to them by a gradient of zero."""
+def _per_caption(condition: Condition) -> list[Tensor]:
+    """The unmasked positions of each caption; the mask stays tied to them by a gradient of zero."""
     embeds, mask = condition["prompt_embeds"], condition["prompt_mask"]
-    kept = embeds * mask[..., None]
-    shown = (mask > 0.5).cpu()  # the device is waited for once, not once a caption
-    places = [to_device(here.nonzero()[:, 0], kept.device) for here in shown]
-    return [row.index_select(0, its) for row, its in zip(kept, places, strict=True)]
+    masked = embeds * mask[..., None]
+    is_kept = (mask > 0.5).cpu()  # one wait for the device, not one a caption
+    indices = [to_device(kept.nonzero()[:, 0], masked.device) for kept in is_kept]
+    return [row.index_select(0, kept) for row, kept in zip(masked, indices, strict=True)]
 
 
 def build(config: ZImageConfig) -> ZImageDecoder:

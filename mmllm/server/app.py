@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 import mmllm
 from mmllm.chat import Chat
 from mmllm.conversation import Medium, user
-from mmllm.decoders.base import Cancelled
+from mmllm.decoders.contract import Cancelled
 from mmllm.errors import quoted
 from mmllm.media import isolated
 from mmllm.replies import Done, Event, Reply

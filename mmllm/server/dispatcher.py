@@ -13,7 +13,7 @@ from typing import Any
 from mmllm import media
 from mmllm.chat import Chat
 from mmllm.conversation import Conversation
-from mmllm.decoders.base import Cancelled
+from mmllm.decoders.contract import Cancelled
 from mmllm.generation import Choice
 from mmllm.replies import Done, Event, Reply
 from mmllm.server.errors import ApiError

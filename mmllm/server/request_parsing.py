@@ -87,7 +87,7 @@ class RequestParser:
         found = set(self.frames)
         for modality, decoder in self.decoders.items():
             if decoder.init_modality == "video":
-                settings = decoder.settings(**options.decoders.get(modality, {}))
+                settings = decoder.with_overrides(**options.decoders.get(modality, {})).config
                 if settings.init_media == "last":
                     found.add(settings.frames)
         return sorted(found) or [1]
@@ -219,14 +219,14 @@ class RequestParser:
             self._check_bounds(values, param, said=field_name)
         self._check_bounds(options, param)
         try:
-            measures = decoder.measures(**options)
+            measures = decoder.with_overrides(**options).output_spec()
         except ConfigError as error:
             raise bad_request(f"{param}: {error}", param) from error
         for field_name, values in wished.items():
             if values.keys() <= set(decoder.request_options):
                 self._check_bounds(options | values, param, said=field_name)
                 try:
-                    decoder.settings(**options | values)
+                    decoder.with_overrides(**options | values)
                 except ConfigError as error:
                     if dropped is None:
                         raise bad_request(f"{field_name}: {error}", field_name) from error
@@ -247,8 +247,8 @@ class RequestParser:
                     field_name,
                 )
         if {"width", "height", "frames"} & options.keys():
-            made = decoder.measures(**options)
-            frames = getattr(decoder.settings(**options), "frames", 1)
+            made = decoder.with_overrides(**options).output_spec()
+            frames = getattr(decoder.with_overrides(**options).config, "frames", 1)
             volume = made["width"] * made["height"] * frames
             most = self.settings.max_output_volume
             self._bound(f"{param}: width x height x frames", volume, most)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmllm import config
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 from tests.decoders import tiny
 
 

@@ -11,7 +11,8 @@ import torch
 
 from mmllm import config
 from mmllm.conversation import Image, Video
-from mmllm.decoders.base import Cancelled, ModalityDecoder
+from mmllm.decoders.contract import Cancelled
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.errors import ConfigError
 from tests.decoders import tiny
 from tests.decoders.test_decoders import CALL, CAPTIONS, OUTPUT, arrays, close, guiding, seeded
@@ -77,7 +78,9 @@ def test_a_source_is_the_pipelines_own(build, family, guidance):
     decoder = build(family, guidance=guidance)
     media = [source(decoder, seed) for seed in range(2)]
     condition = decoder.encode_captions(CAPTIONS)
-    made = decoder.sample(condition, generators=seeded(1, 2), sources=media, **strong(decoder, 0.7))
+    made = decoder.sample(
+        condition, generators=seeded(1, 2), init_media=media, options=strong(decoder, 0.7)
+    )
     text = tiny.load(decoder.folder)
     # Named, because ours is no class that the pipeline expects.
     pipeline = getattr(diffusers, PIPELINES[family]).from_pipe(text, vae=text.vae)
@@ -116,7 +119,7 @@ def test_a_source_changes_what_is_made_and_no_later_call(build, family):
     condition = decoder.encode_captions(["a dog"])
     before = arrays(decoder.sample(condition, generators=seeded(0)))
     one, two = (
-        arrays(decoder.sample(condition, generators=seeded(0), sources=[source(decoder, seed)]))
+        arrays(decoder.sample(condition, generators=seeded(0), init_media=[source(decoder, seed)]))
         for seed in range(2)
     )
     assert not np.array_equal(one, two)
@@ -128,10 +131,10 @@ def test_a_source_changes_what_is_made_and_no_later_call(build, family):
 def test_a_batch_of_sources_equals_singles(build, family):
     decoder = build(family)
     condition, media = decoder.encode_captions(CAPTIONS), [source(decoder, 3), source(decoder, 4)]
-    batch = arrays(decoder.sample(condition, generators=seeded(3, 4), sources=media))
+    batch = arrays(decoder.sample(condition, generators=seeded(3, 4), init_media=media))
     for row in range(2):
         single = {name: value[row : row + 1] for name, value in condition.items()}
-        alone = decoder.sample(single, generators=seeded(row + 3), sources=media[row : row + 1])
+        alone = decoder.sample(single, generators=seeded(row + 3), init_media=media[row : row + 1])
         np.testing.assert_allclose(arrays(alone)[0], batch[row], rtol=0, atol=1e-4 + 1 / 255)
 
 
@@ -146,20 +149,20 @@ def test_a_cancelled_start_leaves_the_decoder_as_new(build, family):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        decoder.sample(condition, generators=seeded(0), sources=start, on_step=stop)
+        decoder.sample(condition, generators=seeded(0), init_media=start, on_step=stop)
     steps = 3 if strong(decoder, 0.6) else 5
     assert seen == [(1, steps), (2, steps)]
-    again = decoder.sample(condition, generators=seeded(0), sources=start)
-    fresh = build(family, steps=5).sample(condition, generators=seeded(0), sources=start)
+    again = decoder.sample(condition, generators=seeded(0), init_media=start)
+    fresh = build(family, steps=5).sample(condition, generators=seeded(0), init_media=start)
     assert np.array_equal(arrays(again), arrays(fresh))
 
 
 @STARTING
 def test_the_second_pipeline_has_no_second_weights(build, family):
     decoder = build(family)
-    start = decoder._start([source(decoder)], 1)[0]
+    start = decoder.prepare_img2img([source(decoder)])[0]
     if family == "image":  # its second pipeline is a method of ours
-        assert start == decoder._repaint
+        assert start == decoder.img2img
         return
     own = decoder.pipeline.components
     networks = [n for n, part in start.components.items() if isinstance(part, torch.nn.Module)]
@@ -174,7 +177,8 @@ def test_pixart_at_full_strength_is_text_to_image(make):
         condition = decoder.encode_captions(CAPTIONS)
         plain = decoder.sample(condition, generators=seeded(1, 2))
         media = [source(decoder, seed) for seed in range(2)]
-        made = decoder.sample(condition, generators=seeded(1, 2), sources=media, strength=1.0)
+        options = {"strength": 1.0}
+        made = decoder.sample(condition, generators=seeded(1, 2), init_media=media, options=options)
         np.testing.assert_allclose(arrays(made), arrays(plain), rtol=0, atol=1.01 / 255)
 
 
@@ -185,8 +189,8 @@ def test_pixart_at_little_strength_is_its_codec(make, monkeypatch):
     monkeypatch.setattr(transformer, "forward", lambda noisy, **_: (noisy,))
     start = source(decoder)
     made = decoder.sample(
-        decoder.encode_captions(["a dog"]), generators=seeded(0), sources=[start], steps=100,
-        strength=0.01,
+        decoder.encode_captions(["a dog"]), generators=seeded(0), init_media=[start],
+        options={"steps": 100, "strength": 0.01},
     )  # fmt: skip
     pipeline = decoder.pipeline
     with torch.no_grad():
@@ -205,8 +209,16 @@ def test_more_strength_keeps_less_of_the_source(make, monkeypatch):
     told = []
     kept = {"on_step": lambda step, steps: told.append(steps)}
     made = [
-        arrays(decoder.sample(condition, generators=seeded(0), sources=[start], strength=s, **kept))
-        for s in (0.1, 0.5, 1.0)
+        arrays(
+            decoder.sample(
+                condition,
+                generators=seeded(0),
+                init_media=[start],
+                options={"strength": strength},
+                **kept,
+            )
+        )
+        for strength in (0.1, 0.5, 1.0)
     ]
     assert told == [2] * 2 + [10] * 10 + [20] * 20
     with torch.no_grad():
@@ -221,25 +233,25 @@ def test_what_starts_from_nothing_says_so(make, family):
     decoder = make(family)
     condition = decoder.encode_captions(["a dog"])
     with pytest.raises(ConfigError, match="Pipeline makes media from noise alone"):
-        decoder.sample(condition, generators=seeded(0), sources=[tiny.medium(decoder.modality)])
+        decoder.sample(condition, generators=seeded(0), init_media=[tiny.medium(decoder.modality)])
     with pytest.raises(ConfigError, match="unknown option 'init_media'"):
-        decoder.settings(init_media="last")
+        decoder.with_overrides(init_media="last")
 
 
 def test_wrong_sources_are_refused(build):
     decoder = build("stable_diffusion")
     condition = decoder.encode_captions(["a dog"])
-    with pytest.raises(ValueError, match=r"expected 1 sources of kind image, got .*Audio"):
-        decoder.sample(condition, generators=seeded(0), sources=[tiny.medium("audio")])
-    with pytest.raises(ValueError, match="expected 1 sources"):
-        decoder.sample(condition, generators=seeded(0), sources=[])
+    with pytest.raises(ValueError, match=r"expected 1 initial media of modality image.*Audio"):
+        decoder.sample(condition, generators=seeded(0), init_media=[tiny.medium("audio")])
+    with pytest.raises(ValueError, match="expected 1 initial media"):
+        decoder.sample(condition, generators=seeded(0), init_media=[])
     for strength in (0.0, 1.5):
         with pytest.raises(ConfigError, match="strength: expected more than 0, at most 1"):
-            decoder.settings(strength=strength)
+            decoder.with_overrides(strength=strength)
     with pytest.raises(ConfigError, match=r"0\.2 of 4 steps is less than one; .* at least 0.25"):
-        decoder.settings(init_media="last", strength=0.2)
+        decoder.with_overrides(init_media="last", strength=0.2)
     with pytest.raises(ConfigError, match="init_media: expected none or last, got 'first'"):
-        decoder.settings(init_media="first")
+        decoder.with_overrides(init_media="first")
     still = build("wan_image")
     assert "strength" not in still.request_options  # its first frame is the picture as it is
     assert dataclasses.replace(still.config, init_media="last").init_media == "last"

@@ -17,7 +17,9 @@ from diffusers.utils import logging as diffusers_logging
 
 from mmllm import config
 from mmllm.conversation import Audio, Image, Video
-from mmllm.decoders.base import Cancelled, DecoderConfig, ModalityDecoder
+from mmllm.decoders.config import DecoderConfig
+from mmllm.decoders.contract import Cancelled
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.errors import AssetError, ConfigError, MediaError
 from tests.decoders import tiny
 
@@ -179,7 +181,7 @@ def test_a_caption_and_guidance_change_what_is_made(make, family):
     decoder = make(family)
     conditions = [decoder.encode_captions([caption]) for caption in CAPTIONS]
     one, two = (arrays(decoder.sample(each, generators=seeded(0))) for each in conditions)
-    free = arrays(decoder.sample(conditions[0], generators=seeded(0), guidance=1.0))
+    free = arrays(decoder.sample(conditions[0], generators=seeded(0), options={"guidance": 1.0}))
     assert np.abs(one - two).max() > 1e-3
     assert np.abs(one - free).max() > 1e-3
 
@@ -216,7 +218,7 @@ def test_media_have_their_kind_size_and_rate(make, family):
 def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family):
     decoder = make(family)
     shapes = decoder.condition_shapes
-    assert decoder._pipeline is None
+    assert not decoder.is_loaded
     condition = decoder.encode_captions(CAPTIONS)
     assert {name: tuple(value.shape[1:]) for name, value in condition.items()} == shapes
     assert {value.dtype for value in condition.values()} == {torch.float32}
@@ -307,7 +309,7 @@ def test_large_pixart_models_get_their_resolution_and_predict_a_variance(
     decoder = config.build(dataclasses.replace(make("image").config, weights=str(tmp_path)))
     calls = spy("image", decoder, monkeypatch)
     condition = decoder.encode_captions(["a dog"])
-    media = decoder.sample(condition, generators=seeded(0), guidance=1.0)
+    media = decoder.sample(condition, generators=seeded(0), options={"guidance": 1.0})
     assert media[0].to_numpy().shape == (256, 256, 3)
     latents, noising = training_inputs(decoder, 1)
     losses = decoder.denoising_loss(condition, latents, **noising)
@@ -460,7 +462,7 @@ def test_ltx2_hears_the_sound_of_a_clip(make):
     silent, loud = (decoder.encode_media(decoder.preprocess(c)[None]) for c in (clip, wrong))
     assert torch.equal(silent[:, :384], loud[:, :384])  # the pictures
     assert (silent[:, 384:] - loud[:, 384:]).abs().max() > 1e-3
-    assert silent.shape[1] - 384 == decoder.ticks * 4
+    assert silent.shape[1] - 384 == decoder.audio_length * 4
 
 
 def test_kinds_of_guidance_of_ltx2_are_its_pipelines(make):
@@ -693,7 +695,7 @@ def test_too_few_steps_are_refused(make, family: str, steps: int) -> None:
     decoder = make(family)
     condition = decoder.encode_captions(["a"])
     with pytest.raises(ConfigError, match="steps: expected at least"):
-        decoder.sample(condition, generators=[torch.Generator()], steps=steps)
+        decoder.sample(condition, generators=[torch.Generator()], options={"steps": steps})
 
 
 @pytest.mark.parametrize("family", ["video", "sd3", "z_image"])
@@ -704,12 +706,14 @@ def test_a_picture_may_be_as_wide_as_the_table_of_positions(make, family):
     unit = math.gcd(widest, *decoder.size)
     condition = decoder.encode_captions(CAPTIONS[:1])
     options = {"height": unit, "frames": 1} if family == "video" else {"height": unit}
-    (medium,) = decoder.sample(condition, generators=seeded(0), width=widest, **options)
+    (medium,) = decoder.sample(
+        condition, generators=seeded(0), options={"width": widest, **options}
+    )
     assert medium.to_numpy().shape[-3:-1] == (unit, widest)
-    assert decoder.measures(width=widest)["width"] == widest
+    assert decoder.with_overrides(width=widest).output_spec()["width"] == widest
     for name in ("width", "height"):
         with pytest.raises(ConfigError, match=f"{name}: expected at most {widest}, got"):
-            decoder.settings(**{name: widest + unit})
+            decoder.with_overrides(**{name: widest + unit})
 
 
 def test_a_clip_may_be_as_long_as_the_table_of_positions(make):
@@ -717,43 +721,40 @@ def test_a_clip_may_be_as_long_as_the_table_of_positions(make):
     most = decoder.max_frames
     condition = decoder.encode_captions(CAPTIONS[:1])
     size = {"height": 32, "width": 32}
-    (clip,) = decoder.sample(condition, generators=seeded(0), frames=most, **size)
+    (clip,) = decoder.sample(condition, generators=seeded(0), options={"frames": most, **size})
     assert len(clip.to_numpy()) == most
     with pytest.raises(ConfigError, match=f"frames: expected at most {most}, got {most + 4}"):
-        decoder.settings(frames=most + 4)
+        decoder.with_overrides(frames=most + 4)
 
 
 @pytest.mark.parametrize("family", ["audioldm", "audioldm2", "audio"])
 def test_sounds_are_as_long_as_a_call_asks(make, family):
     decoder = make(family, steps=2)
     condition = decoder.encode_captions(CAPTIONS[:1])
-    own = decoder.measures()["seconds"]
+    own = decoder.output_spec()["seconds"]
     for seconds in (own, own / 2):
-        assert decoder.measures(seconds=seconds)["seconds"] == seconds
-        (sound,) = decoder.sample(condition, generators=seeded(0), seconds=seconds)
+        assert decoder.with_overrides(seconds=seconds).output_spec()["seconds"] == seconds
+        (sound,) = decoder.sample(condition, generators=seeded(0), options={"seconds": seconds})
         samples = sound.to_numpy().shape[1]
         assert samples == pytest.approx(seconds * sound.sample_rate, rel=0.3)
-    assert decoder.measures()["seconds"] == own, "the call is over"
+    assert decoder.output_spec()["seconds"] == own, "the call is over"
     for seconds, said in ((1e-9, "at least"), (601.0, "at most"), (float("nan"), "finite")):
         with pytest.raises(ConfigError, match=f"seconds: expected (a )?{said}"):
-            decoder.settings(seconds=seconds)
+            decoder.with_overrides(seconds=seconds)
 
 
 def test_a_call_that_is_being_made_changes_no_other(make):
     """Its settings are those of the config, not of the call in hand."""
     decoder = make("video", steps=2)
-    own, condition = decoder.settings(), decoder.encode_captions(CAPTIONS[:1])
+    own, condition = decoder.config, decoder.encode_captions(CAPTIONS[:1])
     seen = []
     decoder.sample(
         condition,
         generators=seeded(0),
-        on_step=lambda *_: seen.append((decoder.settings(), decoder.measures())),
-        guidance=7.0,
-        frames=5,
-        height=32,
-        width=64,
+        on_step=lambda *_: seen.append((decoder.config, decoder.output_spec())),
+        options={"guidance": 7.0, "frames": 5, "height": 32, "width": 64},
     )
-    assert seen == [(own, decoder.measures())] * 2
+    assert seen == [(own, decoder.output_spec())] * 2
 
 
 @pytest.mark.parametrize(
@@ -770,4 +771,4 @@ def test_a_call_that_is_being_made_changes_no_other(make):
 )
 def test_numbers_at_the_edge_are_refused_before_anything_is_made(make, options, said):
     with pytest.raises(ConfigError, match=said):
-        make("ltx2").settings(**options)
+        make("ltx2").with_overrides(**options)

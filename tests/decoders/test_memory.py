@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmllm.decoders.base import Cancelled
 from mmllm.decoders.caching import CACHES, PIPELINES, step_cache
+from mmllm.decoders.contract import Cancelled
 from mmllm.errors import AssetError, ConfigError
 from tests.decoders import tiny
 from tests.decoders.test_decoders import CAPTIONS, arrays, seeded, training_inputs
@@ -97,7 +97,7 @@ def test_a_cache_that_a_pipeline_cannot_use_is_refused(make):
     decoder = make("flux", cache="first_block")
     condition = decoder.encode_captions(["a dog"])
     with pytest.raises(ConfigError, match="work in a FluxImg2ImgPipeline"):
-        decoder.sample(condition, generators=seeded(0), sources=[tiny.medium("image")])
+        decoder.sample(condition, generators=seeded(0), init_media=[tiny.medium("image")])
     with step_cache(decoder.pipeline, None, 0.05):
         assert not decoder.pipeline.transformer.is_cache_enabled
 
@@ -115,7 +115,7 @@ def test_offload_is_diffusers_own(make, monkeypatch, how):
     decoder = make("stable_diffusion", offload=how).to("cuda:0")
     assert decoder.pipeline.device.type == "cpu"  # where offloaded weights wait
     assert asked == ["cuda:0"]
-    decoder.device = torch.device("cpu")  # to compute here
+    decoder.runtime.device = torch.device("cpu")  # to compute here
     condition = decoder.encode_captions(["a dog"])
     assert asked[1:] == ["freed"] * (how == "model")
     decoder.encode_media(decoder.preprocess(tiny.medium("image"))[None])
@@ -126,7 +126,7 @@ def test_offload_is_diffusers_own(make, monkeypatch, how):
 
     del asked[:]
     with pytest.raises(Cancelled):
-        decoder.sample(condition, generators=seeded(0), on_step=stop, guidance=1.0)
+        decoder.sample(condition, generators=seeded(0), on_step=stop, options={"guidance": 1.0})
     assert asked == ["freed"] * (how == "model")
     latents, noising = training_inputs(make("stable_diffusion"), 1)
     with pytest.raises(ConfigError, match="takes weights away that the gradient needs"):
@@ -167,7 +167,7 @@ def test_a_call_may_bring_its_cache_and_its_scheduler(make, family, option, valu
     condition = decoder.encode_captions(["a dog"])
 
     def made(decoder, **changes):
-        (medium,) = decoder.sample(condition, generators=[torch.manual_seed(0)], **changes)
+        (medium,) = decoder.sample(condition, generators=[torch.manual_seed(0)], options=changes)
         return medium.to_numpy()
 
     before = made(decoder)
@@ -177,7 +177,7 @@ def test_a_call_may_bring_its_cache_and_its_scheduler(make, family, option, valu
     assert (changed != before).any()
     np.testing.assert_array_equal(made(decoder), before)  # the next call has its own again
     with pytest.raises(ConfigError, match=option):
-        decoder.settings(**{option: "taylorism"})
+        decoder.with_overrides(**{option: "taylorism"})
 
 
 def test_a_source_is_followed_by_the_scheduler_of_the_call(make):
@@ -186,7 +186,7 @@ def test_a_source_is_followed_by_the_scheduler_of_the_call(make):
 
     def made(decoder, **changes):
         (medium,) = decoder.sample(
-            condition, generators=[torch.manual_seed(0)], sources=[source], **changes
+            condition, generators=[torch.manual_seed(0)], init_media=[source], options=changes
         )
         return medium.to_numpy()
 

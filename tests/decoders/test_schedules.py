@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.decoders.schedules import SOLVERS as SOLVERS_BY_NAME
 from mmllm.decoders.schedules import add_training_noise
 from mmllm.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmllm import config
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders import aisfx, efficientnet, frames
 from mmllm.encoders.aisfx import AisfxConfig
 from mmllm.encoders.efficientnet import EfficientNetConfig

@@ -15,7 +15,7 @@ import mmllm
 from mmllm import checkpoints, config, model
 from mmllm.chat import Chat
 from mmllm.conversation import Conversation, Medium, assistant, user
-from mmllm.decoders.base import Cancelled
+from mmllm.decoders.contract import Cancelled
 from mmllm.demo.replying import stream_reply
 from mmllm.demo.sessions import BrowserSession, Turn
 from mmllm.model import AnyToAny

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmllm import checkpoints, config
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.training.caching import fill_cache
 from mmllm.training.loop import dry_run
 from tests import parts

@@ -16,7 +16,7 @@ import torch
 
 from mmllm.chat import Chat
 from mmllm.conversation import user
-from mmllm.decoders.base import Cancelled
+from mmllm.decoders.contract import Cancelled
 from mmllm.errors import ContextError
 from mmllm.server.dispatcher import Dispatcher, ReplyJob, ReplyOptions
 from mmllm.server.errors import ApiError

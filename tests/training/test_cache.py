@@ -21,7 +21,7 @@ from mmllm.conversation import Image
 from mmllm.data import store
 from mmllm.data.frozen import FeatureCache
 from mmllm.data.store import FeatureStore
-from mmllm.decoders.base import ModalityDecoder
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.errors import CacheError, ConfigError
 from mmllm.training import cluster
 from mmllm.training.caching import fill_cache
@@ -349,7 +349,7 @@ def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
     assert not work.precompute(
         render_all_items(model, open_sources(run.stage.data, "data")), progress=False
     )
-    assert [decoder._pipeline for decoder in model.decoders.values()] == [None] * 3
+    assert [decoder.is_loaded for decoder in model.decoders.values()] == [False] * 3
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:

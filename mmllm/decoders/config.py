@@ -1,0 +1,124 @@
+"""Configs that decoder families share, and which of their fields one call may override."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+from mmllm.errors import ConfigError, quoted
+
+CALL_OPTIONS = (
+    *("steps", "guidance", "negative_prompt", "scheduler", "cache", "init_media", "strength"),
+    *("seconds", "frames", "fps", "height", "width"),
+)
+"""Fields that one call may override, in the order in which they are listed to users."""
+SAMPLING_FIELDS = (
+    *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
+    *("cache", "cache_threshold", "offload"),
+)
+"""Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
+
+_COUNTS = {"steps", "max_caption_tokens", "frames", "height", "width", "window"}
+_MAX_RATES = {"seconds": 600.0, "fps": 1000.0}
+"""Positive real field -> its upper limit for every pipeline."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Fields of every decoder.
+
+    Attributes:
+        weights: a diffusers folder, a hub id, or `mini:…`.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance; 1 or less switches it off.
+        negative_prompt: the caption to guide away from.
+        scheduler: the name of another solver (mmllm.decoders.schedules); None: the pipeline's own.
+        dtype: of the pipeline's weights.
+        cache: step caching (mmllm.decoders.caching).
+        cache_threshold: the change up to which `first_block` reuses a step.
+        offload: components of the pipeline are on the accelerator only while they compute: `model`
+            one after the other, `sequential` layer by layer, with the least memory and the most
+            time.
+    """
+
+    weights: str
+    steps: int = 20
+    guidance: float = 3.0
+    negative_prompt: str = ""
+    scheduler: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cache: Literal["first_block", "pyramid_attention", "taylorseer"] | None = None
+    cache_threshold: float = 0.05
+    offload: Literal["none", "model", "sequential"] = "none"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError unless every count is at least 1 and every length is positive, of the
+        fields that a family adds, too."""
+        values: dict[str, Any] = vars(self)
+        for name, value in values.items():
+            if value is None:
+                continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name}: expected a finite number, got {value}")
+            if name in _MAX_RATES and value <= 0:
+                raise ConfigError(f"{name}: expected more than 0, got {value}")
+            if name in _MAX_RATES and value > _MAX_RATES[name]:
+                raise ConfigError(f"{name}: expected at most {_MAX_RATES[name]:g}, got {value}")
+            if name in _COUNTS and not isinstance(value, Integral):
+                raise ConfigError(f"{name}: expected a whole number, got {quoted(value)}")
+            if name in _COUNTS and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class InitMediaConfig(DecoderConfig):
+    """A pipeline that can start from a medium. `init_media: last` starts from the newest one of its
+    modality in the conversation, if there is one; `none` starts from noise alone."""
+
+    init_media: Literal["none", "last"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_media not in ("none", "last"):
+            raise ConfigError(f"init_media: expected none or last, got {self.init_media!r}")
+
+
+@dataclass(frozen=True)
+class Img2ImgConfig(InitMediaConfig):
+    """A pipeline that adds noise to the initial medium (SDEdit, Meng et al. 2021): the last
+    `strength` of the steps are run, from the noise level that belongs there. 1 keeps next to
+    nothing of the medium, 0.3 its colours and composition."""
+
+    strength: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.strength <= 1:
+            raise ConfigError(f"strength: expected more than 0, at most 1, got {self.strength}")
+
+
+@dataclass(frozen=True)
+class SequenceConfig(DecoderConfig):
+    """A pipeline that takes captions of any length: `max_caption_tokens` is P."""
+
+    max_caption_tokens: int = 24
+
+
+@dataclass(frozen=True)
+class ImageConfig(DecoderConfig):
+    """`height` and `width` in pixels; None: the pipeline's default."""
+
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoConfig(DecoderConfig):
+    """`frames` of `height` x `width` pixels (None: the pipeline's default) at `fps`."""
+
+    frames: int = 16
+    fps: float = 8.0
+    height: int | None = None
+    width: int | None = None

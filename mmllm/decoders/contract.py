@@ -1,0 +1,194 @@
+"""The decoder contract: what a family of diffusers pipelines writes to become a decoder.
+
+A family subclasses ImageDecoder, VideoDecoder or AudioDecoder, which implement the hooks about
+media, and writes `pipelines`, `condition_shapes`, `encode_prompt` and `denoise`. All other hooks
+have a default that fits most pipelines. `docs/decoders.md` shows a whole family.
+
+Legend: M media, P x E one tensor of the condition, S shape of the latents of one medium.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmllm.conversation import Medium
+
+Condition = dict[str, Tensor]
+"""What a pipeline is conditioned on: several tensors by the pipeline's own argument names, one row
+per medium. A name that ends in `mask` is a 0/1 mask over the positions P of its sequence; it is
+predicted like every other tensor, and counts as 1 above 0.5."""
+
+OnStep = Callable[[int, int], None]
+"""Called with (step, number of steps) after each denoising step; may raise Cancelled."""
+OnPreview = Callable[[list[Medium]], None]
+"""Called with M images decoded from intermediate latents, before OnStep is."""
+
+
+class Cancelled(Exception):
+    """Raised by a callback to stop sampling; the decoder stays usable."""
+
+
+class DecoderContract(ABC):
+    """The hooks of a decoder family, and what they may use.
+
+    Hooks read the options of the call at hand from `self.config`: a call with options of its own
+    runs on a copy of the decoder (`ModalityDecoder.with_overrides`), so nothing has to be passed
+    on or restored.
+    """
+
+    # --- Declarations ------------------------------------------------------------------------
+
+    modality: ClassVar[str]
+    """What the decoder generates: "image", "audio" or "video"."""
+    pipelines: ClassVar[Sequence[str]]
+    """Names of the diffusers pipeline classes that the family supports."""
+    masks: ClassVar[Mapping[str, str]] = {}
+    """Sequence tensor -> the mask over its positions, both names of condition tensors."""
+    min_steps: ClassVar[int] = 1
+    """The smallest number of steps that the pipeline can sample in."""
+    passes_sigmas: ClassVar[bool] = False
+    """Whether the pipeline passes noise levels of its own to the scheduler, which only Euler's
+    accepts."""
+    img2img_class: str = ""
+    """Name of the diffusers class with the same components that starts from a medium."""
+    init_modality: str = ""
+    """Modality of the medium that generation can start from; "" if it cannot."""
+    init_one_by_one: bool = False
+    """Whether that class takes one medium a call, so that batches are split."""
+
+    # --- Provided by ModalityDecoder ----------------------------------------------------------
+
+    config: Any
+    """The family's config, with the options of the call at hand."""
+    folder: Path
+    """The pipeline's folder on disk."""
+    pipeline_class: str
+    """Which of `pipelines` the folder holds."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the pipeline is, or will be."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the pipeline's weights."""
+
+    @property
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """The diffusers pipeline, loaded on first use."""
+
+    @abstractmethod
+    def component_config(self, name: str) -> dict[str, Any]:
+        """The JSON config of one component of the pipeline, read without loading weights."""
+
+    # --- Required ------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of one condition, read from the configs, without weights."""
+
+    @abstractmethod
+    def encode_prompt(self, captions: Sequence[str]) -> Condition:
+        """Run the pipeline's text encoders: M captions -> {name: [M, *condition_shapes[name]]}."""
+
+    @abstractmethod
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """Call the transformer or UNet once, exactly as the pipeline does in its loop.
+
+        Args:
+            condition: as `prepare_condition` returns it.
+            noisy: [M, *S], scaled as the scheduler scales its input.
+            timesteps: [M], on the scheduler's clock.
+
+        Returns:
+            The raw prediction [M, *S]; channels beyond those of S (a variance) are cut off.
+        """
+
+    @abstractmethod
+    def to_tensor(self, medium: Any) -> Tensor:
+        """A medium of `modality` -> one input of the codec, on the CPU. Whatever is raised becomes
+        a MediaError."""
+
+    @abstractmethod
+    def to_media(self, output: Any) -> list[Medium]:
+        """The output of the pipeline's call -> M media."""
+
+    # --- Optional: configuration ----------------------------------------------------------------
+
+    def configure(self) -> None:  # noqa: B027 (optional)
+        """Derive attributes from `self.config` and the configs of the components. Runs in the
+        constructor and for every call with options; raises ConfigError for what the pipeline
+        cannot generate. Must not load weights."""
+
+    def output_spec(self) -> dict[str, float]:
+        """What is known beforehand of the generated media: `height` and `width` in pixels,
+        `seconds`."""
+        return {}
+
+    def on_loaded(self, pipeline: Any) -> None:  # noqa: B027 (optional)
+        """Repair or complete a pipeline that was just loaded."""
+
+    # --- Optional: text ---------------------------------------------------------------------------
+
+    def clean_prompt(self, caption: str) -> str:
+        """A caption as the pipeline passes it to its tokenizer."""
+        return caption
+
+    def encode_negative_prompt(self, caption: str) -> Condition:
+        """The condition of the negative prompt, [1, ...]."""
+        return self.encode_prompt([caption])
+
+    # --- Optional: latents ------------------------------------------------------------------------
+
+    def encode_latents(self, samples: Tensor) -> Tensor:
+        """Outputs of `to_tensor`, stacked [M, ...] -> the codec's latents: the mode of its
+        distribution, so that a medium always has the same latents."""
+        return self.pipeline.vae.encode(samples).latent_dist.mode()
+
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        """The codec's latents -> as the denoiser takes them, [M, *S]."""
+        return latents * self.pipeline.vae.config.scaling_factor
+
+    def decode_preview(self, latents: Tensor) -> list[Medium] | None:
+        """Intermediate latents as the pipeline holds them -> M small images; None: no previews."""
+        return None
+
+    # --- Optional: arguments of the pipeline's call -----------------------------------------------
+
+    @abstractmethod
+    def prepare_condition(self, condition: Condition) -> Condition:
+        """The condition on the pipeline's device and in its dtype, masks binary."""
+
+    def condition_kwargs(self, condition: Condition) -> dict[str, Any]:
+        """The condition by the names of the pipeline's arguments."""
+        return self.prepare_condition(condition)
+
+    def negative_kwargs(self, negative: Condition) -> dict[str, Any]:
+        """The negative condition by the names of the pipeline's arguments."""
+        return {
+            f"negative_{name}": value for name, value in self.condition_kwargs(negative).items()
+        }
+
+    def guidance_kwargs(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
+        """The pipeline's arguments of guidance. `scale` 1 uses the condition alone; `negative()`
+        computes the negative condition, which only guidance needs."""
+        return {"guidance_scale": scale, **(self.negative_kwargs(negative()) if scale > 1 else {})}
+
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        """All other arguments: size, length, frame rate."""
+        return {}
+
+    def prepare_img2img(self, media: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        """M media of `init_modality` -> the pipeline that starts from them, and the arguments that
+        it is called with in addition. Needed where `init_modality` is set."""
+        raise NotImplementedError

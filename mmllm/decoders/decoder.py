@@ -1,0 +1,393 @@
+"""What all decoders share: encoding captions and media, the denoising loss, sampling.
+
+Legend: M media, S shape of the latents of one medium.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmllm.config import RENAMED_OPTIONS
+from mmllm.conversation import MEDIA, Medium
+from mmllm.decoders.caching import check_cache, step_cache, usable_caches
+from mmllm.decoders.callbacks import callback_kwargs, step_of_batch
+from mmllm.decoders.config import CALL_OPTIONS, SAMPLING_FIELDS, DecoderConfig
+from mmllm.decoders.contract import Condition, DecoderContract, OnPreview, OnStep
+from mmllm.decoders.img2img import check_init_media, check_strength
+from mmllm.decoders.loading import PipelineRuntime, check_pipeline_folder, resolve_folder
+from mmllm.decoders.schedules import add_training_noise, find_solver
+from mmllm.errors import AssetError, ConfigError, MediaError, wrap_errors
+from mmllm.media.preparing import preparing
+
+logger = logging.getLogger(__name__)
+
+
+class ModalityDecoder(DecoderContract):
+    """A frozen diffusion pipeline that turns a condition into media.
+
+    Not an nn.Module: its weights never train and stay out of the model's checkpoint. The pipeline
+    is loaded on first use. It serves one call of `sample` at a time.
+    """
+
+    def __init__(self, config: DecoderConfig):
+        """Check the folder and the config; weights are not read yet. Raises AssetError and
+        ConfigError."""
+        self.config: Any = config
+        self.folder = resolve_folder(config.weights)
+        self.pipeline_class = check_pipeline_folder(self.folder, self.pipelines)
+        check_cache(config.cache, self.pipeline_class)
+        self.runtime = PipelineRuntime(
+            self.folder,
+            name=self.modality,
+            dtype=getattr(torch, config.dtype),
+            offload=config.offload,
+            solver=self._solver(),
+            on_loaded=self.on_loaded,
+        )
+        self._negative: dict[str, Condition] = {}  # the latest negative prompt, encoded
+        self.configure()
+
+    # --- The pipeline ----------------------------------------------------------------------------
+
+    @property
+    def pipeline(self) -> Any:
+        return self.runtime.pipeline
+
+    @property
+    def device(self) -> torch.device:
+        return self.runtime.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.runtime.dtype
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the pipeline is in memory."""
+        return self.runtime.is_loaded
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Move the pipeline, now if it is loaded; `dtype` None is the config's."""
+        self.runtime.move(torch.device(device), dtype or getattr(torch, self.config.dtype))
+        self._negative.clear()
+        return self
+
+    def release(self) -> None:
+        """Drop the loaded pipeline; the next use loads it again."""
+        self.runtime.release()
+        self._negative.clear()
+
+    def component_config(self, name: str) -> dict[str, Any]:
+        folder = self.folder / name
+        for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+            if (folder / file).is_file():
+                with wrap_errors(AssetError, folder / file):
+                    return dict(json.loads((folder / file).read_text(encoding="utf-8")))
+        raise AssetError(f"{folder}: no config found; this decoder needs the pipeline's {name}")
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of everything that decides how captions and media are encoded; not of where the
+        folder lies, nor of how the decoder samples."""
+        settings = dataclasses.asdict(self.config)
+        for name in SAMPLING_FIELDS:
+            settings.pop(name, None)
+        if settings["dtype"] == "float32":  # fingerprints are older than this field
+            del settings["dtype"]
+        former = {new: old for old, new in RENAMED_OPTIONS.items()}  # and than these names
+        settings = {former.get(name, name): value for name, value in settings.items()}
+        digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
+        for file in sorted(self.folder.rglob("*")):
+            if file.suffix in {".json", ".safetensors"}:
+                name = file.relative_to(self.folder).as_posix()
+                digest.update(f"{name}:{file.stat().st_size}".encode())
+                if file.suffix == ".json" or file.stat().st_size < 64 * 2**20:
+                    digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    # --- Options of one call ---------------------------------------------------------------------
+
+    @property
+    def request_options(self) -> tuple[str, ...]:
+        """Fields of the config that one call of `sample` may override."""
+        fields = {entry.name for entry in dataclasses.fields(self.config)}
+        if not self.init_modality:
+            fields -= {"init_media", "strength"}
+        if not usable_caches(self.pipeline_class):
+            fields -= {"cache"}
+        return tuple(name for name in CALL_OPTIONS if name in fields)
+
+    def with_overrides(self, **options: Any) -> Self:
+        """A copy of this decoder with other options, on the same pipeline.
+
+        Args:
+            options: of `request_options`; None keeps the config's value.
+
+        Returns:
+            A decoder whose `config`, `output_spec()` and `sample` follow the options.
+
+        Raises:
+            ConfigError: for an unknown option, and for a value that the pipeline cannot take.
+        """
+        options = {
+            _current_name(name): value for name, value in options.items() if value is not None
+        }
+        for name in options.keys() - set(self.request_options):
+            raise ConfigError(
+                f"{self.modality}: unknown option {name!r}; this decoder takes "
+                f"{', '.join(self.request_options)}"
+            )
+        try:
+            config = dataclasses.replace(self.config, **options)
+        except TypeError as error:
+            raise ConfigError(f"{self.modality}: {options}: {error}") from error
+        if config.steps < self.min_steps:
+            raise ConfigError(f"steps: expected at least {self.min_steps}, got {config.steps}")
+        if options.get("negative_prompt") and config.guidance <= 1:
+            raise ConfigError(
+                f"{self.modality}: a negative prompt does nothing at guidance "
+                f"{config.guidance:g}; give more than 1, or no negative prompt"
+            )
+        check_cache(config.cache, self.pipeline_class)
+        decoder = copy.copy(self)
+        decoder.config = config
+        decoder._solver()
+        if self.init_modality and config.init_media == "last" and self._has_strength:
+            check_strength(self.modality, config)
+        decoder.configure()
+        return decoder
+
+    @property
+    def _has_strength(self) -> bool:
+        return "strength" in self.request_options
+
+    def _solver(self) -> tuple[str, dict[str, Any]] | None:
+        """Class and settings of the config's scheduler; None for the pipeline's own. Raises
+        ConfigError for one that cannot replace it."""
+        if self.config.scheduler is None:
+            return None
+        own = self.component_config("scheduler")
+        return find_solver(own, self.config.scheduler, passes_sigmas=self.passes_sigmas)
+
+    # --- Encoding --------------------------------------------------------------------------------
+
+    def encode_captions(self, captions: Sequence[str]) -> Condition:
+        """Encode captions by the pipeline's own text encoders: the targets of alignment.
+
+        M >= 1 captions -> float32[M, ...]. Embeddings at masked positions, which no pipeline
+        attends to, are zero, so that targets are well defined.
+        """
+        if not captions:
+            raise ValueError(f"{self.modality}: no captions; expected at least one")
+        with self.runtime.offload_scope():
+            return self._zero_masked(self.encode_prompt, list(captions))
+
+    def unconditional(self, num: int) -> Condition:
+        """The condition of the negative prompt, for guidance: float32[num, ...]."""
+        prompt: str = self.config.negative_prompt
+        if prompt not in self._negative:
+            with self.runtime.offload_scope():
+                encoded = self._zero_masked(self.encode_negative_prompt, prompt)
+            self._negative.clear()
+            self._negative[prompt] = encoded
+        condition = self._negative[prompt]
+        return {name: value.expand(num, *value.shape[1:]) for name, value in condition.items()}
+
+    def zero_condition(self, num: int) -> Condition:
+        """The condition of pipelines that were trained with zeros for the absent caption."""
+        return {
+            name: torch.zeros(num, *shape, device=self.device)
+            for name, shape in self.condition_shapes.items()
+        }
+
+    def prepare_condition(self, condition: Condition) -> Condition:
+        """The condition on the pipeline's device and in its dtype, masks 0 or 1 with at least one
+        position."""
+        ready = {name: value.to(self.device, self.dtype) for name, value in condition.items()}
+        for name in self.masks.values():
+            ready[name] = _binary(ready[name])
+        return ready
+
+    def preprocess(self, medium: Medium) -> Tensor:
+        """A medium of this modality -> one row of `encode_media`'s input, on the CPU. Raises
+        MediaError."""
+        if not isinstance(medium, MEDIA[self.modality]):
+            raise MediaError(f"the {self.modality} decoder cannot take {medium!r}")
+        with preparing(medium, f"the {self.modality} decoder"):
+            return self.to_tensor(medium)
+
+    @torch.no_grad()
+    def encode_media(self, samples: Tensor) -> Tensor:
+        """Preprocessed media [M, ...] -> normalised latents float32[M, *S], the same for the same
+        medium and so cacheable."""
+        with self.runtime.offload_scope():
+            latents = self.encode_latents(samples.to(self.device, self.dtype))
+            return self.normalize_latents(latents).float()
+
+    # --- Training --------------------------------------------------------------------------------
+
+    def denoising_loss(
+        self, condition: Condition, latents: Tensor, *, noise: Tensor, times: Tensor
+    ) -> Tensor:
+        """The pipeline's own training loss, per medium: float[M].
+
+        Mean squared error to the target that the scheduler's config prescribes. The gradient
+        reaches the condition's embeddings; masks are binary here as in sampling, and get a gradient
+        of zero.
+
+        Args:
+            condition: M conditions.
+            latents: float[M, *S], normalised.
+            noise: float[M, *S].
+            times: float[M] in (0, 1), 1 = noise.
+        """
+        if self.config.offload != "none" and torch.is_grad_enabled():
+            raise ConfigError(
+                f"{self.modality}: offload {self.config.offload!r} takes weights away that the "
+                "gradient needs; train with offload none, or without the loss 'denoise'"
+            )
+        latents, noise, times = (
+            tensor.to(self.device, torch.float32) for tensor in (latents, noise, times)
+        )
+        self._check_condition(condition, len(latents))
+        step = add_training_noise(self.pipeline.scheduler, latents, noise, times)
+        predicted = self.denoise(
+            self.prepare_condition(condition), step.inputs.to(self.dtype), step.timesteps
+        )
+        predicted = predicted[:, : latents.shape[1]]  # some models predict a variance behind it
+        return (predicted.float() - step.target).square().flatten(1).mean(1)
+
+    # --- Sampling --------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        condition: Condition,
+        *,
+        generators: Sequence[torch.Generator],
+        init_media: Sequence[Medium] | None = None,
+        on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[Medium]:
+        """Run the pipeline on a batch of conditions.
+
+        Args:
+            condition: M >= 1 conditions.
+            generators: one per medium, of the noise.
+            init_media: one medium of `init_modality` each, to start from instead of noise alone.
+            on_step: called after every step; may raise Cancelled.
+            on_preview: called a few times with images, by decoders that have previews.
+            options: overrides of the config for this call; see `with_overrides`.
+
+        Returns:
+            M media of `modality`.
+
+        Raises:
+            ConfigError: for options that the pipeline cannot take.
+            ValueError: for a condition of another decoder, or a wrong number of initial media.
+        """
+        decoder = self.with_overrides(**(options or {}))
+        return decoder._sample(condition, generators, init_media, on_step, on_preview)
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        condition: Condition,
+        generators: Sequence[torch.Generator],
+        init_media: Sequence[Medium] | None,
+        on_step: OnStep | None,
+        on_preview: OnPreview | None,
+    ) -> list[Medium]:
+        """`sample` by the options in `self.config`."""
+        num, config = len(generators), self.config
+        self._check_condition(condition, num)
+        if init_media is not None and self.init_one_by_one and num > 1:
+            return [
+                medium
+                for row in range(num)
+                for medium in self._sample(
+                    {name: value[row : row + 1] for name, value in condition.items()},
+                    generators[row : row + 1],
+                    init_media[row : row + 1],
+                    on_step and step_of_batch(on_step, row, num),
+                    None,
+                )
+            ]
+        with self.runtime.scheduler_scope(self._solver()), self.runtime.offload_scope():
+            pipeline, init_kwargs = self.pipeline, {}
+            if init_media is not None:
+                check_init_media(self, init_media, num)
+                if self._has_strength:
+                    check_strength(self.modality, config)
+                pipeline, init_kwargs = self.prepare_img2img(init_media)
+            parameters = inspect.signature(pipeline).parameters
+            kwargs = self.pipeline_kwargs()
+            if init_kwargs:  # some img2img pipelines take size and length from the medium
+                kwargs = {name: value for name, value in kwargs.items() if name in parameters}
+            guidance = self.guidance_kwargs(config.guidance, lambda: self.unconditional(num))
+            strength = init_kwargs.get("strength", 1.0)
+            one_generator = bool(init_kwargs) and self.init_one_by_one
+            with step_cache(pipeline, config.cache, config.cache_threshold):
+                output = pipeline(
+                    **self.condition_kwargs(condition),
+                    **guidance,
+                    **kwargs,
+                    **init_kwargs,
+                    **callback_kwargs(self, parameters, on_step, on_preview, strength),
+                    num_inference_steps=config.steps,
+                    generator=generators[0] if one_generator else list(generators),
+                    output_type="np",
+                )
+            return self.to_media(output)
+
+    # --- Checks ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _zero_masked(self, encode: Callable[[Any], Condition], text: Any) -> Condition:
+        """Encode, in float32, with zeros where a mask is 0."""
+        condition = {name: value.float() for name, value in encode(text).items()}
+        for sequence, mask in self.masks.items():
+            condition[sequence] = condition[sequence] * condition[mask][..., None]
+        return condition
+
+    def _check_condition(self, condition: Condition, num: int) -> None:
+        """Raise ValueError unless the condition has exactly the tensors of `condition_shapes`, one
+        row per medium, at least one row."""
+        got = {name: tuple(value.shape) for name, value in condition.items()}
+        expected = {name: (num, *shape) for name, shape in self.condition_shapes.items()}
+        if num < 1 or got != expected:
+            raise ValueError(
+                f"{self.modality}: expected a condition {expected} for {num} media, by the configs "
+                f"in {self.folder}, got {got}; was the output projection trained for another "
+                "decoder, or is a generator missing?"
+            )
+
+
+@functools.cache
+def _current_name(option: str) -> str:
+    """The current name of an option; a former name is warned of, once."""
+    if option in RENAMED_OPTIONS:
+        logger.warning("decoder option %s is now called %s", option, RENAMED_OPTIONS[option])
+    return RENAMED_OPTIONS.get(option, option)
+
+
+def _binary(mask: Tensor) -> Tensor:
+    """float[M, P] -> 0 or 1. If no value is above 0.5, the highest position is kept, because
+    attention over no position is not defined. The result is tied to its input by a gradient of
+    zero, so that a distributed reducer never waits for the parameters that predict the mask."""
+    real = mask > 0.5
+    best = F.one_hot(mask.argmax(-1), mask.shape[-1]).bool()
+    real = real | (best & ~real.any(-1, keepdim=True))
+    return real.to(mask.dtype) + 0.0 * mask

@@ -1,0 +1,339 @@
+"""Pipelines on disk: resolving, checking and loading their folders; one pipeline in memory.
+
+Only safetensors are read, and no code from a folder is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmllm.decoders.schedules import with_solver
+from mmllm.errors import AssetError, ConfigError, quoted, wrap_errors
+from mmllm.weights import (
+    PICKLE_SUFFIXES,
+    are_weights_skipped,
+    check_attention,
+    locate,
+    remote_code_disabled,
+)
+
+_CONVERT = (
+    "from diffusers import DiffusionPipeline as Pipeline; "
+    "Pipeline.from_pretrained({folder!r}, use_safetensors=False).save_pretrained({folder!r})"
+)
+
+_CODECS = "mmllm.mini.codecs"
+"""The module with codecs that diffusers does not have."""
+
+_LOADING = threading.Lock()
+"""Held while a pipeline loads, because its libraries patch torch.nn for all threads meanwhile."""
+
+
+class PipelineRuntime:
+    """A pipeline that is loaded on first use, with its device, dtype and scheduler. A decoder and
+    its copies with other options share one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        dtype: torch.dtype,
+        offload: str,
+        solver: tuple[str, dict[str, Any]] | None,
+        on_loaded: Callable[[Any], None],
+    ):
+        """Load nothing yet.
+
+        Args:
+            folder: of the pipeline.
+            name: of the decoder, for error messages.
+            dtype: of the weights.
+            offload: see DecoderConfig.
+            solver: class and settings of the scheduler that replaces the pipeline's own, if any.
+            on_loaded: called with the pipeline once it is loaded.
+        """
+        self.folder = folder
+        self.name = name
+        self.dtype = dtype
+        self.offload = offload
+        self.device = torch.device("cpu")
+        self._solver = solver
+        self._on_loaded = on_loaded
+        self._pipeline: Any = None
+        self._img2img: Any = None
+        self._own_scheduler: Any = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._pipeline is not None
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline, loaded once."""
+        if self._pipeline is None:
+            with _LOADING:
+                if self._pipeline is None:  # else another thread was first
+                    self._load()
+        return self._pipeline
+
+    def move(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the pipeline if it is loaded. For another dtype it is loaded again: components of
+        some transformers must stay float32, which only loading respects."""
+        if dtype != self.dtype or self.offload != "none":
+            self.release()
+        self.device, self.dtype = device, dtype
+        self._check_offload()
+        if self._pipeline is not None:
+            self._pipeline.to(device)
+
+    def release(self) -> None:
+        """Drop the loaded pipeline; the next use loads it again."""
+        self._pipeline = self._img2img = None
+
+    def img2img(self, class_name: str) -> Any:
+        """The pipeline of another diffusers class, made of the same components, without copies of
+        their weights. (diffusers' `from_pipe` would cast them.)"""
+        if self._img2img is None:
+            import diffusers
+
+            own = self.pipeline
+            cls = getattr(diffusers, class_name)
+            parts, options = cls._get_signature_keys(cls)
+            components = {name: own.components[name] for name in parts if name in own.components}
+            settings = {name: own.config[name] for name in options if name in own.config}
+            with _LOADING, quiet_diffusers():
+                self._img2img = cls(**components, **settings)
+            self._img2img.set_progress_bar_config(disable=True)
+        return self._img2img
+
+    @contextlib.contextmanager
+    def scheduler_scope(self, solver: tuple[str, dict[str, Any]] | None) -> Iterator[None]:
+        """Within it the pipeline samples with this solver in place of its usual one."""
+        if solver == self._solver:
+            yield
+            return
+        _ = self.pipeline  # whose scheduler is the source of the solver's settings
+        try:
+            self._set_scheduler(solver)
+            yield
+        finally:
+            self._set_scheduler(self._solver)
+
+    @contextlib.contextmanager
+    def offload_scope(self) -> Iterator[None]:
+        """On exit every component of an offloaded pipeline is back on the CPU. (With `sequential`
+        they never stay on the accelerator.)"""
+        try:
+            yield
+        finally:
+            if self._pipeline is not None and self.offload == "model":
+                self._pipeline.maybe_free_model_hooks()
+
+    def _load(self) -> None:
+        self._check_offload()
+        # Weights created in inference mode could never take part in a training step.
+        with torch.inference_mode(False):
+            pipeline = load_pipeline(self.folder, self.dtype)
+            if self.offload == "none":
+                pipeline.to(self.device)
+            else:
+                getattr(pipeline, f"enable_{self.offload}_cpu_offload")(device=self.device)
+            self._on_loaded(pipeline)
+        self._own_scheduler = pipeline.scheduler
+        self._pipeline = pipeline
+        self._set_scheduler(self._solver)
+
+    def _set_scheduler(self, solver: tuple[str, dict[str, Any]] | None) -> None:
+        own = self._own_scheduler
+        scheduler = own if solver is None else with_solver(own, *solver)
+        for pipeline in filter(None, (self._pipeline, self._img2img)):
+            pipeline.scheduler = scheduler
+
+    def _check_offload(self) -> None:
+        if self.offload != "none" and self.device.type == "cpu" and not are_weights_skipped():
+            raise ConfigError(
+                f"{self.name}: offload {self.offload!r} keeps weights off an accelerator, but this "
+                "decoder is to run on the CPU; choose a device such as cuda, or offload none"
+            )
+
+
+def resolve_folder(weights: str) -> Path:
+    """The pipeline's folder; a hub id is downloaded (configs and safetensors) or found cached.
+    Raises AssetError."""
+    folder = Path(locate(weights, "decoders weights"))
+    if folder.is_dir():
+        return folder
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(weights, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise AssetError(
+            f"decoders weights: {weights!r} is no folder here and cannot be fetched from the hub: "
+            f"{str(error).splitlines()[0]}; give a folder, correct the id, or log in with `hf auth "
+            "login` if it is gated"
+        ) from error
+
+
+def check_pipeline_folder(folder: Path, pipelines: Sequence[str]) -> str:
+    """The pipeline class of a folder, which must be one of `pipelines`, complete and free of
+    pickles. Reads no weights; raises AssetError."""
+    index = read_model_index(folder)
+    class_name = str(index.get("_class_name"))
+    if class_name not in pipelines:
+        raise AssetError(
+            f"{folder}: holds a {class_name}, but this type of decoder takes "
+            f"{' or '.join(pipelines)}"
+        )
+    for name, (_, component_class) in pipeline_components(index, folder).items():
+        part = folder / name
+        if not part.is_dir():
+            raise AssetError(
+                f"{folder}: {name} ({component_class}) is missing; is the copy complete?"
+            )
+        suffixes = {file.suffix for file in part.iterdir()}
+        if (part / "config.json").is_file():
+            with wrap_errors(AssetError, part / "config.json"):
+                settings = json.loads((part / "config.json").read_text(encoding="utf-8"))
+            check_attention(settings, part / "config.json")
+        if ".safetensors" not in suffixes and suffixes & set(PICKLE_SUFFIXES):
+            raise AssetError(
+                f"{part}: holds pickled weights only, which could run code and are not read here; "
+                "if you trust them, convert the pipeline once:\n  python -c "
+                + shlex.quote(_CONVERT.format(folder=str(folder.resolve())))
+            )
+    return class_name
+
+
+def read_model_index(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a pipeline's folder. Raises AssetError."""
+    file = folder / "model_index.json"
+    if not file.is_file():
+        raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
+    with wrap_errors(AssetError, file):
+        index = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise AssetError(f"{file}: expected an object, got {quoted(index)}")
+        return index
+
+
+def pipeline_components(index: dict[str, Any], folder: Path) -> dict[str, tuple[str, str]]:
+    """Component -> (library, class), from a model index. Raises AssetError for a library other than
+    diffusers, transformers and mmllm's codecs: code that comes with a pipeline is not run."""
+    components: dict[str, tuple[str, str]] = {}
+    for name, entry in index.items():
+        if not isinstance(entry, list) or entry[:1] in ([], [None]):
+            continue
+        if len(entry) != 2 or not all(isinstance(word, str) for word in (name, *entry)):
+            continue
+        library, class_name = entry
+        is_known = library == _CODECS or library.isidentifier()
+        if not (is_known and name.isidentifier() and class_name.isidentifier()):
+            raise AssetError(
+                f"{folder}: {quoted(name)} is {quoted(class_name)} of {quoted(library)}, which is "
+                "not of diffusers or transformers; code that comes with a pipeline is not run"
+            )
+        if (folder / name / f"{library}.py").exists():
+            raise AssetError(
+                f"{folder / name}: brings {library}.py; code that comes with a pipeline is not run"
+            )
+        components[name] = library, class_name
+    return components
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """`DiffusionPipeline.from_pretrained` from safetensors only, with mmllm's codecs registered and
+    every component frozen. Raises AssetError."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    components = pipeline_components(read_model_index(folder), folder)
+    if any(library == _CODECS for library, _ in components.values()):
+        importlib.import_module(_CODECS)
+    message = f"{folder}: the pipeline cannot be loaded"
+    with wrap_errors(AssetError, message), quiet_diffusers(), remote_code_disabled():
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), use_safetensors=True, dtype=dtype, trust_remote_code=False
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False).eval()
+    return pipeline
+
+
+def meta_components(folder: Path) -> dict[str, torch.nn.Module]:
+    """Every network of a pipeline's folder by name, on the meta device: configs are read, weights
+    are not. (mmllm's codecs, which are small, compute tables in their constructors: they are on the
+    CPU.) Raises AssetError for a component that its config does not build."""
+    import diffusers
+    import transformers
+
+    networks: dict[str, torch.nn.Module] = {}
+    components = pipeline_components(read_model_index(folder), folder)
+    for name, (library, class_name) in components.items():
+        cls: Any
+        if library == _CODECS:
+            cls = getattr(importlib.import_module(library), class_name)
+        elif library == "transformers":
+            cls = getattr(transformers, class_name)
+        else:  # some components are named by the package of their pipeline
+            cls = getattr(diffusers, class_name, None) or getattr(
+                importlib.import_module(f"diffusers.pipelines.{library}"), class_name
+            )
+        if not issubclass(cls, torch.nn.Module):
+            continue
+        try:
+            with torch.device("cpu" if library == _CODECS else "meta"):
+                networks[name] = _from_config(cls, str(folder / name))
+        except (OSError, ValueError, TypeError) as error:
+            raise AssetError(f"{folder / name}: makes no {class_name}: {error}") from error
+    return networks
+
+
+def _from_config(cls: Any, folder: str) -> torch.nn.Module:
+    """An untrained network of a transformers or diffusers class, from a folder's config."""
+    if hasattr(cls, "config_class"):
+        return cls(cls.config_class.from_pretrained(folder))
+    return cls.from_config(cls.load_config(folder))
+
+
+@contextlib.contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Suppress progress bars, and this thread's warnings that a codec is mmllm's own or that
+    diffusers stops developing a pipeline. Other warnings, such as of weights that do not fit, stay.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    thread = threading.get_ident()
+
+    def is_of_interest(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
+        message = record.getMessage()
+        is_own_codec = "Expected types for" in message and "mmllm." in message
+        return not is_own_codec and "has been deprecated and will not receive" not in message
+
+    libraries = (diffusers_logging, transformers_logging)
+    with_bars = [library for library in libraries if library.is_progress_bar_enabled()]
+    log = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    log.addFilter(is_of_interest)
+    for library in with_bars:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_interest)
+        for library in with_bars:
+            library.enable_progress_bar()

@@ -1,0 +1,57 @@
+"""Fingerprints key feature caches and stand in checkpoints: they must never change on their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmllm import config
+from tests.decoders import tiny
+
+GOLDEN = {
+    "image": "e3d080e80743f7bc",
+    "video": "0faa437e0cb081ad",
+    "audio": "a77fec8324139b83",
+    "stable_diffusion": "8d183a5e821eaac9",
+    "sdxl": "6d53dbee7ceb9ce8",
+    "audioldm": "bb02d673a294bfed",
+    "text_to_video": "cf4579895793a281",
+    "sd3": "41f4f13e92dc0bee",
+    "flux": "6ee1c15725e5429b",
+    "audioldm2": "ba5c90e740696753",
+    "ltx": "079fbba0e9814f95",
+    "ltx2": "d4b9a4f902e968eb",
+    "cogvideox": "c6f5760d76e141df",
+    "sana": "59f2827acaf84388",
+    "flux2": "b250594550675f2f",
+    "flux2_klein": "b250594550675f2f",
+    "z_image": "95f2edba46521159",
+    "qwen_image": "7dab00259e61ae7c",
+}
+"""Family in tests -> its fingerprint over an empty folder: the decoder's name and its config."""
+MINI = {
+    "image": "c5aff515215c5d13",
+    "video": "70d893033c1586c4",
+    "audio": "95a9a6db2e079484",
+}
+"""Modality -> the fingerprint of mini's decoder, whose files are always the same."""
+MINI_CONFIGS = {
+    "image": {"type": "pixart"},
+    "video": {"type": "wan", "frames": 9, "height": 64, "width": 64},
+    "audio": {"type": "stable_audio"},
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_fingerprints_are_those_of_the_first_release(make, family: str, tmp_path: Path) -> None:
+    decoder = make(family)
+    decoder.folder = tmp_path
+    assert decoder.fingerprint == GOLDEN[family]
+
+
+@pytest.mark.parametrize("modality", MINI)
+def test_fingerprints_of_minis_decoders(modality: str) -> None:
+    tree = {"weights": f"mini:decoders/{modality}", "max_caption_tokens": 24}
+    entry = config.parse_component("decoders", tree | MINI_CONFIGS[modality], modality)
+    assert config.build(entry).fingerprint == MINI[modality]
