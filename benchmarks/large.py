@@ -32,6 +32,7 @@ from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, InputMedia, OutputMedia
 from mmllm.kernels import allocator
 from mmllm.llm.language_model import LanguageModel
+from mmllm.losses import build_losses
 from mmllm.model import AnyToAny
 from mmllm.training import loop
 from mmllm.training.feed import StepData
@@ -77,6 +78,7 @@ class Large(Stage):
         groups = choose_trainable(self.model, self.stage.learning_rates)
         self.model.to(self.accelerator.device)  # adapters, too
         self.model.llm.liger_loss = loop.uses_liger(self.stage.liger_loss, self.accelerator.device)
+        self.losses = build_losses(self.model, self.stage.losses, align_loss=self.stage.align_loss)
         self.wrapped, self.optimizer = self.accelerator.prepare(
             self.model, loop.make_optimizer(self.stage, groups)
         )

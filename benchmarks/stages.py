@@ -58,6 +58,9 @@ class Stage:
         self.optimizer: Any = loop.make_optimizer(
             self.stage, choose_trainable(self.model, self.stage.learning_rates)
         )
+        self.losses = losses.build_losses(
+            self.model, self.stage.losses, align_loss=self.stage.align_loss
+        )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.model.train()
         self.feed = self.feed_of()
@@ -78,7 +81,12 @@ class Stage:
     def step(self, data: StepData) -> None:
         """One step of training, its losses read."""
         found = loop.training_step(
-            self.accelerator, self.wrapped, self.optimizer, data, self.stage, self.model
+            self.accelerator,
+            self.wrapped,
+            self.optimizer,
+            data,
+            self.losses,
+            self.stage.max_grad_norm,
         )
         found()
 
@@ -150,9 +158,9 @@ class Bare:
             if len(media.token_indices):
                 condition = model.output_projections[key](signals[key])
                 masks = model.decoders[key].masks
-                yield losses.align(
+                yield losses.alignment_distance(
                     condition, media.targets, masks, self.stage.stage.align_loss
-                ).total
+                )
 
 
 def _trains(module: torch.nn.Module) -> bool:

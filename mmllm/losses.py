@@ -1,14 +1,18 @@
-"""The losses: text, alignment, denoising, retention. Each is a sum and a count, never a mean.
+"""The losses of a stage: text, KL to the base LLM, alignment, denoising. Each is a sum and a count.
 
-A mean over zero rows is not a number, and a mean per process weighs tokens wrongly when processes
-hold different numbers of them: one place, `total_loss`, divides by the count over all of them.
-Legend: P supervised positions, M media of one key.
+A mean over zero rows is not a number, and a mean per process weights tokens wrongly when processes
+hold different numbers of them. So a loss returns its sum and the number of its targets, and
+`total_loss` alone divides, by the number over all processes and accumulation steps.
+
+Legend: P supervised positions, M media of one key, L positions of a condition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,71 +21,220 @@ from torch.nn import functional as F
 from mmllm.data.batch import Batch
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.kernels.devices import to_device
-from mmllm.model import Output
+from mmllm.model import AnyToAny, Output
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One loss over one batch: `total` is a scalar tensor, `count` what it was summed over."""
+    """One loss over one batch: `total` is a scalar tensor, `count` the targets it sums over."""
 
     total: Tensor
     count: int
 
 
-def text(token_nll: Tensor) -> LossTerm:
-    """Cross-entropy over supervised positions: float32[P] of -log p."""
-    return LossTerm(token_nll.sum(), len(token_nll))
+class Loss(Protocol):
+    """One loss of a stage. `name` is its metric (`align/image`), `weight` its part of the sum."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def num_targets(self, batch: Batch) -> int:
+        """How many targets `compute` sums over; known before the forward pass."""
+        ...
+
+    def compute(self, output: Output, batch: Batch) -> LossTerm:
+        """The sum over the batch's targets: zero, with a gradient, where there are none."""
+        ...
 
 
-def align(
+@dataclass(frozen=True)
+class TextNLL:
+    """Cross-entropy of the supervised tokens, those of signals included."""
+
+    weight: float
+    name: str = "text"
+
+    def num_targets(self, batch: Batch) -> int:
+        return len(batch.labels)
+
+    def compute(self, output: Output, batch: Batch) -> LossTerm:
+        return LossTerm(output.token_nll.sum(), self.num_targets(batch))
+
+
+@dataclass(frozen=True)
+class KLToBase:
+    """KL(base LLM || adapted LLM) over all positions of plain text, as in learning without
+    forgetting (Li and Hoiem 2016). The base LLM gives signal tokens no probability, so what the
+    adapted one gives them adds to the divergence."""
+
+    weight: float
+    name: str = "kl"
+
+    def num_targets(self, batch: Batch) -> int:
+        return 0 if batch.text_windows is None else batch.text_windows.numel()
+
+    def compute(self, output: Output, batch: Batch) -> LossTerm:
+        if output.kl_to_base is None:
+            return LossTerm(torch.zeros(()), 0)
+        return LossTerm(output.kl_to_base.sum(), self.num_targets(batch))
+
+
+@dataclass(frozen=True)
+class Align:
+    """Distance of the projected condition of one output to the caption's own.
+
+    Attributes:
+        key: the output.
+        masks: name of a condition tensor -> name of the mask of its positions.
+        distance: mse, smooth_l1 or cosine.
+    """
+
+    key: str
+    weight: float
+    masks: Mapping[str, str]
+    distance: str = "mse"
+
+    @property
+    def name(self) -> str:
+        return f"align/{self.key}"
+
+    def num_targets(self, batch: Batch) -> int:
+        return len(batch.outputs[self.key].token_indices)
+
+    def compute(self, output: Output, batch: Batch) -> LossTerm:
+        condition, targets = output.conditions[self.key], batch.outputs[self.key].targets
+        total = alignment_distance(condition, targets, self.masks, self.distance)
+        return LossTerm(total, self.num_targets(batch))
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """The frozen decoder's own training loss under the projected condition of one output.
+
+    Noise and time are drawn for each medium from its own seed, so that the loss of an item does not
+    depend on its batch or process.
+    """
+
+    key: str
+    weight: float
+    decoder: ModalityDecoder
+
+    @property
+    def name(self) -> str:
+        return f"denoise/{self.key}"
+
+    def num_targets(self, batch: Batch) -> int:
+        media = batch.outputs[self.key]
+        return 0 if media.latents is None else len(media.token_indices)
+
+    def compute(self, output: Output, batch: Batch) -> LossTerm:
+        media = batch.outputs[self.key]
+        condition = {name: value.float() for name, value in output.conditions[self.key].items()}
+        if media.latents is None:
+            zeros = (value.sum() * 0.0 for value in condition.values())
+            return LossTerm(sum(zeros, torch.zeros(())), 0)
+        noise, times = draw_noise(media.latents, media.seeds)
+        losses = self.decoder.denoising_loss(condition, media.latents, noise=noise, times=times)
+        return LossTerm(losses.sum(), self.num_targets(batch))
+
+
+def build_losses(
+    model: AnyToAny, weights: Mapping[str, float], *, align_loss: str = "mse"
+) -> list[Loss]:
+    """The losses of a stage.
+
+    Args:
+        model: its outputs are what `align` and `denoise` are computed for.
+        weights: `text`, `kl`, `align`, `denoise` -> weight, as in `StageConfig.losses`.
+        align_loss: distance of `align`: mse, smooth_l1 or cosine.
+    """
+    losses: list[Loss] = []
+    if "text" in weights:
+        losses.append(TextNLL(weights["text"]))
+    if "kl" in weights:
+        losses.append(KLToBase(weights["kl"]))
+    for key in model.num_signal_tokens:
+        decoder = model.decoders[key]
+        if "align" in weights:
+            losses.append(Align(key, weights["align"], decoder.masks, align_loss))
+        if weights.get("denoise"):
+            losses.append(Denoise(key, weights["denoise"], decoder))
+    return losses
+
+
+def num_targets(losses: Sequence[Loss], batches: Iterable[Batch]) -> dict[str, int]:
+    """Targets of each loss, by name, over all batches."""
+    counts = Counter({loss.name: 0 for loss in losses})
+    for batch in batches:
+        counts.update({loss.name: loss.num_targets(batch) for loss in losses})
+    return dict(counts)
+
+
+def compute(losses: Sequence[Loss], output: Output, batch: Batch) -> dict[str, LossTerm]:
+    """Every loss of one forward pass, by name."""
+    return {loss.name: loss.compute(output, batch) for loss in losses}
+
+
+def total_loss(
+    losses: Sequence[Loss],
+    terms: Mapping[str, LossTerm],
+    counts: Mapping[str, int | Tensor],
+) -> Tensor:
+    """The weighted sum of the mean losses: one scalar to differentiate.
+
+    Args:
+        losses: the stage's losses.
+        terms: `compute` of one batch.
+        counts: targets by name, over all processes and accumulation steps, on the host or on the
+            device. A modality that is absent everywhere adds a zero with a gradient.
+    """
+    total = torch.zeros(())
+    for loss in losses:
+        term = terms[loss.name]
+        count = counts[loss.name]
+        count = count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1)
+        total = total + loss.weight * term.total / count
+    return total
+
+
+def alignment_distance(
     condition: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
     masks: Mapping[str, str],
     distance: str,
-) -> LossTerm:
-    """Distance of the projected condition to the caption's own: a mean per medium and tensor,
-    summed over media. Where a sequence has a mask, only its real positions count; the mask itself
-    is one more tensor to meet."""
-    media = len(next(iter(condition.values())))
-    total = torch.zeros((), device=next(iter(condition.values())).device)
+) -> Tensor:
+    """Distance of a projected condition to its target: a mean per medium and tensor, summed.
+
+    Where a sequence has a mask, only its real positions count; the mask itself is one more tensor
+    to predict.
+
+    Args:
+        condition: name -> float[M, …] of the projection.
+        targets: name -> float[M, …] of the caption.
+        masks: name of a tensor -> name of the mask of its positions.
+        distance: mse, smooth_l1 or cosine.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the shapes of a tensor and its target differ.
+    """
+    first = next(iter(condition.values()))
+    total = torch.zeros((), device=first.device)
     for name, value in condition.items():
-        if media == 0:
+        if len(first) == 0:
             total = total + value.sum()
             continue
-        each = _distance(value.float(), targets[name].float(), distance, name)  # [M] or [M, P]
+        each = _distance(value.float(), targets[name].float(), distance, name)  # [M] or [M, L]
         if name in masks:
             real = targets[masks[name]].float()
             each = (each * real).sum(-1) / real.sum(-1).clamp_min(1.0)
         total = total + each.flatten(1).mean(1).sum() if each.ndim > 1 else total + each.sum()
-    return LossTerm(total, media)
-
-
-def denoise(
-    decoder: ModalityDecoder,
-    condition: dict[str, Tensor],
-    latents: Tensor | None,
-    seeds: Sequence[int],
-) -> LossTerm:
-    """The frozen decoder's own training loss under the projected condition, per sample.
-
-    Noise and time are drawn for each medium from its own seed, so the loss of an item does not
-    depend on the batch or the process that it is in.
-    """
-    media = len(next(iter(condition.values())))
-    if latents is None:
-        return LossTerm(
-            sum((value.sum() * 0.0 for value in condition.values()), torch.zeros(())), 0
-        )
-    noise, times = draw_noise(latents, seeds)
-    each = decoder.denoising_loss(condition, latents, noise=noise, times=times)
-    return LossTerm(each.sum(), media)
-
-
-def kl(kl_to_base: Tensor) -> LossTerm:
-    """Kullback-Leibler divergence of the adapted LLM from the base LLM, over all positions of
-    plain text, float32[P] (learning without forgetting, Li and Hoiem 2016). What the adapted one
-    would rather draw than say counts against it."""
-    return LossTerm(kl_to_base.sum(), len(kl_to_base))
+    return total
 
 
 def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -97,57 +250,8 @@ def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     )
 
 
-def compute(
-    output: Output,
-    batch: Batch,
-    weights: Mapping[str, float],
-    *,
-    decoders: Mapping[str, ModalityDecoder],
-    distance: str = "mse",
-) -> dict[str, LossTerm]:
-    """Every loss of a stage: `text`, `kl`, `align/KEY`, `denoise/KEY`."""
-    terms: dict[str, LossTerm] = {"text": text(output.token_nll)} if "text" in weights else {}
-    if output.kl_to_base is not None:
-        terms["kl"] = kl(output.kl_to_base)
-    for key, condition in output.conditions.items():
-        media = batch.outputs[key]
-        if "align" in weights:
-            terms[f"align/{key}"] = align(condition, media.targets, decoders[key].masks, distance)
-        if weights.get("denoise"):
-            condition = {name: value.float() for name, value in condition.items()}
-            terms[f"denoise/{key}"] = denoise(decoders[key], condition, media.latents, media.seeds)
-    return terms
-
-
-def num_targets(batch: Batch, weights: Mapping[str, float]) -> dict[str, int]:
-    """What `compute` will count, known before the forward pass."""
-    found = {"text": len(batch.labels)} if "text" in weights else {}
-    if batch.text_windows is not None:
-        found["kl"] = batch.text_windows.numel()
-    for key, media in batch.outputs.items():
-        if "align" in weights:
-            found[f"align/{key}"] = len(media.token_indices)
-        if weights.get("denoise"):
-            found[f"denoise/{key}"] = 0 if media.latents is None else len(media.token_indices)
-    return found
-
-
-def total_loss(
-    terms: Mapping[str, LossTerm], weights: Mapping[str, float], totals: Mapping[str, int | Tensor]
-) -> Tensor:
-    """One scalar to differentiate. `totals` are the terms' counts over all processes and
-    accumulation steps, on the host or on the device; a modality that is absent everywhere adds a
-    zero with a gradient."""
-    loss = torch.zeros(())
-    for name, term in terms.items():
-        total = totals.get(name, term.count)
-        count = total.clamp_min(1) if isinstance(total, Tensor) else max(total, 1)
-        loss = loss + weights[name.partition("/")[0]] * term.total / count
-    return loss
-
-
 def _distance(value: Tensor, target: Tensor, distance: str, name: str) -> Tensor:
-    """Per position, over the last axis; a mask's positions are compared one by one."""
+    """Per position, over the last axis; the positions of a mask are compared one by one."""
     if value.shape != target.shape:
         raise ValueError(
             f"{name}: projected condition {list(value.shape)} but target {list(target.shape)}; was "

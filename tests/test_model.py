@@ -55,7 +55,14 @@ def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **opti
 
 
 def terms_of(model: AnyToAny, batch: Batch) -> dict[str, LossTerm]:
-    return losses.compute(model(batch), batch, WEIGHTS, decoders=model.decoders)
+    return losses.compute(losses.build_losses(model, WEIGHTS), model(batch), batch)
+
+
+def loss_of(model: AnyToAny, batch: Batch) -> torch.Tensor:
+    """The scalar that a single process differentiates."""
+    weighted = losses.build_losses(model, WEIGHTS)
+    terms = losses.compute(weighted, model(batch), batch)
+    return losses.total_loss(weighted, terms, losses.num_targets(weighted, [batch]))
 
 
 def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
@@ -140,9 +147,7 @@ def test_a_batch_without_a_modality_still_gives_every_parameter_a_gradient(
         model = make_model()
         groups = choose_trainable(model, EVERYTHING)
         batch = batch_of(model, conversations)
-        losses.total_loss(
-            terms_of(model, batch), WEIGHTS, losses.num_targets(batch, WEIGHTS)
-        ).backward()
+        loss_of(model, batch).backward()
         for group in groups:
             for name, parameter in group.parameters.items():
                 assert parameter.grad is not None, name
@@ -202,7 +207,7 @@ def test_a_shared_opening_is_computed_once_and_changes_nothing(tiny_model: AnyTo
         batch.prefix_len = shared
         tiny_model.zero_grad()
         terms = terms_of(tiny_model, batch)
-        losses.total_loss(terms, WEIGHTS, losses.num_targets(batch, WEIGHTS)).backward()
+        loss_of(tiny_model, batch).backward()
         gradients = [
             p.grad.clone() for _, p in tiny_model.trainable_candidates() if p.grad is not None
         ]
@@ -272,9 +277,7 @@ def test_exactly_the_stages_table_trains(
     for _ in range(2):  # LoRA's A gets its first gradient when B is no longer zero
         optimizer.zero_grad()
         batch = batch_of(model, MIXED)
-        losses.total_loss(
-            terms_of(model, batch), WEIGHTS, losses.num_targets(batch, WEIGHTS)
-        ).backward()
+        loss_of(model, batch).backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in names), name
@@ -310,11 +313,9 @@ def test_noise_belongs_to_the_item(tiny_model: AnyToAny) -> None:
 
 def test_weigh_divides_by_the_count_over_all_processes() -> None:
     one = {"text": LossTerm(torch.tensor(6.0), 3), "align/image": LossTerm(torch.tensor(0.0), 0)}
-    value = losses.total_loss(one, {"text": 1.0, "align": 2.0}, {"text": 6, "align/image": 4})
-    assert value == 1.0
-    assert np.isfinite(
-        losses.total_loss(one, {"text": 1, "align": 1}, {"text": 3, "align/image": 0})
-    )
+    weighted = [losses.TextNLL(1.0), losses.Align("image", 2.0, masks={})]
+    assert losses.total_loss(weighted, one, {"text": 6, "align/image": 4}) == 1.0
+    assert np.isfinite(losses.total_loss(weighted, one, {"text": 3, "align/image": 0}))
 
 
 def test_lora_of_another_rank_is_refused(make_model: Callable[..., AnyToAny], tmp_path) -> None:
@@ -329,8 +330,7 @@ def test_lora_of_another_rank_is_refused(make_model: Callable[..., AnyToAny], tm
 
 def gradients_of(model: AnyToAny, batch: Batch) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    terms = terms_of(model, batch)
-    losses.total_loss(terms, WEIGHTS, {}).backward()
+    loss_of(model, batch).backward()
     return {n: p.grad.clone() for n, p in model.trainable_candidates() if p.grad is not None}
 
 

@@ -26,10 +26,11 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor
 from tqdm import tqdm
 
-from mmllm import checkpoints, licences, losses
+from mmllm import checkpoints, licences
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
+from mmllm.data.batch import Batch
 from mmllm.data.frozen import FeatureCache
 from mmllm.data.mixture import Mixture
 from mmllm.data.plain import TextCorpus
@@ -40,6 +41,8 @@ from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.kernels import allocator
 from mmllm.kernels.devices import parse_device, to_device
 from mmllm.kernels.precision import fast_dtype
+from mmllm.losses import Loss, LossTerm, build_losses, num_targets, total_loss
+from mmllm.losses import compute as compute_losses
 from mmllm.model import AnyToAny
 from mmllm.training import report
 from mmllm.training.feed import (
@@ -208,6 +211,7 @@ def _train(
     if stage.prealign and start == 0:
         align(stage.prealign)
 
+    losses = build_losses(model, stage.losses, align_loss=stage.align_loss)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     save = _Saver(accelerator, model, optimizer, groups, run, chosen, lock)
     bar = tqdm(
@@ -225,7 +229,9 @@ def _train(
             rate = learning_rate_factor(stage, step)
             for entry, group in zip(optimizer.param_groups, groups, strict=True):
                 entry["lr"] = group.learning_rate * rate
-            found = training_step(accelerator, wrapped, optimizer, data, stage, model)
+            found = training_step(
+                accelerator, wrapped, optimizer, data, losses, stage.max_grad_norm
+            )
             journal.flush()  # the step before, while this one is under way
             journal.step(step, found, data.skipped, seconds=time.perf_counter() - began)
             bar.set_postfix(journal.latest(), refresh=False)
@@ -233,8 +239,15 @@ def _train(
             done = step + 1
             if stage.realign and done == stage.steps:
                 align(stage.realign, inputs=False)
-            if validation and (done % stage.validation.every == 0 or done == stage.steps):  # pyright: ignore
-                journal.validation(done, _validate(accelerator, wrapped, validation, stage, model))
+            if (
+                validation
+                and stage.validation
+                and (done % stage.validation.every == 0 or done == stage.steps)
+            ):
+                journal.validation(
+                    done,
+                    validate(accelerator, wrapped, validation, losses, stage.validation.batches),
+                )
                 if stage.best and main and journal.is_best(stage.best, done):
                     lock.check()
                     checkpoints.save(
@@ -346,42 +359,41 @@ def warm(
 
 def training_step(
     accelerator: Accelerator,
-    wrapped: Any,
+    model: Any,
     optimizer: Any,
     data: StepData,
-    stage: StageConfig,
-    model: AnyToAny,
+    losses: Sequence[Loss],
+    max_grad_norm: float,
 ) -> _Losses:
-    """One optimiser step over the micro-batches of this process. The host only queues work: it
-    waits for the device when somebody reads the losses."""
+    """One optimizer step over the micro-batches of this process. No host-device synchronisation
+    happens here: scalars are copied asynchronously and waited for when the losses are read.
+
+    Args:
+        accelerator: the process group and device.
+        model: the model as `accelerator.prepare` returned it.
+        optimizer: likewise.
+        data: this process's part of the step.
+        losses: the stage's losses.
+        max_grad_norm: gradients are clipped to this norm.
+    """
     device = accelerator.device
-    local: dict[str, int] = {}
-    for micro in data.microbatches:
-        for name, count in losses.num_targets(micro, stage.losses).items():
-            local[name] = local.get(name, 0) + count
+    local = num_targets(losses, data.microbatches)
     names = sorted(local)
     counts = to_device(torch.tensor([float(local[name]) for name in names]), device)
     totals = _summed(accelerator, counts)
     sums = {name: torch.zeros((), device=device) for name in names}
-    for number, micro in enumerate(data.microbatches):
+    for number, batch in enumerate(data.microbatches):
         last = number == len(data.microbatches) - 1
-        with nullcontext() if last else accelerator.no_sync(wrapped):
-            batch = micro.to(device)
-            terms = losses.compute(
-                wrapped(batch),
-                batch,
-                stage.losses,
-                decoders=model.decoders,
-                distance=stage.align_loss,
-            )
+        with nullcontext() if last else accelerator.no_sync(model):
+            terms = forward_losses(model, batch.to(device), losses)
             by_name = dict(zip(names, totals().unbind(), strict=True))
             # Gradients are averaged over processes, but each term is divided by its global count.
-            loss = losses.total_loss(terms, stage.losses, by_name) * accelerator.num_processes
+            loss = total_loss(losses, terms, by_name) * accelerator.num_processes
             accelerator.backward(loss)
         for name, term in terms.items():
             sums[name] += to_device(term.total.detach(), device)
     norm = accelerator.clip_grad_norm_(
-        [p for group in optimizer.param_groups for p in group["params"]], stage.max_grad_norm
+        [p for group in optimizer.param_groups for p in group["params"]], max_grad_norm
     )
     finite = _is_finite(norm, device)
     _update(optimizer, finite)
@@ -390,7 +402,12 @@ def training_step(
     numbers = _Late(
         lambda: torch.cat([reduced(), totals(), finite[None].float()]), device.type == "cuda"
     )
-    return _Losses(names, stage.losses, numbers)
+    return _Losses(names, {loss.name: loss.weight for loss in losses}, numbers)
+
+
+def forward_losses(model: Any, batch: Batch, losses: Sequence[Loss]) -> dict[str, LossTerm]:
+    """One forward pass and its losses by name, in training and in validation."""
+    return compute_losses(losses, model(batch), batch)
 
 
 def _summed(accelerator: Accelerator, values: Tensor) -> Callable[[], Tensor]:
@@ -419,7 +436,7 @@ class _Losses:
         numbers = self._numbers.read()
         parts = zip(self._names, numbers, numbers[len(self._names) :], strict=False)
         values = {name: total / count for name, total, count in parts if count}
-        loss = sum(self._weights[name.partition("/")[0]] * values[name] for name in values)
+        loss = sum(self._weights[name] * values[name] for name in values)
         return {**values, "loss": loss if numbers[-1] else math.nan}
 
 
@@ -461,28 +478,28 @@ def _update(optimizer: Any, finite: Tensor) -> None:
 
 
 @torch.no_grad()
-def _validate(
+def validate(
     accelerator: Accelerator,
-    wrapped: Any,
-    feed: TrainingStepDataset,
-    stage: StageConfig,
-    model: AnyToAny,
+    model: Any,
+    dataset: TrainingStepDataset,
+    losses: Sequence[Loss],
+    batches: int,
 ) -> dict[str, float]:
-    """Mean losses over the validation batches, the same ones every time."""
-    assert stage.validation is not None
+    """Mean losses over the first batches of the validation data, the same ones every time.
+
+    Args:
+        accelerator: the process group and device.
+        model: the model as `accelerator.prepare` returned it; it is left in evaluation mode.
+        dataset: the validation data.
+        losses: the stage's losses.
+        batches: how many batches.
+    """
     model.eval()
     totals: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
-    for data in feed.steps(0, stage.validation.batches):
-        for micro in data.microbatches:
-            batch = micro.to(accelerator.device)
-            terms = losses.compute(
-                wrapped(batch),
-                batch,
-                stage.losses,
-                decoders=model.decoders,
-                distance=stage.align_loss,
-            )
+    for data in dataset.steps(0, batches):
+        for batch in data.microbatches:
+            terms = forward_losses(model, batch.to(accelerator.device), losses)
             for name, term in terms.items():
                 totals.setdefault(name, []).append(to_device(term.total, accelerator.device))
                 counts[name] = counts.get(name, 0) + term.count

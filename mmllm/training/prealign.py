@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mmllm import losses
 from mmllm.config import PrealignConfig, StageConfig
 from mmllm.conversation import Medium
 from mmllm.data.batch import collate
@@ -38,6 +37,7 @@ from mmllm.data.frozen import FeatureCache, medium_identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.kernels.devices import to_device
+from mmllm.losses import alignment_distance
 from mmllm.model import AnyToAny
 
 Reply = tuple[int, ...]
@@ -117,8 +117,8 @@ def _prealign_outputs(
         def loss(chosen: Tensor, kept=kept, projection=projection, masks=masks) -> Tensor:
             chosen = to_device(chosen, kept.states.device)
             targets = {name: value[chosen] for name, value in kept.targets.items()}
-            term = losses.align(projection(kept.states[chosen]), targets, masks, distance)
-            return term.total / term.count
+            condition = projection(kept.states[chosen])
+            return alignment_distance(condition, targets, masks, distance) / len(chosen)
 
         name = f"output_projections.{key}"
         scores[name] = fit(name, projection, len(kept.states), loss)

@@ -41,8 +41,8 @@ def test_its_steps_wait_for_nothing(
             stage.wrapped,
             stage.optimizer,
             large.StepData([batch]),
-            stage.stage,
-            stage.model,
+            stage.losses,
+            stage.stage.max_grad_norm,
         )
     assert waits.total() == 0
     assert set(found()) == {"loss", "text", "align/image"} if number == 3 else {"loss", "text"}

@@ -24,8 +24,11 @@ from mmllm.chat import Chat
 from mmllm.cli import FAILED, main
 from mmllm.config import PrealignConfig
 from mmllm.conversation import Video, user
+from mmllm.data.batch import Batch
 from mmllm.data.frozen import FeatureCache
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
+from mmllm.losses import LossTerm, TextNLL
+from mmllm.model import Output
 from mmllm.training import loop
 from mmllm.training.feed import open_sources, render_all_items
 from mmllm.training.loop import train
@@ -279,13 +282,13 @@ def test_another_llm_or_shape_is_refused_by_name(
 
 
 def test_losses_that_are_not_finite_end_the_run(make_run, monkeypatch) -> None:
-    monkeypatch.setattr(loop.losses, "text", _not_a_number)
+    monkeypatch.setattr(TextNLL, "compute", _not_a_number)
     with pytest.raises(TrainingError, match="not finite in 3 steps"):
         train(make_run(steps=9, max_nonfinite=2), progress=False)
 
 
-def _not_a_number(token_nll: torch.Tensor) -> loop.losses.LossTerm:
-    return loop.losses.LossTerm(token_nll.sum() * float("nan"), len(token_nll))
+def _not_a_number(loss: TextNLL, output: Output, batch: Batch) -> LossTerm:
+    return LossTerm(output.token_nll.sum() * float("nan"), loss.num_targets(batch))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -437,7 +440,7 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     held = make_run().stage.data["understand-image"]
     validation = {"every": 50, "batches": 9, "data": {"pictures": config.dump(held)}}
     done = []
-    for name in ("training_step", "_validate", "_Saver.__call__"):
+    for name in ("training_step", "validate", "_Saver.__call__"):
         owner, _, last = name.rpartition(".")
         place = getattr(loop, owner) if owner else loop
         own = getattr(place, last)
@@ -447,7 +450,7 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     before = sorted(tmp_path.iterdir())
     run = make_run(steps=1000, validation=validation, samples={"every": 500, "prompts": ["draw"]})
     loop.dry_run(run, progress=False)
-    assert done == ["training_step", "_validate", "_Saver.__call__"]
+    assert done == ["training_step", "validate", "_Saver.__call__"]
     assert sorted(tmp_path.iterdir()) == before
 
 
