@@ -25,8 +25,8 @@ from pairs import Options, Row, timed
 from torch import Tensor, nn
 
 from mmllm.conversation import Medium
-from mmllm.data.store import FeatureStore
 from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.features.store import FeatureStore
 
 ITEMS = (10_000, 1_000_000)
 TOKENS, CHANNELS = 4, 64

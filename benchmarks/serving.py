@@ -43,7 +43,7 @@ from pairs import Options, Row, timed
 import mmllm
 from mmllm import Audio, Image, Medium, Message, Video, user
 from mmllm.chat import Chat
-from mmllm.data.frozen import FeatureCache
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import Sampling, generate
 from mmllm.replies import MediumReady, MediumStarted, TextDelta
 

@@ -39,11 +39,11 @@ from mmllm import config as configs
 from mmllm import model as models
 from mmllm.chat_session import ChatSession
 from mmllm.conversation import ContentPart, Medium, Message, Text
-from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import Rendered
 from mmllm.decoders.contract import Cancelled
 from mmllm.engine import Engine, MediaRequest
 from mmllm.errors import ConfigError, quoted
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import (
     Choice,
     PrefixCache,

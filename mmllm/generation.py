@@ -30,10 +30,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import Medium
-from mmllm.data.batch import Batch, FeatureProvider, collate
-from mmllm.data.frozen import medium_identity
+from mmllm.data.batch import Batch, collate
+from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.errors import ConfigError, quoted
+from mmllm.features.cache import medium_identity
 from mmllm.kernels.cached_attention import ForwardRequest
 from mmllm.kernels.devices import to_device
 from mmllm.model import AnyToAny

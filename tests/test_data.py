@@ -10,9 +10,9 @@ import pytest
 
 from mmllm import config
 from mmllm.conversation import Message, Text
-from mmllm.data.dialogues import DialoguesConfig
+from mmllm.data.formats.dialogues import DialoguesConfig
+from mmllm.data.formats.pairs import PairsConfig
 from mmllm.data.mixture import Draw, LengthGroups, Mixture, balance_by_length
-from mmllm.data.pairs import PairsConfig
 
 
 def said(message: Message) -> list[str]:

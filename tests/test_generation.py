@@ -9,8 +9,8 @@ import torch
 
 from mmllm.chat import Chat, PendingMedium, RequestContext, TextStream
 from mmllm.conversation import Audio, Image, Text, Video, assistant, user
-from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError, ContextError
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import Sampling, SequenceState, SignalSpan, generate
 from mmllm.model import AnyToAny
 from tests.test_model import batch_of

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from mmllm import losses
 from mmllm.conversation import Message, assistant, user
 from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
-from mmllm.data.frozen import FeatureCache
 from mmllm.errors import CheckpointError
+from mmllm.features.cache import FeatureCache
 from mmllm.kernels import linear_cross_entropy as head
 from mmllm.kernels.prepacked_linear import FrozenLinear
 from mmllm.losses import LossTerm

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmllm.conversation import Conversation
-from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import GenerationOutput, PrefixCache, Sampling, SignalSpan, generate
 from mmllm.model import AnyToAny
 from mmllm.prompt_lookup import PromptLookupDraft

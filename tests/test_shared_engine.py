@@ -14,8 +14,8 @@ import torch
 from mmllm import generation
 from mmllm.chat import Chat
 from mmllm.conversation import Audio, Message, assistant, user
-from mmllm.data.frozen import FeatureCache
 from mmllm.decoders.contract import Cancelled
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import (
     ContinuousBatcher,
     GenerationOutput,

@@ -16,8 +16,8 @@ import torch
 from mmllm import media
 from mmllm.chat import Chat
 from mmllm.conversation import Image, Medium, Message, Text, assistant, system, user
-from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError, MediaError
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import GenerationOutput, PrefixCache, Sampling, generate
 from mmllm.model import AnyToAny
 from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta

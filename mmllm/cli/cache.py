@@ -66,7 +66,7 @@ def _fill(config: str, overrides: Sequence[str], ray: str | None) -> Path:
 
 
 def _prune(folder: Path, keep: Sequence[str] | None) -> None:
-    from mmllm.data import store
+    from mmllm.features import store
 
     freed = store.prune(folder, set(keep) if keep else None)
     console.echo(f"{folder}: {freed / 1e6:.1f} MB freed")
@@ -74,7 +74,7 @@ def _prune(folder: Path, keep: Sequence[str] | None) -> None:
 
 def _verify(folder: Path) -> None:
     """Print damaged files; exit code 1 if there are any."""
-    from mmllm.data import store
+    from mmllm.features import store
 
     damaged, unverified = store.verify(folder)
     for path, reason in damaged:
@@ -93,7 +93,7 @@ def _verify(folder: Path) -> None:
 
 
 def _list(folder: Path) -> None:
-    from mmllm.data import store
+    from mmllm.features import store
 
     for entry in store.list_namespaces(folder):
         console.echo(

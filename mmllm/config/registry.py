@@ -62,14 +62,14 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "text_to_video": "mmllm.decoders.text_to_video:TextToVideoConfig",
     },
     "data": {
-        "pairs": "mmllm.data.pairs:PairsConfig",
-        "dialogues": "mmllm.data.dialogues:DialoguesConfig",
-        "nextgpt": "mmllm.data.nextgpt:NextGPTConfig",
-        "llava": "mmllm.data.llava:LlavaConfig",
-        "alpaca": "mmllm.data.alpaca:AlpacaConfig",
-        "messages": "mmllm.data.messages:MessagesConfig",
-        "table": "mmllm.data.table:TableConfig",
-        "webdataset": "mmllm.data.webdataset:WebDatasetConfig",
+        "pairs": "mmllm.data.formats.pairs:PairsConfig",
+        "dialogues": "mmllm.data.formats.dialogues:DialoguesConfig",
+        "nextgpt": "mmllm.data.formats.nextgpt:NextGPTConfig",
+        "llava": "mmllm.data.formats.llava:LlavaConfig",
+        "alpaca": "mmllm.data.formats.alpaca:AlpacaConfig",
+        "messages": "mmllm.data.formats.openai_messages:OpenAIMessagesConfig",
+        "table": "mmllm.data.formats.table:TableConfig",
+        "webdataset": "mmllm.data.formats.webdataset:WebDatasetConfig",
     },
 }
 """Group -> type -> "module:Config". A new component is one file and one entry here."""

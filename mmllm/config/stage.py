@@ -72,7 +72,7 @@ class PrealignConfig:
 
 @dataclass(frozen=True)
 class KLConfig:
-    """Text on which the loss `kl` holds the adapted LLM to the base LLM (mmllm.data.plain).
+    """Text on which the loss `kl` holds the adapted LLM to the base LLM (mmllm.data.text_corpus).
 
     Text that the base LLM generated serves well, and needs no other data.
 
@@ -120,7 +120,7 @@ class StageConfig:
             `paged` lets leave the device when memory is short.
         num_workers: processes that prepare batches in advance (0: the training process does).
         cache: where features of frozen parts are kept: `memory`, `none`, or a folder that outlives
-            the run and may be shared (mmllm.data.store).
+            the run and may be shared (mmllm.features.store).
         cache_complete: the folder holds everything: nothing is computed, and no encoder stays in
             memory.
         seed: of initialisation, order of the data, dropout and noise.

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmllm.conversation import Medium
+from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import UNSUPERVISED, Rendered, common_prefix_length
 from mmllm.kernels.devices import to_device
 
@@ -94,22 +95,6 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Copy every tensor to page-locked memory, from which CUDA copies asynchronously."""
         return _map_tensors(self, Tensor.pin_memory)
-
-
-class FeatureProvider(Protocol):
-    """Computes or looks up what a batch needs from frozen encoders and decoders."""
-
-    def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
-        """Return `samples`, or `features` and `feature_mask`, of M >= 1 media of encoder `key`."""
-        ...
-
-    def targets(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor]:
-        """Return the caption embeddings of M >= 1 media of decoder `key`, by tensor name."""
-        ...
-
-    def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
-        """Return the latents of M >= 1 media of decoder `key`; None without a denoising loss."""
-        ...
 
 
 def collate(

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from mmllm import media
 from mmllm.conversation import Audio, Embedded, Image, Medium, Message, Text, Video
-from mmllm.data.checked import check_length, render
+from mmllm.data.checked_source import check_length, render
+from mmllm.data.protocol import DataSource
 from mmllm.data.rendering import Renderer
-from mmllm.data.sources import DataSource
 from mmllm.errors import (
     EmptyCaptionError,
     LongRowError,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmllm.data.sources import DataSource
+from mmllm.data.protocol import DataSource
 from mmllm.errors import ConfigError
 
 _BLOCK = 1000

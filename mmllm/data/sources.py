@@ -8,13 +8,11 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from mmllm.conversation import MEDIA, Medium, Message
+from mmllm.conversation import MEDIA, Medium
 from mmllm.data.tables import Table, UnreadableRow, encoding_of
-from mmllm.data.words import check_text
+from mmllm.data.text_fields import check_text
 from mmllm.errors import (
     ConfigError,
     MediaError,
@@ -29,22 +27,6 @@ from mmllm.weights import locate
 
 _LONGEST_NAME = 4096
 """Characters of a file's name, as Linux has it."""
-
-
-class DataSource(Protocol):
-    """A dataset: numbered conversations. `rng` decides what may vary from visit to visit."""
-
-    share: float
-
-    def __len__(self) -> int: ...
-
-    def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
-        """Conversation `index`; media are named, not opened. Raises MediaError."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What a report calls this item."""
-        ...
 
 
 class JsonRows(Sequence[dict[str, Any]]):

@@ -16,9 +16,9 @@ import numpy as np
 
 from mmllm import mini
 from mmllm.conversation import Medium
-from mmllm.data.frozen import FeatureCache
 from mmllm.data.sources import read_rows
 from mmllm.evaluation.judges import open_item
+from mmllm.features.cache import FeatureCache
 from mmllm.model import AnyToAny
 
 _BATCH = 32

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmllm.conversation import MEDIA, Conversation, Medium, Message
-from mmllm.data.dialogues import parse_messages
+from mmllm.data.formats.dialogues import parse_messages
+from mmllm.data.formats.turns import as_list
 from mmllm.data.sources import read_rows
-from mmllm.data.turns import as_list
-from mmllm.data.words import caption_of
+from mmllm.data.text_fields import caption_of
 from mmllm.errors import ConfigError, RowError, quoted
 from mmllm.model import AnyToAny
 

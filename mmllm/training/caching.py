@@ -11,8 +11,8 @@ import torch
 from mmllm import model as models
 from mmllm.config import RunConfig
 from mmllm.data.mixture import Mixture
-from mmllm.data.store import FeatureStore
 from mmllm.errors import ConfigError
+from mmllm.features.store import FeatureStore
 from mmllm.training.feed import open_sources, render_all_items
 from mmllm.training.loop import build_feature_cache, join_processes, warm
 

@@ -16,10 +16,10 @@ import torch
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import RunConfig
-from mmllm.data.frozen import FeatureCache
-from mmllm.data.sources import DataSource
-from mmllm.data.store import FeatureStore
+from mmllm.data.protocol import DataSource
 from mmllm.errors import ConfigError, MediaError
+from mmllm.features.cache import FeatureCache
+from mmllm.features.store import FeatureStore
 from mmllm.training.caching import with_writable_cache
 from mmllm.training.feed import open_sources, render_item
 from mmllm.training.loop import build_feature_cache

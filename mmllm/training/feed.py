@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 from mmllm import config as configs
 from mmllm.config import StageConfig
 from mmllm.data.batch import Batch, collate
-from mmllm.data.checked import CheckedDataSource, render
-from mmllm.data.frozen import DeviceRequired, FeatureCache
+from mmllm.data.checked_source import CheckedDataSource, render
 from mmllm.data.mixture import Draw, LengthGroups, Mixture, balance_by_length
-from mmllm.data.plain import TextCorpus
+from mmllm.data.protocol import DataSource
 from mmllm.data.rendering import Rendered
-from mmllm.data.sources import DataSource
+from mmllm.data.text_corpus import TextCorpus
 from mmllm.errors import MediaError, TrainingError
+from mmllm.features.cache import DeviceRequired, FeatureCache
 from mmllm.model import AnyToAny
 
 logger = logging.getLogger(__name__)

@@ -31,13 +31,13 @@ from mmllm import config as configs
 from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
 from mmllm.data.batch import Batch
-from mmllm.data.frozen import FeatureCache
 from mmllm.data.mixture import Mixture
-from mmllm.data.plain import TextCorpus
 from mmllm.data.rendering import Rendered
-from mmllm.data.store import FeatureStore
+from mmllm.data.text_corpus import TextCorpus
 from mmllm.encoders.base import UnloadedEncoder
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
+from mmllm.features.cache import FeatureCache
+from mmllm.features.store import FeatureStore
 from mmllm.kernels import allocator
 from mmllm.kernels.devices import parse_device, to_device
 from mmllm.kernels.precision import fast_dtype

@@ -33,9 +33,9 @@ from tqdm import tqdm
 from mmllm.config import PrealignConfig, StageConfig
 from mmllm.conversation import Medium
 from mmllm.data.batch import collate
-from mmllm.data.frozen import FeatureCache, medium_identity
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
+from mmllm.features.cache import FeatureCache, medium_identity
 from mmllm.kernels.devices import to_device
 from mmllm.losses import alignment_distance
 from mmllm.model import AnyToAny

@@ -133,7 +133,7 @@ def test_the_command_reads_a_stage_and_exits_by_what_it_found(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmllm.data.nextgpt.NextGPT.conversation", interrupted)
+    monkeypatch.setattr("mmllm.data.formats.nextgpt.NextGPT.conversation", interrupted)
     assert main(["data", "check", "run.yaml"]) == INTERRUPTED
     assert "stopped" in capsys.readouterr().err
 

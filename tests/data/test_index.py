@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmllm.data import index
-from mmllm.data.index import Index
+from mmllm.features import index
+from mmllm.features.index import Index
 
 
 def written(path: Path, names: list[str], parts: int = 2) -> Path:

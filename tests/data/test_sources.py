@@ -491,7 +491,7 @@ def test_the_index_is_made_once_and_again_for_another_tar(shards: str, tmp_path:
         raise AssertionError("the headers are read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mmllm.data.webdataset._index", never)
+        patch.setattr("mmllm.data.formats.webdataset._index", never)
         assert len(source("webdataset", shards=shards, modality="image", **ASK)) == 5
     kept.write_bytes(kept.read_bytes()[:100])
     assert len(source("webdataset", shards=shards, modality="image", **ASK)) == 5

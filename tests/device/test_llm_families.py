@@ -11,8 +11,8 @@ import torch
 from mmllm import config, model
 from mmllm.conversation import assistant, user
 from mmllm.data.batch import collate
-from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import Rendered
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import GenerationOutput, Sampling, generate
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, write

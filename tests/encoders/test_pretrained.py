@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from mmllm import config
 from mmllm.conversation import Audio, Image
-from mmllm.data.frozen import FeatureCache
-from mmllm.data.store import FeatureStore
 from mmllm.encoders import pretrained
 from mmllm.errors import AssetError, ConfigError, MediaError
+from mmllm.features.cache import FeatureCache
+from mmllm.features.store import FeatureStore
 from tests.encoders import twins
 from tests.encoders.twins import TWINS
 

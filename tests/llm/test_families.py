@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mmllm import config, model
 from mmllm.conversation import assistant, system, user
 from mmllm.data.batch import collate
-from mmllm.data.frozen import FeatureCache
 from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
+from mmllm.features.cache import FeatureCache
 from mmllm.generation import Sampling, generate
 from mmllm.kernels.inference_layer import matmul
 from mmllm.llm.language_model import LanguageModel

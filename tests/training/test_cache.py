@@ -18,11 +18,11 @@ from mmllm import config
 from mmllm import model as models
 from mmllm.cli import main
 from mmllm.conversation import Image
-from mmllm.data import store
-from mmllm.data.frozen import FeatureCache
-from mmllm.data.store import FeatureStore
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.errors import CacheError, ConfigError
+from mmllm.features import store
+from mmllm.features.cache import FeatureCache
+from mmllm.features.store import FeatureStore
 from mmllm.training import cluster
 from mmllm.training.caching import fill_cache
 from mmllm.training.feed import open_sources, render_all_items

@@ -13,8 +13,8 @@ import pytest
 from mmllm import config
 from mmllm import model as models
 from mmllm.data.batch import Batch
-from mmllm.data.frozen import FeatureCache
 from mmllm.data.mixture import Mixture
+from mmllm.features.cache import FeatureCache
 from mmllm.training import feed as feeding
 from mmllm.training.feed import TrainingStepDataset, open_sources
 

@@ -25,8 +25,8 @@ from mmllm.cli import FAILED, main
 from mmllm.config import PrealignConfig
 from mmllm.conversation import Video, user
 from mmllm.data.batch import Batch
-from mmllm.data.frozen import FeatureCache
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
+from mmllm.features.cache import FeatureCache
 from mmllm.losses import LossTerm, TextNLL
 from mmllm.model import Output
 from mmllm.training import loop

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mmllm import checkpoints
 from mmllm import model as models
-from mmllm.data.frozen import FeatureCache
 from mmllm.data.mixture import Mixture
-from mmllm.data.plain import TextCorpus
+from mmllm.data.text_corpus import TextCorpus
 from mmllm.errors import ConfigError
+from mmllm.features.cache import FeatureCache
 from mmllm.training import loop
 from mmllm.training.feed import TrainingStepDataset, open_sources
 from mmllm.training.loop import train

@@ -8,8 +8,8 @@ import torch
 from mmllm import config
 from mmllm import model as models
 from mmllm.config import PrealignConfig
-from mmllm.data.frozen import FeatureCache
 from mmllm.errors import ConfigError
+from mmllm.features.cache import FeatureCache
 from mmllm.projections.input import WordsConfig, WordsProjection
 from mmllm.training.feed import open_sources, render_all_items
 from mmllm.training.prealign import prealign, spell_replies

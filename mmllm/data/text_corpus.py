@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmllm.data.sources import read_rows
-from mmllm.data.words import check_text
+from mmllm.data.text_fields import check_text
 from mmllm.errors import ConfigError, RowError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from mmllm.conversation import MEDIA, Embedded, Medium, Message, Role, Text
 from mmllm.data.sources import medium
-from mmllm.data.words import is_nothing
+from mmllm.data.text_fields import is_nothing
 from mmllm.errors import OversizedMediaError, PlaceholderError, RowError, quoted
 from mmllm.media import current_limits
 

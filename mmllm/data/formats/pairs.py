@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mmllm.conversation import Message
-from mmllm.data.phrasing import Phrasing
+from mmllm.data.formats.caption_turns import CaptionTurns
 from mmllm.data.sources import medium, read_rows, select
-from mmllm.data.words import caption_of, is_nothing
+from mmllm.data.text_fields import caption_of, is_nothing
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pairs:
     def __init__(self, config: PairsConfig, where: str):
         rows, self.root = read_rows(config.file, config.root, where)
         self.rows = select(rows, {"modality": config.modality, **config.where}, where)
-        self.phrasing = Phrasing(
+        self.turns = CaptionTurns(
             config.direction, config.prompts, config.replies, where, self.rows.columns
         )
         self.config = config
@@ -56,7 +56,7 @@ class Pairs:
         caption = caption_of(row.get("caption"), rng)
         file = None if is_nothing(row.get("file")) else row["file"]
         shown = medium(self.config.modality, file, self.root, caption)
-        return self.phrasing.conversation(shown, row, rng)
+        return self.turns.conversation(shown, row, rng)
 
     def name(self, index: int) -> str:
         row = self.rows[index]

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message, Text
+from mmllm.data.formats.turns import Queues, as_list, columns, embedded, place, role_of
 from mmllm.data.sources import from_text, open_rows, require, select
-from mmllm.data.turns import Queues, as_list, columns, embedded, place, role_of
-from mmllm.data.words import caption_of, is_nothing
+from mmllm.data.text_fields import caption_of, is_nothing
 from mmllm.errors import PlaceholderError, RowError, quoted
 from mmllm.media import data_uri
 
 
 @dataclass(frozen=True)
-class MessagesConfig:
+class OpenAIMessagesConfig:
     """`column` holds the messages; `root` is the folder of the media (the file's, unless given).
 
     What the assistant makes needs a `caption` in its part. `where` keeps the rows whose fields
@@ -40,9 +40,9 @@ class MessagesConfig:
 
 
 class Messages:
-    """See MessagesConfig; a row is one conversation."""
+    """See OpenAIMessagesConfig; a row is one conversation."""
 
-    def __init__(self, config: MessagesConfig, where: str):
+    def __init__(self, config: OpenAIMessagesConfig, where: str):
         rows, self.root = open_rows(config.file, config.root, where)
         require(rows, [config.column], where)
         self.rows = select(rows, config.where, where)
@@ -115,5 +115,5 @@ def source_of(modality: str, value: Any, root: Path, caption: str | None) -> Med
     return embedded(modality, value, root, caption)
 
 
-def build(config: MessagesConfig, *, where: str) -> Messages:
+def build(config: OpenAIMessagesConfig, *, where: str) -> Messages:
     return Messages(config, where)

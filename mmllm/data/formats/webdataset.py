@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from mmllm.conversation import MEDIA, Embedded, Message
-from mmllm.data.phrasing import Phrasing, PhrasingConfig
+from mmllm.data.formats.caption_turns import CaptionTurns, CaptionTurnsConfig
+from mmllm.data.formats.turns import check_size
 from mmllm.data.sources import parse_json, resolve
 from mmllm.data.tables import encoding_of
-from mmllm.data.turns import check_size
-from mmllm.data.words import caption_of
+from mmllm.data.text_fields import caption_of
 from mmllm.errors import ConfigError, MediaError, MissingMediaError, RowError
 from mmllm.utils.files import atomic_file
 
@@ -41,7 +41,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WebDatasetConfig(PhrasingConfig):
+class WebDatasetConfig(CaptionTurnsConfig):
     """`shards`: a pattern of local .tar files, `cc3m-{00000..00331}.tar` or `cc3m/*.tar`.
 
     `media`: the extensions of the medium, the usual ones of the modality unless given. `caption`:
@@ -69,7 +69,7 @@ class WebDataset:
         self.media = config.media or EXTENSIONS[config.modality]
         # A sample's .json may have any fields; beside a text there are none.
         fields = None if ":" in config.caption else ()
-        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where, fields)
+        self.turns = CaptionTurns(config.direction, config.prompts, config.replies, where, fields)
         self.config = config
         self.share = config.share
 
@@ -89,7 +89,7 @@ class WebDataset:
         name = f"{shard.path}/{shard.key(number)}.{own}"
         source = Embedded(name, partial(shard.read, number, own))
         shown = MEDIA[self.config.modality](source=source, caption=row["caption"])
-        return self.phrasing.conversation(shown, row, rng)
+        return self.turns.conversation(shown, row, rng)
 
     def name(self, index: int) -> str:
         shard, number = self._find(index)

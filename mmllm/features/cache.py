@@ -2,7 +2,7 @@
 
 They are the same in every epoch. `precompute` computes them in batches before training; a batch
 then only looks them up, in memory or in a folder that outlives the run and that many processes
-share (mmllm.data.store).
+share (mmllm.features.store).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from mmllm.conversation import Embedded, Medium
 from mmllm.data.rendering import Rendered
-from mmllm.data.store import DamagedShardError, FeatureStore, FeatureTensors, Namespace
 from mmllm.errors import MediaError
+from mmllm.features.store import DamagedShardError, FeatureStore, FeatureTensors, Namespace
 from mmllm.kernels.devices import to_device
 from mmllm.model import AnyToAny
 

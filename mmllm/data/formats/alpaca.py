@@ -10,7 +10,7 @@ import numpy as np
 
 from mmllm.conversation import Message, assistant, user
 from mmllm.data.sources import open_rows, require, select
-from mmllm.data.words import text_of
+from mmllm.data.text_fields import text_of
 from mmllm.errors import RowError
 
 

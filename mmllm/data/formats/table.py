@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import Message
-from mmllm.data.phrasing import Phrasing, PhrasingConfig
+from mmllm.data.formats.caption_turns import CaptionTurns, CaptionTurnsConfig
+from mmllm.data.formats.turns import embedded
 from mmllm.data.sources import open_rows, resolve, select
 from mmllm.data.tables import Table
-from mmllm.data.turns import embedded
-from mmllm.data.words import Template, caption_of
+from mmllm.data.text_fields import Template, caption_of
 from mmllm.errors import ConfigError
 from mmllm.utils.hints import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableConfig(PhrasingConfig):
+class TableConfig(CaptionTurnsConfig):
     """`path` says where a row's file lies below `root`, with columns in braces:
     `{audiocap_id}.wav`, `{page_dir}/{videoid}.mp4`. `embedded` names instead a column of Parquet
     that holds the file itself, as `datasets` writes pictures and sounds. One of the two.
@@ -67,7 +67,7 @@ class Captions:
                     f"{', '.join(columns)}"
                 )
         self.rows = select(rows, config.where, where)
-        self.phrasing = Phrasing(config.direction, config.prompts, config.replies, where, columns)
+        self.turns = CaptionTurns(config.direction, config.prompts, config.replies, where, columns)
         self.config = config
         self.share = config.share
 
@@ -79,7 +79,7 @@ class Captions:
         caption = caption_of(row.get(config.caption), rng)
         value = self.path.fill(row, rng) if self.path else row.get(str(config.embedded))
         shown = embedded(config.modality, value, self.root, caption)
-        return self.phrasing.conversation(shown, {**row, config.caption: caption}, rng)
+        return self.turns.conversation(shown, {**row, config.caption: caption}, rng)
 
     def name(self, index: int) -> str:
         row = self.rows[index]

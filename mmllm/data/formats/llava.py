@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import Message
+from mmllm.data.formats.turns import columns, converse
 from mmllm.data.sources import open_rows, require, select
-from mmllm.data.turns import columns, converse
 from mmllm.errors import RowError, quoted
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import Medium, Message, Text
+from mmllm.data.formats.turns import role_of
 from mmllm.data.sources import medium, read_rows, require, select
-from mmllm.data.turns import role_of
-from mmllm.data.words import caption_of
+from mmllm.data.text_fields import caption_of
 from mmllm.errors import RowError, quoted
 
 

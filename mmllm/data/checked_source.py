@@ -12,9 +12,9 @@ from typing import get_args
 import numpy as np
 
 from mmllm.conversation import Medium, Message, Role, Text
+from mmllm.data.protocol import DataSource
 from mmllm.data.rendering import Rendered, Renderer
-from mmllm.data.sources import DataSource
-from mmllm.data.words import check_text
+from mmllm.data.text_fields import check_text
 from mmllm.errors import (
     ConfigError,
     ContextError,

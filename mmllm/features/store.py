@@ -10,7 +10,7 @@ with one fingerprint, so a stale entry is never found. Shards are written atomic
 (mmllm.utils.files): any number of processes and machines fill one folder without a server, and a
 killed one leaves nothing but a draft. Every tensor is verified when it is read, by a checksum of
 its bytes, name, type and shape. Entries of other processes are found through an index on disk
-(mmllm.data.index), so that memory does not grow with the cache. Nothing is unpickled, and a
+(mmllm.features.index), so that memory does not grow with the cache. Nothing is unpickled, and a
 complete cache can be read from a read-only file system.
 """
 
@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Embedded, Medium
-from mmllm.data import index
-from mmllm.data.index import Index
 from mmllm.errors import CacheError, MediaError
+from mmllm.features import index
+from mmllm.features.index import Index
 from mmllm.utils import files
 from mmllm.weights import save_tensors
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message
-from mmllm.data.phrasing import Direction, Phrasing
+from mmllm.data.formats.caption_turns import CaptionTurns, Direction
+from mmllm.data.formats.turns import as_list, converse, queues, role_of, woven
 from mmllm.data.sources import medium, read_rows
-from mmllm.data.turns import as_list, converse, queues, role_of, woven
-from mmllm.data.words import caption_of
+from mmllm.data.text_fields import caption_of
 from mmllm.errors import ConfigError, RowError, quoted
 
 FOLDERS = {"image": "images", "audio": "audios", "video": "videos"}
@@ -66,9 +66,9 @@ class NextGPT:
         usual = {key: name for key, name in FOLDERS.items() if (root / name).is_dir()}
         folders = usual if config.folders is None else config.folders
         self.roots: dict[str, Path] = {key: root / folders.get(key, "") for key in MEDIA}
-        self.phrasing: Phrasing | None = None
+        self.turns: CaptionTurns | None = None
         if config.direction is not None:
-            self.phrasing = Phrasing(
+            self.turns = CaptionTurns(
                 config.direction, config.prompts, config.replies, where, self.rows.columns
             )
         elif not {"conversations", "conversation"}.intersection(self.rows.columns):
@@ -127,11 +127,11 @@ class NextGPT:
             raise RowError(
                 f"neither a pair nor a conversation: a row with fields {quoted(list(row))}"
             )
-        if self.phrasing is None:
+        if self.turns is None:
             raise RowError("a pair among conversations: `direction` and `prompts` are not given")
         caption = caption_of(row["caption"], rng)
         shown = medium(named[0], row[f"{named[0]}_name"], self.roots[named[0]], caption)
-        return self.phrasing.conversation(shown, row, rng)
+        return self.turns.conversation(shown, row, rng)
 
     def _mosit(self, row: Mapping[str, Any], rng: np.random.Generator) -> list[Message]:
         """`<Image>name</Image>` is the medium of that name in the row's lists; a tag around

@@ -10,16 +10,16 @@ import numpy as np
 
 from mmllm.conversation import MEDIA, Medium, Message, assistant, user
 from mmllm.data.sources import parse_json, read_text, resolve
-from mmllm.data.words import Template
+from mmllm.data.text_fields import Template
 from mmllm.errors import ConfigError, EmptyCaptionError, quoted
 
 Direction = Literal["understand", "generate"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhrasingConfig:
+class CaptionTurnsConfig:
     """How a pair is asked about; the fields mean what they mean for `pairs`
-    (mmllm.data.pairs.PairsConfig)."""
+    (mmllm.data.formats.pairs.PairsConfig)."""
 
     modality: str
     direction: Direction
@@ -32,7 +32,7 @@ class PhrasingConfig:
             raise ConfigError(f"unknown modality {self.modality!r}; known are {', '.join(MEDIA)}")
 
 
-class Phrasing:
+class CaptionTurns:
     """Makes the two turns of a pair. Raises ConfigError for prompts or replies that cannot be
     meant; `fields` are those that any row has, None where they are not known."""
 

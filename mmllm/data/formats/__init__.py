@@ -1,0 +1,1 @@
+"""One file for each format of dataset that can be read; see COMPONENTS in mmllm.config."""

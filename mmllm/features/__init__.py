@@ -1,0 +1,1 @@
+"""Cached outputs of frozen encoders and decoders, in memory and on disk."""
