@@ -21,30 +21,43 @@ from mmllm.server.errors import bad_request
 
 B = TypeVar("B", bound=BaseModel)
 
-MODELS = (api.ChatRequest, api.ImageRequest, api.EditRequest, api.SpeechRequest, api.VideoRequest)
+MODELS = (
+    api.ChatRequest,
+    api.ImageRequest,
+    api.EditRequest,
+    api.SpeechRequest,
+    api.TranscriptionRequest,
+    api.VideoRequest,
+)
 _REFS = "#/components/schemas/{model}"
 _MOST_PIECES = 200_000
 """Commas, colons and brackets of a body, those in its text included, of which 100,000 characters
 are let in: each value takes a hundred bytes and a microsecond, wherever it stands."""
 _PIECES = (b",", b":", b"[", b"{")
-_NUMBERS = {"n": int, "seed": int, "strength": float}
+_NUMBERS = {"n": int, "seed": int, "strength": float, "temperature": float}
 """Fields of a form that are numbers."""
 _POOL = ThreadPoolExecutor(2, thread_name_prefix="mmllm-bodies")
 _JSON = re.compile(r"application/(?:[\w.-]{1,64}\+)?json", re.ASCII)
 
 
-def read(model: type[B]) -> Callable[[Request], Awaitable[B]]:
-    """A dependency of a route: the request's body as `model`. Raises ApiError (400)."""
+def read(model: type[B], *, form: bool = False) -> Callable[[Request], Awaitable[B]]:
+    """A dependency of a route: the request's JSON body as `model`.
+
+    `form`: a form without files is accepted too. Raises ApiError (400).
+    """
 
     async def body(request: Request) -> B:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not _JSON.fullmatch(kind[:100]):
+        content_type = request.headers.get("content-type", "")
+        kind = content_type.partition(";")[0].strip().lower()[:100]
+        data = await request.body()
+        lenient = request.app.state.service.settings.lenient
+        loop = asyncio.get_running_loop()
+        if form and kind == "multipart/form-data":
+            return await loop.run_in_executor(_POOL, _form, model, content_type, data, lenient)
+        if not _JSON.fullmatch(kind):
             raise bad_request(
                 "the body: expected a JSON object, with content-type application/json"
             )
-        data = await request.body()
-        loop = asyncio.get_running_loop()
-        lenient = request.app.state.service.settings.lenient
         return await loop.run_in_executor(_POOL, parsed, model, data, lenient)
 
     return body
@@ -94,18 +107,43 @@ def validated(model: type[B], tree: Any, lenient: bool = False) -> B:
 
 
 async def read_edit(request: Request) -> tuple[api.EditRequest, bytes]:
-    """A dependency of a route: the form of an edit, and its one picture. Raises ApiError (400)."""
-    data, kind = await request.body(), request.headers.get("content-type", "")
+    """A dependency of a route: the form of an edit, and its image. Raises ApiError (400)."""
+    return await _read_upload(request, api.EditRequest, "image")
+
+
+async def read_transcription(request: Request) -> tuple[api.TranscriptionRequest, bytes]:
+    """A dependency of a route: the form and audio of a transcription. Raises ApiError (400)."""
+    return await _read_upload(request, api.TranscriptionRequest, "file")
+
+
+async def _read_upload(request: Request, model: type[B], name: str) -> tuple[B, bytes]:
+    data, content_type = await request.body(), request.headers.get("content-type", "")
     lenient = request.app.state.service.settings.lenient
-    return await asyncio.get_running_loop().run_in_executor(_POOL, edit, kind, data, lenient)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_POOL, _upload, model, name, content_type, data, lenient)
 
 
-def edit(kind: str, data: bytes, lenient: bool = False) -> tuple[api.EditRequest, bytes]:
-    """See `read_edit`."""
-    fields, files = forms.parsed(kind, data)
-    pictures = files.pop("image", []) + files.pop("image[]", [])
-    if len(pictures) != 1:
-        raise bad_request(f"image: expected one file, got {len(pictures)}", "image")
+def _upload(
+    model: type[B], name: str, content_type: str, data: bytes, lenient: bool
+) -> tuple[B, bytes]:
+    """The fields of a form as `model`, and its one file of this name."""
+    fields, files = forms.parsed(content_type, data)
+    uploads = files.pop(name, []) + files.pop(f"{name}[]", [])
+    if len(uploads) != 1:
+        raise bad_request(f"{name}: expected one file, got {len(uploads)}", name)
+    return _fields(model, fields, files, lenient), uploads[0]
+
+
+def _form(model: type[B], content_type: str, data: bytes, lenient: bool) -> B:
+    """The fields of a form without files as `model`."""
+    return _fields(model, *forms.parsed(content_type, data), lenient)
+
+
+def _fields(
+    model: type[B], fields: dict[str, str], files: dict[str, list[bytes]], lenient: bool
+) -> B:
+    """Fields of a form, which are all strings, with their numbers parsed. A file that the model
+    has no field for is an unknown field."""
     tree: dict[str, Any] = {**fields, **dict.fromkeys(files, "a file")}
     for name, number in _NUMBERS.items():
         if name in tree:
@@ -117,7 +155,7 @@ def edit(kind: str, data: bytes, lenient: bool = False) -> tuple[api.EditRequest
                 ) from error
     if tree.get("stream") == "false":
         del tree["stream"]
-    return validated(api.EditRequest, tree, lenient), pictures[0]
+    return validated(model, tree, lenient)
 
 
 def component_schemas() -> dict[str, Any]:
@@ -126,21 +164,24 @@ def component_schemas() -> dict[str, Any]:
     return models_json_schema(modes, ref_template=_REFS)[1]["$defs"]
 
 
-def documented_edit() -> dict[str, Any]:
-    """How the OpenAPI document describes the form of an edit."""
-    schema = dict(component_schemas()[api.EditRequest.__name__])  # it allows no other properties
-    image = {"type": "string", "format": "binary"}
-    schema["properties"] = {"image": image, **schema["properties"]}
-    schema["required"] = ["image", *schema.get("required", [])]
+def documented_form(model: type[BaseModel], file: str) -> dict[str, Any]:
+    """How the OpenAPI document describes a form with a file."""
+    schema = dict(component_schemas()[model.__name__])  # it allows no other properties
+    upload = {"type": "string", "format": "binary"}
+    schema["properties"] = {file: upload, **schema["properties"]}
+    schema["required"] = [file, *schema.get("required", [])]
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     }
 
 
-def documented(model: type[BaseModel]) -> dict[str, Any]:
+def documented(model: type[BaseModel], *, form: bool = False) -> dict[str, Any]:
     """How a route's entry of the OpenAPI document refers to its body."""
     schema = {"$ref": _REFS.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    kinds = ["application/json", *(["multipart/form-data"] if form else [])]
+    return {
+        "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind in kinds}}
+    }
 
 
 def _no_json(name: str) -> NoReturn:

@@ -250,7 +250,6 @@ class RequestExtras(Strict):
 class ChatRequest(ApiRequest):
     no_op_values = {
         **IGNORED_FIELDS,
-        "n": (1,),
         "logprobs": (False,),
         "top_logprobs": (0,),
         "frequency_penalty": (0, 0.0),
@@ -290,6 +289,9 @@ class ChatRequest(ApiRequest):
         | Annotated[list[StopString], Field(max_length=16, fail_fast=True), _few(16)]
         | None
     ) = None
+    n: int | None = Field(
+        default=None, ge=1, le=8, description="Choices; their seeds count up from `seed`."
+    )
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -328,6 +330,25 @@ class EditRequest(ImageRequest):
     strength: float | None = Field(
         default=None, gt=0, le=1, description="How far from the picture; 1 leaves little of it."
     )
+
+
+TRANSCRIPTION_PROMPT = "What do you hear?"
+
+
+class TranscriptionRequest(ApiRequest):
+    """The fields of the form, beside `file`, the audio."""
+
+    no_op_values = {
+        **IGNORED_FIELDS,
+        "language": (_ANY,),
+        "timestamp_granularities[]": (_ANY,),
+    }
+    model: str | None = None
+    prompt: str | None = Field(
+        default=None, min_length=1, description=f"What is asked: {TRANSCRIPTION_PROMPT}"
+    )
+    response_format: Literal["json", "text"] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
 
 
 class SpeechRequest(ApiRequest):
@@ -439,6 +460,11 @@ class ImageResponse(BaseModel):
     created: int
     data: list[GeneratedImage]
     output_format: str
+
+
+class TranscriptionResponse(BaseModel):
+    text: str
+    mmllm: ReplyExtras
 
 
 class VideoError(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any
 from mmllm.conversation import Medium
 from mmllm.errors import quoted
 from mmllm.replies import Event, Progress
-from mmllm.server import responses
+from mmllm.server import encoding
 from mmllm.server.dispatcher import Dispatcher, ReplyJob
 from mmllm.server.errors import ApiError, to_api_error
 from mmllm.server.settings import ServerSettings
@@ -24,7 +24,7 @@ class VideoJob:
     job: ReplyJob | None
     prompt: str
     seed: int
-    id: str = field(default_factory=lambda: responses.new_id("video_"))
+    id: str = field(default_factory=lambda: encoding.new_id("video_"))
     created: int = field(default_factory=lambda: int(time.time()))
     completed: float | None = None
     progress: int = 0
@@ -103,7 +103,7 @@ class VideoJobs:
         try:
             (reply,) = await asyncio.wrap_future(job.replies)
             medium = next(made for made in reply.media if made.modality == "video")
-            clip.data = await responses.encode_medium(medium, "mp4")
+            clip.data = await encoding.encode_medium(medium, "mp4")
             clip.seconds, clip.size = _measure(medium)
             clip.progress = 100
         except Exception as error:

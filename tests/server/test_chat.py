@@ -15,6 +15,7 @@ from mmllm.conversation import Audio, Image, Medium, Text, Video, assistant, sys
 from mmllm.errors import ConfigError
 from mmllm.media import read_provenance
 from mmllm.replies import Reply
+from tests.server.conftest import Served
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, file_of
 
 FORMATS = {"image": "png", "audio": "wav", "video": "mp4"}
@@ -229,6 +230,25 @@ def test_a_full_context_is_told(http: httpx2.Client) -> None:
         assert "shorten it" in error["message"]
 
 
+def test_choices_are_the_replies_of_their_seeds(chat: Chat, client: openai.OpenAI) -> None:
+    response = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "one two"}], n=3, **OPTIONS
+    )
+    assert [choice.index for choice in response.choices] == [0, 1, 2]
+    (first, *_) = response.choices
+    assert files_of(first.message.parts) == expected(replied(chat, [user("one two")]))
+    alone = [replied(chat, [user("one two")], seed=seed) for seed in (3, 4, 5)]
+    assert [choice.message.content for choice in response.choices] == [one.text for one in alone]
+    assert response.usage
+    assert response.usage.prompt_tokens == alone[0].usage.prompt
+    generated = sum(reply.usage.text + reply.usage.signals for reply in alone)
+    assert response.usage.completion_tokens == generated
+    with pytest.raises(openai.BadRequestError, match="a stream holds one choice"):
+        client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "x"}], n=2, stream=True
+        )
+
+
 # --- the other endpoints ------------------------------------------------------------------------
 
 
@@ -275,6 +295,36 @@ def test_sounds(chat: Chat, client: openai.OpenAI) -> None:
         assert response.response.headers["content-type"] == f"audio/{kind}"
         assert response.response.headers["x-mmllm-seed"] == "7"
         assert response.content == file_of(made(chat, "audio", "rain", 7, seconds=0.1), kind)
+
+
+def test_what_is_heard_is_told_in_words(chat: Chat, client: openai.OpenAI) -> None:
+    heard = client.audio.transcriptions.create(model="tiny", file=("rain.wav", WAV), language="en")
+    forbidden = dict.fromkeys(ALL, "forbid")
+    reply = chat.reply([user(Audio(WAV), "What do you hear?")], modalities=forbidden)
+    assert heard.text == reply.text
+    asked = client.audio.transcriptions.create(
+        model="tiny", file=("rain.wav", WAV), prompt="two", response_format="text"
+    )
+    assert asked == chat.reply([user(Audio(WAV), "two")], modalities=forbidden).text
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.audio.transcriptions.create(model="tiny", file=("cat.png", PNG))
+    assert caught.value.param == "file"
+
+
+def test_a_model_that_cannot_hear_says_so(
+    served: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.service.options, "input_modalities", frozenset({"image"}))
+    with pytest.raises(openai.BadRequestError, match="cannot hear: it reads text, image"):
+        client.audio.transcriptions.create(model="tiny", file=("rain.wav", WAV))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_clip_is_asked_for_by_a_form(client: openai.OpenAI) -> None:
+    """As the client sends it by itself."""
+    job = client.videos.create(prompt="a rocket")
+    assert job.status in ("queued", "in_progress")
+    client.videos.delete(job.id)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -79,7 +79,7 @@ def test_a_lenient_server_names_the_mask(serve: Callable[..., Served]) -> None:
 def test_a_model_that_cannot_start_from_a_picture_says_so(
     served: Served, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.service.parser.decoders["image"], "init_modality", "")
+    monkeypatch.setattr(served.service.options.decoders["image"], "init_modality", "")
     response = http.post("/v1/images/edits", files=FILE, data=FORM)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "not_supported"

@@ -330,7 +330,7 @@ def test_slow_clips_keep_nobody_waiting(
             assert time.monotonic() - began < 3 * PATIENCE
         assert max(taken) < PATIENCE
     until = time.monotonic() + 30
-    while served.service.parser._lanes["clips"][0].locked():
+    while served.service.parser.decoder.is_full("video"):
         assert time.monotonic() < until, "nobody waits, and they are still decoded"
         time.sleep(0.05)
 

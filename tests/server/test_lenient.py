@@ -26,7 +26,6 @@ UNKNOWN: dict[str, Any] = {
     "tools": [TOOL],
     "response_format": {"type": "json_object"},
     "logprobs": True,
-    "n": 2,
     "frequency_penalty": 0.2,
     "nonsense": {"a": [1]},
     "größe": 3,

@@ -1,0 +1,134 @@
+"""Media of requests, decoded in other processes within limits of time and memory.
+
+A process whose decoding takes too long, or whose request is gone, is ended. Of a video only the
+frames that the model looks at are decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mmllm import media
+from mmllm.conversation import Medium, Video
+from mmllm.media import isolated
+from mmllm.server.errors import ApiError
+from mmllm.server.settings import ServerSettings
+
+T = TypeVar("T")
+
+_GRACE_SECONDS = 2.0
+"""In which a process may report by itself that its time is up, before it is ended."""
+
+
+@dataclass
+class DecodeBudget:
+    """What the media of one request may take.
+
+    Args:
+        bytes_left: Bytes that its decoded media may still take.
+        frame_counts: For each number, that many frames of a video are decoded.
+        cancel: Set when the request is parsed or gone; its decoding stops.
+    """
+
+    bytes_left: int
+    frame_counts: Sequence[int]
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+class MediaDecoder:
+    """Decodes media for one server, in a pool for videos and one for the rest."""
+
+    def __init__(self, settings: ServerSettings):
+        self._limits = settings.input_limits
+        self._pools = {
+            name: (asyncio.Semaphore(num), ThreadPoolExecutor(num, f"mmllm-{name}"))
+            for name, num in isolated.PROCESSES.items()
+        }
+        self._memory = _DecodedMemory(settings.max_total_decoded_bytes)
+
+    def is_full(self, modality: str) -> bool:
+        """Whether all workers for a modality are decoding."""
+        return self._pools[_pool(modality)][0].locked()
+
+    async def decode(
+        self, modality: str, open_medium: Callable[[], Medium], budget: DecodeBudget
+    ) -> Medium:
+        """Decode a medium in a worker thread, which waits for the process that does it.
+
+        Args:
+            modality: Of the medium; videos have a pool of their own.
+            open_medium: Called in the worker, because it may parse megabytes of base64.
+            budget: Of its request.
+
+        Raises:
+            MediaError: The medium cannot be decoded within the limits.
+            ApiError: 429, the media of all requests take too much memory.
+        """
+
+        def work() -> Medium:
+            return self._decode(open_medium(), budget)
+
+        medium = await self._in_pool(_pool(modality), work)
+        self._memory.add(medium)
+        return medium
+
+    async def _in_pool(self, name: str, work: Callable[[], T]) -> T:
+        free, pool = self._pools[name]
+        async with free:
+            with media.limits(self._limits):
+                context = contextvars.copy_context()
+            return await asyncio.get_running_loop().run_in_executor(pool, context.run, work)
+
+    def _decode(self, medium: Medium, budget: DecodeBudget) -> Medium:
+        if budget.cancel.is_set():
+            raise isolated.DecodingCancelledError("nobody waits for it any more")
+        limits = replace(media.current_limits(), decoded_bytes=budget.bytes_left)
+        seconds = limits.decoding_seconds + _GRACE_SECONDS
+        options: dict[str, Any] = {"seconds": seconds, "cancel": budget.cancel}
+        with media.limits(limits):
+            if isinstance(medium, Video):
+                medium = isolated.presample(medium, budget.frame_counts, **options)
+            else:
+                medium = isolated.decode(medium, **options)
+        taken = sum(array.nbytes for array in _arrays(medium))
+        budget.bytes_left = max(budget.bytes_left - taken, 0)
+        return medium
+
+
+def _pool(modality: str) -> str:
+    """The pool of `isolated.PROCESSES` that decodes a modality."""
+    return "clips" if modality == "video" else "others"
+
+
+class _DecodedMemory:
+    """Counts the decoded arrays of all requests; each counts until nobody refers to it."""
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._arrays: list[weakref.ref[np.ndarray]] = []
+
+    def add(self, medium: Medium) -> None:
+        """Raises ApiError (429) when all take more than the limit; one alone may."""
+        alive = [array for entry in self._arrays if (array := entry()) is not None]
+        added = _arrays(medium)
+        if alive and sum(array.nbytes for array in [*alive, *added]) > self._max_bytes:
+            raise ApiError(
+                429, "too many large media at the same time; try again soon", code="busy"
+            )
+        self._arrays = [weakref.ref(array) for array in [*alive, *added]]
+
+
+def _arrays(medium: Medium) -> list[np.ndarray]:
+    """The decoded arrays of a medium."""
+    if isinstance(medium, media.SampledVideo):
+        return list(medium.sampled.values())
+    return [] if medium.array is None else [medium.array]
