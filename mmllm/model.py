@@ -21,6 +21,7 @@ from mmllm.data.rendering import Renderer
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import AssetError, ConfigError, wrap_errors
+from mmllm.kernels.backend import use_kernels
 from mmllm.llm.language_model import LanguageModel
 
 PROJECTIONS = ("input_projections", "output_projections")
@@ -227,6 +228,8 @@ def build(
     with wrap_errors(ConfigError, "the parts cannot be joined"):
         model = AnyToAny(config, llm, encoders, decoders, seed=seed, sizes=sizes)
         model = model.to(device)
+    if config.kernels:
+        use_kernels(model, config.kernels)
     for decoder in model.decoders.values():
         decoder.to(device)
     return model

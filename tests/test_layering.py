@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "chat_session": {"chat", "conversation", "inputs", "media", "replies"},
     "prompt_lookup": set(),
     # The parts, which do not know one another.
-    "projections": set(),
+    "projections": {"kernels"},
     "llm": {"kernels", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "media", "mini", "weights"},
@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     # `checking` decodes media and shows samples.
     "data": {"conversation", "gallery", "kernels", "media", "tokens", "weights"},
     # What joins them.
-    "model": {"config", "data", "decoders", "encoders", "licences", "llm"},
+    "model": {"config", "data", "decoders", "encoders", "kernels", "licences", "llm"},
     "losses": {"data", "decoders", "kernels", "model"},
     "checkpoints": {"config", "llm", "mini", "model", "weights"},
     "nextgpt": {"checkpoints", "config", "weights"},

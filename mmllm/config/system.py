@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mmllm.config.parse import as_mapping, check_keys, parse
 from mmllm.config.registry import parse_component
@@ -24,6 +24,8 @@ class SystemConfig:
         output_projections: key of a decoder -> Config of the projection in front of it.
         licences: licences of the user's own parts (`encoders.image: MIT`).
         accept_licences: licences that forbid commercial use and are accepted (mmllm.licences).
+        kernels: auto takes mmllm's own fast paths wherever they apply, reference takes none
+            (mmllm/kernels/README.md); null is the environment variable MMLLM_KERNELS, else auto.
     """
 
     name: str
@@ -34,6 +36,7 @@ class SystemConfig:
     output_projections: Mapping[str, Any] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
     accept_licences: tuple[str, ...] = ()
+    kernels: Literal["auto", "reference"] | None = None
 
     def __post_init__(self) -> None:
         for parts, projections in (
@@ -64,7 +67,7 @@ def parse_system(tree: Any, *, warn: bool = True) -> SystemConfig:
     tree = dict(as_mapping(tree, where))
     check_keys(SystemConfig, tree, where)
     parsed: dict[str, Any] = {
-        key: tree[key] for key in ("name", "licences", "accept_licences") if key in tree
+        key: tree[key] for key in ("name", "licences", "accept_licences", "kernels") if key in tree
     }
     parsed["llm"] = parse_component("llm", tree["llm"], "llm", default="causal_lm")
     for group in ("encoders", "input_projections", "decoders", "output_projections"):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmllm.kernels.backend import UsesKernels
 from mmllm.kernels.prepacked_linear import FrozenLinear
 
 
@@ -48,9 +49,10 @@ def fused_lora_linear() -> type[nn.Module]:
     made in a function because importing peft takes a second.)"""
     from peft.tuners.lora.layer import Linear
 
-    class FusedLoRALinear(Linear):
+    class FusedLoRALinear(UsesKernels, Linear):
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            plain = None if args or kwargs else plain_adapter(self)
+            is_plain_call = self.kernels == "auto" and not args and not kwargs
+            plain = plain_adapter(self) if is_plain_call else None
             if plain is None or not torch.is_grad_enabled() or not _has_dtype_of(x, plain[0]):
                 return super().forward(x, *args, **kwargs)
             base, down, up, scale = plain

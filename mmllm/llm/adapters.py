@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from mmllm.errors import CheckpointError, ConfigError, quoted
-from mmllm.kernels.lora_linear import fused_lora_linear
 from mmllm.utils import sandbox
 from mmllm.utils.hints import did_you_mean
 from mmllm.weights import copy_tensors, save_tensors
@@ -48,7 +47,13 @@ class LoraOptions:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def attach_lora(model: Any, options: LoraOptions, *, base_name: str, quantized: bool) -> Any:
+def attach_lora(
+    model: Any,
+    options: LoraOptions,
+    *,
+    base_name: str,
+    layers: Mapping[type[nn.Module], type[nn.Module]],
+) -> Any:
     """Wrap a transformers model into a peft model with fresh, frozen adapters.
 
     They change nothing until they are trained, and are the same in every process and run.
@@ -58,7 +63,7 @@ def attach_lora(model: Any, options: LoraOptions, *, base_name: str, quantized: 
         options: `llm.lora` of the config.
         base_name: The name of the base model to record: what the config calls its weights, not the
             folder that they were loaded from.
-        quantized: Whether bitsandbytes keeps the weights; then peft's own layers are used.
+        layers: What to use in place of peft's own layers, by the layer that is adapted.
 
     Raises:
         ConfigError: peft does not have, or refuses, an option.
@@ -67,8 +72,8 @@ def attach_lora(model: Any, options: LoraOptions, *, base_name: str, quantized: 
 
     config = _peft_config(options)
     _check_patterns(options, model)
-    if not quantized:
-        config._register_custom_module({nn.Linear: fused_lora_linear()})
+    if layers:
+        config._register_custom_module(dict(layers))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:

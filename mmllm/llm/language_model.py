@@ -20,16 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmllm.errors import CheckpointError, ConfigError, quoted
+from mmllm.kernels.backend import Backend, UsesKernels, resolve_backend
 from mmllm.kernels.cached_attention import ForwardRequest
 from mmllm.kernels.forward_hooks import ForwardHooks, has_forward_hooks
-from mmllm.kernels.inference_layer import matmul
 from mmllm.kernels.linear_cross_entropy import FrozenHead, LogitTransform
 from mmllm.kernels.prepacked_linear import PrepackCache, may_prepack, tensor_versions
+from mmllm.kernels.reference import ReferenceHead
+from mmllm.kernels.registry import (
+    DecoderForward,
+    head_linear,
+    linear_cross_entropy,
+    lora_linear,
+)
 from mmllm.llm import adapters
-from mmllm.llm.backbone import BackboneRunner
 from mmllm.llm.signal_tokens import append_signal_logits, embed_tokens, init_signal_tables
 from mmllm.llm.templates import chat_template
 from mmllm.tokens import TokenSpace
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     from mmllm.llm.loading import CausalLMConfig
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(UsesKernels, nn.Module):
     """A frozen causal LM that takes embeddings, with what may train beside it.
 
     Attributes:
@@ -49,7 +54,6 @@ class LanguageModel(nn.Module):
         signal_embeddings: Input embeddings of the signal tokens, float[R, D].
         signal_head: Rows of the head for the outputs, float[O, D]: one per output, because only the
             first token of a signal span is ever predicted (mmllm.tokens).
-        supports_prefix_packing: Whether packed conversations can share a prefix.
         liger_loss: Whether `token_nll` uses Liger's fused kernel, which needs CUDA.
     """
 
@@ -65,10 +69,8 @@ class LanguageModel(nn.Module):
         self.signal_head = nn.Parameter(torch.zeros(0, self.width))
         self.logit_transform = LogitTransform.of(self.base_model.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
-        self._runner = BackboneRunner(self.base_model)
-        self.supports_prefix_packing = (
-            config.attention == "sdpa" and self._runner.enable_prefix_packing()
-        )
+        self.kernels = resolve_backend()
+        self._layers = DecoderForward(self.base_model, config.attention, self.kernels)
         self.liger_loss = False
 
     # --- what it is -----------------------------------------------------------------------------
@@ -81,7 +83,7 @@ class LanguageModel(nn.Module):
     @property
     def backbone(self) -> Any:
         """The layers below the head, from embeddings to hidden states (transformers' decoder)."""
-        return self._runner.backbone
+        return self._layers.backbone
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -126,6 +128,12 @@ class LanguageModel(nn.Module):
     def embedding_multiplier(self) -> float:
         """The factor by which the family multiplies rows of its table (Gemma: sqrt(D))."""
         return float(getattr(self.embedding, "scalar_embed_scale", 1.0))
+
+    @property
+    def supports_prefix_packing(self) -> bool:
+        """Whether packed conversations can share a prefix: with sdpa, where every layer is
+        attention, full or sliding."""
+        return self._layers.supports_prefix_packing
 
     @property
     def is_quantized(self) -> bool:
@@ -188,7 +196,7 @@ class LanguageModel(nn.Module):
             self.model,
             self.config.lora,
             base_name=self.config.weights,
-            quantized=self.is_quantized,
+            layers={} if self.is_quantized else lora_linear(self.kernels),
         )
 
     def load_lora(self, folder: Path) -> None:
@@ -245,17 +253,14 @@ class LanguageModel(nn.Module):
         Returns:
             float[B, T, D].
         """
-        recomputes = self.training and bool(self.base_model.is_activation_checkpointing)
-        if seq_lens and self.supports_prefix_packing:
-            return self._runner.forward_pack(
-                embeds, positions, prefix_len, seq_lens, recomputes=recomputes
-            )
-        if prefix_len == 0 or recomputes:  # layers that run again cannot extend a cache
-            return self._runner.forward(embeds, mask, positions, cache)
-        assert mask is not None
-        assert positions is not None
-        assert cache is None
-        return self._runner.forward_shared_prefix(embeds, mask, positions, prefix_len)
+        return self._layers.decoder_forward(
+            embeds,
+            mask=mask,
+            positions=positions,
+            cache=cache,
+            prefix_len=prefix_len,
+            seq_lens=seq_lens,
+        )
 
     def forward_windows(self, embeds: Tensor) -> Tensor:
         """Hidden states of windows that do not see one another: float[W, S, D] -> float[W * S, D].
@@ -275,7 +280,7 @@ class LanguageModel(nn.Module):
             float[B, W, D] for each request.
         """
         if len(requests) > 1 and not has_forward_hooks(self):
-            states = self._runner.forward_requests(requests)
+            states = self._layers.forward_requests(requests)
             if states is not None:
                 return states
         return [
@@ -286,13 +291,20 @@ class LanguageModel(nn.Module):
     def new_cache(self) -> KVCache:
         """An empty key-value cache for generation, with the decoder stack that extends it: of the
         weights as they are now."""
-        return self._runner.new_cache(ForwardHooks(self.model))
+        from mmllm.llm.kv_cache import KVCache
+
+        cache = KVCache(self.base_model.config)
+        cache.hooks = ForwardHooks(self.model)
+        cache.stack = self._layers.build_cached_stack() if cache.croppable else None
+        return cache
 
     @cached_property
     def supports_cache_crop(self) -> bool:
         """Whether rows and positions can be taken out of its caches: not if a layer forgets
         (sliding windows, recurrent states)."""
-        return self._runner.supports_cache_crop
+        from mmllm.llm.kv_cache import KVCache
+
+        return KVCache(self.base_model.config).croppable
 
     # --- from hidden states to logits and losses ------------------------------------------------
 
@@ -303,20 +315,14 @@ class LanguageModel(nn.Module):
         faster than the head over a whole batch.
         """
         module = self.base_model.get_output_embeddings()
-        is_plain = type(module) is nn.Linear and module.bias is None and not ForwardHooks(module)
-        text = (
-            matmul(hidden, module.weight.t()) if is_plain and hidden.ndim == 2 else module(hidden)
-        )
+        text = head_linear(module, hidden, self.kernels)
         text = text[..., : self.tokens.vocab_size].to(hidden.device)
         return self.logit_transform(append_signal_logits(text, hidden, self.signal_head))
 
     def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """-log p of each label: float[P, D] and int[P] -> float32[P]. Labels from V on are outputs
         (mmllm.tokens). The P x V logits never stand in memory together."""
-        head = self._frozen_head()
-        if head is None:
-            return F.cross_entropy(self.head(hidden).float(), labels, reduction="none")
-        return head.token_nll(hidden, labels)
+        return self._loss_head().token_nll(hidden, labels)
 
     def kl_divergence(self, hidden: Tensor, base_hidden: Tensor) -> Tensor:
         """KL(base || adapted) of the next token, from the hidden states of both.
@@ -330,13 +336,7 @@ class LanguageModel(nn.Module):
         Returns:
             float32[P].
         """
-        head = self._frozen_head()
-        if head is not None:
-            return head.kl_divergence(hidden, base_hidden)
-        count = self.tokens.vocab_size
-        adapted = self.head(hidden).float().log_softmax(-1)[:, :count]
-        base = self.head(base_hidden)[:, :count].float().log_softmax(-1)
-        return F.kl_div(adapted, base, reduction="none", log_target=True).sum(-1)
+        return self._loss_head().kl_divergence(hidden, base_hidden)
 
     # --- how it runs ----------------------------------------------------------------------------
 
@@ -351,15 +351,22 @@ class LanguageModel(nn.Module):
         for layer in self.backbone.layers:
             layer.compile(dynamic=True)
 
-    def _frozen_head(self) -> FrozenHead | None:
-        """The head as a frozen matrix; None for one that is quantised or hooked."""
-        module = self.base_model.get_output_embeddings()
-        if type(module) is not nn.Linear or ForwardHooks(module):
-            return None
-        count = self.tokens.vocab_size
-        bias = None if module.bias is None else module.bias[:count]
-        text_head = self._prepacked_head(module.weight[:count], bias)
-        return FrozenHead(text_head, self.signal_head, self.logit_transform, self.liger_loss)
+    def use_kernels(self, backend: Backend) -> None:
+        """Take the fast paths, or the reference (mmllm.kernels.backend), from the next call on."""
+        super().use_kernels(backend)
+        self._layers.use_kernels(backend)
+
+    def _loss_head(self) -> FrozenHead | ReferenceHead:
+        return linear_cross_entropy(
+            self.base_model.get_output_embeddings(),
+            self.signal_head,
+            self.logit_transform,
+            self.tokens.vocab_size,
+            self.head,
+            packed=self._prepacked_head,
+            liger=self.liger_loss,
+            backend=self.kernels,
+        )
 
     @cached_property
     def _prepacked_head(self) -> PrepackCache:

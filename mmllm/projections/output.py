@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmllm.errors import ConfigError
+from mmllm.kernels.backend import UsesKernels, resolve_backend
+from mmllm.kernels.short_attention import short_attention
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TransformerConfig:
     bare: bool = False
 
 
-class OutputProjection(nn.Module):
+class OutputProjection(UsesKernels, nn.Module):
     """float[M, K, D] -> {name: float[M, *condition_shapes[name]]}; M >= 1.
 
     One decoder sees all tensors of the condition: a sequence [P, E] has P queries, a vector [E]
@@ -46,6 +46,7 @@ class OutputProjection(nn.Module):
         self, config: TransformerConfig, condition_shapes: Mapping[str, tuple[int, ...]], width: int
     ):
         super().__init__()
+        self.use_kernels(resolve_backend())
         inner = config.width
         if inner % config.heads:
             raise ConfigError(
@@ -92,7 +93,7 @@ class OutputProjection(nn.Module):
             self.inward(signals) if self.bare else self.inward(self.norm(signals)) + self.position
         )
         queries = [self.queries[name] for name in self.condition_shapes]
-        with _attention(signals):
+        with short_attention(signals, self.kernels):
             states = self.decoder(torch.cat(queries).expand(media, -1, -1), self.encoder(memory))
         parts = states.split([len(query) for query in queries], dim=1)  # one a tensor
         return {
@@ -106,14 +107,6 @@ def build(
 ) -> OutputProjection:
     """The projection from LLM width D to the tensors that a decoder takes."""
     return OutputProjection(config, condition_shapes, width)
-
-
-def _attention(signals: Tensor) -> AbstractContextManager[object]:
-    """In training on a CPU plain products, whose gradient takes two thirds of the fused kernel's
-    time on rows as short as these. Not in generation: this switch is the whole process's, and the
-    LLM reads on in another thread meanwhile, whose sums it would round in another order."""
-    training = torch.is_grad_enabled() and signals.device.type == "cpu"
-    return sdpa_kernel(SDPBackend.MATH) if training else nullcontext()
 
 
 def _num_queries(shape: tuple[int, ...]) -> int:

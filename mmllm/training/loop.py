@@ -39,6 +39,7 @@ from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from mmllm.features.cache import FeatureCache
 from mmllm.features.store import FeatureStore
 from mmllm.kernels import allocator
+from mmllm.kernels.backend import resolve_backend
 from mmllm.kernels.devices import parse_device, to_device
 from mmllm.kernels.precision import fast_dtype
 from mmllm.losses import Loss, LossTerm, build_losses, num_targets, total_loss
@@ -100,7 +101,8 @@ def train(
     from the newest one exactly as if nothing had happened. `precompute`: run the frozen parts over
     all data before the first step, and not when a step asks. The folder is locked meanwhile.
     """
-    allocator.keep_freed_memory()
+    if resolve_backend(run.system.kernels) == "auto":
+        allocator.keep_freed_memory()
     _check_launch()
     state = join_processes()
     licences.check(run.system)  # before a folder is made for it

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from mmllm import config
 from mmllm.kernels import prepacked_linear, rms_norm
+from mmllm.kernels.backend import use_kernels
 from mmllm.kernels.decoder_stack import PackedDecoderStack
 from mmllm.llm.language_model import LanguageModel
-from tests.llm.conftest import folders
 from tests.llm.families import FAMILIES
-
-__all__ = ["folders"]
 
 KNOWN = ["llama3", "vicuna", "qwen3", "smollm"]
 OPENING, LENGTHS = 3, (6, 2, 9)
@@ -60,8 +58,17 @@ def results(llm: LanguageModel) -> list[Tensor]:
     return [states, *torch.autograd.grad((states.float() * slope).sum(), [embeds, *weights])]
 
 
-def its_own(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The same by the model's own layers."""
+def reference(llm: LanguageModel) -> list[Tensor]:
+    """The same by transformers and peft alone."""
+    use_kernels(llm, "reference")
+    try:
+        return results(llm)
+    finally:
+        use_kernels(llm, "auto")
+
+
+def by_modules(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The same by transformers' layers with the kernels' attention, which rounds alike."""
     with monkeypatch.context() as patch:
         patch.setattr(PackedDecoderStack, "supports", lambda *_: False)
         return results(llm)
@@ -89,7 +96,7 @@ def test_states_and_gradients_are_the_models_own(
     monkeypatch.setattr(rms_norm, "BLOCK_SIZE", 8)  # and a rest
     llm = model_of(folders(name), options=options)
     assert is_used(llm, monkeypatch)
-    for one, other in zip(results(llm), its_own(llm, monkeypatch), strict=True):
+    for one, other in zip(results(llm), reference(llm), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
@@ -105,7 +112,7 @@ def test_in_bfloat16_they_are_as_near_to_the_exact_ones(
     llm = model_of(folders(name), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         assert is_used(llm, monkeypatch)
-        ours, own = results(llm), its_own(llm, monkeypatch)
+        ours, own = results(llm), reference(llm)
     for one, other, right in zip(ours, own, exact, strict=True):
         assert one.dtype == other.dtype
         assert (one - right).norm() <= 2 * (other - right).norm()
@@ -123,9 +130,9 @@ def test_what_lies_ready_follows_the_weights(
         llm.backbone.layers[1].mlp.down_proj.base_layer.weight.mul_(1.5)
     second = results(llm)[0]
     assert not second.allclose(first, atol=0.05)
-    torch.testing.assert_close(second, its_own(llm, monkeypatch)[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(second, by_modules(llm, monkeypatch)[0], atol=0.05, rtol=0.05)
     llm.float()
-    torch.testing.assert_close(results(llm)[0], its_own(llm, monkeypatch)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(results(llm)[0], reference(llm)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_what_it_does_not_know_runs_as_before(
@@ -155,8 +162,8 @@ def test_a_layer_that_trains_gets_its_gradient(
     llm = model_of(folders("smollm"))
     weight = llm.backbone.layers[0].mlp.up_proj.weight.requires_grad_()
     gradients = []
-    for computes in (PackedDecoderStack.supports, lambda *_: False):
-        monkeypatch.setattr(PackedDecoderStack, "supports", computes)
+    for backend in ("auto", "reference"):
+        use_kernels(llm, backend)
         states = states_of(llm, embeds_of(llm))
         gradients += torch.autograd.grad(states.square().sum(), [weight])
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,233 @@
+"""The one door to the kernels: every choice between a fast path and its reference is made here.
+
+`auto` takes a fast path wherever it supports the model, the device and the dtypes; `reference`
+takes none, and computes everything by torch, transformers and peft alone (mmllm.kernels.reference).
+README.md in this folder lists the kernels.
+
+Legend: B sequences, T positions, W new positions, P gathered positions, D width, V text vocabulary,
+O signal tokens that can be predicted (outputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.kernels import packed_attention
+from mmllm.kernels.backend import Backend
+from mmllm.kernels.cached_attention import ForwardRequest
+from mmllm.kernels.decoder_stack import CachedDecoderStack, PackedDecoderStack
+from mmllm.kernels.devices import to_device
+from mmllm.kernels.forward_hooks import ForwardHooks
+from mmllm.kernels.inference_layer import matmul
+from mmllm.kernels.linear_cross_entropy import FrozenHead, LogitTransform
+from mmllm.kernels.lora_linear import fused_lora_linear
+from mmllm.kernels.pack_layout import PackLayout
+from mmllm.kernels.prepacked_linear import PrepackCache
+from mmllm.kernels.reference import ReferenceHead, forward_unpacked
+
+
+class DecoderForward:
+    """The forward pass of one transformers model below its head, by whichever path applies. peft
+    puts adapters into the same modules, so that it serves the model with and without them.
+
+    Args:
+        base_model: The transformers model.
+        attention: `llm.attention` of the config; only with sdpa can packs share a prefix.
+        backend: The kernels to begin with.
+
+    Attributes:
+        supports_prefix_packing: Whether packed sequences can share a prefix: every layer has to be
+            attention, full or sliding.
+    """
+
+    def __init__(self, base_model: Any, attention: str, backend: Backend):
+        self.base_model = base_model
+        config = base_model.config.get_text_config()
+        types = set(getattr(config, "layer_types", None) or ["full_attention"])
+        is_attention = types <= packed_attention.SUPPORTED_LAYER_TYPES
+        self.supports_prefix_packing = attention == "sdpa" and is_attention
+        self.backend: Backend = "reference"
+        self.use_kernels(backend)
+
+    def use_kernels(self, backend: Backend) -> None:
+        """Switch between the kernels, transformers' attention function included."""
+        if self.supports_prefix_packing and backend != self.backend:
+            name = "sdpa"
+            if backend == "auto":
+                packed_attention.register_attention()
+                name = packed_attention.ATTENTION_NAME
+            self.base_model.set_attn_implementation(name)
+        self.backend = backend
+
+    @property
+    def backbone(self) -> Any:
+        """The layers below the head (what transformers calls the decoder)."""
+        return self.base_model.get_decoder()
+
+    def decoder_forward(
+        self,
+        embeds: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        prefix_len: int = 0,
+        seq_lens: Sequence[int] = (),
+    ) -> Tensor:
+        """Compute the last hidden states of a batch, a pack, or new positions of a cache.
+
+        Args:
+            embeds: float[B, T, D].
+            mask: bool[B, T (+ cached)], True at real positions.
+            positions: int[B, T].
+            cache: Read and extended, if any.
+            prefix_len: The first positions that are the same in all rows, or stand once in a pack.
+            seq_lens: Lengths of a pack's sequences, without the prefix; empty for a batch.
+
+        Returns:
+            float[B, T, D].
+        """
+        backbone = self.backbone
+        recomputes = backbone.training and bool(self.base_model.is_activation_checkpointing)
+        if seq_lens and self.supports_prefix_packing:
+            if self.backend == "reference":
+                return forward_unpacked(self._forward_batch, embeds, prefix_len, seq_lens)
+            return self._forward_pack(embeds, positions, prefix_len, seq_lens, recomputes)
+        if stack := self._cached_stack(cache):
+            assert positions is not None
+            return stack([ForwardRequest(embeds, positions, mask, cache)])[0]
+        # Layers that run again for their gradient cannot extend a cache.
+        if prefix_len == 0 or recomputes or self.backend == "reference":
+            return self._forward_batch(embeds, mask, positions, cache)
+        assert mask is not None
+        assert positions is not None
+        return self._forward_shared_prefix(embeds, mask, positions, prefix_len)
+
+    def forward_requests(self, requests: Sequence[ForwardRequest]) -> list[Tensor] | None:
+        """Compute the hidden states float[B, W, D] of each request by one decoder stack, which
+        reads the weights once for all; None where there is no such stack."""
+        stack = self._cached_stack(requests[-1].cache)
+        return stack(requests) if stack else None
+
+    def build_cached_stack(self) -> CachedDecoderStack | None:
+        """Build the stack that extends a new cache, of the weights as they are now; None where
+        transformers' layers have to."""
+        return CachedDecoderStack.build(self.backbone) if self.backend == "auto" else None
+
+    def _forward_pack(
+        self,
+        embeds: Tensor,
+        positions: Tensor | None,
+        prefix_len: int,
+        seq_lens: Sequence[int],
+        recomputes: bool,
+    ) -> Tensor:
+        """Compute a pack by the packed decoder stack where it supports the model, else by
+        transformers' layers with packed attention: float[1, T, D] -> float[1, T, D]"""
+        layout = PackLayout.build(seq_lens, prefix_len, embeds.device)
+        stack = self._packed_stack
+        if stack and positions is not None and not recomputes and stack.supports(embeds):
+            return stack(embeds, positions, layout)
+        mask = packed_attention.placeholder_mask(embeds)
+        return self._forward_batch(embeds, mask, positions, pack_layout=layout)
+
+    def _forward_shared_prefix(
+        self, embeds: Tensor, mask: Tensor, positions: Tensor, prefix_len: int
+    ) -> Tensor:
+        """Compute rows whose first positions are equal: those are computed for one row, and their
+        keys and values repeated for all. float[B, T, D] -> float[B, T, D]"""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.base_model.config)  # one that a gradient goes through
+        first = slice(None, 1), slice(None, prefix_len)
+        prefix = self._forward_batch(embeds[first], mask[first], positions[first], cache)
+        cache.batch_repeat_interleave(len(embeds))
+        rest = self._forward_batch(embeds[:, prefix_len:], mask, positions[:, prefix_len:], cache)
+        return torch.cat([prefix.expand(len(embeds), -1, -1), rest], dim=1)
+
+    def _forward_batch(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """Compute by transformers' layers: float[B, T, D] -> float[B, T, D]. `mask` is bool[B, T (+
+        cached)], or has four dimensions and is passed on; `options` are transformers'."""
+        if cache is not None and mask is not None and mask.device.type == "cpu" and mask.all():
+            mask = None  # else transformers would wait for the device to find out
+        if mask is not None and mask.ndim == 2:
+            mask = to_device(mask, embeds.device).long()
+        states = self.backbone(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **options,
+        ).last_hidden_state
+        return states.to(embeds.device)  # the last device, of a model that is spread over several
+
+    def _cached_stack(self, cache: Any) -> CachedDecoderStack | None:
+        """Return the decoder stack that extends a cache in place of the model's own forward; none
+        while there is a hook, even if the cache was begun without one."""
+        hooks = getattr(cache, "hooks", None)
+        if not hooks:
+            return getattr(cache, "stack", None) if self.backend == "auto" else None
+        cache.was_hooked = cache.was_hooked or hooks.may_alter_outputs
+        return None
+
+    @cached_property
+    def _packed_stack(self) -> PackedDecoderStack | None:
+        return PackedDecoderStack.build(self.backbone)
+
+
+def head_linear(module: Any, hidden: Tensor, backend: Backend) -> Tensor:
+    """Apply a language model's output layer: float[P, D] -> float[P, V]. A plain one is computed
+    by the fastest product for P rows."""
+    is_plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
+    if backend == "auto" and is_plain and not ForwardHooks(module):
+        return matmul(hidden, module.weight.t())
+    return module(hidden)
+
+
+def linear_cross_entropy(
+    module: Any,
+    signal_head: Tensor,
+    transform: LogitTransform,
+    vocab_size: int,
+    logits: Callable[[Tensor], Tensor],
+    *,
+    packed: PrepackCache,
+    liger: bool,
+    backend: Backend,
+) -> FrozenHead | ReferenceHead:
+    """Return what computes the losses of a head: without P x V logits in memory, unless it is
+    quantized or hooked.
+
+    Args:
+        module: The output layer over text tokens.
+        signal_head: float[O, D].
+        transform: What the family does to the logits.
+        vocab_size: V, the first rows of the output layer that are used.
+        logits: float[P, D] -> float[P, V + O], for the reference.
+        packed: The output layer's packed weight.
+        liger: Use Liger's kernel (CUDA).
+        backend: The kernels in use.
+    """
+    if backend == "reference" or type(module) is not nn.Linear or ForwardHooks(module):
+        return ReferenceHead(logits, vocab_size)
+    bias = None if module.bias is None else module.bias[:vocab_size]
+    vocab = packed(module.weight[:vocab_size], bias)
+    return FrozenHead(vocab, signal_head, transform, liger)
+
+
+def lora_linear(backend: Backend) -> dict[type[nn.Module], type[nn.Module]]:
+    """Return the layers that peft is to use in place of its own, by the layer that they adapt."""
+    return {nn.Linear: fused_lora_linear()} if backend == "auto" else {}
