@@ -1,4 +1,5 @@
-"""A language model as a plain transformers folder: LoRA merged, and signal tokens where asked for.
+"""Export of a language model as a plain transformers folder: LoRA merged, and signal tokens added
+to tokenizer, embedding and head where asked for.
 
 Legend: V rows of the model's table, R signal tokens, O outputs, D width.
 """
@@ -15,9 +16,13 @@ from mmllm.errors import ConfigError
 from mmllm.llm.language_model import LanguageModel
 
 
-def merge(llm: LanguageModel) -> None:
-    """Add the adapters to the weights, W + (alpha / r) B A, and take them away: the same model,
-    a product less in every layer. Refused for quantised weights, which would be rounded again."""
+def merge_lora(llm: LanguageModel) -> None:
+    """Add the adapters to the weights, W + (alpha / r) B A, and remove them: the same model, with
+    one product less in every adapted layer.
+
+    Raises:
+        ConfigError: The weights are quantised, and would be rounded again.
+    """
     if llm.is_quantized:
         raise ConfigError("LoRA is merged into whole weights: load with llm.quantization null")
     if llm.has_lora:
@@ -25,7 +30,7 @@ def merge(llm: LanguageModel) -> None:
 
 
 def signal_names(llm: LanguageModel) -> list[str]:
-    """How signal tokens are spelt in a plain tokenizer, in the order of their ids."""
+    """The signal tokens as a plain tokenizer spells them, in the order of their ids."""
     return [
         f"<|{key}_{number}|>"
         for key, count in llm.tokens.signal_tokens.items()
@@ -34,12 +39,19 @@ def signal_names(llm: LanguageModel) -> list[str]:
 
 
 def save_transformers(llm: LanguageModel, folder: Path, *, signals: bool = False) -> None:
-    """Write what `AutoModelForCausalLM.from_pretrained(folder)` loads; `merge` comes before.
+    """Write a folder for `AutoModelForCausalLM.from_pretrained`. Merge adapters before.
 
-    `signals` adds the signal tokens to the tokenizer, behind its last token, and their rows to
-    embedding and head, which are then no longer tied. A run's first token has the logit that it
-    has here. The others are never predicted, and a head has no such thing: their logit is the mean
-    of all tokens', which is never the largest.
+    With signal tokens, embedding and head are no longer tied. A span's first token has the logit
+    that it has here. Its other tokens are never predicted, which a plain head cannot say: their
+    logit is the mean of all text tokens', which is never the largest.
+
+    Args:
+        llm: A language model without adapters. With `signals` it is changed.
+        folder: Where.
+        signals: Whether to add the signal tokens, behind the tokenizer's last token.
+
+    Raises:
+        ConfigError: The tokenizer has tokens of these names, or the table no place for them.
     """
     assert not llm.has_lora
     tokenizer, model = llm.tokenizer, llm.model
@@ -53,37 +65,25 @@ def save_transformers(llm: LanguageModel, folder: Path, *, signals: bool = False
 
 @torch.no_grad()
 def _add_signals(llm: LanguageModel) -> None:
-    from transformers import AddedToken
-
-    tokenizer: Any = llm.tokenizer
+    """Add the signal tokens to tokenizer, embedding and head of the transformers model."""
     model = llm.model
-    start = len(tokenizer)
     names = signal_names(llm)
-    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
-    added = tokenizer.add_tokens(tokens, special_tokens=True)
-    if added != len(names) or len(tokenizer) != start + added:
-        raise ConfigError(f"the tokenizer already has tokens like {names[0]}: export refused")
-    if start > llm.tokens.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {start} tokens but the embedding {llm.tokens.vocab_size} rows: "
-            "there is no place for signal tokens between them"
-        )
+    start = _add_to_tokenizer(llm, names)
     embedding = llm.embedding
-    rows = llm.signal_embeddings / llm.embedding_multiplier
-    table = _extended(embedding.weight, rows, start)
+    table = _with_rows(embedding.weight, llm.signal_embeddings / llm.embedding_multiplier, start)
     head: Any = model.get_output_embeddings()
     mean = head.weight[:start].float().mean(0)
-    new_rows = mean.repeat(len(names), 1)
-    new_bias = None if head.bias is None else head.bias[:start].float().mean().repeat(len(names))
-    for key in llm.tokens.outputs:
-        place = llm.tokens.signal_rows(key).start
-        new_rows[place] = llm.signal_head[llm.tokens.outputs.index(key)]
-        if new_bias is not None:
-            new_bias[place] = 0.0
-    head_table = _extended(head.weight, new_rows, start)
+    head_rows = mean.repeat(len(names), 1)
+    bias_rows = None if head.bias is None else head.bias[:start].float().mean().repeat(len(names))
+    for number, key in enumerate(llm.tokens.outputs):
+        first = llm.tokens.signal_rows(key).start
+        head_rows[first] = llm.signal_head[number]
+        if bias_rows is not None:
+            bias_rows[first] = 0.0
+    head_table = _with_rows(head.weight, head_rows, start)
     bias: Any = head.bias
-    if new_bias is not None:
-        bias = _extended(bias, new_bias, start)
+    if bias_rows is not None:
+        bias = _with_rows(bias, bias_rows, start)
 
     model.config.tie_word_embeddings = False
     model.config.get_text_config().tie_word_embeddings = False
@@ -97,8 +97,27 @@ def _add_signals(llm: LanguageModel) -> None:
     embedding.num_embeddings = len(table)
 
 
-def _extended(table: Tensor, rows: Tensor, start: int) -> Tensor:
-    """A copy of the table in which `rows` stand from `start` on; as long as it needs to be."""
+def _add_to_tokenizer(llm: LanguageModel, names: list[str]) -> int:
+    """Add tokens of these names behind the last one; returns the id of the first. Raises
+    ConfigError."""
+    from transformers import AddedToken
+
+    tokenizer: Any = llm.tokenizer
+    start = len(tokenizer)
+    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
+    added = tokenizer.add_tokens(tokens, special_tokens=True)
+    if added != len(names) or len(tokenizer) != start + added:
+        raise ConfigError(f"the tokenizer already has tokens like {names[0]}: export refused")
+    if start > llm.tokens.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {start} tokens but the embedding {llm.tokens.vocab_size} rows: "
+            "there is no place for signal tokens between them"
+        )
+    return start
+
+
+def _with_rows(table: Tensor, rows: Tensor, start: int) -> Tensor:
+    """A copy of a table float[V, ...] whose rows from `start` on are `rows`, longer if needed."""
     length = max(len(table), start + len(rows))
     longer = table.new_zeros(length, *table.shape[1:])
     longer[: len(table)] = table

@@ -21,7 +21,7 @@ from mmllm.checkpoints import Checkpoint
 from mmllm.cli import FAILED, main
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import loading
-from mmllm.llm.export import merge, save_transformers
+from mmllm.llm.export import merge_lora, save_transformers
 from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.loading import CausalLMConfig
 from mmllm.model import AnyToAny
@@ -55,7 +55,7 @@ def test_a_plain_folder_says_what_the_adapted_model_says(name, tied, folders, tm
     run = llm.tokens.signal_ids("image")
     spoken = torch.cat([ids[:1], torch.tensor([run]), ids[1:]], dim=1)
     wanted = logits_of(llm, spoken)[0]
-    merge(llm)
+    merge_lora(llm)
     assert not llm.has_lora
     save_transformers(llm, tmp_path, signals=True)
 
@@ -182,7 +182,7 @@ def test_quantised_weights_stay_near_and_lora_learns_on_them(bits, near, tmp_pat
         optimizer.step()
     assert losses[-1] < 0.95 * losses[0]
     with pytest.raises(ConfigError, match=r"load with llm\.quantization null"):
-        merge(small)
+        merge_lora(small)
 
 
 def test_what_was_trained_on_four_bits_is_merged_into_whole_weights(system_tree, tmp_path):
@@ -307,7 +307,7 @@ def test_a_gguf_file_is_the_model_that_was_written(tmp_path: Path) -> None:
     text = "What is a red apple?"
     assert packed.tokenizer(text)["input_ids"] == whole.tokenizer(text)["input_ids"]
     adapted(packed)
-    merge(packed)
+    merge_lora(packed)
     save_transformers(packed, tmp_path / "plain")
     torch.testing.assert_close(
         plain(tmp_path / "plain")(ids).logits, logits_of(packed, ids)[..., :-2]

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from mmllm import checkpoints, config
 from mmllm import model as models
 from mmllm.chat import Chat
+from mmllm.checkpoints import saving
 from mmllm.cli import FAILED, main
 from mmllm.config import PrealignConfig
 from mmllm.conversation import Video, user
@@ -255,7 +256,7 @@ def test_a_full_disk_loses_nothing(
     def no_space(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_write", no_space)
+    monkeypatch.setattr(saving, "save_tensors", no_space)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoints.save(folder, model, step=3)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before

@@ -1,0 +1,68 @@
+"""Checkpoints made of a checkpoint: the model alone, with LoRA merged, or as a transformers
+folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmllm.checkpoints.loading import load_model, load_whole_model
+from mmllm.checkpoints.manifest import Checkpoint
+from mmllm.checkpoints.saving import save, write_errors
+from mmllm.config import StageConfig
+from mmllm.llm.export import merge_lora, save_transformers
+from mmllm.utils import files
+
+
+def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Write the model of a checkpoint without its state of training, to be used or given away.
+    `dtype` converts the weights (None: as they are). Raises CheckpointError."""
+    model = load_model(source)
+    if source.holds_llm and dtype:
+        model.llm.model.to(dtype)
+    return save(
+        folder,
+        model,
+        step=source.step,
+        stage=_stage(source),
+        resolved_settings=source.resolved_settings,
+        dtype=dtype,
+        with_llm=source.holds_llm,
+    )
+
+
+def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
+    """Write a checkpoint that contains its language model, in `dtype`, with LoRA merged into it: in
+    float32, from whole weights even where it was trained on quantised ones. Raises
+    CheckpointError."""
+    model = load_whole_model(source)
+    merge_lora(model.llm)
+    model.llm.model.to(dtype)  # as its files will be, so that its fingerprint is theirs
+    model.config = source.system()
+    return save(
+        folder,
+        model,
+        step=source.step,
+        stage=_stage(source),
+        resolved_settings=source.resolved_settings,
+        with_llm=True,
+    )
+
+
+def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
+    """Write the language model of a checkpoint, LoRA merged and signal tokens added, as a plain
+    transformers folder (mmllm.llm.export). Other files in `folder` stay. Raises CheckpointError."""
+    model = load_whole_model(source)
+    merge_lora(model.llm)
+    model.llm.model.to(dtype)
+    with write_errors(folder):
+        with files.atomic_folder(folder / "transformers") as draft:
+            save_transformers(model.llm, draft, signals=True)
+        files.move_files(folder / "transformers", folder)
+    return folder
+
+
+def _stage(source: Checkpoint) -> StageConfig | None:
+    """The stage that wrote a checkpoint, if one did."""
+    return source.run().stage if "stage" in source.config() else None
