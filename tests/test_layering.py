@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "data", "decoders", "encoders", "kernels", "licences", "llm"},
     "losses": {"data", "decoders", "kernels", "model"},
     "checkpoints": {"config", "llm", "mini", "model", "weights"},
-    "nextgpt": {"checkpoints", "config", "weights"},
+    "convert": {"checkpoints", "config", "weights"},
     "generation": {"conversation", "data", "features", "kernels", "model", "prompt_lookup"},
     "engine": {"conversation", "decoders", "generation", "model"},
     "chat": {
@@ -136,7 +136,7 @@ ALLOWED: dict[str, set[str]] = {
         "kernels",
         "media",
         "mini",
-        "nextgpt",
+        "convert",
         "planning",
         "replies",
         "server",

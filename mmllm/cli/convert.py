@@ -75,7 +75,7 @@ def nextgpt(
     ] = None,
 ) -> None:
     """Import a published NExT-GPT checkpoint; list what became of each tensor."""
-    from mmllm import nextgpt as importer
+    from mmllm.convert import nextgpt as importer
 
     conversion = importer.convert(folder.expanduser(), out.expanduser(), system=system, llm=llm)
     for line in importer.summary(conversion):

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from mmllm import checkpoints
 from mmllm.cli import FAILED, main
+from mmllm.convert.nextgpt import convert, summary
 from mmllm.data.batch import InputMedia
 from mmllm.errors import CheckpointError
-from mmllm.nextgpt import convert, summary
 from tests import parts
 from tests.decoders import tiny
 

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects -> checkpoints of mmllm: `nextgpt` (`mmllm convert nextgpt`)."""
