@@ -15,7 +15,7 @@ from mmllm.chat import Chat
 from mmllm.media import isolated
 from mmllm.server import bodies, errors
 from mmllm.server.middleware import AdmissionMiddleware
-from mmllm.server.routes import audio, chat, images, status, videos
+from mmllm.server.routes import audio, chat, images, responses, status, videos
 from mmllm.server.service import Service
 from mmllm.server.settings import ServerSettings
 
@@ -80,7 +80,7 @@ def build_app(model: Chat, settings: ServerSettings | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-mmllm-seed", "x-mmllm-ignored"],
         )
-    for module in (chat, images, audio, videos, status):
+    for module in (chat, responses, images, audio, videos, status):
         module.add_routes(app, service)
     return app
 

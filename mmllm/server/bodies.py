@@ -18,6 +18,7 @@ from mmllm.errors import quoted
 from mmllm.server import errors, forms
 from mmllm.server import schemas as api
 from mmllm.server.errors import bad_request
+from mmllm.server.responses_schemas import ResponsesRequest
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -28,6 +29,7 @@ MODELS = (
     api.SpeechRequest,
     api.TranscriptionRequest,
     api.VideoRequest,
+    ResponsesRequest,
 )
 _REFS = "#/components/schemas/{model}"
 _MOST_PIECES = 200_000

@@ -42,18 +42,20 @@ class RequestParser:
         """How many frames of a video the encoders look at."""
 
     async def conversation(
-        self, messages: Sequence[api.AnyMessage], options: ReplyOptions
+        self, messages: Sequence[api.AnyMessage], options: ReplyOptions, paths: Sequence[str] = ()
     ) -> list[Message]:
         """The conversation of a request.
 
         Args:
             messages: Of the request, checked by `schemas`.
             options: Of its reply; a decoder that starts from a video needs frames of it.
+            paths: Of each message in the request, for errors; `messages.N` unless given.
 
         Raises:
             ApiError: 400, naming the part that is wrong, or 429, too many media at once.
         """
-        parts = [list(_parts(message, f"messages.{n}")) for n, message in enumerate(messages)]
+        paths = paths or [f"messages.{number}" for number in range(len(messages))]
+        parts = [list(_parts(*entry)) for entry in zip(messages, paths, strict=True)]
         self._check_parts([entry for of_message in parts for entry in of_message])
         budget = self._budget(self._frames(options))
         try:

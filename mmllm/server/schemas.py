@@ -33,7 +33,7 @@ _MOST_NAMES = 16
 """Modalities that a request names."""
 
 
-def _few(most: int) -> BeforeValidator:
+def few(most: int) -> BeforeValidator:
     """Refuses a list or an object of more than `most` entries before it looks at one: pydantic
     would collect what is wrong with each of millions."""
 
@@ -49,8 +49,8 @@ def _few(most: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Parts = Annotated[list[T], Field(max_length=MOST_PARTS, fail_fast=True), _few(MOST_PARTS)]
-Names = Annotated[list[str], Field(max_length=_MOST_NAMES, fail_fast=True), _few(_MOST_NAMES)]
+Parts = Annotated[list[T], Field(max_length=MOST_PARTS, fail_fast=True), few(MOST_PARTS)]
+Names = Annotated[list[str], Field(max_length=_MOST_NAMES, fail_fast=True), few(_MOST_NAMES)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 Seconds = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")]
@@ -59,6 +59,8 @@ Choice = Literal["auto", "force", "forbid"]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 _ANY = object()
+ANY = (_ANY,)
+"""In `no_op_values`: any value changes nothing."""
 IGNORED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(
     (
         "user",
@@ -70,7 +72,7 @@ IGNORED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(
         "prompt_cache_retention",
         "parallel_tool_calls",
     ),
-    (_ANY,),
+    ANY,
 )
 """Fields of every request that change nothing here -> the values that are accepted."""
 
@@ -118,7 +120,7 @@ class TextPart(RequestPart):
 
 
 class ImageUrl(Strict):
-    no_op_values = {"detail": (_ANY,)}
+    no_op_values = {"detail": ANY}
     url: str = Field(description="data:image/png;base64,… or, where allowed, an http(s) URL.")
 
 
@@ -150,13 +152,13 @@ AnyPart = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discrimi
 
 
 class SystemMessage(Strict):
-    no_op_values = {"name": (_ANY,)}
+    no_op_values = {"name": ANY}
     role: Literal["system", "developer"]
     content: str | Parts[TextPart]
 
 
 class UserMessage(Strict):
-    no_op_values = {"name": (_ANY,)}
+    no_op_values = {"name": ANY}
     role: Literal["user"]
     content: str | Parts[AnyPart]
 
@@ -164,7 +166,7 @@ class UserMessage(Strict):
 class AssistantAudio(Strict):
     """`message.audio` of an earlier response, sent back."""
 
-    no_op_values = {"id": (_ANY,), "expires_at": (_ANY,), "transcript": (_ANY,)}
+    no_op_values = {"id": ANY, "expires_at": ANY, "transcript": ANY}
     data: str | None = None
 
 
@@ -173,7 +175,7 @@ class AssistantMessage(Strict):
     then `images`, then `audio`."""
 
     no_op_values = {
-        "name": (_ANY,),
+        "name": ANY,
         "refusal": ("",),
         "annotations": ([],),
         "tool_calls": ([],),
@@ -230,12 +232,12 @@ class ApiRequest(Strict):
 
 
 class AudioOptions(Strict):
-    no_op_values = {"voice": (_ANY,)}
+    no_op_values = {"voice": ANY}
     format: AudioFormat = "wav"
 
 
 class StreamOptions(Strict):
-    no_op_values = {"include_obfuscation": (_ANY,)}
+    no_op_values = {"include_obfuscation": ANY}
     include_usage: bool | None = None
 
 
@@ -245,6 +247,22 @@ class RequestExtras(Strict):
     media: MediaFormat | None = Field(
         default=None, description="How `content` shows media; the server's own way unless given."
     )
+
+
+Modalities = Annotated[
+    Names | Annotated[dict[str, Choice], few(_MOST_NAMES)],
+    Field(
+        description=(
+            'OpenAI\'s list of what a reply may hold (["text", "image"]), or what is auto, force '
+            'or forbid ({"image": "force"}); all is auto unless given.'
+        )
+    ),
+]
+DecoderOptionsByModality = Annotated[
+    dict[str, DecoderOptions],
+    few(_MOST_NAMES),
+    Field(description='By modality: {"image": {"steps": 30}}.'),
+]
 
 
 class ChatRequest(ApiRequest):
@@ -265,15 +283,9 @@ class ChatRequest(ApiRequest):
     messages: Annotated[
         list[AnyMessage],
         Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True),
-        _few(MOST_MESSAGES),
+        few(MOST_MESSAGES),
     ]
-    modalities: Names | Annotated[dict[str, Choice], _few(_MOST_NAMES)] | None = Field(
-        default=None,
-        description=(
-            'OpenAI\'s list of what a reply may hold (["text", "image"]), or what is auto, force '
-            'or forbid ({"image": "force"}); all is auto unless said.'
-        ),
-    )
+    modalities: Modalities | None = None
     audio: AudioOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -286,7 +298,7 @@ class ChatRequest(ApiRequest):
     max_media: int | None = Field(default=None, ge=0, description="Of one reply; 4 unless given.")
     stop: (
         StopString
-        | Annotated[list[StopString], Field(max_length=16, fail_fast=True), _few(16)]
+        | Annotated[list[StopString], Field(max_length=16, fail_fast=True), few(16)]
         | None
     ) = None
     n: int | None = Field(
@@ -295,9 +307,7 @@ class ChatRequest(ApiRequest):
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    decoders: Annotated[dict[str, DecoderOptions], _few(_MOST_NAMES)] | None = Field(
-        default=None, description='By modality: {"image": {"steps": 30}}.'
-    )
+    decoders: DecoderOptionsByModality | None = None
     mmllm: RequestExtras | None = None
 
 
@@ -307,7 +317,7 @@ class ImageRequest(ApiRequest):
         "quality": ("auto", "standard"),
         "style": (),
         "background": ("auto", "opaque"),
-        "moderation": (_ANY,),
+        "moderation": ANY,
         "output_compression": (100,),
         "partial_images": (0,),
         "stream": (False,),
@@ -340,8 +350,8 @@ class TranscriptionRequest(ApiRequest):
 
     no_op_values = {
         **IGNORED_FIELDS,
-        "language": (_ANY,),
-        "timestamp_granularities[]": (_ANY,),
+        "language": ANY,
+        "timestamp_granularities[]": ANY,
     }
     model: str | None = None
     prompt: str | None = Field(
@@ -354,7 +364,7 @@ class TranscriptionRequest(ApiRequest):
 class SpeechRequest(ApiRequest):
     no_op_values = {
         **IGNORED_FIELDS,
-        "voice": (_ANY,),
+        "voice": ANY,
         "instructions": ("",),
         "speed": (1, 1.0),
         "stream_format": ("audio",),
@@ -446,6 +456,26 @@ class ChatResponse(BaseModel):
     choices: list[ReplyChoice]
     usage: CompletionUsage
     mmllm: ReplyExtras
+
+
+class ResponsesUsage(BaseModel):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class ResponsesResponse(BaseModel):
+    """`output`: messages with `output_text`, and `image_generation_call`s whose `result` is a PNG
+    in base64. Audio and video are in `mmllm.media`."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: ResponsesUsage
+    mmllm: dict[str, Any]
 
 
 class GeneratedImage(BaseModel):
