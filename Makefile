@@ -42,7 +42,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 lock: $(INSTALLED)  ## choose the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13"
-	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --extra server --universal --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --extra server \
+		--extra encoders --extra evaluation --universal --upgrade \
 		--python-version 3.11 --no-emit-index-url --no-emit-find-links --generate-hashes --quiet \
 		--custom-compile-command "make lock" --output-file requirements.lock
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from mmllm.config import SystemConfig, parse_component
 from mmllm.errors import ConfigError
+from mmllm.utils.extras import import_extra
 from mmllm.utils.hints import did_you_mean
 
 UNKNOWN = "unknown"
@@ -174,9 +175,9 @@ def _name(entry: Any) -> str:
 
 def _open_clip(architecture: str, tag: str) -> str:
     """A tag of open_clip's list -> the hub id that it stands for."""
-    from open_clip.pretrained import get_pretrained_cfg
-
-    return (get_pretrained_cfg(architecture, tag).get("hf_hub") or tag).strip("/")
+    name = "open_clip.pretrained"
+    pretrained = import_extra(name, extra="encoders", needed_by="an encoder of type open_clip")
+    return (pretrained.get_pretrained_cfg(architecture, tag).get("hf_hub") or tag).strip("/")
 
 
 def _near(name: str, known: Any) -> str:

@@ -191,9 +191,10 @@ DISTRIBUTIONS = {
 
 NEEDED_BY_OTHERS = {
     "gguf": "transformers, to read the language model's file",
+    "open-clip-torch": "mmllm.encoders.open_clip, by import_extra",
     "pip": "mmllm.mini.assets runs it",
     "python-multipart": "starlette, to read forms",
-    "scikit-learn": "the linear probes of mmllm.evaluation",
+    "scikit-learn": "the linear probes of mmllm.evaluation, by import_extra",
     "torchvision": "timm; pinned, or another torch's would be installed",
 }
 """Declared and not imported: why."""
@@ -319,7 +320,7 @@ def test_imported_packages_are_declared_and_declared_ones_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = list(project["dependencies"])
-    for name in ("demo", "server", "quantization", "liger", "ray"):
+    for name in ("demo", "encoders", "evaluation", "server", "quantization", "liger", "ray"):
         lines += extras[name]
     declared = {re.split(r"[^\w-]", line)[0] for line in lines}
     imported = {

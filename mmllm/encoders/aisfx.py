@@ -1,35 +1,32 @@
-"""Sounds -> tokens over time, by a convolutional network trained on sound-effects libraries.
+"""Audio -> tokens over time, by a convolutional network trained on sound-effects libraries.
 
 Ma and Lerch 2022 (ISMIR), "Representation Learning for the Automatic Indexing of Sound Effects
 Libraries": the trunk of X-Sequential-CE, four blocks of two 3x3 convolutions over log-mel frames
 (after Kong et al. 2018, DCASE baseline, arXiv 1808.00773); weights CC BY 4.0.
-Legend: M sounds, T frames of 23.2 ms, S samples, L tokens, C = 512 channels.
+Legend: M media, T frames of 23.2 ms, S samples, L tokens, C = 512 channels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.conversation import Audio
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import AssetError, ConfigError
+from mmllm.encoders.pretrained import AssetEncoder, dtype_of
+from mmllm.errors import ConfigError
 from mmllm.weights import are_weights_skipped
 
 RATE = 44_100
 _WINDOW, _HOP, _BANDS = 2048, 1024, 96
 _LOUDEST = 9.457798957824707
-"""The largest log-mel value of its training data: the network saw values from 0 to 1."""
+"""The largest log-mel value of the training data, which was scaled to [0, 1]."""
 _CHANNELS = (64, 128, 256, 512)
 _SHRINK = 8
 """Frames per step of the last feature map: three of the four blocks halve time and frequency."""
@@ -37,17 +34,17 @@ _SHRINK = 8
 
 @dataclass(frozen=True)
 class AisfxConfig:
-    """How long a window is listened to, and how many tokens tell of it."""
+    """The length of the window, and how many tokens represent it."""
 
     modality: Literal["audio"] = "audio"
     weights: str = "mini:aisfx"
     """The asset, or a folder with `model.safetensors`."""
     frames: int = 100
-    """T: 100 frames are 2.3 s, what the network was trained on."""
+    """T: 100 frames are 2.3 s, as in training."""
     tokens: int = 4
     """L: equal parts of the window, each the maximum over its time."""
     normalize: bool = True
-    """Scale each sound to a peak of 1 first: loudness says little of what a sound is."""
+    """Scale the audio to a peak of 1 first: loudness says little about what is heard."""
 
     def __post_init__(self) -> None:
         steps = self.frames // _SHRINK
@@ -58,43 +55,27 @@ class AisfxConfig:
             )
 
 
-class AisfxEncoder(ModalityEncoder):
+class AisfxEncoder(AssetEncoder):
     """Log-mel frames float[M, T, 96] -> float[M, L, 512]; the maximum over L is its embedding."""
 
+    component = "aisfx"
     modality: ClassVar[str] = "audio"
+    layer = "block 4"
+    preprocessing = f"log-mel {RATE} {_WINDOW} {_HOP} {_BANDS} loudest window"
 
     def __init__(self, config: AisfxConfig, folder: Path | None) -> None:
-        """Reads `model.safetensors` of the folder; raises AssetError when it does not fit. Without
-        a folder the network is on the meta device."""
-        super().__init__()
-        self.config = config
+        super().__init__(config, folder)
         self.sample_shape = (config.frames, _BANDS)
         self.feature_shape = (config.tokens, _CHANNELS[-1])
+
+    def build_network(self) -> None:
         widths = (1, *_CHANNELS)
-        with torch.device("meta" if folder is None else "cpu"):
-            self.blocks = nn.ModuleDict(
-                {str(i): _Block(widths[i - 1], widths[i]) for i in range(1, len(widths))}
-            )
-        self._weights = "left out"
-        self.freeze()
-        if folder is None:
-            return
-        file = folder / "model.safetensors"
-        try:
-            self.load_state_dict(load_file(file))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise AssetError(f"{file}: not the weights of aisfx: {error}") from error
-        self._weights = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.blocks = nn.ModuleDict(
+            {str(i): _Block(widths[i - 1], widths[i]) for i in range(1, len(widths))}
+        )
 
-    @property
-    def fingerprint(self) -> str:
-        what = {key: value for key, value in asdict(self.config).items() if key != "weights"}
-        what |= {"component": "aisfx", "weights": self._weights, "layer": "block 4"}
-        what["preprocessing"] = f"log-mel {RATE} {_WINDOW} {_HOP} {_BANDS} loudest window"
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _preprocess(self, medium: Audio) -> Tensor:
-        """A sound -> float[T, 96], silence after its end; of a longer one the loudest window."""
+    def to_tensor(self, medium: Audio) -> Tensor:
+        """Audio -> float[T, 96], silence after its end; of longer audio the loudest window."""
         from mmllm import media
 
         wave = torch.tensor(media.resample(medium, RATE).to_numpy()[0])
@@ -104,7 +85,7 @@ class AisfxEncoder(ModalityEncoder):
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, T, 96] -> float[M, L, 512]."""
-        x = samples.to(next(self.parameters()).dtype)[:, None]  # [M, 1, T, 96]
+        x = samples.to(dtype_of(self))[:, None]  # [M, 1, T, 96]
         for number, block in self.blocks.items():
             x = block(x)
             if number != str(len(_CHANNELS)):
@@ -131,20 +112,20 @@ class _Block(nn.Module):
 def log_mel(wave: Tensor) -> Tensor:
     """float[S] at 44.1 kHz -> float[T, 96]: log10(1 + 10^4 * mel power), frames centred.
 
-    Triangles even on the HTK mel scale from 0 to 22,050 Hz, each summing to 1 (what Essentia calls
-    "warping" weights with "unit_sum", which the network was trained on).
+    Triangular filters, evenly spaced on the HTK mel scale from 0 to 22,050 Hz, each summing to 1
+    (in Essentia, which the network was trained with: weighting "warping", normalize "unit_sum").
     """
     window = torch.hann_window(_WINDOW, periodic=False)
     spectrum = torch.stft(
         wave, _WINDOW, _HOP, window=window, pad_mode="constant", return_complex=True
     )
     power = spectrum.abs().square().T  # [T, 1025]
-    return torch.log10(1 + 1e4 * power @ _triangles())
+    return torch.log10(1 + 1e4 * power @ _mel_filterbank())
 
 
 @cache
-def _triangles() -> Tensor:
-    """float[1025, 96]: how much each frequency adds to each band."""
+def _mel_filterbank() -> Tensor:
+    """The filterbank float[1025, 96]."""
 
     def mel(hertz: Tensor) -> Tensor:
         return 1127.01048 * torch.log1p(hertz / 700)

@@ -18,35 +18,42 @@ from mmllm.media.preparing import preparing
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder says of M media: `tokens` float[M, L, C], `mask` bool[M, L] or None (all)."""
+    """The output of an encoder for M media."""
 
     tokens: Tensor
+    """float[M, L, C]"""
     mask: Tensor | None = None
+    """bool[M, L], False at padding; None: no padding."""
 
 
 class ModalityEncoder(nn.Module):
-    """A frozen encoder of one modality. Subclasses are built from their own `Config`."""
+    """A frozen encoder of one modality.
+
+    A family sets the attributes, writes `to_tensor`, `forward` and `fingerprint`, and is built from
+    a config dataclass of its own; see docs/encoders.md. Encoders with public weights derive from
+    the bases in mmllm.encoders.pretrained.
+    """
 
     modality: ClassVar[str]
-    """What it reads: "image", "audio" or "video"."""
+    """What it encodes: "image", "audio" or "video"."""
     sample_shape: tuple[int, ...]
     """S: the shape of one preprocessed medium."""
     feature_shape: tuple[int, int]
     """(L, C): tokens per medium and their width."""
     num_frames: int | None = None
-    """How many frames of a clip it looks at (`media.sample_frames`), for one that reads clips: who
-    decodes them elsewhere, beforehand, decodes no others."""
+    """How many frames of a video it uses (`media.sample_frames`): decoding beforehand may be
+    limited to them. None for other modalities."""
 
     def preprocess(self, medium: Medium) -> Tensor:
-        """A medium -> float[*S]; on the CPU, in data workers; raises MediaError."""
+        """A medium -> float[*S], on the CPU, in data workers. Raises MediaError."""
         name, expected = type(self).__module__.rpartition(".")[2], MEDIA[self.modality]
         if not isinstance(medium, expected):
             raise MediaError(f"{name}: expected {expected.__name__}, got {medium!r}")
         with preparing(medium, name):
-            return self._preprocess(medium)
+            return self.to_tensor(medium)
 
-    def _preprocess(self, medium: Any) -> Tensor:
-        """A medium of this modality -> float[*S]; what it raises is a MediaError outside."""
+    def to_tensor(self, medium: Any) -> Tensor:
+        """A medium of this modality -> float[*S]. Whatever is raised becomes a MediaError."""
         raise NotImplementedError
 
     def forward(self, samples: Tensor) -> Features:
@@ -55,22 +62,23 @@ class ModalityEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Component, weights, preprocessing and layer: equal fingerprints give equal features."""
+        """The hash of the component, weights, preprocessing and layer: encoders of equal
+        fingerprints compute equal features, and share cached ones."""
         raise NotImplementedError
 
     def freeze(self) -> ModalityEncoder:
-        """Weights that never train and layers that never see a batch statistic."""
+        """Disable gradients of the weights, and put layers in evaluation mode."""
         return self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def encode(self, media: list[Medium]) -> Features:
-        """Preprocess and encode a list of media at once."""
+        """Preprocess and encode a batch of media."""
         device = next(self.parameters()).device
         return self(torch.stack([self.preprocess(medium) for medium in media]).to(device))
 
 
 class UnloadedEncoder(ModalityEncoder):
-    """What is left of an encoder whose weights were let go: what it was, and no answers."""
+    """The description of an encoder whose weights were released: it cannot encode."""
 
     def __init__(self, encoder: ModalityEncoder):
         super().__init__()

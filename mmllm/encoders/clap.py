@@ -1,12 +1,13 @@
-"""Sounds -> tokens over time and frequency, by the audio tower of CLAP in transformers.
+"""Audio -> tokens over time and frequency, by the audio tower of CLAP in transformers.
 
 Wu et al. 2023 (arXiv 2211.06687); the tower is HTS-AT (Chen et al. 2022).
-Legend: M sounds, V views of a spectrogram (1, or 4 that are fused), T frames, B mel bands,
+Legend: M media, V views of a spectrogram (1, or 4 that are fused), T frames, B mel bands,
 L tokens, C channels, f x t bands and steps of the last feature map.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,106 +18,91 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Audio
-from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.encoders.loading import ModelFolder
+from mmllm.encoders.pooling import check_parts, pool_time
+from mmllm.encoders.pretrained import PretrainedConfig, TransformersEncoder
 from mmllm.errors import AssetError
 
-_WHERE = "clap"
-_FAMILIES = ("clap", "clap_audio_model")
+_SEEDING = threading.Lock()
+"""Held while numpy's global generator is seeded."""
 
 
 @dataclass(frozen=True)
-class ClapConfig:
-    """Which weights, and how many tokens tell of the sound."""
+class ClapConfig(PretrainedConfig):
+    """Which weights, and how many tokens represent the audio."""
 
-    weights: str
-    """A folder or a hub id."""
     modality: Literal["audio"] = "audio"
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
     tokens: int | None = None
     """Means of so many equal parts of the time; None keeps the feature map, band after band."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights; tokens are float32."""
 
 
-class ClapEncoder(ModalityEncoder):
-    """Log-mel views float[M, V, T, B] -> float[M, L, C]. A shorter sound is repeated."""
+class ClapEncoder(TransformersEncoder):
+    """Log-mel views float[M, V, T, B] -> float[M, L, C]. Shorter audio is repeated."""
 
+    component = "clap"
     modality: ClassVar[str] = "audio"
+    model_classes: ClassVar = {
+        "clap": "ClapAudioModelWithProjection",
+        "clap_audio_model": "ClapAudioModelWithProjection",
+    }
+    processor_class = "ClapFeatureExtractor"
+    fingerprint_fields = ("tokens",)
 
-    def __init__(self, config: ClapConfig) -> None:
-        """Opens and loads the weights; raises AssetError and ConfigError."""
-        super().__init__()
-        import transformers
+    def select_network(self, model: Any) -> Any:
+        return model.audio_model
 
-        self.config = config
-        source = pretrained.Source(config.weights, config.revision, where=_WHERE)
-        source.family(_FAMILIES)
-        self.extractor = source.preprocessor(transformers.ClapFeatureExtractor)
-        whole = source.load(transformers.ClapAudioModelWithProjection, config.dtype)
-        self.network = whole.audio_model
-        of: Any = self.network.config
-        self._fused = bool(of.enable_fusion)
-        if self._fused != (self.extractor.truncation == "fusion"):
+    def configure(self, source: ModelFolder, model_type: str, model: Any) -> None:
+        self._fused = bool(model.enable_fusion)
+        if self._fused != (self.processor.truncation == "fusion"):
             raise AssetError(
-                f"{_WHERE}.weights: {source.folder}: enable_fusion is {self._fused} in config.json "
-                f"but truncation is {self.extractor.truncation!r} in preprocessor_config.json; a "
+                f"clap.weights: {source.folder}: enable_fusion is {self._fused} in config.json "
+                f"but truncation is {self.processor.truncation!r} in preprocessor_config.json; a "
                 "model without fusion needs 'rand_trunc', one with it 'fusion'"
             )
-        side = of.spec_size // of.patch_stride[0] // 2 ** (len(of.depths) - 1)
-        ratio = of.spec_size // of.num_mel_bins
+        side = model.spec_size // model.patch_stride[0] // 2 ** (len(model.depths) - 1)
+        ratio = model.spec_size // model.num_mel_bins
         self._map = (side // ratio, side * ratio)  # f, t
-        pretrained.check_parts("tokens", config.tokens, self._map[1], where=_WHERE)
-        silence = Audio.from_numpy(np.zeros(4800, np.float32), self.extractor.sampling_rate)
+        check_parts("tokens", self.config.tokens, self._map[1], where=self.component)
+        silence = Audio.from_numpy(np.zeros(4800, np.float32), self.processor.sampling_rate)
         self.sample_shape = tuple(self.preprocess(silence).shape)
-        channels = of.patch_embeds_hidden_size * 2 ** (len(of.depths) - 1)
-        self.feature_shape = (config.tokens or self._map[0] * self._map[1], channels)
-        self._fingerprint = pretrained.fingerprint(
-            {
-                "component": _WHERE,
-                "weights": source.hash,
-                "preprocessing": [self.extractor.to_dict(), "draws from seed 0"],
-                "layer": "last",
-                "tokens": config.tokens,
-                "dtype": config.dtype,
-            }
-        )
-        self.freeze()
+        channels = model.patch_embeds_hidden_size * 2 ** (len(model.depths) - 1)
+        self.feature_shape = (self.config.tokens or self._map[0] * self._map[1], channels)
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+    def preprocessing(self) -> Any:
+        return [self.processor.to_dict(), "draws from seed 0"]
 
-    def _preprocess(self, medium: Audio) -> Tensor:
-        """A sound -> float[V, T, B]. Of one that is too long upstream draws a part, or three parts
-        to fuse, at random; drawn from a fixed seed, so that a sound has one answer."""
-        with _fixed_draws():
-            made = pretrained.prepared(self.extractor, medium, where=_WHERE)
-        return made["input_features"][0].float()
+    def to_tensor(self, medium: Audio) -> Tensor:
+        """Audio -> float[V, T, B]. Of longer audio upstream crops a part at random, or three parts
+        to fuse; here with a fixed seed, so that features are a function of the audio."""
+        with _seeded_numpy():
+            return self.extract(medium)["input_features"][0].float()
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, V, T, B] -> float[M, L, C]."""
-        samples = pretrained.placed(samples, self.network)
-        # Upstream's extractor says so of every sound that it prepares alone, however short.
-        longer = torch.ones(len(samples), 1, dtype=torch.bool, device=samples.device)
-        said = self.network(samples, is_longer=longer if self._fused else None)
-        found = said.last_hidden_state  # [M, C, f, t]
+        samples = self.on_network(samples)
+        # Upstream's extractor sets it for all audio that it prepares alone, however short.
+        is_longer = torch.ones(len(samples), 1, dtype=torch.bool, device=samples.device)
+        output = self.network(samples, is_longer=is_longer if self._fused else None)
+        feature_map = output.last_hidden_state  # [M, C, f, t]
         if self.config.tokens is None:
-            return Features(found.flatten(2).transpose(1, 2).float())
-        steps = found.mean(dim=2).transpose(1, 2)  # [M, t, C]
-        return Features(pretrained.pool_time(steps, self.config.tokens).float())
+            return Features(feature_map.flatten(2).transpose(1, 2).float())
+        steps = feature_map.mean(dim=2).transpose(1, 2)  # [M, t, C]
+        return Features(pool_time(steps, self.config.tokens).float())
 
 
 @contextmanager
-def _fixed_draws() -> Iterator[None]:
-    """numpy's global generator from seed 0, and then as it was."""
-    state = np.random.get_state()
-    np.random.seed(0)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+def _seeded_numpy() -> Iterator[None]:
+    """Seed numpy's global generator, from which transformers' extractor draws, with 0; restore its
+    state on exit. One thread at a time: a second one would draw from, and restore, the state of the
+    first."""
+    with _SEEDING:
+        state = np.random.get_state()
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
 
 
 def build(config: ClapConfig) -> ModalityEncoder:

@@ -1,12 +1,10 @@
-"""Clips -> tokens, by a picture encoder on a few frames that lie even in time.
+"""Video -> tokens, by an image encoder on a few frames that are evenly spaced in time.
 
-Legend: M clips, N frames, L tokens and C channels of a picture, S its sample shape.
+Legend: M media, N frames, L tokens and C channels of an image, S its sample shape.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -17,17 +15,18 @@ from torch import Tensor
 from mmllm.conversation import Image, Video
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.errors import ConfigError
+from mmllm.utils.hashing import fingerprint
 
 
 @dataclass(frozen=True)
 class FramesConfig:
-    """Which picture encoder, on how many frames."""
+    """Which image encoder, on how many frames."""
 
     modality: Literal["video"] = "video"
     encoder: Mapping[str, Any] = field(default_factory=lambda: {"type": "efficientnet"})
-    """A picture encoder as a system's `encoders` has it: its `type` and its keys."""
+    """An image encoder as a system's `encoders` has it: its `type` and its keys."""
     frames: int = 5
-    """N: the middles of so many equal parts of the clip."""
+    """N: the middles of so many equal parts of the video."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -35,44 +34,44 @@ class FramesConfig:
 
 
 class FramesEncoder(ModalityEncoder):
-    """float[M, N, *S] -> float[M, N * L, C], frame after frame. What is heard is not looked at.
+    """float[M, N, *S] -> float[M, N * L, C], frame after frame. Its audio is ignored.
 
-    Which frame a token comes from is told by its place alone: positions in time are learned by
-    the projection behind.
+    The frame of a token follows from its position alone: the projection learns positions in time.
     """
 
     modality: ClassVar[str] = "video"
 
-    def __init__(self, config: FramesConfig, picture: ModalityEncoder) -> None:
-        """`picture` encodes single frames."""
+    def __init__(self, config: FramesConfig, image_encoder: ModalityEncoder) -> None:
+        """`image_encoder` encodes single frames."""
         super().__init__()
-        if picture.modality != "image":
+        if image_encoder.modality != "image":
             raise ConfigError(
-                f"frames.encoder: expected an encoder of images, got one of {picture.modality}"
+                "frames.encoder: expected an encoder of images, got one of "
+                f"{image_encoder.modality}"
             )
         self.config = config
-        self.picture = picture
+        self.image_encoder = image_encoder
         self.num_frames = config.frames
-        tokens, channels = picture.feature_shape
-        self.sample_shape = (config.frames, *picture.sample_shape)
+        tokens, channels = image_encoder.feature_shape
+        self.sample_shape = (config.frames, *image_encoder.sample_shape)
         self.feature_shape = (config.frames * tokens, channels)
         self.freeze()
 
     @property
     def fingerprint(self) -> str:
-        what = ["frames", self.config.frames, "middles", self.picture.fingerprint]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        facts = ["frames", self.config.frames, "middles", self.image_encoder.fingerprint]
+        return fingerprint(facts)
 
-    def _preprocess(self, medium: Video) -> Tensor:
-        """A clip -> float[N, *S]; a clip of fewer frames repeats them."""
+    def to_tensor(self, medium: Video) -> Tensor:
+        """A video -> float[N, *S]; a video of fewer frames repeats them."""
         from mmllm import media
 
         frames = media.sample_frames(medium, self.config.frames)
-        return torch.stack([self.picture.preprocess(Image(array=frame)) for frame in frames])
+        return torch.stack([self.image_encoder.preprocess(Image(array=frame)) for frame in frames])
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, N, *S] -> float[M, N * L, C]."""
-        features = self.picture(samples.flatten(0, 1))  # [M * N, L, C]
+        features = self.image_encoder(samples.flatten(0, 1))  # [M * N, L, C]
         mask = features.mask
         if mask is not None:
             mask = mask.unflatten(0, samples.shape[:2]).flatten(1, 2)
@@ -80,7 +79,7 @@ class FramesEncoder(ModalityEncoder):
 
 
 def build(config: FramesConfig) -> ModalityEncoder:
-    """The frozen encoder with its picture encoder inside. Raises ConfigError and AssetError."""
+    """The frozen encoder with its image encoder inside. Raises ConfigError and AssetError."""
     from mmllm.config import build as build_component
     from mmllm.config import parse_component
 

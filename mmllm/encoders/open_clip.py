@@ -1,8 +1,8 @@
-"""Pictures -> patch tokens, by the vision tower of any open_clip model.
+"""Images -> patch tokens, by the vision tower of any open_clip model.
 
-Its vision transformers, its CLIP ResNets and the towers that it takes from timm all answer
+Its vision transformers, its CLIP ResNets and the towers that it takes from timm all have
 `forward_intermediates`; the text tower is neither built nor read.
-Legend: M pictures, h x w patches, L tokens, C channels.
+Legend: M media, h x w patches, L tokens, C channels.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmllm.conversation import Image
-from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.encoders.loading import open_folder, read_json, weight_files
+from mmllm.encoders.pooling import block_number, check_grid, pool_grid
+from mmllm.encoders.pretrained import PretrainedConfig, PretrainedEncoder, dtype_of
 from mmllm.errors import AssetError, ConfigError, quoted
+from mmllm.utils.extras import import_extra
+from mmllm.utils.hashing import fingerprint, sha256_files
 from mmllm.utils.hints import did_you_mean
 from mmllm.weights import are_weights_skipped
 
@@ -29,17 +33,16 @@ _PREFIXES = ("local-dir:", "hf-hub:")
 
 
 @dataclass(frozen=True)
-class OpenClipConfig:
-    """Which weights, what of their answer."""
+class OpenClipConfig(PretrainedConfig):
+    """Which weights, and how their output is pooled.
 
-    weights: str
-    """A folder or a hub id (open_clip's `local-dir:` and `hf-hub:` before it are allowed); with
-    `architecture` also one of its tags, "laion2b_s34b_b79k" say."""
+    `weights` may be prefixed by open_clip's `local-dir:` and `hf-hub:`; with `architecture` it may
+    also be one of its tags, such as laion2b_s34b_b79k.
+    """
+
     modality: Literal["image"] = "image"
     architecture: str | None = None
     """A name of `open_clip.list_models()`; None where the weights come with open_clip's config."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
     layer: int = -1
     """Output of which block (of which stage, in a convolutional network); -1 is the last, with the
     model's final norm."""
@@ -47,73 +50,59 @@ class OpenClipConfig:
     """Patches are averaged to grid x grid tokens; None keeps them all."""
     class_token: bool = False
     """Keep the class token, first."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights; tokens are float32."""
 
 
-class OpenClipEncoder(ModalityEncoder):
+class OpenClipEncoder(PretrainedEncoder):
     """float[M, 3, H, W] -> float[M, L, C]: patches row by row from the top left."""
 
+    component = "open_clip"
     modality: ClassVar[str] = "image"
+    fingerprint_fields = ("grid", "class_token")
 
     def __init__(
         self, config: OpenClipConfig, tower: nn.Module, preprocessing: dict[str, Any], weights: str
     ) -> None:
-        """`tower` is open_clip's, `weights` the hash of what it holds; raises ConfigError."""
+        """Wrap a vision tower of open_clip; `weights` is their hash. Raises ConfigError."""
         super().__init__()
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
+        transform = _open_clip("transform")
         self.config = config
-        self.network: Any = tower
+        self.network = tower
         size = self.network.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         preprocessing = {**preprocessing, "size": size}
-        self.transform: Any = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
+        self.transform: Any = transform.image_transform_v2(
+            transform.PreprocessCfg(**preprocessing), is_train=False
+        )
         blocks, has_class_token, self._normed = _anatomy(self.network)
         if config.class_token and not has_class_token:
             raise ConfigError(f"{_WHERE}.class_token: this tower has none")
-        self._block = pretrained.block_number(config.layer, blocks, where=_WHERE)
+        self._block = block_number(config.layer, blocks, where=_WHERE)
         self._normed &= self._block == blocks
 
         self.sample_shape = (3, *size)
         channels, *shape = self._probe().shape[1:]
         self._grid = (shape[0], shape[1])
-        pretrained.check_grid(config.grid, self._grid, where=_WHERE)
+        check_grid(config.grid, self._grid, where=_WHERE)
         tokens = shape[0] * shape[1] if config.grid is None else config.grid**2
         self.feature_shape = (tokens + config.class_token, channels)
-        self._fingerprint = pretrained.fingerprint(
-            {
-                "component": _WHERE,
-                "weights": weights,
-                "preprocessing": preprocessing,
-                "layer": self._block,
-                "grid": config.grid,
-                "class_token": config.class_token,
-                "dtype": config.dtype,
-            }
-        )
-        self.freeze()
+        self.finish(weights=weights, preprocessing=preprocessing, layer=self._block)
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    def _preprocess(self, medium: Image) -> Tensor:
-        """A picture -> float[3, H, W], as open_clip does at inference."""
+    def to_tensor(self, medium: Image) -> Tensor:
+        """An image -> float[3, H, W], by open_clip's transform for inference."""
         return self.transform(medium.to_pil())
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, 3, H, W] -> float[M, L, C]."""
-        said = self._run(pretrained.placed(samples, self.network))
-        patches = said["image_intermediates"][0].flatten(2).transpose(1, 2)
-        patches = pretrained.pool_grid(patches, self._grid, self.config.grid)
+        output = self._intermediates(self.on_network(samples))
+        patches = output["image_intermediates"][0].flatten(2).transpose(1, 2)
+        patches = pool_grid(patches, self._grid, self.config.grid)
         if self.config.class_token:
-            prefix = said["image_intermediates_prefix"][0]  # [M, 1 or more, C]
+            prefix = output["image_intermediates_prefix"][0]  # [M, 1 or more, C]
             patches = torch.cat([prefix[:, :1], patches], dim=1)
         return Features(patches.float())
 
-    def _run(self, samples: Tensor) -> dict[str, list[Tensor]]:
-        """Upstream's answer at the chosen block: patches as float[M, C, h, w]."""
+    def _intermediates(self, samples: Tensor) -> dict[str, list[Tensor]]:
+        """The output of the chosen block: patches as float[M, C, h, w]."""
         return self.network.forward_intermediates(
             samples,
             indices=[self._block - 1],
@@ -125,17 +114,18 @@ class OpenClipEncoder(ModalityEncoder):
         )
 
     def _probe(self) -> Tensor:
-        """float[1, C, h, w] of the shape that pictures give, without computing anything."""
+        """A meta tensor [1, C, h, w] of the shape of an image's patches."""
         state = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         shapes = {f"network.{key}": value.to("meta") for key, value in state.items()}
-        samples = torch.empty(1, *self.sample_shape, device="meta", dtype=_dtype(self.network))
+        samples = torch.empty(1, *self.sample_shape, device="meta", dtype=dtype_of(self.network))
         with torch.no_grad():
-            said = torch.func.functional_call(_Call(self.network, self._run), shapes, (samples,))
-        return said["image_intermediates"][0]
+            method = _MethodCall(self.network, self._intermediates)
+            output = torch.func.functional_call(method, shapes, (samples,))
+        return output["image_intermediates"][0]
 
 
-class _Call(nn.Module):
-    """A method that runs `network`, as the forward of a module that holds it."""
+class _MethodCall(nn.Module):
+    """A module whose forward is a method that runs `network`."""
 
     def __init__(self, network: nn.Module, method: Any) -> None:
         super().__init__()
@@ -146,13 +136,9 @@ class _Call(nn.Module):
         return self.method(samples)
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
-
-
 def _anatomy(tower: Any) -> tuple[int, bool, bool]:
-    """How many blocks (stages) a tower has, whether a class token, and whether its final norm
-    applies to patches: in CoCa it comes after the pooling by attention."""
+    """The number of blocks (stages) of a tower, whether it has a class token, and whether its final
+    norm applies to patches: in CoCa it follows the attention pooling."""
     if hasattr(tower, "trunk"):  # of timm
         return len(tower.trunk.feature_info), getattr(tower.trunk, "num_prefix_tokens", 0) > 0, True
     if hasattr(tower, "transformer"):
@@ -163,8 +149,6 @@ def _anatomy(tower: Any) -> tuple[int, bool, bool]:
 
 def load_tower(model: dict[str, Any], file: Path, dtype: str) -> nn.Module:
     """The vision tower of open_clip's model config with the weights of a safetensors file."""
-    from open_clip.model import resize_pos_embed
-
     tower = make_tower(model)
     try:
         weights = load_file(file)
@@ -172,71 +156,70 @@ def load_tower(model: dict[str, Any], file: Path, dtype: str) -> nn.Module:
         raise AssetError(f"{_WHERE}.weights: {file} cannot be read: {error}") from error
     holder = nn.Module()
     holder.visual = tower
-    resize_pos_embed(weights, holder)
-    expected, found = holder.state_dict(), {k: v for k, v in weights.items() if k[:7] == "visual."}
-    odd = sorted(expected.keys() ^ found.keys())
-    odd += [key for key in found if not odd and found[key].shape != expected[key].shape]
-    if odd:
-        shapes = [list(a[odd[0]].shape) if odd[0] in a else "nothing" for a in (expected, found)]
+    _open_clip("model").resize_pos_embed(weights, holder)
+    expected, got = holder.state_dict(), {k: v for k, v in weights.items() if k[:7] == "visual."}
+    differing = sorted(expected.keys() ^ got.keys())
+    differing += [k for k in got if not differing and got[k].shape != expected[k].shape]
+    if differing:
+        first = differing[0]
+        shapes = [list(a[first].shape) if first in a else "nothing" for a in (expected, got)]
         raise AssetError(
-            f"{_WHERE}.weights: {file} does not hold the vision tower of this model: {len(odd)} "
-            f"tensors differ, first {odd[0]!r}: expected {shapes[0]}, got {shapes[1]}; is it "
-            f"open_clip's own format, and do architecture and {_CONFIG} fit it?"
+            f"{_WHERE}.weights: {file} does not hold the vision tower of this model: "
+            f"{len(differing)} tensors differ, first {first!r}: expected {shapes[0]}, got "
+            f"{shapes[1]}; is it open_clip's own format, and do architecture and {_CONFIG} fit it?"
         )
-    holder.load_state_dict(found)
+    holder.load_state_dict(got)
     return tower.to(getattr(torch, dtype))
 
 
 def make_tower(model: dict[str, Any]) -> nn.Module:
-    """The vision tower of open_clip's model config, random. `create_model` would also build the
-    text tower, which may be larger, and ask a hub for it."""
-    from open_clip.model import CLIPVisionCfg, _build_vision_tower
-
-    told = {**model["vision_cfg"], "timm_model_pretrained": False}  # its weights are in the folder
-    if ":" in str(told.get("timm_model_name")):  # a hub's or a folder's, which timm would open
+    """The vision tower of open_clip's model config, untrained. (`create_model` would also build the
+    text tower, which may be larger, and request it from a hub.)"""
+    clip_model = _open_clip("model")
+    settings = {**model["vision_cfg"], "timm_model_pretrained": False}  # weights are in the folder
+    if ":" in str(settings.get("timm_model_name")):  # a hub's or a folder's, which timm would open
         raise AssetError(
             f"{_WHERE}.weights: expected the name of a model of timm, got "
-            f"{quoted(told['timm_model_name'])}"
+            f"{quoted(settings['timm_model_name'])}"
         )
-    vision = CLIPVisionCfg(**told)
-    return _build_vision_tower(model["embed_dim"], vision, model.get("quick_gelu", False))
+    vision = clip_model.CLIPVisionCfg(**settings)
+    return clip_model._build_vision_tower(
+        model["embed_dim"], vision, model.get("quick_gelu", False)
+    )
 
 
-def _hollow(model: dict[str, Any], dtype: str) -> nn.Module:
-    """The same on the meta device."""
+def _meta_tower(model: dict[str, Any], dtype: str) -> nn.Module:
+    """The untrained tower on the meta device."""
     with torch.device("meta"):
         return make_tower(model).to(getattr(torch, dtype))
 
 
 def _architecture(name: str) -> dict[str, Any]:
-    """The config of a model in open_clip's list; raises ConfigError with the near name."""
-    import open_clip
-
-    found = open_clip.get_model_config(name)
-    if found is None:
+    """The config of a model in open_clip's list. Raises ConfigError with the nearest name."""
+    open_clip = _open_clip()
+    model = open_clip.get_model_config(name)
+    if model is None:
         hint = did_you_mean(name, open_clip.list_models())
         raise ConfigError(
             f"{_WHERE}.architecture: open_clip has no {name!r}{hint}; `open_clip.list_models()` "
             "names all"
         )
-    return found
+    return model
 
 
 def _tag(config: OpenClipConfig, model: dict[str, Any]) -> dict[str, Any]:
-    """What open_clip knows of the tag that `weights` may be; empty if it is none."""
-    from open_clip.pretrained import get_pretrained_cfg
-
+    """open_clip's entry of the tag that `weights` may be; empty if it is none."""
     if config.architecture is None:
         return {}
-    tag = get_pretrained_cfg(config.architecture, config.weights)
+    tag = _open_clip("pretrained").get_pretrained_cfg(config.architecture, config.weights)
     if tag and not tag["hf_hub"]:
         raise AssetError(
             f"{_WHERE}.weights: {config.architecture} {config.weights} is published as a pickle "
             "only, which is not read here; convert it once and give its folder"
         )
     if tag and tag.get("quick_gelu", False) != model.get("quick_gelu", False):
-        other = config.architecture.removesuffix("-quickgelu")
-        other = f"{other}-quickgelu" if other == config.architecture else other
+        base = config.architecture.removesuffix("-quickgelu")
+        other = f"{base}-quickgelu" if base == config.architecture else base
         raise ConfigError(
             f"{_WHERE}.architecture: the weights {config.weights} were trained with another "
             f"activation than {config.architecture} has; use {other}"
@@ -244,10 +227,15 @@ def _tag(config: OpenClipConfig, model: dict[str, Any]) -> dict[str, Any]:
     return tag
 
 
+def _open_clip(module: str = "") -> Any:
+    """open_clip, or one of its modules. Raises ConfigError where it is not installed."""
+    name = f"open_clip.{module}" if module else "open_clip"
+    return import_extra(name, extra="encoders", needed_by="an encoder of type open_clip")
+
+
 def build(config: OpenClipConfig) -> ModalityEncoder:
     """The frozen encoder. Raises AssetError and ConfigError."""
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
+    transform = _open_clip("transform")
     model = _architecture(config.architecture) if config.architecture else {}
     tag, weights, pattern = _tag(config, model), config.weights, "open_clip*.safetensors"
     for prefix in _PREFIXES:
@@ -257,23 +245,24 @@ def build(config: OpenClipConfig) -> ModalityEncoder:
         weights = str(PurePosixPath(*place.parts[:2]))
         if len(place.parts) > 2:
             pattern = place.with_suffix(".safetensors").name
-    if model and are_weights_skipped():  # open_clip's own list says all of it
-        preprocessing = merge_preprocess_dict(PreprocessCfg(), tag or {})
-        return OpenClipEncoder(config, _hollow(model, config.dtype), preprocessing, "left out")
-    folder = pretrained.open_folder(
-        weights, where=_WHERE, revision=config.revision, files=(_CONFIG, pattern)
-    )
-    told: dict[str, Any] = {}
+    if model and are_weights_skipped():  # the list holds all that is needed
+        preprocessing = transform.merge_preprocess_dict(transform.PreprocessCfg(), tag or {})
+        return OpenClipEncoder(config, _meta_tower(model, config.dtype), preprocessing, "left out")
+    folder = open_folder(weights, where=_WHERE, revision=config.revision, files=(_CONFIG, pattern))
+    published: dict[str, Any] = {}
     if not config.architecture or (folder / _CONFIG).is_file():
-        told = pretrained.read_json(folder, _CONFIG, where=_WHERE)
-    model = model or told.get("model_cfg", {})
+        published = read_json(folder, _CONFIG, where=_WHERE)
+    model = model or published.get("model_cfg", {})
     if not model.keys() >= {"embed_dim", "vision_cfg"}:
         raise AssetError(f"{_WHERE}.weights: {folder / _CONFIG} has no usable model_cfg")
-    preprocessing = merge_preprocess_dict(PreprocessCfg(), tag or told.get("preprocess_cfg", {}))
+    preprocessing = transform.merge_preprocess_dict(
+        transform.PreprocessCfg(), tag or published.get("preprocess_cfg", {})
+    )
     if are_weights_skipped():
-        return OpenClipEncoder(config, _hollow(model, config.dtype), preprocessing, "left out")
+        return OpenClipEncoder(config, _meta_tower(model, config.dtype), preprocessing, "left out")
     pattern = pattern if list(folder.glob(pattern)) else "*.safetensors"
-    file = pretrained.weight_files(folder, pattern, where=_WHERE)[0]
-    seen = [model["vision_cfg"], model.get("quick_gelu", False)]
-    hashed = pretrained.fingerprint([pretrained.digest([file]), seen])
-    return OpenClipEncoder(config, load_tower(model, file, config.dtype), preprocessing, hashed)
+    file = weight_files(folder, pattern, where=_WHERE)[0]
+    vision = [model["vision_cfg"], model.get("quick_gelu", False)]
+    weights_hash = fingerprint([sha256_files([file]), vision])
+    tower = load_tower(model, file, config.dtype)
+    return OpenClipEncoder(config, tower, preprocessing, weights_hash)

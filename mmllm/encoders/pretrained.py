@@ -1,294 +1,223 @@
-"""What encoders of public libraries share: opening their weights, choosing a layer, pooling.
+"""Bases of encoders with pretrained weights: what is the same for all of them is written here.
 
-A hub id becomes a local folder first, so that one piece of code checks, loads and fingerprints
-both. Only safetensors are read, and no code from a repository runs.
-Legend: M media, L tokens, C channels, h x w a grid of patches.
+    PretrainedEncoder       a network, and the fingerprint of what decides its features
+    TransformersEncoder     its network and its processor come from a folder of transformers
+    AssetEncoder            its network is built here, its weights are one safetensors file
+
+Legend: M media, L tokens, C channels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmllm.conversation import Audio
-from mmllm.errors import AssetError, ConfigError, MediaError
-from mmllm.utils.hints import did_you_mean
-from mmllm.weights import (
-    PICKLE_SUFFIXES,
-    are_weights_skipped,
-    check_parameter_count,
-    locate,
-    remote_code_disabled,
-)
-
-_TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
-_UNTOLD = ("_name_or_path", "_commit_hash", "transformers_version")
-"""Keys of a config.json that say nothing of what the model computes."""
-_CONVERT = (
-    "import torch; from safetensors.torch import save_file; "
-    "s = torch.load({source!r}, map_location='cpu', weights_only=True); "
-    "save_file({{k: v.clone().contiguous() for k, v in s.get('state_dict', s).items()}}, "
-    "{target!r}, {{'format': 'pt'}})"
-)
+from mmllm.conversation import Audio, Medium
+from mmllm.encoders.base import ModalityEncoder
+from mmllm.encoders.loading import ModelFolder, first_line
+from mmllm.encoders.pooling import block_number
+from mmllm.errors import AssetError, MediaError
+from mmllm.utils.hashing import fingerprint, sha256_file
 
 
-def open_folder(
-    weights: str,
-    *,
-    where: str,
-    revision: str | None = None,
-    files: Sequence[str] = _TRANSFORMERS_FILES,
-) -> Path:
-    """The local folder behind `weights`: itself, an asset of `mini`, or the downloaded (or cached)
-    `files` of a hub id at `revision`. `where` names the encoder in messages; raises AssetError."""
-    source = Path(locate(weights, f"{where}.weights", revision))
-    if source.is_dir():
-        return source
-    if source.exists():
-        raise AssetError(f"{where}.weights: expected a folder, got the file {source}")
-    from huggingface_hub import snapshot_download
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """Fields of every encoder whose weights are a public model."""
 
-    try:
-        folder = snapshot_download(weights, revision=revision, allow_patterns=list(files))
-    except (OSError, ValueError) as error:
-        raise AssetError(
-            f"{where}.weights: {weights!r} is no folder here and cannot be fetched from the hub: "
-            f"{_first_line(error)}; give a folder, correct the id or the revision, or log "
-            "in with `hf auth login` if it is gated"
-        ) from error
-    return Path(folder)
+    weights: str
+    """A folder or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights; tokens are float32."""
 
 
-def read_json(folder: Path, name: str, *, where: str) -> dict[str, Any]:
-    """A JSON file of the folder; raises AssetError that says what is there instead."""
-    try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-        return found
-    except (OSError, ValueError, RecursionError) as error:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise AssetError(
-            f"{where}.weights: {folder} has no readable {name} ({there}); is it the right folder?"
-        ) from error
+class PretrainedEncoder(ModalityEncoder):
+    """A frozen network whose fingerprint is computed once, by the constructor."""
 
+    component: ClassVar[str]
+    """The encoder's `type`: its name in error messages and in fingerprints."""
+    fingerprint_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of the config, besides `dtype`, that change the features."""
 
-def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
-    """The safetensors of a folder; raises AssetError, with the remedy where there is a pickle.
-    None where weights are left out."""
-    if are_weights_skipped():
-        return []
-    found = sorted(folder.glob(pattern))
-    if found:
-        return found
-    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if not pickles:
-        raise AssetError(
-            f"{where}.weights: {folder} has no {pattern}; is it the right folder? (Of a hub id "
-            "only safetensors are fetched: where it has none, download its pickle into a folder "
-            "and give that, to be told how to convert it)"
+    config: Any
+    network: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fingerprint = ""
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def finish(self, *, weights: str, preprocessing: Any, layer: Any) -> None:
+        """Compute the fingerprint and freeze the network; the last step of a constructor.
+
+        Args:
+            weights: the hash of the weights and of the model's config.
+            preprocessing: plain data that identifies it.
+            layer: the block whose output is taken.
+        """
+        self._fingerprint = fingerprint(
+            {
+                "component": self.component,
+                "weights": weights,
+                "preprocessing": preprocessing,
+                "layer": layer,
+                "dtype": self.config.dtype,
+                **{name: getattr(self.config, name) for name in self.fingerprint_fields},
+            }
         )
-    target = folder / pattern.replace("*", "")
-    program = _CONVERT.format(source=str(pickles[0]), target=str(target))
-    raise AssetError(
-        f"{where}.weights: {folder} has no {pattern}, only {pickles[0].name}, a pickle, which is "
-        f"not read here; if you trust it, convert it once:\n  python -c {shlex.quote(program)}"
-    )
+        self.freeze()
+
+    def on_network(self, samples: Tensor) -> Tensor:
+        """Samples in the dtype and on the device of the network's weights."""
+        like = next(self.network.parameters())
+        return samples.to(like.device, like.dtype)
 
 
-def digest(files: Sequence[Path]) -> str:
-    """One hash over the contents of files."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
+class TransformersEncoder(PretrainedEncoder):
+    """An encoder by a model of transformers.
 
+    A family declares `model_classes` and `processor_class`, and writes `configure`, `to_tensor` and
+    `forward`; `select_network` where only a part of the model is used.
+    """
 
-def fingerprint(what: Any) -> str:
-    """The hash of plain data."""
-    text = json.dumps(what, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    model_classes: ClassVar[Mapping[str, str]]
+    """`model_type` of a folder -> the class of transformers that reads it."""
+    processor_class: ClassVar[str]
+    """The class of transformers that preprocesses."""
 
+    layer: Any = "last"
+    """The block whose output is taken, as the fingerprint has it."""
 
-class Source:
-    """A folder as transformers saves it: its config, its weights, and the hash of both."""
+    def __init__(self, config: PretrainedConfig) -> None:
+        """Open and load the weights. Raises AssetError and ConfigError."""
+        super().__init__()
+        import transformers
 
-    def __init__(self, weights: str, revision: str | None, *, where: str) -> None:
-        """Opens the folder and checks that safetensors are there; raises AssetError."""
-        self.where = where
-        self.folder = open_folder(weights, where=where, revision=revision)
-        self.config = read_json(self.folder, "config.json", where=where)
-        self.files = files = weight_files(self.folder, "model*.safetensors", where=where)
-        told = {key: value for key, value in self.config.items() if key not in _UNTOLD}
-        self.hash = fingerprint([digest(files), told])
+        self.config = config
+        source = ModelFolder(config.weights, config.revision, where=self.component)
+        model_type = source.model_type(list(self.model_classes))
+        self.processor: Any = source.processor(getattr(transformers, self.processor_class))
+        model_class = getattr(transformers, self.model_classes[model_type])
+        self.network = self.select_network(source.load(model_class, config.dtype))
+        self._hidden_state: int | None = None
+        self.configure(source, model_type, self.network.config)
+        self.finish(weights=source.hash, preprocessing=self.preprocessing(), layer=self.layer)
 
-    def family(self, known: Sequence[str]) -> str:
-        """The `model_type`, which must be one of `known`; raises AssetError."""
-        kind = str(self.config.get("model_type"))
-        if kind not in known:
-            hint = did_you_mean(kind, list(known))
-            raise AssetError(
-                f"{self.where}.weights: {self.folder} holds a model of type {kind!r}{hint}; this "
-                f"encoder reads {', '.join(known)}"
-            )
-        return kind
-
-    def load(self, cls: Any, dtype: str) -> Any:
-        """The model of a transformers class; a weight that it lacks is an AssetError. On the meta
-        device where weights are left out."""
-        if are_weights_skipped():
-            of = cls.config_class.from_pretrained(str(self.folder))
-            with torch.device("meta"):
-                return cls(of).to(getattr(torch, dtype))
-        try:
-            with quiet(), remote_code_disabled():
-                of = cls.config_class.from_pretrained(str(self.folder))
-                check_parameter_count(self.folder / "config.json", self.files, lambda: cls(of))
-                model, report = cls.from_pretrained(
-                    str(self.folder),
-                    dtype=getattr(torch, dtype),
-                    use_safetensors=True,
-                    output_loading_info=True,
-                )
-        except Exception as error:  # whatever a reader of foreign files raises
-            raise AssetError(
-                f"{self.where}.weights: {self.folder} cannot be loaded as {cls.__name__}: "
-                f"{_first_line(error)}"
-            ) from error
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise AssetError(
-                f"{self.where}.weights: {self.folder} lacks {len(missing)} weights of "
-                f"{cls.__name__}, first {missing[0]!r}; was it saved completely?"
-            )
+    def select_network(self, model: Any) -> Any:
+        """The part of the loaded model that encodes."""
         return model
 
-    def preprocessor(self, cls: Any) -> Any:
-        """The image, video or audio preprocessor that upstream saved with the model."""
+    def configure(self, source: ModelFolder, model_type: str, model: Any) -> None:
+        """Set `sample_shape` and `feature_shape`, choose the layer, and check the encoder's config
+        against the model's, `model`. Raises AssetError and ConfigError."""
+        raise NotImplementedError
+
+    def preprocessing(self) -> Any:
+        """Plain data that identifies the preprocessing."""
+        return self.processor.to_dict()
+
+    def choose_layer(self, num_blocks: int) -> None:
+        """Take the output of the config's `layer`; that of the last is the model's final output."""
+        self.layer = block_number(self.config.layer, num_blocks, where=self.component)
+        self._hidden_state = None if self.layer == num_blocks else self.layer
+
+    def hidden_states(self, **inputs: Any) -> Tensor:
+        """Run the network: the output of the chosen layer."""
+        if self._hidden_state is None:
+            return self.network(**inputs).last_hidden_state
+        return self.network(**inputs, output_hidden_states=True).hidden_states[self._hidden_state]
+
+    def extract(self, audio: Audio, **options: Any) -> Any:
+        """Run the feature extractor on audio at its own rate, channels averaged. Raises
+        MediaError."""
+        from mmllm import media
+
+        rate = self.processor.sampling_rate
+        wave = np.array(media.resample(audio, rate).to_numpy()[0])
         try:
-            # Others would keep it as a setting of theirs.
-            options = {"trust_remote_code": False} if cls.__name__.startswith("Auto") else {}
-            with quiet(), remote_code_disabled():
-                return cls.from_pretrained(str(self.folder), **options)
-        except Exception as error:
-            raise AssetError(
-                f"{self.where}.weights: {self.folder} has no usable preprocessor for "
-                f"{cls.__name__}: {_first_line(error)}; copy preprocessor_config.json of "
-                "the published model next to its weights"
+            return self.processor(wave, sampling_rate=rate, return_tensors="pt", **options)
+        except (ValueError, RuntimeError, AssertionError, IndexError) as error:
+            raise MediaError(
+                f"{self.component}: {audio!r} cannot be prepared ({len(wave)} samples at {rate} "
+                f"Hz): {first_line(error)}"
             ) from error
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, and its list of the weights of unused towers."""
-    from transformers.utils import logging as library
-
-    shown, level = library.is_progress_bar_enabled(), library.get_verbosity()
-    library.disable_progress_bar()
-    library.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        library.set_verbosity(level)
-        if shown:
-            library.enable_progress_bar()
+    def probe_sample_shape(self, wide: Medium, high: Medium) -> tuple[int, ...]:
+        """The shape of samples, by those of a wide and of a high medium. Raises AssetError if they
+        differ."""
+        first, second = self.preprocess(wide), self.preprocess(high)
+        if first.shape != second.shape:
+            raise AssetError(
+                f"{self.component}.weights: the preprocessor makes samples of different shapes "
+                f"({list(first.shape)} and {list(second.shape)}), which no batch can hold; set "
+                "do_center_crop or a fixed size in its preprocessor_config.json"
+            )
+        return tuple(first.shape)
 
 
-def block_number(layer: int, blocks: int, *, where: str) -> int:
-    """Which block's output a `layer` means, 1 to `blocks`; negative ones count from the last."""
-    number = layer if layer > 0 else blocks + 1 + layer
-    if layer == 0 or not 1 <= number <= blocks:
-        raise ConfigError(
-            f"{where}.layer: expected 1 to {blocks}, or -{blocks} to -1 counted from the last "
-            f"(the model has {blocks}), got {layer}"
-        )
-    return number
+class AssetEncoder(ModalityEncoder):
+    """An encoder whose network is built here, and whose weights are `model.safetensors` of an asset
+    of `mini` or of a folder.
+
+    A family writes `build_network`, `load_tensors`, `to_tensor` and `forward`.
+    """
+
+    component: ClassVar[str]
+    layer: ClassVar[str]
+    """The layer whose output is taken, as the fingerprint has it."""
+    preprocessing: ClassVar[str]
+    """Identifies the preprocessing in the fingerprint."""
+
+    def __init__(self, config: Any, folder: Path | None) -> None:
+        """Read `model.safetensors` of the folder; without a folder the network is on the meta
+        device. Raises AssetError for a file that does not fit."""
+        super().__init__()
+        self.config = config
+        with torch.device("meta" if folder is None else "cpu"):
+            self.build_network()
+        self._weights = "left out"
+        self.freeze()
+        if folder is None:
+            return
+        file = folder / "model.safetensors"
+        try:
+            self.load_tensors(load_file(file))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise AssetError(f"{file}: not the weights of {self.architecture}: {error}") from error
+        self._weights = sha256_file(file)
+
+    @property
+    def architecture(self) -> str:
+        """The network's name in error messages."""
+        return self.component
+
+    def build_network(self) -> None:
+        """Create the modules, untrained."""
+        raise NotImplementedError
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Copy the tensors of the file into the modules."""
+        self.load_state_dict(tensors)
+
+    @property
+    def fingerprint(self) -> str:
+        facts = {key: value for key, value in asdict(self.config).items() if key != "weights"}
+        facts |= {"component": self.component, "weights": self._weights, "layer": self.layer}
+        return fingerprint(facts | {"preprocessing": self.preprocessing})
 
 
-def check_grid(grid: int | None, shape: tuple[int, int], *, where: str) -> None:
-    """Raises ConfigError unless h x w patches can be averaged to grid x grid."""
-    if grid is not None and not 1 <= grid <= min(shape):
-        raise ConfigError(
-            f"{where}.grid: expected 1 to {min(shape)} (the picture is {shape[0]} x {shape[1]} "
-            f"patches), got {grid}"
-        )
-
-
-def check_parts(key: str, parts: int | None, most: int, *, where: str) -> None:
-    """Raises ConfigError unless `most` steps of time can be averaged to so many parts."""
-    if parts is not None and not 1 <= parts <= most:
-        raise ConfigError(f"{where}.{key}: expected 1 to {most}, got {parts}")
-
-
-def pool_grid(tokens: Tensor, shape: tuple[int, int], grid: int | None) -> Tensor:
-    """float[..., h * w, C] -> float[..., grid * grid, C], averaged; None leaves them."""
-    if grid is None:
-        return tokens
-    flat = tokens.flatten(0, -3).transpose(1, 2).unflatten(2, shape)  # [M, C, h, w]
-    pooled = F.adaptive_avg_pool2d(flat, grid).flatten(2).transpose(1, 2)
-    return pooled.unflatten(0, tokens.shape[:-2])
-
-
-def pool_time(tokens: Tensor, parts: int | None) -> Tensor:
-    """float[M, T, ...] -> float[M, parts, ...]: means of equal parts; None leaves them."""
-    if parts is None:
-        return tokens
-    flat = tokens.flatten(2).transpose(1, 2)  # [M, ..., T]
-    pooled = F.adaptive_avg_pool1d(flat, parts).transpose(1, 2)
-    return pooled.unflatten(2, tokens.shape[2:]) if tokens.ndim > 3 else pooled
-
-
-def hidden(network: Any, block: int | None, **inputs: Any) -> Tensor:
-    """What a model of transformers says after a block; None is its `last_hidden_state`."""
-    if block is None:
-        return network(**inputs).last_hidden_state
-    return network(**inputs, output_hidden_states=True).hidden_states[block]
-
-
-def one_shape(wide: Tensor, high: Tensor, *, where: str) -> tuple[int, ...]:
-    """The shape of samples, given those of a wide and of a high medium; raises AssetError."""
-    if wide.shape != high.shape:
-        raise AssetError(
-            f"{where}.weights: the preprocessor makes samples of different shapes "
-            f"({list(wide.shape)} and {list(high.shape)}), which no batch can hold; set "
-            "do_center_crop or a fixed size in its preprocessor_config.json"
-        )
-    return tuple(wide.shape)
-
-
-def placed(samples: Tensor, module: nn.Module) -> Tensor:
-    """Samples in the dtype and on the device of a module's weights."""
-    like = next(module.parameters())
-    return samples.to(like.device, like.dtype)
-
-
-def prepared(extractor: Any, medium: Audio, *, where: str, **options: Any) -> Any:
-    """What a feature extractor of transformers makes of a sound, at its own rate and with channels
-    averaged; raises MediaError."""
-    from mmllm import media
-
-    rate = extractor.sampling_rate
-    wave = np.array(media.resample(medium, rate).to_numpy()[0])
-    try:
-        return extractor(wave, sampling_rate=rate, return_tensors="pt", **options)
-    except (ValueError, RuntimeError, AssertionError, IndexError) as error:
-        raise MediaError(
-            f"{where}: {medium!r} cannot be prepared ({len(wave)} samples at {rate} Hz): "
-            f"{_first_line(error)}"
-        ) from error
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's weights."""
+    return next(module.parameters()).dtype

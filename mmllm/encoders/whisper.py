@@ -1,8 +1,8 @@
-"""Speech and other sounds -> tokens of 20 ms, by the encoder of Whisper in transformers.
+"""Speech and other audio -> tokens of 20 ms, by the encoder of Whisper in transformers.
 
-Radford et al. 2022 (arXiv 2212.04356). Whisper listens to windows of fixed length; what is padded
-is masked, or left out of the means.
-Legend: M sounds, B mel bands, T frames of 10 ms, L tokens, C channels.
+Radford et al. 2022 (arXiv 2212.04356). Whisper takes windows of fixed length; padding is masked, or
+left out of the means.
+Legend: M media, B mel bands, T frames of 10 ms, L tokens, C channels.
 """
 
 from __future__ import annotations
@@ -14,89 +14,64 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Audio
-from mmllm.encoders import pretrained
 from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.encoders.loading import ModelFolder
+from mmllm.encoders.pooling import check_parts, pool_time
+from mmllm.encoders.pretrained import PretrainedConfig, TransformersEncoder
 from mmllm.errors import AssetError
-
-_WHERE = "whisper"
 
 
 @dataclass(frozen=True)
-class WhisperConfig:
-    """Which weights, what of their answer."""
+class WhisperConfig(PretrainedConfig):
+    """Which weights, and how their output is pooled."""
 
-    weights: str
-    """A folder or a hub id."""
     modality: Literal["audio"] = "audio"
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
     layer: int = -1
     """Output of which block; -1 is the last, with the encoder's final norm."""
     tokens: int | None = None
-    """Means of so many equal parts of what is heard; None keeps every 20 ms of the window."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights; tokens are float32."""
+    """Means of so many equal parts of the audio; None keeps every 20 ms of the window."""
 
 
-class WhisperEncoder(ModalityEncoder):
-    """float[M, 1 + B, T] -> float[M, L, C]; the first row of a sample is 1 where it sounds."""
+class WhisperEncoder(TransformersEncoder):
+    """float[M, 1 + B, T] -> float[M, L, C]; the first row of a sample is 1 where there is audio."""
 
+    component = "whisper"
     modality: ClassVar[str] = "audio"
+    model_classes: ClassVar = {"whisper": "WhisperModel"}
+    processor_class = "WhisperFeatureExtractor"
+    fingerprint_fields = ("tokens",)
 
-    def __init__(self, config: WhisperConfig) -> None:
-        """Opens and loads the weights; raises AssetError and ConfigError."""
-        super().__init__()
-        import transformers
+    def select_network(self, model: Any) -> Any:
+        return model.get_encoder()
 
-        self.config = config
-        source = pretrained.Source(config.weights, config.revision, where=_WHERE)
-        source.family(["whisper"])
-        self.extractor = source.preprocessor(transformers.WhisperFeatureExtractor)
-        self.network = source.load(transformers.WhisperModel, config.dtype).get_encoder()
-        of: Any = self.network.config
-        block = pretrained.block_number(config.layer, of.encoder_layers, where=_WHERE)
-        self._after = None if block == of.encoder_layers else block
-        frames, length = self.extractor.nb_max_frames, of.max_source_positions
-        if (frames, self.extractor.feature_size) != (2 * length, of.num_mel_bins):
+    def configure(self, source: ModelFolder, model_type: str, model: Any) -> None:
+        self.choose_layer(model.encoder_layers)
+        frames, length = self.processor.nb_max_frames, model.max_source_positions
+        if (frames, self.processor.feature_size) != (2 * length, model.num_mel_bins):
             raise AssetError(
-                f"{_WHERE}.weights: {source.folder}: the model hears {of.num_mel_bins} bands of "
+                f"whisper.weights: {source.folder}: the model takes {model.num_mel_bins} bands of "
                 f"{2 * length} frames, but preprocessor_config.json makes "
-                f"{self.extractor.feature_size} of {frames}; are both of the same model?"
+                f"{self.processor.feature_size} of {frames}; are both of the same model?"
             )
-        pretrained.check_parts("tokens", config.tokens, length, where=_WHERE)
-        self.sample_shape = (1 + of.num_mel_bins, frames)
-        self.feature_shape = (config.tokens or length, of.d_model)
-        self._fingerprint = pretrained.fingerprint(
-            {
-                "component": _WHERE,
-                "weights": source.hash,
-                "preprocessing": self.extractor.to_dict(),
-                "layer": block,
-                "tokens": config.tokens,
-                "dtype": config.dtype,
-            }
-        )
-        self.freeze()
+        check_parts("tokens", self.config.tokens, length, where=self.component)
+        self.sample_shape = (1 + model.num_mel_bins, frames)
+        self.feature_shape = (self.config.tokens or length, model.d_model)
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    def _preprocess(self, medium: Audio) -> Tensor:
-        """A sound -> float[1 + B, T], silence after its end; of a longer one the beginning."""
-        made = pretrained.prepared(self.extractor, medium, where=_WHERE, return_attention_mask=True)
-        return torch.cat([made["attention_mask"].float(), made["input_features"][0].float()])
+    def to_tensor(self, medium: Audio) -> Tensor:
+        """Audio -> float[1 + B, T], silence after its end; of longer audio the beginning."""
+        extracted = self.extract(medium, return_attention_mask=True)
+        mask, mels = extracted["attention_mask"], extracted["input_features"][0]
+        return torch.cat([mask.float(), mels.float()])
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, 1 + B, T] -> float[M, L, C], with a mask unless pooled."""
-        heard = samples[:, 0, ::2] > 0.5  # the second convolution has a stride of 2
-        mels = pretrained.placed(samples[:, 1:], self.network)
-        found = pretrained.hidden(self.network, self._after, input_features=mels)
+        mask = samples[:, 0, ::2] > 0.5  # the second convolution has a stride of 2
+        states = self.hidden_states(input_features=self.on_network(samples[:, 1:]))
         if self.config.tokens is None:
-            return Features(found.float(), heard)
+            return Features(states.float(), mask)
         parts = [
-            pretrained.pool_time(row[None, :count], self.config.tokens)
-            for row, count in zip(found, heard.sum(dim=1).tolist(), strict=True)
+            pool_time(row[None, :length], self.config.tokens)
+            for row, length in zip(states, mask.sum(dim=1).tolist(), strict=True)
         ]
         return Features(torch.cat(parts).float())
 

@@ -20,6 +20,7 @@ from mmllm.data.sources import read_rows
 from mmllm.evaluation.judges import open_item
 from mmllm.features.cache import FeatureCache
 from mmllm.model import AnyToAny
+from mmllm.utils.extras import import_extra
 
 _BATCH = 32
 
@@ -82,9 +83,11 @@ def encode_tokens(model: AnyToAny, modality: str, media: Sequence[Medium]) -> np
 
 def fit_classifier(features: np.ndarray, concepts: Sequence[str]) -> Any:
     """A scikit-learn pipeline fitted on float[M, D]: standardisation, then logistic regression."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100, tol=1e-3))
+    linear_model, pipeline, preprocessing = (
+        import_extra(f"sklearn.{name}", extra="evaluation", needed_by="linear probes")
+        for name in ("linear_model", "pipeline", "preprocessing")
+    )
+    classifier = pipeline.make_pipeline(
+        preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=100, tol=1e-3)
+    )
     return classifier.fit(features, list(concepts))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from mmllm import config
 from mmllm.conversation import Audio, Image
-from mmllm.encoders import pretrained
+from mmllm.encoders import pooling
 from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.features.cache import FeatureCache
 from mmllm.features.store import FeatureStore
@@ -381,7 +381,7 @@ def test_ears_that_do_not_fit(built, copied):
         TWINS["whisper"].build(folder)
     folder = copied("ast")
     twins.rewrite(folder, "preprocessor_config.json", max_length=64)
-    with pytest.raises(AssetError, match=r"hears 98 frames of 32 bands, .* makes 64 of 32"):
+    with pytest.raises(AssetError, match=r"takes 98 frames of 32 bands, .* makes 64 of 32"):
         TWINS["ast"].build(folder)
     with pytest.raises(AssetError, match="type 'clip'; did you mean 'clap'"):
         TWINS["clap"].build(copied("clip"))
@@ -584,6 +584,6 @@ def test_a_hub_that_does_not_answer(monkeypatch):
 
 def test_pooling_over_time_means_equal_parts():
     tokens = torch.arange(24.0).view(1, 6, 2, 2)
-    pooled = pretrained.pool_time(tokens, 3)
+    pooled = pooling.pool_time(tokens, 3)
     assert torch.equal(pooled, tokens.view(1, 3, 2, 2, 2).mean(2))
-    assert torch.equal(pretrained.pool_time(tokens[:, :, 0], 2)[0, 1], tokens[0, 3:, 0].mean(0))
+    assert torch.equal(pooling.pool_time(tokens[:, :, 0], 2)[0, 1], tokens[0, 3:, 0].mean(0))

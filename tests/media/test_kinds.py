@@ -625,7 +625,7 @@ def test_arrays_as_libraries_make_them_are_taken():
 class Fragile(ModalityEncoder):
     modality = "image"
 
-    def _preprocess(self, medium: Image) -> torch.Tensor:
+    def to_tensor(self, medium: Image) -> torch.Tensor:
         medium.to_numpy()
         raise self.error
 

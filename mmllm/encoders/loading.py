@@ -1,0 +1,185 @@
+"""Folders of pretrained encoders: resolving, checking, loading and hashing them.
+
+A hub id becomes a local folder first, so that the same code checks, loads and fingerprints both.
+Only safetensors are read, and no code from a repository runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmllm.errors import AssetError
+from mmllm.utils.hashing import fingerprint, sha256_files
+from mmllm.utils.hints import did_you_mean
+from mmllm.utils.quiet import quiet_libraries
+from mmllm.weights import (
+    PICKLE_SUFFIXES,
+    are_weights_skipped,
+    check_parameter_count,
+    locate,
+    remote_code_disabled,
+)
+
+_TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
+_METADATA_KEYS = ("_name_or_path", "_commit_hash", "transformers_version")
+"""Keys of a config.json that do not change what the model computes."""
+_CONVERT = (
+    "import torch; from safetensors.torch import save_file; "
+    "s = torch.load({source!r}, map_location='cpu', weights_only=True); "
+    "save_file({{k: v.clone().contiguous() for k, v in s.get('state_dict', s).items()}}, "
+    "{target!r}, {{'format': 'pt'}})"
+)
+
+
+def open_folder(
+    weights: str,
+    *,
+    where: str,
+    revision: str | None = None,
+    files: Sequence[str] = _TRANSFORMERS_FILES,
+) -> Path:
+    """Return the local folder behind `weights`.
+
+    Args:
+        weights: a folder, an asset of `mini`, or a hub id, whose files are downloaded or found
+            cached.
+        where: the encoder's name in error messages.
+        revision: branch, tag or commit of a hub id.
+        files: patterns of the files that are downloaded.
+
+    Raises:
+        AssetError: where there is no such folder and the hub has none.
+    """
+    source = Path(locate(weights, f"{where}.weights", revision))
+    if source.is_dir():
+        return source
+    if source.exists():
+        raise AssetError(f"{where}.weights: expected a folder, got the file {source}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(weights, revision=revision, allow_patterns=list(files))
+    except (OSError, ValueError) as error:
+        raise AssetError(
+            f"{where}.weights: {weights!r} is no folder here and cannot be fetched from the hub: "
+            f"{first_line(error)}; give a folder, correct the id or the revision, or log "
+            "in with `hf auth login` if it is gated"
+        ) from error
+    return Path(folder)
+
+
+def read_json(folder: Path, name: str, *, where: str) -> dict[str, Any]:
+    """Return the object in a JSON file of the folder. Raises AssetError that lists what is there
+    instead."""
+    try:
+        tree = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError("no object")
+        return tree
+    except (OSError, ValueError, RecursionError) as error:
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise AssetError(
+            f"{where}.weights: {folder} has no readable {name} ({there}); is it the right folder?"
+        ) from error
+
+
+def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
+    """Return the safetensors of a folder; none where weights are skipped. Raises AssetError, with
+    the command that converts it where there is only a pickle."""
+    if are_weights_skipped():
+        return []
+    files = sorted(folder.glob(pattern))
+    if files:
+        return files
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if not pickles:
+        raise AssetError(
+            f"{where}.weights: {folder} has no {pattern}; is it the right folder? (Of a hub id "
+            "only safetensors are fetched: where it has none, download its pickle into a folder "
+            "and give that, to be told how to convert it)"
+        )
+    target = folder / pattern.replace("*", "")
+    program = _CONVERT.format(source=str(pickles[0]), target=str(target))
+    raise AssetError(
+        f"{where}.weights: {folder} has no {pattern}, only {pickles[0].name}, a pickle, which is "
+        f"not read here; if you trust it, convert it once:\n  python -c {shlex.quote(program)}"
+    )
+
+
+class ModelFolder:
+    """A folder as transformers saves it: its config, its weights, and the hash of both."""
+
+    def __init__(self, weights: str, revision: str | None, *, where: str) -> None:
+        """Open the folder and check that it has safetensors. Raises AssetError."""
+        self.where = where
+        self.folder = open_folder(weights, where=where, revision=revision)
+        self.config = read_json(self.folder, "config.json", where=where)
+        self.files = weight_files(self.folder, "model*.safetensors", where=where)
+        config = {key: value for key, value in self.config.items() if key not in _METADATA_KEYS}
+        self.hash = fingerprint([sha256_files(self.files), config])
+
+    def model_type(self, known: Sequence[str]) -> str:
+        """The `model_type`, which must be one of `known`. Raises AssetError."""
+        kind = str(self.config.get("model_type"))
+        if kind not in known:
+            raise AssetError(
+                f"{self.where}.weights: {self.folder} holds a model of type {kind!r}"
+                f"{did_you_mean(kind, list(known))}; this encoder reads {', '.join(known)}"
+            )
+        return kind
+
+    def load(self, cls: Any, dtype: str) -> Any:
+        """The model of a transformers class, on the meta device where weights are skipped. Raises
+        AssetError, for a missing weight, too."""
+        if are_weights_skipped():
+            config = cls.config_class.from_pretrained(str(self.folder))
+            with torch.device("meta"):
+                return cls(config).to(getattr(torch, dtype))
+        try:
+            with quiet_libraries("transformers"), remote_code_disabled():
+                config = cls.config_class.from_pretrained(str(self.folder))
+                check_parameter_count(self.folder / "config.json", self.files, lambda: cls(config))
+                model, report = cls.from_pretrained(
+                    str(self.folder),
+                    dtype=getattr(torch, dtype),
+                    use_safetensors=True,
+                    output_loading_info=True,
+                )
+        except Exception as error:  # whatever a reader of foreign files raises
+            raise AssetError(
+                f"{self.where}.weights: {self.folder} cannot be loaded as {cls.__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise AssetError(
+                f"{self.where}.weights: {self.folder} lacks {len(missing)} weights of "
+                f"{cls.__name__}, first {missing[0]!r}; was it saved completely?"
+            )
+        return model
+
+    def processor(self, cls: Any) -> Any:
+        """The image or video processor, or the feature extractor, that was saved with the model.
+        Raises AssetError."""
+        try:
+            # Only Auto classes know the option; others would keep it as a setting of theirs.
+            options = {"trust_remote_code": False} if cls.__name__.startswith("Auto") else {}
+            with quiet_libraries("transformers"), remote_code_disabled():
+                return cls.from_pretrained(str(self.folder), **options)
+        except Exception as error:
+            raise AssetError(
+                f"{self.where}.weights: {self.folder} has no usable preprocessor for "
+                f"{cls.__name__}: {first_line(error)}; copy preprocessor_config.json of "
+                "the published model next to its weights"
+            ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

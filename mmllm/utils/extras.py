@@ -1,0 +1,33 @@
+"""Optional dependencies: one message that names the extra to install."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from mmllm.errors import ConfigError
+
+
+def import_extra(module: str, *, extra: str, needed_by: str) -> ModuleType:
+    """Import a module of a package that an extra of mmllm installs.
+
+    Args:
+        module: its dotted name.
+        extra: the extra in mmllm's pyproject.toml.
+        needed_by: what needs it, for the message.
+
+    Raises:
+        ConfigError: names the package, and the command that installs it.
+
+    Example:
+        >>> import_extra("open_clip", extra="encoders", needed_by="encoders of type open_clip")
+        <module 'open_clip' from ...>
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name != module.partition(".")[0]:
+            raise
+        raise ConfigError(
+            f"{needed_by}: {error.name} is not installed; pip install 'mmllm[{extra}]'"
+        ) from error
