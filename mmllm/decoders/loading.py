@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import logging
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import torch
 
 from mmllm.decoders.schedules import with_solver
 from mmllm.errors import AssetError, ConfigError, quoted, wrap_errors
+from mmllm.utils.quiet import quiet_libraries
 from mmllm.weights import (
     PICKLE_SUFFIXES,
     are_weights_skipped,
@@ -112,7 +112,7 @@ class PipelineRuntime:
             parts, options = cls._get_signature_keys(cls)
             components = {name: own.components[name] for name in parts if name in own.components}
             settings = {name: own.config[name] for name in options if name in own.config}
-            with _LOADING, quiet_diffusers():
+            with _LOADING, _quiet():
                 self._img2img = cls(**components, **settings)
             self._img2img.set_progress_bar_config(disable=True)
         return self._img2img
@@ -261,7 +261,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     if any(library == _CODECS for library, _ in components.values()):
         importlib.import_module(_CODECS)
     message = f"{folder}: the pipeline cannot be loaded"
-    with wrap_errors(AssetError, message), quiet_diffusers(), remote_code_disabled():
+    with wrap_errors(AssetError, message), _quiet(), remote_code_disabled():
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder), use_safetensors=True, dtype=dtype, trust_remote_code=False
         )
@@ -308,32 +308,13 @@ def _from_config(cls: Any, folder: str) -> torch.nn.Module:
     return cls.from_config(cls.load_config(folder))
 
 
-@contextlib.contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Suppress progress bars, and this thread's warnings that a codec is mmllm's own or that
-    diffusers stops developing a pipeline. Other warnings, such as of weights that do not fit, stay.
-    """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def _quiet() -> contextlib.AbstractContextManager[None]:
+    """Suppress progress bars, and the warnings that a codec is mmllm's own or that diffusers stops
+    developing a pipeline. Other warnings, such as of weights that do not fit, stay. These switches
+    are the whole process's: within the package one thread at a time uses them (_LOADING)."""
+    return quiet_libraries(errors_only=False, drop=_is_expected)
 
-    thread = threading.get_ident()
 
-    def is_of_interest(record: logging.LogRecord) -> bool:
-        if record.thread != thread:
-            return True
-        message = record.getMessage()
-        is_own_codec = "Expected types for" in message and "mmllm." in message
-        return not is_own_codec and "has been deprecated and will not receive" not in message
-
-    libraries = (diffusers_logging, transformers_logging)
-    with_bars = [library for library in libraries if library.is_progress_bar_enabled()]
-    log = logging.getLogger("diffusers.pipelines.pipeline_utils")
-    log.addFilter(is_of_interest)
-    for library in with_bars:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.removeFilter(is_of_interest)
-        for library in with_bars:
-            library.enable_progress_bar()
+def _is_expected(message: str) -> bool:
+    is_own_codec = "Expected types for" in message and "mmllm." in message
+    return is_own_codec or "has been deprecated and will not receive" in message

@@ -8,10 +8,12 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 
@@ -772,3 +774,42 @@ def test_a_call_that_is_being_made_changes_no_other(make):
 def test_numbers_at_the_edge_are_refused_before_anything_is_made(make, options, said):
     with pytest.raises(ConfigError, match=said):
         make("ltx2").with_overrides(**options)
+
+
+def test_the_example_of_a_family(make, folders, monkeypatch, tmp_path):
+    """The file and the entry that docs/decoders.md shows, against the family in the package."""
+    page = (Path(__file__).parents[2] / "docs" / "decoders.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:python|yaml)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (source,) = (block for block in blocks if "my_decoder.py" in block)
+    (entry,) = (yaml.safe_load(block) for block in blocks if "my_decoder:MyConfig" in block)
+    (tmp_path / "my_decoder.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = entry["decoders"]["image"] | {"weights": str(folders["stable_diffusion"])}
+    own = config.build(config.parse_component("decoders", entry, "decoders.image"))
+    shipped = make("stable_diffusion", steps=4, guidance=7.5)
+    assert own.condition_shapes == shipped.condition_shapes
+    conditions = [decoder.encode_captions(CAPTIONS) for decoder in (own, shipped)]
+    torch.testing.assert_close(*conditions)
+    init = [tiny.medium("image", seed) for seed in range(2)]
+    for media in (None, init):
+        made, expected = (
+            arrays(decoder.sample(conditions[1], generators=seeded(1, 2), init_media=media))
+            for decoder in (own, shipped)
+        )
+        assert np.array_equal(made, expected)
+    latents, noising = training_inputs(own)
+    losses = [each.denoising_loss(conditions[1], latents, **noising) for each in (own, shipped)]
+    assert torch.equal(*losses)
+
+
+def test_a_call_may_bring_its_scheduler_before_anything_is_loaded(make):
+    condition = make("stable_diffusion").encode_captions(CAPTIONS[:1])
+    fresh, configured = make("stable_diffusion"), make("stable_diffusion", scheduler="dpm++")
+    made = fresh.sample(condition, generators=seeded(0), options={"scheduler": "dpm++"})
+    assert np.array_equal(arrays(made), arrays(configured.sample(condition, generators=seeded(0))))
+    assert type(fresh.pipeline.scheduler) is type(make("stable_diffusion").pipeline.scheduler)
+
+
+def test_former_names_of_options_are_understood(make, caplog):
+    decoder = make("stable_diffusion").with_overrides(negative="blurry", source="last")
+    assert (decoder.config.negative_prompt, decoder.config.init_media) == ("blurry", "last")
