@@ -532,7 +532,7 @@ def resident(process: int) -> int:
 def serve(name: str) -> None:
     """A server that does little for each request; says where it is."""
     from mmllm import config, model
-    from mmllm.chat import Chat
+    from mmllm.inference.chat import Chat
     from mmllm.kernels.allocator import limit_malloc_arenas
     from mmllm.server import listener
     from mmllm.server.app import build_app

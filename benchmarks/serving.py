@@ -42,10 +42,11 @@ from pairs import Options, Row, timed
 
 import mmllm
 from mmllm import Audio, Image, Medium, Message, Video, user
-from mmllm.chat import Chat
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import Sampling, generate
-from mmllm.replies import MediumReady, MediumStarted, TextDelta
+from mmllm.inference.batching import generate
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import MediumReady, MediumStarted, TextDelta
+from mmllm.inference.sampling import Sampling
 
 TEXT = {"image": "forbid", "audio": "forbid", "video": "forbid"}
 BOTH = {"image": "force", "audio": "force", "video": "forbid"}
@@ -69,8 +70,8 @@ def text(options: Options) -> list[Row]:
 
 
 def text_in(dtype: str, options: Options) -> list[Row]:
-    """Guesses (mmllm.prompt_lookup) gain what a reply repeats: the detail of the row with the bar
-    names the questions that gain least and most, and another row has none."""
+    """Drafts (mmllm.inference.speculative) gain what a reply repeats: the detail of the row with
+    the bar names the questions that gain least and most, and another row has none."""
     chat, num = mini(dtype), 96
     llm = chat.model.llm
     model = copy.deepcopy(llm.model).merge_and_unload() if dtype == "float32" else llm.model

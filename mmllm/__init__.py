@@ -16,13 +16,13 @@ from mmllm.errors import (
     MmllmError,
     TrainingError,
 )
-from mmllm.inputs import assistant, system, user
-from mmllm.replies import Reply
+from mmllm.inference.inputs import assistant, system, user
+from mmllm.inference.replies import Reply
 
 if TYPE_CHECKING:
     import torch
 
-    from mmllm.chat import Chat
+    from mmllm.inference.chat import Chat
 
 __version__ = "0.1.0"
 
@@ -63,14 +63,14 @@ def load(
     `prefixes`: how many conversations' caches are kept for their next turns; `trust`: modules of
     yours ("my_encoder") and template files that a checkpoint may use: it runs no other code.
     """
-    from mmllm.chat import load as load_chat
+    from mmllm.inference.loading import load as load_chat
 
     return load_chat(source, device=device, dtype=dtype, prefixes=prefixes, trust=trust)
 
 
 def __getattr__(name: str) -> Any:
     if name == "Chat":
-        from mmllm.chat import Chat
+        from mmllm.inference.chat import Chat
 
         return Chat
     raise AttributeError(f"module 'mmllm' has no attribute {name!r}")

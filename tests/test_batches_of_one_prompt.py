@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmllm import config, model
-from mmllm.chat import Chat
 from mmllm.conversation import Image, Message, user
-from mmllm.generation import ContinuousBatcher
+from mmllm.inference.batching import ContinuousBatcher
+from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
 
 ASKED = [user("Draw a red apple, please.")]
@@ -60,7 +60,7 @@ def test_what_is_alike_is_told_by_what_it_shows(
     monkeypatch.setattr(
         ContinuousBatcher,
         "join",
-        lambda self, entry: sizes.append(len(entry.rows)) or join(self, entry),
+        lambda self, entry: sizes.append(len(entry.sequences)) or join(self, entry),
     )
 
     def seen(value: int) -> list[Message]:

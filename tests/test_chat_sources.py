@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmllm.chat import Chat
 from mmllm.conversation import Conversation, Medium, assistant, user
 from mmllm.errors import ConfigError
+from mmllm.inference.chat import Chat
+from mmllm.inference.replies import Reply
 from mmllm.model import AnyToAny
-from mmllm.replies import Reply
 from tests.test_rendering import clip, picture
 
 ONE = {"modalities": {"image": "force"}, "max_new_tokens": 4, "max_media": 1}

@@ -31,7 +31,6 @@ from PIL import Image as PILImage
 from starlette.responses import PlainTextResponse
 
 from mmllm import media
-from mmllm.chat import Chat
 from mmllm.conversation import Image, Video, assistant, user
 from mmllm.demo import Demo
 from mmllm.demo.archive import pack, unpack
@@ -40,6 +39,7 @@ from mmllm.demo.page import SettingsPanel
 from mmllm.demo.replying import stream_reply
 from mmllm.demo.sessions import BrowserSession, SessionStore, Turn
 from mmllm.errors import ConfigError, MediaError
+from mmllm.inference.chat import Chat
 from mmllm.media import isolated
 from mmllm.model import AnyToAny
 from mmllm.server.listener import allowed_hosts

@@ -15,11 +15,12 @@ import typer
 import yaml
 
 import mmllm
-from mmllm.chat import Chat, Reply
 from mmllm.cli import app
 from mmllm.config import COMPONENTS, StageConfig, parse_component
 from mmllm.conversation import Medium
-from mmllm.generation import Sampling
+from mmllm.inference.chat import Chat
+from mmllm.inference.replies import Reply
+from mmllm.inference.sampling import Sampling
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from mmllm import chat as chats
-from mmllm.chat import Chat
 from mmllm.conversation import Image, Medium, Message, Text, assistant, user
 from mmllm.demo.replying import stream_reply
 from mmllm.demo.sessions import BrowserSession, Turn
-from mmllm.generation import SequenceState
+from mmllm.inference.chat import Chat
+from mmllm.inference.engine import Engine
+from mmllm.inference.prefill import Prefill
+from mmllm.inference.sequence import SequenceState
 from mmllm.model import AnyToAny
 from mmllm.server.app import build_app
 from tests.server.conftest import running
@@ -27,16 +28,17 @@ SAID = [user(Image(PNG), "what is this?"), assistant("one two"), user("draw it, 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], SequenceState]]:
-    """What every door asks of the engine: (ids of the prompt, the row with its answer)."""
-    found: list[tuple[list[int], SequenceState]] = []
-    prepare = chats.prepare
+    """What every door asks of the engine: (ids of the prompt, its sequence)."""
+    requested: list[tuple[list[int], SequenceState]] = []
+    generate = Engine.generate
 
-    def noted(model: Any, prompts: Any, lookup: Any, rows: Any, prefixes: Any) -> Any:
-        found.extend((prompt.ids, row) for prompt, row in zip(prompts, rows, strict=True))
-        return prepare(model, prompts, lookup, rows, prefixes)
+    def noted(engine: Engine, prefill: Prefill, poll: Any) -> None:
+        pairs = zip(prefill.prompts, prefill.sequences, strict=True)
+        requested.extend((prompt.ids, sequence) for prompt, sequence in pairs)
+        generate(engine, prefill, poll)
 
-    monkeypatch.setattr(chats, "prepare", noted)
-    return found
+    monkeypatch.setattr(Engine, "generate", noted)
+    return requested
 
 
 def by_python(chat: Chat, options: dict[str, Any]) -> list[str | bytes]:
@@ -105,9 +107,9 @@ def test_all_doors_give_the_same_ids_and_media(
 
     (prompt, row), *others = asked
     assert len(others) == 3
-    assert len(row.answer.ids) > 0
+    assert len(row.output.ids) > 0
     for ids, other in others:
         assert ids == prompt
-        assert other.answer.ids == row.answer.ids
+        assert other.output.ids == row.output.ids
     learned = tiny_model.renderer.render([*SAID, assistant("five six")])  # as training renders it
     assert learned.ids[: len(prompt)] == prompt

@@ -22,8 +22,10 @@ from PIL import Image as PILImage
 import mmllm
 from mmllm import Audio, Chat, Image, Text, Video, assistant, system, user
 from mmllm.errors import ConfigError, MediaError
+from mmllm.inference.events import Done
+from mmllm.inference.replies import Reply
+from mmllm.inference.session import ChatSession
 from mmllm.model import AnyToAny
-from mmllm.replies import Done, Reply
 
 QUICK: Any = {"seed": 3, "max_new_tokens": 6}
 RED = (200, 10, 10)
@@ -270,7 +272,7 @@ def test_notebooks_show_replies_and_media(chat: Chat) -> None:
     assert "data:image/png;base64," in shown
     sound = Audio("absent.wav")._repr_mimebundle_()
     assert "absent.wav" in sound["text/html"]
-    said = mmllm.chat_session.ChatSession(chat, [user("<b>one</b>")])._repr_mimebundle_()
+    said = ChatSession(chat, [user("<b>one</b>")])._repr_mimebundle_()
     assert "&lt;b&gt;one" in said["text/html"]
 
 

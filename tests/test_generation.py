@@ -7,11 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmllm.chat import Chat, PendingMedium, RequestContext, TextStream
 from mmllm.conversation import Audio, Image, Text, Video, assistant, user
 from mmllm.errors import ConfigError, ContextError
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import Sampling, SequenceState, SignalSpan, generate
+from mmllm.inference.batching import generate
+from mmllm.inference.chat import Chat, PendingMedium, RequestContext
+from mmllm.inference.outputs import SignalSpan
+from mmllm.inference.sampling import Sampling
+from mmllm.inference.sequence import SequenceState
+from mmllm.inference.text_stream import TextStream
 from mmllm.model import AnyToAny
 from tests.test_model import batch_of
 from tests.test_rendering import clip, picture, sound
@@ -263,7 +267,7 @@ def test_a_temperature_divides_what_lies_below_the_largest_logit(tiny_model: Any
     row = SequenceState(tiny_model, Sampling(temperature=0.5), torch.Generator().manual_seed(0))
     logits = torch.full([8], -50.0)
     logits[2], logits[5] = 80.0, 80.5
-    drawn = [int(row.draw(logits)) for _ in range(2000)]
+    drawn = [int(row.sample(logits)) for _ in range(2000)]
     assert set(drawn) == {2, 5}
     share = drawn.count(5) / len(drawn)
     assert abs(share - 1 / (1 + torch.tensor(-1.0).exp().item())) < 0.04
@@ -283,4 +287,4 @@ def test_logits_that_are_no_numbers_are_told_and_chosen_from_by_nobody(
         chat.reply([user("hello")], temperature=temperature, **options)
     broken.clear()
     assert chat.reply([user("hello")], temperature=temperature, **options).ids == wanted.ids
-    assert chat.engine.idle
+    assert chat.engine.is_idle

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
-from mmllm.chat import Chat
 from mmllm.conversation import assistant, user
+from mmllm.inference.chat import Chat
+from mmllm.inference.engine import Engine
+from mmllm.inference.prefill import Prefill
+from mmllm.inference.sequence import SequenceState
 from mmllm.model import AnyToAny
 
 TALK = [user("hello world"), assistant("You can see."), user("one two three")]
@@ -19,17 +22,15 @@ TALK = [user("hello world"), assistant("You can see."), user("one two three")]
 
 def said(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
     """The words of a reply, the states of its picture, and how much of its prompt was known."""
-    from mmllm import generation
+    sequences: list[SequenceState] = []
+    generate = Engine.generate
 
-    rows: list[generation.SequenceState] = []
-    made = generation.SequenceState.__init__
-
-    def noted(row: generation.SequenceState, *arguments: Any, **named: Any) -> None:
-        made(row, *arguments, **named)
-        rows.append(row)
+    def noted(engine: Engine, prefill: Prefill, poll: Any) -> None:
+        sequences.extend(prefill.sequences)
+        generate(engine, prefill, poll)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation.SequenceState, "__init__", noted)
+        patch.setattr(Engine, "generate", noted)
         modalities = {"image": "force", "audio": "forbid", "video": "forbid"}
         chat.reply(
             options.pop("talk", TALK),
@@ -38,8 +39,8 @@ def said(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
             modalities=modalities,  # pyright: ignore
             **options,
         )
-    answer = rows[0].answer
-    return answer.ids, answer.spans[0].states, answer.num_cached
+    output = sequences[0].output
+    return output.ids, output.spans[0].states, output.num_cached
 
 
 def parts(model: AnyToAny) -> dict[str, nn.Module]:
@@ -87,7 +88,7 @@ def test_a_hook_is_called_for_every_position_and_removed_leaves_nothing(
     assert said(chat)[2] == 0
     handle.remove()
     positions.clear()
-    chat.engine.prefixes.clear()
+    chat.engine.prefix_cache.clear()
     after = said(chat)
     assert not positions
     assert after[0] == before[0]
@@ -145,14 +146,14 @@ def test_a_part_that_was_replaced_is_used(chat: Chat) -> None:
     assert known == len(chat.model.renderer.prefix_ids)  # read anew, by the new part
     assert not states.allclose(first[1], atol=1e-3)
     layer.mlp = own
-    chat.engine.prefixes.clear()
+    chat.engine.prefix_cache.clear()
     assert said(chat)[1].equal(first[1])
     assert said(chat)[0] == first[0]
 
 
 def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat: Chat) -> None:
     said(chat)
-    chat.engine.prefixes.clear()
+    chat.engine.prefix_cache.clear()
     calls: list[int] = []
     handles: list[Any] = []
     layer = chat.model.llm.backbone.layers[0]
@@ -166,7 +167,7 @@ def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat:
     assert list(events())
     handles[0].remove()
     assert chat.model.llm.new_cache().stack is not None
-    kept = chat.engine.prefixes._kept
+    kept = chat.engine.prefix_cache.entries
     assert len(kept) == (0 if calls else 1)  # what a hook may have changed is not kept
 
 
@@ -187,7 +188,7 @@ def test_accelerates_hooks_do_not_keep_openings_from_being_shared(chat: Chat) ->
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
     first = said(chat)
-    chat.engine.prefixes.clear()
+    chat.engine.prefix_cache.clear()
     layer = chat.model.llm.backbone.layers[0]
     add_hook_to_module(layer, ModelHook())
     placed = said(chat)

@@ -11,43 +11,46 @@ import torch
 from mmllm.conversation import Conversation
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import GenerationOutput, PrefixCache, Sampling, SignalSpan, generate
+from mmllm.inference.batching import generate
+from mmllm.inference.outputs import GenerationOutput, SignalSpan
+from mmllm.inference.prefix_cache import PrefixCache
+from mmllm.inference.sampling import Sampling
+from mmllm.inference.speculative import PromptLookupDraft
 from mmllm.model import AnyToAny
-from mmllm.prompt_lookup import PromptLookupDraft
 from tests.test_generation import PROMPTS
 
 
 def test_what_followed_the_same_words_is_guessed() -> None:
     said = PromptLookupDraft()
-    said.add([1, 2, 3, 4, 5, 9, 2, 3])
+    said.extend([1, 2, 3, 4, 5, 9, 2, 3])
     assert said.propose(1) == [4]
     assert said.propose(9) == [4, 5]
 
 
 def test_the_longest_and_then_the_latest_place_counts() -> None:
     said = PromptLookupDraft()
-    said.add([1, 2, 3, 7, 2, 3, 8, 2, 3, 9, 1, 2, 3])
+    said.extend([1, 2, 3, 7, 2, 3, 8, 2, 3, 9, 1, 2, 3])
     assert said.propose(1) == [7]  # behind 1 2 3, and not behind the later 2 3
-    said.add([0, 5, 2, 3])
+    said.extend([0, 5, 2, 3])
     assert said.propose(1) == [0]
 
 
 def test_a_guess_that_was_right_makes_bold_until_one_is_wrong() -> None:
     said = PromptLookupDraft()
-    said.add([7, 1, 2, 3, 1, 2, 3])
+    said.extend([7, 1, 2, 3, 1, 2, 3])
     assert said.propose(8) == [1, 2]
-    said.add([1, 2, 3])
+    said.extend([1, 2, 3])
     assert said.propose(8) == [1, 2, 3, 1, 2, 3, 1, 2], "what goes round goes on"
-    said.add([1, 2, 9])
+    said.extend([1, 2, 9])
     assert said.propose(8) == [], "nothing was said behind 2 9"
-    said.add([1, 2])
+    said.extend([1, 2])
     assert said.propose(8) == [9, 1]
 
 
 def test_nothing_is_guessed_from_nothing() -> None:
     said = PromptLookupDraft()
     assert said.propose(5) == []
-    said.add([1, 2, 3, 4])
+    said.extend([1, 2, 3, 4])
     assert said.propose(5) == []
 
 
@@ -75,7 +78,7 @@ def answer(
         [model.renderer.render(prompt, add_generation_prompt=True)],
         FeatureCache(model),
         sampling=Sampling(**options),
-        prefixes=prefixes,
+        prefix_cache=prefixes,
     )[0]
 
 
@@ -148,11 +151,11 @@ def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> No
     for lookup in (0, 5):
         prefixes = PrefixCache()
         answer(tiny_model, PROMPTS[0], prefixes, max_new_tokens=30, num_draft_tokens=lookup)
-        kept += prefixes._kept
-    (symbols, cache, _), (others, other, _) = kept
-    assert symbols == others
-    for one, two in zip(cache.layers, other.layers, strict=True):
-        assert one.keys.shape[2] == len(symbols)
+        kept += prefixes.entries
+    first, second = kept
+    assert first.keys == second.keys
+    for one, two in zip(first.cache.layers, second.cache.layers, strict=True):
+        assert one.keys.shape[2] == len(first.keys)
         assert torch.allclose(one.keys, two.keys, atol=1e-4)
         assert torch.allclose(one.values, two.values, atol=1e-4)
 

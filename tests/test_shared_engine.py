@@ -11,22 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from mmllm import generation
-from mmllm.chat import Chat
 from mmllm.conversation import Audio, Message, assistant, user
 from mmllm.decoders.contract import Cancelled
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import (
-    ContinuousBatcher,
-    GenerationOutput,
-    PrefixCache,
-    Sampling,
-    SequenceState,
-    generate,
-    prepare,
-)
+from mmllm.inference import batching
+from mmllm.inference.batching import ContinuousBatcher, generate
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import Progress
+from mmllm.inference.outputs import GenerationOutput
+from mmllm.inference.prefill import prepare_prefill
+from mmllm.inference.prefix_cache import PrefixCache
+from mmllm.inference.replies import Reply
+from mmllm.inference.sampling import Sampling
+from mmllm.inference.sequence import SequenceState
 from mmllm.model import AnyToAny
-from mmllm.replies import Progress, Reply
 from tests.test_generation import ALL, PROMPTS, eager
 
 LENGTHS = (3, 9, 5)
@@ -49,24 +47,26 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(
     tiny_model: AnyToAny, keep: int, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether a prompt is read by itself or along with a step of the others."""
-    monkeypatch.setattr(generation, "_MAX_MIXED_PREFILL", long)
+    monkeypatch.setattr(batching, "MAX_MIXED_PREFILL", long)
     passes: list[int] = []
-    read = tiny_model.llm.read
-    tiny_model.llm.read = lambda new: passes.append(len(new)) or read(new)  # pyright: ignore
+    read = tiny_model.llm.forward_with_cache
+    tiny_model.llm.forward_with_cache = lambda new: passes.append(len(new)) or read(new)  # pyright: ignore
     model = eager(tiny_model, "audio")
     work, prefixes = FeatureCache(model), PrefixCache(keep)
     prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in PROMPTS]
-    decoding, entries, rows, sizes = ContinuousBatcher(model, prefixes), [], [], []
+    batcher, entries, rows, sizes = ContinuousBatcher(model, prefixes), [], [], []
     for number, prompt in enumerate(prompts):
         rows.append(SequenceState(model, sampled(number), torch.Generator().manual_seed(number)))
-        entries.append(prepare(model, [prompt], work, rows[-1:], prefixes))
-        decoding.join(entries[-1])
-        decoding.step()
-        sizes.append(len(decoding.rows))
-    assert [entry.rows for entry in entries] == [[row] for row in rows]  # each waits for its own
-    while decoding.rows:
-        decoding.step()
-        sizes.append(len(decoding.rows))
+        entries.append(prepare_prefill(model, [prompt], work, rows[-1:], prefixes))
+        batcher.join(entries[-1])
+        batcher.step()
+        sizes.append(len(batcher.sequences))
+    assert [entry.sequences for entry in entries] == [
+        [row] for row in rows
+    ]  # each waits for its own
+    while batcher.sequences:
+        batcher.step()
+        sizes.append(len(batcher.sequences))
     assert sizes[:3] == [1, 2, 3]
     assert max(passes) == 2
     assert passes[:6] == ([1, 1, 1, 2, 1, 2] if long == 1 else [1, 2, 2, 1, 1, 1])
@@ -80,16 +80,18 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(
             sampling=sampled(number),
             generators=[torch.Generator().manual_seed(number)],
         )
-        assert same(row.answer, alone)
+        assert same(row.output, alone)
         assert len(alone.ids) <= LENGTHS[number]
 
     # What is kept of a row is what it would have been alone: the next turn goes on from it.
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        text = model.llm.tokenizer.decode(row.answer.ids)
+        text = model.llm.tokenizer.decode(row.output.ids)
         talk: list[Message] = [*PROMPTS[number], assistant(text), user("three")]
         following = model.renderer.render(talk, add_generation_prompt=True)
         cached, plain = (
-            generate(model, [following], work, sampling=Sampling(max_new_tokens=4), prefixes=by)[0]
+            generate(
+                model, [following], work, sampling=Sampling(max_new_tokens=4), prefix_cache=by
+            )[0]
             for by in (prefixes, None)
         )
         assert (cached.num_cached >= len(prompt)) == (keep > 0)
@@ -145,7 +147,7 @@ def test_calls_of_all_kinds_at_once_get_what_they_get_alone(tiny_model: AnyToAny
     expected = [chat.reply(PROMPTS[number % 3], **asked[number]) for number in range(4)]
     for found, alone in zip(together(*calls), expected, strict=True):
         assert close(found, alone)
-    assert chat.engine.idle
+    assert chat.engine.is_idle
 
 
 def test_media_of_several_calls_are_made_in_one_batch_and_one_may_leave(
@@ -182,7 +184,7 @@ def test_media_of_several_calls_are_made_in_one_batch_and_one_may_leave(
 
     def release() -> None:
         until = time.monotonic() + 60
-        while chat.engine.waiting + sum(sizes) < 3:
+        while chat.engine.num_waiting_media + sum(sizes) < 3:
             assert time.monotonic() < until
             time.sleep(0.01)
         may.set()
@@ -193,7 +195,7 @@ def test_media_of_several_calls_are_made_in_one_batch_and_one_may_leave(
     assert close(first, expected[0])
     assert close(third, expected[2])
     assert left.count(Progress) < 6
-    assert chat.engine.idle
+    assert chat.engine.is_idle
 
 
 def test_a_fault_reaches_all_whose_step_it_was_and_leaves_the_engine_as_new(
@@ -214,7 +216,7 @@ def test_a_fault_reaches_all_whose_step_it_was_and_leaves_the_engine_as_new(
     for error in together(*[lambda: chat.reply(PROMPTS[0], **options)] * 2):
         assert isinstance(error, RuntimeError)
     monkeypatch.undo()
-    assert chat.engine.idle
+    assert chat.engine.is_idle
     assert chat.reply(PROMPTS[0], **options).ids == expected.ids
 
 
@@ -234,7 +236,7 @@ def test_one_that_cannot_be_read_fails_alone(
     )
     assert good.ids == expected.ids
     assert isinstance(bad, RuntimeError)
-    assert chat.engine.idle
+    assert chat.engine.is_idle
 
 
 def test_a_cancelled_row_leaves_while_others_go_on(tiny_model: AnyToAny) -> None:
@@ -251,4 +253,4 @@ def test_a_cancelled_row_leaves_while_others_go_on(tiny_model: AnyToAny) -> None
     )
     assert good.ids == expected.ids
     assert isinstance(left, Cancelled)
-    assert chat.engine.idle
+    assert chat.engine.is_idle

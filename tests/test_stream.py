@@ -14,13 +14,17 @@ import pytest
 import torch
 
 from mmllm import media
-from mmllm.chat import Chat
 from mmllm.conversation import Image, Medium, Message, Text, assistant, system, user
 from mmllm.errors import ConfigError, MediaError
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import GenerationOutput, PrefixCache, Sampling, generate
+from mmllm.inference.batching import generate
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import Done, Event, MediumReady, MediumStarted, Progress, TextDelta
+from mmllm.inference.outputs import GenerationOutput
+from mmllm.inference.prefix_cache import PrefixCache
+from mmllm.inference.replies import Reply
+from mmllm.inference.sampling import Sampling
 from mmllm.model import AnyToAny
-from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
 from tests.test_generation import eager
 from tests.test_rendering import clip, picture, sound
 
@@ -176,7 +180,7 @@ def test_a_cancelled_stream_leaves_the_engine_free_and_as_new(
         assert not any(isinstance(event, Done) for event in events)
     else:
         events.close()
-    assert chat.engine.idle
+    assert chat.engine.is_idle
     assert close(chat.reply(PROMPT, **OPTIONS), expected)
 
 
@@ -209,7 +213,7 @@ def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path:
     path = picture(40).save(tmp_path / "large.png")
     with media.limits(pixels=4), pytest.raises(MediaError, match="limit of 4"):
         list(chat.stream([user(Image(path), "what is this?")]))
-    assert chat.engine.idle
+    assert chat.engine.is_idle
 
 
 def test_threads_wait_for_one_another(tiny_model: AnyToAny) -> None:
@@ -356,7 +360,7 @@ def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) ->
     settings = Sampling(max_new_tokens=4, modalities=ALL)
     for conversation in (TURNS[:1], [*TURNS[:1], assistant("one two"), *TURNS[1:2]]):
         prompt = tiny_model.renderer.render(conversation, add_generation_prompt=True)
-        (cached,) = generate(tiny_model, [prompt], work, sampling=settings, prefixes=prefixes)
+        (cached,) = generate(tiny_model, [prompt], work, sampling=settings, prefix_cache=prefixes)
         (plain,) = generate(tiny_model, [prompt], work, sampling=settings)
         assert cached.ids == plain.ids
         for one, other in zip(cached.spans, plain.spans, strict=True):
@@ -377,7 +381,7 @@ def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyT
 
     def answers(*numbers: int, by: PrefixCache | None = None) -> list[GenerationOutput]:
         chosen = [prompts[number] for number in numbers]
-        return generate(model, chosen, work, sampling=settings, prefixes=by)
+        return generate(model, chosen, work, sampling=settings, prefix_cache=by)
 
     def alike(one: GenerationOutput, other: GenerationOutput, atol: float = 1e-4) -> bool:
         return one.ids == other.ids and all(
@@ -439,9 +443,9 @@ def test_as_many_conversations_are_kept_as_was_said(tiny_model: AnyToAny) -> Non
     chat = Chat(tiny_model, prefixes=2)
     for text in ("one", "two", "three"):
         chat.reply([user(text)], seed=0, max_new_tokens=2)
-    kept = chat.engine.prefixes._kept
+    kept = chat.engine.prefix_cache.entries
     assert len(kept) == 2
     conversation = [user("three"), assistant("x"), user("four")]
     chat.reply(conversation, seed=0, max_new_tokens=2)
-    assert len(chat.engine.prefixes._kept) == 2
-    assert len(Chat(tiny_model, prefixes=0).engine.prefixes._kept) == 0
+    assert len(chat.engine.prefix_cache.entries) == 2
+    assert len(Chat(tiny_model, prefixes=0).engine.prefix_cache.entries) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmllm import console
 from mmllm.conversation import Medium
 from mmllm.errors import MmllmError
-from mmllm.replies import Event, MediumReady, MediumStarted, Progress, TextDelta
+from mmllm.inference.events import Event, MediumReady, MediumStarted, Progress, TextDelta
 
 
 class ReplyPrinter:

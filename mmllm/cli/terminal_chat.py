@@ -14,12 +14,14 @@ from mmllm import console, terminal
 from mmllm.cli.reply_printer import ReplyPrinter
 from mmllm.conversation import MEDIA, Medium, Text
 from mmllm.errors import ConfigError, MediaError, MmllmError, quoted
-from mmllm.inputs import SUFFIXES, SYNONYMS, Choice, modality_key
-from mmllm.replies import Done, Event, Reply
+from mmllm.inference.events import Done, Event
+from mmllm.inference.inputs import MEDIA_SUFFIXES
+from mmllm.inference.options import SYNONYMS, ModalityChoice, modality_key
+from mmllm.inference.replies import Reply
 from mmllm.utils.hints import did_you_mean
 
 if TYPE_CHECKING:
-    from mmllm.chat import Chat
+    from mmllm.inference.chat import Chat
 
 DEFAULT_FOLDER = Path("mmllm-chat")
 """Where media are saved unless another place is given."""
@@ -43,7 +45,7 @@ _QUIT = {"exit", "quit", "/exit", "/quit", "/q"}
 class ReplyOptions:
     """How replies are generated, see `Chat.reply`; `steps`: denoising steps of the decoders."""
 
-    modalities: Mapping[str, Choice] = field(default_factory=dict)
+    modalities: Mapping[str, ModalityChoice] = field(default_factory=dict)
     seed: int | None = None
     steps: int | None = None
 
@@ -184,7 +186,7 @@ class TerminalChat:
             self._attach(modality_key(name), file_named(words))
         elif name in ("force", "forbid"):
             key = check_modality(words, self.chat.model.renderer.output_keys)
-            choices: dict[str, Choice] = {**self.options.modalities}
+            choices: dict[str, ModalityChoice] = {**self.options.modalities}
             choices[key] = "force" if name == "force" else "forbid"
             self.options = replace(self.options, modalities=choices)
             console.note(f"({', '.join(f'{c} {k}' for k, c in choices.items())}; /auto ends it)")
@@ -267,7 +269,7 @@ def is_media_file(line: str) -> bool:
         return False
     try:
         path = file_named(line)
-        known = path.suffix.lower() in SUFFIXES
+        known = path.suffix.lower() in MEDIA_SUFFIXES
         return known and (path.is_file() or (path.is_absolute() and " " not in line))
     except (MediaError, OSError, ValueError):
         return False

@@ -23,7 +23,7 @@ from mmllm.errors import ConfigError
 from mmllm.mini import locate
 
 if TYPE_CHECKING:
-    from mmllm.chat import Chat
+    from mmllm.inference.chat import Chat
 
 QUEUE = 16
 """Requests that may wait for the engine; more are turned away."""

@@ -20,13 +20,13 @@ from typing import Any
 
 import gradio as gr
 
-from mmllm.chat import Chat
 from mmllm.conversation import ContentPart, Medium, Message, Text
 from mmllm.demo.archive import pack, unpack
 from mmllm.demo.replying import follow_reply, stream_reply
 from mmllm.demo.sessions import BrowserSession, Piece, SessionStore, Turn, check_text
 from mmllm.errors import ConfigError, MmllmError, quoted
-from mmllm.generation import Sampling
+from mmllm.inference.chat import Chat
+from mmllm.inference.sampling import Sampling
 from mmllm.mini import locate
 from mmllm.server.settings import ServerSettings as Limits
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from mmllm.chat import Chat
 from mmllm.conversation import ContentPart, Message, Text
 from mmllm.demo.sessions import PATIENCE, BrowserSession, Piece, Turn
 from mmllm.errors import ConfigError
-from mmllm.replies import Done, MediumReady, MediumStarted, Progress, Reply, TextDelta
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import Done, MediumReady, MediumStarted, Progress, TextDelta
+from mmllm.inference.replies import Reply
 
 MAKING = {"image": "Drawing", "audio": "Making the sound", "video": "Animating"}
 _OFTEN = 0.1

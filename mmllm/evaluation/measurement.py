@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmllm.chat import Chat, load
 from mmllm.conversation import Medium, assistant, user
 from mmllm.evaluation import batching, perplexity, tasks
 from mmllm.evaluation.judges import motion
@@ -27,6 +26,8 @@ from mmllm.evaluation.prompts import (
 )
 from mmllm.evaluation.resources import EvaluationResources
 from mmllm.evaluation.tasks import ScoredItem, Task
+from mmllm.inference.chat import Chat
+from mmllm.inference.loading import load
 
 logger = logging.getLogger(__name__)
 

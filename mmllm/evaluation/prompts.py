@@ -34,7 +34,7 @@ _BLANK = {
 
 
 class RepliesInBatches(Protocol):
-    """The one method of `mmllm.chat.Chat` that evaluation calls."""
+    """The one method of `mmllm.inference.chat.Chat` that evaluation calls."""
 
     def reply_many(
         self, conversations: Sequence[Conversation], *, seeds: Sequence[int], **options: Any

@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from mmllm import console
-from mmllm.chat import Chat, load
 from mmllm.conversation import Message, Text
 from mmllm.errors import ConfigError
 from mmllm.evaluation.measurement import ModelMeasurement
@@ -24,6 +23,8 @@ from mmllm.evaluation.report import EvaluationReport
 from mmllm.evaluation.resources import EvaluationResources
 from mmllm.evaluation.tasks import TASKS
 from mmllm.gallery import GalleryEntry, write_gallery
+from mmllm.inference.chat import Chat
+from mmllm.inference.loading import load
 
 _OTHER_TASKS = ("perplexity", "batch of 8")
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "timm", "scikit-learn", "numpy")

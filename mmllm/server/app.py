@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 import mmllm
-from mmllm.chat import Chat
+from mmllm.inference.chat import Chat
 from mmllm.media import isolated
 from mmllm.server import bodies, errors
 from mmllm.server.middleware import AdmissionMiddleware

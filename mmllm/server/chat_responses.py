@@ -9,15 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmllm.conversation import Medium, Text
-from mmllm.replies import (
-    Done,
-    Event,
-    MediumReady,
-    MediumStarted,
-    Progress,
-    Reply,
-    TextDelta,
-)
+from mmllm.inference.events import Done, Event, MediumReady, MediumStarted, Progress, TextDelta
+from mmllm.inference.replies import Reply
 from mmllm.server import encoding, markdown
 from mmllm.server.settings import MediaFormat
 

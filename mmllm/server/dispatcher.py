@@ -1,5 +1,5 @@
 """The threads that answer. Requests wait in a bounded line; those that are answered at the same
-time share the chat's engine (mmllm.engine), streamed or not, whatever their options."""
+time share the chat's engine (mmllm.inference.engine), streamed or not, whatever their options."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmllm import media
-from mmllm.chat import Chat
 from mmllm.conversation import Conversation
 from mmllm.decoders.contract import Cancelled
-from mmllm.generation import Choice
-from mmllm.replies import Done, Event, Reply
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import Done, Event
+from mmllm.inference.options import ModalityChoice
+from mmllm.inference.replies import Reply
 from mmllm.server.errors import ApiError
 from mmllm.server.metrics import Metrics
 from mmllm.server.settings import ServerSettings
@@ -25,7 +26,7 @@ from mmllm.server.settings import ServerSettings
 class ReplyOptions:
     """The arguments of `Chat.reply` that say how."""
 
-    modalities: Mapping[str, Choice] = field(default_factory=dict)
+    modalities: Mapping[str, ModalityChoice] = field(default_factory=dict)
     decoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mmllm.conversation import Medium
-from mmllm.replies import Reply
+from mmllm.inference.replies import Reply
 
 MEDIA_TYPES = {
     "png": "image/png",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmllm.chat import Chat
 from mmllm.errors import ConfigError, quoted
-from mmllm.generation import Choice, Sampling
+from mmllm.inference.chat import Chat
+from mmllm.inference.options import ModalityChoice
+from mmllm.inference.sampling import Sampling
 from mmllm.server import schemas as api
 from mmllm.server.dispatcher import ReplyOptions
 from mmllm.server.errors import bad_request
@@ -121,7 +122,7 @@ class OptionsParser:
         options = self.decoder(
             modality, given, "decoder", size=size, seconds=seconds, ignored=ignored
         )
-        choices: dict[str, Choice] = dict.fromkeys(self.decoders, "forbid")
+        choices: dict[str, ModalityChoice] = dict.fromkeys(self.decoders, "forbid")
         return ReplyOptions(
             modalities={**choices, modality: "force"},
             decoders={modality: options} if options else {},
@@ -223,7 +224,9 @@ class OptionsParser:
         self._check_max(field_name or f"{param}: width x height", pixels, limits.max_output_pixels)
         self.check_text(options.get("negative_prompt", ""), f"{param}.negative_prompt")
 
-    def _choices(self, given: list[str] | Mapping[str, Choice] | None) -> dict[str, Choice]:
+    def _choices(
+        self, given: list[str] | Mapping[str, ModalityChoice] | None
+    ) -> dict[str, ModalityChoice]:
         """`modalities` of a request, in OpenAI's form or ours -> modality -> choice."""
         if not isinstance(given, list):
             if "text" in (given or {}):

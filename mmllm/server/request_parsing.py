@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from mmllm.chat import Chat
 from mmllm.conversation import MEDIA, ContentPart, Medium, Message, Role, Text
 from mmllm.errors import MediaError, quoted
+from mmllm.inference.chat import Chat
 from mmllm.media import data_uri
 from mmllm.server import markdown, remote
 from mmllm.server import schemas as api

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmllm.conversation import Medium, Text
-from mmllm.replies import Done, Event, MediumReady, MediumStarted, Progress, Reply, TextDelta
+from mmllm.inference.events import Done, Event, MediumReady, MediumStarted, Progress, TextDelta
+from mmllm.inference.replies import Reply
 from mmllm.server import encoding, markdown
 from mmllm.server.chat_responses import PART_TYPES
 from mmllm.server.responses_schemas import ResponsesRequest

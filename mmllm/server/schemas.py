@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from mmllm.inference.options import ModalityChoice
 from mmllm.server.settings import MediaFormat
 
 T = TypeVar("T")
@@ -55,7 +56,6 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 Seconds = Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")]
 AudioFormat = Literal["wav", "flac", "mp3"]
-Choice = Literal["auto", "force", "forbid"]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 _ANY = object()
@@ -250,7 +250,7 @@ class RequestExtras(Strict):
 
 
 Modalities = Annotated[
-    Names | Annotated[dict[str, Choice], few(_MOST_NAMES)],
+    Names | Annotated[dict[str, ModalityChoice], few(_MOST_NAMES)],
     Field(
         description=(
             'OpenAI\'s list of what a reply may hold (["text", "image"]), or what is auto, force '

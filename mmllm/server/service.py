@@ -12,11 +12,12 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from mmllm.chat import Chat
 from mmllm.conversation import Medium, user
 from mmllm.decoders.contract import Cancelled
 from mmllm.errors import quoted
-from mmllm.replies import Done, Event, Reply
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import Done, Event
+from mmllm.inference.replies import Reply
 from mmllm.server import encoding, errors
 from mmllm.server.dispatcher import Dispatcher, ReplyJob, ReplyOptions
 from mmllm.server.errors import CLOSED, ApiError, bad_request

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmllm.conversation import Medium
 from mmllm.errors import quoted
-from mmllm.replies import Event, Progress
+from mmllm.inference.events import Event, Progress
 from mmllm.server import encoding
 from mmllm.server.dispatcher import Dispatcher, ReplyJob
 from mmllm.server.errors import ApiError, to_api_error

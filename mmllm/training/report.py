@@ -219,8 +219,8 @@ class Journal:
 
 def write_samples(model: AnyToAny, samples: SamplesConfig, output: Path, step: int) -> None:
     """Answer the fixed prompts and write samples/step-N/ with a page that shows them."""
-    from mmllm.chat import Chat
     from mmllm.gallery import GalleryEntry, write_gallery
+    from mmllm.inference.chat import Chat
 
     prompts: list[Message] = [user(text) for text in samples.prompts]
     for line in samples.media:  # "image mini:data/pictures/x.webp What is this?"

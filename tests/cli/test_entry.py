@@ -14,10 +14,10 @@ import yaml
 
 import mmllm
 from mmllm import console
-from mmllm.chat import Chat
 from mmllm.cli import FAILED, INTERRUPTED, main
 from mmllm.cli.options import find_config
 from mmllm.conversation import Image
+from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
 
 ROOT = Path(__file__).parents[2]

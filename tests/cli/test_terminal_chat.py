@@ -17,13 +17,13 @@ import pytest
 import yaml
 
 from mmllm import console, terminal
-from mmllm.chat import Chat
 from mmllm.cli.reply_printer import ReplyPrinter
 from mmllm.cli.terminal_chat import ReplyOptions, TerminalChat, file_named
 from mmllm.conversation import Audio, Image, Text
 from mmllm.errors import MediaError
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import MediumReady, MediumStarted, Progress, TextDelta
 from mmllm.model import AnyToAny
-from mmllm.replies import MediumReady, MediumStarted, Progress, TextDelta
 from tests import parts
 
 ROOT = Path(__file__).parents[2]

@@ -13,13 +13,14 @@ import torch
 
 import mmllm
 from mmllm import checkpoints, config, model
-from mmllm.chat import Chat
 from mmllm.conversation import Conversation, Medium, assistant, user
 from mmllm.decoders.contract import Cancelled
 from mmllm.demo.replying import stream_reply
 from mmllm.demo.sessions import BrowserSession, Turn
+from mmllm.inference.chat import Chat
+from mmllm.inference.events import Done, MediumReady, Progress
+from mmllm.inference.replies import Reply
 from mmllm.model import AnyToAny
-from mmllm.replies import Done, MediumReady, Progress, Reply
 from tests import parts, second_device
 from tests.decoders import tiny
 from tests.second_device import host_waits
@@ -157,7 +158,7 @@ def test_mini_streams_with_previews_until_it_is_cancelled(minis: tuple[Chat, Cha
     stream = there.stream("Draw a red apple.", **options)
     next(event for event in stream if isinstance(event, Progress))
     stream.close()
-    assert there.engine.idle
+    assert there.engine.is_idle
     alike(here.reply("Hello!", **options), there.reply("Hello!", **options))
 
 
@@ -262,7 +263,7 @@ def test_a_stream_with_previews_and_one_that_is_cancelled(tinies: tuple[Chat, Ch
         if isinstance(event, Progress):
             cancel.set()
     assert not any(isinstance(event, Done | MediumReady) for event in seen)
-    assert chat.engine.idle
+    assert chat.engine.is_idle
     again = chat.reply(TALKS[0], **{k: v for k, v in options.items() if k != "previews"})
     assert (again.media[0].to_numpy() == whole.to_numpy()).all()
     with pytest.raises(Cancelled):

@@ -13,7 +13,9 @@ from mmllm.conversation import assistant, user
 from mmllm.data.batch import collate
 from mmllm.data.rendering import Rendered
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import GenerationOutput, Sampling, generate
+from mmllm.inference.batching import generate
+from mmllm.inference.outputs import GenerationOutput
+from mmllm.inference.sampling import Sampling
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, write
 from tests.second_device import host_waits
@@ -112,7 +114,7 @@ def test_a_step_makes_the_host_wait_once(
     """For all of its rows. Where transformers computes the layers of a padded batch, it asks the
     device about the mask besides; that is still no more than once a word."""
     name, _, there = pair
-    monkeypatch.setattr("mmllm.generation.SequenceState._constrained", _endless)
+    monkeypatch.setattr("mmllm.inference.sequence.SequenceState.constrain", _endless)
     asked = rendered(there, add_generation_prompt=True)[:rows]
 
     def do(length: int) -> list[GenerationOutput]:

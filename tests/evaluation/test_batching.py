@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mmllm.chat import Chat
 from mmllm.conversation import MEDIA, Audio, Image, user
 from mmllm.evaluation import batching, tasks
 from mmllm.evaluation.prompts import EvalItem
+from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
 from tests.evaluation.scripted import medium
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from mmllm.chat import Chat
 from mmllm.conversation import MEDIA, Conversation, Message, assistant, user
 from mmllm.errors import ConfigError
 from mmllm.evaluation import tasks
@@ -18,6 +17,7 @@ from mmllm.evaluation.prompts import (
     generate_responses,
     read_test_items,
 )
+from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
 from tests.evaluation.scripted import CONCEPTS, JUDGES, LABELS, ScriptedChat, items_from, medium
 

@@ -16,7 +16,8 @@ from mmllm.data.batch import collate
 from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import Sampling, generate
+from mmllm.inference.batching import generate
+from mmllm.inference.sampling import Sampling
 from mmllm.kernels.inference_layer import matmul
 from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.templates import TEMPLATES

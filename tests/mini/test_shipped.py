@@ -12,7 +12,7 @@ import pytest
 
 import mmllm
 from mmllm import Audio, Image, Video, mini, user
-from mmllm.chat import Chat
+from mmllm.inference.chat import Chat
 
 DATA = mini.FOLDER / "data"
 

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from mmllm import config, model
-from mmllm.chat import Chat
+from mmllm.inference.chat import Chat
 from mmllm.server import listener
 from mmllm.server.app import Service, build_app
 from mmllm.server.settings import ServerSettings

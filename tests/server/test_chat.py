@@ -10,11 +10,11 @@ import httpx2
 import openai
 import pytest
 
-from mmllm.chat import Chat
 from mmllm.conversation import Audio, Image, Medium, Text, Video, assistant, system, user
 from mmllm.errors import ConfigError
+from mmllm.inference.chat import Chat
+from mmllm.inference.replies import Reply
 from mmllm.media import read_provenance
-from mmllm.replies import Reply
 from tests.server.conftest import Served
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, file_of
 

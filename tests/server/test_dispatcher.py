@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from mmllm.chat import Chat
 from mmllm.conversation import user
 from mmllm.decoders.contract import Cancelled
 from mmllm.errors import ContextError
+from mmllm.inference.chat import Chat
 from mmllm.server.dispatcher import Dispatcher, ReplyJob, ReplyOptions
 from mmllm.server.errors import ApiError
 from mmllm.server.metrics import Metrics
@@ -96,7 +96,7 @@ def test_requests_at_once_share_steps_and_get_what_single_ones_get(
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(ask, asked))
     assert max(sizes) > 1
-    assert chat.engine.idle
+    assert chat.engine.is_idle
     monkeypatch.undo()
     forbidden = dict.fromkeys(("image", "audio", "video"), "forbid")
     tokens = 0
@@ -129,7 +129,7 @@ def test_a_client_that_goes_away_frees_the_engine(
                 wait_for(lambda: bool(served.service.dispatcher._running))
         wait_for(lambda: served.metric("mmllm_cancelled_total") == 1)
         wait_for(lambda: not served.service.dispatcher._running)
-        assert served.service.dispatcher.chat.engine.idle
+        assert served.service.dispatcher.chat.engine.is_idle
         assert served.metric("mmllm_media_total", modality="image") == 0
         assert http.post("/v1/chat/completions", json=body("one")).status_code == 200
         assert http.get("/health").json() == {"status": "ok", "waiting": 0}

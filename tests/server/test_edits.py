@@ -10,8 +10,8 @@ import httpx2
 import openai
 import pytest
 
-from mmllm.chat import Chat
 from mmllm.conversation import Image, user
+from mmllm.inference.chat import Chat
 from tests.server.conftest import Served
 from tests.server.files import PNG, WAV, file_of
 

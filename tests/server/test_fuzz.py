@@ -21,7 +21,7 @@ import pytest
 import schemathesis
 from schemathesis.specs.openapi import checks
 
-from mmllm.chat import Chat
+from mmllm.inference.chat import Chat
 from mmllm.server.app import build_app
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served, running

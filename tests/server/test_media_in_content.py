@@ -11,10 +11,10 @@ from typing import Any
 import openai
 import pytest
 
-from mmllm.chat import Chat
 from mmllm.conversation import assistant, user
 from mmllm.errors import ConfigError
-from mmllm.replies import Reply
+from mmllm.inference.chat import Chat
+from mmllm.inference.replies import Reply
 from mmllm.server import markdown
 from mmllm.server.generated_files import GeneratedFiles
 from mmllm.server.settings import ServerSettings

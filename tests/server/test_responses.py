@@ -9,9 +9,9 @@ import httpx2
 import openai
 import pytest
 
-from mmllm.chat import Chat
 from mmllm.conversation import Image, Text, assistant, system, user
-from mmllm.replies import Reply
+from mmllm.inference.chat import Chat
+from mmllm.inference.replies import Reply
 from tests.server.files import IMAGE, PNG, WAV, file_of
 from tests.server.test_chat import ALL, replied
 

@@ -13,9 +13,9 @@ import numpy as np
 import openai
 import pytest
 
-from mmllm.chat import Chat
 from mmllm.conversation import Image
 from mmllm.errors import ConfigError
+from mmllm.inference.chat import Chat
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, WAV, data_uri, file_of

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 from mmllm import checkpoints, config
 from mmllm import model as models
-from mmllm.chat import Chat
 from mmllm.checkpoints import saving
 from mmllm.cli import FAILED, main
 from mmllm.config import PrealignConfig
@@ -28,6 +27,7 @@ from mmllm.conversation import Video, user
 from mmllm.data.batch import Batch
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
 from mmllm.features.cache import FeatureCache
+from mmllm.inference.chat import Chat
 from mmllm.losses import LossTerm, TextNLL
 from mmllm.model import Output
 from mmllm.training import loop

@@ -1,11 +1,11 @@
-"""A reply, and the events by which it comes: plain data, no torch."""
+"""A reply with its usage and timings: plain data, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from mmllm.conversation import Audio, Image, Medium, Message, Text, Video
 from mmllm.errors import MediaError
@@ -15,9 +15,15 @@ M = TypeVar("M", bound=Medium)
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a turn. `prompt`: of the whole conversation, its media's placeholders included;
-    `cached`: how many of these were read before, as an earlier turn's or as the opening of all
-    (the template's and the system prompt); `text` and `signals`: of the reply."""
+    """Numbers of tokens of one turn.
+
+    Attributes:
+        prompt: of the whole conversation, the placeholders of its media included.
+        cached: how many of these came from a key-value cache, of an earlier turn or of the prefix
+            that all conversations share (the template's beginning and the system prompt).
+        text: text tokens of the reply.
+        signals: signal tokens of the reply.
+    """
 
     prompt: int = 0
     cached: int = 0
@@ -27,8 +33,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds since the request came (waiting for others included) to the first token, the end of
-    the text and the end; `media`: seconds that each decoder took, by its key."""
+    """Seconds since the call came, waiting for other calls included.
+
+    Attributes:
+        first_token: to the first token.
+        text: to the end of the text.
+        total: to the end.
+        media: output key -> seconds that its media took.
+    """
 
     first_token: float = 0.0
     text: float = 0.0
@@ -38,9 +50,17 @@ class Timings:
 
 @dataclass(frozen=True, repr=False)
 class Reply:
-    """What the model answered: `message` holds text and media in order. `seed` repeats it; `notes`
-    tells what the caller should know; `finish`: "end", "length" (the limit of tokens) or "stop" (a
-    stop string)."""
+    """A reply of the model.
+
+    Attributes:
+        message: text and media in order.
+        seed: repeats the reply.
+        ids: ids of the text tokens.
+        finish: "end", "length" (the limit of tokens) or "stop" (a stop string).
+        notes: what the caller should know, e.g. that the context was full.
+        usage: numbers of tokens.
+        timings: seconds.
+    """
 
     message: Message
     seed: int
@@ -55,13 +75,13 @@ class Reply:
         return f"Reply({self.text!r}{media}, seed={self.seed}, finish={self.finish!r})"
 
     def __str__(self) -> str:
-        """The text, with the kind of each medium in brackets where it stands."""
+        """The text, with the modality of each medium in brackets where it stands."""
         parts = self.message.parts
         return " ".join(p.text.strip() if isinstance(p, Text) else f"[{p.modality}]" for p in parts)
 
     @property
     def text(self) -> str:
-        """The text, the media left out."""
+        """The text, without the media."""
         return self.message.text
 
     @property
@@ -71,37 +91,40 @@ class Reply:
 
     @property
     def images(self) -> list[Image]:
-        """The pictures, in order."""
+        """The images, in order."""
         return self._all(Image)
 
     @property
     def audios(self) -> list[Audio]:
-        """The sounds, in order."""
+        """The audios, in order."""
         return self._all(Audio)
 
     @property
     def videos(self) -> list[Video]:
-        """The clips, in order."""
+        """The videos, in order."""
         return self._all(Video)
 
     @property
     def image(self) -> Image | None:
-        """The first picture; None without one."""
+        """The first image; None without one."""
         return next(iter(self.images), None)
 
     @property
     def audio(self) -> Audio | None:
-        """The first sound; None without one."""
+        """The first audio; None without one."""
         return next(iter(self.audios), None)
 
     @property
     def video(self) -> Video | None:
-        """The first clip; None without one."""
+        """The first video; None without one."""
         return next(iter(self.videos), None)
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the media: into the file `path`, if it has a suffix and there is one medium; into a
-        folder otherwise, as image-1.png, audio-2.wav, video-3.mp4.
+        """Write the media to files.
+
+        Args:
+            path: a file, if it has a suffix, for the one medium of the reply; else a folder, in
+                which the media are image-1.png, audio-2.wav, video-3.mp4.
 
         Returns:
             The files that were written.
@@ -132,55 +155,10 @@ class Reply:
             medium.show()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        """What a notebook shows: the text, pictures and players, in order."""
+        """What a notebook shows: the text, images and players, in order."""
         from mmllm.media import display
 
         return display.mimebundle(self.message.parts, repr(self))
 
     def _all(self, kind: type[M]) -> list[M]:
         return [medium for medium in self.media if isinstance(medium, kind)]
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    """More text of part `part_index` of the message."""
-
-    part_index: int
-    text: str
-
-
-@dataclass(frozen=True)
-class MediumStarted:
-    """Part `part_index` will be a medium; it is made while the text goes on."""
-
-    part_index: int
-    modality: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Denoising step `step` of `steps` is done; `preview` now and then, where there is one."""
-
-    part_index: int
-    modality: str
-    step: int
-    steps: int
-    preview: Image | None = None
-
-
-@dataclass(frozen=True)
-class MediumReady:
-    """Part `part_index` of the message."""
-
-    part_index: int
-    medium: Medium
-
-
-@dataclass(frozen=True)
-class Done:
-    """The last event: the reply as `Chat.reply` gives it."""
-
-    reply: Reply
-
-
-Event: TypeAlias = TextDelta | MediumStarted | Progress | MediumReady | Done

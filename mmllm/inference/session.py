@@ -1,4 +1,4 @@
-"""A conversation that keeps its turns: what most people mean by a chat.
+"""A conversation that keeps its turns.
 
 chat = mmllm.load("mini").conversation()
 chat.reply("Draw a red apple.").image.save("apple.png")
@@ -11,16 +11,21 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import ContentPart, Message
-from mmllm.inputs import as_messages
-from mmllm.replies import Done, Event, Reply
+from mmllm.inference.events import Done, Event
+from mmllm.inference.inputs import as_messages
+from mmllm.inference.replies import Reply
 
 if TYPE_CHECKING:
-    from mmllm.chat import Chat
+    from mmllm.inference.chat import Chat
 
 
 class ChatSession:
-    """One conversation with a model. `messages` are its turns, the reply of each included; a turn
-    that fails or is cancelled leaves them as they were."""
+    """One conversation with a model.
+
+    Attributes:
+        messages: the turns, with the replies. A turn that fails or is cancelled leaves them as they
+            were.
+    """
 
     def __init__(self, chat: Chat, messages: Sequence[Message] = ()):
         self._chat = chat
@@ -36,7 +41,7 @@ class ChatSession:
         return f"ChatSession({len(self)} messages)"
 
     def reply(self, *parts: Any, **options: Any) -> Reply:
-        """Say something and get the answer; `parts` and `options` are those of `Chat.reply`."""
+        """Add a turn and reply to it; `parts` and `options` are those of `Chat.reply`."""
         messages = [*self.messages, *as_messages(*parts)]
         reply = self._chat.reply(messages, **options)
         self.messages = [*messages, reply.message]
@@ -52,8 +57,8 @@ class ChatSession:
         return reply
 
     def stream(self, *parts: Any, **options: Any) -> Iterator[Event]:
-        """Say something and get the answer by events, as `Chat.stream` does. The turn is kept when
-        the last event, Done, has come."""
+        """Add a turn and reply to it by events, as `Chat.stream` does. The turn is kept once the
+        last event, Done, has come."""
         messages = [*self.messages, *as_messages(*parts)]
         for event in self._chat.stream(messages, **options):
             if isinstance(event, Done):
@@ -61,18 +66,18 @@ class ChatSession:
             yield event
 
     def undo(self) -> list[Message]:
-        """Take back the last turn of the user's and what came after it, and return them."""
-        turns = [number for number, entry in enumerate(self.messages) if entry.role == "user"]
-        kept = turns[-1] if turns else len(self.messages)
-        self.messages, taken = self.messages[:kept], self.messages[kept:]
-        return taken
+        """Remove the last message of the user and all after it; returns them."""
+        turns = [index for index, entry in enumerate(self.messages) if entry.role == "user"]
+        start = turns[-1] if turns else len(self.messages)
+        self.messages, removed = self.messages[:start], self.messages[start:]
+        return removed
 
     def clear(self) -> None:
-        """Forget all turns but what was said by the system."""
+        """Remove all messages but the system's."""
         self.messages = [entry for entry in self.messages if entry.role == "system"]
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        """What a notebook shows: all turns."""
+        """What a notebook shows: all messages."""
         from mmllm.media import display
 
         parts: list[ContentPart] = [part for entry in self.messages for part in entry.parts]

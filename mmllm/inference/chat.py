@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import (
     AsyncIterator,
     Callable,
-    Collection,
     Hashable,
     Iterable,
     Iterator,
@@ -29,74 +28,41 @@ from collections.abc import (
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 
-from mmllm import checkpoints
-from mmllm import config as configs
-from mmllm import model as models
-from mmllm.chat_session import ChatSession
-from mmllm.conversation import ContentPart, Medium, Message, Text
+from mmllm.conversation import Medium, Message
 from mmllm.data.rendering import Rendered
 from mmllm.decoders.contract import Cancelled
-from mmllm.engine import Engine, MediaRequest
 from mmllm.errors import ConfigError, quoted
 from mmllm.features.cache import FeatureCache
-from mmllm.generation import (
-    Choice,
-    PrefixCache,
-    Sampling,
-    SequenceState,
-    SignalSpan,
-    cache_keys,
-    decode_text,
-    prepare,
+from mmllm.inference.engine import Engine, MediaRequest
+from mmllm.inference.events import Done, Event, MediumReady, Progress
+from mmllm.inference.inputs import as_messages
+from mmllm.inference.options import (
+    DecoderOptions,
+    Modalities,
+    ModalityChoice,
+    SamplingOptions,
+    modality_choices,
+    modality_key,
+    sampling_options,
 )
-from mmllm.inputs import as_messages, modality_choices, modality_key, sampling_options
-from mmllm.kernels.devices import best_device, parse_device
-from mmllm.kernels.precision import fast_dtype, parse_dtype
+from mmllm.inference.outputs import Piece, SignalSpan
+from mmllm.inference.prefill import prepare_prefill
+from mmllm.inference.prefix_cache import PrefixCache, cache_keys
+from mmllm.inference.replies import Reply, Timings, Usage
+from mmllm.inference.sampling import Sampling
+from mmllm.inference.sequence import SequenceState
+from mmllm.inference.session import ChatSession
+from mmllm.inference.text_stream import TextStream
 from mmllm.model import AnyToAny
-from mmllm.replies import (
-    Done,
-    Event,
-    MediumReady,
-    MediumStarted,
-    Progress,
-    Reply,
-    TextDelta,
-    Timings,
-    Usage,
-)
-from mmllm.utils.quiet import quiet_libraries
 
 OnStep = Callable[[str, int, int], None]
 """Called with (output key, step, steps) while media are made, never twice at once."""
 Emit = Callable[[int, Event], None]
 """Called with (row, event)."""
-
-Modalities = Mapping[str, Choice] | Collection[str] | str
-"""What a reply may hold or must hold (mmllm.inputs.modality_choices)."""
-
-Decoders = Mapping[str, Mapping[str, Any]]
-"""Modality -> options of its decoder."""
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Keywords of all ways of asking: see mmllm.generation.Sampling. `max_tokens` is OpenAI's name
-    of `max_new_tokens`."""
-
-    max_new_tokens: int
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    max_media: int
-    stop: Sequence[str]
-    num_draft_tokens: int
-
 
 _SAMPLING = [field.name for field in dataclasses.fields(Sampling) if field.name != "modalities"]
 _REPLY_ROOM = 64
@@ -105,11 +71,11 @@ _REPLY_ROOM = 64
 
 class Chat:
     """A model and the way to ask it. Threads may share one: what they ask at the same time shares
-    the steps of the LLM and the batches of the decoders (mmllm.engine).
+    the steps of the LLM and the batches of the decoders (mmllm.inference.engine).
 
     `prefixes`: how many conversations' caches are kept, so that a later turn neither encodes nor
-    prefills again what was there before (see mmllm.generation.Prefixes). What comes of it differs
-    by rounding; with none kept the same request gives the same bytes.
+    prefills again what was there before (mmllm.inference.prefix_cache). What comes of it differs by
+    rounding; with none kept the same request gives the same bytes.
     """
 
     def __init__(self, model: AnyToAny, *, prefixes: int = 0):
@@ -123,7 +89,7 @@ class Chat:
         *parts: Any,
         modalities: Modalities | None = None,
         seed: int | None = None,
-        decoders: Decoders | None = None,
+        decoders: DecoderOptions | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -140,7 +106,7 @@ class Chat:
             decoders: by modality, options of its decoder; see `reply_many`.
             on_step: called with (output key, step, steps) while media are made.
             cancel: set from any thread, it ends the work.
-            sampling: fields of mmllm.generation.Sampling (max_new_tokens, temperature, …).
+            sampling: fields of mmllm.inference.sampling.Sampling (max_new_tokens, temperature, …).
 
         Raises:
             ConfigError: for what cannot be understood, with what is possible.
@@ -179,7 +145,7 @@ class Chat:
         *,
         modalities: Modalities | None = None,
         seeds: Sequence[int] | None = None,
-        decoders: Decoders | None = None,
+        decoders: DecoderOptions | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -194,7 +160,7 @@ class Chat:
         decoder's `request_options` name: steps, guidance, negative_prompt, scheduler, and for
         some cache, seconds, frames, fps, height, width, init_media, strength. With
         `init_media="last"` media start from the newest one in the conversation that the decoder
-        can start from, if there is one. Other keywords are those of `mmllm.generation.Sampling`.
+        can start from, if there is one. Other keywords: mmllm.inference.sampling.Sampling.
         `cancel`: set from any thread, it ends the work as it ends that of `stream`.
         Raises MediaError, ContextError and ConfigError, and Cancelled.
         """
@@ -214,13 +180,13 @@ class Chat:
         *parts: Any,
         modalities: Modalities | None = None,
         seed: int | None = None,
-        decoders: Decoders | None = None,
+        decoders: DecoderOptions | None = None,
         previews: bool = False,
         cancel: threading.Event | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Event]:
-        """Answer one conversation by events (mmllm.replies), the last of them Done with the reply
-        that `reply` gives for the same arguments.
+        """Answer one conversation by events (mmllm.inference.events), the last of them Done with
+        the reply that `reply` gives for the same arguments.
 
         The text is never held up by a medium: it goes on, saying where media will stand, while
         they are made; decoders on a CPU work side by side. `previews`: Progress then carries small
@@ -304,7 +270,7 @@ class Chat:
         *,
         modalities: Modalities | None,
         seeds: Sequence[int] | None,
-        decoders: Decoders | None,
+        decoders: DecoderOptions | None,
         sampling: Mapping[str, Any],
         on_step: OnStep | None = None,
         emit: Emit | None = None,
@@ -348,7 +314,7 @@ class Chat:
         shared = _alike(prompts) if settings.is_greedy else [[row] for row in range(len(prompts))]
         writers = [TextStream(self.model, settings.stop) for _ in prompts]
         # Filled by the thread that works for all.
-        pieces: deque[tuple[int, int | SignalSpan]] = deque()
+        pieces: deque[tuple[SequenceState, Piece]] = deque()
         rows = []
         for alike in shared:
             room = max(limit - len(prompts[alike[0]]), 1)
@@ -357,9 +323,10 @@ class Chat:
                     self.model,
                     replace(settings, max_new_tokens=min(settings.max_new_tokens, room)),
                     torch.Generator().manual_seed(request.seeds[alike[0]]),
-                    lambda piece, alike=alike: pieces.extend((row, piece) for row in alike),
+                    pieces,
                 )
             )
+        answered = dict(zip(rows, shared, strict=True))
         batched_spans: list[PendingMedium] = []
         in_flight: list[tuple[str, Future[float]]] = []
         with contextlib.ExitStack() as stack:
@@ -373,22 +340,26 @@ class Chat:
             def poll() -> None:
                 _check(request.stopped)
                 while pieces:
-                    row, piece = pieces.popleft()
+                    sequence, piece = pieces.popleft()
                     request.first_token = request.first_token or request.seconds()
-                    writer = writers[row]
-                    for event in writer.add(piece):
-                        request.tell(row, event)
-                    if not isinstance(piece, SignalSpan):
-                        continue
-                    run = PendingMedium(row, writer.num_pieces - 1, len(writer.parts) - 1, piece)
-                    if len(prompts) == 1:
-                        make(piece.key, [run])
-                    else:  # several rows wait for one another, for a batch of all
-                        batched_spans.append(run)
+                    for row in answered[sequence]:
+                        writer = writers[row]
+                        for event in writer.add(piece):
+                            request.tell(row, event)
+                        if not isinstance(piece, SignalSpan):
+                            continue
+                        place = len(writer.parts) - 1
+                        run = PendingMedium(row, writer.num_pieces - 1, place, piece)
+                        if len(prompts) == 1:
+                            make(piece.key, [run])
+                        else:  # several rows wait for one another, for a batch of all
+                            batched_spans.append(run)
 
             try:
                 asked = [prompts[alike[0]] for alike in shared]
-                entry = prepare(self.model, asked, self._work, rows, self.engine.prefixes)
+                entry = prepare_prefill(
+                    self.model, asked, self._work, rows, self.engine.prefix_cache
+                )
                 self.engine.generate(entry, poll)
                 for row, writer in enumerate(writers):
                     for event in writer.end():
@@ -403,7 +374,7 @@ class Chat:
                 request.stopped = lambda: True
                 raise
         by_row = {
-            number: row.answer for row, alike in zip(rows, shared, strict=True) for number in alike
+            number: row.output for row, alike in zip(rows, shared, strict=True) for number in alike
         }
         answers = [by_row[number] for number in range(len(prompts))]
         timings = Timings(request.first_token or text, text, request.seconds(), media)
@@ -471,7 +442,7 @@ class Chat:
                         found[row, key] = medium
         return found
 
-    def _choices(self, modalities: Modalities | None) -> dict[str, Choice]:
+    def _choices(self, modalities: Modalities | None) -> dict[str, ModalityChoice]:
         """A list that leaves out what the model cannot make anyway says nothing of it."""
         choices = modality_choices(modalities)
         if isinstance(modalities, Mapping):
@@ -482,7 +453,7 @@ class Chat:
         }
 
     def _options(
-        self, modalities: Mapping[str, Choice], decoders: Decoders
+        self, modalities: Mapping[str, ModalityChoice], decoders: DecoderOptions
     ) -> dict[str, dict[str, Any]]:
         """Output key -> what `sample` is called with, checked before anything is computed."""
         decoders = {modality_key(name): given for name, given in decoders.items()}
@@ -508,32 +479,6 @@ class Chat:
             "decoder": key,
             "seed": seed,
         }
-
-
-def load(
-    source: str | Path,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-    prefixes: int = 0,
-    trust: Collection[str] = (),
-) -> Chat:
-    """See mmllm.load. A YAML gives an untrained model, to try a configuration."""
-    device = best_device() if device in (None, "auto") else parse_device(device)
-    precision = fast_dtype(device.partition(":")[0]) if dtype is None else parse_dtype(dtype)
-    configs.trust(trust)
-    with quiet_libraries():
-        model = _load_model(source, precision, device)
-    return Chat(model, prefixes=prefixes)
-
-
-def _load_model(source: str | Path, precision: torch.dtype, device: str) -> AnyToAny:
-    if str(source).endswith((".yaml", ".yml")):
-        tree = configs.read_yaml(source)
-        system = configs.parse_system(tree.get("system", tree))
-        return models.build(system, dtype=precision, device=device)
-    found = checkpoints.open_checkpoint(source)
-    return checkpoints.load_model(found, dtype=precision, device=device)
 
 
 def _noise(seed: int, place: int) -> torch.Generator:
@@ -616,55 +561,3 @@ class RequestContext:
                 shown[index] = None
 
         return {"on_step": on_step, "on_preview": on_preview if self.previews else None}
-
-
-class TextStream:
-    """One reply as it grows: its parts in order, and of the text what is certain by now."""
-
-    def __init__(self, model: AnyToAny, stop: Sequence[str]):
-        self.parts: list[ContentPart] = []
-        """Where a medium will stand, there is an empty text until it is made."""
-        self.num_pieces = 0
-        self._model = model
-        self._stop = stop
-        self._ids: list[int] = []
-        self._said = 0
-
-    def add(self, piece: int | SignalSpan) -> Iterator[Event]:
-        """Take one piece; what is new to tell."""
-        self.num_pieces += 1
-        if isinstance(piece, SignalSpan):
-            yield from self.end()
-            modality = self._model.decoders[piece.key].modality
-            self.parts.append(Text(""))
-            yield MediumStarted(len(self.parts) - 1, modality)
-            return
-        if not self._ids:
-            self.parts.append(Text(""))
-        self._ids.append(piece)
-        yield from self._say(self._certain)
-
-    def end(self) -> Iterator[Event]:
-        """The text ends here, or a medium follows."""
-        if self._ids:
-            yield from self._say(len)
-        self._ids, self._said = [], 0
-
-    def _say(self, certain: Callable[[str], int]) -> Iterator[Event]:
-        text = decode_text(self._model.llm.tokenizer, self._ids)
-        text = text[: min([len(text), *(text.find(s) for s in self._stop if s in text)])]
-        self.parts[-1] = Text(text)
-        if (end := certain(text)) > self._said:
-            yield TextDelta(len(self.parts) - 1, text[self._said : end])
-            self._said = end
-
-    def _certain(self, text: str) -> int:
-        """How much of a growing text will stay: not half a character, not half a stop string."""
-        text = text.rstrip("\ufffd")
-        halves = [
-            length
-            for stop in self._stop
-            for length in range(1, len(stop))
-            if text.endswith(stop[:length])
-        ]
-        return len(text) - max(halves, default=0)

@@ -9,7 +9,6 @@ decoder is a lane, while those on one accelerator, whose queue and memory are on
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from torch import Tensor
 
 from mmllm.conversation import Medium
 from mmllm.decoders.contract import Cancelled
-from mmllm.generation import ContinuousBatcher, Prefill, PrefixCache
+from mmllm.inference.batching import ContinuousBatcher
+from mmllm.inference.prefill import Prefill
+from mmllm.inference.prefix_cache import PrefixCache
+from mmllm.inference.scheduler import CooperativeScheduler
 from mmllm.model import AnyToAny
 
-_OFTEN = 0.05
-"""Seconds between two looks at what may end a wait."""
 _GATHER = 0.01
 """Seconds that media wait for those of others, whose text may have ended with the same step."""
 
@@ -60,21 +60,21 @@ class MediaRequest:
 class Engine:
     """Generates rows and makes media, for any number of threads at once."""
 
-    def __init__(self, model: AnyToAny, prefixes: PrefixCache):
+    def __init__(self, model: AnyToAny, prefix_cache: PrefixCache):
         self.model = model
-        self.prefixes = prefixes
-        self._decoding = ContinuousBatcher(model, prefixes)
+        self.prefix_cache = prefix_cache
+        self._batcher = ContinuousBatcher(model, prefix_cache)
         self._entering: list[Prefill] = []
         self._text = CooperativeScheduler(self._step)
         self._lanes: dict[str, DecoderQueue] = {}
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing is held: no row, no order."""
-        return not (self._entering or self._decoding.rows or self.waiting)
+        return not (self._entering or self._batcher.sequences or self.num_waiting_media)
 
     @property
-    def waiting(self) -> int:
+    def num_waiting_media(self) -> int:
         """Orders that no decoder has begun with."""
         return sum(len(lane.orders) for lane in list(self._lanes.values()))
 
@@ -83,9 +83,9 @@ class Engine:
         called once more when all is there."""
 
         def done() -> bool:
-            finished = all(row.done for row in entry.rows)
+            finished = all(row.done for row in entry.sequences)
             poll()
-            for row in entry.rows:
+            for row in entry.sequences:
                 if row.error:
                     raise row.error
             return finished
@@ -96,12 +96,12 @@ class Engine:
             self._text.wait(done)
         finally:
             with self._text.changed:
-                for row in entry.rows:
+                for row in entry.sequences:
                     row.done = True
                 if entry in self._entering:
                     self._entering.remove(entry)
-                if not self._text.busy:  # else who works now does so
-                    self._decoding.tidy()
+                if not self._text.is_busy:  # else who works now does so
+                    self._batcher.remove_done()
 
     def render_media(self, order: MediaRequest, poll: Callable[[], None]) -> list[Medium]:
         """The media of an order, made with those that fit to it and wait as well. `poll` may raise
@@ -133,31 +133,31 @@ class Engine:
         """Let those in who wait, and take a step with all."""
         with self._text.changed:
             entering, self._entering = self._entering, []
-        rows = [row for entry in entering for row in entry.rows]
+        rows = [row for entry in entering for row in entry.sequences]
         try:
             for entry in entering:
                 self._enter(entry)
-            self._decoding.step()
+            self._batcher.step()
         except BaseException as error:  # the step was that of all
-            for row in [*self._decoding.rows, *rows]:
+            for row in [*self._batcher.sequences, *rows]:
                 row.error, row.done = error, True
-            self._decoding.clear()
+            self._batcher.clear()
             if not isinstance(error, Exception):
                 raise
 
     def _enter(self, entry: Prefill) -> None:
         """Read prompts; what is wrong with them is no fault of the others."""
-        if all(row.done for row in entry.rows):
+        if all(row.done for row in entry.sequences):
             return
         try:
-            self._decoding.join(entry)
+            self._batcher.join(entry)
         except Exception as error:
-            for row in entry.rows:
+            for row in entry.sequences:
                 row.error, row.done = error, True
 
     def _sample(self, lane: DecoderQueue) -> None:
         """Make the media of the order that has waited longest and of those that fit to it."""
-        if max(self._text.num, lane.num) > 1:
+        if max(self._text.num_waiting, lane.num_waiting) > 1:
             time.sleep(_GATHER)
         batch = lane.next()
         first = batch[0]
@@ -198,40 +198,6 @@ class Engine:
         else:
             for order, made in zip(batch, _parts(media, counts), strict=True):
                 order.made = made
-
-
-class CooperativeScheduler:
-    """Work that several threads wait for, and one of them does."""
-
-    def __init__(self, work: Callable[[], None]):
-        self.changed = threading.Condition(threading.Lock())
-        self.busy = False
-        self.num = 0
-        """Threads that wait, the one that works included."""
-        self._work = work
-
-    def wait(self, done: Callable[[], bool]) -> None:
-        """Work, or wait for who works, until `done`, which is asked now and then and may raise."""
-        with self.changed:
-            self.num += 1
-            try:
-                while not done():
-                    self._work_or_wait()
-            finally:
-                self.num -= 1
-
-    def _work_or_wait(self) -> None:
-        if self.busy:
-            self.changed.wait(_OFTEN)
-            return
-        self.busy = True
-        self.changed.release()
-        try:
-            self._work()
-        finally:
-            self.changed.acquire()
-            self.busy = False
-            self.changed.notify_all()
 
 
 class DecoderQueue(CooperativeScheduler):

@@ -1,0 +1,43 @@
+"""Load a model to talk to: a name, a checkpoint or run folder, or a YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from mmllm import checkpoints
+from mmllm import config as configs
+from mmllm import model as models
+from mmllm.inference.chat import Chat
+from mmllm.kernels.devices import best_device, parse_device
+from mmllm.kernels.precision import fast_dtype, parse_dtype
+from mmllm.model import AnyToAny
+from mmllm.utils.quiet import quiet_libraries
+
+
+def load(
+    source: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    prefixes: int = 0,
+    trust: Collection[str] = (),
+) -> Chat:
+    """See `mmllm.load`. A YAML gives an untrained model, to try a configuration."""
+    device = best_device() if device in (None, "auto") else parse_device(device)
+    precision = fast_dtype(device.partition(":")[0]) if dtype is None else parse_dtype(dtype)
+    configs.trust(trust)
+    with quiet_libraries():
+        model = _load_model(source, precision, device)
+    return Chat(model, prefixes=prefixes)
+
+
+def _load_model(source: str | Path, precision: torch.dtype, device: str) -> AnyToAny:
+    if str(source).endswith((".yaml", ".yml")):
+        tree = configs.read_yaml(source)
+        system = configs.parse_system(tree.get("system", tree))
+        return models.build(system, dtype=precision, device=device)
+    checkpoint = checkpoints.open_checkpoint(source)
+    return checkpoints.load_model(checkpoint, dtype=precision, device=device)

@@ -1,0 +1,108 @@
+"""Prefill: prompts that are rendered, with their media decoded, ready for the LLM.
+
+Legend: B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmllm.data.batch import Batch, collate
+from mmllm.data.protocol import FeatureProvider
+from mmllm.data.rendering import Rendered, common_prefix_length
+from mmllm.inference.prefix_cache import PrefixCache, cache_keys
+from mmllm.inference.sequence import SequenceState
+from mmllm.model import AnyToAny
+
+_MIN_PREFIX_SHARE = 8
+"""The shared prefix is prefilled separately if it covers at least 1/8 of the longest prompt:
+attention without a past is faster, which outweighs what a shorter prefix saves."""
+
+
+@dataclass(eq=False)
+class Prefill:
+    """B prompts that enter a batch together.
+
+    Attributes:
+        sequences: one per prompt.
+        prompts: the whole prompts.
+        batch: the prompts without their first `num_cached` positions, padded on the right.
+        num_cached: how many first positions are in a key-value cache.
+        cache: that cache; None stands for the shared prefix of all conversations.
+    """
+
+    sequences: list[SequenceState]
+    prompts: list[Rendered]
+    batch: Batch
+    num_cached: int = 0
+    cache: Any = None
+
+
+def prepare_prefill(
+    model: AnyToAny,
+    prompts: Sequence[Rendered],
+    features: FeatureProvider,
+    sequences: Sequence[SequenceState],
+    prefix_cache: PrefixCache | None = None,
+) -> Prefill:
+    """Decode the media of B prompts and look their prefixes up; in any thread, at any time.
+
+    Args:
+        model: the model.
+        prompts: rendered with `add_generation_prompt`.
+        features: gives the encoders' inputs.
+        sequences: one per prompt.
+        prefix_cache: where the shared prefix comes from, and, if B is 1, former conversations;
+            the sequence is inserted when it is done.
+
+    Raises:
+        MediaError: for a medium that cannot be decoded.
+    """
+    num_cached, cache = 0, None
+    if prefix_cache is not None and not model.llm.is_hooked:
+        num_cached = _shared_prefix_length(model, prompts)
+        if prefix_cache.max_entries and len(prompts) == 1:
+            keys = sequences[0].cache_keys = cache_keys(prompts[0])
+            length, match = prefix_cache.longest_match(model, keys)
+            if length > num_cached:
+                num_cached, cache = length, match
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        sequence.draft.extend(prompt.ids)
+        sequence.output.num_cached = num_cached
+    batch = collate(
+        [_without_prefix(prompt, num_cached) for prompt in prompts],
+        features,
+        num_input_tokens=model.num_input_tokens,
+        num_signal_tokens=model.num_signal_tokens,
+        pad_id=0,
+        targets=False,
+    )
+    return Prefill(list(sequences), list(prompts), batch, num_cached, cache)
+
+
+def _shared_prefix_length(model: AnyToAny, prompts: Sequence[Rendered]) -> int:
+    """How many first positions of all prompts are the model's shared prefix; 0 if these are too few
+    to gain by it, or if its caches cannot be cropped."""
+    length = min(_match(model.renderer.prefix_ids, prompt.ids) for prompt in prompts)
+    is_short = length < max(map(len, prompts)) / _MIN_PREFIX_SHARE
+    return 0 if is_short or not model.llm.supports_cache_crop else length
+
+
+def _match(prefix: Sequence[int], ids: Sequence[int]) -> int:
+    """Length of the common prefix, without the last position, which is always computed."""
+    return common_prefix_length(prefix, ids[:-1])
+
+
+def _without_prefix(prompt: Rendered, length: int) -> Rendered:
+    """The prompt after its first `length` positions."""
+    return Rendered(
+        ids=prompt.ids[length:],
+        labels=prompt.labels[length:],
+        inputs=[
+            replace(place, start=place.start - length)
+            for place in prompt.inputs
+            if place.start >= length
+        ],
+    )
