@@ -1,4 +1,4 @@
-"""The lean layers over a pack give what the model's own do, or leave it to them."""
+"""The packed decoder stack computes what transformers does, or leaves it to transformers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmllm.llm.language_model import LanguageModel
 from tests.llm.families import FAMILIES
 
 KNOWN = ["llama3", "vicuna", "qwen3", "smollm"]
-OPENING, LENGTHS = 3, (6, 2, 9)
-TOTAL = OPENING + sum(LENGTHS)
+PREFIX, LENGTHS = 3, (6, 2, 9)
+TOTAL = PREFIX + sum(LENGTHS)
 POSITIONS = torch.cat(
-    [torch.arange(OPENING), *(OPENING + torch.arange(length) for length in LENGTHS)]
+    [torch.arange(PREFIX), *(PREFIX + torch.arange(length) for length in LENGTHS)]
 )
 
 
@@ -41,7 +41,7 @@ def model_of(folder: Path, dtype: torch.dtype = torch.float32, **lora: Any) -> L
 
 
 def states_of(llm: LanguageModel, embeds: Tensor) -> Tensor:
-    return llm(embeds, positions=POSITIONS[None], prefix_len=OPENING, seq_lens=LENGTHS)
+    return llm(embeds, positions=POSITIONS[None], prefix_len=PREFIX, seq_lens=LENGTHS)
 
 
 def embeds_of(llm: LanguageModel) -> Tensor:
@@ -96,18 +96,18 @@ def test_states_and_gradients_are_the_models_own(
     monkeypatch.setattr(rms_norm, "BLOCK_SIZE", 8)  # and a rest
     llm = model_of(folders(name), options=options)
     assert is_used(llm, monkeypatch)
-    for one, other in zip(results(llm), reference(llm), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    for actual, expected in zip(results(llm), reference(llm), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "smollm"])
 @pytest.mark.parametrize(
-    "small", [0, prepacked_linear.MAX_PREPACK_BYTES], ids=["as they are", "laid out"]
+    "max_bytes", [0, prepacked_linear.MAX_PREPACK_BYTES], ids=["as they are", "prepacked"]
 )
 def test_in_bfloat16_they_are_as_near_to_the_exact_ones(
-    name: str, small: int, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    name: str, max_bytes: int, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepacked_linear, "MAX_PREPACK_BYTES", small)
+    monkeypatch.setattr(prepacked_linear, "MAX_PREPACK_BYTES", max_bytes)
     exact = results(model_of(folders(name)))
     llm = model_of(folders(name), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):

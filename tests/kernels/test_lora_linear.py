@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from mmllm.kernels import lora_linear as lora
+from mmllm.kernels import lora_linear
 
 
 def layer_of(dtype: torch.dtype = torch.float32, *, bias: bool = True, **options: Any) -> Any:
@@ -18,7 +18,7 @@ def layer_of(dtype: torch.dtype = torch.float32, *, bias: bool = True, **options
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(12, 20, bias=bias, dtype=dtype)).requires_grad_(False)
     config = LoraConfig(r=3, lora_alpha=5, target_modules=["0"], **options)
-    config._register_custom_module({nn.Linear: lora.fused_lora_linear()})
+    config._register_custom_module({nn.Linear: lora_linear.fused_lora_linear()})
     layer: Any = get_peft_model(inner, config).base_model.model[0]  # pyright: ignore
     nn.init.normal_(layer.lora_B["default"].weight)
     return layer.train()
@@ -37,10 +37,10 @@ def results(layer: Any, x: Tensor, forward: Any) -> list[Tensor]:
 @pytest.mark.parametrize("bias", [False, True])
 def test_values_and_gradients_are_pefts(shape, bias) -> None:
     layer, x = layer_of(bias=bias), torch.randn(shape)
-    for one, other in zip(
+    for actual, expected in zip(
         results(layer, x, type(layer).forward), results(layer, x, Linear.forward), strict=True
     ):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_in_bfloat16_they_are_near_to_the_exact_ones() -> None:
@@ -50,19 +50,19 @@ def test_in_bfloat16_they_are_near_to_the_exact_ones() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         ours = results(layer, x, type(layer).forward)
         theirs = results(layer, x, Linear.forward)
-    for one, other, right in zip(ours, theirs, exact, strict=True):
-        assert one.dtype == other.dtype
-        error = (one.float() - right).norm()
-        assert error <= 2 * (other.float() - right).norm()
-        assert error <= 0.01 * right.norm()
+    for actual, pefts, expected in zip(ours, theirs, exact, strict=True):
+        assert actual.dtype == pefts.dtype
+        error = (actual.float() - expected).norm()
+        assert error <= 2 * (pefts.float() - expected).norm()
+        assert error <= 0.01 * expected.norm()
 
 
 def used(layer: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the fused pass computes it; that it is right is checked as well."""
     calls = []
-    apply = lora.LoRALinearFn.apply
+    apply = lora_linear.LoRALinearFn.apply
     monkeypatch.setattr(
-        lora.LoRALinearFn, "apply", lambda *arguments: calls.append(1) or apply(*arguments)
+        lora_linear.LoRALinearFn, "apply", lambda *arguments: calls.append(1) or apply(*arguments)
     )
     torch.manual_seed(1)
     out = layer(x)

@@ -1,4 +1,4 @@
-"""Weights that lie ready give the products of those that do not."""
+"""Prepacked weights give the products of those that are not packed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_a_weight_that_is_packed_gives_the_same_products(bias: bool) -> None:
         (packed.forward(x), plain.forward(x)),
         (packed.backward(gradient), plain.backward(gradient)),
     ]
-    for one, other in pairs:
-        torch.testing.assert_close(one, other, atol=0.1, rtol=0.01)
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, atol=0.1, rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -129,8 +129,8 @@ def test_a_family_computes_the_same_with_and_without_kernels(
     use_kernels(llm, "reference")
     reference = results()
     use_kernels(llm, "auto")
-    for one, other in zip(auto, reference, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    for actual, expected in zip(auto, reference, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     assert all(one.equal(again) for one, again in zip(auto, results(), strict=True))
 
 
