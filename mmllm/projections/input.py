@@ -1,9 +1,9 @@
 """Input projections: an encoder's features -> embeddings in the language model's space. Trained.
 
 Legend: M media, L encoder tokens, C encoder width, N tokens per medium, D LLM width, H heads.
-Every projection normalises the features, adds a learned position to each encoder token (place in
-a picture, time in a clip or a sound), and ends at the scale of the LLM's own embeddings, so that
-the frozen LLM sees something of a familiar size from the first step on.
+Every projection normalises the features, adds a learned position to each encoder token (a place in
+an image, a time in video or audio), and scales its output to the RMS of the LLM's own embeddings,
+so that the frozen LLM gets inputs of a familiar scale from the first step on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmllm.errors import ConfigError
 @dataclass(frozen=True)
 class LinearConfig:
     """One linear map per token: N = L (LLaVA, Liu et al. 2023, sec. 4.1). `bare`: the map alone,
-    as others trained it: no norm, no positions, no scale."""
+    without norm, positions and scale, for projections trained elsewhere."""
 
     dropout: float = 0.0
     bare: bool = False
@@ -37,13 +37,13 @@ class MLPConfig:
 
 @dataclass(frozen=True)
 class WordsConfig:
-    """Media as learned words, after the visual words with an embedding table of their own of Ovis
-    (Lu et al. 2024, sec. 3.1), but the likeliest word alone: N = num_tokens.
+    """Classify each medium into one of `words` learned words: a visual embedding table as in Ovis
+    (Lu et al. 2024, sec. 3.1), but of the most probable word alone. N = num_tokens.
 
-    Each medium is one of `words` words, each word `num_tokens` embeddings. What the LLM has learned
-    of a word holds for every medium that is read as that word, in a style never trained on too.
-    Pre-alignment gives each reply its word, so `words` is at least the number of different replies
-    about such media. For media that show one thing of a known vocabulary.
+    A word is `num_tokens` embeddings. What the LLM has learned about a word holds for every medium
+    that is classified as that word, also in a style never trained on. For media that show one thing
+    of a known vocabulary. Pre-alignment assigns a word to each reply, so `words` must be at least
+    the number of different replies about such media.
     """
 
     words: int = 512
@@ -53,7 +53,7 @@ class WordsConfig:
 
 @dataclass(frozen=True)
 class GroupingConfig:
-    """Concept tokens that divide the features among themselves (NExT-GPT, Wu et al. 2023, sec. 3.1;
+    """Concept tokens among which the features are divided (NExT-GPT, Wu et al. 2023, sec. 3.1;
     grouping block of GroupViT, Xu et al. 2022, sec. 3.2): N = num_tokens."""
 
     num_tokens: int = 8
@@ -83,7 +83,7 @@ class InputProjection(nn.Module):
     num_tokens: int
     """N"""
     words: int | None = None
-    """K, of a projection that reads a medium as one of its words."""
+    """K, of a projection that classifies media into words."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class InputProjection(nn.Module):
             self.gain = nn.Parameter(torch.full((width,), float(scale)))
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Check, normalise and place: float[M, L, C] -> float[M, L, C]."""
+        """Check, normalise and add positions: float[M, L, C] -> float[M, L, C]."""
         if features.shape[1:] != torch.Size(self.feature_shape):
             raise ValueError(
                 f"input projection: expected features [M, {self.feature_shape[0]}, "
@@ -117,11 +117,13 @@ class InputProjection(nn.Module):
         return self.dropout(features if self.bare else self.norm(features) + self.position)
 
     def finish(self, tokens: Tensor) -> Tensor:
-        """To the scale of LLM embeddings: float[M, N, D] -> float[M, N, D]."""
+        """Scale to the RMS of LLM embeddings: float[M, N, D] -> float[M, N, D]."""
         return tokens if self.bare else F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
 
 
 class LinearProjection(InputProjection):
+    """One linear map per token."""
+
     def __init__(
         self, config: LinearConfig, feature_shape: tuple[int, int], width: int, scale: float
     ):
@@ -134,6 +136,8 @@ class LinearProjection(InputProjection):
 
 
 class MLPProjection(InputProjection):
+    """Two linear maps with a GELU, per token."""
+
     def __init__(self, config: MLPConfig, feature_shape: tuple[int, int], width: int, scale: float):
         length = feature_shape[0]
         super().__init__(feature_shape, width, length, config.dropout, scale, bare=config.bare)
@@ -149,12 +153,12 @@ class MLPProjection(InputProjection):
 
 
 class WordsProjection(InputProjection):
-    """A linear classifier over K words, averaged over the encoder's tokens, chooses one.
+    """Choose one of K words by a linear classifier, averaged over the encoder's tokens.
 
-    The choice is hard in the forward pass and soft in the backward pass. Mixtures of words are read
-    badly: pictures of an unseen style, whose scores are flat, were named right 0.66 of the time as
-    mixtures and 0.77 as words (mini, 176 items). What is `shared` is added to every word and works
-    as a soft prompt ("this is what I see").
+    The choice is hard in the forward pass and soft in the backward pass (straight-through). The LLM
+    handles mixtures of words badly: images of an unseen style, whose scores are flat, were named
+    correctly 0.66 of the time as mixtures and 0.77 as words (mini, 176 items). `shared` is added to
+    every word and works as a soft prompt.
     """
 
     def __init__(
@@ -183,25 +187,37 @@ class WordsProjection(InputProjection):
 
     @torch.no_grad()
     def set_words(self, embeddings: Tensor) -> None:
-        """The first R words say these embeddings of the LLM: float[R, N, D]."""
+        """Set the first R words to these embeddings of the LLM: float[R, N, D]."""
         self.table[: len(embeddings)] = embeddings / self.gain
 
 
-class GroupingProjection(InputProjection):
-    """Concept tokens and features talk in transformer layers; then each feature token is given
-    to one concept (hard in the forward pass, soft in the backward pass), and each concept
-    becomes the mean of what it was given, added to itself."""
+class TokenPool(InputProjection):
+    """Base of projections from L encoder tokens to N learned queries, by transformer layers.
+
+    Subclasses name the parameter that holds the queries and the kind of layer, and write `pool`.
+    """
+
+    queries_name: str
+    layer_class: type[nn.TransformerEncoderLayer] | type[nn.TransformerDecoderLayer]
 
     def __init__(
-        self, config: GroupingConfig, feature_shape: tuple[int, int], width: int, scale: float
+        self,
+        config: GroupingConfig | ResamplerConfig,
+        feature_shape: tuple[int, int],
+        width: int,
+        scale: float,
     ):
         super().__init__(feature_shape, width, config.num_tokens, config.dropout, scale)
-        _check_heads("grouping", config.width, config.heads)
         inner = config.width
+        if inner % config.heads:
+            name = type(config).__name__.removesuffix("Config").lower()
+            raise ConfigError(f"{name}: width {inner} is not a multiple of heads {config.heads}")
         self.inward = nn.Linear(feature_shape[1], inner)
-        self.concepts = nn.Parameter(torch.randn(config.num_tokens, inner))
+        self.register_parameter(
+            self.queries_name, nn.Parameter(torch.randn(config.num_tokens, inner))
+        )
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
+            self.layer_class(
                 inner,
                 config.heads,
                 4 * inner,
@@ -212,22 +228,45 @@ class GroupingProjection(InputProjection):
             )
             for _ in range(config.layers)
         )
+        self.build_pool(inner)
+        self.outward = nn.Linear(inner, width)
+
+    def build_pool(self, inner: int) -> None:
+        """Create the modules that `pool` needs besides the layers."""
+
+    def pool(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries float[M, N, I] and encoder tokens float[M, L, I] (mask bool[M, L]) -> the pooled
+        tokens float[M, N, I]."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        tokens = self.inward(self.prepare(features))  # [M, L, I]
+        queries = self.get_parameter(self.queries_name).expand(features.shape[0], -1, -1)
+        return self.finish(self.outward(self.pool(queries, tokens, mask)))
+
+
+class GroupingProjection(TokenPool):
+    """Concept tokens and encoder tokens attend to each other; then each encoder token is assigned
+    to one concept (hard in the forward pass, soft in the backward pass), and the mean of its tokens
+    is added to each concept."""
+
+    queries_name = "concepts"
+    layer_class = nn.TransformerEncoderLayer
+
+    def build_pool(self, inner: int) -> None:
         self.key = nn.Linear(inner, inner)
         self.query = nn.Linear(inner, inner)
         self.value = nn.Linear(inner, inner)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(inner), nn.Linear(inner, 4 * inner), nn.GELU(), nn.Linear(4 * inner, inner)
         )
-        self.outward = nn.Linear(inner, width)
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        media, length = features.shape[:2]
-        tokens = self.inward(self.prepare(features))  # [M, L, I]
-        concepts = self.concepts.expand(media, -1, -1)  # [M, N, I]
-        joined = torch.cat([concepts, tokens], dim=1)
-        hidden = None if mask is None else F.pad(~mask, (self.num_tokens, 0), value=False)
+    def pool(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        length = tokens.shape[1]
+        joined = torch.cat([queries, tokens], dim=1)
+        padding = None if mask is None else F.pad(~mask, (self.num_tokens, 0), value=False)
         for layer in self.layers:
-            joined = layer(joined, src_key_padding_mask=hidden)
+            joined = layer(joined, src_key_padding_mask=padding)
         concepts, tokens = joined.split([self.num_tokens, length], dim=1)
 
         scores = self.query(concepts) @ self.key(tokens).transpose(1, 2)  # [M, N, L]
@@ -236,44 +275,22 @@ class GroupingProjection(InputProjection):
         assignment = hard + soft - soft.detach()  # straight-through
         if mask is not None:
             assignment = assignment * mask[:, None, :]
-        share = assignment / assignment.sum(dim=-1, keepdim=True).clamp_min(1.0)
-        concepts = concepts + (share.to(tokens.dtype) @ self.value(tokens))
-        concepts = concepts + self.feed_forward(concepts)
-        return self.finish(self.outward(concepts))
+        weights = assignment / assignment.sum(dim=-1, keepdim=True).clamp_min(1.0)
+        concepts = concepts + (weights.to(tokens.dtype) @ self.value(tokens))
+        return concepts + self.feed_forward(concepts)
 
 
-class ResamplerProjection(InputProjection):
-    """N learned latents look at the features and at each other, layer by layer."""
+class ResamplerProjection(TokenPool):
+    """N learned latents attend to each other and to the encoder tokens, layer by layer."""
 
-    def __init__(
-        self, config: ResamplerConfig, feature_shape: tuple[int, int], width: int, scale: float
-    ):
-        super().__init__(feature_shape, width, config.num_tokens, config.dropout, scale)
-        _check_heads("resampler", config.width, config.heads)
-        inner = config.width
-        self.inward = nn.Linear(feature_shape[1], inner)
-        self.latents = nn.Parameter(torch.randn(config.num_tokens, inner))
-        self.layers = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                inner,
-                config.heads,
-                4 * inner,
-                config.dropout,
-                "gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(config.layers)
-        )
-        self.outward = nn.Linear(inner, width)
+    queries_name = "latents"
+    layer_class = nn.TransformerDecoderLayer
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        tokens = self.inward(self.prepare(features))
-        latents = self.latents.expand(features.shape[0], -1, -1)
-        hidden = None if mask is None else ~mask
+    def pool(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        padding = None if mask is None else ~mask
         for layer in self.layers:
-            latents = layer(latents, tokens, memory_key_padding_mask=hidden)
-        return self.finish(self.outward(latents))
+            queries = layer(queries, tokens, memory_key_padding_mask=padding)
+        return queries
 
 
 _CLASSES: dict[type, type] = {
@@ -290,8 +307,3 @@ def build(
 ) -> InputProjection:
     """The projection from an encoder's (L, C) to LLM width D; `scale`: RMS of LLM embeddings."""
     return _CLASSES[type(config)](config, feature_shape, width, scale)
-
-
-def _check_heads(name: str, width: int, heads: int) -> None:
-    if width % heads:
-        raise ConfigError(f"{name}: width {width} is not a multiple of heads {heads}")

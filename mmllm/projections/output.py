@@ -22,7 +22,7 @@ class TransformerConfig:
     """The paper's form (NExT-GPT, Wu et al. 2023, sec. 3.3 and its code): a linear map into
     `width`, an encoder-decoder transformer with learned queries, a linear map per tensor.
     The paper's sizes are the defaults: 31-32 M parameters for Stable Diffusion 1.5.
-    `bare`: the states as they are, without the norm and the positions that its code has not.
+    `bare`: the states as they are, without the norm and the positions, which its code lacks.
     """
 
     signal_tokens: int = 4
@@ -38,8 +38,8 @@ class TransformerConfig:
 class OutputProjection(UsesKernels, nn.Module):
     """float[M, K, D] -> {name: float[M, *condition_shapes[name]]}; M >= 1.
 
-    One decoder sees all tensors of the condition: a sequence [P, E] has P queries, a vector [E]
-    has one. Queries start as random directions: equal queries would give P equal outputs for ever.
+    One decoder predicts all tensors of the condition: a sequence [P, E] has P queries, a vector [E]
+    has one. Queries are initialised randomly: equal queries would stay equal.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class OutputProjection(UsesKernels, nn.Module):
         queries = [self.queries[name] for name in self.condition_shapes]
         with short_attention(signals, self.kernels):
             states = self.decoder(torch.cat(queries).expand(media, -1, -1), self.encoder(memory))
-        parts = states.split([len(query) for query in queries], dim=1)  # one a tensor
+        parts = states.split([len(query) for query in queries], dim=1)  # one per tensor
         return {
             name: self.outward[name](part).reshape(media, *self.condition_shapes[name])
             for name, part in zip(self.condition_shapes, parts, strict=True)
