@@ -1,7 +1,7 @@
-"""Step caching: a denoising step takes over from the last one what has hardly changed.
+"""Step caching: a denoising step reuses activations of the previous step that hardly change.
 
-diffusers has the techniques; here they get names, and are on while one call of a pipeline lasts:
-nothing that they keep reaches the next call, nor the denoising loss.
+The techniques are diffusers'. They are enabled for one call of a pipeline: nothing cached reaches
+the next call or the denoising loss.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CACHES: dict[str, Callable[[Any, float], Any]] = {
     "pyramid_attention": _pyramid_attention,
     "taylorseer": _taylorseer,
 }
-"""Name in a config -> diffusers' settings, made of the pipeline and the config's threshold."""
+"""Name in a config -> diffusers' config, from the pipeline and the threshold."""
 
 _GUIDED_TOGETHER = {
     "CogVideoXPipeline",
@@ -49,24 +49,24 @@ _GUIDED_TOGETHER = {
 }
 _JOINT = {"FluxPipeline", "QwenImageImg2ImgPipeline", "QwenImagePipeline"}
 PIPELINES = {
-    # Those that tell their denoiser the guided call from the other, and whose blocks it knows.
+    # Pipelines that mark the conditional and the unconditional call, with blocks that it supports.
     # (In diffusers 0.42 it fails on the last block of FLUX.2.)
     "first_block": _GUIDED_TOGETHER | _JOINT | {"WanImageToVideoPipeline", "WanPipeline"},
-    # It takes two calls in a step for two steps.
+    # It counts calls, so a step must be one call.
     "pyramid_attention": _GUIDED_TOGETHER | {"FluxPipeline"},
-    # It finds no attention by its name in others, and then does nothing.
+    # It finds attention layers by name, and does nothing where there are none.
     "taylorseer": _JOINT | {"Flux2KleinPipeline"},
 }
-"""Name in a config -> the pipelines of diffusers in which it does what it is for."""
+"""Name in a config -> the diffusers pipelines in which it works as intended."""
 
 
 def usable_caches(pipeline: str) -> list[str]:
-    """The caches that this class of pipelines can use."""
+    """The names of the caches that a pipeline class supports."""
     return [name for name in CACHES if pipeline in PIPELINES[name]]
 
 
 def check_cache(name: str | None, pipeline: str) -> None:
-    """ConfigError for a cache that this class of pipelines cannot use."""
+    """Raise ConfigError for a cache that a pipeline class does not support."""
     usable = usable_caches(pipeline)
     if name is not None and name not in usable:
         raise ConfigError(
@@ -77,14 +77,14 @@ def check_cache(name: str | None, pipeline: str) -> None:
 
 @contextlib.contextmanager
 def step_cache(pipeline: Any, name: str | None, threshold: float) -> Iterator[None]:
-    """Within it the denoisers of the pipeline have this cache."""
+    """Enable a cache on the denoisers of the pipeline; on exit it is off."""
     if name is None:
         yield
         return
     check_cache(name, type(pipeline).__name__)
     denoisers = [pipeline.transformer, pipeline.components.get("transformer_2")]
-    with contextlib.ExitStack() as behind:
+    with contextlib.ExitStack() as stack:
         for denoiser in filter(None, denoisers):
             denoiser.enable_cache(CACHES[name](pipeline, threshold))
-            behind.callback(denoiser.disable_cache)
+            stack.callback(denoiser.disable_cache)
         yield

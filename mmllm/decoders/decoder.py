@@ -266,7 +266,7 @@ class ModalityDecoder(DecoderContract):
         predicted = self.denoise(
             self.prepare_condition(condition), step.inputs.to(self.dtype), step.timesteps
         )
-        predicted = predicted[:, : latents.shape[1]]  # some models predict a variance behind it
+        predicted = predicted[:, : latents.shape[1]]  # some models also predict a variance
         return (predicted.float() - step.target).square().flatten(1).mean(1)
 
     # --- Sampling --------------------------------------------------------------------------------

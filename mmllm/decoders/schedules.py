@@ -1,8 +1,8 @@
-"""What a scheduler's config prescribes for training: the noise path, the model's clock, the target;
-and which other solvers can take its place in sampling.
+"""What a scheduler's config prescribes for training (noise path, timesteps, target), and which
+other solvers can replace it in sampling.
 
-The schedulers' own `add_noise` cannot serve: Euler and Heun return unscaled samples, multistep
-solvers are off by a step, flow matching has none. So the path is taken from the config alone.
+The schedulers' own `add_noise` is not usable: Euler and Heun return unscaled samples, multistep
+solvers are off by a step, flow matching has none. So the noise path is derived from the config.
 Legend: M samples, S latent shape, x0 clean, n noise, x noisy.
 """
 
@@ -49,13 +49,13 @@ SOLVERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "EDM": {},
 }
-"""Kind of noise path -> name in a config -> diffusers class and what its config must say."""
+"""Kind of noise path -> name in a config -> diffusers class and required settings."""
 
 
 @dataclass(frozen=True)
 class DenoisingExample:
-    """One training step of a denoiser: `inputs` float[M, *S] and `timesteps` [M] as its pipeline
-    would pass them, `target` float[M, *S] that it should answer."""
+    """A training batch of a denoiser: `inputs` float[M, *S] and `timesteps` [M] as its pipeline
+    would pass them, and the `target` float[M, *S] of its prediction."""
 
     inputs: Tensor
     timesteps: Tensor
@@ -65,13 +65,22 @@ class DenoisingExample:
 def add_training_noise(
     scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor
 ) -> DenoisingExample:
-    """Latents and noise float[M, *S], times float[M] in (0, 1) -> the step at these times.
+    """Add noise to latents as the scheduler's config prescribes for training.
 
-    - flow (FlowMatch…, or `use_flow_sigmas`): x = (1 - s) x0 + s n with s = times, clock 1000 s
+    - flow (FlowMatch…, or `use_flow_sigmas`): x = (1 - s) x0 + s n with s = times, timesteps 1000 s
       (Lipman et al. 2023);
     - EDM preconditioning: x = x0 + sigma n, scaled (Karras et al. 2022, table 1);
-    - else variance preserving: x = alpha x0 + sigma n from `alphas_cumprod`, integer clock
+    - otherwise variance preserving: x = alpha x0 + sigma n from `alphas_cumprod`, integer timesteps
       (Ho et al. 2020).
+
+    Args:
+        scheduler: of diffusers.
+        latents: float[M, *S].
+        noise: float[M, *S].
+        times: float[M] in (0, 1).
+
+    Raises:
+        ConfigError: for a scheduler or a prediction type without a known target.
     """
     config = scheduler.config
     wide = times.view(-1, *[1] * (latents.ndim - 1))
@@ -90,8 +99,8 @@ def add_training_noise(
         )
     num = config.num_train_timesteps
     steps = (times * num).long().clamp(max=num - 1)
-    kept = scheduler.alphas_cumprod.to(latents)[steps].view_as(wide)
-    alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+    alpha_cumprod = scheduler.alphas_cumprod.to(latents)[steps].view_as(wide)
+    alpha, sigma = alpha_cumprod.sqrt(), (1 - alpha_cumprod).sqrt()
     target = _target(
         scheduler, config.prediction_type, VARIANCE_PRESERVING, latents, noise, alpha, sigma
     )
@@ -101,11 +110,19 @@ def add_training_noise(
 def find_solver(
     config: Mapping[str, Any], name: str, *, passes_sigmas: bool = False
 ) -> tuple[str, dict[str, Any]]:
-    """The scheduler called `name` for a pipeline whose own has this config: class and settings.
-    `passes_sigmas`: the pipeline chooses the noise levels itself, which only Euler's allows."""
+    """Return class and settings of the solver called `name`, to replace a scheduler.
+
+    Args:
+        config: of the pipeline's own scheduler.
+        name: a key of SOLVERS for its kind of noise path.
+        passes_sigmas: the pipeline passes noise levels of its own, which only Euler's accepts.
+
+    Raises:
+        ConfigError: names the solvers that can replace it.
+    """
     own = config["_class_name"]
     if own.startswith("CogVideoX"):
-        kind = "CogVideoX"  # its noise path is shifted, which no other scheduler knows
+        kind = "CogVideoX"  # its noise path is shifted, which no other scheduler supports
     elif own.startswith("FlowMatch") or config.get("use_flow_sigmas", False):
         kind = "flow"
     else:
@@ -124,26 +141,26 @@ def find_solver(
 
 
 def with_solver(scheduler: Any, kind: str, settings: Mapping[str, Any]) -> Any:
-    """The scheduler as another class of diffusers, on the same noise path."""
+    """Convert a scheduler to another diffusers class, `kind`, on the same noise path."""
     import diffusers
 
     config = scheduler.config
-    shift, kept = config.get("shift") or config.get("flow_shift") or 1.0, {}
+    shift, path = config.get("shift") or config.get("flow_shift") or 1.0, {}
     if kind.startswith("FlowMatch"):
-        kept = {"shift": shift}
+        path = {"shift": shift}
     elif settings.get("use_flow_sigmas"):
         predicted = config.get("prediction_type", "flow_prediction")
-        kept = {"flow_shift": shift, "prediction_type": predicted}
-    return getattr(diffusers, kind).from_config(config, **kept, **settings)
+        path = {"flow_shift": shift, "prediction_type": predicted}
+    return getattr(diffusers, kind).from_config(config, **path, **settings)
 
 
 def _preconditioned(
     scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor
 ) -> DenoisingExample:
-    """The scheduler says how it scales inputs, times and outputs: c_in, c_noise, c_skip, c_out.
+    """EDM: the scheduler itself scales inputs, times and outputs (c_in, c_noise, c_skip, c_out).
 
-    Levels are uniform in the angle atan(sigma / sigma_data) between signal and noise, the very
-    clock of the cosine scheduler that Stable Audio was trained on. `times` float[M, 1, …].
+    Noise levels are uniform in the angle atan(sigma / sigma_data) between signal and noise, as in
+    the cosine scheduler that Stable Audio was trained with. `times` float[M, 1, ...].
     """
     config = scheduler.config
     sigma = config.sigma_data * torch.tan(times * math.pi / 2)
@@ -169,7 +186,7 @@ def _target(
     alpha: Tensor | float = 1.0,
     sigma: Tensor | float = 1.0,
 ) -> Tensor:
-    """What `prediction_type` names; v: Salimans & Ho 2022, sec. 4; flow: dx/ds."""
+    """The target for a `prediction_type`; v: Salimans & Ho 2022, sec. 4; flow: dx/ds."""
     if kind not in known:
         raise ConfigError(
             f"{type(scheduler).__name__}: prediction_type {kind!r} has no meaning on its noise "

@@ -60,7 +60,7 @@ class SDXLDecoder(ImageDecoder):
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def encode_latents(self, samples: Tensor) -> Tensor:
-        """In float32 where the codec's config says that it overflows in half precision."""
+        """In float32 if the codec overflows in half precision (`force_upcast` in its config)."""
         vae = self.pipeline.vae
         if samples.dtype != torch.float16 or not vae.config.force_upcast:
             return super().encode_latents(samples)

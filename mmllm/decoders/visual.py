@@ -45,7 +45,7 @@ class VisualDecoder(ModalityDecoder):
 
     @property
     def max_side(self) -> int:
-        """The largest height or width that the pipeline can generate, as far as its configs say."""
+        """The largest height or width that the pipeline can generate, if its configs limit it."""
         return 8192
 
     def compute_size(self) -> tuple[int, int]:
@@ -115,7 +115,7 @@ class VideoDecoder(VisualDecoder):
 
     @property
     def max_frames(self) -> int:
-        """The most frames that the pipeline can generate, as far as its configs say."""
+        """The most frames that the pipeline can generate, if its configs limit it."""
         return 4096
 
     def to_tensor(self, medium: Video) -> Tensor:

@@ -35,7 +35,7 @@ class WanConfig(VideoConfig, SequenceConfig, Img2ImgConfig):
 
 
 class WanDecoder(VideoDecoder):
-    """Condition: `prompt_embeds` [P, E], zero behind the caption; there is no mask."""
+    """Condition: `prompt_embeds` [P, E], zero after the caption; there is no mask."""
 
     pipelines: ClassVar = ["WanPipeline"]
 

@@ -44,7 +44,7 @@ class AisfxConfig:
     tokens: int = 4
     """L: equal parts of the window, each the maximum over its time."""
     normalize: bool = True
-    """Scale the audio to a peak of 1 first: loudness says little about what is heard."""
+    """Scale the audio to a peak of 1 first: loudness tells little about the content."""
 
     def __post_init__(self) -> None:
         steps = self.frames // _SHRINK

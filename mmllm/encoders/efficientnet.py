@@ -98,18 +98,18 @@ def to_square(image: Image, size: int) -> Tensor:
     from PIL import Image as PILImage
     from PIL import ImageOps
 
-    picture = image.to_pil()
-    if max(picture.size) > _LARGEST_SQUARE:
-        picture = ImageOps.contain(
-            picture, (_LARGEST_SQUARE, _LARGEST_SQUARE), PILImage.Resampling.BICUBIC
+    pil_image = image.to_pil()
+    if max(pil_image.size) > _LARGEST_SQUARE:
+        pil_image = ImageOps.contain(
+            pil_image, (_LARGEST_SQUARE, _LARGEST_SQUARE), PILImage.Resampling.BICUBIC
         )
-    side = max(picture.size)
-    if picture.size != (side, side):
+    side = max(pil_image.size)
+    if pil_image.size != (side, side):
         square = PILImage.new("RGB", (side, side), "white")
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        picture = square
-    picture = picture.resize((size, size), PILImage.Resampling.BICUBIC)
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        square.paste(pil_image, ((side - pil_image.width) // 2, (side - pil_image.height) // 2))
+        pil_image = square
+    pil_image = pil_image.resize((size, size), PILImage.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(pil_image.tobytes()), dtype=torch.uint8)
     return (pixels.view(size, size, 3).permute(2, 0, 1).float() - _MEAN) / _SCALE
 
 
