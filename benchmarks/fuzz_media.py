@@ -147,11 +147,11 @@ def _as_audio(data: bytes) -> None:
     sound = Audio(data).decoded()
     assert sound.array is not None
     assert abs(sound.array).max() <= 1
-    assert media.resample(sound, RATE).to_numpy().shape[0] == 1  # pyright: ignore
+    assert sound.resample(RATE).to_numpy().shape[0] == 1  # pyright: ignore
 
 
 def _as_video(data: bytes) -> None:
-    frames = media.sample_frames(Video(data), 3)
+    frames = Video(data).sample_frames(3)
     assert frames.shape[::4] == (3,)
     for frame in frames:
         to_square(Image(array=frame), 224)

@@ -123,7 +123,7 @@ def test_pictures_are_kept_as_what_browsers_show(
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.png", b"no picture", "neither a picture, a sound nor a clip"),
+        ("a.png", b"no picture", "neither an image, audio nor a video"),
         ("empty.wav", b"", "empty"),
         ("../../secret.png", None, "no file that was sent"),
     ],
@@ -286,7 +286,7 @@ def bad_zips() -> Iterator[tuple[str, bytes, str]]:
     yield "a bomb", bomb, "'001.png' is too large"
     bombs = {f"n{n:03}_png": b"\0" * 2**24 for n in range(6)}
     yield "many bombs", zipped(turned(), **bombs), "too large: 7 files, 96 MiB"
-    yield "no picture", zipped(turned(part), n001_png=b"x"), "neither a picture"
+    yield "no picture", zipped(turned(part), n001_png=b"x"), "neither an image"
     yield "half a picture", zipped(turned(part), n001_png=png(64)[:-40]), "damaged"
     yield "a picture of another kind", zipped(turned({"audio": "001.png"}), n001_png=png()), "image"
     yield "another, by its name", zipped(turned({"audio": "001.wav"}), n001_wav=png()), "image"
@@ -318,7 +318,7 @@ def bad_zips() -> Iterator[tuple[str, bytes, str]]:
     yield "a wrong place", patched(whole, listing, 42, b"\7\7"), "magic|offset|header|Overlap"
     yield "a far place", patched(whole, listing, 42, b"\7\7\7\7"), "magic|offset|header|Truncated"
     yield "a long list", patched(whole, b"PK\5\6", 12, b"\xff\xff\xff\x0f"), "not a zip|Bad"
-    yield "another zip in it", zipped(turned(part), n001_png=whole), "neither a picture"
+    yield "another zip in it", zipped(turned(part), n001_png=whole), "neither an image"
 
 
 BAD = {what: (data, said) for what, data, said in bad_zips()}
@@ -422,7 +422,7 @@ def test_the_clip_of_a_phone_is_taken_and_one_that_takes_too_long_is_not(
     (clip,), errors = sessions.open(None).take([path])
     assert errors == []
     assert clip.modality == "video"
-    assert media.sample_frames(clip, 3).shape == (3, 1080, 1920, 3)
+    assert clip.sample_frames(3).shape == (3, 1080, 1920, 3)
 
     hasty = functools.partial(isolated.sample_frames, seconds=0.01)
     monkeypatch.setattr("mmllm.media.isolated.sample_frames", hasty)
@@ -742,7 +742,7 @@ def test_the_whole_of_it_in_a_real_browser(
     page.set_input_files("#message input[type=file]", bad)
     page.wait_for_selector("#message .thumbnail-item")
     say(page, "what is that?")
-    page.wait_for_selector("text=neither a picture, a sound nor a clip")
+    page.wait_for_selector("text=neither an image, audio nor a video")
     page.locator(".toast-close").first.click()
     page.set_input_files("#keep input[type=file]", bad.rename(tmp_path / "bad.zip"))
     page.wait_for_selector("text=File is not a zip file")

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmllm import media
-from mmllm.conversation import Audio, Embedded, Image, Medium, Message, Text, Video
+from mmllm.conversation import Audio, Image, Medium, Message, Text, Video
 from mmllm.data.checked_source import check_length, render
 from mmllm.data.protocol import DataSource
 from mmllm.data.rendering import Renderer
@@ -39,6 +39,7 @@ from mmllm.errors import (
     RowError,
 )
 from mmllm.gallery import GalleryEntry, write_gallery
+from mmllm.media import Embedded
 
 KINDS: dict[str, type[Exception]] = {
     "missing": MissingMediaError,
@@ -288,7 +289,7 @@ def _look(medium: Medium) -> str | Exception:
     """Decode a medium: the hash of what its file holds, or what is wrong with it."""
     try:
         if isinstance(medium, Video):  # a long clip is read frame by frame, as training reads it
-            media.sample_frames(medium, _SAMPLE_FRAMES)
+            medium.sample_frames(_SAMPLE_FRAMES)
         else:
             medium.decoded()
         return _content(medium)
@@ -357,7 +358,7 @@ def _short(medium: Medium) -> Medium:
         picture.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
         return Image.from_pil(picture, caption=medium.caption)
     if isinstance(medium, Video) and medium.has_data:
-        frames = media.sample_frames(medium, _SAMPLE_FRAMES)
+        frames = medium.sample_frames(_SAMPLE_FRAMES)
         return Video.from_numpy(frames, 4.0, caption=medium.caption)
     if isinstance(medium, Audio) and medium.has_data:
         sound = medium.decoded()

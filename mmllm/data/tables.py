@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmllm.conversation import Embedded
 from mmllm.errors import ConfigError, MediaError, RowError, quoted
+from mmllm.media import Embedded
 
 if TYPE_CHECKING:
     import pyarrow

@@ -29,7 +29,7 @@ from mmllm.decoders.img2img import check_init_media, check_strength
 from mmllm.decoders.loading import PipelineRuntime, check_pipeline_folder, resolve_folder
 from mmllm.decoders.schedules import add_training_noise, find_solver
 from mmllm.errors import AssetError, ConfigError, MediaError, wrap_errors
-from mmllm.media.preparing import preparing
+from mmllm.media.preprocessing import preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class ModalityDecoder(DecoderContract):
         MediaError."""
         if not isinstance(medium, MEDIA[self.modality]):
             raise MediaError(f"the {self.modality} decoder cannot take {medium!r}")
-        with preparing(medium, f"the {self.modality} decoder"):
+        with preprocessing(medium, f"the {self.modality} decoder"):
             return self.to_tensor(medium)
 
     @torch.no_grad()

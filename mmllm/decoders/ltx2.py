@@ -21,7 +21,6 @@ from mmllm.decoders.mel import log_mel
 from mmllm.decoders.prompts import encode_with_mask
 from mmllm.decoders.visual import VideoDecoder, check_frames
 from mmllm.errors import ConfigError
-from mmllm.media import resample
 
 _AUDIO_SCALE = 4
 """Spectrogram frames per audio latent, of every codec of its class."""
@@ -127,7 +126,7 @@ class LTX2Decoder(VideoDecoder):
         assert isinstance(video, Video)
         wave = torch.zeros(channels, frames * hop)
         if video.audio is not None:
-            track = torch.from_numpy(resample(video.audio, rate, mono=channels == 1).to_numpy())
+            track = torch.from_numpy(video.audio.resample(rate, mono=channels == 1).to_numpy())
             track = track[:channels, : wave.shape[1]]  # a single channel is broadcast to all
             wave[:, : track.shape[1]] = track
         mel = log_mel(wave, rate, window=1024, hop=hop, bands=codec["mel_bins"])[:, :frames]

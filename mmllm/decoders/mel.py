@@ -18,7 +18,6 @@ from mmllm.decoders.audio import AudioDecoder
 from mmllm.decoders.config import DecoderConfig
 from mmllm.decoders.latents import vae_scale_factor
 from mmllm.errors import ConfigError
-from mmllm.media import resample
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class MelDecoder(AudioDecoder):
     def to_tensor(self, medium: Audio) -> Tensor:
         """Truncated to `seconds` or padded with silence, its peak at 0.5 -> float[1, T, B], the
         natural logarithm of mel magnitudes, as AudioLDM's vocoders take them (Liu et al. 2023)."""
-        wave = torch.from_numpy(resample(medium, self.rate, mono=True).to_numpy())[0]
+        wave = torch.from_numpy(medium.resample(self.rate, mono=True).to_numpy())[0]
         wave = wave[: int(self.seconds * self.rate)]
         wave = wave - wave.mean()
         wave = 0.5 * wave / (wave.abs().max() + 1e-8)

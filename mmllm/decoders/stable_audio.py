@@ -20,7 +20,6 @@ from mmllm.decoders.contract import Condition
 from mmllm.decoders.prompts import encode_with_t5
 from mmllm.errors import ConfigError
 from mmllm.kernels.devices import to_device
-from mmllm.media import resample
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class StableAudioDecoder(AudioDecoder):
         """Resampled, truncated to `seconds`, padded to the codec's length -> float[C, N]."""
         codec = self.pipeline.vae.config
         rate, channels = codec.sampling_rate, codec.audio_channels
-        wave = torch.from_numpy(resample(medium, rate, mono=channels == 1).to_numpy())
+        wave = torch.from_numpy(medium.resample(rate, mono=channels == 1).to_numpy())
         if len(wave) < channels:
             wave = wave[:1].expand(channels, -1)
         wave = wave[:channels, : int(self.seconds * rate)]

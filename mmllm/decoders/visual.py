@@ -19,7 +19,6 @@ from mmllm.decoders.contract import Condition
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.decoders.latents import vae_scale_factor
 from mmllm.errors import ConfigError
-from mmllm.media import sample_frames
 
 
 class VisualDecoder(ModalityDecoder):
@@ -76,7 +75,7 @@ class VisualDecoder(ModalityDecoder):
         """An image cropped to our size; of a video a list of them, as many as we generate."""
         if isinstance(medium, Image):
             return PILImage.fromarray(self.center_crop(medium.to_pil()))
-        frames = sample_frames(medium, self.config.frames)
+        frames = medium.sample_frames(self.config.frames)
         return [PILImage.fromarray(self.center_crop(PILImage.fromarray(frame))) for frame in frames]
 
     def center_crop(self, image: PILImage.Image) -> np.ndarray:
@@ -120,7 +119,7 @@ class VideoDecoder(VisualDecoder):
 
     def to_tensor(self, medium: Video) -> Tensor:
         """Frames evenly spaced in time, their centre -> float[3, F, H, W] in [-1, 1]."""
-        frames = sample_frames(medium, self.config.frames)
+        frames = medium.sample_frames(self.config.frames)
         pixels = np.stack([self.center_crop(PILImage.fromarray(frame)) for frame in frames])
         return torch.from_numpy(pixels).permute(3, 0, 1, 2) / 127.5 - 1
 

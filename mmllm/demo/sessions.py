@@ -83,16 +83,16 @@ def checked(path: Path) -> Medium:
     with media.limits(UPLOADS):
         medium = MEDIA[isolated.probe(path).modality](source=path)
         if isinstance(medium, Video):
-            isolated.sample_frames(medium, _LOOKS)
+            medium.sample_frames(_LOOKS, isolated.sample_frames)
         else:
-            isolated.decode(medium)
+            medium.decoded(isolated.decode)
     return medium
 
 
 def as_png(picture: Image, target: Path) -> Image | None:
     """A picture, pixel by pixel, as a PNG at `target`; None if that would be too large a file."""
     with media.limits(UPLOADS):
-        isolated.decode(picture).save(target)
+        picture.decoded(isolated.decode).save(target)
     if target.stat().st_size <= UPLOADS.bytes:
         return Image(source=target)
     target.unlink()

@@ -76,9 +76,8 @@ class AisfxEncoder(AssetEncoder):
 
     def to_tensor(self, medium: Audio) -> Tensor:
         """Audio -> float[T, 96], silence after its end; of longer audio the loudest window."""
-        from mmllm import media
 
-        wave = torch.tensor(media.resample(medium, RATE).to_numpy()[0])
+        wave = torch.tensor(medium.resample(RATE).to_numpy()[0])
         if self.config.normalize:
             wave = wave / wave.abs().max().clamp(min=1e-4)
         return _fit(log_mel(wave), self.config.frames) / _LOUDEST

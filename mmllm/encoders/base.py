@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmllm.conversation import MEDIA, Medium
 from mmllm.errors import MediaError
-from mmllm.media.preparing import preparing
+from mmllm.media.preprocessing import preprocessing
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ModalityEncoder(nn.Module):
     feature_shape: tuple[int, int]
     """(L, C): tokens per medium and their width."""
     num_frames: int | None = None
-    """How many frames of a video it uses (`media.sample_frames`): decoding beforehand may be
+    """How many frames of a video it uses (`Video.sample_frames`): decoding beforehand may be
     limited to them. None for other modalities."""
 
     def preprocess(self, medium: Medium) -> Tensor:
@@ -49,7 +49,7 @@ class ModalityEncoder(nn.Module):
         name, expected = type(self).__module__.rpartition(".")[2], MEDIA[self.modality]
         if not isinstance(medium, expected):
             raise MediaError(f"{name}: expected {expected.__name__}, got {medium!r}")
-        with preparing(medium, name):
+        with preprocessing(medium, name):
             return self.to_tensor(medium)
 
     def to_tensor(self, medium: Any) -> Tensor:

@@ -64,9 +64,8 @@ class FramesEncoder(ModalityEncoder):
 
     def to_tensor(self, medium: Video) -> Tensor:
         """A video -> float[N, *S]; a video of fewer frames repeats them."""
-        from mmllm import media
 
-        frames = media.sample_frames(medium, self.config.frames)
+        frames = medium.sample_frames(self.config.frames)
         return torch.stack([self.image_encoder.preprocess(Image(array=frame)) for frame in frames])
 
     def forward(self, samples: Tensor) -> Features:

@@ -142,10 +142,9 @@ class TransformersEncoder(PretrainedEncoder):
     def extract(self, audio: Audio, **options: Any) -> Any:
         """Run the feature extractor on audio at its own rate, channels averaged. Raises
         MediaError."""
-        from mmllm import media
 
         rate = self.processor.sampling_rate
-        wave = np.array(media.resample(audio, rate).to_numpy()[0])
+        wave = np.array(audio.resample(rate).to_numpy()[0])
         try:
             return self.processor(wave, sampling_rate=rate, return_tensors="pt", **options)
         except (ValueError, RuntimeError, AssertionError, IndexError) as error:

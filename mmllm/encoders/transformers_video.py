@@ -80,10 +80,9 @@ class TransformersVideoEncoder(TransformersEncoder):
 
     def to_tensor(self, medium: Video) -> Tensor:
         """A video -> float[F, 3, H, W]; a video of fewer frames repeats them."""
-        from mmllm import media
 
         inputs = self.processor(
-            videos=media.sample_frames(medium, self._frames),
+            videos=medium.sample_frames(self._frames),
             do_sample_frames=False,
             input_data_format="channels_last",
             return_tensors="pt",

@@ -25,7 +25,7 @@ from PIL import Image as PILImage
 from PIL import ImageEnhance
 from torch import Tensor
 
-from mmllm import media, mini
+from mmllm import mini
 from mmllm.conversation import MEDIA, Audio, Image, Medium, Video
 from mmllm.data.sources import read_text
 
@@ -188,7 +188,7 @@ def _network() -> Any:
 def _frames(medium: Medium) -> list[PILImage.Image]:
     """An image, or three frames of a video, at 64 px."""
     if isinstance(medium, Video):
-        frames = [PILImage.fromarray(f) for f in media.sample_frames(medium, _NUM_FRAMES)]
+        frames = [PILImage.fromarray(f) for f in medium.sample_frames(_NUM_FRAMES)]
     else:
         assert isinstance(medium, Image)
         frames = [medium.to_pil()]
@@ -271,7 +271,7 @@ def audio_statistics(audio: Medium) -> np.ndarray:
     import torchaudio
 
     assert isinstance(audio, Audio)
-    wave = torch.tensor(media.resample(audio, RATE).to_numpy().mean(axis=0))[: 4 * RATE]
+    wave = torch.tensor(audio.resample(RATE).to_numpy().mean(axis=0))[: 4 * RATE]
     wave = torch.nan_to_num(wave)
     wave = torch.nn.functional.pad(wave, (0, max(0, 2048 - len(wave))))
     bands = torch.log(_mel()(wave / wave.abs().max().clamp(min=1e-4)) + _POWER_FLOOR)  # [64, T]
@@ -297,7 +297,7 @@ def _mel() -> Callable[[Tensor], Tensor]:
 def _alter_audio(audio: Medium, rng: np.random.Generator) -> Audio:
     """Shifted by up to a quarter of a second, softer, with a little noise."""
     assert isinstance(audio, Audio)
-    wave = media.resample(audio, RATE).to_numpy().mean(axis=0)
+    wave = audio.resample(RATE).to_numpy().mean(axis=0)
     shift = int(rng.integers(-RATE // 4, RATE // 4))
     shifted = np.pad(wave, (max(shift, 0), max(-shift, 0)))[max(-shift, 0) :][: len(wave)]
     noise = rng.normal(0, rng.uniform(0.001, 0.01) * np.abs(wave).max(), len(wave))

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from mmllm.conversation import Embedded, Medium
+from mmllm.conversation import Medium
 from mmllm.data.rendering import Rendered
 from mmllm.errors import MediaError
 from mmllm.features.store import DamagedShardError, FeatureStore, FeatureTensors, Namespace
 from mmllm.kernels.devices import to_device
+from mmllm.media import Embedded
 from mmllm.model import AnyToAny
 
 logger = logging.getLogger(__name__)

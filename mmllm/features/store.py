@@ -36,10 +36,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Embedded, Medium
+from mmllm.conversation import Medium
 from mmllm.errors import CacheError, MediaError
 from mmllm.features import index
 from mmllm.features.index import Index
+from mmllm.media import Embedded
 from mmllm.utils import files
 from mmllm.weights import save_tensors
 

@@ -1,4 +1,4 @@
-"""Sounds: by soundfile, and by PyAV what soundfile cannot read (AAC, M4A, Opus in MP4 ...).
+"""Audio by soundfile; what it cannot read (AAC, M4A, Opus in MP4 ...) is read by PyAV.
 
 Legend: C channels, S samples.
 """
@@ -6,18 +6,16 @@ Legend: C channels, S samples.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from math import ceil, gcd
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from mmllm.conversation import Audio
 from mmllm.errors import MediaError
 from mmllm.media import provenance
 from mmllm.media.files import brief
-from mmllm.media.info import MediaInfo
+from mmllm.media.info import MediaContent, MediaInfo
 from mmllm.media.limits import DecodingCost, check_limit
 
 SUFFIXES = {
@@ -135,54 +133,62 @@ def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, 
 def checked(samples: np.ndarray, name: str) -> np.ndarray:
     """float32[C, S], clipped in place to [-1, 1]; refuses silence of length zero and NaN."""
     if 0 in samples.shape:
-        raise MediaError(f"{name}: the sound holds no samples")
+        raise MediaError(f"{name}: the audio holds no samples")
     if not np.isfinite([samples.min(), samples.max()]).all():
-        raise MediaError(f"{name}: the sound holds values that are not numbers (NaN or infinity)")
+        raise MediaError(f"{name}: the audio holds values that are not numbers (NaN or infinity)")
     return samples.clip(-1.0, 1.0, out=samples)
 
 
-def save(audio: Audio, path: Path, suffix: str) -> None:
-    """Write WAV or FLAC (16 bit), OGG Vorbis, or MP3 (at the next rate that it knows)."""
+def save(content: MediaContent, path: Path, suffix: str) -> None:
+    """Write WAV or FLAC (16 bit), OGG Vorbis, or MP3 (at the next rate that it supports)."""
     import soundfile
 
-    audio = decoded(audio)
-    if suffix == ".mp3" and audio.to_numpy().shape[0] > 2:
-        channels = audio.to_numpy().shape[0]
+    samples, rate = content.array, content.sample_rate
+    assert rate
+    if suffix == ".mp3" and samples.shape[0] > 2:
         raise MediaError(
-            f"{path.name}: MP3 holds at most 2 channels, got {channels}: save it as .flac"
+            f"{path.name}: MP3 holds at most 2 channels, got {samples.shape[0]}: save it as .flac"
         )
-    if suffix == ".mp3" and audio.sample_rate not in _MP3_RATES:
-        above = (rate for rate in _MP3_RATES if rate > (audio.sample_rate or 0))
-        audio = resample(audio, next(above, _MP3_RATES[-1]), mono=False)
-    samples = audio.to_numpy()
-    assert audio.sample_rate
+    if suffix == ".mp3" and rate not in _MP3_RATES:
+        above = (supported for supported in _MP3_RATES if supported > rate)
+        supported = next(above, _MP3_RATES[-1])
+        samples, rate = resample(samples, rate, supported, name=path.name), supported
     kind, subtype = SUFFIXES[suffix]
     with soundfile.SoundFile(
-        path, "w", audio.sample_rate, samples.shape[0], format=kind, subtype=subtype
+        path, "w", rate, samples.shape[0], format=kind, subtype=subtype
     ) as sound:
-        if audio.provenance is not None:
-            sound.comment = provenance.to_comment(audio.provenance)
+        if content.provenance is not None:
+            sound.comment = provenance.to_comment(content.provenance)
         for start in range(0, samples.shape[1], _BLOCK):
             sound.write(samples[:, start : start + _BLOCK].T)
 
 
-def resample(audio: Audio, rate: int, mono: bool = True) -> Audio:
-    """The same sound at `rate` Hz, its channels averaged into one if `mono`.
+def resample(
+    samples: np.ndarray, own: int, rate: int, *, mono: bool = False, name: str = "audio"
+) -> np.ndarray:
+    """Resample audio: float32[C, S] -> float32[C, S'], or float32[1, S'] if `mono`.
 
     Band-limited by a windowed sinc (`torchaudio.functional.resample`), also under autocast.
+
+    Args:
+        samples: float32[C, S] in [-1, 1].
+        own: their sample rate in Hz.
+        rate: the wanted sample rate in Hz.
+        mono: average the channels first.
+        name: what messages call the audio.
+
+    Raises:
+        OversizedMediaError: the result is larger than `Limits.decoded_bytes`.
     """
-    audio = decoded(audio)
-    samples, own = audio.to_numpy(), audio.sample_rate
-    assert own
     if mono and samples.shape[0] > 1:
         samples = samples.mean(axis=0, keepdims=True)
-    if own != rate:
-        size = 4 * samples.shape[0] * samples.shape[1] * rate // own
-        check_limit(repr(audio), "decoded_bytes", size, f"bytes when resampled to {rate} Hz")
-        common = gcd(own, rate)
-        exact = own // common * (rate // common) <= _LARGEST_KERNEL
-        samples = (_sinc if exact else _by_phases)(samples, own, rate)
-    return replace(audio, source=None, array=samples, sample_rate=rate)
+    if own == rate:
+        return samples
+    size = 4 * samples.shape[0] * samples.shape[1] * rate // own
+    check_limit(name, "decoded_bytes", size, f"bytes when resampled to {rate} Hz")
+    common = gcd(own, rate)
+    exact = own // common * (rate // common) <= _LARGEST_KERNEL
+    return (_sinc if exact else _by_phases)(samples, own, rate)
 
 
 def _sinc(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
@@ -231,21 +237,10 @@ def _by_phases(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
     return resampled.clip(-1, 1, out=resampled)
 
 
-def decoded(audio: Audio) -> Audio:
-    """`Medium.decoded`, typed, with its rate checked."""
-    audio = audio.decoded()  # type: ignore[assignment]
-    if not audio.sample_rate or audio.sample_rate <= 0:
-        raise MediaError(
-            f"{audio!r}: expected a positive sample rate, got {audio.sample_rate}; pass "
-            "sample_rate=..."
-        )
-    return audio
-
-
 def _damaged(name: str, why: object) -> MediaError:
     why = getattr(why, "error_string", why)  # libsndfile's words, without the file object's repr
     return MediaError(
-        f"{name}: the sound is damaged or truncated ({brief(why)}); was it copied completely?"
+        f"{name}: the audio is damaged or truncated ({brief(why)}); was it copied completely?"
     )
 
 

@@ -1,4 +1,4 @@
-"""Media and replies where people look at them: in a notebook, or by the system's own programs."""
+"""Shows media and messages: in a notebook, or by the programs of the system."""
 
 from __future__ import annotations
 
@@ -9,38 +9,56 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from mmllm.conversation import Audio, ContentPart, Image, Medium, Text, Video
 from mmllm.errors import MediaError
 
-_FORMATS: dict[type[Medium], str] = {Image: "png", Audio: "wav", Video: "mp4"}
+_FORMATS = {"image": "png", "audio": "wav", "video": "mp4"}
 _TYPES = {"png": "image/png", "wav": "audio/wav", "mp4": "video/mp4"}
-_LEAST_PIXELS = 256
-"""Width to which smaller pictures are shown enlarged, pixel by pixel."""
+_MIN_WIDTH = 256
+"""Pixels; smaller images are shown enlarged, pixel by pixel."""
 
 
-def to_bytes(medium: Medium, suffix: str | None = None) -> bytes:
-    """The bytes of the file that `medium.save` writes with this suffix; png, wav or mp4 unless
-    given."""
+class SavableMedium(Protocol):
+    """What is needed of an Image, Audio or Video to show it."""
+
+    modality: ClassVar[str]
+
+    @property
+    def caption(self) -> str | None: ...
+
+    def save(self, path: str | Path) -> Path: ...
+
+
+def to_bytes(medium: SavableMedium, suffix: str | None = None) -> bytes:
+    """Return the bytes of the file that `medium.save` writes with this suffix; png, wav or mp4
+    unless given."""
     with tempfile.TemporaryDirectory() as folder:
-        name = f"medium.{(suffix or _default(medium)).removeprefix('.')}"
+        name = f"medium.{(suffix or _FORMATS[medium.modality]).removeprefix('.')}"
         return medium.save(Path(folder) / name).read_bytes()
 
 
-def mimebundle(parts: Sequence[ContentPart], text: str) -> dict[str, str]:
-    """MIME type -> what a notebook shows: the parts in order as HTML, and `text` where it cannot.
-    A medium that cannot be read is told of in its place."""
+def mimebundle(parts: Sequence[Any], text: str) -> dict[str, str]:
+    """Return what a notebook shows, by MIME type.
+
+    Args:
+        parts: texts and media in order, shown as HTML; an error stands in the place of a medium
+            that cannot be read.
+        text: what is shown where HTML is not.
+    """
     return {"text/plain": text, "text/html": "\n".join(_as_html(part) for part in parts)}
 
 
-def show(medium: Medium) -> None:
-    """Show a medium below the cell of a notebook, else by the program that the system has for its
-    kind of file."""
+def show(medium: SavableMedium) -> None:
+    """Show a medium below the cell of a notebook, else with the system's program for its kind of
+    file."""
     notebook = sys.modules.get("IPython")
     if notebook is not None and notebook.get_ipython() is not None:
         notebook.display.display(medium)
         return
-    path = Path(tempfile.mkdtemp(prefix="mmllm-")) / f"{medium.modality}.{_default(medium)}"
+    path = (
+        Path(tempfile.mkdtemp(prefix="mmllm-")) / f"{medium.modality}.{_FORMATS[medium.modality]}"
+    )
     medium.save(path)
     opener = {"darwin": "open", "win32": "explorer"}.get(sys.platform, "xdg-open")
     try:
@@ -49,23 +67,19 @@ def show(medium: Medium) -> None:
         raise MediaError(f"no program to show {path} with ({opener}): open it yourself") from error
 
 
-def _default(medium: Medium) -> str:
-    return next(name for kind, name in _FORMATS.items() if isinstance(medium, kind))
-
-
-def _as_html(part: ContentPart) -> str:
-    if isinstance(part, Text):
+def _as_html(part: Any) -> str:
+    if not hasattr(part, "modality"):
         return f'<div style="white-space: pre-wrap">{html.escape(part.text)}</div>'
     try:
         data = to_bytes(part)
     except MediaError as error:
         return f"<div><em>{html.escape(str(error))}</em></div>"
-    kind = _TYPES[_default(part)]
+    kind = _TYPES[_FORMATS[part.modality]]
     source = f'src="data:{kind};base64,{base64.b64encode(data).decode()}"'
-    if isinstance(part, Image):
-        width = max(part.size[0], _LEAST_PIXELS)
-        alt = html.escape(part.caption or "picture", quote=True)
+    if part.modality == "image":
+        width = max(part.size[0], _MIN_WIDTH)
+        alt = html.escape(part.caption or "image", quote=True)
         return f'<img {source} alt="{alt}" width="{width}" style="image-rendering: pixelated">'
-    if isinstance(part, Audio):
+    if part.modality == "audio":
         return f"<audio controls {source}></audio>"
-    return f'<video controls loop muted {source} width="{_LEAST_PIXELS}"></video>'
+    return f'<video controls loop muted {source} width="{_MIN_WIDTH}"></video>'

@@ -1,29 +1,44 @@
-"""Files in and out: opening what a medium points to, and writing all or nothing."""
+"""Opening the file behind a medium, and writing one completely or not at all."""
 
 from __future__ import annotations
 
 import io
 import os
-import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
 
-from mmllm.conversation import Embedded
 from mmllm.errors import MediaError, MissingMediaError, OversizedMediaError
 from mmllm.media.limits import DecodingCost, current_limits
-
-MediaSource: TypeAlias = str | Path | bytes | Embedded
-"""A path, the bytes of a file, or a file inside another."""
-
 
 _LONGEST_NAME = 300
 _LONGEST_REASON = 200
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A file inside another one, such as a tar or a Parquet file.
+
+    name: where it is, for messages.
+    read: returns its bytes; called each time that they are needed.
+    """
+
+    name: str
+    read: Callable[[], bytes] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+MediaSource: TypeAlias = str | Path | bytes | Embedded
+"""Where a medium is kept: a path, the bytes of a file, or a file inside another."""
+
+
 def name_of(source: MediaSource) -> str:
-    """How messages call a source."""
+    """Return what messages call a source, cut to a length that fits into them."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     name = str(source)
@@ -31,14 +46,14 @@ def name_of(source: MediaSource) -> str:
 
 
 def brief(error: object) -> str:
-    """The first line of what a library says, cut to a length that fits into a message."""
+    """Return the first line of a library's error, cut to a length that fits into a message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:_LONGEST_REASON]
 
 
 @contextmanager
 def opened(source: MediaSource) -> Iterator[BinaryIO]:
-    """The file behind a source, once its presence and length are checked.
+    """Open the file behind a source, after checking that it exists and how long it is.
 
     Raises:
         MediaError: missing, not a file, unreadable, empty, or more bytes than the limits allow.
@@ -73,13 +88,13 @@ def opened(source: MediaSource) -> Iterator[BinaryIO]:
 
 
 def timed(file: BinaryIO, cost: DecodingCost) -> BinaryIO:
-    """The file, whose `read` raises OversizedMediaError once decoding has taken too long: it ends
-    a library's loops over frames, chunks and packets, too."""
+    """Wrap a file so that `read` raises OversizedMediaError once decoding has taken too long, which
+    also ends a library's loops over frames, chunks and packets."""
     return cast(BinaryIO, _Timed(file, cost))
 
 
 class _Timed:
-    """No more of a file than libraries need, so that none reads past it by its descriptor."""
+    """The methods of a file that libraries need; without a descriptor by which to bypass `read`."""
 
     def __init__(self, file: BinaryIO, cost: DecodingCost) -> None:
         self._read, self._cost = file.read, cost
@@ -92,18 +107,16 @@ class _Timed:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` (same suffix) that takes its place when all went well.
+    """Yield a temporary file beside `path` that replaces it when the block succeeds.
 
     Raises:
-        MediaError: the folder cannot be written, the disk is full; the old file is untouched.
+        MediaError: the folder cannot be written, or the disk is full; the old file is untouched.
     """
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(path.suffix, f".{path.stem}-", path.parent)
-        os.close(handle)
-        temporary = Path(made)
-        temporary.chmod(0o666 & ~_umask())
+        # With the permissions of any new file, which those of `tempfile` have not.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -112,12 +125,4 @@ def replacing(path: Path) -> Iterator[Path]:
             "folder read-only?"
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's mask: `mkstemp` would leave files that only their owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures and picture animations, by Pillow.
+"""Images and animations, by Pillow.
 
 Legend: H x W pixels, F frames.
 """
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from mmllm.conversation import Image, Video
 from mmllm.errors import MediaError
 from mmllm.media import provenance
 from mmllm.media.files import brief, timed
-from mmllm.media.info import MediaInfo
+from mmllm.media.info import MediaContent, MediaInfo
 from mmllm.media.limits import DecodingCost
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def from_pil(picture: PILImage.Image) -> np.ndarray:
             f"Image.from_pil: expected a picture of Pillow's, got {type(picture).__name__}"
         )
     if 0 in picture.size:
-        raise MediaError(f"Image.from_pil: the picture is empty (size {picture.size})")
+        raise MediaError(f"Image.from_pil: the image is empty (size {picture.size})")
     try:
         return _rgb(_upright(picture))
     except MediaError:
@@ -140,17 +139,17 @@ def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, 
 
 def _damaged(name: str, error: object) -> MediaError:
     return MediaError(
-        f"{name}: the picture is damaged or truncated ({brief(error)}); was it copied completely?"
+        f"{name}: the image is damaged or truncated ({brief(error)}); was it copied completely?"
     )
 
 
-def save(image: Image, path: Path, suffix: str) -> None:
+def save(content: MediaContent, path: Path, suffix: str) -> None:
     """Write a PNG, a WebP (quality 90) or a JPEG (quality 92)."""
     from PIL import Image as PILImage
 
     quality = {".png": {}, ".webp": {"quality": 90, "method": 4}}.get(suffix, {"quality": 92})
-    PILImage.fromarray(image.to_numpy()).save(
-        path, SUFFIXES[suffix], **quality, **_mark(image.provenance, suffix)
+    PILImage.fromarray(content.array).save(
+        path, SUFFIXES[suffix], **quality, **_mark(content.provenance, suffix)
     )
 
 
@@ -205,14 +204,14 @@ def _show(picture: PILImage.Image, index: int, cost: DecodingCost) -> None:
     picture.load()
 
 
-def save_animation(video: Video, path: Path, suffix: str) -> None:
+def save_animation(content: MediaContent, path: Path, suffix: str) -> None:
     """Write an animated WebP (whole milliseconds a frame) or GIF (whole hundredths)."""
     from PIL import Image as PILImage
 
-    pictures = [PILImage.fromarray(frame) for frame in video.to_numpy()]
-    assert video.fps
+    pictures = [PILImage.fromarray(frame) for frame in content.array]
+    assert content.fps
     unit = 10 if suffix == ".gif" else 1
-    stay = max(_SHORTEST, unit * round(1000 / video.fps / unit))
+    stay = max(_SHORTEST, unit * round(1000 / content.fps / unit))
     options: dict[str, Any] = {"quality": 85, "method": 3} if suffix == ".webp" else {}
     pictures[0].save(
         path,
@@ -222,7 +221,7 @@ def save_animation(video: Video, path: Path, suffix: str) -> None:
         duration=stay,
         loop=0,
         **options,
-        **_mark(video.provenance, suffix),
+        **_mark(content.provenance, suffix),
     )
 
 
@@ -296,7 +295,7 @@ def _deep_grey(picture: PILImage.Image) -> np.ndarray:
     """uint8[H, W, 3] of 16- and 32-bit integers or floats, by the range that their values need."""
     values = np.asarray(picture)
     if not np.isfinite(values).all():
-        raise MediaError("the picture holds values that are not numbers (NaN or infinity)")
+        raise MediaError("the image holds values that are not numbers (NaN or infinity)")
     scale = 1 / 257 if picture.mode.startswith("I;16") else _scale(picture.mode, values.max())
     clear = picture.info.get("transparency")
     array = np.empty((*values.shape, 3), np.uint8)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from mmllm import media
-from mmllm.conversation import Medium, Video
-from mmllm.media import isolated
+from mmllm.conversation import Medium, SampledVideo, Video
+from mmllm.media import MediaSource, isolated
 from mmllm.server.errors import ApiError
 from mmllm.server.settings import ServerSettings
 
@@ -93,12 +95,18 @@ class MediaDecoder:
             raise isolated.DecodingCancelledError("nobody waits for it any more")
         limits = replace(media.current_limits(), decoded_bytes=budget.bytes_left)
         seconds = limits.decoding_seconds + _GRACE_SECONDS
-        options: dict[str, Any] = {"seconds": seconds, "cancel": budget.cancel}
+        deadline = time.monotonic() + seconds
+
+        def sample(source: MediaSource, num: int) -> np.ndarray:
+            left = max(deadline - time.monotonic(), 0.0)
+            return isolated.sample_frames(source, num, seconds=left, cancel=budget.cancel)
+
+        decode = functools.partial(isolated.decode, seconds=seconds, cancel=budget.cancel)
         with media.limits(limits):
             if isinstance(medium, Video):
-                medium = isolated.presample(medium, budget.frame_counts, **options)
+                medium = medium.presampled(budget.frame_counts, sample)
             else:
-                medium = isolated.decode(medium, **options)
+                medium = medium.decoded(decode)
         taken = sum(array.nbytes for array in _arrays(medium))
         budget.bytes_left = max(budget.bytes_left - taken, 0)
         return medium
@@ -106,7 +114,7 @@ class MediaDecoder:
 
 def _pool(modality: str) -> str:
     """The pool of `isolated.PROCESSES` that decodes a modality."""
-    return "clips" if modality == "video" else "others"
+    return "videos" if modality == "video" else "others"
 
 
 class _DecodedMemory:
@@ -129,6 +137,6 @@ class _DecodedMemory:
 
 def _arrays(medium: Medium) -> list[np.ndarray]:
     """The decoded arrays of a medium."""
-    if isinstance(medium, media.SampledVideo):
+    if isinstance(medium, SampledVideo):
         return list(medium.sampled.values())
     return [] if medium.array is None else [medium.array]

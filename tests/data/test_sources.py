@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmllm import media
-from mmllm.conversation import Embedded
 from mmllm.data.mixture import Mixture
 from mmllm.errors import (
     ConfigError,
@@ -23,6 +22,7 @@ from mmllm.errors import (
     PlaceholderError,
     RowError,
 )
+from mmllm.media import Embedded
 from tests.data.files import (
     RNG,
     clip,

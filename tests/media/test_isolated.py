@@ -17,9 +17,9 @@ import pytest
 from PIL import Image as PILImage
 
 from mmllm import media
-from mmllm.conversation import Audio, Embedded, Image, Medium, Video
+from mmllm.conversation import Audio, Image, Medium, Video
 from mmllm.errors import MediaError, MissingMediaError, OversizedMediaError
-from mmllm.media import isolated
+from mmllm.media import Embedded, isolated
 from tests.media.test_media import MARK, gradient, steps, tone
 
 SOUND = Audio.from_numpy(tone(), 16_000)
@@ -64,7 +64,7 @@ def test_what_is_decoded_is_what_the_library_decodes_here(
         "embedded": Embedded(f"{name} of a row", path.read_bytes),
     }[form]
     given = type(medium)(source=source, caption="said")
-    here, there = given.decoded(), isolated.decode(given)
+    here, there = given.decoded(), given.decoded(isolated.decode)
     assert type(there) is type(here)
     assert (there.source, there.caption) == (source, "said")
     assert there.provenance == here.provenance
@@ -74,7 +74,9 @@ def test_what_is_decoded_is_what_the_library_decodes_here(
     assert isolated.probe(source) == media.probe(source)
     if isinstance(here, Video) and isinstance(there, Video):
         assert there.fps == here.fps
-        assert np.array_equal(isolated.sample_frames(given, 5), media.sample_frames(given, 5))
+        assert np.array_equal(
+            given.sample_frames(5, isolated.sample_frames), given.sample_frames(5)
+        )
         assert (here.audio is None) == (there.audio is None)
         if here.audio is not None and there.audio is not None:
             assert there.audio.sample_rate == here.audio.sample_rate
@@ -86,9 +88,9 @@ def test_what_is_decoded_is_what_the_library_decodes_here(
 )
 def test_the_errors_are_the_same(source: Any) -> None:
     with pytest.raises(MediaError) as here:
-        media.decode(Image(source))
+        Image(source).decoded()
     with pytest.raises(MediaError) as there:
-        isolated.decode(Image(source))
+        Image(source).decoded(isolated.decode)
     assert str(there.value) == str(here.value)
     assert type(there.value) is type(here.value)
 
@@ -96,18 +98,18 @@ def test_the_errors_are_the_same(source: Any) -> None:
 def test_limits_hold_there_too(tmp_path: Path) -> None:
     picture = Image.from_numpy(gradient()).save(tmp_path / "a.png")
     with media.limits(pixels=100), pytest.raises(OversizedMediaError, match="pixels"):
-        isolated.decode(Image(picture))
-    assert isolated.decode(Image(picture)).to_numpy().shape == (24, 40, 3)
+        Image(picture).decoded(isolated.decode)
+    assert Image(picture).decoded(isolated.decode).to_numpy().shape == (24, 40, 3)
     with pytest.raises(MissingMediaError):
-        isolated.decode(Image(tmp_path / "b.png"))
+        Image(tmp_path / "b.png").decoded(isolated.decode)
 
 
 def test_what_takes_too_long_is_ended(slow: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(OversizedMediaError, match=r"not decoded within 0.3 s; make it smaller"):
-        isolated.sample_frames(Video(slow), 8, seconds=0.3)
+        isolated.sample_frames(slow, 8, seconds=0.3)
     assert time.monotonic() - began < 10
-    assert isolated.decode(Image(_png())).to_numpy().shape == (24, 40, 3)
+    assert Image(_png()).decoded(isolated.decode).to_numpy().shape == (24, 40, 3)
 
 
 def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
@@ -116,7 +118,7 @@ def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
     timer.start()
     began = time.monotonic()
     with pytest.raises(isolated.DecodingCancelledError):
-        isolated.sample_frames(Video(slow), 8, seconds=60, cancel=gone)
+        isolated.sample_frames(slow, 8, seconds=60, cancel=gone)
     assert time.monotonic() - began < 10
 
 
@@ -125,14 +127,14 @@ def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
 
     def look() -> None:
         with pytest.raises(isolated.DecodingCancelledError):
-            isolated.sample_frames(Video(slow), 8, seconds=60, cancel=gone)
+            isolated.sample_frames(slow, 8, seconds=60, cancel=gone)
 
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
         thread.start()
     time.sleep(0.3)
     began = time.monotonic()
-    assert isolated.decode(Image(_png())).to_numpy().shape == (24, 40, 3)
+    assert Image(_png()).decoded(isolated.decode).to_numpy().shape == (24, 40, 3)
     assert time.monotonic() - began < 10
     gone.set()
     for thread in threads:
@@ -142,28 +144,29 @@ def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_process_that_breaks_down_costs_its_file_only(slow: bytes) -> None:
     isolated.start()
-    before = set(isolated._STARTED)
+    before = set(isolated.STARTED)
 
     def kill() -> None:
         time.sleep(0.5)
         for process in before:
-            os.kill(process._popen.pid, signal.SIGKILL)
-            process._popen.wait()  # a process that is just being killed still looks alive
+            os.kill(process.process.pid, signal.SIGKILL)
+            process.process.wait()  # a process that is just being killed still looks alive
 
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(MediaError, match="broke down"):
-        isolated.sample_frames(Video(slow), 8, seconds=60)
+        isolated.sample_frames(slow, 8, seconds=60)
     thread.join()
-    assert isolated.decode(Image(_png())).to_numpy().shape == (24, 40, 3)
-    assert before.isdisjoint(process for process in isolated._STARTED if process.usable)
+    assert Image(_png()).decoded(isolated.decode).to_numpy().shape == (24, 40, 3)
+    assert before.isdisjoint(process for process in isolated.STARTED if process.usable)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded where the platform can")
 def test_memory_is_bounded() -> None:
     code = (
-        "from mmllm.media import isolated, Limits\n"
-        "with isolated._bounded(60, Limits(decoded_bytes=2**20)):\n"
+        "from mmllm.media import Limits\n"
+        "from mmllm.media.isolated.worker import bounded\n"
+        "with bounded(60, Limits(decoded_bytes=2**20)):\n"
         "    try:\n"
         "        bytearray(2**31)\n"
         "    except MemoryError:\n"
@@ -184,7 +187,7 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
         "slow = Video(sys.argv[1])\n"
         "threading.Thread(target=isolated.sample_frames, args=(slow, 8)).start()\n"
         "time.sleep(0.5)\n"
-        "print(*(entry._popen.pid for entry in isolated._STARTED), flush=True)\n"
+        "print(*(entry.process.pid for entry in isolated.STARTED), flush=True)\n"
         "time.sleep(60)\n"
     )
     (tmp_path / "slow.gif").write_bytes(many_frames())

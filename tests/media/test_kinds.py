@@ -27,7 +27,7 @@ from mmllm.encoders.base import ModalityEncoder
 from mmllm.encoders.efficientnet import to_square
 from mmllm.errors import MediaError, OversizedMediaError
 from mmllm.media import audio as sounds
-from mmllm.media import provenance
+from mmllm.media import image, provenance
 from tests.media.test_media import gradient, png, steps, tone
 
 FILES = Path(__file__).parent / "files"
@@ -105,9 +105,9 @@ def test_heic_is_a_picture():
     array = Image(data).to_numpy()
     assert array.shape == (96, 128, 3)
     assert np.abs(array.astype(int) - [200, 30, 30]).max() < 4
-    with pytest.raises(MediaError, match=r"got a picture \(HEIF\); give it as Image"):
+    with pytest.raises(MediaError, match=r"got an image \(HEIF\); give it as Image"):
         Video(data).decoded()
-    with pytest.raises(MediaError, match="picture is damaged"):
+    with pytest.raises(MediaError, match="image is damaged"):
         Image(data[:200]).decoded()
 
 
@@ -122,7 +122,7 @@ def test_all_tiles_of_a_heic_are_seen():
 def test_a_still_in_an_unknown_coding_is_no_clip():
     for brand in (b"heic", b"avif", b"mif1"):
         box = struct.pack(">I4s4sI4s", 20, b"ftyp", brand, 0, b"miaf")
-        with pytest.raises(MediaError, match="the picture is damaged"):
+        with pytest.raises(MediaError, match="the image is damaged"):
             media.probe(box + bytes(400))
 
 
@@ -334,7 +334,7 @@ def test_a_sound_that_changes_in_the_middle_keeps_its_beginnings_rate(codec):
 
 @pytest.mark.parametrize("rate", [44_101, 15_999, 47_777, 999_983])
 def test_rates_without_a_common_divisor_are_resampled(rate):
-    sound = media.resample(Audio.from_numpy(tone(0.5, rate), rate), 16_000)
+    sound = Audio.from_numpy(tone(0.5, rate), rate).resample(16_000)
     expected = tone(0.5)
     assert abs(sound.to_numpy().shape[1] - expected.shape[1]) <= 1
     inside = slice(500, 7_000)
@@ -344,18 +344,18 @@ def test_rates_without_a_common_divisor_are_resampled(rate):
 @pytest.mark.parametrize(("own", "rate"), [(48_000, 16_000), (44_100, 16_000), (8_000, 44_100)])
 def test_long_sounds_are_resampled_in_blocks_without_seams(own, rate, monkeypatch):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, own + 77)).astype(np.float32)
-    whole = media.resample(Audio.from_numpy(noise, own), rate, mono=False).to_numpy()
+    whole = Audio.from_numpy(noise, own).resample(rate, mono=False).to_numpy()
     monkeypatch.setattr("mmllm.media.audio._RESAMPLED", own // 7)
-    blocks = media.resample(Audio.from_numpy(noise, own), rate, mono=False).to_numpy()
+    blocks = Audio.from_numpy(noise, own).resample(rate, mono=False).to_numpy()
     assert blocks.shape == whole.shape
     assert np.abs(blocks - whole).max() < 1e-5
 
 
 def test_resampling_is_exact_under_autocast():
     sound = Audio.from_numpy(tone(), 16_000)
-    plain = media.resample(sound, 44_100).to_numpy()
+    plain = sound.resample(44_100).to_numpy()
     with torch.autocast("cpu", torch.bfloat16):
-        assert np.array_equal(media.resample(sound, 44_100).to_numpy(), plain)
+        assert np.array_equal(sound.resample(44_100).to_numpy(), plain)
 
 
 def test_absurd_rates_are_refused():
@@ -365,7 +365,7 @@ def test_absurd_rates_are_refused():
         Audio(bytes(data)).decoded()
     slow = Audio.from_numpy(np.zeros(200_000, np.float32), 1)
     with pytest.raises(OversizedMediaError, match="when resampled"):
-        media.resample(slow, 16_000)
+        slow.resample(16_000)
 
 
 # --- clips --------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def test_frames_that_an_edit_list_hides_do_not_count(hidden, shown):
     values = np.round(clip.to_numpy().mean(axis=(1, 2, 3)) / 20).tolist()
     assert values == list(range(hidden, hidden + shown))
     assert media.probe(data).frames == shown
-    assert len(media.sample_frames(Video(data), 16)) == 16
+    assert len(Video(data).sample_frames(16)) == 16
 
 
 @pytest.mark.parametrize(("container", "codec"), [("mpegts", "mpeg2video"), ("avi", "mjpeg")])
@@ -455,7 +455,7 @@ def test_frames_that_change_their_size_have_that_of_the_first(container, codec):
     assert clip.to_numpy().shape[1:] == (32, 48, 3)
     if container == "mpegts":
         assert clip.to_numpy()[-1].mean() > 100
-    assert media.sample_frames(Video(small + large), 1).shape == (1, 32, 48, 3)
+    assert Video(small + large).sample_frames(1).shape == (1, 32, 48, 3)
 
 
 @pytest.mark.parametrize(
@@ -482,13 +482,13 @@ def test_frames_of_a_long_clip_are_found_by_keyframes_exactly(
         with monkeypatch.context() as patch:
             limits = sys.modules["mmllm.media.limits"]
             patch.setattr(limits.DecodingCost, "add_frame", lambda *size, to=decoded: to.append(1))
-            sampled = media.sample_frames(Video(data), num)
+            sampled = Video(data).sample_frames(num)
         middles = [int((i + 0.5) * len(whole) / num) for i in range(num)]
         assert np.array_equal(sampled, whole[middles])
         assert len(decoded) < 50 * num
     cut_off = data[: int(0.6 * len(data))]
     with pytest.raises(MediaError, match=r"truncated|format"):
-        media.sample_frames(Video(cut_off), 5)
+        Video(cut_off).sample_frames(5)
 
 
 def test_a_clip_that_was_cut_behind_its_index_is_truncated(tmp_path):
@@ -496,7 +496,7 @@ def test_a_clip_that_was_cut_behind_its_index_is_truncated(tmp_path):
     whole = data.save(tmp_path / "a.mp4").read_bytes()
     for num in (1, 5):
         with pytest.raises(MediaError, match="truncated"):
-            media.sample_frames(Video(whole[: int(0.4 * len(whole))]), num)
+            Video(whole[: int(0.4 * len(whole))]).sample_frames(num)
 
 
 def test_a_longer_sound_does_not_slow_the_clip_down(tmp_path):
@@ -524,7 +524,7 @@ def test_animations_whose_frames_outgrow_the_canvas_are_cropped():
     places = [at for at in range(len(data) - 9) if data[at : at + 9] == b",\0\0\0\0\x14\0\x0a\0"]
     data[places[-1] + 7 : places[-1] + 9] = (5).to_bytes(2, "little")
     data[places[-1] + 5 : places[-1] + 7] = (40).to_bytes(2, "little")
-    frames = media.sample_frames(Video(bytes(data)), 2)
+    frames = Video(bytes(data)).sample_frames(2)
     assert frames.shape == (2, 10, 20, 3)
     assert frames[:, 2, 10].tolist() == [[255, 0, 0], [0, 0, 255]]
 
@@ -570,9 +570,9 @@ def test_time_is_bounded_while_decoding(monkeypatch, what):
 
 def test_frames_are_converted_only_where_they_are_looked_at(monkeypatch):
     converted = []
-    rgb = media._image._rgb
+    rgb = image._rgb
     monkeypatch.setattr("mmllm.media.image._rgb", lambda p: converted.append(p) or rgb(p))
-    assert media.sample_frames(Video(moving(40, 50)), 2).shape == (2, 50, 50, 3)
+    assert Video(moving(40, 50)).sample_frames(2).shape == (2, 50, 50, 3)
     assert len(converted) == 2
 
 

@@ -19,6 +19,7 @@ from PIL import Image as PILImage
 from mmllm import media
 from mmllm.conversation import Audio, Image, Video
 from mmllm.errors import MediaError
+from mmllm.media import codecs
 
 MARK = {"model": "mini", "seed": 7, "prompt": "a <red> & 'blue' é"}
 
@@ -117,13 +118,13 @@ def test_wav_is_what_the_standard_library_reads(tmp_path):
 
 def test_resampling_keeps_the_tone_and_averages_channels():
     stereo = Audio.from_numpy(np.concatenate([tone(), -0.5 * tone()]), 16_000)
-    mono = media.resample(stereo, 44_100)
+    mono = stereo.resample(44_100)
     assert mono.sample_rate == 44_100
     expected = 0.25 * tone(1.0, 44_100)
     assert mono.to_numpy().shape == expected.shape
     inside = slice(500, -500)
     assert np.abs(mono.to_numpy()[:, inside] - expected[:, inside]).max() < 2e-3
-    assert media.resample(stereo, 8_000, mono=False).to_numpy().shape == (2, 8_000)
+    assert stereo.resample(8_000, mono=False).to_numpy().shape == (2, 8_000)
 
 
 def test_aac_in_a_container_is_a_sound(tmp_path):
@@ -187,7 +188,7 @@ def test_unusual_rates_and_odd_sides_can_be_saved_as_mp4(tmp_path):
 def test_sound_is_not_dropped_in_silence(tmp_path, caplog):
     clip = Video.from_numpy(steps(), 10.0, audio=Audio.from_numpy(tone(), 16_000))
     clip.save(tmp_path / "a.webp")
-    assert "holds no sound" in caplog.text
+    assert "holds no audio" in caplog.text
 
 
 def test_a_long_frame_is_repeated(tmp_path):
@@ -206,9 +207,9 @@ def test_sampled_frames_are_even_in_time(tmp_path, suffix):
         clip = Video(clip.save(tmp_path / f"a{suffix}"))
     # Four parts of three frames: the middle one of each. Five parts: at 0.12, 0.36 ... s.
     for num, expected in ((4, [1, 4, 7, 10]), (5, [1, 3, 6, 8, 10])):
-        values = media.sample_frames(clip, num).mean(axis=(1, 2, 3)) / 20
+        values = clip.sample_frames(num).mean(axis=(1, 2, 3)) / 20
         assert np.round(values).tolist() == expected
-    assert len(media.sample_frames(clip, 30)) == 30
+    assert len(clip.sample_frames(30)) == 30
 
 
 def test_rotated_phone_clips_stand_upright(tmp_path):
@@ -276,10 +277,10 @@ def test_what_is_no_medium(tmp_path, kind):
         (tmp_path, "got a folder"),
         (tmp_path / "empty.png", "empty"),
         (b"", "empty"),
-        (tmp_path / "text.png", "neither a picture"),
-        (tmp_path / "text.raw", "neither a picture"),
-        (tmp_path / "list.m3u8", "neither a picture"),
-        (b"\0" * 4096, "neither a picture"),
+        (tmp_path / "text.png", "neither an image"),
+        (tmp_path / "text.raw", "neither an image"),
+        (tmp_path / "list.m3u8", "neither an image"),
+        (b"\0" * 4096, "neither an image"),
     ]:
         with pytest.raises(MediaError, match=why):
             kind(source).decoded()
@@ -328,7 +329,7 @@ def test_limits_hold_before_decoding_and_can_be_changed(good, monkeypatch):
     ]
     for kind, suffix, changes, modality in cases:
         with monkeypatch.context() as patch:
-            patch.setitem(media._DECODERS, modality, never)
+            patch.setitem(codecs.DECODERS, modality, never)
             with media.limits(**changes), pytest.raises(MediaError, match=next(iter(changes))):
                 kind(good[suffix]).decoded()
         assert kind(good[suffix]).decoded().array is not None
@@ -343,9 +344,9 @@ def test_a_clip_too_large_to_decode_can_be_sampled(good):
     with media.limits(decoded_bytes=6 * 64 * 64 * 3):
         with pytest.raises(MediaError, match="when decoded"):
             Video(good["mp4"]).decoded()
-        assert media.sample_frames(Video(good["mp4"]), 5).shape == (5, 64, 64, 3)
+        assert Video(good["mp4"]).sample_frames(5).shape == (5, 64, 64, 3)
         with pytest.raises(MediaError, match="when decoded"):
-            media.sample_frames(Video(good["mp4"]), 7)
+            Video(good["mp4"]).sample_frames(7)
 
 
 def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
@@ -364,7 +365,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 def test_saving_needs_a_known_suffix_and_a_rate(tmp_path):
-    with pytest.raises(MediaError, match=r"a picture is saved as \.png.*got '\.wav'"):
+    with pytest.raises(MediaError, match=r"an image is saved as \.png.*got '\.wav'"):
         Image.from_numpy(gradient()).save(tmp_path / "a.wav")
     with pytest.raises(MediaError, match="no suffix"):
         Audio.from_numpy(tone(), 16_000).save(tmp_path / "a")

@@ -354,7 +354,7 @@ def test_frames_are_read_once_and_the_answer_is_that_of_the_python_api(
     )
     assert answer["choices"][0]["message"]["content"] == reply.text
     nums = [encoder.num_frames for encoder in chat.model.encoders.values() if encoder.num_frames]
-    given = isolated.presample(Video(clip), nums)
+    given = Video(clip).presampled(nums, isolated.sample_frames)
     assert list(given.sampled) == nums  # pyright: ignore[reportAttributeAccessIssue]
 
 

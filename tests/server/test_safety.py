@@ -169,7 +169,7 @@ def test_the_other_endpoints_refuse_too(
         ({"image_url": {"url": "data:image/png;base64,"}}, "empty"),
         ({"image_url": {"url": data_uri(PNG[:40], "image/png")}}, "damaged"),
         ({"image_url": {"url": data_uri(b"hello", "image/png")}}, "in a format that is known"),
-        ({"image_url": {"url": data_uri(MP4, "image/png")}}, "expected a picture, got a clip"),
+        ({"image_url": {"url": data_uri(MP4, "image/png")}}, "expected an image, got a video"),
         ({"image_url": {"url": "/etc/passwd"}}, "fetches no URLs"),
         ({"image_url": {"url": "file:///etc/passwd"}}, "fetches no URLs"),
         ({"image_url": {"url": "http://127.0.0.1/x.png"}}, "fetches no URLs"),

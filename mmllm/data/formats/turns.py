@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mmllm.conversation import MEDIA, Embedded, Medium, Message, Role, Text
+from mmllm.conversation import MEDIA, Medium, Message, Role, Text
 from mmllm.data.sources import medium
 from mmllm.data.text_fields import is_nothing
 from mmllm.errors import OversizedMediaError, PlaceholderError, RowError, quoted
-from mmllm.media import current_limits
+from mmllm.media import Embedded, current_limits
 
 ROLES: dict[str, Role] = {
     "system": "system",

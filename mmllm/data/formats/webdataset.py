@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmllm.conversation import MEDIA, Embedded, Message
+from mmllm.conversation import MEDIA, Message
 from mmllm.data.formats.caption_turns import CaptionTurns, CaptionTurnsConfig
 from mmllm.data.formats.turns import check_size
 from mmllm.data.sources import parse_json, resolve
 from mmllm.data.tables import encoding_of
 from mmllm.data.text_fields import caption_of
 from mmllm.errors import ConfigError, MediaError, MissingMediaError, RowError
+from mmllm.media import Embedded
 from mmllm.utils.files import atomic_file
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,204 @@
+"""Containers that PyAV (FFmpeg) reads: their streams, what their headers say, their packets.
+
+Legend: F frames, H x W pixels, C channels, S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mmllm.errors import MediaError
+from mmllm.media import provenance
+from mmllm.media.files import brief, timed
+from mmllm.media.info import MediaInfo
+from mmllm.media.limits import DecodingCost, current_limits
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3,flac,aac,asf,flv,au,caf,w64,"
+    "voc"
+)
+"""What FFmpeg may open. Playlists are not among them: they would make it open other files."""
+_AV_TIME = 1_000_000  # av.time_base, without importing av
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that read the transparency of WebM; FFmpeg's own leave it out."""
+
+
+@contextmanager
+def open_container(file: BinaryIO, name: str, cost: DecodingCost) -> Iterator[InputContainer]:
+    """The opened container; whatever is raised about it inside the block is a MediaError."""
+    try:
+        with _open(file, cost) as container:
+            yield container
+    except MediaError:
+        raise
+    except Exception as error:  # PyAV raises ValueError and others, too, where frames are odd
+        cost.check()  # it may be what it stumbled over
+        why = getattr(error, "strerror", None) or brief(error)
+        raise MediaError(
+            f"{name}: the file is damaged, truncated, or in no format that is known "
+            f"({why}); was it copied completely?"
+        ) from error
+
+
+def _open(file: BinaryIO, cost: DecodingCost) -> InputContainer:
+    import av
+
+    options = {"format_whitelist": _CONTAINERS, "max_pixels": str(current_limits().pixels)}
+    return av.open(timed(file, cost), "r", options=options, metadata_errors="replace")
+
+
+def video_stream(container: InputContainer) -> Any | None:
+    """The first video stream in a known codec that is not the cover of a song."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if stream.codec_context and not stream.disposition & Disposition.attached_pic:
+            return stream
+    return None
+
+
+def audio_stream(container: InputContainer) -> Any | None:
+    """The first audio stream in a known codec."""
+    return next((stream for stream in container.streams.audio if stream.codec_context), None)
+
+
+def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
+    """What the container says, or None when FFmpeg does not know it.
+
+    Packets are counted (not decoded) where the header does not say how many there are.
+    """
+    try:
+        with _open(file, cost) as container:
+            return _facts(container, name)
+    except MediaError:
+        raise
+    except Exception:
+        cost.check()
+        return None
+
+
+def _facts(container: InputContainer, name: str) -> MediaInfo | None:
+    picture = video_stream(container)
+    sound = audio_stream(container)
+    stream = picture or sound
+    if stream is None:
+        return None
+    seconds = _seconds(container, stream)
+    kind = container.format.name
+    rate = {"sample_rate": sound.rate, "channels": sound.channels} if sound else {}
+    if picture is None:
+        assert sound is not None
+        if seconds is None:
+            seconds = _measure(container, sound, name)[1]
+        samples = round(seconds * sound.rate)
+        return MediaInfo("audio", kind, seconds=seconds, samples=samples, by_av=True, **rate)
+    count = _num_shown(container, picture)
+    if not count or not seconds:
+        count, measured = _measure(container, picture, name)
+        # The container's duration is that of its longest stream, which may be the sound.
+        own = seconds if picture.duration else None
+        seconds = own or measured or seconds or count / float(picture.guessed_rate or 25)
+    width, height = square_size(picture, picture.width, picture.height)
+    return MediaInfo(
+        "video",
+        kind,
+        width=width,
+        height=height,
+        frames=count,
+        seconds=seconds,
+        samples=round(seconds * sound.rate) if sound else 0,
+        by_av=True,
+        **rate,
+    )
+
+
+def _seconds(container: InputContainer, stream: Any) -> float | None:
+    if stream.duration and stream.duration > 0:
+        return float(stream.duration * stream.time_base)
+    duration = container.duration
+    return duration / _AV_TIME if duration and duration > 0 else None
+
+
+def _num_shown(container: InputContainer, stream: Any) -> int:
+    """The frames that the header announces, without those that an edit list hides (MP4), or that
+    only say that the one before stays (AVI); 0: unknown."""
+    index, kind = stream.index_entries, container.format.name
+    if not 0 < len(index) <= current_limits().frames:
+        return stream.frames
+    # AVI counts by its frames, and has its index at its end: one that was cut has a few entries.
+    whole = kind == "avi" and index[-1].timestamp >= 0.9 * stream.frames - 1
+    if not (whole or "mp4" in kind):
+        return stream.frames
+    return min(stream.frames, sum(bool(entry.size) and not entry.is_discard for entry in index))
+
+
+def square_size(stream: Any, width: int, height: int) -> tuple[int, int]:
+    """The size at which frames are shown: pixels that are not square are stretched to be."""
+    aspect = stream.sample_aspect_ratio
+    if not aspect or aspect <= 0 or aspect == 1:
+        return width, height
+    if aspect > 1:
+        return round(width * aspect), height
+    return width, round(height / aspect)
+
+
+def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, float]:
+    """(packets that are shown, seconds) of a stream, by reading through the file once.
+
+    Raises MediaError where the file ends long before the duration that its header announces.
+    """
+    count, first, last, end, stays = 0, None, 0, 0.0, 0
+    for packet in container.demux():
+        if not packet.size or packet.pts is None or packet.is_discard:
+            count += bool(packet.size) and packet.stream is stream and not packet.is_discard
+            continue
+        after = packet.pts + (packet.duration or 0)
+        end = max(end, float(after * packet.time_base))
+        if packet.stream is stream:
+            count += 1
+            stays = stays or packet.duration or 0
+            first = packet.pts if first is None else min(first, packet.pts)
+            last = max(last, after)
+    announced = (container.duration or 0) / _AV_TIME
+    if end < 0.9 * announced - 1.0:  # the last packet's own duration is not always known
+        raise MediaError(
+            f"{name}: the file is truncated ({announced:.4g} seconds announced, {end:.4g} found); "
+            "was it copied completely?"
+        )
+    span = last - (first or 0)
+    if not stays and count > 1:  # FLV says when each begins only; the last one stays as the others
+        span += span / (count - 1)
+    return count, float(span * stream.time_base)
+
+
+def open_decoder(stream: Any) -> Any:
+    """The stream's own decoder, or the one that reads its transparency."""
+    import av
+
+    decoder = stream.codec_context
+    better = _WITH_ALPHA.get(decoder.name)
+    if better in av.codecs_available and stream.metadata.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(better, "r")
+    decoder.options = {"max_pixels": str(current_limits().pixels)}
+    return decoder
+
+
+def decode_packets(
+    container: InputContainer, stream: Any, decoder: Any, cost: DecodingCost
+) -> Iterator[Any]:
+    """The frames of a stream."""
+    for packet in container.demux(stream):
+        cost.check()
+        if packet.size or packet.dts is None:  # the end has no time; an empty one holds nothing
+            yield from decoder.decode(packet)
+
+
+def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
+    """The mark of a clip or sound in a container."""
+    with open_container(file, name, cost) as container:
+        return provenance.from_comment(container.metadata.get("comment"))

@@ -1,0 +1,67 @@
+"""The messages between a process and its decoding worker: JSON and raw arrays, never pickles.
+
+A message is two lengths, a JSON object, and bytes: a file on the way there, arrays on the way back.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_LENGTHS = struct.Struct(">QQ")
+_DTYPES = {"u1": np.uint8, "f4": np.float32}
+
+OWN_MEMORY = 2**30
+"""Bytes that a worker may take besides what its limits let it decode: its libraries, the file, and
+an intermediate of each kind (RGBA, float)."""
+
+
+def send(pipe: Any, header: dict[str, Any], *body: Any) -> None:
+    """Write a message: a JSON object, and buffers one behind the other."""
+    text = json.dumps(header).encode()
+    pipe.write(_LENGTHS.pack(len(text), sum(memoryview(part).nbytes for part in body)))
+    pipe.write(text)
+    for part in body:
+        pipe.write(memoryview(part).cast("B"))
+    pipe.flush()
+
+
+def receive(pipe: BinaryIO, max_bytes: int) -> tuple[dict[str, Any], bytearray]:
+    """Read a message. Raises EOFError at the end of the pipe, or for one that announces more bytes
+    than `max_bytes`."""
+    num_text, num_data = _LENGTHS.unpack(_read_exactly(pipe, _LENGTHS.size))
+    if num_text + num_data > max_bytes:
+        raise EOFError
+    return json.loads(_read_exactly(pipe, num_text)), _read_exactly(pipe, num_data)
+
+
+def describe_arrays(arrays: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Return dtype and shape of each array, for the header of their message."""
+    return [{"dtype": array.dtype.str[1:], "shape": list(array.shape)} for array in arrays]
+
+
+def split_arrays(descriptions: Sequence[dict[str, Any]], data: bytearray) -> list[np.ndarray]:
+    """Return the arrays that lie one behind the other in `data`. Raises KeyError for a dtype that
+    no worker sends, ValueError for too few bytes."""
+    arrays, start = [], 0
+    for entry in descriptions:
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"]
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays.append(np.frombuffer(data, dtype, count, start).reshape(shape))
+        start += count * dtype.itemsize
+    return arrays
+
+
+def _read_exactly(pipe: BinaryIO, length: int) -> bytearray:
+    data = bytearray(length)
+    view, start = memoryview(data), 0
+    while start < length:
+        num = pipe.readinto(view[start:])  # pyright: ignore[reportAttributeAccessIssue]
+        if not num:
+            raise EOFError
+        start += num
+    return data

@@ -1,0 +1,82 @@
+"""Writes videos as MP4: H.264 and AAC.
+
+Legend: F frames, H x W pixels, C channels, S samples.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmllm.media import audio, provenance
+from mmllm.media.info import MediaContent
+
+_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
+"""Sample rates at which AAC is written; other audio is resampled to the highest."""
+_MAX_CHANNELS = 2
+_REPRODUCIBLE = {"x264-params": "mbtree=0"}
+"""The same video gives the same bytes. x264's macroblock tree reads uninitialised memory: about one
+file in 200 of a 32-pixel video differed with it, none of 10,000 without."""
+
+
+def save(content: MediaContent, path: Path) -> None:
+    """Write H.264 (MPEG-4 part 2 where that is missing) and AAC, playable while it loads.
+
+    Odd sides grow by one pixel (the last one repeated): 4:2:0 colour requires even ones.
+    """
+    import av
+
+    array = content.array
+    array = np.pad(
+        array, ((0, 0), (0, array.shape[1] % 2), (0, array.shape[2] % 2), (0, 0)), mode="edge"
+    )
+    h264 = "libx264" in av.codecs_available
+    assert content.fps
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        if content.provenance is not None:
+            container.metadata["comment"] = provenance.to_comment(content.provenance)
+        stream = container.add_stream(
+            "libx264" if h264 else "mpeg4", rate=Fraction(content.fps).limit_denominator(1001)
+        )
+        stream.height, stream.width = array.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        if h264:
+            stream.options = {"crf": "16", "preset": "medium", **_REPRODUCIBLE}
+        else:
+            stream.bit_rate = 4_000_000
+        track = _AudioTrack(container, content.audio) if content.audio is not None else None
+        for image in array:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if track is not None:
+            track.write()
+
+
+class _AudioTrack:
+    """An AAC stream beside the frames; it must exist before the first packet is written."""
+
+    def __init__(self, container: Any, content: MediaContent) -> None:
+        samples, rate = content.array, content.sample_rate
+        assert rate
+        if samples.shape[0] > _MAX_CHANNELS:
+            samples = samples.mean(axis=0, keepdims=True)
+        if rate not in _RATES:
+            samples, rate = audio.resample(samples, rate, _RATES[-1]), _RATES[-1]
+        self.samples, self.rate = np.ascontiguousarray(samples), rate
+        self.layout = "mono" if samples.shape[0] == 1 else "stereo"
+        self.container = container
+        self.stream = container.add_stream("aac", rate=self.rate, layout=self.layout)
+
+    def write(self) -> None:
+        """Encode all samples and finish the stream."""
+        import av
+
+        frame = av.AudioFrame.from_ndarray(self.samples, format="fltp", layout=self.layout)
+        frame.sample_rate = self.rate
+        frame.pts = 0
+        self.container.mux(self.stream.encode(frame))
+        self.container.mux(self.stream.encode(None))

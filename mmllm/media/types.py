@@ -1,0 +1,380 @@
+"""The types of media that people use: Image, Audio, Video. They hold where a medium is kept, or its
+decoded array, and call the codecs.
+
+Legend: H x W pixels, F frames, S samples, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mmllm.errors import MediaError, quoted
+from mmllm.media import arrays, codecs, display, image
+from mmllm.media.audio import resample
+from mmllm.media.files import Embedded, MediaSource
+from mmllm.media.info import MediaContent
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from PIL import Image as PILImage
+
+
+@dataclass(frozen=True, eq=False)
+class Medium:
+    """An image, audio or video: where it is kept, or its decoded array, or both.
+
+    source: a path, the bytes of a file, or a file inside another; opened on first use, within the
+        limits of `mmllm.media`. Decoded data in its place (an array, a Pillow image) becomes the
+        `array`, checked as by `from_numpy` and `from_pil`.
+    array: the decoded content, see `to_numpy`.
+    caption: what the medium shows; the target of decoder-side alignment.
+    provenance: what made it; filled for generated media and written into every saved file.
+    """
+
+    source: MediaSource | None = None
+    array: np.ndarray | None = None
+    caption: str | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    modality: ClassVar[str]
+    """The key of encoders and decoders that this medium belongs to."""
+
+    def __post_init__(self) -> None:
+        if self.source is not None and not isinstance(self.source, str | Path | bytes | Embedded):
+            array = self._check_data(self.source)
+            object.__setattr__(self, "source", None)
+            object.__setattr__(self, "array", array)
+
+    def _check_data(self, data: Any) -> np.ndarray:
+        """The array of decoded data that was given in the place of a file."""
+        name = type(self).__name__
+        raise TypeError(
+            f"{name}: expected a path or the bytes of a file, got {type(data).__name__}; for "
+            f"decoded data use {name}.from_numpy(...)"
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(medium)` is `medium.to_numpy()`."""
+        array = self.to_numpy()
+        array = array if dtype is None else array.astype(dtype, copy=False)
+        return array.copy() if copy else array
+
+    def __repr__(self) -> str:
+        if self.array is not None:
+            what = f"array {tuple(self.array.shape)}"
+        elif isinstance(self.source, bytes):
+            what = f"{len(self.source)} bytes"
+        else:
+            what = repr(str(self.source)) if self.source is not None else "no data"
+        caption = f", caption={self.caption!r}" if self.caption else ""
+        return f"{type(self).__name__}({what}{caption})"
+
+    @property
+    def has_data(self) -> bool:
+        """False for a medium that is only described by its caption."""
+        return self.source is not None or self.array is not None
+
+    def decoded(self, decode: Callable[[MediaSource, str], MediaContent] = codecs.decode) -> Self:
+        """Return the same medium with `array` filled.
+
+        Args:
+            decode: reads a file of a modality; `mmllm.media.isolated.decode` for files of
+                strangers.
+
+        Raises:
+            MediaError: see `mmllm.media.decode`.
+        """
+        if self.array is not None:
+            return self
+        return replace(self, **self._fields(decode(self._existing_source(), self.modality)))
+
+    def _fields(self, content: MediaContent) -> dict[str, Any]:
+        """The fields that a file's content fills."""
+        mark = self.provenance if self.provenance is not None else content.provenance
+        return {"array": content.array, "provenance": mark}
+
+    def _existing_source(self) -> MediaSource:
+        if self.source is None:
+            raise MediaError(
+                f"{self!r}: there is nothing to decode; give {type(self).__name__}(...) a path or "
+                "the bytes of a file"
+            )
+        return self.source
+
+    def content(self) -> MediaContent:
+        """Return what a file of this medium holds. Raises MediaError."""
+        return MediaContent(self.to_numpy(), provenance=self.provenance)
+
+    def to_numpy(self) -> np.ndarray:
+        """Image: uint8[H, W, 3] RGB. Audio: float32[C, S] in [-1, 1]. Video: uint8[F, H, W, 3]."""
+        array = self.decoded().array
+        assert array is not None
+        return array
+
+    def save(self, path: str | Path) -> Path:
+        """Write the medium in the format of the suffix, with its provenance; see `media.save`."""
+        path = codecs.output_path(path, self.modality)
+        return codecs.save(self.decoded().content(), self.modality, path)
+
+    def to_bytes(self, suffix: str | None = None) -> bytes:
+        """Return the bytes of the file that `save` writes with this suffix; png, wav or mp4 unless
+        given."""
+        return display.to_bytes(self, suffix)
+
+    def show(self) -> None:
+        """Show it below the cell of a notebook, else with the system's program for its kind."""
+        display.show(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows: an image or a player."""
+        return display.mimebundle([self], repr(self))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Image(Medium):
+    """An image; decoded: uint8[H, W, 3], RGB."""
+
+    modality: ClassVar[str] = "image"
+
+    if TYPE_CHECKING:  # what `Medium.__post_init__` takes
+
+        def __init__(
+            self,
+            source: MediaSource | np.ndarray | PILImage.Image | None = None,
+            array: np.ndarray | None = None,
+            caption: str | None = None,
+            provenance: Mapping[str, Any] | None = None,
+        ) -> None: ...
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray, **fields: Any) -> Image:
+        """Make an image of uint8[H, W, 3], RGB. Raises MediaError."""
+        return cls(array=arrays.check_pixels(array, "H, W, 3", cls.__name__), **fields)
+
+    @classmethod
+    def from_pil(cls, picture: PILImage.Image, **fields: Any) -> Image:
+        """Make an image of a Pillow image as its file would be decoded: upright by EXIF, on white
+        where it is transparent, deep grey scaled to 8 bits. Raises MediaError."""
+        return cls(array=image.from_pil(picture), **fields)
+
+    def to_pil(self) -> PILImage.Image:
+        """Return it as a Pillow image."""
+        from PIL import Image as PILImage
+
+        return PILImage.fromarray(self.to_numpy())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, in Pillow's order."""
+        height, width, _ = self.to_numpy().shape
+        return width, height
+
+    def _check_data(self, data: Any) -> np.ndarray:
+        if isinstance(data, np.ndarray):
+            return arrays.check_pixels(data, "H, W, 3", type(self).__name__)
+        if not hasattr(data, "getexif"):  # no Pillow image
+            return super()._check_data(data)
+        return image.from_pil(data)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audio(Medium):
+    """Audio; decoded: float32[C, S] in [-1, 1] at `sample_rate` Hz."""
+
+    sample_rate: int | None = None
+    modality: ClassVar[str] = "audio"
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            source: MediaSource | np.ndarray | None = None,
+            array: np.ndarray | None = None,
+            caption: str | None = None,
+            provenance: Mapping[str, Any] | None = None,
+            sample_rate: int | None = None,
+        ) -> None: ...
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray, sample_rate: int, **fields: Any) -> Audio:
+        """Make audio of float32[C, S] or float32[S] in [-1, 1] at `sample_rate` Hz; slightly larger
+        values are clipped. Raises MediaError."""
+        samples, rate = arrays.check_samples(array), arrays.check_sample_rate(sample_rate)
+        return cls(array=samples, sample_rate=rate, **fields)
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        audio = self.decoded()
+        assert audio.array is not None
+        return audio.array.shape[-1] / arrays.check_sample_rate(audio.sample_rate)
+
+    def content(self) -> MediaContent:
+        """Return what a file of this audio holds. Raises MediaError."""
+        audio = self.decoded()
+        if not audio.sample_rate or audio.sample_rate <= 0:
+            raise MediaError(
+                f"{audio!r}: expected a positive sample rate, got {audio.sample_rate}; pass "
+                "sample_rate=..."
+            )
+        return replace(super().content(), sample_rate=audio.sample_rate)
+
+    def resample(self, rate: int, mono: bool = True) -> Audio:
+        """Return the same audio at `rate` Hz, its channels averaged into one if `mono`.
+
+        Raises:
+            MediaError: see `mmllm.media.decode` and `mmllm.media.resample`.
+        """
+        audio = self.decoded()
+        content = audio.content()
+        assert content.sample_rate
+        samples = resample(content.array, content.sample_rate, rate, mono=mono, name=repr(audio))
+        return replace(audio, source=None, array=samples, sample_rate=rate)
+
+    def _fields(self, content: MediaContent) -> dict[str, Any]:
+        return {**super()._fields(content), "sample_rate": content.sample_rate}
+
+    def _check_data(self, data: Any) -> np.ndarray:
+        if not isinstance(data, np.ndarray):
+            return super()._check_data(data)
+        if self.sample_rate is None:
+            raise MediaError("Audio(array): of which sample_rate? Audio(array, sample_rate=16000)")
+        object.__setattr__(self, "sample_rate", arrays.check_sample_rate(self.sample_rate))
+        return arrays.check_samples(data)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Video(Medium):
+    """A video; decoded: uint8[F, H, W, 3], RGB, at `fps` frames per second, maybe with `audio`."""
+
+    fps: float | None = None
+    audio: Audio | None = None
+    modality: ClassVar[str] = "video"
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            source: MediaSource | np.ndarray | None = None,
+            array: np.ndarray | None = None,
+            caption: str | None = None,
+            provenance: Mapping[str, Any] | None = None,
+            fps: float | None = None,
+            audio: Audio | None = None,
+        ) -> None: ...
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray, fps: float, **fields: Any) -> Video:
+        """Make a video of uint8[F, H, W, 3], RGB, at `fps` frames per second. Raises MediaError."""
+        array = arrays.check_pixels(array, "F, H, W, 3", cls.__name__)
+        if not arrays.is_number(fps) or fps <= 0:
+            raise MediaError(f"Video.from_numpy: expected fps > 0, got {quoted(fps)}")
+        return cls(array=array, fps=float(fps), **fields)
+
+    def to_pil(self) -> list[PILImage.Image]:
+        """Return its frames as Pillow images."""
+        from PIL import Image as PILImage
+
+        return [PILImage.fromarray(frame) for frame in self.to_numpy()]
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        video = self.decoded()
+        assert video.array is not None
+        assert video.fps
+        return len(video.array) / video.fps
+
+    def content(self) -> MediaContent:
+        """Return what a file of this video holds. Raises MediaError."""
+        video = self.decoded()
+        track = video.audio.content() if video.audio is not None else None
+        return replace(super().content(), fps=video.fps, audio=track)
+
+    def sample_frames(
+        self, num: int, sample: Callable[[MediaSource, int], np.ndarray] = codecs.sample_frames
+    ) -> np.ndarray:
+        """Return the middles of `num` equal parts, even in time: uint8[num, H, W, 3].
+
+        A video of fewer frames repeats them. A file is read frame by frame, so that a video too
+        long to be decoded whole (`Limits.decoded_bytes`) can still be sampled.
+
+        Args:
+            num: at least 1.
+            sample: reads frames of a file; `mmllm.media.isolated.sample_frames` for files of
+                strangers.
+
+        Raises:
+            MediaError: see `mmllm.media.decode`.
+        """
+        if num < 1:
+            raise ValueError(f"sample_frames: expected num >= 1, got {num}")
+        if self.array is not None:
+            count = len(self.array)
+            return self.array[[int((i + 0.5) * count / num) for i in range(num)]]
+        return sample(self._existing_source(), num)
+
+    def presampled(
+        self,
+        nums: Iterable[int],
+        sample: Callable[[MediaSource, int], np.ndarray] = codecs.sample_frames,
+    ) -> Video:
+        """Return the video together with the frames that `sample_frames` will be asked for, so that
+        its file is not read again.
+
+        Args:
+            nums: the numbers of frames.
+            sample: as of `sample_frames`.
+
+        Raises:
+            MediaError: see `mmllm.media.decode`.
+        """
+        if self.array is not None:
+            return self
+        return SampledVideo(
+            source=self.source,
+            caption=self.caption,
+            provenance=self.provenance,
+            fps=self.fps,
+            audio=self.audio,
+            sampled={num: self.sample_frames(num, sample) for num in nums},
+        )
+
+    def _fields(self, content: MediaContent) -> dict[str, Any]:
+        track = content.audio
+        audio = self.audio
+        if track is not None:
+            audio = Audio(array=track.array, sample_rate=track.sample_rate)
+        return {**super()._fields(content), "fps": content.fps, "audio": audio}
+
+    def _check_data(self, data: Any) -> np.ndarray:
+        if not isinstance(data, np.ndarray):
+            return super()._check_data(data)
+        if not arrays.is_number(self.fps):
+            raise MediaError("Video(array): how many frames a second? Video(array, fps=8)")
+        return Video.from_numpy(data, self.fps).to_numpy()  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SampledVideo(Video):
+    """A video some of whose frames were read before: `sampled` holds them by their number."""
+
+    sampled: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    def sample_frames(
+        self, num: int, sample: Callable[[MediaSource, int], np.ndarray] = codecs.sample_frames
+    ) -> np.ndarray:
+        """See Video; frames that were read before are not read again."""
+        if self.array is None and num in self.sampled:
+            return self.sampled[num]
+        return super().sample_frames(num, sample)
+
+
+MEDIA: dict[str, type[Medium]] = {kind.modality: kind for kind in (Image, Audio, Video)}
+"""Modality -> class. A new modality is one more entry."""
