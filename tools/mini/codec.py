@@ -1,11 +1,11 @@
 """Trains the autoencoder through which mini's decoders of pictures and clips see pixels.
 
-    python train/mini_codec.py --out runs/decoders/codec --minutes 15
+    python -m tools.mini.codec --out runs/decoders/codec --minutes 15
 
 An AutoencoderKL of diffusers, 8 x 8 pixels to one latent of 16 numbers, learns the 3-D pictures and
 the frames of the clips from random crops, with the loss of Rombach et al. 2022, sec. 3.1, less its
 adversary: the error of pixels and of their differences, and a slight pull towards N(0, 1).
-`--out` is then given to `train/mini_decoders.py image|video` as `--codec`.
+`--out` is then given to `tools.mini.decoders image|video` as `--codec`.
 
 Dimensions: B crops of C x C pixels, N pictures, h x w latents.
 """
@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,31 +26,38 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from mmllm import mini
 from mmllm.data.sources import read_text
 
 logger = logging.getLogger("mini_codec")
 
-DATA = Path(__file__).parents[1] / "mmllm" / "mini" / "data"
+DATA = mini.FOLDER / "data"
 CROP, BATCH, LEARNING_RATE, KL_WEIGHT = 32, 32, 2e-3, 3e-4
 
 
 def codec() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 48, 64),
-        norm_num_groups=8,
-        latent_channels=16,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
+    """The untrained codec."""
+    options: dict[str, Any] = {  # diffusers annotates tuples of one
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 32, 48, 64),
+        "norm_num_groups": 8,
+        "latent_channels": 16,
+        "sample_size": 64,
+        "mid_block_add_attention": False,
+    }
+    return AutoencoderKL(**options)
 
 
 def on_white(image: Image.Image) -> Tensor:
     """uint8[3, 64, 64]."""
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image).convert("RGB").resize((64, 64), Image.LANCZOS)
+    image = (
+        Image.alpha_composite(white, image)
+        .convert("RGB")
+        .resize((64, 64), Image.Resampling.LANCZOS)
+    )
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
@@ -71,13 +79,13 @@ def pictures(data: Path) -> Tensor:
 
 def crops(samples: Tensor, generator: torch.Generator) -> Tensor:
     """float[B, 3, C, C] in -1..1, from uint8[N, 3, 64, 64]; half of them mirrored."""
-    room = samples.shape[-1] - CROP + 1
+    num_offsets = samples.shape[-1] - CROP + 1
     rows = torch.randint(len(samples), (BATCH,), generator=generator).tolist()
-    places = torch.randint(room, (BATCH, 2), generator=generator).tolist()
+    offsets = torch.randint(num_offsets, (BATCH, 2), generator=generator).tolist()
     mirrored = (torch.rand(BATCH, generator=generator) < 0.5).tolist()
     cut = [
         samples[row, :, top : top + CROP, left : left + CROP].flip(-1 if flip else ())
-        for row, (top, left), flip in zip(rows, places, mirrored, strict=True)
+        for row, (top, left), flip in zip(rows, offsets, mirrored, strict=True)
     ]
     return torch.stack(cut).float() / 127.5 - 1
 
@@ -94,7 +102,7 @@ def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
     return functional.l1_loss(made, real) + edges
 
 
-def train(model: AutoencoderKL, samples: Tensor, minutes: float, seed: int) -> int:
+def train(model: Any, samples: Tensor, minutes: float, seed: int) -> int:
     """Steps until the minutes are used up, the learning rate falling to nothing with them."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
@@ -125,8 +133,11 @@ def train(model: AutoencoderKL, samples: Tensor, minutes: float, seed: int) -> i
 
 
 @torch.inference_mode()
-def measure(model: AutoencoderKL, samples: Tensor, sheet: Path) -> tuple[float, float]:
-    """Deviation of the latents, and PSNR in dB of every eighth picture; `sheet`: some of them."""
+def measure(model: Any, samples: Tensor, sheet: Path) -> tuple[float, float]:
+    """Standard deviation of the latents, and PSNR in dB over every eighth image.
+
+    `sheet`: where a page of reconstructions is written.
+    """
     real = samples[::8].float() / 127.5 - 1
     latents = torch.cat([model.encode(part).latent_dist.mode() for part in real.split(32)])
     made = torch.cat([model.decode(part).sample for part in latents.split(32)]).clamp(-1, 1)
@@ -138,7 +149,7 @@ def measure(model: AutoencoderKL, samples: Tensor, sheet: Path) -> tuple[float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Trains the codec of mini's images and videos.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--minutes", type=float, default=15)
@@ -150,7 +161,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     samples = pictures(arguments.data)
-    model = AutoencoderKL.from_pretrained(arguments.after) if arguments.after else codec()
+    model: Any = AutoencoderKL.from_pretrained(arguments.after) if arguments.after else codec()
     model = model.train().to(memory_format=torch.channels_last)
     steps = train(model, samples, arguments.minutes, arguments.seed)
     model.eval()

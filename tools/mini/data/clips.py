@@ -1,7 +1,7 @@
 """Cut `mini`'s short clips from the animated emoji packages.
 
     npm pack @lobehub/fluent-emoji-anim-{1,2,3,4}@1.0.0 --pack-destination DIR    # 730 MB
-    python train/mini_data/clips.py DIR      # after pictures.py; half a minute
+    python -m tools.mini.data.clips DIR      # after pictures.py; half a minute
 
 In: the train concepts of `concepts.json` that are animated, their 3-D still pictures, and the
 packed packages in DIR. Out: `clips/<id>.webp` (9 frames at 8 fps, 64 px, RGB on white), "clip" in
@@ -17,10 +17,20 @@ import logging
 import tarfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pictures import DATA, on_white, package, plain, write_items, write_rows
 from PIL import Image
+
+from tools.mini.data.pictures import (
+    DATA,
+    on_white,
+    package,
+    plain,
+    read_member,
+    write_items,
+    write_rows,
+)
 
 SIZE = 64  # pixels, both sides
 NUM_FRAMES = 9
@@ -44,7 +54,9 @@ log = logging.getLogger("clips")
 
 def main() -> None:
     """Choose nine frames of each animation, keep what moves, list the files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Cuts the short videos of mini from animated emoji."
+    )
     parser.add_argument("packages", type=Path, help="folder with the .tgz files of `npm pack`")
     packages = parser.parse_args().packages
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -84,7 +96,7 @@ def animations(packages: Path, wanted: dict[str, str]):
             for member in archive:
                 emoji = plain(Path(member.name).stem)
                 if member.name.endswith(".webp") and emoji in wanted:
-                    yield emoji, archive.extractfile(member).read()
+                    yield emoji, read_member(archive, member)
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -142,9 +154,9 @@ def motion(frames: np.ndarray) -> float:
 def save(frames: np.ndarray, path: Path) -> None:
     """Write an endless animated WebP and make sure that the encoder merged no frames."""
     first, *others = (Image.fromarray(frame) for frame in frames)
-    options = {"quality": QUALITY, "method": 6, "duration": FRAME_MS, "loop": 0}
+    options: dict[str, Any] = {"quality": QUALITY, "method": 6, "duration": FRAME_MS, "loop": 0}
     first.save(path, save_all=True, append_images=others, **options)
-    written = Image.open(path).n_frames
+    written = getattr(Image.open(path), "n_frames", 1)
     if written != NUM_FRAMES:
         raise ValueError(f"{path.name}: {written} frames written, expected {NUM_FRAMES}")
 

@@ -1,6 +1,6 @@
 """Write `text/own_words.jsonl.gz`: plain text that the base language model makes up.
 
-    python train/mini_data/own_words.py    # about five minutes on two cores
+    python -m tools.mini.data.own_words    # about five minutes on two cores
 
 Stage 3 holds the adapted model to the base model on it (the loss `retain`): text of the model's
 own needs no other source, and no held-out text can be in it. Every text begins with one of the
@@ -12,15 +12,16 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mmllm import mini
 from mmllm.mini.assets import fetch
 
-OUT = Path(__file__).resolve().parents[2] / "mmllm" / "mini" / "data" / "text"
+OUT = mini.FOLDER / "data" / "text"
 TOKENS = 176
 SAMPLES = 4
 OPENINGS = """
@@ -93,7 +94,7 @@ def main() -> None:
     folder = fetch("smollm2-135m-instruct")
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     torch.manual_seed(0)
     texts = []
     for start in tqdm(range(0, len(OPENINGS), 10), unit="batch"):

@@ -3,7 +3,7 @@
     npm pack @lobehub/fluent-emoji-3d@1.1.0 @iconify-json/fluent-emoji-flat@1.2.6 \
         @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 --pack-destination DIR
     pip install resvg-py==0.5.0
-    python train/mini_data/pictures.py DIR
+    python -m tools.mini.data.pictures DIR
 
 In: `mmllm/mini/data/concepts.json`, chosen and named by hand, and the packed packages in DIR.
 Out: `pictures/<style>/<id>.webp` (96 px, RGB on white) and the image rows of `items.json.gz`.
@@ -13,6 +13,7 @@ The names and captions are checked first: each must name one concept only.
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import logging
@@ -20,12 +21,14 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from mmllm import mini
 from mmllm.data.sources import read_text, write_text
 
-DATA = Path(__file__).resolve().parents[2] / "mmllm" / "mini" / "data"
+DATA = mini.FOLDER / "data"
 SIZE = 96  # pixels, both sides
 QUALITY = 85
 HELDOUT_STYLE = "twemoji"  # of another hand than the others: the two Fluent styles are sisters
@@ -40,7 +43,7 @@ log = logging.getLogger("pictures")
 
 def main() -> None:
     """Check the names, render every style, list the files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Renders the emoji pictures of mini.")
     parser.add_argument("packages", type=Path, help="folder with the .tgz files of `npm pack`")
     packages = parser.parse_args().packages
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -91,17 +94,17 @@ def renders(packages: Path) -> Callable[[str], Image.Image]:
     with tarfile.open(package(packages, "lobehub-fluent-emoji-3d")) as archive:
         for member in archive:
             if member.name.endswith(".webp"):
-                files[plain(Path(member.name).stem)] = archive.extractfile(member).read()
+                files[plain(Path(member.name).stem)] = read_member(archive, member)
     return lambda emoji: Image.open(io.BytesIO(files[emoji])).convert("RGBA")
 
 
 def icons(packages: Path, name: str) -> Callable[[str], Image.Image]:
     """An Iconify set of SVG bodies: an emoji's code point -> its RGBA picture of 4 x SIZE px."""
-    import resvg_py  # needed here only, so not a dependency of mmllm
+    resvg_py: Any = importlib.import_module("resvg_py")  # of the extra `data`
 
     with tarfile.open(package(packages, f"iconify-json-{name}")) as archive:
-        icon_set = json.load(archive.extractfile("package/icons.json"))
-        chars = json.load(archive.extractfile("package/chars.json"))
+        icon_set = json.loads(read_member(archive, "package/icons.json"))
+        chars = json.loads(read_member(archive, "package/chars.json"))
     names = {plain(char): icon for char, icon in chars.items()}
 
     def draw(emoji: str) -> Image.Image:
@@ -119,6 +122,14 @@ def icons(packages: Path, name: str) -> Callable[[str], Image.Image]:
         return Image.open(io.BytesIO(png)).convert("RGBA")
 
     return draw
+
+
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo | str) -> bytes:
+    """The bytes of a regular file in an archive."""
+    file = archive.extractfile(member)
+    if file is None:
+        raise ValueError(f"{archive.name}: {member} is no file")
+    return file.read()
 
 
 def write(style: str, draw: Callable[[str], Image.Image], concepts: list[dict]) -> list[dict]:

@@ -1,0 +1,1 @@
+"""Makes the data of `mini`: images, videos, sounds, conversations and texts, in this order."""
