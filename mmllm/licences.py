@@ -1,9 +1,10 @@
-"""Under which licence a system's parts are, and whether the user has accepted those that forbid
-commercial use. `mmllm plan` shows them; nothing is built before they are accepted.
+"""The licences of a system's parts, and whether the user has accepted those that forbid commercial
+use. `mmllm plan` shows them; nothing is built before they are accepted.
 
-The table names what the recipes, the docs' examples and `mini` use. Each entry says where its
-licence was read; what is not in the table is shown as unknown, and its card must be read. A part of
-your own, or one in a local folder, is told in the config: `licences: {encoders.image: MIT}`.
+The table lists the parts of the recipes, of the docs' examples and of `mini`. Each entry records
+where its licence was read; a part that is not in the table is shown as unknown, and its card must
+be read. The licence of a part of your own, or of one in a local folder, goes into the config:
+`licences: {encoders.image: MIT}`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Licence:
-    """`terms`: what to know of it in a few words. `commercial`: False where it forbids that."""
+    """`terms`: its conditions in a few words. `commercial`: False if it forbids commercial use."""
 
     terms: str
     commercial: bool = True
@@ -41,32 +42,34 @@ LICENCES: dict[str, Licence] = {
     "FLUX-Non-Commercial": Licence("outputs are free", commercial=False),
     "NVIDIA-Source-Code-NC": Licence("research only", commercial=False),
 }
-"""Name -> terms, in a few words that replace no reading."""
+"""Name -> terms: a summary, which does not replace the text."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class LicenceEntry:
+    """The licence of a part's weights, and where it was read."""
+
     licence: str
     source: str
-    """Where it was read."""
 
 
-def _page(licence: str, of: str = "its") -> Entry:
-    return Entry(licence, f"{of} page on the hub")
+def _page(licence: str, whose: str = "its") -> LicenceEntry:
+    """An entry that was read on a page of the hub."""
+    return LicenceEntry(licence, f"{whose} page on the hub")
 
 
-WEIGHTS: dict[str, Entry] = {
-    "mini:smollm2-135m-instruct": Entry("Apache-2.0", "mmllm.mini.assets"),
-    "mini:efficientnet-lite0": Entry("Apache-2.0", "mmllm.mini.assets"),
-    "mini:efficientnet-lite1": Entry("Apache-2.0", "mmllm.mini.assets"),
-    "mini:efficientnet-lite2": Entry("Apache-2.0", "mmllm.mini.assets"),
-    "mini:aisfx": Entry("CC-BY-4.0", "mmllm.mini.assets"),
-    "mini:decoders/image": Entry("Apache-2.0", "its README.md"),
-    "mini:decoders/audio": Entry("Apache-2.0", "its README.md"),
-    "mini:decoders/video": Entry("Apache-2.0", "its README.md"),
+WEIGHTS: dict[str, LicenceEntry] = {
+    "mini:smollm2-135m-instruct": LicenceEntry("Apache-2.0", "mmllm.mini.assets"),
+    "mini:efficientnet-lite0": LicenceEntry("Apache-2.0", "mmllm.mini.assets"),
+    "mini:efficientnet-lite1": LicenceEntry("Apache-2.0", "mmllm.mini.assets"),
+    "mini:efficientnet-lite2": LicenceEntry("Apache-2.0", "mmllm.mini.assets"),
+    "mini:aisfx": LicenceEntry("CC-BY-4.0", "mmllm.mini.assets"),
+    "mini:decoders/image": LicenceEntry("Apache-2.0", "its README.md"),
+    "mini:decoders/audio": LicenceEntry("Apache-2.0", "its README.md"),
+    "mini:decoders/video": LicenceEntry("Apache-2.0", "its README.md"),
     "lmsys/vicuna-7b-v1.5": _page("Llama-2-Community"),
     "Qwen/Qwen3-8B": _page("Apache-2.0", "a copy's"),
-    "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K": Entry("MIT", "its README.md"),
+    "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K": LicenceEntry("MIT", "its README.md"),
     "timm/ViT-SO400M-16-SigLIP2-384": _page("Apache-2.0", "its 256-pixel sibling's"),
     "laion/clap-htsat-unfused": _page("Apache-2.0"),
     "laion/clap-htsat-fused": _page("Apache-2.0"),
@@ -83,8 +86,10 @@ WEIGHTS: dict[str, Entry] = {
     "Tongyi-MAI/Z-Image-Turbo": _page("Apache-2.0"),
     "stabilityai/stable-audio-open-1.0": _page("Stability-AI-Community", "Comfy-Org's copy's"),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _page("Apache-2.0", "a derivative's"),
-    "black-forest-labs/FLUX.1-dev": Entry("FLUX-Non-Commercial", "its licence's text"),
-    "black-forest-labs/FLUX.2-dev": Entry("FLUX-Non-Commercial", "FLUX.2-klein-9B's licence"),
+    "black-forest-labs/FLUX.1-dev": LicenceEntry("FLUX-Non-Commercial", "its licence's text"),
+    "black-forest-labs/FLUX.2-dev": LicenceEntry(
+        "FLUX-Non-Commercial", "FLUX.2-klein-9B's licence"
+    ),
     "Efficient-Large-Model/Sana_600M_512px_diffusers": _page(
         "NVIDIA-Source-Code-NC", "Sana_1600M_1024px's"
     ),
@@ -94,7 +99,7 @@ WEIGHTS: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class PartLicence:
-    """What `mmllm plan` shows of one part: `weights` as the config names them."""
+    """A part, its weights as the config names them, and its licence."""
 
     part: str
     weights: str
@@ -105,19 +110,19 @@ class PartLicence:
 
 
 def of_parts(system: SystemConfig) -> list[PartLicence]:
-    """The licence of every part, in the order of the config. Raises ConfigError for a key of
-    `licences` that is no part."""
+    """The licence of every part, in the order of the config. Raises ConfigError if `licences` has a
+    key that is no part."""
     parts = dict(_weights(system))
     for part in system.licences:
         if part not in parts:
             raise ConfigError(f"system.licences: no part {part!r}{_near(part, parts)}")
-    found = []
+    licences = []
     for part, weights in parts.items():
-        entry = WEIGHTS.get(weights, Entry(UNKNOWN, "not in the table: read its card"))
+        entry = WEIGHTS.get(weights, LicenceEntry(UNKNOWN, "not in the table: read its card"))
         if part in system.licences:
-            entry = Entry(system.licences[part], "the config")
+            entry = LicenceEntry(system.licences[part], "the config")
         terms = LICENCES.get(entry.licence)
-        found.append(
+        licences.append(
             PartLicence(
                 part=part,
                 weights=weights,
@@ -127,7 +132,7 @@ def of_parts(system: SystemConfig) -> list[PartLicence]:
                 commercial=terms.commercial if terms else "-NC" not in entry.licence.upper(),
             )
         )
-    return found
+    return licences
 
 
 def check(system: SystemConfig) -> None:
@@ -151,17 +156,18 @@ def check(system: SystemConfig) -> None:
 
 
 def _weights(system: SystemConfig) -> Iterator[tuple[str, str]]:
-    """(part, what it calls its weights); a part without `weights` by its type."""
+    """(part, weights as the config names them); for a part without weights, its type."""
     yield "llm", _name(system.llm)
-    for room in ("encoders", "decoders"):
-        for key, entry in getattr(system, room).items():
-            yield f"{room}.{key}", _name(entry)
+    for kind in ("encoders", "decoders"):
+        for key, entry in getattr(system, kind).items():
+            yield f"{kind}.{key}", _name(entry)
 
 
 def _name(entry: Any) -> str:
+    """The weights that a part's config names, without open_clip's prefixes."""
     fields = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
     inner = fields.get("encoder")
-    if isinstance(inner, Mapping) and "type" in inner:  # a picture encoder on frames
+    if isinstance(inner, Mapping) and "type" in inner:  # an image encoder on frames
         return _name(parse_component("encoders", inner, "encoder"))
     if fields.get("architecture"):
         return _open_clip(fields["architecture"], fields["weights"])
@@ -174,13 +180,14 @@ def _name(entry: Any) -> str:
 
 
 def _open_clip(architecture: str, tag: str) -> str:
-    """A tag of open_clip's list -> the hub id that it stands for."""
+    """A pretrained tag of open_clip -> the hub id that it stands for."""
     name = "open_clip.pretrained"
     pretrained = import_extra(name, extra="encoders", needed_by="an encoder of type open_clip")
     return (pretrained.get_pretrained_cfg(architecture, tag).get("hf_hub") or tag).strip("/")
 
 
 def _near(name: str, known: Any) -> str:
+    """The end of a message: the nearest known name, or all of them."""
     return (
         did_you_mean(name, sorted(known), cutoff=0.4) or f"; known are {', '.join(sorted(known))}"
     )
