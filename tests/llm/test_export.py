@@ -22,26 +22,11 @@ from mmllm.cli import FAILED, main
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.llm import loading
 from mmllm.llm.export import merge_lora, save_transformers
-from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.loading import CausalLMConfig
 from mmllm.model import AnyToAny
 from tests import parts
 from tests.llm.families import FAMILIES, write
-from tests.llm.test_families import ids_of, plain, with_outputs
-
-
-def adapted(llm: LanguageModel) -> LanguageModel:
-    """With adapters that change what it says."""
-    llm.attach_lora()
-    generator = torch.Generator().manual_seed(3)
-    for _, parameter in llm.lora_parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return llm
-
-
-@torch.no_grad()
-def logits_of(llm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
-    return llm.head(llm(llm.embed(ids)))
+from tests.llm.helpers import adapted, ids_of, logits_of, plain, with_outputs
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmllm import config, model
 from mmllm.conversation import assistant, system, user
@@ -19,12 +18,11 @@ from mmllm.features.cache import FeatureCache
 from mmllm.inference.batching import generate
 from mmllm.inference.sampling import Sampling
 from mmllm.kernels.inference_layer import matmul
-from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.templates import TEMPLATES
 from mmllm.model import AnyToAny
 from tests.llm.families import FAMILIES, WINDOW
+from tests.llm.helpers import OUTPUTS, ids_of, plain, with_outputs
 
-OUTPUTS = {"image": 3, "audio": 2}
 TALK = [user("What is this?"), assistant("a red apple"), user("one  two\n three"), assistant("ten")]
 
 
@@ -32,22 +30,6 @@ def joined(name: str, folder: Path, **changes: Any) -> AnyToAny:
     """A system of a language model alone."""
     tree = {"weights": str(folder), "max_length": 256, **FAMILIES[name].llm, **changes}
     return model.build(config.parse_system({"name": name, "llm": tree})).eval()
-
-
-def with_outputs(folder: Path, **changes: Any) -> LanguageModel:
-    tree = {"weights": str(folder), "lora": {"rank": 2}, **changes}
-    llm = config.build(config.parse_component("llm", tree, "llm", default="causal_lm"))
-    llm.add_signal_tokens(OUTPUTS, torch.Generator().manual_seed(0))
-    return llm.eval()
-
-
-def plain(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-def ids_of(folder: Path, length: int = 3 * WINDOW) -> Tensor:
-    count = len(AutoTokenizer.from_pretrained(folder))
-    return torch.randint(count, (2, length), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -25,9 +25,9 @@ from mmllm import checkpoints, config, model
 from mmllm.config.trusted import TRUSTED
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
 from tests.encoders.twins import TWINS
-from tests.llm.test_export import adapted
+from tests.llm.helpers import adapted
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 20.0
 """A tiny checkpoint loads in one or two; machines are busy."""
 RUN = "import pathlib; pathlib.Path('ran').touch()"
