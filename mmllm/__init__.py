@@ -18,13 +18,12 @@ from mmllm.errors import (
 )
 from mmllm.inference.inputs import assistant, system, user
 from mmllm.inference.replies import Reply
+from mmllm.version import __version__ as __version__
 
 if TYPE_CHECKING:
     import torch
 
     from mmllm.inference.chat import Chat
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AssetError",

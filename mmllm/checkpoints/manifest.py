@@ -14,6 +14,7 @@ from mmllm import config as configs
 from mmllm.config import RunConfig, SystemConfig
 from mmllm.errors import CheckpointError, quoted, wrap_errors
 from mmllm.utils.hashing import sha256_file
+from mmllm.version import __version__
 from mmllm.weights import check_links, resolve_inside
 
 FORMAT = 1
@@ -153,6 +154,4 @@ def _own_version() -> str:
     try:
         return version("mmllm")
     except PackageNotFoundError:  # run from a checkout that is not installed
-        import mmllm
-
-        return mmllm.__version__
+        return __version__

@@ -25,6 +25,7 @@ from mmllm.evaluation.tasks import TASKS
 from mmllm.gallery import GalleryEntry, write_gallery
 from mmllm.inference.chat import Chat
 from mmllm.inference.loading import load
+from mmllm.version import __version__
 
 _OTHER_TASKS = ("perplexity", "batch of 8")
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "timm", "scikit-learn", "numpy")
@@ -119,8 +120,6 @@ def _load_report(path: str) -> EvaluationReport:
 
 def _facts(chat: Chat) -> dict[str, Any]:
     """Command, versions, device, precision and fingerprints of the frozen parts."""
-    from mmllm import __version__
-
     model = chat.model
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -58,6 +58,7 @@ from mmllm.inference.sequence import SequenceState
 from mmllm.inference.session import ChatSession
 from mmllm.inference.text_stream import TextStream
 from mmllm.model import AnyToAny
+from mmllm.version import __version__
 
 OnStep = Callable[[str, int, int], None]
 """Called with (output key, step, steps) while media are made, never twice at once."""
@@ -470,8 +471,6 @@ class Chat:
         return options
 
     def _provenance(self, key: str, seed: int) -> dict[str, Any]:
-        from mmllm import __version__
-
         return {
             "ai_generated": True,
             "software": f"mmllm {__version__}",
