@@ -134,8 +134,8 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"conversation", "inference"},
 }
-"""Room -> rooms it imports, besides FOUNDATION; lazy imports and those for types count. A new room is
-a new line; a new word needs a reason."""
+"""Room -> rooms it imports, besides FOUNDATION; lazy imports and those for types count. A new room
+is a new line; a new word needs a reason."""
 
 FOUNDATION = {"errors", "utils", "version"}
 """What every room may import."""
