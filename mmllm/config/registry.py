@@ -69,6 +69,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "alpaca": "mmllm.data.formats.alpaca:AlpacaConfig",
         "messages": "mmllm.data.formats.openai_messages:OpenAIMessagesConfig",
         "table": "mmllm.data.formats.table:TableConfig",
+        "labelled": "mmllm.data.formats.labelled:LabelledConfig",
         "webdataset": "mmllm.data.formats.webdataset:WebDatasetConfig",
     },
 }
