@@ -71,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         "licences",
         "losses",
         "model",
+        "projections",
     },
     # Builds what training builds, without weights.
     "planning": {

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mmllm import console
-from mmllm.cli.options import ModelOption, Trust, expand_user
+from mmllm.cli.options import ModelOption, Trust, check_target, expand_user
 from mmllm.errors import ConfigError
 
 ModelAndFolder = Annotated[
@@ -35,7 +35,7 @@ def export(
     precision = parse_dtype(dtype)
     model, folder = _model_and_folder(paths, model)
     source = checkpoints.open_checkpoint(model)
-    _check_target(folder, "config.json" if transformers else "manifest.json")
+    check_target(folder, "config.json" if transformers else "manifest.json")
     (checkpoints.export_transformers if transformers else checkpoints.export)(
         source, folder, dtype=precision
     )
@@ -57,7 +57,7 @@ def merge(
     precision = parse_dtype(dtype)
     model, folder = _model_and_folder(paths, model)
     source = checkpoints.open_checkpoint(model)
-    _check_target(folder, "manifest.json")
+    check_target(folder, "manifest.json")
     checkpoints.merge(source, folder, dtype=precision)
     _print_size(folder, source.step)
 
@@ -94,13 +94,6 @@ def _model_and_folder(paths: Sequence[str], model: str | None) -> tuple[str, Pat
             f"expected MODEL FOLDER (or --model MODEL FOLDER), as in `mini exported`, got {given!r}"
         )
     return model or paths[0], expand_user(Path(paths[-1]))
-
-
-def _check_target(folder: Path, marker: str) -> None:
-    """Raise ConfigError unless `folder` is new, empty or an earlier export, which has `marker`."""
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if names - {"README.md"} and marker not in names:
-        raise ConfigError(f"{folder}: holds other files; name a new or an exported folder")
 
 
 def _print_size(folder: Path, step: int) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mmllm import console
-from mmllm.cli import cache, chat, convert, data, evaluate, plan, serve, tools, train
+from mmllm.cli import cache, chat, convert, data, evaluate, plan, serve, teach, tools, train
 from mmllm.cli.renamed import with_present_names
 from mmllm.errors import MmllmError
 
@@ -83,6 +83,7 @@ data_app = typer.Typer(help="Inspect the data of a stage.", no_args_is_help=True
 data_app.command("check")(data.check)
 
 app.command()(train.train)
+app.command()(teach.teach)
 app.command()(plan.plan)
 app.command()(cache.cache)
 app.command()(chat.chat)

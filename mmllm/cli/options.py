@@ -69,6 +69,13 @@ def expand_user(path: Path) -> Path:
         return path
 
 
+def check_target(folder: Path, marker: str) -> None:
+    """Raise ConfigError unless `folder` is new, empty or an earlier export, which has `marker`."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names - {"README.md"} and marker not in names:
+        raise ConfigError(f"{folder}: holds other files; name a new or an exported folder")
+
+
 def check_at_least_one(**values: int | None) -> None:
     """Raise ConfigError for a value below 1; keywords are options, None is not given."""
     for name, value in values.items():

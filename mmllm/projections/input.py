@@ -179,16 +179,36 @@ class WordsProjection(InputProjection):
 
     def scores(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of the words: float[M, L, C] -> float[M, K]."""
-        scores = self.classifier(self.prepare(features))  # [M, L, K]
-        if mask is None:
-            return scores.mean(dim=1)
-        weights = mask.to(scores.dtype)[..., None]
-        return (scores * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+        return _masked_mean(self.classifier(self.prepare(features)), mask)
+
+    def mean_feature(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The classifier's input, averaged over encoder tokens: float[M, L, C] -> float[M, C].
+
+        The classifier is linear, so its logits of the mean are the mean of its logits.
+        """
+        return _masked_mean(self.prepare(features), mask)
 
     @torch.no_grad()
     def set_words(self, embeddings: Tensor) -> None:
         """Set the first R words to these embeddings of the LLM: float[R, N, D]."""
         self.table[: len(embeddings)] = embeddings / self.gain
+
+    @torch.no_grad()
+    def add_words(self, embeddings: Tensor) -> int:
+        """Append words that say these embeddings of the LLM, and have the classifier score them low
+        until it is trained: float[R, N, D].
+
+        Returns:
+            The index of the first new word; the words before it are as they were.
+        """
+        first, old = len(self.table), self.classifier
+        self.words = first + len(embeddings)
+        self.table = nn.Parameter(torch.cat([self.table, embeddings / self.gain]))
+        self.classifier = nn.Linear(old.in_features, self.words).to(old.weight)
+        self.classifier.weight[:first], self.classifier.bias[:first] = old.weight, old.bias
+        self.classifier.weight[first:] = 0.0
+        self.classifier.bias[first:] = old.bias.mean()
+        return first
 
 
 class TokenPool(InputProjection):
@@ -291,6 +311,14 @@ class ResamplerProjection(TokenPool):
         for layer in self.layers:
             queries = layer(queries, tokens, memory_key_padding_mask=padding)
         return queries
+
+
+def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """float[M, L, X], bool[M, L] -> float[M, X]"""
+    if mask is None:
+        return values.mean(dim=1)
+    weights = mask.to(values.dtype)[..., None]
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
 
 
 _CLASSES: dict[type, type] = {
