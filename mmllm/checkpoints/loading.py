@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,8 @@ from mmllm.checkpoints.manifest import Checkpoint, verify
 from mmllm.errors import CheckpointError, quoted, wrap_errors
 from mmllm.model import AnyToAny
 from mmllm.weights import copy_tensors
+
+logger = logging.getLogger(__name__)
 
 _REMEDY = "was it trained with another LLM, encoder, decoder or projection?"
 
@@ -51,17 +55,33 @@ def load_whole_model(source: Checkpoint) -> AnyToAny:
         return model.eval()
 
 
-def load_weights(model: AnyToAny, source: Checkpoint) -> None:
-    """Load what was trained into a model that is built already. Names, shapes, frozen parts and
-    hashes have to match. Raises CheckpointError, which says what differs."""
+def load_weights(model: AnyToAny, source: Checkpoint, *, replaced: Collection[str] = ()) -> None:
+    """Load what was trained into a model that is built already; names, shapes, frozen parts and
+    hashes have to match.
+
+    Args:
+        model: of the checkpoint's system.
+        source: the checkpoint.
+        replaced: frozen parts ("decoders.image") that may differ from the checkpoint's, since what
+            feeds them is about to be trained.
+
+    Raises:
+        CheckpointError: says what differs.
+    """
     saved = source.manifest["fingerprints"]
     for part, own in fingerprints(model).items():
-        if part in saved and saved[part] != own:
-            raise CheckpointError(
-                f"{source.folder}: {part} differs: the checkpoint was trained with "
-                f"{quoted(saved[part])}, this system has {own}; use the same weights and "
-                "preprocessing"
-            )
+        if part not in saved or saved[part] == own:
+            continue
+        if part in replaced:
+            logger.warning("%s is not the checkpoint's; its projection is trained anew", part)
+            continue
+        trained = part.replace("decoders.", "output_projections.") + ".*"
+        remedy = f", or train {trained} in this stage" if part.startswith("decoders.") else ""
+        raise CheckpointError(
+            f"{source.folder}: {part} differs: the checkpoint was trained with "
+            f"{quoted(saved[part])}, this system has {own}; use the same weights and "
+            f"preprocessing{remedy}"
+        )
     for file, parameters in saved_parameters(model).items():
         copy_tensors(parameters, source.folder / file, remedy=_REMEDY)
     if (source.folder / "adapter").is_dir():

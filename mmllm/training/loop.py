@@ -55,7 +55,7 @@ from mmllm.training.feed import (
 )
 from mmllm.training.lock import RunLock
 from mmllm.training.prealign import prealign
-from mmllm.training.stage import ParameterGroup, choose_trainable
+from mmllm.training.stage import ParameterGroup, choose_trainable, replaceable_decoders
 from mmllm.utils import files
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ def _train(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = models.build(run.system, dtype=dtype, device=str(accelerator.device), seed=stage.seed)
     if source:
-        checkpoints.load_weights(model, source)
+        replaced = () if resume else replaceable_decoders(model, stage.learning_rates)
+        checkpoints.load_weights(model, source, replaced=replaced)
     groups = choose_trainable(model, stage.learning_rates)
     model.llm.liger_loss = uses_liger(stage.liger_loss, accelerator.device)
     if stage.gradient_checkpointing:

@@ -25,6 +25,22 @@ class ParameterGroup:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
 
+def replaceable_decoders(model: AnyToAny, table: Mapping[str, float]) -> list[str]:
+    """The decoders ("decoders.image") that may differ from those of the checkpoint that a stage
+    starts from: it trains every parameter of the projection that feeds them."""
+    return [
+        f"decoders.{key}"
+        for key, projection in model.output_projections.items()
+        if all(
+            any(
+                fnmatch.fnmatchcase(f"output_projections.{key}.{name}", pattern)
+                for pattern in table
+            )
+            for name, _ in projection.named_parameters()
+        )
+    ]
+
+
 def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[ParameterGroup]:
     """Unfreeze exactly what the table names and nothing else; a pattern without a match is an
     error, and so is a parameter that two patterns match."""
