@@ -1,7 +1,9 @@
-"""Media of one conversation with several seeds: each is that of its seed alone."""
+"""One call: its states, its events, and one conversation with several seeds."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,19 @@ import torch
 
 from mmllm import config, model
 from mmllm.conversation import Image, Message, user
-from mmllm.inference.batching import ContinuousBatcher
+from mmllm.decoders.contract import Cancelled
+from mmllm.features.cache import FeatureCache
+from mmllm.inference.batching import ContinuousBatcher, generate
+from mmllm.inference.cancel import CancelToken
 from mmllm.inference.chat import Chat
+from mmllm.inference.events import Event, EventSink, MediumReady, Progress, TextDelta, ignore
+from mmllm.inference.media_queue import MediaRequest
+from mmllm.inference.outputs import SignalSpan
+from mmllm.inference.prefill import Prefill
+from mmllm.inference.prefix_cache import PrefixCache
+from mmllm.inference.requests import ReplyRequest
+from mmllm.inference.sampling import Sampling
+from mmllm.inference.settings import resolve_settings
 from mmllm.model import AnyToAny
 
 ASKED = [user("Draw a red apple, please.")]
@@ -89,3 +102,106 @@ def test_of_three_seeds_all_media_are_told_of(tiny_model: AnyToAny) -> None:
     assert (first == third).all()
     assert (first != second).any()
     assert len(steps) == 2  # one batch
+
+
+def request_of(
+    chat: Chat, conversations: list[list[Message]], sink: EventSink = ignore, **options: Any
+) -> ReplyRequest:
+    settings = resolve_settings(
+        chat.model, conversations, seeds=options.pop("seeds"), sampling=options, modalities=WISHES
+    )
+    features = FeatureCache(chat.model, enabled=False)
+    return ReplyRequest(
+        chat.engine, features, conversations, settings, sink=sink, cancel=CancelToken()
+    )
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_request_goes_from_state_to_state(tiny_model: AnyToAny, num: int) -> None:
+    """And each medium is made where its state says: while the text goes on, or in one batch."""
+    chat, states, rendered = Chat(tiny_model), [], []
+    talks = [[user("one")], [user("two")]][:num]
+    generate, render = chat.engine.generate, chat.engine.render_media
+
+    def polled(prefill: Prefill, poll: Callable[[], bool]) -> None:
+        states.append(request.state)
+        generate(prefill, poll)
+        states.append(request.state)
+
+    def noted(wanted: MediaRequest) -> Any:
+        rendered.append(len(wanted.places))
+        return render(wanted)
+
+    chat.engine.generate, chat.engine.render_media = polled, noted  # pyright: ignore
+    request = request_of(chat, talks, seeds=[4, 5][:num], max_new_tokens=5)
+    assert request.state == "prefill"
+    replies = request.run()
+    assert states == ["text", "media"]
+    assert request.state == "done"
+    assert rendered == [num]
+    assert [type(reply.message.parts[-1]) for reply in replies] == [Image] * num
+    assert chat.engine.is_idle
+
+
+def test_a_reply_is_what_its_parts_give_one_by_one(tiny_model: AnyToAny) -> None:
+    """The ids of `generate`, its text decoded at once, and the decoder called with the span's
+    states and the noise of the seed: to the byte."""
+    chat, seed = Chat(tiny_model), 11
+    reply = chat.reply(ASKED, seed=seed, temperature=1.0, **OPTIONS)
+    (output,) = generate(
+        tiny_model,
+        [tiny_model.renderer.render(ASKED, add_generation_prompt=True)],
+        FeatureCache(tiny_model, enabled=False),
+        sampling=Sampling(max_new_tokens=8, temperature=1.0, modalities=WISHES),
+        generators=[torch.Generator().manual_seed(seed)],
+        prefix_cache=PrefixCache(0),
+    )
+    assert reply.ids == output.ids
+    assert reply.finish == output.finish
+    assert reply.text == tiny_model.llm.tokenizer.decode(output.ids, skip_special_tokens=True)
+    (index,) = [n for n, piece in enumerate(output.pieces) if isinstance(piece, SignalSpan)]
+    with torch.inference_mode():
+        condition = tiny_model.condition({"image": output.spans[0].states[None]})["image"]
+        noise = torch.Generator().manual_seed(seed * 65_537 + index)
+        (medium,) = tiny_model.decoders["image"].sample(condition, generators=[noise])
+    assert reply.image is not None
+    assert (reply.image.to_numpy() == medium.to_numpy()).all()
+
+
+def test_all_that_happens_goes_to_one_sink(tiny_model: AnyToAny) -> None:
+    """For several conversations, with their numbers; a sink that raises ends the request."""
+    events: list[tuple[int, Event]] = []
+    chat = Chat(tiny_model)
+    talks = [[user("one")], [user("two")]]
+    replies = request_of(
+        chat, talks, lambda *event: events.append(event), seeds=[4, 5], max_new_tokens=5
+    ).run()
+    for number, reply in enumerate(replies):
+        own = [event for conversation, event in events if conversation == number]
+        text = "".join(event.text for event in own if isinstance(event, TextDelta))
+        assert text == reply.text
+        progress = [event for event in own if isinstance(event, Progress)]
+        assert [(event.step, event.batch_index) for event in progress] == [(1, number), (2, number)]
+        (ready,) = [event for event in own if isinstance(event, MediumReady)]
+        assert ready.medium is reply.image
+
+    def leaving(conversation: int, event: Event) -> None:
+        if isinstance(event, Progress):
+            raise ConnectionError("nobody listens")
+
+    with pytest.raises(ConnectionError, match="nobody listens"):
+        request_of(chat, talks, leaving, seeds=[4, 5], max_new_tokens=5).run()
+    assert chat.engine.is_idle
+
+
+def test_a_token_is_cancelled_by_itself_or_by_the_callers_event() -> None:
+    event = threading.Event()
+    own, others = CancelToken(event), CancelToken(event)
+    own.check()
+    own.cancel()
+    assert own.is_cancelled
+    assert not others.is_cancelled
+    assert not event.is_set()
+    event.set()
+    with pytest.raises(Cancelled):
+        others.check()

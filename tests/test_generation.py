@@ -11,8 +11,9 @@ from mmllm.conversation import Audio, Image, Text, Video, assistant, user
 from mmllm.errors import ConfigError, ContextError
 from mmllm.features.cache import FeatureCache
 from mmllm.inference.batching import generate
-from mmllm.inference.chat import Chat, PendingMedium, RequestContext
+from mmllm.inference.chat import Chat
 from mmllm.inference.outputs import SignalSpan
+from mmllm.inference.prefill import Prefill
 from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.inference.text_stream import TextStream
@@ -145,22 +146,27 @@ def test_force_and_forbid_are_kept(tiny_model: AnyToAny) -> None:
         chat.reply([user("hello")], modalities={"image": "always"})
 
 
-def test_a_reply_keeps_the_order_of_text_and_media(tiny_model: AnyToAny) -> None:
+def test_a_reply_keeps_the_order_of_text_and_media(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chat = Chat(tiny_model)
     tokenizer = tiny_model.llm.tokenizer
     one, two = (chat.model.renderer.encode_text(text) for text in ("one", "two"))
-    writer = TextStream(tiny_model, ())
-    runs = [SignalSpan("image", torch.zeros(4, 32)), SignalSpan("audio", torch.zeros(3, 32))]
-    wanted = []
-    for number, piece in enumerate([*one, runs[0], *two, runs[1]]):
-        list(writer.add(piece))
-        if isinstance(piece, SignalSpan):
-            wanted.append(PendingMedium(0, number, len(writer.parts) - 1, piece))
-    request = RequestContext({}, {}, [0], None, None, False, lambda: False, 0.0)
-    for key, batch in request.batches(wanted):
-        chat._make(key, batch, [writer], request)
-    assert [type(part) for part in writer.parts] == [Text, Image, Text, Audio]
-    assert writer.parts[0] == Text(tokenizer.decode(one))
+    spans = [SignalSpan("image", torch.zeros(4, 32)), SignalSpan("audio", torch.zeros(3, 32))]
+
+    def generate_these(prefill: Prefill, poll: Callable[[], bool]) -> None:
+        (sequence,) = prefill.sequences
+        for piece in [*one, spans[0], *two, spans[1]]:
+            sequence.append(piece)
+            assert not poll()
+        sequence.done = True
+        assert poll()
+
+    monkeypatch.setattr(chat.engine, "generate", generate_these)
+    parts = chat.reply([user("draw")], seed=0).message.parts
+    assert [type(part) for part in parts] == [Text, Image, Text, Audio]
+    assert parts[0] == Text(tokenizer.decode(one))
+    assert parts[2] == Text(tokenizer.decode(two))
 
 
 def test_made_media_and_replies_continue_the_conversation(tiny_model: AnyToAny) -> None:

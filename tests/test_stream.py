@@ -130,7 +130,7 @@ def test_decoders_work_side_by_side_on_a_cpu_and_in_turn_on_an_accelerator(
     for key, medium in zip(("image", "audio", "video"), made, strict=True):
         decoder = tiny_model.decoders[key]
         assert decoder.modality == medium.modality
-        monkeypatch.setattr(decoder, "device", torch.device(device))
+        monkeypatch.setattr(type(decoder), "device", torch.device(device))
         monkeypatch.setattr(decoder, "sample", sampler(key, medium))
     reply = Chat(tiny_model).reply(PROMPT, **OPTIONS)
     assert [medium.modality for medium in reply.media] == [medium.modality for medium in made]

@@ -138,7 +138,13 @@ class SequenceState:
         if key is not None:
             if key in self.pending_forced:
                 self.pending_forced.remove(key)
-            self._append(SignalSpan(key, states.clone()))
+            self.append(SignalSpan(key, states.clone()))
+
+    def append(self, piece: Piece) -> None:
+        """Add a piece to the output and to the queue of events."""
+        self.output.pieces.append(piece)
+        if self._events is not None:
+            self._events.append((self, piece))
 
     def _ids_of(self, index: int) -> list[int]:
         """The ids that a sampled index begins; none at the end."""
@@ -155,15 +161,9 @@ class SequenceState:
         if key is not None:
             return self.tokens.signal_ids(key)
         self._generated_ids.add(index)
-        self._append(index)
+        self.append(index)
         self._has_stopped = self._ends_in_stop_string()
         return [index]
-
-    def _append(self, piece: Piece) -> None:
-        """Add a piece to the output and announce it."""
-        self.output.pieces.append(piece)
-        if self._events is not None:
-            self._events.append((self, piece))
 
     def _is_text(self, token: int) -> bool:
         return token < self.tokens.vocab_size and token not in self.end_ids

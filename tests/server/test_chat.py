@@ -362,7 +362,7 @@ def test_a_clip_that_cannot_be_made_says_why(
     def late(*_: Any, **__: Any) -> None:
         raise ConfigError("5 would do")
 
-    monkeypatch.setattr(chat, "_serve", late)
+    monkeypatch.setattr(chat.engine, "generate", late)
     job = http.post("/v1/videos", json={"prompt": "a rocket"}).json()
     while job["status"] not in ("completed", "failed"):
         job = http.get(f"/v1/videos/{job['id']}").json()

@@ -277,7 +277,7 @@ def test_a_fault_of_the_server_is_logged_and_not_told(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("/a/secret/path")
 
-    monkeypatch.setattr(chat, "_serve", broken)
+    monkeypatch.setattr(chat.engine, "generate", broken)
     with caplog.at_level(logging.ERROR):
         for stream in (False, True):
             error = error_of(http.post(CHAT, json=asking(TEXT, stream=stream)), 500)
