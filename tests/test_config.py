@@ -345,3 +345,12 @@ def test_a_key_under_both_names_is_refused() -> None:
     tree["stage"]["start"] = "elsewhere"
     with pytest.raises(ConfigError, match="start is now called init_from, and both are given"):
         config.parse_run(tree)
+
+
+def test_a_checkpoint_keeps_the_former_names_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoint = open_checkpoint("mini")
+    assert "negative" in checkpoint.config()["system"]["decoders"]["image"]
+    checkpoint.system()
+    assert "is now called" not in caplog.text

@@ -59,7 +59,7 @@ class Checkpoint:
     def system(self) -> SystemConfig:
         """The system. Raises CheckpointError or ConfigError."""
         with self._errors_of_config():
-            return configs.parse_system(self.config()["system"])
+            return configs.parse_system(self.config()["system"], warn=False)
 
     def run(self) -> RunConfig:
         """System and stage. Raises CheckpointError for a checkpoint that no stage wrote."""
@@ -67,7 +67,7 @@ class Checkpoint:
         if "stage" not in tree:
             raise CheckpointError(f"{self.folder}: holds a model but no stage of training")
         with self._errors_of_config():
-            return configs.parse_run(tree, str(self.folder / "config.yaml"))
+            return configs.parse_run(tree, str(self.folder / "config.yaml"), warn=False)
 
     def _errors_of_config(self) -> AbstractContextManager[None]:
         return wrap_errors(CheckpointError, self.folder / "config.yaml")
