@@ -12,7 +12,7 @@ from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
 from mmllm.inference.replies import Reply
 from mmllm.model import AnyToAny
-from tests.test_rendering import clip, picture
+from tests.samples import clip, picture
 
 ONE = {"modalities": {"image": "force"}, "max_new_tokens": 4, "max_media": 1}
 LAST = {"image": {"init_media": "last"}}

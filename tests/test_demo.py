@@ -45,7 +45,7 @@ from mmllm.model import AnyToAny
 from mmllm.server.listener import allowed_hosts
 from tests import parts
 from tests.decoders import tiny
-from tests.test_rendering import picture
+from tests.samples import picture
 
 ALL = {"image": "force", "audio": "force", "video": "force"}
 

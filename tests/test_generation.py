@@ -18,8 +18,8 @@ from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.inference.text_stream import TextStream
 from mmllm.model import AnyToAny
+from tests.samples import clip, picture, sound
 from tests.test_model import batch_of
-from tests.test_rendering import clip, picture, sound
 
 PROMPTS = [
     [user("hello")],

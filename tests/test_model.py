@@ -19,7 +19,7 @@ from mmllm.kernels.prepacked_linear import FrozenLinear
 from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.training.stage import choose_trainable
-from tests.test_rendering import clip, picture, sound
+from tests.samples import clip, picture, sound
 
 WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
 EVERYTHING = {

@@ -20,20 +20,9 @@ from mmllm import media
 from mmllm.conversation import Audio, Image, Medium, Video
 from mmllm.errors import MediaError, MissingMediaError, OversizedMediaError
 from mmllm.media import Embedded, isolated
-from tests.media.test_media import MARK, gradient, steps, tone
+from tests.media.samples import MARK, gradient, many_frames, steps, tone
 
 SOUND = Audio.from_numpy(tone(), 16_000)
-
-
-def many_frames(num: int = 5000, side: int = 2000) -> bytes:
-    """A GIF of some 100 kB that takes minutes to look through: a pixel changes in each frame."""
-    canvas, changed = (PILImage.new("P", (side, side)) for _ in range(2))
-    changed.putpixel((side // 2, side // 2), 1)
-    file = io.BytesIO()
-    canvas.save(file, "GIF", save_all=True, append_images=[changed], duration=100, loop=0)
-    whole = file.getvalue()
-    second = whole.rindex(b"\x21\xf9\x04")  # its graphic control extension
-    return whole[:second] + whole[second:-1] * (num - 1) + b";"
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from mmllm.encoders.efficientnet import to_square
 from mmllm.errors import MediaError, OversizedMediaError
 from mmllm.media import audio as sounds
 from mmllm.media import image, provenance
-from tests.media.test_media import gradient, png, steps, tone
+from tests.media.samples import gradient, png, steps, tone
 
 FILES = Path(__file__).parent / "files"
 

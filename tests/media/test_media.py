@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import subprocess
@@ -20,33 +19,7 @@ from mmllm import media
 from mmllm.conversation import Audio, Image, Video
 from mmllm.errors import MediaError
 from mmllm.media import codecs
-
-MARK = {"model": "mini", "seed": 7, "prompt": "a <red> & 'blue' é"}
-
-
-def gradient(height: int = 24, width: int = 40) -> np.ndarray:
-    """Smooth, and different at each corner: lossy formats keep it, flips show."""
-    y, x = np.mgrid[0:height, 0:width]
-    colours = [x * 255 / (width - 1), y * 255 / (height - 1), 128 + 0 * x]
-    return np.stack(colours, axis=-1).astype(np.uint8)
-
-
-def steps(count: int = 12, height: int = 32, width: int = 48) -> np.ndarray:
-    """A clip whose frame i is all of value 20 * i."""
-    values = np.arange(count, dtype=np.uint8) * 20
-    return np.broadcast_to(values[:, None, None, None], (count, height, width, 3)).copy()
-
-
-def tone(seconds: float = 1.0, rate: int = 16_000, hertz: float = 440.0) -> np.ndarray:
-    time = np.arange(round(seconds * rate)) / rate
-    return (0.5 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)[None]
-
-
-def png(picture: PILImage.Image, **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", **options)
-    return buffer.getvalue()
-
+from tests.media.samples import MARK, gradient, png, steps, tone
 
 # --- pictures -----------------------------------------------------------------------------------
 

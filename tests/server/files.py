@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.conversation import Medium, Video
-from tests.test_rendering import picture, sound
+from tests.samples import picture, sound
 
 
 def file_of(medium: Medium, suffix: str) -> bytes:

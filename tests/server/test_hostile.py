@@ -24,7 +24,7 @@ from mmllm.server.errors import ApiError
 from mmllm.server.metrics import Metrics
 from mmllm.server.middleware import AdmissionMiddleware
 from mmllm.server.settings import ServerSettings
-from tests.media.test_isolated import many_frames
+from tests.media.samples import many_frames
 from tests.server.conftest import Served
 from tests.server.files import AUDIO, IMAGE, PNG, TEXT, WAV, data_uri
 from tests.server.test_safety import CHAT, asking, error_of

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from mmllm.conversation import Audio, Image, Video, assistant, system, user
+from mmllm.conversation import Image, assistant, system, user
 from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ContextError
 from mmllm.model import AnyToAny
-
-
-def picture(value: int = 0, **fields) -> Image:
-    return Image.from_numpy(np.full((4, 4, 3), value, np.uint8), **fields)
-
-
-def sound(value: float = 0.0, **fields) -> Audio:
-    return Audio.from_numpy(np.full((1, 32), value, np.float32), 16_000, **fields)
-
-
-def clip(value: int = 0, **fields) -> Video:
-    return Video.from_numpy(np.full((3, 4, 4, 3), value, np.uint8), 8, **fields)
+from tests.samples import clip, picture, sound
 
 
 def test_text_equals_the_tokenizers_own_chat_template(tiny_model: AnyToAny) -> None:
