@@ -1,1 +1,1 @@
-"""Trained projections into and out of the language model."""
+"""Trained projections: features -> LLM embeddings (input), signal states -> conditions (output)."""

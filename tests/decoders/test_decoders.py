@@ -24,72 +24,26 @@ from mmllm.decoders.contract import Cancelled
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.errors import AssetError, ConfigError, MediaError
 from tests.decoders import tiny
+from tests.decoders.comparing import (
+    CALL,
+    CAPTIONS,
+    OUTPUT,
+    arrays,
+    close,
+    guiding,
+    seeded,
+    training_inputs,
+)
 
 ALL = pytest.mark.parametrize("family", tiny.FAMILIES)
-CAPTIONS = ["a red apple", "a blue dog runs ."]
-CALL = {
-    "image": {"max_sequence_length": tiny.TOKENS, "use_resolution_binning": False},
-    "video": {
-        "max_sequence_length": tiny.TOKENS,
-        "num_frames": tiny.FRAMES,
-        "height": tiny.SIZE,
-        "width": tiny.SIZE,
-    },
-    "text_to_video": {"num_frames": tiny.FRAMES},
-    "sd3": {"max_sequence_length": tiny.TOKENS},
-    "flux2": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
-    "flux2_klein": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
-    "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
-    "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
-    "ltx": {
-        "max_sequence_length": tiny.TOKENS,
-        "num_frames": tiny.FRAMES,
-        "height": 32,
-        "width": 32,
-        "frame_rate": 4.0,
-    },
-    "ltx2": {
-        "max_sequence_length": tiny.TOKENS,
-        "num_frames": tiny.FRAMES,
-        "height": 32,
-        "width": 32,
-        "frame_rate": 4.0,
-    },
-    "cogvideox": {"max_sequence_length": tiny.TOKENS},
-    "sana": {
-        "max_sequence_length": tiny.TOKENS,
-        "use_resolution_binning": False,
-        "height": 32,
-        "width": 32,
-    },
-    "flux": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
-}
-OUTPUT = {"image": "images", "video": "frames", "audio": "audios"}
-
-
-def seeded(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def arrays(media: list) -> np.ndarray:
-    """[M, …] in the range 0..1 (-1..1 for sounds)."""
-    stacked = np.stack([medium.to_numpy() for medium in media])
-    return stacked / 255 if stacked.dtype == np.uint8 else stacked
-
-
-def close(media: list, expected: np.ndarray) -> None:
-    """Equal to 1e-4; pixels to that and the rounding to bytes."""
-    rounding = 0.5 / 255 if media[0].to_numpy().dtype == np.uint8 else 0.0
-    made = arrays(media)
-    np.testing.assert_allclose(made, expected.reshape(made.shape), rtol=0, atol=1e-4 + rounding)
 
 
 class Calls(list):
-    """Arguments of each call of a transformer, noisy samples and times apart."""
+    """Arguments of each call of a transformer; noisy samples and times are separate."""
 
     def __init__(self):
         super().__init__()
-        self.clock = ""  # what the denoiser calls its times
+        self.clock = ""  # the denoiser's name for its times
         self.noisy: list[dict[str, torch.Tensor]] = []
         self.times: list[torch.Tensor] = []
 
@@ -99,7 +53,7 @@ def spy(family: str, decoder: ModalityDecoder, monkeypatch) -> Calls:
     forward, calls = denoiser.forward, Calls()
     signature = inspect.signature(forward)
 
-    def listening(*args, **kwargs):
+    def recording_forward(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
         calls.noisy.append({name: given.pop(name) for name in names or [next(iter(given))]})
         calls.clock = "timestep" if "timestep" in given else "t"
@@ -108,45 +62,20 @@ def spy(family: str, decoder: ModalityDecoder, monkeypatch) -> Calls:
         calls.append(given)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(denoiser, "forward", listening)
+    monkeypatch.setattr(denoiser, "forward", recording_forward)
     return calls
 
 
-def same(one, other) -> bool:
-    """Equal through dicts and tuples, tensors within rounding; None is no argument."""
-    if isinstance(one, dict):
-        one, other = ({k: v for k, v in each.items() if v is not None} for each in (one, other))
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, torch.Tensor):
-        return one.shape == other.shape and torch.allclose(one, other)
-    return one == other
-
-
-def guiding(family: str, pipeline, guidance: float, negative: str) -> dict:
-    """Guidance as a user would ask the pipeline for it."""
-    if family == "flux2_klein" and negative:  # which it takes as embeddings only
-        words, _ = pipeline.encode_prompt([negative] * 2, max_sequence_length=tiny.TOKENS)
-        return {"guidance_scale": guidance, "negative_prompt_embeds": words}
-    words = {"negative_prompt": [negative] * 2} if negative else {}
-    if family == "qwen_image":  # without a negative caption it would not be guided
-        return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}
-    if family == "ltx2":  # of the other kinds of guidance, which are off without guidance
-        words["spatio_temporal_guidance_blocks"] = [1]
-        if guidance <= 1:
-            words |= {"stg_scale": 0, "modality_scale": 1, "audio_guidance_scale": 1}
-            words |= {"audio_stg_scale": 0, "audio_modality_scale": 1}
-    return {"guidance_scale": guidance, **words}
-
-
-def training_inputs(decoder: ModalityDecoder, num: int = 2):
-    samples = torch.stack(
-        [decoder.preprocess(tiny.medium(decoder.modality, seed)) for seed in range(num)]
-    )
-    latents = decoder.encode_media(samples)
-    noise = torch.randn(latents.shape, generator=seeded(0)[0])
-    return latents, {"noise": noise, "times": torch.linspace(0.2, 0.8, num)}
+def same(a, b) -> bool:
+    """Compare through dicts and tuples, tensors within rounding; None is no argument."""
+    if isinstance(a, dict):
+        a, b = ({k: v for k, v in each.items() if v is not None} for each in (a, b))
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and torch.allclose(a, b)
+    return a == b
 
 
 @ALL
@@ -159,7 +88,7 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
     captions = CAPTIONS
     if family == "audioldm2":  # reads all captions of a call as if they were equally long
         captions, negative = ["a red apple", "a blue dog"], "a dog ." if guidance > 1 else ""
-    if family in ("flux", "flux2"):  # told their guidance, they lead away from nothing
+    if family in ("flux", "flux2"):  # guidance is an input: no negative prompt
         negative = ""
     decoder = make(family, guidance=guidance, negative_prompt=negative)
     media = decoder.sample(decoder.encode_captions(captions), generators=seeded(1, 2))
@@ -182,10 +111,12 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
 def test_a_caption_and_guidance_change_what_is_made(make, family):
     decoder = make(family)
     conditions = [decoder.encode_captions([caption]) for caption in CAPTIONS]
-    one, two = (arrays(decoder.sample(each, generators=seeded(0))) for each in conditions)
-    free = arrays(decoder.sample(conditions[0], generators=seeded(0), options={"guidance": 1.0}))
-    assert np.abs(one - two).max() > 1e-3
-    assert np.abs(one - free).max() > 1e-3
+    first, second = (arrays(decoder.sample(each, generators=seeded(0))) for each in conditions)
+    unguided = arrays(
+        decoder.sample(conditions[0], generators=seeded(0), options={"guidance": 1.0})
+    )
+    assert np.abs(first - second).max() > 1e-3
+    assert np.abs(first - unguided).max() > 1e-3
 
 
 @ALL
@@ -230,8 +161,8 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family
     for sequence, mask in decoder.masks.items():
         assert shapes[mask] == shapes[sequence][:1]
         assert not condition[sequence][condition[mask] == 0].any()
-        words = {"audioldm2": [4, 6], "qwen_image": [35, 37]}  # one mark behind; a template before
-        assert condition[mask].sum(1).tolist() == words.get(family, [5, 7])  # a mark on each side
+        words = {"audioldm2": [4, 6], "qwen_image": [35, 37]}  # one end token; a template before
+        assert condition[mask].sum(1).tolist() == words.get(family, [5, 7])  # a token on each side
 
 
 @ALL
@@ -252,13 +183,13 @@ def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, family, monke
     decoder.denoising_loss(condition, latents, **noising)
     assert len(calls) == 5
     for call, times in zip(calls, calls.times, strict=True):
-        assert torch.equal(call.pop("sigma", times), times)  # LTX-2 is told its times twice
+        assert torch.equal(call.pop("sigma", times), times)  # LTX-2 takes its times twice
     assert same(calls[-1], calls[0])
 
 
 @ALL
 def test_the_loss_is_the_training_formula_of_diffusers(make, family, monkeypatch):
-    decoder, told = make(family), tiny.dialect(family)
+    decoder, dialect = make(family), tiny.dialect(family)
     pipeline, scheduler = decoder.pipeline, decoder.pipeline.scheduler
     calls = spy(family, decoder, monkeypatch)
     condition = decoder.encode_captions(CAPTIONS)
@@ -280,14 +211,14 @@ def test_the_loss_is_the_training_formula_of_diffusers(make, family, monkeypatch
             "v_prediction": scheduler.get_velocity(latents, noise, clock),
             "sample": latents,
         }
-    heard, time = told.read(*calls.noisy[-1].values()), told.clock(calls.times[-1])
-    torch.testing.assert_close(heard, told.pack(pipeline, noisy))
+    inputs, time = dialect.read(*calls.noisy[-1].values()), dialect.clock(calls.times[-1])
+    torch.testing.assert_close(inputs, dialect.pack(pipeline, noisy))
     torch.testing.assert_close(time.view(2, -1)[:, 0].float(), clock.float())
     model = tiny.denoiser(pipeline)
     given = {**calls[-1], **calls.noisy[-1], calls.clock: calls.times[-1]}
     answered = model(**given, return_dict=False)[: len(calls.noisy[-1])]
-    predicted = told.answer(*answered)
-    errors = (predicted - told.pack(pipeline, targets[kind])).square()
+    predicted = dialect.answer(*answered)
+    errors = (predicted - dialect.pack(pipeline, targets[kind])).square()
     torch.testing.assert_close(losses, errors.flatten(1).mean(1))
 
 
@@ -431,17 +362,17 @@ def test_predicted_masks_count_as_zero_or_one(make, family):
     hard = dict(soft)
     soft[mask] = torch.tensor([[0.6, 0.9, 0.4, 0.7, 0.1, -0.3, 0.2, 0.5]])
     hard[mask] = torch.tensor([[1.0, 1, 0, 1, 0, 0, 0, 0]])
-    none, one = dict(soft), dict(soft)
-    none[mask], one[mask] = soft[mask] / 10, torch.tensor([[0.0, 1, 0, 0, 0, 0, 0, 0]])
+    empty, single = dict(soft), dict(soft)
+    empty[mask], single[mask] = soft[mask] / 10, torch.tensor([[0.0, 1, 0, 0, 0, 0, 0, 0]])
     latents, noising = training_inputs(decoder, 1)
-    for predicted, meant in ((soft, hard), (none, one)):
+    for predicted, expected in ((soft, hard), (empty, single)):
         assert np.array_equal(
             arrays(decoder.sample(predicted, generators=seeded(0))),
-            arrays(decoder.sample(meant, generators=seeded(0))),
+            arrays(decoder.sample(expected, generators=seeded(0))),
         )
         assert torch.equal(
             decoder.denoising_loss(predicted, latents, **noising),
-            decoder.denoising_loss(meant, latents, **noising),
+            decoder.denoising_loss(expected, latents, **noising),
         )
 
 
@@ -740,8 +671,8 @@ def test_sounds_are_as_long_as_a_call_asks(make, family):
         samples = sound.to_numpy().shape[1]
         assert samples == pytest.approx(seconds * sound.sample_rate, rel=0.3)
     assert decoder.output_spec()["seconds"] == own, "the call is over"
-    for seconds, said in ((1e-9, "at least"), (601.0, "at most"), (float("nan"), "finite")):
-        with pytest.raises(ConfigError, match=f"seconds: expected (a )?{said}"):
+    for seconds, message in ((1e-9, "at least"), (601.0, "at most"), (float("nan"), "finite")):
+        with pytest.raises(ConfigError, match=f"seconds: expected (a )?{message}"):
             decoder.with_overrides(seconds=seconds)
 
 
@@ -760,7 +691,7 @@ def test_a_call_that_is_being_made_changes_no_other(make):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"fps": 0.01}, "at most 120 s"),
         ({"fps": 1000.0, "frames": 1}, "0 latents"),
@@ -771,8 +702,8 @@ def test_a_call_that_is_being_made_changes_no_other(make):
         ({"width": 8224}, "width: expected at most 8192"),
     ],
 )
-def test_numbers_at_the_edge_are_refused_before_anything_is_made(make, options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_numbers_at_the_edge_are_refused_before_anything_is_made(make, options, message):
+    with pytest.raises(ConfigError, match=message):
         make("ltx2").with_overrides(**options)
 
 

@@ -1,6 +1,6 @@
 """An oracle in place of the transformer: the loss must vanish, the real sampler must recover x0.
 
-The oracle knows x0 and the time that the transformer is told, nothing else; alpha and sigma it
+The oracle knows x0 and the transformer's timestep, nothing else; alpha and sigma it
 computes here, from the papers' formulas.
 """
 
@@ -109,19 +109,19 @@ def with_oracle(
     """The decoder's pipeline with another scheduler, its denoiser replaced by the oracle."""
     denoiser = tiny.denoiser(decoder.pipeline)
     signature = inspect.signature(denoiser.forward)
-    told = tiny.dialect(family)
-    clean = told.pack(decoder.pipeline, clean)
+    dialect = tiny.dialect(family)
+    clean = dialect.pack(decoder.pipeline, clean)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        noisy = told.read(*(given[name] for name in told.noisy or [next(iter(given))]))
-        times = told.clock(given["timestep"] if "timestep" in given else given["t"])
+        noisy = dialect.read(*(given[name] for name in dialect.noisy or [next(iter(given))]))
+        times = dialect.clock(given["timestep"] if "timestep" in given else given["t"])
         if times.ndim > 1:  # a time for every token, all the same
             times = times[:, 0]
         repeats = len(noisy) // len(clean)  # guidance doubles the batch
         known = clean.repeat(repeats, *[1] * (clean.ndim - 1))
         answer = oracle(scheduler, known, noisy, times).to(noisy.dtype)
-        return told.write(answer)
+        return dialect.write(answer)
 
     decoder.pipeline.scheduler = scheduler
     monkeypatch.setattr(denoiser, "forward", forward)
@@ -171,9 +171,9 @@ def check(family: str, decoder: ModalityDecoder, scheduler: Any, monkeypatch) ->
         difference = medium.to_numpy().astype(np.float32) - wanted[row]
         assert np.abs(difference).max() <= tolerance
     if family == "ltx2":
-        heard = sound_decoded(decoder.pipeline, clean[:, 384:])
+        audio = sound_decoded(decoder.pipeline, clean[:, 384:])
         for row, clip in enumerate(made):
-            np.testing.assert_allclose(clip.audio.to_numpy(), heard[row], rtol=0, atol=0.02)
+            np.testing.assert_allclose(clip.audio.to_numpy(), audio[row], rtol=0, atol=0.02)
 
 
 def decoded(decoder: ModalityDecoder, latents: Tensor) -> np.ndarray:

@@ -28,7 +28,7 @@ def eye():
 
 
 @pytest.fixture(scope="module")
-def ear():
+def encoder():
     return aisfx.build(AisfxConfig())
 
 
@@ -117,7 +117,7 @@ def test_fingerprints_tell_what_changes_features(eye, tmp_path):
     assert len(prints) == 4
 
 
-def test_what_cannot_be_meant(eye, ear, tmp_path):
+def test_what_cannot_be_meant(eye, encoder, tmp_path):
     for fields in ({"size": 100}, {"size": 96, "grid": 4}, {"grid": 0}):
         with pytest.raises(ConfigError):
             EfficientNetConfig(**fields)
@@ -132,7 +132,7 @@ def test_what_cannot_be_meant(eye, ear, tmp_path):
     with pytest.raises(MediaError, match="expected Image"):
         eye.preprocess(Audio.from_numpy(chirp(), 44_100))
     with pytest.raises(MediaError, match="expected Audio"):
-        ear.preprocess(Image.from_numpy(disc()))
+        encoder.preprocess(Image.from_numpy(disc()))
 
 
 # --- clips --------------------------------------------------------------------------------------
@@ -155,9 +155,9 @@ def test_frames_are_encoded_one_by_one_in_order(eye, tmp_path):
     assert encoder.fingerprint != eye.fingerprint
 
 
-def test_frames_need_a_picture_encoder(ear):
+def test_frames_need_a_picture_encoder(encoder):
     with pytest.raises(ConfigError, match=r"frames.encoder: expected .* images, got one of audio"):
-        frames.FramesEncoder(FramesConfig(), ear)
+        frames.FramesEncoder(FramesConfig(), encoder)
     with pytest.raises(ConfigError, match=r"frames\.encoder"):
         frames.build(FramesConfig(encoder={"type": "efficientnet", "sizes": 96}))
     with pytest.raises(MediaError, match="expected Video"):
@@ -183,7 +183,7 @@ def test_log_mel_equals_essentia():
         assert torch.allclose(found, torch.tensor(expected), atol=1e-3)
 
 
-def test_the_embedding_equals_the_package(ear):
+def test_the_embedding_equals_the_package(encoder):
     """Golden values: aisfx 0.1.2, its own network on Essentia's spectrogram of the same chirp."""
     encoder = aisfx.build(AisfxConfig(normalize=False))
     tokens = encoder.encode([Audio.from_numpy(chirp(), 44_100)]).tokens
@@ -194,37 +194,37 @@ def test_the_embedding_equals_the_package(ear):
     assert embedding.sum().item() == pytest.approx(633.66, abs=0.05)
 
 
-def test_tokens_follow_time(ear):
+def test_tokens_follow_time(encoder):
     wave = np.zeros(2 * 44_100, np.float32)
     wave[: 44_100 // 4] = chirp(0.25)
     early, late = Audio.from_numpy(wave, 44_100), Audio.from_numpy(wave[::-1].copy(), 44_100)
     silence = Audio.from_numpy(np.zeros((1, 44_100), np.float32), 44_100)
-    tokens = ear.encode([early, late, silence]).tokens
-    assert tokens.shape == (3, *ear.feature_shape) == (3, 4, 512)
+    tokens = encoder.encode([early, late, silence]).tokens
+    assert tokens.shape == (3, *encoder.feature_shape) == (3, 4, 512)
     assert torch.isfinite(tokens).all()
     change = (tokens[:2] - tokens[2]).norm(dim=-1)
     assert change.argmax(dim=1).tolist() == [0, 3]
 
 
-def test_loudness_rate_and_channels_matter_little(ear):
+def test_loudness_rate_and_channels_matter_little(encoder):
     loud = Audio.from_numpy(chirp(), 44_100)
     quiet = Audio.from_numpy(0.1 * chirp(), 44_100)
     stereo = Audio.from_numpy(np.stack([chirp()] * 2), 44_100)
-    samples = [ear.preprocess(audio) for audio in (loud, quiet, stereo)]
+    samples = [encoder.preprocess(audio) for audio in (loud, quiet, stereo)]
     assert torch.allclose(samples[0], samples[1], atol=1e-4)
     assert torch.allclose(samples[0], samples[2], atol=1e-6)
-    low = ear.preprocess(Audio.from_numpy(chirp(rate=16_000), 16_000))
+    low = encoder.preprocess(Audio.from_numpy(chirp(rate=16_000), 16_000))
     assert (low - samples[0]).abs().mean() < 0.01
 
 
-def test_of_a_long_sound_the_loudest_window_is_heard(ear):
+def test_of_a_long_sound_the_loudest_window_is_heard(encoder):
     wave = np.zeros(8 * 44_100, np.float32)
     start = 5 * 44_100
     wave[start : start + 44_100] = chirp(1.0)
-    heard = ear.preprocess(Audio.from_numpy(wave, 44_100))
-    assert heard.shape == ear.sample_shape == (100, 96)
+    sample = encoder.preprocess(Audio.from_numpy(wave, 44_100))
+    assert sample.shape == encoder.sample_shape == (100, 96)
     alone = aisfx.log_mel(torch.from_numpy(wave / np.abs(wave).max())).sum() / aisfx._LOUDEST
-    assert heard.sum().item() == pytest.approx(alone.item(), rel=1e-4)
+    assert sample.sum().item() == pytest.approx(alone.item(), rel=1e-4)
 
 
 def test_pictures_open_the_same_from_file_and_array(eye, tmp_path):

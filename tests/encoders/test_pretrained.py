@@ -324,10 +324,10 @@ def test_the_end_of_a_sound_is_masked_or_left_out_of_the_means(built):
 @pytest.mark.parametrize(("name", "prefix"), [("whisper", 0), ("ast", 2)])
 def test_a_layer_is_what_its_block_says(name, prefix, built):
     samples = torch.stack([built(name).preprocess(medium) for medium in twins.sounds()])
-    said = []
+    outputs = []
     hooks = [
         block.register_forward_hook(
-            lambda _, __, out: said.append(out[0] if isinstance(out, tuple) else out)
+            lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out)
         )
         for block in built(name).network.layers
     ]
@@ -336,7 +336,7 @@ def test_a_layer_is_what_its_block_says(name, prefix, built):
         hook.remove()
     for layer, index in ((-2, 1), (1, 0)):
         tokens = built(name, layer=layer)(samples).tokens
-        assert torch.allclose(tokens, said[index][:, prefix:], atol=1e-5)
+        assert torch.allclose(tokens, outputs[index][:, prefix:], atol=1e-5)
 
 
 @torch.no_grad()
@@ -401,17 +401,17 @@ def test_layers_steps_and_grid_of_clips(name, built):
     assert pooled.feature_shape == (4, width)
     corner = every.view(3, 2, 4, 4, width)[:, :, 2:, :2].mean((1, 2, 3))  # bottom left
     assert torch.allclose(pooled(samples).tokens[:, 2], corner, atol=1e-5)
-    said = []
+    outputs = []
     hook = (
         built(name)
         .network.encoder.layer[1]
         .register_forward_hook(
-            lambda _, __, out: said.append(out[0] if isinstance(out, tuple) else out)
+            lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out)
         )
     )
     built(name)(samples)
     hook.remove()
-    assert torch.allclose(built(name, layer=-2)(samples).tokens, said[0], atol=1e-5)
+    assert torch.allclose(built(name, layer=-2)(samples).tokens, outputs[0], atol=1e-5)
 
 
 def test_clips_that_do_not_fit(built):

@@ -15,7 +15,7 @@ from mmllm.decoders.contract import Cancelled
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.errors import ConfigError
 from tests.decoders import tiny
-from tests.decoders.test_decoders import CALL, CAPTIONS, OUTPUT, arrays, close, guiding, seeded
+from tests.decoders.comparing import CALL, CAPTIONS, OUTPUT, arrays, close, guiding, seeded
 
 PIPELINES = {
     "stable_diffusion": "StableDiffusionImg2ImgPipeline",
@@ -118,11 +118,11 @@ def test_a_source_changes_what_is_made_and_no_later_call(build, family):
     decoder = build(family)
     condition = decoder.encode_captions(["a dog"])
     before = arrays(decoder.sample(condition, generators=seeded(0)))
-    one, two = (
+    first, second = (
         arrays(decoder.sample(condition, generators=seeded(0), init_media=[source(decoder, seed)]))
         for seed in range(2)
     )
-    assert not np.array_equal(one, two)
+    assert not np.array_equal(first, second)
     again = arrays(decoder.sample(condition, generators=seeded(0)))
     assert np.array_equal(before, again)
 
@@ -183,7 +183,7 @@ def test_pixart_at_full_strength_is_text_to_image(make):
 
 
 def test_pixart_at_little_strength_is_its_codec(make, monkeypatch):
-    """One step of a hundred, by a denoiser that says what it sees: next to no noise is added."""
+    """One step of a hundred, by a denoiser that returns its input: next to no noise is added."""
     decoder = make("image", guidance=1.0)
     transformer = decoder.pipeline.transformer
     monkeypatch.setattr(transformer, "forward", lambda noisy, **_: (noisy,))
@@ -201,13 +201,13 @@ def test_pixart_at_little_strength_is_its_codec(make, monkeypatch):
 
 
 def test_more_strength_keeps_less_of_the_source(make, monkeypatch):
-    """Of a denoiser that says what it sees, so that the noise stays; and fewer steps are made."""
+    """With a denoiser that returns its input, so that the noise stays; fewer steps are run."""
     decoder = make("image", steps=20, guidance=1.0)
     transformer = decoder.pipeline.transformer
     monkeypatch.setattr(transformer, "forward", lambda noisy, **_: (noisy,))
     condition, start = decoder.encode_captions(["a dog"]), source(decoder)
-    told = []
-    kept = {"on_step": lambda step, steps: told.append(steps)}
+    reported = []
+    kept = {"on_step": lambda step, steps: reported.append(steps)}
     made = [
         arrays(
             decoder.sample(
@@ -220,7 +220,7 @@ def test_more_strength_keeps_less_of_the_source(make, monkeypatch):
         )
         for strength in (0.1, 0.5, 1.0)
     ]
-    assert told == [2] * 2 + [10] * 10 + [20] * 20
+    assert reported == [2] * 2 + [10] * 10 + [20] * 20
     with torch.no_grad():
         latents = decoder.pipeline.vae.encode(decoder.preprocess(start)[None]).latent_dist.mode()
         through = decoder.pipeline.vae.decode(latents).sample.permute(0, 2, 3, 1) / 2 + 0.5

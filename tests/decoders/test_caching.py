@@ -1,21 +1,16 @@
-"""Step caching and offload: on while a call lasts, and nothing behind it."""
+"""Step caching: enabled for one call, and nothing of it reaches the next."""
 
 from __future__ import annotations
 
-import shlex
-import shutil
-
-import diffusers
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mmllm.decoders.caching import CACHES, PIPELINES, step_cache
 from mmllm.decoders.contract import Cancelled
-from mmllm.errors import AssetError, ConfigError
+from mmllm.errors import ConfigError
 from tests.decoders import tiny
-from tests.decoders.test_decoders import CAPTIONS, arrays, seeded, training_inputs
+from tests.decoders.comparing import CAPTIONS, arrays, seeded, training_inputs
 
 CACHED = {
     "first_block": ("flux", "qwen_image", "ltx", "cogvideox", "video"),
@@ -42,10 +37,10 @@ def test_a_cache_without_tolerance_changes_nothing(make, family):
     plain = make(family, steps=6)
     strict = make(family, steps=6, cache="first_block", cache_threshold=0.0)
     condition = plain.encode_captions(CAPTIONS)
-    one, other = (
+    first, second = (
         arrays(each.sample(condition, generators=seeded(0, 1))) for each in (plain, strict)
     )
-    np.testing.assert_allclose(one, other, rtol=0, atol=1.01 / 255)
+    np.testing.assert_allclose(first, second, rtol=0, atol=1.01 / 255)
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
@@ -55,14 +50,14 @@ def test_a_cache_does_something_and_reaches_no_later_call(make, name, family):
     condition = decoder.encode_captions(["a dog"])
     first = arrays(decoder.sample(condition, generators=seeded(0)))
     assert not np.array_equal(first, arrays(plain.sample(condition, generators=seeded(0))))
-    other = decoder.encode_captions(["a red apple"])
+    second_condition = decoder.encode_captions(["a red apple"])
 
     def stop(step: int, steps: int) -> None:
         if step == 5:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        decoder.sample(other, generators=seeded(5), on_step=stop)
+        decoder.sample(second_condition, generators=seeded(5), on_step=stop)
     assert not decoder.pipeline.transformer.is_cache_enabled
     assert np.array_equal(arrays(decoder.sample(condition, generators=seeded(0))), first)
 
@@ -100,62 +95,6 @@ def test_a_cache_that_a_pipeline_cannot_use_is_refused(make):
         decoder.sample(condition, generators=seeded(0), init_media=[tiny.medium("image")])
     with step_cache(decoder.pipeline, None, 0.05):
         assert not decoder.pipeline.transformer.is_cache_enabled
-
-
-@pytest.mark.parametrize("how", ["model", "sequential"])
-def test_offload_is_diffusers_own(make, monkeypatch, how):
-    asked = []
-
-    def enable(_pipeline, *, device: torch.device) -> None:
-        asked.append(str(device))
-
-    kind = diffusers.StableDiffusionPipeline
-    monkeypatch.setattr(kind, f"enable_{how}_cpu_offload", enable)
-    monkeypatch.setattr(kind, "maybe_free_model_hooks", lambda _pipeline: asked.append("freed"))
-    decoder = make("stable_diffusion", offload=how).to("cuda:0")
-    assert decoder.pipeline.device.type == "cpu"  # where offloaded weights wait
-    assert asked == ["cuda:0"]
-    decoder.runtime.device = torch.device("cpu")  # to compute here
-    condition = decoder.encode_captions(["a dog"])
-    assert asked[1:] == ["freed"] * (how == "model")
-    decoder.encode_media(decoder.preprocess(tiny.medium("image"))[None])
-    assert asked[1:] == ["freed", "freed"] * (how == "model")
-
-    def stop(step: int, steps: int) -> None:
-        raise Cancelled
-
-    del asked[:]
-    with pytest.raises(Cancelled):
-        decoder.sample(condition, generators=seeded(0), on_step=stop, options={"guidance": 1.0})
-    assert asked == ["freed"] * (how == "model")
-    latents, noising = training_inputs(make("stable_diffusion"), 1)
-    with pytest.raises(ConfigError, match="takes weights away that the gradient needs"):
-        decoder.denoising_loss(condition, latents, **noising)
-
-
-def test_offload_needs_an_accelerator(make):
-    with pytest.raises(ConfigError, match="offload 'model' keeps weights off an accelerator"):
-        _ = make("sdxl", offload="model").pipeline
-    with pytest.raises(ConfigError, match="this decoder is to run on the CPU"):
-        make("sdxl", offload="sequential").to("cpu")
-
-
-def test_the_command_converts_a_pickled_pipeline(make, folders, tmp_path):
-    folder = shutil.copytree(folders["stable_diffusion"], tmp_path / "pickled")
-    for file in list(folder.rglob("*.safetensors")):
-        name = "pytorch_model" if file.stem == "model" else "diffusion_pytorch_model"
-        torch.save(load_file(file), file.with_name(f"{name}.bin"))
-        file.unlink()
-    with pytest.raises(AssetError, match="holds pickled weights only") as caught:
-        make("stable_diffusion", weights=str(folder))
-    python, option, program = shlex.split(str(caught.value).splitlines()[1])
-    assert (python, option) == ("python", "-c")
-    exec(program, {})
-    one, other = make("stable_diffusion", weights=str(folder)), make("stable_diffusion")
-    condition = other.encode_captions(["a dog"])
-    assert torch.equal(one.encode_captions(["a dog"])["prompt_embeds"], condition["prompt_embeds"])
-    media = [each.sample(condition, generators=seeded(0)) for each in (one, other)]
-    assert np.array_equal(arrays(media[0]), arrays(media[1]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""Calls of diffusers' own pipelines, and comparisons of media with what they return."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mmllm.decoders.decoder import ModalityDecoder
+from tests.decoders import tiny
+
+CAPTIONS = ["a red apple", "a blue dog runs ."]
+CALL = {
+    "image": {"max_sequence_length": tiny.TOKENS, "use_resolution_binning": False},
+    "video": {
+        "max_sequence_length": tiny.TOKENS,
+        "num_frames": tiny.FRAMES,
+        "height": tiny.SIZE,
+        "width": tiny.SIZE,
+    },
+    "text_to_video": {"num_frames": tiny.FRAMES},
+    "sd3": {"max_sequence_length": tiny.TOKENS},
+    "flux2": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "flux2_klein": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+    "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
+    "ltx": {
+        "max_sequence_length": tiny.TOKENS,
+        "num_frames": tiny.FRAMES,
+        "height": 32,
+        "width": 32,
+        "frame_rate": 4.0,
+    },
+    "ltx2": {
+        "max_sequence_length": tiny.TOKENS,
+        "num_frames": tiny.FRAMES,
+        "height": 32,
+        "width": 32,
+        "frame_rate": 4.0,
+    },
+    "cogvideox": {"max_sequence_length": tiny.TOKENS},
+    "sana": {
+        "max_sequence_length": tiny.TOKENS,
+        "use_resolution_binning": False,
+        "height": 32,
+        "width": 32,
+    },
+    "flux": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
+}
+OUTPUT = {"image": "images", "video": "frames", "audio": "audios"}
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def arrays(media: list) -> np.ndarray:
+    """[M, …] in the range 0..1 (-1..1 for sounds)."""
+    stacked = np.stack([medium.to_numpy() for medium in media])
+    return stacked / 255 if stacked.dtype == np.uint8 else stacked
+
+
+def close(media: list, expected: np.ndarray) -> None:
+    """Equal to 1e-4; pixels to that and the rounding to bytes."""
+    rounding = 0.5 / 255 if media[0].to_numpy().dtype == np.uint8 else 0.0
+    made = arrays(media)
+    np.testing.assert_allclose(made, expected.reshape(made.shape), rtol=0, atol=1e-4 + rounding)
+
+
+def guiding(family: str, pipeline, guidance: float, negative: str) -> dict:
+    """Guidance as a user would ask the pipeline for it."""
+    if family == "flux2_klein" and negative:  # which it takes as embeddings only
+        words, _ = pipeline.encode_prompt([negative] * 2, max_sequence_length=tiny.TOKENS)
+        return {"guidance_scale": guidance, "negative_prompt_embeds": words}
+    words = {"negative_prompt": [negative] * 2} if negative else {}
+    if family == "qwen_image":  # without a negative caption it would not be guided
+        return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}
+    if family == "ltx2":  # of the other kinds of guidance, which are off without guidance
+        words["spatio_temporal_guidance_blocks"] = [1]
+        if guidance <= 1:
+            words |= {"stg_scale": 0, "modality_scale": 1, "audio_guidance_scale": 1}
+            words |= {"audio_stg_scale": 0, "audio_modality_scale": 1}
+    return {"guidance_scale": guidance, **words}
+
+
+def training_inputs(decoder: ModalityDecoder, num: int = 2):
+    samples = torch.stack(
+        [decoder.preprocess(tiny.medium(decoder.modality, seed)) for seed in range(num)]
+    )
+    latents = decoder.encode_media(samples)
+    noise = torch.randn(latents.shape, generator=seeded(0)[0])
+    return latents, {"noise": noise, "times": torch.linspace(0.2, 0.8, num)}
