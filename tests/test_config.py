@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mmllm import config
+from mmllm.checkpoints import open_checkpoint
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.utils import literals
 
