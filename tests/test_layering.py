@@ -48,7 +48,6 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"config", "llm", "mini", "model", "weights"},
     "convert": {"checkpoints", "config", "weights"},
     "inference": {
-        "__init__",
         "checkpoints",
         "config",
         "conversation",

@@ -38,6 +38,7 @@ from mmllm.inference.replies import Reply, Timings, Usage
 from mmllm.inference.sequence import SequenceState
 from mmllm.inference.settings import RequestSettings
 from mmllm.inference.text_stream import TextStream
+from mmllm.version import __version__
 
 _REPLY_RESERVE = 64
 """Tokens of the context that are kept for the reply, where it has twice as many."""
@@ -265,8 +266,6 @@ class ReplyRequest:
                 self._sink(place.conversation, MediumReady(place.part_index, made))
 
     def _provenance(self, key: str, conversation: int) -> dict[str, Any]:
-        from mmllm import __version__
-
         return {
             "ai_generated": True,
             "software": f"mmllm {__version__}",
