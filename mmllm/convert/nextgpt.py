@@ -80,7 +80,7 @@ def convert(
     """
     theirs = read(source)
     result = Conversion(out)
-    remaining = dict.fromkeys(theirs.tensors)  # names that nothing has been made of yet
+    remaining = dict.fromkeys(theirs.tensors)  # names that have not been converted
     tree = _system(theirs, system, llm)
     signal_ids = theirs.signal_ids()
     outputs = _convert_outputs(theirs, tree, signal_ids, result, system)
@@ -228,7 +228,7 @@ def _signal_rows(
         "it had moved"
     )
     result.left[f"{_HEAD} (all other rows)"] = (
-        "the same; and of a signal run only the beginning is predicted, it completes by itself"
+        "the same; and of a signal span only the first token is predicted, it completes by itself"
     )
     return {
         "rows": tensors[_TABLE][selected].float(),
@@ -297,9 +297,9 @@ def _add_notes(theirs: NextGPTCheckpoint, result: Conversion) -> None:
     )
     if theirs.is_later_layout:
         result.notes.append(
-            "signal runs: its training put a space between any two signal tokens and read the "
-            "states of both; here a run is the signal tokens alone. Train the second stage again "
-            "before you rely on what it draws"
+            "signal spans: its training put a space between any two signal tokens and projected "
+            "the states of both; here a span is the signal tokens alone. Train the second stage "
+            "again before you rely on what it draws"
         )
 
 

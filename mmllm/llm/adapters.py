@@ -99,8 +99,8 @@ def find_adapter(folder: Path) -> Path:
 
 
 def load_adapter(model: Any, file: Path) -> None:
-    """Fill a peft model's adapters from safetensors. peft's config beside them is not read. Raises
-    CheckpointError if names or shapes differ."""
+    """Fill a peft model's adapters from safetensors; peft's config in their folder is not read.
+    Raises CheckpointError if names or shapes differ."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)  # shares memory

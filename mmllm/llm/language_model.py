@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class LanguageModel(UsesKernels, nn.Module):
-    """A frozen causal LM that takes embeddings, with what may train beside it.
+    """A frozen causal LM that takes embeddings, with signal tokens and adapters that may train.
 
     Attributes:
         model: The transformers model, inside a peft model once adapters are attached.

@@ -55,8 +55,8 @@ def check_logit_transform(model: Any, transform: LogitTransform) -> None:
     probe = _with_submodule(model, model.get_decoder(), _FixedStates(hidden))
     probe = _with_submodule(probe, head, small)
     expected = probe(inputs_embeds=hidden, use_cache=False).logits
-    found = transform(small(hidden))
-    if not torch.allclose(found.float(), expected.float(), rtol=0.05, atol=0.05):
+    computed = transform(small(hidden))
+    if not torch.allclose(computed.float(), expected.float(), rtol=0.05, atol=0.05):
         raise ConfigError(
             f"llm.weights: the family {model.config.model_type!r} treats its logits in a way that "
             "mmllm does not know (LogitTransform): it cannot be used yet"

@@ -1,4 +1,4 @@
-"""Chat templates (jinja): the tokenizer's own, a named one, or a file's."""
+"""Chat templates in jinja: the tokenizer's own, one by name, or a file."""
 
 from __future__ import annotations
 
@@ -35,10 +35,17 @@ TEMPLATES = {
 (FastChat, conversation.py, "vicuna_v1.1"; there a turn's end leaves no space before the next)."""
 
 
-def chat_template(wanted: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The jinja text for `llm.chat_template`: a name of TEMPLATES, a .jinja file, or None for the
-    tokenizer's own. A tokenizer without one is rendered `plain`, saying so."""
-    if wanted is None:
+def chat_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Resolve `llm.chat_template` of a config to the text of a template.
+
+    Args:
+        name: A key of TEMPLATES, a .jinja file, or None for the tokenizer's own.
+        tokenizer: One that has no template gets `plain`, with a warning.
+
+    Raises:
+        ConfigError: There is no template of this name, or the file cannot be read.
+    """
+    if name is None:
         own = tokenizer.chat_template
         if isinstance(own, dict):  # several, by name
             own = own.get("default")
@@ -50,23 +57,23 @@ def chat_template(wanted: str | None, tokenizer: PreTrainedTokenizerBase) -> str
             ", ".join(TEMPLATES),
         )
         return TEMPLATES["plain"]
-    if wanted in TEMPLATES:
-        return TEMPLATES[wanted]
-    file = Path(wanted).expanduser()
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    file = Path(name).expanduser()
     if file.suffix != ".jinja":
         raise ConfigError(
             f"llm.chat_template: expected {', '.join(TEMPLATES)} or a .jinja file, got "
-            f"{quoted(wanted)}"
+            f"{quoted(name)}"
         )
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"llm.chat_template: {wanted}: cannot be read: {error}") from error
+        raise ConfigError(f"llm.chat_template: {name}: cannot be read: {error}") from error
 
 
 def check_template(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises CheckpointError for a chat template that no conversation can be written by: one that
-    is no jinja, or that takes too much time or memory for a single turn."""
+    """Render one turn in the sandbox. Raises CheckpointError for a template that is no jinja, or
+    that takes too much time or memory."""
     turn = {"role": "user", "content": "a"}
     variables = {**tokenizer.special_tokens_map, "messages": [turn], "add_generation_prompt": True}
     try:
