@@ -10,6 +10,7 @@ import torch
 
 from tests import second_device  # isort: skip - it has to come before mmllm
 from mmllm import config, model
+from mmllm.kernels.backend import ENVIRONMENT_VARIABLE
 from mmllm.model import AnyToAny
 from tests import parts
 
@@ -38,6 +39,12 @@ def make_model(system_tree: dict) -> Callable[..., AnyToAny]:
 @pytest.fixture
 def tiny_model(make_model: Callable[..., AnyToAny]) -> AnyToAny:
     return make_model()
+
+
+@pytest.fixture
+def auto_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that a test makes take the fast paths, whatever the environment says."""
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "auto")
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def test_a_part_that_was_replaced_is_used(chat: Chat) -> None:
     assert said(chat)[0] == first[0]
 
 
+@pytest.mark.usefixtures("auto_kernels")
 def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat: Chat) -> None:
     said(chat)
     chat.engine.prefix_cache.clear()

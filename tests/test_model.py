@@ -334,6 +334,7 @@ def gradients_of(model: AnyToAny, batch: Batch) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.trainable_candidates() if p.grad is not None}
 
 
+@pytest.mark.usefixtures("auto_kernels")
 def test_logits_in_chunks_give_the_same_loss_and_gradients(
     tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +360,7 @@ def test_logits_in_chunks_give_the_same_loss_and_gradients(
         torch.testing.assert_close(found[name], value, msg=name)
 
 
+@pytest.mark.usefixtures("auto_kernels")
 def test_recomputed_activations_give_the_same_loss_and_gradients(make_model) -> None:
     found = []
     for recompute in (False, True):

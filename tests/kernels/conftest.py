@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mmllm.kernels.backend import ENVIRONMENT_VARIABLE
 from tests.llm.conftest import folders
 
 __all__ = ["folders"]
 
 
 @pytest.fixture(autouse=True)
-def auto_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "auto")
+def kernels_in_use(auto_kernels: None) -> None: ...

@@ -191,6 +191,7 @@ def test_a_family_that_treats_its_logits_unlike_others_is_refused(folders, monke
         with_outputs(folders("llama3"))
 
 
+@pytest.mark.usefixtures("auto_kernels")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("adapted", [False, True])
 @torch.inference_mode()
@@ -234,6 +235,7 @@ def test_a_product_of_any_number_of_rows_is_the_plain_one(rows) -> None:
     assert onto.equal(before)
 
 
+@pytest.mark.usefixtures("auto_kernels")
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "smollm"])
 @torch.no_grad()
 def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) -> None:
@@ -271,6 +273,7 @@ def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) ->
         assert not one.allclose(other, atol=1e-2)
 
 
+@pytest.mark.usefixtures("auto_kernels")
 @torch.inference_mode()
 def test_what_the_lean_stack_does_not_know_runs_as_before(folders) -> None:
     folder = folders("smollm")
