@@ -83,7 +83,7 @@ def measure(
     chat = load(model)
     measurement = ModelMeasurement(resources, model, chat)
     total = sum(len(resources.items_of(task)) for task in tasks)
-    with tqdm(total=total, unit="item", desc=model) as bar:
+    with tqdm(total=total, unit="item", desc=model, disable=None) as bar:  # None: on terminals
         for task in tasks:
             bar.set_description(f"{model} {task.name}")
             measurement.measure_task(task, bar)
