@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from mmllm.evaluation.prompts import (
     EvalItem,
     EvalResponse,
     captions_blocked,
-    decoders_disabled,
     generate_responses,
 )
 from mmllm.evaluation.resources import EvaluationResources
@@ -81,13 +79,14 @@ class ModelMeasurement:
                 return
             responses = self._decode_captions(items, bar)
         else:
-            model = self.chat.model
-            disabled = (
-                decoders_disabled(model) if task.kind == "route" else contextlib.nullcontext()
-            )
-            with captions_blocked(model), disabled:
-                responses = generate_responses(self.chat, items, on_progress=bar.update)
-        if task.kind != "route":  # media of a routing task are blank
+            with captions_blocked(self.chat.model):
+                responses = generate_responses(
+                    self.chat,
+                    items,
+                    render_media=task.kind != "route",  # only the modalities are looked at
+                    on_progress=bar.update,
+                )
+        if task.kind != "route":  # its media have no data
             self.responses += responses[:_NUM_SHOWN]
         self._add(task.name, self._score(task, responses), start)
         if task.name in ("image->text", "audio->text"):
@@ -270,8 +269,8 @@ class ModelMeasurement:
                         turns=(turn,),
                     )
                 )
-        with captions_blocked(self.chat.model), decoders_disabled(self.chat.model):
-            shown = generate_responses(self.chat, items)
+        with captions_blocked(self.chat.model):
+            shown = generate_responses(self.chat, items, render_media=False)
         labels = self.resources.visual_labels
         scored = [tasks.score_name(response, labels) for response in shown]
         self._add("what-did-you-draw/as input", scored, start)

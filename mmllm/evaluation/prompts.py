@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmllm.conversation import MEDIA, Conversation, Medium, Message
+from mmllm.conversation import Conversation, Medium, Message
 from mmllm.data.formats.dialogues import parse_messages
 from mmllm.data.formats.turns import as_list
 from mmllm.data.sources import read_rows
@@ -25,12 +25,6 @@ from mmllm.errors import ConfigError, RowError, quoted
 from mmllm.model import AnyToAny
 
 MAX_NEW_TOKENS = 40
-
-_BLANK = {
-    "image": np.zeros((64, 64, 3), np.uint8),
-    "video": np.zeros((2, 64, 64, 3), np.uint8),
-    "audio": np.zeros((1, 1600), np.float32),
-}
 
 
 class RepliesInBatches(Protocol):
@@ -148,6 +142,7 @@ def generate_responses(
     items: Sequence[EvalItem],
     *,
     batch_size: int = 16,
+    render_media: bool = True,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> list[EvalResponse]:
     """The model's responses to test items, generated in batches with one seed per item and turn.
@@ -156,6 +151,7 @@ def generate_responses(
         chat: the model.
         items: the test items.
         batch_size: conversations in one call.
+        render_media: if False, no decoder runs: the media of the responses have no data.
         on_progress: called with the number of items after each batch.
     """
     responses = []
@@ -170,6 +166,7 @@ def generate_responses(
                 [conversations[index] for index in active],
                 seeds=[(group[index].seed + turn) % 2**31 for index in active],
                 max_new_tokens=MAX_NEW_TOKENS,
+                render_media=render_media,
             )
             for index, reply in zip(active, replies, strict=True):
                 conversations[index] += (reply.message,)
@@ -183,9 +180,9 @@ def generate_responses(
 
 @contextlib.contextmanager
 def captions_blocked(model: AnyToAny) -> Iterator[None]:
-    """Raise AssertionError from `encode_captions` and from the pipelines' text encoders within this
-    context: conditions must come from signal tokens alone. Unconditional conditions are computed
-    before it is entered."""
+    """Raise AssertionError from the text encoders of the decoders' pipelines within this context:
+    conditions must come from signal tokens alone. Unconditional conditions are computed before it
+    is entered."""
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("a caption reached a decoder: only signal tokens may cross")
@@ -193,7 +190,6 @@ def captions_blocked(model: AnyToAny) -> Iterator[None]:
     hooks = []
     for decoder in model.decoders.values():
         decoder.unconditional(1)
-        decoder.encode_captions = refuse  # pyright: ignore[reportAttributeAccessIssue]
         for name, part in decoder.pipeline.components.items():
             if name.startswith("text_encoder") and part is not None:
                 hooks.append(part.register_forward_pre_hook(refuse))
@@ -202,24 +198,3 @@ def captions_blocked(model: AnyToAny) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        for decoder in model.decoders.values():
-            del decoder.encode_captions
-
-
-@contextlib.contextmanager
-def decoders_disabled(model: AnyToAny) -> Iterator[None]:
-    """Replace what decoders sample by blank media within this context: for tasks that look at the
-    modalities only."""
-
-    def blank(modality: str) -> Callable[..., list[Medium]]:
-        fields: dict[str, Any] = {"sample_rate": 16_000} if modality == "audio" else {}
-        medium = MEDIA[modality](array=_BLANK[modality], **fields)
-        return lambda _condition, *, generators, **_: [medium] * len(generators)
-
-    for decoder in model.decoders.values():
-        decoder.sample = blank(decoder.modality)  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        for decoder in model.decoders.values():
-            del decoder.sample

@@ -114,6 +114,7 @@ class Chat:
         decoders: DecoderOptions | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
+        render_media: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Reply]:
         """Reply to several conversations in one batch of the LLM and one batch of each decoder.
@@ -131,6 +132,7 @@ class Chat:
                 the newest one in the conversation that the decoder can start from, if any.
             on_step: called with (output key, step, steps), once for each step of a batch.
             cancel: ends the work when it is set, from any thread.
+            render_media: if False, no decoder runs: the media of the replies have no data.
             sampling: fields of mmllm.inference.sampling.Sampling.
 
         Raises:
@@ -144,6 +146,7 @@ class Chat:
             modalities=modalities,
             decoders=decoders,
             sampling=sampling,
+            render_media=render_media,
         )
 
     def stream(

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmllm.conversation import Message
+from mmllm.conversation import MEDIA, Message
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered
 from mmllm.inference.cancel import CancelToken
@@ -231,6 +231,12 @@ class ReplyRequest:
 
     def _submit(self, key: str, batch: list[PendingMedium]) -> None:
         """Begin to render media of one decoder."""
+        modality = self._model.decoders[key].modality
+        if not self.settings.render_media:
+            for medium in batch:
+                parts = self.streams[medium.conversation].parts
+                parts[medium.part_index] = MEDIA[modality]()
+            return
         init_media = [
             self.settings.init_media[medium.conversation, key]
             for medium in batch
@@ -238,7 +244,7 @@ class ReplyRequest:
         ]
         request = MediaRequest(
             key,
-            self._model.decoders[key].modality,
+            modality,
             torch.stack([medium.span.states for medium in batch]),
             generators=[
                 _noise_generator(self.settings.seeds[medium.conversation], medium.piece_index)

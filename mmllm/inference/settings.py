@@ -37,6 +37,7 @@ class RequestSettings:
         init_media: (conversation, output key) -> the medium that its media start from.
         seeds: one for each conversation.
         previews: whether Progress carries previews.
+        render_media: whether media are made; else they are left without data.
     """
 
     sampling: Sampling
@@ -44,6 +45,7 @@ class RequestSettings:
     init_media: Mapping[tuple[int, str], Medium]
     seeds: Sequence[int]
     previews: bool = False
+    render_media: bool = True
 
 
 def resolve_settings(
@@ -55,6 +57,7 @@ def resolve_settings(
     decoders: DecoderOptions | None = None,
     sampling: Mapping[str, Any],
     previews: bool = False,
+    render_media: bool = True,
 ) -> RequestSettings:
     """Check the options of `Chat.reply_many`, and fill in what is not given.
 
@@ -75,7 +78,7 @@ def resolve_settings(
                 f"seed: expected a whole number from 0 to 2**63 - 1, got {quoted(seed)}"
             )
     init_media = _init_media(model, conversations, options)
-    return RequestSettings(settings, options, init_media, seeds, previews)
+    return RequestSettings(settings, options, init_media, seeds, previews, render_media)
 
 
 def _choices(model: AnyToAny, modalities: Modalities | None) -> dict[str, ModalityChoice]:

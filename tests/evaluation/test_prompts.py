@@ -12,7 +12,6 @@ from mmllm.evaluation import tasks
 from mmllm.evaluation.prompts import (
     EvalItem,
     captions_blocked,
-    decoders_disabled,
     evenly_spaced,
     generate_responses,
     read_test_items,
@@ -80,15 +79,21 @@ def test_no_caption_can_cross(tiny_model: AnyToAny) -> None:
     assert decoder.encode_captions(["a dog"])  # as before
 
 
-def test_disabled_decoders_make_blank_media_of_the_right_kind(tiny_model: AnyToAny) -> None:
+def test_media_that_are_not_rendered_have_a_modality_and_no_data(tiny_model: AnyToAny) -> None:
+    """The same text and the same places as with media, and no decoder runs."""
     chat = Chat(tiny_model)
-    force = dict.fromkeys(MEDIA, "force")
-    with decoders_disabled(tiny_model):
-        reply = chat.reply([user("Draw.")], seed=3, modalities=force, max_new_tokens=4)
-    assert sorted(medium.modality for medium in reply.media) == sorted(MEDIA)
-    assert all(np.ptp(medium.to_numpy()) == 0 for medium in reply.media)
-    loud = chat.reply([user("Draw.")], seed=3, modalities=force, max_new_tokens=4)
-    assert any(np.ptp(medium.to_numpy()) > 0 for medium in loud.media)
+    options = {"modalities": dict.fromkeys(MEDIA, "force"), "max_new_tokens": 4}
+    for prompts in (["Draw."], ["Draw.", "Play."]):
+        talks = [[user(prompt)] for prompt in prompts]
+        seeds = list(range(len(talks)))
+        without = chat.reply_many(talks, seeds=seeds, render_media=False, **options)
+        made = chat.reply_many(talks, seeds=seeds, **options)
+        for one, other in zip(without, made, strict=True):
+            assert not any(medium.has_data for medium in one.media)
+            assert one.timings.media == {}
+            assert [p.modality for p in one.media] == [p.modality for p in other.media]
+            assert sorted(p.modality for p in one.media) == sorted(MEDIA)
+            assert one.ids == other.ids
 
 
 @pytest.mark.parametrize(
