@@ -1,0 +1,37 @@
+"""Options of LoRA, and its adapters on disk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmllm.errors import ConfigError
+from tests.llm.helpers import adapted, ids_of, logits_of, with_outputs
+
+
+@pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}])
+def test_options_reach_peft_and_its_adapters_are_saved_whole(options, folders, tmp_path):
+    lora = {"rank": 2, "targets": ["q_proj", "v_proj"], "options": options}
+    first, second = (with_outputs(folders("qwen3"), lora=lora) for _ in range(2))
+    adapted(first)
+    (option,) = options
+    assert getattr(first.model.peft_config["default"], option) is True
+    first.save_lora(tmp_path)
+    second.load_lora(tmp_path)
+    ids = ids_of(folders("qwen3"))
+    assert torch.equal(logits_of(first, ids), logits_of(second, ids))
+    assert not torch.allclose(logits_of(first, ids), logits_of(with_outputs(folders("qwen3")), ids))
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"options": {"use_rslra": True}}, "no 'use_rslra'; did you mean 'use_rslora'"),
+        ({"options": {"r": 4}}, "'r' has a key of its own"),
+        ({"options": {"modules_to_save": ["lm_head"]}}, "would train what no checkpoint"),
+        ({"targets": ["q_prj"]}, "peft refuses it: .*q_prj"),
+    ],
+)
+def test_options_that_peft_does_not_have_or_mmllm_keeps_are_refused(lora, said, folders):
+    with pytest.raises(ConfigError, match=said):
+        with_outputs(folders("qwen3"), lora=lora).attach_lora()
