@@ -34,9 +34,9 @@ from mmllm.kernels import allocator
 from mmllm.llm.language_model import LanguageModel
 from mmllm.losses import build_losses
 from mmllm.model import AnyToAny
-from mmllm.training import loop
+from mmllm.training import optimizer, processes
 from mmllm.training.feed import StepData
-from mmllm.training.stage import choose_trainable
+from mmllm.training.trainable import choose_trainable
 from mmllm.weights import skip_weights
 
 RECIPE = Path(__file__).parents[1] / "configs" / "modern-8b"
@@ -77,10 +77,12 @@ class Large(Stage):
         self.model, self.features = _with_random_weights(run.system, self.accelerator.device)
         groups = choose_trainable(self.model, self.stage.learning_rates)
         self.model.to(self.accelerator.device)  # adapters, too
-        self.model.llm.liger_loss = loop.uses_liger(self.stage.liger_loss, self.accelerator.device)
+        self.model.llm.liger_loss = processes.uses_liger(
+            self.stage.liger_loss, self.accelerator.device
+        )
         self.losses = build_losses(self.model, self.stage.losses, align_loss=self.stage.align_loss)
         self.wrapped, self.optimizer = self.accelerator.prepare(
-            self.model, loop.make_optimizer(self.stage, groups)
+            self.model, optimizer.make_optimizer(self.stage, groups)
         )
         self.model.train()
 

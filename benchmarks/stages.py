@@ -21,9 +21,9 @@ from mmllm.data.batch import Batch
 from mmllm.data.mixture import Mixture
 from mmllm.kernels import allocator
 from mmllm.projections.input import LinearConfig
-from mmllm.training import loop
+from mmllm.training import optimizer, precompute, processes, trainer
 from mmllm.training.feed import StepData, TrainingStepDataset, open_sources
-from mmllm.training.stage import choose_trainable
+from mmllm.training.trainable import choose_trainable
 
 MINI = {
     1: "configs/mini/1_encoder_alignment.yaml",
@@ -49,13 +49,13 @@ class Stage:
         self.folder = tempfile.TemporaryDirectory()
         changes = {"cache": self.folder.name, "prealign": None, "realign": None, **changes}
         self.stage: StageConfig = replace(run.stage, **changes)
-        self.precision = loop.choose_precision(self.stage.precision)
+        self.precision = processes.choose_precision(self.stage.precision)
         self.accelerator = Accelerator(
-            mixed_precision=self.precision, kwargs_handlers=[loop.REPLICAS]
+            mixed_precision=self.precision, kwargs_handlers=[processes.REPLICAS]
         )
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = models.build(run.system, dtype=dtype, device=str(self.accelerator.device))
-        self.optimizer: Any = loop.make_optimizer(
+        self.optimizer: Any = optimizer.make_optimizer(
             self.stage, choose_trainable(self.model, self.stage.learning_rates)
         )
         self.losses = losses.build_losses(
@@ -71,7 +71,7 @@ class Stage:
         feed = TrainingStepDataset(
             self.model,
             Mixture(open_sources(stage.data, "stage.data"), stage.seed),
-            loop.build_feature_cache(self.model, stage),
+            precompute.build_feature_cache(self.model, stage),
             stage,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
@@ -80,7 +80,7 @@ class Stage:
 
     def step(self, data: StepData) -> None:
         """One step of training, its losses read."""
-        found = loop.training_step(
+        found = trainer.training_step(
             self.accelerator,
             self.wrapped,
             self.optimizer,

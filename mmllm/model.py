@@ -19,7 +19,7 @@ from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, InputMedia
 from mmllm.data.rendering import Renderer
 from mmllm.decoders.decoder import ModalityDecoder
-from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.encoders.base import Features, ModalityEncoder, UnloadedEncoder
 from mmllm.errors import AssetError, ConfigError, wrap_errors
 from mmllm.kernels.backend import use_kernels
 from mmllm.llm.language_model import LanguageModel
@@ -118,6 +118,27 @@ class AnyToAny(nn.Module):
         yield "llm.signal_head", self.llm.signal_head
         for name, parameter in self.llm.lora_parameters():
             yield f"llm.lora.{name.removeprefix('base_model.model.')}", parameter
+
+    def prepare_for_training(
+        self, *, liger_loss: bool, gradient_checkpointing: bool, compile_layers: bool
+    ) -> None:
+        """Set how the LLM computes while it trains, once it is known what trains.
+
+        Args:
+            liger_loss: compute the head's loss by Liger's kernel.
+            gradient_checkpointing: keep only the inputs of its layers, and recompute the rest.
+            compile_layers: compile its layers by torch.compile.
+        """
+        self.llm.liger_loss = liger_loss
+        if gradient_checkpointing:
+            self.llm.gradient_checkpointing_enable()
+        if compile_layers:
+            self.llm.compile_layers()
+
+    def unload_encoders(self) -> None:
+        """Free the encoders' weights; only features that were computed before can be used then."""
+        unloaded = {key: UnloadedEncoder(encoder) for key, encoder in self.encoders.items()}  # pyright: ignore
+        self.encoders.update(unloaded)
 
     def forward(self, batch: Batch) -> Output:
         """The same in all stages, for every mix of modalities, none included."""

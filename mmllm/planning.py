@@ -35,7 +35,7 @@ from mmllm.llm.loading import local_tokenizer
 from mmllm.llm.templates import chat_template
 from mmllm.model import AnyToAny
 from mmllm.training.feed import open_sources
-from mmllm.training.stage import ParameterGroup, choose_trainable
+from mmllm.training.trainable import ParameterGroup, choose_trainable
 
 STAGES = "[0-9]_*.yaml"
 """The stages of a recipe's folder, in their order."""

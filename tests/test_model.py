@@ -18,7 +18,7 @@ from mmllm.kernels import linear_cross_entropy as head
 from mmllm.kernels.prepacked_linear import FrozenLinear
 from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
-from mmllm.training.stage import choose_trainable
+from mmllm.training.trainable import choose_trainable
 from tests.samples import clip, picture, sound
 
 WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}

@@ -24,8 +24,8 @@ from mmllm.kernels import packed_attention as packing
 from mmllm.llm import loading
 from mmllm.llm.adapters import LoraOptions
 from mmllm.llm.loading import CausalLMConfig
-from mmllm.training import loop
-from mmllm.training.stage import ParameterGroup, choose_trainable
+from mmllm.training import trainer
+from mmllm.training.trainable import ParameterGroup, choose_trainable
 from tests import parts
 from tests.decoders import tiny
 from tests.encoders.twins import TWINS
@@ -73,7 +73,7 @@ def test_the_plan_counts_what_training_prints_and_what_it_writes(
 ) -> None:
     found = planning.plan_stage(planning.build_meta(run.system, torch.float32), run)
     caplog.set_level(logging.INFO, "mmllm")
-    loop.train(run, progress=False)
+    trainer.train(run, progress=False)
     printed = dict(re.findall(r"trains (\S+) +\d+ tensors +([\d,]+) parameters", caplog.text))
     assert {g.pattern: f"{g.size:,}" for g in found.groups} == printed
     assert f"in all {found.trained:,} parameters" in caplog.text

@@ -57,7 +57,7 @@ def _fill(config: str, overrides: Sequence[str], ray: str | None) -> Path:
     run = load_run(find_config(config), overrides)
     agree_on_cpu()
     if ray is None:
-        from mmllm.training.caching import fill_cache
+        from mmllm.training.precompute import fill_cache
 
         return fill_cache(run).folder
     from mmllm.training.cluster import fill_cache_by_ray

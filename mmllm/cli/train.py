@@ -33,12 +33,12 @@ def train(
     run = load_run(find_config(config), overrides or ())
     agree_on_cpu()
     from mmllm.checkpoints import latest
-    from mmllm.training import loop
+    from mmllm.training import trainer
 
     if dry_run:
-        loop.dry_run(run)
+        trainer.dry_run(run)
         return
-    output = loop.train(run, resume=resume)
+    output = trainer.train(run, resume=resume)
     reached = latest(output)
     if reached is None or reached.step < run.stage.steps:
         raise typer.Exit(INTERRUPTED)

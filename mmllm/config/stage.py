@@ -127,7 +127,7 @@ class StageConfig:
         save_steps: steps between two checkpoints.
         save_total_limit: checkpoints to keep.
         max_skip_fraction: at most this share of the drawn rows may be unusable; ten always may be
-            (mmllm.training.report.ALLOWED_SKIPS).
+            (mmllm.training.journal.ALLOWED_SKIPS).
         max_nonfinite: at most so many steps in a row may have a loss that is not finite.
         prealign: training of the projections alone before the first step.
         realign: training of the output projections alone after the last step.

@@ -20,9 +20,8 @@ from mmllm.data.protocol import DataSource
 from mmllm.errors import ConfigError, MediaError
 from mmllm.features.cache import FeatureCache
 from mmllm.features.store import FeatureStore
-from mmllm.training.caching import with_writable_cache
 from mmllm.training.feed import open_sources, render_item
-from mmllm.training.loop import build_feature_cache
+from mmllm.training.precompute import build_feature_cache, with_writable_cache
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ BATCH = 512
 
 
 def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
-    """As `fill_cache` (mmllm.training.caching). `address`: `local` starts Ray on this machine,
+    """As `fill_cache` (mmllm.training.precompute). `address`: `local` starts Ray on this machine,
     `auto` joins the cluster that this machine belongs to, else its `host:port`. Raises ConfigError
     where Ray is not installed or not reached."""
     try:

@@ -42,7 +42,7 @@ from mmllm.model import AnyToAny
 
 Reply = tuple[int, ...]
 Autocast = Callable[[], AbstractContextManager]
-_BATCH = 32
+BATCH_SIZE = 32
 
 
 def prealign(
@@ -141,7 +141,7 @@ def _signals(
     found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {key: [] for key in keys}
     items = sorted(items, key=len) if keys else []
     bar = tqdm(
-        range(0, len(items), _BATCH),
+        range(0, len(items), BATCH_SIZE),
         desc="pre-alignment: hidden states",
         unit="batch",
         disable=not fit.progress,
@@ -149,7 +149,7 @@ def _signals(
     )
     with _evaluating(model):
         for start in bar:
-            group = items[start : start + _BATCH]
+            group = items[start : start + BATCH_SIZE]
             batch = collate(
                 group,
                 work,

@@ -234,7 +234,7 @@ def test_debug_lets_the_stack_trace_through(in_folder: Path) -> None:
 def test_a_stopped_training_is_told_by_its_exit_code(
     in_folder: Path, system_tree: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmllm.training import loop
+    from mmllm.training import trainer
 
     stage = {
         "name": "s",
@@ -244,7 +244,7 @@ def test_a_stopped_training_is_told_by_its_exit_code(
         "data": {},
     }
     Path("run.yaml").write_text(yaml.safe_dump({"system": system_tree, "stage": stage}))
-    monkeypatch.setattr(loop, "train", lambda run, *, resume: Path(run.stage.output))
+    monkeypatch.setattr(trainer, "train", lambda run, *, resume: Path(run.stage.output))
     assert main(["train", "run.yaml"]) == INTERRUPTED
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from mmllm.training.step import training_step
 from tests.device.training import OnDevice, on_device
 from tests.second_device import host_waits
 
@@ -36,7 +37,7 @@ def test_its_steps_wait_for_nothing(
     monkeypatch.setattr(large, "CONVERSATIONS", 1)
     batch = large._batch(stage.model, stage.features, speaks=number == 3).to(second)
     with host_waits() as waits:
-        found = large.loop.training_step(
+        found = training_step(
             stage.accelerator,
             stage.wrapped,
             stage.optimizer,

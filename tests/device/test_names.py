@@ -10,7 +10,8 @@ from mmllm.errors import ConfigError
 from mmllm.kernels import devices
 from mmllm.kernels.devices import parse_device, to_device
 from mmllm.kernels.precision import fast_dtype
-from mmllm.training.loop import _accelerator, train
+from mmllm.training.processes import make_accelerator
+from mmllm.training.trainer import train
 from tests.device.training import OnDevice, on_device
 from tests.training.conftest import data, make_run
 
@@ -86,7 +87,7 @@ def test_half_precision_is_refused_where_it_would_be_left_out(
 ) -> None:
     on_device(torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"stage\.precision: fp16 needs a GPU"):
-        _accelerator(make_run().stage, "fp16")
+        make_accelerator(make_run().stage, "fp16")
     on_device(second)
     with pytest.raises(ConfigError, match=r"stage\.precision: fp16 cannot be used here"):
-        _accelerator(make_run().stage, "fp16")
+        make_accelerator(make_run().stage, "fp16")

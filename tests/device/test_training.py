@@ -13,8 +13,8 @@ import torch
 
 from mmllm import checkpoints, config
 from mmllm.decoders.decoder import ModalityDecoder
-from mmllm.training.caching import fill_cache
-from mmllm.training.loop import dry_run
+from mmllm.training.precompute import fill_cache
+from mmllm.training.trainer import dry_run
 from tests import parts
 from tests.device.training import STAGES, OnDevice, Told, assert_alike, on_device, trained
 from tests.second_device import host_waits

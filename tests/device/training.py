@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mmllm.config import RunConfig
-from mmllm.training import loop
+from mmllm.training import trainer
 from tests.training.test_loop import weights
 
 OnDevice = Callable[[torch.device], None]
@@ -72,10 +72,10 @@ def trained(
     *,
     resume: bool = False,
 ) -> Told:
-    """`loop.train`, watched. `waiting` counts what the host waits for inside it."""
+    """`trainer.train`, watched. `waiting` counts what the host waits for inside it."""
     norms: list[Any] = []
     waits: list[Counter[str]] = []
-    take, clip = loop.training_step, Accelerator.clip_grad_norm_
+    take, clip = trainer.training_step, Accelerator.clip_grad_norm_
 
     def watched_step(*arguments: Any) -> Any:
         with waiting() as counted:
@@ -88,9 +88,9 @@ def trained(
         return norms[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", watched_step)
+        patch.setattr(trainer, "training_step", watched_step)
         patch.setattr(Accelerator, "clip_grad_norm_", watched_norm)
-        folder = loop.train(run, resume=resume, progress=False)
+        folder = trainer.train(run, resume=resume, progress=False)
     return Told(folder, curve(folder), [float(norm) for norm in norms], weights(folder), waits)
 
 

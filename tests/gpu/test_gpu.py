@@ -18,7 +18,8 @@ import torch
 import mmllm
 from mmllm import Audio, Chat, Image, Medium, Video, checkpoints, config, user
 from mmllm import model as models
-from mmllm.training import loop
+from mmllm.training import trainer
+from mmllm.training.optimizer import update
 from tests.decoders import tiny
 from tests.device.training import STAGES, assert_alike, trained
 from tests.gpu.conftest import OnDevice
@@ -123,15 +124,15 @@ def test_batches_come_from_pinned_memory(make_run, on_device, device, monkeypatc
     if device.type != "cuda":
         pytest.skip("memory is pinned for CUDA")
     on_device(device)
-    pinned, take = [], loop.training_step
+    pinned, take = [], trainer.training_step
 
     def watched(accelerator, wrapped, optimizer, data, *rest):
         pinned.extend(micro.ids.is_pinned() for micro in data.microbatches)
         return take(accelerator, wrapped, optimizer, data, *rest)
 
-    monkeypatch.setattr(loop, "training_step", watched)
+    monkeypatch.setattr(trainer, "training_step", watched)
     for workers in (0, 2):
-        loop.train(make_run(output=f"{workers}", steps=2, num_workers=workers), progress=False)
+        trainer.train(make_run(output=f"{workers}", steps=2, num_workers=workers), progress=False)
     assert pinned == [True] * 8
 
 
@@ -141,7 +142,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(device) -> None:
     for gradient, finite in ((1.0, True), (torch.nan, False)):
         before = weight.detach().clone()
         weight.grad = torch.full_like(weight, gradient)
-        loop._update(optimizer, torch.full((), finite, device=device))
+        update(optimizer, torch.full((), finite, device=device))
         assert torch.equal(weight, before) is not finite
 
 

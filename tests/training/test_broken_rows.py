@@ -16,7 +16,7 @@ import pytest
 from mmllm import config
 from mmllm import model as models
 from mmllm.data import checking
-from mmllm.training import caching, loop
+from mmllm.training import precompute, trainer
 from mmllm.training.feed import open_sources, render_all_items
 from tests.data.files import picture, write_tar
 
@@ -214,12 +214,12 @@ def test_a_broken_row_costs_itself(kind: str, make_run, tmp_path: Path, caplog):
     assert good + len(skipped) == len(source)
     assert set(skipped) <= found
     with caplog.at_level(logging.WARNING):
-        caching.fill_cache(run, progress=False)
+        precompute.fill_cache(run, progress=False)
     assert f"{len(skipped)} of {len(source)} rows cannot be used" in caplog.text
 
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        output = loop.train(run, progress=False)
+        output = trainer.train(run, progress=False)
     rows = json.loads((output / "skipped.json").read_text())
     assert {row["item"] for row in rows} == {name for name, _ in found}
     assert {(row["item"], row["error"]) for row in rows} >= of_rows

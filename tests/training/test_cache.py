@@ -24,9 +24,9 @@ from mmllm.features import store
 from mmllm.features.cache import FeatureCache
 from mmllm.features.store import FeatureStore
 from mmllm.training import cluster
-from mmllm.training.caching import fill_cache
 from mmllm.training.feed import open_sources, render_all_items
-from mmllm.training.loop import train
+from mmllm.training.precompute import fill_cache
+from mmllm.training.trainer import train
 from tests import parts
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
 

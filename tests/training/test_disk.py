@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from mmllm import checkpoints
 from mmllm import model as models
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
-from mmllm.training import loop, report
-from mmllm.training.loop import train
+from mmllm.training import journal, trainer
+from mmllm.training.trainer import train
 from mmllm.utils import files
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
 
@@ -284,7 +284,7 @@ def test_a_folder_that_takes_nothing_is_told_before_the_model_is_loaded(
 def test_space_for_a_checkpoint_is_asked_for_before_the_first_step(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "training_step", None)
+    monkeypatch.setattr(trainer, "training_step", None)
     full = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(CheckpointError, match="MiB are free; free some space"):
@@ -300,7 +300,7 @@ def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
     for shown in ("0.png", "1.wav", "2.webp"):
         (data.parent / shown).write_bytes(b"")
     file = tmp_path / "run" / name
-    step = loop.training_step
+    step = trainer.training_step
     stack: list = []
 
     def filling(*arguments):
@@ -309,7 +309,7 @@ def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
             stack[0].__enter__()
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "training_step", filling)
+    monkeypatch.setattr(trainer, "training_step", filling)
     monkeypatch.setattr(checkpoints, "save", lambda *_, **__: None)
     monkeypatch.setattr(checkpoints, "prune", lambda *_: None)
     try:
@@ -327,7 +327,7 @@ def test_lines_that_a_power_loss_has_cut_are_not_read(make_run, tmp_path: Path) 
     odd = [b"\0" * 30, b"\0\0" + lines[0], b'{"step": 2, "lo', b"[1]", b'{"seconds": 1}', b"\xff}"]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines[:2], *odd, lines[2]]) + b"\n")
     stage = make_run().stage
-    report.Journal(tmp_path, 2, stage, main=True)
+    journal.Journal(tmp_path, 2, stage, main=True)
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in kept] == rows[:2]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from mmllm import checkpoints, config
-from mmllm.training.loop import train
+from mmllm.training.trainer import train
 from mmllm.utils.hashing import sha256_file
 
 RATES = {"output_projections.*": 1e-3, "llm.signal_embeddings": 1e-3, "llm.signal_head": 1e-3}

@@ -16,9 +16,9 @@ import pytest
 
 from mmllm import checkpoints
 from mmllm.errors import ConfigError, TrainingError
-from mmllm.training import lock, loop
+from mmllm.training import lock, setup, trainer
 from mmllm.training.lock import Holder, RunLock
-from mmllm.training.loop import train
+from mmllm.training.trainer import train
 from mmllm.utils import files
 from tests.faults import drafts
 
@@ -69,7 +69,7 @@ def left_by(path: Path, seconds_ago: float, **changes) -> Holder:
 def test_a_second_trainer_is_refused_by_name_before_anything_is_loaded(
     holder, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop.models, "build", None)
+    monkeypatch.setattr(setup.models, "build", None)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError) as caught:
         train(make_run(), resume=True, progress=False)
@@ -169,7 +169,7 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was suspended for long; the other one has gone on from its checkpoint."""
-    step, taken = loop.training_step, []
+    step, taken = trainer.training_step, []
 
     def suspended(*arguments):
         taken.append(1)
@@ -177,7 +177,7 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
             left_by(tmp_path / "run", seconds_ago=0)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "training_step", suspended)
+    monkeypatch.setattr(trainer, "training_step", suspended)
     with pytest.raises(TrainingError, match=r"process 4242 on node-7 .* has gone on with this run"):
         train(make_run(steps=8), progress=False)
     newest = checkpoints.latest(tmp_path / "run")

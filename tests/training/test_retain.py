@@ -15,10 +15,10 @@ from mmllm.data.mixture import Mixture
 from mmllm.data.text_corpus import TextCorpus
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
-from mmllm.training import loop
+from mmllm.training import setup
 from mmllm.training.feed import TrainingStepDataset, open_sources
-from mmllm.training.loop import train
-from mmllm.training.stage import choose_trainable
+from mmllm.training.trainable import choose_trainable
+from mmllm.training.trainer import train
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_processes_share_the_windows_of_a_step(make_run, plain):
     run = make_run(kl={"file": plain, "length": 8, "batch_size": 4}, losses={"kl": 1.0})
     model = models.build(run.system)
     mixture = Mixture(open_sources(run.stage.data, "data"), 0)
-    text = loop._plain_text(model, run.stage)
+    text = setup.text_corpus(model, run.stage)
     parts = [
         TrainingStepDataset(
             model, mixture, FeatureCache(model), run.stage, rank=rank, world=2, plain=text
@@ -117,7 +117,7 @@ def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
         )
         train(run, progress=False)
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / f"run-{weight}"))
-        windows = loop._plain_text(model, run.stage).windows
+        windows = setup.text_corpus(model, run.stage).windows
         with torch.no_grad():
             kl_to_base[weight] = model.kl_to_base(windows).mean().item()
     assert kl_to_base[10.0] < 0.5 * kl_to_base[0.0]

@@ -13,7 +13,7 @@ from mmllm.features.cache import FeatureCache
 from mmllm.projections.input import WordsConfig, WordsProjection
 from mmllm.training.feed import open_sources, render_all_items
 from mmllm.training.prealign import prealign, spell_replies
-from mmllm.training.stage import choose_trainable
+from mmllm.training.trainable import choose_trainable
 
 
 def projection(words: int = 5) -> WordsProjection:

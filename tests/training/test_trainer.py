@@ -30,11 +30,13 @@ from mmllm.features.cache import FeatureCache
 from mmllm.inference.chat import Chat
 from mmllm.losses import LossTerm, TextNLL
 from mmllm.model import Output
-from mmllm.training import loop
+from mmllm.training import callbacks, processes, setup, trainer
 from mmllm.training.feed import open_sources, render_all_items
-from mmllm.training.loop import train
+from mmllm.training.optimizer import update
 from mmllm.training.prealign import prealign
-from mmllm.training.stage import choose_trainable
+from mmllm.training.resume import CheckpointSaver
+from mmllm.training.trainable import choose_trainable
+from mmllm.training.trainer import train
 from tests import parts
 
 
@@ -56,7 +58,7 @@ def test_resume_equals_a_run_that_never_stopped(
 ) -> None:
     train(make_run(output="whole", steps=6, save_steps=6), progress=False)
 
-    step = loop.training_step
+    step = trainer.training_step
     taken = []
 
     def killed(*arguments):
@@ -65,10 +67,10 @@ def test_resume_equals_a_run_that_never_stopped(
         taken.append(1)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "training_step", killed)
+    monkeypatch.setattr(trainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(make_run(output="parts", steps=6), progress=False)
-    monkeypatch.setattr(loop, "training_step", step)
+    monkeypatch.setattr(trainer, "training_step", step)
     assert checkpoints.open_checkpoint(tmp_path / "parts").step == 2
     train(make_run(output="parts", steps=6), resume=True, progress=False)
 
@@ -90,14 +92,14 @@ def handlers() -> Iterator[None]:
 
 def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     """Each step gets the next of these signals."""
-    step, left = loop.training_step, list(numbers)
+    step, left = trainer.training_step, list(numbers)
 
     def interrupted(*arguments):
         if left:
             os.kill(os.getpid(), left.pop(0))
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "training_step", interrupted)
+    monkeypatch.setattr(trainer, "training_step", interrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -329,7 +331,7 @@ def test_prealignment_trains_the_projections_alone(make_run, dtype):
 
 def test_prealignment_comes_before_the_first_step_only(make_run, monkeypatch):
     asked = []
-    monkeypatch.setattr(loop, "prealign", lambda *_, **__: asked.append(1) or {})
+    monkeypatch.setattr(setup, "prealign", lambda *_, **__: asked.append(1) or {})
     run = make_run(steps=2, prealign={"steps": 1})
     train(run, progress=False)
     assert asked == [1]
@@ -372,7 +374,7 @@ def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, mon
     monkeypatch.setattr(
         model.llm, "forward", lambda *args, **kwargs: spoken.append(1) or run_over(*args, **kwargs)
     )
-    monkeypatch.setattr("mmllm.training.prealign._BATCH", 1)
+    monkeypatch.setattr("mmllm.training.prealign.BATCH_SIZE", 1)
     few = PrealignConfig(steps=1, conversations=3)
     prealign(model, items, FeatureCache(model), run.stage, few, inputs=False, progress=False)
     assert len(spoken) == 3 < sum(bool(item.outputs) for item in items)
@@ -441,17 +443,19 @@ def test_a_dry_run_takes_one_step_of_everything_and_keeps_nothing(
     held = make_run().stage.data["understand-image"]
     validation = {"every": 50, "batches": 9, "data": {"pictures": config.dump(held)}}
     done = []
-    for name in ("training_step", "validate", "_Saver.__call__"):
-        owner, _, last = name.rpartition(".")
-        place = getattr(loop, owner) if owner else loop
-        own = getattr(place, last)
+    for owner, name in (
+        (trainer, "training_step"),
+        (callbacks, "validate"),
+        (CheckpointSaver, "save"),
+    ):
+        own = getattr(owner, name)
         monkeypatch.setattr(
-            place, last, lambda *a, own=own, name=name, **k: done.append(name) or own(*a, **k)
+            owner, name, lambda *a, own=own, name=name, **k: done.append(name) or own(*a, **k)
         )
     before = sorted(tmp_path.iterdir())
     run = make_run(steps=1000, validation=validation, samples={"every": 500, "prompts": ["draw"]})
-    loop.dry_run(run, progress=False)
-    assert done == ["training_step", "validate", "_Saver.__call__"]
+    trainer.dry_run(run, progress=False)
+    assert done == ["training_step", "validate", "save"]
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -483,17 +487,17 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     weight.grad = torch.ones(3)
-    loop._update(optimizer, torch.tensor(True))
+    update(optimizer, torch.tensor(True))
     moved = weight.detach().clone()
     state = {name: value.clone() for name, value in optimizer.state[weight].items()}
     assert not torch.equal(moved, torch.ones(3))
     weight.grad = torch.full((3,), torch.nan)
-    loop._update(optimizer, torch.tensor(False))
+    update(optimizer, torch.tensor(False))
     assert torch.equal(weight, moved)
     for name, value in optimizer.state[weight].items():
         assert torch.equal(value, state[name]), name
     weight.grad = torch.ones(3)
-    loop._update(optimizer, torch.tensor(True))
+    update(optimizer, torch.tensor(True))
     assert not torch.equal(weight, moved)
 
 
@@ -502,12 +506,12 @@ def test_liger_is_used_where_it_can_run(monkeypatch) -> None:
     for installed in (False, True):
         found = object() if installed else None
         monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
-        assert not loop.uses_liger("auto", cpu)
-        assert loop.uses_liger("auto", cuda) == installed
-        assert not loop.uses_liger("off", cuda)
+        assert not processes.uses_liger("auto", cpu)
+        assert processes.uses_liger("auto", cuda) == installed
+        assert not processes.uses_liger("off", cuda)
         with pytest.raises(ConfigError, match=r"stage\.liger_loss: on, but .*it needs cuda"):
-            loop.uses_liger("on", cpu)
-    assert loop.uses_liger("on", cuda)
+            processes.uses_liger("on", cpu)
+    assert processes.uses_liger("on", cuda)
 
 
 def test_compiling_compiles_every_layer_and_renames_nothing(make_run, monkeypatch) -> None:

@@ -1,0 +1,116 @@
+"""AdamW over the stage's parameter groups: its learning rates, its update and its saved state."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmllm.config import RENAMED_PARAMETERS, StageConfig
+from mmllm.errors import CheckpointError, ConfigError
+from mmllm.training.trainable import ParameterGroup
+
+
+def make_optimizer(stage: StageConfig, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+    """AdamW, torch's own or one of bitsandbytes'.
+
+    Raises:
+        ConfigError: bitsandbytes is asked for and not installed.
+    """
+    table = [
+        {"params": list(group.parameters.values()), "lr": group.learning_rate} for group in groups
+    ]
+    options: dict[str, Any] = {"betas": stage.betas, "weight_decay": stage.weight_decay}
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(table, fused=True, **options)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"stage.optimizer: {stage.optimizer} needs bitsandbytes, which is not installed; "
+            "pip install 'mmllm[quantization]', or leave it out"
+        )
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    kind = AdamW8bit if stage.optimizer == "adamw_8bit" else PagedAdamW8bit
+    return kind(table, **options)
+
+
+def learning_rate_factor(stage: StageConfig, step: int) -> float:
+    """Share of the learning rate at a step: the warm-up, then the stage's schedule down to a tenth
+    (cosine) or to zero (linear)."""
+    warmup = max(round(stage.warmup_ratio * stage.steps), 1)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(stage.steps - warmup, 1)
+    if stage.schedule == "cosine":
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if stage.schedule == "linear" else 1.0
+
+
+def set_learning_rates(
+    optimizer: Any, groups: Sequence[ParameterGroup], stage: StageConfig, step: int
+) -> None:
+    """Give every group of the optimizer its learning rate at a step."""
+    factor = learning_rate_factor(stage, step)
+    for entry, group in zip(optimizer.param_groups, groups, strict=True):
+        entry["lr"] = group.learning_rate * factor
+
+
+def is_finite(norm: Any, device: torch.device) -> Tensor:
+    """bool[]: whether a gradient norm is finite. None, from a launcher that checks by itself, is
+    taken for finite."""
+    if norm is None:
+        return torch.ones((), dtype=torch.bool, device=device)
+    return torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def update(optimizer: Any, finite: Tensor) -> None:
+    """Run the optimizer's step, or leave it out where the gradient is not finite.
+
+    The fused AdamW reads the flag on the device, as with a gradient scaler; for other optimizers
+    the host waits for it.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if isinstance(inner, torch.optim.AdamW):
+        inner.grad_scale, inner.found_inf = None, (~finite).float()  # pyright: ignore
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+
+
+def state_tensors(optimizer: Any, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
+    """The optimizer's state as "KIND/PARAMETER" -> tensor on the CPU, for safetensors."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    return {
+        f"{kind}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for group in groups
+        for name, parameter in group.parameters.items()
+        for kind, value in optimizer.state[parameter].items()
+    }
+
+
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[ParameterGroup],
+    stage: StageConfig,
+    tensors: Mapping[str, Tensor],
+    where: object,
+) -> None:
+    """Load what `state_tensors` gave.
+
+    Raises:
+        CheckpointError: there is state for a parameter that does not train; `where` names its file.
+    """
+    parameters = {name: p for group in groups for name, p in group.parameters.items()}
+    for entry, value in tensors.items():
+        kind, _, name = entry.partition("/")
+        name = RENAMED_PARAMETERS.get(name, name)
+        if name not in parameters:
+            raise CheckpointError(f"{where}: optimiser state for {name!r}, not in the table")
+        # bitsandbytes counts its steps on the host
+        is_host_count = kind == "step" and stage.optimizer != "adamw"
+        state = int(value) if is_host_count else value.to(parameters[name].device)
+        optimizer.state[parameters[name]][kind] = state

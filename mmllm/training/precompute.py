@@ -1,0 +1,106 @@
+"""Running the frozen parts over all data before the first step, or for `mmllm cache CONFIG`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator, PartialState
+
+from mmllm import model as models
+from mmllm.config import RunConfig, StageConfig
+from mmllm.data.mixture import Mixture
+from mmllm.data.rendering import Rendered
+from mmllm.errors import ConfigError
+from mmllm.features.cache import FeatureCache
+from mmllm.features.store import FeatureStore
+from mmllm.model import AnyToAny
+from mmllm.training.feed import open_sources, render_all_items
+from mmllm.training.processes import join_processes
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAMED = 20
+"""At most so many unusable rows are logged by name."""
+
+
+def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FeatureCache:
+    """The cache of what a stage's frozen parts compute: in memory, on disk, or none."""
+    on_disk = stage.cache not in ("memory", "none")
+    return FeatureCache(
+        model,
+        enabled=stage.cache != "none",
+        denoise=bool(stage.losses.get("denoise")),
+        store=FeatureStore(stage.cache, complete=stage.cache_complete) if on_disk else None,
+    )
+
+
+def precompute_features(
+    cache: FeatureCache,
+    items: Iterable[Rendered],
+    state: Accelerator | PartialState,
+    progress: bool = True,
+) -> list[tuple[str, str]]:
+    """Run the frozen parts over all items: each process over its part where a folder is shared,
+    each over everything where the cache is in memory.
+
+    Returns:
+        (name, error) of every medium that cannot be read.
+    """
+    part = (state.process_index, state.num_processes) if cache.store else (0, 1)
+    unreadable = cache.precompute(items, progress=progress and state.is_main_process, part=part)
+    state.wait_for_everyone()
+    if cache.store:
+        cache.store.refresh()
+    return unreadable
+
+
+def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
+    """Fill the folder that the stage names as its `cache`, for training and validation data.
+
+    What is there is not computed again, so an interrupted run goes on where it stopped. Under
+    `accelerate launch` the processes share the work.
+
+    Raises:
+        ConfigError: the stage names no folder.
+    """
+    stage = with_writable_cache(run).stage
+    state = join_processes()
+    # The language model renders here and is not run: half its memory will do.
+    model = models.build(run.system, dtype=torch.bfloat16, device=str(state.device))
+    cache = build_feature_cache(model, stage)
+    assert cache.store is not None
+    data = [stage.data, *([stage.validation.data] if stage.validation else [])]
+    for datasets in data:
+        sources = Mixture(open_sources(datasets, "stage.data"), stage.seed).sources
+        rows: list[tuple[str, str]] = []
+        items = render_all_items(model, sources, skipped=rows)
+        for name, error in precompute_features(cache, items, state, progress):
+            logger.warning("cannot be read: %s: %s", name, error)
+        if state.is_main_process:  # each process reads all rows
+            _log_unusable(rows, sum(map(len, sources.values())))
+    if state.is_main_process:
+        cache.store.index()
+    return cache.store
+
+
+def _log_unusable(rows: Sequence[tuple[str, str]], total: int) -> None:
+    """Log the rows that are left out, the first ones by name, and their number."""
+    for name, error in rows[:_MAX_NAMED]:
+        logger.warning("cannot be used: %s: %s", name, error)
+    if rows:
+        logger.warning(
+            "%d of %d rows cannot be used; `mmllm data check` lists them all", len(rows), total
+        )
+
+
+def with_writable_cache(run: RunConfig) -> RunConfig:
+    """The run with a cache that may still grow; raises ConfigError if the stage names no folder."""
+    if run.stage.cache in ("memory", "none"):
+        raise ConfigError(
+            f"stage.cache: expected a folder, got {run.stage.cache!r}; give one: "
+            "mmllm cache CONFIG stage.cache=FOLDER"
+        )
+    return replace(run, stage=replace(run.stage, cache_complete=False))

@@ -1,0 +1,273 @@
+"""Building a training run: model, optimizer, data, features, losses and journal, ready to step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from mmllm import checkpoints
+from mmllm import config as configs
+from mmllm import model as models
+from mmllm.config import PrealignConfig, RunConfig, StageConfig
+from mmllm.data.mixture import Mixture
+from mmllm.data.text_corpus import TextCorpus
+from mmllm.features.cache import FeatureCache
+from mmllm.losses import Loss, build_losses
+from mmllm.model import AnyToAny
+from mmllm.training.feed import (
+    StepData,
+    TrainingStepDataset,
+    open_sources,
+    render_all_items,
+)
+from mmllm.training.journal import Journal, write_errors
+from mmllm.training.lock import RunLock
+from mmllm.training.optimizer import load_state_tensors, make_optimizer
+from mmllm.training.prealign import prealign
+from mmllm.training.precompute import build_feature_cache, precompute_features
+from mmllm.training.processes import choose_precision, make_accelerator, uses_liger
+from mmllm.training.resume import CheckpointSaver, StartingPoint
+from mmllm.training.trainable import ParameterGroup, choose_trainable, replaceable_decoders
+from mmllm.utils import files
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingRun:
+    """Everything that the steps of one stage need.
+
+    Attributes:
+        stage: what is trained, and how.
+        start: the first step, 0 unless the run is resumed.
+        accelerator: the process group and device.
+        model: the model itself.
+        wrapped: the model as the accelerator prepared it, perhaps inside DDP.
+        groups: what trains.
+        optimizer: over `groups`, as the accelerator prepared it.
+        losses: of the stage.
+        mixture: the training data.
+        dataset: steps of the training data, of this process.
+        validation: steps of the validation data, if there is any.
+        cache: features of the frozen parts.
+        journal: metrics, curves and skipped items.
+        saver: writes checkpoints.
+        progress: whether this process shows progress bars.
+    """
+
+    stage: StageConfig
+    start: int
+    accelerator: Accelerator
+    model: AnyToAny
+    wrapped: Any
+    groups: list[ParameterGroup]
+    optimizer: Any
+    losses: list[Loss]
+    mixture: Mixture
+    dataset: TrainingStepDataset
+    validation: TrainingStepDataset | None
+    cache: FeatureCache
+    journal: Journal
+    saver: CheckpointSaver
+    progress: bool
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes the run's files."""
+        return self.accelerator.is_main_process
+
+    def steps(self) -> Iterator[tuple[int, StepData]]:
+        """(number, data) of every step that is left."""
+        return enumerate(self.dataset.steps(self.start, self.stage.steps), self.start)
+
+    def is_due(self, every: int, done: int) -> bool:
+        """Whether something that happens every so many steps happens after `done` steps. After the
+        last step everything does."""
+        return done % every == 0 or done == self.stage.steps
+
+    def progress_bar(self) -> tqdm:
+        return tqdm(
+            total=self.stage.steps,
+            initial=self.start,
+            desc=self.stage.name,
+            unit="step",
+            disable=not self.progress,
+        )
+
+    def align_projections(self, options: PrealignConfig, *, inputs: bool = True) -> None:
+        """Train projections alone: pre-alignment or, without inputs, realignment."""
+        items = render_all_items(self.model, self.mixture.sources, options.variants)
+        scores = prealign(
+            self.model,
+            items,
+            self.cache,
+            self.stage,
+            options,
+            inputs=inputs,
+            autocast=self.accelerator.autocast,  # pyright: ignore[reportArgumentType] - its default
+            progress=self.progress,
+        )
+        self.journal.prealigned(scores)
+
+    def finish(self) -> None:
+        """Write what is pending and leave the process group."""
+        if self.cache.store:
+            self.cache.store.flush()
+        self.journal.finish()
+        self.accelerator.wait_for_everyone()
+        # DDP's wrapper must go before the process group: its destructor, as the group's last
+        # holder, would wait with Python's lock for a thread that may wait for that lock.
+        self.wrapped = None
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
+
+def build_training(
+    run: RunConfig, begin: StartingPoint, lock: RunLock, *, progress: bool, precompute: bool
+) -> TrainingRun:
+    """Build a run up to its first step, frozen features and pre-alignment included.
+
+    Args:
+        run: the system and the stage.
+        begin: what the weights come from.
+        lock: holds the run's folder.
+        progress: show progress bars.
+        precompute: run the frozen parts over all data now, not when a step asks for an item.
+    """
+    stage, output = run.stage, lock.folder
+    source = begin.checkpoint
+    settings = dict(source.manifest["chosen"]) if source and begin.resumes else {}
+    precision = settings.setdefault("precision", choose_precision(stage.precision))
+    accelerator = make_accelerator(stage, precision)
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = models.build(run.system, dtype=dtype, device=str(accelerator.device), seed=stage.seed)
+    if source:
+        replaced = () if begin.resumes else replaceable_decoders(model, stage.learning_rates)
+        checkpoints.load_weights(model, source, replaced=replaced)
+    groups = choose_trainable(model, stage.learning_rates)
+    model.prepare_for_training(
+        liger_loss=uses_liger(stage.liger_loss, accelerator.device),
+        gradient_checkpointing=stage.gradient_checkpointing,
+        compile_layers=stage.compile,
+    )
+    optimizer = make_optimizer(stage, groups)
+    start = 0
+    if source and begin.resumes:
+        _, tensors = checkpoints.training_state(source)
+        load_state_tensors(optimizer, groups, stage, tensors, source.folder)
+        start = source.step
+    if accelerator.is_main_process:  # weights and two moments in float32
+        checkpoints.require_free_space(output, 3 * 4 * sum(group.size for group in groups))
+
+    mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
+    cache = build_feature_cache(model, stage)
+    dataset = TrainingStepDataset(
+        model,
+        mixture,
+        cache,
+        stage,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        plain=text_corpus(model, stage),
+    )
+    validation = _validation_dataset(model, cache, stage)
+    if stage.trackers:
+        accelerator.init_trackers(stage.name)
+    is_main = accelerator.is_main_process
+    journal = Journal(output, start, stage, main=is_main, log=accelerator.log)
+    if is_main:
+        _announce(run, groups, start, lock, accelerator)
+    training = TrainingRun(
+        stage=stage,
+        start=start,
+        accelerator=accelerator,
+        model=model,
+        wrapped=model,
+        groups=groups,
+        optimizer=optimizer,
+        losses=build_losses(model, stage.losses, align_loss=stage.align_loss),
+        mixture=mixture,
+        dataset=dataset,
+        validation=validation,
+        cache=cache,
+        journal=journal,
+        saver=CheckpointSaver(accelerator, model, optimizer, groups, stage, settings, lock),
+        progress=progress and is_main,
+    )
+    _prepare_features(training, precompute, progress)
+    if stage.prealign and start == 0:
+        training.align_projections(stage.prealign)
+    training.wrapped, training.optimizer = accelerator.prepare(model, optimizer)
+    return training
+
+
+def _prepare_features(training: TrainingRun, precompute: bool, progress: bool) -> None:
+    """Fill the cache, or release the encoders where it is complete. A complete cache is trusted:
+    its millions of items are not looked up before the first step."""
+    complete = training.stage.cache_complete
+    sources = training.mixture.sources
+    items = render_all_items(training.model, sources) if precompute and not complete else ()
+    unreadable = precompute_features(training.cache, items, training.accelerator, progress)
+    for name, error in unreadable:
+        logger.warning("cannot be read, will be skipped: %s: %s", name, error)
+    if complete:
+        training.model.unload_encoders()
+
+
+def text_corpus(model: AnyToAny, stage: StageConfig) -> TextCorpus | None:
+    """The text of the loss `kl`, if the stage has it."""
+    if stage.kl is None:
+        return None
+    return TextCorpus(encode=model.renderer.encode_text, seed=stage.seed, **asdict(stage.kl))
+
+
+def _validation_dataset(
+    model: AnyToAny, cache: FeatureCache, stage: StageConfig
+) -> TrainingStepDataset | None:
+    if stage.validation is None:
+        return None
+    sources = open_sources(stage.validation.data, "stage.validation.data")
+    # Every process sees all of it: these are a few batches, and the mean needs no slices.
+    return TrainingStepDataset(
+        model,
+        Mixture(sources, stage.seed),
+        cache,
+        replace(stage, gradient_accumulation_steps=1, length_window=0),
+    )
+
+
+def _announce(
+    run: RunConfig,
+    groups: list[ParameterGroup],
+    start: int,
+    lock: RunLock,
+    accelerator: Accelerator,
+) -> None:
+    """Log what trains, on which devices, and where to; write the config next to the results."""
+    file = lock.folder / "config.yaml"
+    with write_errors(file):
+        files.atomic_write(file, yaml.safe_dump(configs.dump(run), sort_keys=False))
+    logger.info("stage %s -> %s, from step %d", run.stage.name, lock.folder, start)
+    logger.info(
+        "%d process(es) on %s, precision %s",
+        accelerator.num_processes,
+        accelerator.device.type,
+        accelerator.mixed_precision,
+    )
+    for group in groups:
+        logger.info(
+            "  trains %-28s %3d tensors %12s parameters  learning rate %g",
+            group.pattern,
+            len(group.parameters),
+            f"{group.size:,}",
+            group.learning_rate,
+        )
+    logger.info("  in all %s parameters", f"{sum(group.size for group in groups):,}")
