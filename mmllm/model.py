@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm import config as configs
-from mmllm import licences
+from mmllm import licences, weights
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, InputMedia
 from mmllm.data.rendering import Renderer
@@ -238,10 +238,29 @@ def build(
     device: str = "cpu",
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
+    meta: bool = False,
 ) -> AnyToAny:
-    """All parts of a system, freshly initialised where they train. `dtype`: of the frozen LLM.
-    `sizes`: see AnyToAny.
-    Raises ConfigError for a licence that is not accepted."""
+    """Build a system: its frozen parts, joined by freshly initialised trainable ones.
+
+    Args:
+        config: the system.
+        dtype: of the frozen LLM.
+        device: where the model is put.
+        seed: of the trainable parts.
+        sizes: see AnyToAny.
+        meta: build shapes without weights, for plans; nothing is fetched, and no licence asked for.
+
+    Raises:
+        ConfigError: a licence is not accepted, or parts do not fit each other.
+        AssetError: the files of a part cannot be opened.
+    """
+    if meta:
+        with weights.skip_weights():
+            encoders = _parts("encoders", config.encoders)
+            decoders = _parts("decoders", config.decoders)
+            llm = configs.build(config.llm, dtype=dtype)
+        with torch.device("meta"):
+            return AnyToAny(config, llm, encoders, decoders)
     licences.check(config)
     encoders = _parts("encoders", config.encoders)
     decoders = _parts("decoders", config.decoders)

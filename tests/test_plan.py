@@ -71,7 +71,7 @@ def run(system_tree: dict, tmp_path: Path) -> RunConfig:
 def test_the_plan_counts_what_training_prints_and_what_it_writes(
     run: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = planning.plan_stage(planning.build_meta(run.system, torch.float32), run)
+    found = planning.plan_stage(models.build(run.system, meta=True), run)
     caplog.set_level(logging.INFO, "mmllm")
     trainer.train(run, progress=False)
     printed = dict(re.findall(r"trains (\S+) +\d+ tensors +([\d,]+) parameters", caplog.text))
@@ -87,7 +87,7 @@ def test_the_plan_counts_what_training_prints_and_what_it_writes(
 @pytest.mark.parametrize("path", MINI, ids=lambda path: path.stem)
 def test_the_plan_of_mini_counts_its_real_parts(path: Path) -> None:
     run = config.load_run(path)
-    hollow, real = planning.build_meta(run.system), models.build(run.system)
+    hollow, real = models.build(run.system, meta=True), models.build(run.system)
     for model in (hollow, real):
         with torch.device(model.llm.embedding.weight.device):
             choose_trainable(model, run.stage.learning_rates)
@@ -228,7 +228,7 @@ def test_operations_are_what_torch_counts(llama: Path, run: RunConfig) -> None:
 
 
 def test_time_disk_and_processes_follow_the_stage(run: RunConfig) -> None:
-    model = planning.build_meta(run.system)
+    model = models.build(run.system, dtype=torch.bfloat16, meta=True)
     one = planning.plan_stage(model, run)
     more = replace(run, stage=replace(run.stage, steps=10, batch_size=4))
     two = planning.plan_stage(model, more, processes=2)
@@ -241,7 +241,7 @@ def test_time_disk_and_processes_follow_the_stage(run: RunConfig) -> None:
 
 
 def test_what_a_stage_does_not_need_is_not_counted(run: RunConfig) -> None:
-    model = planning.build_meta(run.system)
+    model = models.build(run.system, dtype=torch.bfloat16, meta=True)
     complete = replace(run.stage, cache="folder", cache_complete=True)
     found = planning.plan_stage(model, replace(run, stage=complete))
     assert found.memory["encoders"] == 0 == found.memory["decoders"]

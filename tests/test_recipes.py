@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmllm import config, console, licences, planning
+from mmllm import model as models
 from mmllm.model import AnyToAny
 from mmllm.planning import Plan
 
@@ -31,8 +32,10 @@ def plans() -> dict[str, Plan]:
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, AnyToAny]:
     return {
-        name: planning.build_meta(
-            config.parse_system(config.read_yaml(ROOT / "configs" / name / "system.yaml"))
+        name: models.build(
+            config.parse_system(config.read_yaml(ROOT / "configs" / name / "system.yaml")),
+            dtype=torch.bfloat16,
+            meta=True,
         )
         for name in RECIPES
     }

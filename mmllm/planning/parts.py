@@ -1,0 +1,142 @@
+"""The parts of a system: their parameters, their bytes, and the sizes of the LLM.
+
+Legend: B rows, T tokens, D LLM width, Q and KV widths of all query and key heads, F width of the
+feed-forward layer, I inputs of LoRA, N layers, V vocabulary; one process, one micro-batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.decoders.loading import meta_components
+from mmllm.llm.language_model import LanguageModel
+from mmllm.model import AnyToAny
+from mmllm.training.trainable import ParameterGroup
+
+FLOAT_BYTES = 4
+_QUANTIZED = {"4bit": 4.127 / 8, "8bit": 1.0}
+"""Bytes of a packed weight; 0.127 bits are the constants (Dettmers et al. 2023, section 3)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a system.
+
+    Attributes:
+        name: `llm`, `encoders.KEY`, `decoders.KEY` or a group of trainable parameters.
+        networks: parameters by network.
+        bytes: of its weights as they are loaded.
+        trained: whether it may train.
+    """
+
+    name: str
+    networks: dict[str, int]
+    bytes: int
+    trained: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.networks.values())
+
+
+def parts_of(model: AnyToAny) -> list[Part]:
+    """Every part with its number of parameters, frozen ones first."""
+    frozen = {name: p for name, p in model.llm.model.named_parameters() if "lora_" not in name}
+    parts = [
+        Part(
+            "llm",
+            {"": count_parameters(frozen.values())},
+            _llm_bytes(model.llm, frozen.values()),
+        )
+    ]
+    for key, encoder in model.encoders.items():
+        own = list(encoder.parameters())
+        parts.append(Part(f"encoders.{key}", {"": count_parameters(own)}, _size(own)))
+    for key, decoder in model.decoders.items():
+        networks = _networks(decoder.folder)
+        size = torch.empty(0, dtype=decoder.dtype).element_size()
+        parts.append(Part(f"decoders.{key}", networks, size * sum(networks.values())))
+    candidates: dict[str, int] = {}
+    for name, parameter in model.trainable_candidates():
+        group = ".".join(name.split(".")[:2])
+        candidates[group] = candidates.get(group, 0) + parameter.numel()
+    return parts + [
+        Part(group, {"": count}, count * FLOAT_BYTES, trained=True)
+        for group, count in candidates.items()
+    ]
+
+
+def _llm_bytes(llm: LanguageModel, frozen: Iterable[Tensor]) -> int:
+    """Bytes of the LLM as it is loaded: `quantization` packs all linear layers but the head."""
+    packed = _QUANTIZED.get(llm.config.quantization or "")
+    head = llm.model.get_output_embeddings().weight
+    linear = {id(m.weight) for m in llm.model.modules() if isinstance(m, nn.Linear)} - {id(head)}
+    sizes = (
+        p.numel() * (packed if packed and id(p) in linear else p.element_size()) for p in frozen
+    )
+    return round(sum(sizes))
+
+
+@functools.cache
+def _networks(folder: Path) -> dict[str, int]:
+    """Parameters of a pipeline by network, cached for the stages of a recipe."""
+    networks = meta_components(folder)
+    return {name: count_parameters(network.parameters()) for name, network in networks.items()}
+
+
+@dataclass(frozen=True)
+class LLMShape:
+    """The sizes of an LLM: Q is `queries`, KV `keys`, F `inner`."""
+
+    width: int
+    queries: int
+    keys: int
+    inner: int
+    layers: int
+    vocabulary: int
+    weights: int
+    lora_inputs: float
+
+
+def llm_shape(llm: LanguageModel) -> LLMShape:
+    config = llm.model.config.get_text_config()
+    width, heads = config.hidden_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or width // heads
+    frozen = {name: p for name, p in llm.model.named_parameters() if "lora_" not in name}
+    tables = {id(p): p for p in (llm.embedding.weight, llm.model.get_output_embeddings().weight)}
+    inputs = [p.shape[1] for name, p in llm.lora_parameters() if "lora_A" in name]
+    return LLMShape(
+        width=width,
+        queries=heads * head,
+        keys=(getattr(config, "num_key_value_heads", None) or heads) * head,
+        inner=getattr(config, "intermediate_size", None) or 4 * width,
+        layers=config.num_hidden_layers,
+        vocabulary=len(llm.embedding.weight),
+        weights=count_parameters(p for p in frozen.values() if id(p) not in tables),
+        lora_inputs=sum(inputs) / config.num_hidden_layers,
+    )
+
+
+def trains_through_llm(groups: Sequence[ParameterGroup]) -> bool:
+    """Whether gradients go through the LLM: something trains in front of it or inside it."""
+    names = (name for group in groups for name in group.parameters)
+    return any(
+        name.startswith(("input_projections.", "llm.signal_embeddings", "llm.lora."))
+        for name in names
+    )
+
+
+def count_parameters(parameters: Iterable[Tensor]) -> int:
+    """How many numbers these tensors have."""
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _size(parameters: Any) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
