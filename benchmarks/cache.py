@@ -50,7 +50,7 @@ def reading(options: Options) -> Iterator[Row]:
     def look_up() -> None:
         for _ in range(repeats):
             for item in items:
-                feed.work.check(item)
+                feed.cache.check(item)
 
     timing = timed(look_up, lambda: stage.steps(feed, steps), options)
     read, needed = (

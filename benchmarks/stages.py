@@ -74,7 +74,7 @@ class Stage:
             precompute.build_feature_cache(self.model, stage),
             stage,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world_size=self.accelerator.num_processes,
         )
         return feed
 
@@ -98,8 +98,8 @@ class Stage:
     def ready(self, feed: TrainingStepDataset, numbers: Iterable[int]) -> list[Batch]:
         """The batches of these steps; what they ask of frozen parts lies on disk from now on."""
         found = [micro for number in numbers for micro in feed[number].microbatches]
-        if feed.work.store:
-            feed.work.store.flush()
+        if feed.cache.store:
+            feed.cache.store.flush()
         return found
 
 

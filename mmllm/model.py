@@ -1,4 +1,4 @@
-"""AnyToAny: encoders -> input projections -> LLM -> output projections (-> decoders), joined.
+"""The model: encoders -> input projections -> LLM -> output projections (-> decoders).
 
 Legend: B rows, T positions, D LLM width, M media of one key, N placeholders, K signal tokens,
 P supervised positions, V text vocabulary, O outputs.
@@ -25,7 +25,7 @@ from mmllm.kernels.backend import use_kernels
 from mmllm.llm.language_model import LanguageModel
 
 PROJECTIONS = ("input_projections", "output_projections")
-"""The rooms of what is trained beside the LLM."""
+"""The groups of modules that train around the LLM."""
 
 
 @dataclass
@@ -53,8 +53,20 @@ class AnyToAny(nn.Module):
         seed: int = 0,
         sizes: Mapping[str, int] | None = None,
     ):
-        """`sizes`: how many numbers a checkpoint holds for the projections, by room, and for the
-        signal tokens' rows: a config that wants others is a ConfigError before they are made."""
+        """
+        Args:
+            config: the system.
+            llm: the frozen language model; the system's signal tokens are added to it.
+            encoders: by key.
+            decoders: by key.
+            seed: of the projections and of the signal tokens' embeddings.
+            sizes: how many numbers a checkpoint holds of each group of projections and of the
+                signal tokens' embeddings (`rows`).
+
+        Raises:
+            ConfigError: the config describes more numbers than `sizes`, found before they are
+                allocated.
+        """
         super().__init__()
         self.config = config
         self.llm = llm
@@ -65,9 +77,11 @@ class AnyToAny(nn.Module):
         }
         if sizes is not None:
             with torch.device("meta"):
-                rooms = zip(PROJECTIONS, _projections(config, llm, encoders, decoders), strict=True)
-            wanted = {room: _num_parameters(modules) for room, modules in rooms}
-            _compare({**wanted, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
+                groups = dict(
+                    zip(PROJECTIONS, _projections(config, llm, encoders, decoders), strict=True)
+                )
+            needed = {group: _num_parameters(modules) for group, modules in groups.items()}
+            _check_sizes({**needed, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.input_projections, self.output_projections = _projections(
@@ -108,12 +122,12 @@ class AnyToAny(nn.Module):
         return dict(self.llm.tokens.signal_tokens)
 
     def trainable_candidates(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter that may train, under the names that a stage's table uses:
+        """Every parameter that may train, by the names of `StageConfig.learning_rates`:
         input_projections.KEY.…, output_projections.KEY.…, llm.signal_embeddings, llm.signal_head,
         llm.lora.…"""
-        for room in ("input_projections", "output_projections"):
-            for name, parameter in getattr(self, room).named_parameters():
-                yield f"{room}.{name}", parameter
+        for group in PROJECTIONS:
+            for name, parameter in getattr(self, group).named_parameters():
+                yield f"{group}.{name}", parameter
         yield "llm.signal_embeddings", self.llm.signal_embeddings
         yield "llm.signal_head", self.llm.signal_head
         for name, parameter in self.llm.lora_parameters():
@@ -141,7 +155,7 @@ class AnyToAny(nn.Module):
         self.encoders.update(unloaded)
 
     def forward(self, batch: Batch) -> Output:
-        """The same in all stages, for every mix of modalities, none included."""
+        """Compute what the losses of every stage read, for any mix of modalities or none."""
         hidden = self.hidden(batch)
         flat = hidden.flatten(0, 1)  # [B * T, D]
         return Output(
@@ -154,8 +168,8 @@ class AnyToAny(nn.Module):
         )
 
     def kl_to_base(self, ids: Tensor) -> Tensor:
-        """How far what the LLM says at every position of plain text, int[W, S], is from what it
-        would say without its adapters: float32[W * S], Kullback-Leibler divergences."""
+        """KL(base LLM || adapted LLM) at every position of text windows: int[W, S] ->
+        float32[W * S]."""
         embeds = self.llm.embed(ids)
         with torch.no_grad(), self.llm.adapters_disabled():
             base = self.llm.forward_windows(embeds)
@@ -172,7 +186,7 @@ class AnyToAny(nn.Module):
         )
 
     def signals(self, batch: Batch) -> dict[str, Tensor]:
-        """What the output projections read of a batch: float32[M, K, D] by key."""
+        """The input of the output projections for a batch: float32[M, K, D] by key."""
         flat = self.hidden(batch).flatten(0, 1)
         return {
             key: self.add_signal_embeddings(key, flat[media.token_indices])
@@ -198,7 +212,7 @@ class AnyToAny(nn.Module):
         """Samples or features of one key -> float[M, N, D]; M may be 0."""
         projection = self.input_projections[key]
         if len(media.token_indices) == 0:  # frozen encoders and attention kernels refuse zero rows
-            return _no_rows(projection, (self.num_input_tokens[key], self.llm.width))
+            return _zero_rows(projection, (self.num_input_tokens[key], self.llm.width))
         if media.features is not None:
             features = Features(media.features, media.feature_mask)
         elif media.samples is not None:
@@ -209,21 +223,21 @@ class AnyToAny(nn.Module):
         return projection(features.tokens, features.mask)
 
     def add_signal_embeddings(self, key: str, states: Tensor) -> Tensor:
-        """Hidden states of signal runs with the tokens' own embeddings added: float32[M, K, D].
+        """Add the signal tokens' embeddings to their hidden states: float[M, K, D] -> float32.
 
-        NExT-GPT's code does so too; it gives the new rows a short path to the loss.
+        NExT-GPT's code does so too; it gives the new embeddings a short path to the loss.
         """
         rows = self.llm.tokens.signal_rows(key)
         return (states + self.llm.signal_embeddings[rows]).float()
 
     def condition(self, signals: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Hidden states of signal runs, float[M, K, D] by key -> the decoders' conditions."""
+        """Hidden states of signal spans, float[M, K, D] by key -> the decoders' conditions."""
         conditions = {}
         for key, states in signals.items():
             projection = self.output_projections[key]
             if len(states) == 0:
                 conditions[key] = {
-                    name: _no_rows(projection, shape)
+                    name: _zero_rows(projection, shape)
                     for name, shape in projection.condition_shapes.items()  # pyright: ignore
                 }
                 continue
@@ -281,7 +295,7 @@ def _projections(
     encoders: Mapping[str, ModalityEncoder],
     decoders: Mapping[str, ModalityDecoder],
 ) -> tuple[nn.ModuleDict, nn.ModuleDict]:
-    """Those of inputs and those of outputs, by key."""
+    """The input projections and the output projections, by key."""
     inputs = {
         key: configs.build(
             config.input_projections[key],
@@ -303,40 +317,42 @@ def _projections(
 
 
 def _num_parameters(module: nn.Module) -> int:
-    """How many numbers it has."""
+    """How many numbers a module has."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _compare(wanted: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    for room, count in wanted.items():
-        if count > sizes[room]:
+def _check_sizes(needed: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """Raise ConfigError where a config describes more numbers than a checkpoint holds."""
+    for group, count in needed.items():
+        if count > sizes[group]:
             raise ConfigError(
-                f"{room}: the config describes {count:,} numbers, but the checkpoint holds "
-                f"{sizes[room]:,}; was it trained with another LLM, encoder, decoder or projection?"
+                f"{group}: the config describes {count:,} numbers, but the checkpoint holds "
+                f"{sizes[group]:,}; was it trained with another LLM, encoder, decoder or "
+                "projection?"
             )
 
 
-def _parts(room: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Every part that a room of the config names; whatever is wrong with its files is told."""
-    made = {}
+def _parts(group: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Build every part of a group of the config; errors in its files name the part."""
+    parts = {}
     for key, entry in entries.items():
-        with wrap_errors(AssetError, f"{room}.{key} cannot be opened"):
-            made[key] = configs.build(entry)
-    return made
+        with wrap_errors(AssetError, f"{group}.{key} cannot be opened"):
+            parts[key] = configs.build(entry)
+    return parts
 
 
-def _no_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+def _zero_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """float[0, *shape] that depends on every parameter of `module`: each gets a zero gradient, so
-    that a batch without a modality never leaves a distributed reducer waiting."""
-    touched = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
-    return touched * touched.new_zeros(0, *shape)
+    that DDP's reducer never waits for a batch without a modality."""
+    total = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+    return total * total.new_zeros(0, *shape)
 
 
 def _first_of_each_modality(parts: Mapping[str, tuple[str, object]]) -> dict:
-    """{key: (modality, value)} -> {modality: value}, the first key of a modality wins."""
-    chosen: dict[str, object] = {}
+    """{key: (modality, value)} -> {modality: value}; the first key of a modality wins."""
+    first: dict[str, object] = {}
     for modality, value in parts.values():
-        chosen.setdefault(modality, value)
-    if not all(isinstance(modality, str) for modality in chosen):
+        first.setdefault(modality, value)
+    if not all(isinstance(modality, str) for modality in first):
         raise ConfigError("a component has no modality")
-    return chosen
+    return first

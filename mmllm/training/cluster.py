@@ -79,9 +79,9 @@ class Part:
         run = configs.parse_run(tree)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = models.build(run.system, dtype=torch.bfloat16, device=chosen)
-        self.work: FeatureCache = build_feature_cache(self.model, run.stage)
-        assert self.work.store is not None
-        self.store = self.work.store
+        self.cache: FeatureCache = build_feature_cache(self.model, run.stage)
+        assert self.cache.store is not None
+        self.store = self.cache.store
         sets = {"": run.stage.data}
         if run.stage.validation:
             sets["validation."] = run.stage.validation.data
@@ -97,7 +97,7 @@ class Part:
         for name, source in self.sources.items():
             for index in range(len(source)):
                 try:
-                    things = self.work.missing(render_item(self.model, source, index))
+                    things = self.cache.missing(render_item(self.model, source, index))
                 except MediaError as error:
                     logger.warning("cannot be used: %s/%s: %s", name, source.name(index), error)
                     continue
@@ -111,5 +111,5 @@ class Part:
         named = zip(batch["source"], batch["index"], strict=True)
         items = (render_item(self.model, self.sources[name], int(index)) for name, index in named)
         only = {thing for things in batch["things"] for thing in things}
-        bad = self.work.precompute(items, progress=False, only=only)
+        bad = self.cache.precompute(items, progress=False, only=only)
         return {"medium": [name for name, _ in bad], "error": [error for _, error in bad]}

@@ -1,4 +1,4 @@
-"""Training batches by step number: draw, read, render, look up, collate."""
+"""Training batches by step number: draw, read, render, look features up, collate."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ from mmllm.model import AnyToAny
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 100
+_MAX_TRIES = 100
+"""Consecutive unusable items after which training gives up."""
 
-_NEIGHBOURS = 16
-"""So many ranks deal their packed conversations out among themselves. Each renders those of all of
-them to know their lengths: on a large cluster those of a whole micro-batch would be too many."""
+BALANCED_RANKS = 16
+"""So many ranks balance the lengths of their packs among themselves. Each of them renders the
+conversations of all to know their lengths: those of a large cluster would be too many."""
 
 
 @dataclass
 class StepData:
-    """One process's part of one global batch: its micro-batches, and what was skipped."""
+    """One process's part of a step: its micro-batches, and (name, error) of skipped items."""
 
     microbatches: list[Batch]
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def pin_memory(self) -> StepData:
-        """Called by torch's DataLoader, in a thread of its own where there are data workers."""
+        """Called by torch's DataLoader, in its own thread where there are data workers."""
         return StepData([batch.pin_memory() for batch in self.microbatches], self.skipped)
 
 
@@ -51,17 +52,20 @@ class TrainingStepDataset(Dataset):
         self,
         model: AnyToAny,
         mixture: Mixture,
-        work: FeatureCache,
+        cache: FeatureCache,
         stage: StageConfig,
         *,
         rank: int = 0,
-        world: int = 1,
-        plain: TextCorpus | None = None,
+        world_size: int = 1,
+        text_corpus: TextCorpus | None = None,
     ):
-        for name, size in (("", stage.batch_size), ("kl.", plain.batch_size if plain else 0)):
-            if size % (stage.gradient_accumulation_steps * world):
+        for name, size in (
+            ("", stage.batch_size),
+            ("kl.", text_corpus.batch_size if text_corpus else 0),
+        ):
+            if size % (stage.gradient_accumulation_steps * world_size):
                 raise configs.ConfigError(
-                    f"stage.{name}batch_size {size} cannot be divided among {world} processes "
+                    f"stage.{name}batch_size {size} cannot be divided among {world_size} processes "
                     f"and {stage.gradient_accumulation_steps} accumulation steps"
                 )
         self.model = model
@@ -74,31 +78,31 @@ class TrainingStepDataset(Dataset):
                 window=stage.length_window,
                 slices=stage.gradient_accumulation_steps,
             )
-        self.work = work
+        self.cache = cache
         self.stage = stage
-        self.rank, self.world = rank, world
-        self.plain = plain
+        self.rank, self.world_size = rank, world_size
+        self.text_corpus = text_corpus
 
     def __getitem__(self, step: int) -> StepData:
         draws = self.order.batch(step, self.stage.batch_size)
-        windows = self.plain.batch(step) if self.plain else None
-        parts = self.stage.gradient_accumulation_steps * self.world
+        windows = self.text_corpus.batch(step) if self.text_corpus else None
+        parts = self.stage.gradient_accumulation_steps * self.world_size
         size = len(draws) // self.stage.gradient_accumulation_steps
         result = StepData([])
         for micro in range(self.stage.gradient_accumulation_steps):
-            ready: dict[Draw, Rendered] = {}
-            own = self._own(draws[micro * size : (micro + 1) * size], ready)
-            batch = self._collate(own, ready, result.skipped)
-            part = micro * self.world + self.rank
+            rendered: dict[Draw, Rendered] = {}
+            local = self._local_draws(draws[micro * size : (micro + 1) * size], rendered)
+            batch = self._collate(local, rendered, result.skipped)
+            part = micro * self.world_size + self.rank
             batch.text_windows = None if windows is None else windows.chunk(parts)[part]
             result.microbatches.append(batch)
         return result
 
     def steps(self, start: int, stop: int) -> Iterator[StepData]:
-        """Steps start … stop - 1, prepared ahead by the stage's data workers, or here where a
-        frozen part has to be run for it: a worker cannot use the device."""
+        """Yield the steps start … stop - 1. The stage's data workers prepare them in advance, but
+        for steps that need a frozen part run on the device, which a worker cannot use."""
         loader = DataLoader(
-            _Ahead(self),
+            _Prefetched(self),
             batch_size=None,
             sampler=range(start, stop),
             num_workers=self.stage.num_workers,
@@ -109,48 +113,48 @@ class TrainingStepDataset(Dataset):
             yield self[step] if ready is None else ready
 
     def render(self, draw: Draw) -> Rendered:
-        """One item; raises MediaError."""
+        """Render one item; raises MediaError."""
         source = self.mixture.sources[draw.source]
         conversation = source.conversation(draw.index, self.mixture.rng(draw))
         return render(self.model.renderer, conversation, self.stage.max_length)
 
-    def _own(self, draws: Sequence[Draw], ready: dict[Draw, Rendered]) -> Sequence[Draw]:
-        """This process's draws of a micro-batch: its slice; where they are packed, as many, so
-        chosen that no process has a much longer pack than its neighbours. What had to be rendered
-        for it is put into `ready`."""
-        size = len(draws) // self.world
-        first = self.rank - self.rank % _NEIGHBOURS
-        ranks = min(_NEIGHBOURS, self.world - first)
+    def _local_draws(self, draws: Sequence[Draw], rendered: dict[Draw, Rendered]) -> Sequence[Draw]:
+        """This process's draws of a micro-batch: its slice or, where they are packed, as many that
+        balance the lengths of the ranks' packs. What is rendered for that is put into `rendered`.
+        """
+        size = len(draws) // self.world_size
+        first = self.rank - self.rank % BALANCED_RANKS
+        ranks = min(BALANCED_RANKS, self.world_size - first)
         if not self.stage.pack or 1 in (ranks, size):
             return draws[self.rank * size : (self.rank + 1) * size]
         near = draws[first * size : (first + ranks) * size]
-        dealt = balance_by_length(near, ranks, functools.partial(self._length, ready=ready))
-        return dealt[self.rank - first]
+        parts = balance_by_length(near, ranks, functools.partial(self._length, rendered=rendered))
+        return parts[self.rank - first]
 
-    def _length(self, draw: Draw, ready: dict[Draw, Rendered] | None = None) -> int:
-        """Tokens of a draw, whose rendering is put into `ready`; one that will be skipped counts
+    def _length(self, draw: Draw, rendered: dict[Draw, Rendered] | None = None) -> int:
+        """Tokens of a draw, whose rendering is put into `rendered`; one that will be skipped counts
         as the longest."""
         try:
-            rendered = self.render(draw)
+            item = self.render(draw)
         except MediaError:
             return self.stage.max_length
-        if ready is not None:
-            ready[draw] = rendered
-        return len(rendered)
+        if rendered is not None:
+            rendered[draw] = item
+        return len(item)
 
     def _collate(
         self,
         draws: Sequence[Draw],
-        ready: Mapping[Draw, Rendered],
+        rendered: Mapping[Draw, Rendered],
         skipped: list[tuple[str, str]],
     ) -> Batch:
         items, seeds = [], []
         for draw in draws:
-            items.append(self._readable(draw, ready, skipped))
+            items.append(self._usable_item(draw, rendered, skipped))
             seeds.append(draw.seed)
         return collate(
             items,
-            self.work,
+            self.cache,
             num_input_tokens=self.model.num_input_tokens,
             num_signal_tokens=self.model.num_signal_tokens,
             pad_id=self.model.llm.pad_id,
@@ -159,20 +163,21 @@ class TrainingStepDataset(Dataset):
             seeds=seeds,
         )
 
-    def _readable(
-        self, draw: Draw, ready: Mapping[Draw, Rendered], skipped: list[tuple[str, str]]
+    def _usable_item(
+        self, draw: Draw, rendered: Mapping[Draw, Rendered], skipped: list[tuple[str, str]]
     ) -> Rendered:
-        """The item, or the next one of its source that can be used; those between are skipped when
-        they are drawn themselves."""
+        """Render the drawn item or, if it is unusable, the next usable one of its source. Items in
+        between are recorded as skipped only when they are drawn themselves."""
         size = len(self.mixture.sources[draw.source])
-        tries = min(size, _TRIES)
+        tries = min(size, _MAX_TRIES)
         last = ""
         for attempt in range(tries):
             candidate = Draw(draw.source, (draw.index + attempt) % size, draw.seed)
             try:
-                rendered = ready[candidate] if candidate in ready else self.render(candidate)
-                self.work.check(rendered)
-                return rendered
+                known = candidate in rendered
+                item = rendered[candidate] if known else self.render(candidate)
+                self.cache.check(item)
+                return item
             except MediaError as error:
                 name = f"{draw.source}/{self.mixture.sources[draw.source].name(candidate.index)}"
                 last = f"{name}: {error}"
@@ -185,8 +190,8 @@ class TrainingStepDataset(Dataset):
 
 
 @dataclass(frozen=True)
-class _Ahead(Dataset):
-    """The steps of a feed in a data worker; None for one that needs the device."""
+class _Prefetched(Dataset):
+    """The steps of a dataset in a data worker; None for a step that needs the device."""
 
     feed: TrainingStepDataset
 
@@ -198,7 +203,7 @@ class _Ahead(Dataset):
 
 
 def open_sources(data: Mapping[str, object], where: str) -> dict[str, DataSource]:
-    """The datasets that a stage names; whatever is wrong with a row of theirs is a MediaError."""
+    """Open the datasets of a stage; a row that is wrong in any way raises MediaError when read."""
     return {
         name: CheckedDataSource(configs.build(entry, where=f"{where}.{name}"))
         for name, entry in data.items()
@@ -211,9 +216,14 @@ def render_all_items(
     variants: int = 1,
     skipped: list[tuple[str, str]] | None = None,
 ) -> Iterator[Rendered]:
-    """Each item of each source, in so many of its phrasings: what the frozen parts will be asked
-    about. Rows that cannot be used are left out and, where a list is given, (name, error) of each
-    is put into it."""
+    """Render every item that the frozen parts will be asked for.
+
+    Args:
+        model: its renderer.
+        sources: the datasets by name.
+        variants: phrasings of each item.
+        skipped: (name, error) of each unusable row is appended to it; they are left out.
+    """
     for name, source in sources.items():
         for index in range(len(source)):
             try:
@@ -225,11 +235,11 @@ def render_all_items(
 
 
 def render_item(model: AnyToAny, source: DataSource, index: int, variant: int = 0) -> Rendered:
-    """One of the phrasings of one item; raises MediaError."""
+    """Render one of the phrasings of one item; raises MediaError."""
     rng = np.random.default_rng([index, variant])
     return render(model.renderer, source.conversation(index, rng))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout's randomness is a function of the step too, so resuming needs no saved state."""
+    """Seed dropout by the step, so that resuming needs no saved random state."""
     torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank)

@@ -1,16 +1,16 @@
-"""Pre-alignment: projections learn most of their task before the LLM is trained through.
+"""Pre-alignment: projections are trained alone, before any gradient goes through the LLM.
 
-Input side: a frozen encoder's features and the frozen LLM's own word embeddings are all that is
-needed, so a few hundred steps take seconds where a step through the LLM takes one. Each projected
-token is drawn to the embedding of the reply about its medium and away from those of the other
-replies in the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP, Radford et al.
-2021). What the LLM then reads is close to the word itself, which it can already repeat. A
-projection into words of its own (WordsProjection) takes one word for each reply, spelled as the
-LLM spells it, and learns to classify.
+Input side: this needs only a frozen encoder's features and the frozen LLM's token embeddings, so a
+few hundred steps take seconds, where one step through the LLM takes a second. Each projected token
+is pulled towards the embedding of the reply about its medium and pushed away from those of the
+other replies in the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP, Radford et
+al. 2021). The LLM then reads something close to the word itself, which it can already repeat. A
+projection with a vocabulary of its own (WordsProjection) gets one word for each reply, initialised
+with the LLM's embeddings of that reply, and learns to classify.
 
-Output side: the LLM is run once over each conversation, the hidden states of the signal tokens are
-kept, and the output projections learn to turn them into the decoders' conditions without it. At
-the end of a stage that has changed the LLM, realignment does so again.
+Output side: the LLM runs once over each conversation, and the output projections learn to map the
+cached hidden states of its signal tokens to the decoders' conditions. At the end of a stage that
+has changed the LLM, realignment does so again.
 
 Legend: M media of a batch, N tokens of a medium, K signal tokens, R replies, D width of the LLM.
 """
@@ -48,7 +48,7 @@ BATCH_SIZE = 32
 def prealign(
     model: AnyToAny,
     items: Iterable[Rendered],
-    work: FeatureCache,
+    cache: FeatureCache,
     stage: StageConfig,
     options: PrealignConfig,
     *,
@@ -56,22 +56,33 @@ def prealign(
     autocast: Autocast = nullcontext,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Train the projections that have a gradient, inputs first. Returns, by name, the share of
-    media that the tokens of an input projection tell right, or the loss of an output projection.
+    """Train the projections that are trainable, inputs first.
 
-    Without `inputs` it is realignment: the output side alone, when a stage has changed the LLM.
-    `autocast` gives the context of one forward pass: not of many, because it keeps the weights that
-    it has cast. Every process does the same from the same seed, so there is nothing to exchange.
+    Every process does the same from the same seed, so nothing is exchanged.
+
+    Args:
+        model: its trainable projections are changed.
+        items: the conversations.
+        cache: features of encoders and conditions of captions.
+        stage: its seed and its distance of conditions.
+        options: steps, batch size and learning rate.
+        inputs: train the input projections too; without them this is realignment.
+        autocast: context of a single forward pass, because it caches the weights that it casts.
+        progress: show progress bars.
+
+    Returns:
+        By name, the accuracy of an input projection (share of media whose nearest reply is their
+        own) or the last loss of an output projection.
     """
     items, fit = list(items), _Fit(options, stage.seed, autocast, progress)
-    scores = _prealign_inputs(model, items, work, fit) if inputs else {}
-    return scores | _prealign_outputs(model, items, work, stage.align_loss, fit)
+    scores = _prealign_inputs(model, items, cache, fit) if inputs else {}
+    return scores | _prealign_outputs(model, items, cache, stage.align_loss, fit)
 
 
 def _prealign_inputs(
     model: AnyToAny,
     items: list[Rendered],
-    work: FeatureCache,
+    cache: FeatureCache,
     fit: _Fit,
 ) -> dict[str, float]:
     scores = {}
@@ -83,16 +94,16 @@ def _prealign_inputs(
         place = {reply: index for index, reply in enumerate(replies)}
         media = [medium for medium, _ in pairs]
         owners = torch.tensor([place[reply] for _, reply in pairs])
-        kind = _Words if projection.words else _Tokens
-        reader = kind(model, work, key, replies, fit.options.temperature)
+        kind = _WordMatcher if projection.words else _TokenMatcher
+        matcher = kind(model, cache, key, replies, fit.options.temperature)
 
-        def loss(chosen: Tensor, reader=reader, media=media, owners=owners) -> Tensor:
-            return reader.loss([media[i] for i in chosen.tolist()], owners[chosen])
+        def loss(chosen: Tensor, matcher=matcher, media=media, owners=owners) -> Tensor:
+            return matcher.loss([media[i] for i in chosen.tolist()], owners[chosen])
 
         name = f"input_projections.{key}"
         fit(name, projection, len(media), loss)
         with torch.no_grad(), _evaluating(projection):
-            near = [reader.nearest(media[i : i + 64]) for i in range(0, len(media), 64)]
+            near = [matcher.nearest(media[i : i + 64]) for i in range(0, len(media), 64)]
         scores[name] = (torch.cat(near).cpu() == owners).float().mean().item()
     return scores
 
@@ -100,18 +111,18 @@ def _prealign_inputs(
 def _prealign_outputs(
     model: AnyToAny,
     items: list[Rendered],
-    work: FeatureCache,
+    cache: FeatureCache,
     distance: str,
     fit: _Fit,
 ) -> dict[str, float]:
     keys = [key for key, module in model.output_projections.items() if _trains(module)]
-    speaking = [item for item in items if item.outputs]
-    most = fit.options.conversations
-    if most is not None and most < len(speaking):
-        speaking = random.Random(fit.seed).sample(speaking, most)
-    made = _signals(model, speaking, work, keys, fit)
+    with_outputs = [item for item in items if item.outputs]
+    limit = fit.options.conversations
+    if limit is not None and limit < len(with_outputs):
+        with_outputs = random.Random(fit.seed).sample(with_outputs, limit)
+    signals = _signals(model, with_outputs, cache, keys, fit)
     scores = {}
-    for key, kept in made.items():
+    for key, kept in signals.items():
         projection, masks = model.output_projections[key], model.decoders[key].masks
 
         def loss(chosen: Tensor, kept=kept, projection=projection, masks=masks) -> Tensor:
@@ -127,7 +138,7 @@ def _prealign_outputs(
 
 @dataclass
 class _Signals:
-    """Of one output: `states` float[M, K, D] as its projection takes them, `targets` by name."""
+    """Training data of one output projection: `states` float[M, K, D], `targets` by name."""
 
     states: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
@@ -135,9 +146,9 @@ class _Signals:
 
 @torch.no_grad()
 def _signals(
-    model: AnyToAny, items: list[Rendered], work: FeatureCache, keys: list[str], fit: _Fit
+    model: AnyToAny, items: list[Rendered], cache: FeatureCache, keys: list[str], fit: _Fit
 ) -> dict[str, _Signals]:
-    """What the LLM, as it stands, says at every signal run of `items`."""
+    """The present LLM's hidden states at every signal span of `items`, by output key."""
     found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {key: [] for key in keys}
     items = sorted(items, key=len) if keys else []
     bar = tqdm(
@@ -152,7 +163,7 @@ def _signals(
             group = items[start : start + BATCH_SIZE]
             batch = collate(
                 group,
-                work,
+                cache,
                 num_input_tokens=model.num_input_tokens,
                 num_signal_tokens=model.num_signal_tokens,
                 pad_id=model.llm.pad_id,
@@ -176,7 +187,7 @@ def _signals(
 
 @dataclass(frozen=True)
 class _Fit:
-    """How projections are fitted, and the fitting."""
+    """Fits one projection after another with the same options."""
 
     options: PrealignConfig
     seed: int
@@ -186,7 +197,17 @@ class _Fit:
     def __call__(
         self, name: str, projection: nn.Module, num: int, loss: Callable[[Tensor], Tensor]
     ) -> float:
-        """Adam on batches of `num` items, warmed up and brought down to nothing; the last loss."""
+        """Train a projection with AdamW, a warm-up and a linear decay to zero.
+
+        Args:
+            name: for the progress bar.
+            projection: what is trained.
+            num: how many items there are.
+            loss: of a batch of item indices.
+
+        Returns:
+            The last loss.
+        """
         options = self.options
         generator = torch.Generator().manual_seed(self.seed)
         torch.manual_seed(self.seed)  # dropout
@@ -217,10 +238,11 @@ class _Fit:
 
 
 def spell_replies(model: AnyToAny, replies: list[Reply], num_tokens: int) -> Tensor:
-    """The LLM's embeddings of what each reply says that most do not: float32[R, N, D].
+    """The LLM's embeddings of the tokens that distinguish each reply: float32[R, N, D].
 
-    In the reply's order, its rarest tokens if there are more than N; if there are fewer, the rest
-    is filled with the last token of its text (a full stop, say).
+    These are the tokens that at most half of the replies have, in the reply's order: the rarest of
+    them if there are more than N. If there are fewer, the last token of its text (a full stop, say)
+    fills the rest.
     """
     table = model.llm.embedding.weight.detach()
     frequency = Counter(token for reply in replies for token in set(reply))
@@ -235,9 +257,9 @@ def spell_replies(model: AnyToAny, replies: list[Reply], num_tokens: int) -> Ten
 
 
 def embed_replies(model: AnyToAny, replies: list[Reply]) -> Tensor:
-    """The mean embedding of each reply's tokens, float32[R, D], centred, of length 1.
+    """The mean embedding of each reply's tokens, centred and normalised: float32[R, D].
 
-    A token counts by its inverse document frequency, so what all replies share counts nothing.
+    Tokens are weighted by inverse document frequency: those of all replies have no weight.
     """
     table = model.llm.embedding.weight.detach()
     frequency = Counter(token for reply in replies for token in set(reply))
@@ -250,39 +272,39 @@ def embed_replies(model: AnyToAny, replies: list[Reply]) -> Tensor:
     return F.normalize(stacked - stacked.mean(0), dim=-1)
 
 
-class _Reader:
-    """How one input projection tells which of the `replies` is about a medium."""
+class _ReplyMatcher:
+    """Matches the output of one input projection with the `replies` about its media."""
 
     def __init__(
         self,
         model: AnyToAny,
-        work: FeatureCache,
+        cache: FeatureCache,
         key: str,
         replies: list[Reply],
         temperature: float,
     ):
-        self.device, self.work, self.key = model.device, work, key
+        self.device, self.cache, self.key = model.device, cache, key
         self.projection: Any = model.input_projections[key]
         self.temperature = temperature
 
     def features(self, media: list[Medium]) -> tuple[Tensor, Tensor | None]:
         """float[M, L, C] and its mask."""
-        found = self.work.input_media(self.key, media)
-        features, mask = found["features"], found["feature_mask"]
+        features_of = self.cache.input_media(self.key, media)
+        features, mask = features_of["features"], features_of["feature_mask"]
         assert features is not None
         mask = None if mask is None else to_device(mask, self.device)
         return to_device(features, self.device), mask
 
 
-class _Tokens(_Reader):
-    """Each projected token is compared with what the LLM's own embeddings say of a reply."""
+class _TokenMatcher(_ReplyMatcher):
+    """Compares each projected token with the mean LLM embedding of a reply."""
 
     def __init__(self, model: AnyToAny, *rest: Any):
         super().__init__(model, *rest)
         self.targets = embed_replies(model, rest[2])  # [R, D]
 
     def tokens(self, media: list[Medium]) -> Tensor:
-        """Of length 1: float32[M, N, D]."""
+        """Normalised projected tokens: float32[M, N, D]."""
         return F.normalize(self.projection(*self.features(media)).float(), dim=-1)
 
     def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
@@ -295,9 +317,9 @@ class _Tokens(_Reader):
         return (self.tokens(media) @ self.targets.T).mean(1).argmax(1)
 
 
-class _Words(_Reader):
-    """Each reply is a word of the projection: it starts as the LLM spells it, and is told by
-    the projection's own classifier."""
+class _WordMatcher(_ReplyMatcher):
+    """Makes each reply a word of the projection's own vocabulary, initialised with the LLM's
+    embeddings, and trains the projection's classifier."""
 
     def __init__(self, model: AnyToAny, *rest: Any):
         super().__init__(model, *rest)
@@ -321,7 +343,7 @@ class _Words(_Reader):
 
 
 def _pairs(model: AnyToAny, items: Iterable[Rendered]) -> dict[str, list[tuple[Medium, Reply]]]:
-    """Medium and reply of each conversation that shows one medium, once each, by encoder key."""
+    """Distinct (medium, reply) of the conversations with one input medium, by encoder key."""
     found: dict[tuple[str, str, Reply], tuple[Medium, Reply]] = {}
     vocabulary = model.llm.embedding.num_embeddings
     for item in items:
@@ -342,7 +364,7 @@ def _trains(module: nn.Module) -> bool:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout."""
+    """Context in which a module has no dropout."""
     was = module.training
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""report.html: one page of a stage that is done, with everything inside it, to look at or send."""
+"""report.html: one self-contained page about a finished run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmllm.utils import files
 
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate")
 _SAMPLES = 4
-"""Of how many moments the samples are shown: the first and the last ones."""
+"""Galleries of samples on the page: the first and the last ones."""
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left}
@@ -30,8 +30,16 @@ overflow:auto}iframe{width:100%;height:420px;border:1px solid #ddd;border-radius
 
 
 def write_report(output: Path, rows: list[dict[str, Any]], batch_size: int) -> Path:
-    """Write report.html of a run folder from its metrics, curves, samples, config and skipped
-    items; returns the page."""
+    """Write report.html from the metrics, curves, samples, config and skipped items of a run.
+
+    Args:
+        output: folder of the run.
+        rows: lines of metrics.jsonl.
+        batch_size: conversations of a step.
+
+    Returns:
+        The page.
+    """
     steps = [row for row in rows if "seconds" in row]
     seconds = [row["seconds"] for row in steps]
     last = steps[-1] if steps else {}
@@ -55,9 +63,9 @@ def write_report(output: Path, rows: list[dict[str, Any]], batch_size: int) -> P
         parts += [f"<h2>Samples, {page.parent.name}</h2>", f'<iframe srcdoc="{inside}"></iframe>']
     skipped = output / "skipped.json"
     if skipped.is_file():
-        found = json.loads(skipped.read_text(encoding="utf-8"))
-        parts += [f"<h2>Skipped items: {len(found)}</h2>"]
-        parts += [_table({row["item"]: row["error"] for row in found[:100]})]
+        items = json.loads(skipped.read_text(encoding="utf-8"))
+        parts += [f"<h2>Skipped items: {len(items)}</h2>"]
+        parts += [_table({row["item"]: row["error"] for row in items[:100]})]
     config = (output / "config.yaml").read_text(encoding="utf-8")
     parts += ["<h2>Versions</h2>", _table(versions)]
     parts += ["<h2>Config</h2>", f"<pre>{html.escape(config)}</pre>"]
@@ -84,23 +92,23 @@ def _table(rows: dict[str, Any]) -> str:
 
 
 def _data(path: Path) -> str:
-    """A file as a data: address."""
+    """A file as a data URI."""
     kinds = {".png": "image/png", ".webp": "image/webp", ".wav": "audio/wav"}
     content = base64.b64encode(path.read_bytes()).decode()
     return f"data:{kinds[path.suffix]};base64,{content}"
 
 
 def _inlined(page: Path) -> str:
-    """A gallery page with the media that lie beside it inside."""
+    """A gallery page with its media embedded."""
 
-    def found(match: re.Match[str]) -> str:
+    def embed(match: re.Match[str]) -> str:
         return f'src="{_data(page.parent / match[1])}"'
 
-    return re.sub(r'src="([\w-]+\.(?:png|webp|wav))"', found, page.read_text(encoding="utf-8"))
+    return re.sub(r'src="([\w-]+\.(?:png|webp|wav))"', embed, page.read_text(encoding="utf-8"))
 
 
 def _peak_memory() -> int:
-    """Bytes: of the GPU that was used, else of this process."""
+    """Peak memory in bytes: of the GPU that was used, else of this process."""
     used = [torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())]
     if any(used):
         return max(used)

@@ -175,8 +175,8 @@ def build_training(
         cache,
         stage,
         rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        plain=text_corpus(model, stage),
+        world_size=accelerator.num_processes,
+        text_corpus=text_corpus(model, stage),
     )
     validation = _validation_dataset(model, cache, stage)
     if stage.trackers:

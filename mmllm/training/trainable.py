@@ -1,4 +1,4 @@
-"""What a stage trains: one table of name patterns and learning rates, applied and asserted."""
+"""Which parameters of a stage train: the table `learning_rates`, applied and asserted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmllm.model import AnyToAny
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """The parameters that one pattern of the table matched."""
+    """The parameters that one pattern matched, by name, and their learning rate."""
 
     pattern: str
     learning_rate: float
@@ -42,20 +42,30 @@ def replaceable_decoders(model: AnyToAny, table: Mapping[str, float]) -> list[st
 
 
 def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[ParameterGroup]:
-    """Unfreeze exactly what the table names and nothing else; a pattern without a match is an
-    error, and so is a parameter that two patterns match."""
+    """Unfreeze exactly the parameters that the table names.
+
+    Args:
+        model: its trainable candidates are matched; LoRA is attached if a pattern asks for it.
+        table: pattern of parameter names (shell wildcards) -> learning rate.
+
+    Returns:
+        The parameters of each pattern.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or two patterns match the same parameter.
+    """
     if any(fnmatch.fnmatchcase("llm.lora.", pattern) for pattern in table):
         model.llm.attach_lora()
-    adapters = dict(model.trainable_candidates())
+    candidates = dict(model.trainable_candidates())
     owner: dict[str, str] = {}
     groups = []
     for pattern, learning_rate in table.items():
-        matched = {n: p for n, p in adapters.items() if fnmatch.fnmatchcase(n, pattern)}
+        matched = {n: p for n, p in candidates.items() if fnmatch.fnmatchcase(n, pattern)}
         if not matched:
-            rooms = sorted({".".join(name.split(".")[:2]) for name in adapters})
+            known = sorted({".".join(name.split(".")[:2]) for name in candidates})
             raise ConfigError(
                 f"stage.learning_rates: pattern {pattern!r} matches no parameter; there are "
-                f"{', '.join(rooms)}"
+                f"{', '.join(known)}"
             )
         for name in matched:
             if name in owner:
@@ -73,7 +83,7 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Parame
 
 
 def assert_trainable(model: AnyToAny, groups: list[ParameterGroup]) -> None:
-    """The model's trainable tensors are exactly the groups'."""
+    """Raise ConfigError unless the model's trainable tensors are exactly those of the groups."""
     expected = {id(p) for group in groups for p in group.parameters.values()}
     actual = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     if expected != actual.keys():

@@ -51,7 +51,7 @@ def make_feed(make_run, tmp_path: Path) -> Callable[..., TrainingStepDataset]:
         stage = replace(make_run(batch_size=BATCH, **changes).stage, data={"talks": talks})
         mixture = Mixture(open_sources(stage.data, "data"), stage.seed)
         return TrainingStepDataset(
-            model, mixture, FeatureCache(model), stage, rank=rank, world=world
+            model, mixture, FeatureCache(model), stage, rank=rank, world_size=world
         )
 
     return make
@@ -129,7 +129,7 @@ def test_conversations_are_rendered_once(
 
 
 def test_neighbours_deal_among_themselves(make_feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeding, "_NEIGHBOURS", 2)
+    monkeypatch.setattr(feeding, "BALANCED_RANKS", 2)
     found = shares(make_feed, 3, 0, pack=True)
     for ranks, slices in zip(found, shares(make_feed, 3, 0, pack=False), strict=True):
         assert sorted(ranks[0] + ranks[1]) == sorted(slices[0] + slices[1])
@@ -140,7 +140,7 @@ def test_neighbours_deal_among_themselves(make_feed, monkeypatch: pytest.MonkeyP
 def test_what_cannot_be_read_is_skipped_by_the_one_that_has_it(
     make_feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeding, "_NEIGHBOURS", 2)
+    monkeypatch.setattr(feeding, "BALANCED_RANKS", 2)
     drawn, skipped = 0, []
     for step in range(STEPS):
         drawn += sum(draw.index == 0 for draw in make_feed().mixture.batch(step, BATCH))

@@ -49,7 +49,13 @@ def test_processes_share_the_windows_of_a_step(make_run, plain):
     text = setup.text_corpus(model, run.stage)
     parts = [
         TrainingStepDataset(
-            model, mixture, FeatureCache(model), run.stage, rank=rank, world=2, plain=text
+            model,
+            mixture,
+            FeatureCache(model),
+            run.stage,
+            rank=rank,
+            world_size=2,
+            text_corpus=text,
         )[5]
         for rank in range(2)
     ]
