@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     # `checking` decodes media and shows samples.
     "data": {"conversation", "gallery", "kernels", "media", "tokens", "weights"},
     # What joins them.
-    "model": {"config", "data", "decoders", "encoders", "kernels", "licences", "llm"},
+    "model": {"config", "data", "decoders", "encoders", "kernels", "licences", "llm", "weights"},
     # Runs the frozen parts of a model once per item.
     "features": {"conversation", "data", "kernels", "media", "model", "weights"},
     "losses": {"data", "decoders", "kernels", "model"},
@@ -63,7 +63,6 @@ ALLOWED: dict[str, set[str]] = {
         "config",
         "conversation",
         "data",
-        "encoders",
         "features",
         "gallery",
         "inference",  # the fixed prompts of the samples are answered as users' are
@@ -83,7 +82,6 @@ ALLOWED: dict[str, set[str]] = {
         "llm",
         "model",
         "training",
-        "weights",
     },
     # What people hold in their hands may use everything below it.
     "evaluation": {
