@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import logging
@@ -42,6 +41,7 @@ from mmllm.features import index
 from mmllm.features.index import Index
 from mmllm.media import Embedded
 from mmllm.utils import files
+from mmllm.utils.hashing import sha256, sha256_file
 from mmllm.weights import save_tensors
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,18 @@ FeatureTensors = dict[str, Tensor]
 
 
 class DamagedShardError(CacheError):
-    """What was read is not what was written. Its shard is not read again."""
+    """The content of a shard differs from what was written. It is not read again."""
 
 
 class Namespace:
-    """One frozen part's answers: a mapping from keys to tensors. New ones wait in memory until
-    `flush`, which `put` calls when they fill a shard. `about` says of what part, in words; the
-    folder is made when something is written."""
+    """The cached outputs of one frozen component: a mapping from keys to tensors by name.
+
+    New entries stay in memory until `flush`, which is called as soon as they fill a shard.
+
+    Args:
+        folder: made when something is written.
+        metadata: kind, component and fingerprint, for people and for `list_namespaces`.
+    """
 
     def __init__(self, folder: Path, metadata: Mapping[str, str]):
         self.folder = folder
@@ -86,7 +91,13 @@ class Namespace:
         return key in self._new or bool(self._places(key))
 
     def __getitem__(self, key: str) -> FeatureTensors:
-        """Raises DamagedShardError, after which the key is elsewhere or not there."""
+        """Return the tensors of a key.
+
+        Raises:
+            KeyError: it is not cached.
+            DamagedShardError: its shard is damaged; from now on the key is found in
+                another shard, or missing.
+        """
         if key in self._new:
             return self._new[key]
         places = self._places(key)
@@ -101,7 +112,7 @@ class Namespace:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is new; raises CacheError when the disk does not take it."""
+        """Write new entries as one shard. Raises CacheError if the disk refuses it."""
         if not self._new:
             return
         files.remove_stale_drafts(self.folder)
@@ -127,7 +138,7 @@ class Namespace:
             files.atomic_write(path, text)
 
     def refresh(self) -> None:
-        """See what other processes have written since."""
+        """Find the shards that other processes have written since."""
         for path in set(self.folder.glob(_SHARDS)) - self._seen:
             try:
                 self._add(path)
@@ -205,31 +216,41 @@ class TensorLocation:
 
 
 class FeatureStore:
-    """A folder of rooms. `complete`: nothing may be computed; what is missing is an error."""
+    """A folder of namespaces.
+
+    Args:
+        folder: where they lie.
+        complete: nothing may be computed; a missing entry is an error.
+    """
 
     def __init__(self, folder: str | Path, *, complete: bool = False):
         self.folder = Path(folder).expanduser()
         self.complete = complete
-        self._rooms: dict[str, Namespace] = {}
+        self._namespaces: dict[str, Namespace] = {}
         self._hashes: dict[str, str] = {}  # of files that no list had when this was opened
         self._lists = set((self.folder / "files").glob("*.json"))
         self._listed = _indexed(self.folder / "files", self._lists, _records_of_lists)
         self._new_hashes: dict[str, str] = {}
 
     def namespace(self, kind: str, part: str, fingerprint: str) -> Namespace:
-        """The room of one frozen part: `kind` says of what (features, conditions, latents), `part`
-        what the system calls it."""
+        """Return the namespace of one frozen component.
+
+        Args:
+            kind: "features", "conditions" or "latents".
+            part: the component's path in the system config, such as "encoders.image".
+            fingerprint: identifies its weights and preprocessing.
+        """
         name = f"{kind}-{fingerprint}"
-        if name not in self._rooms:
+        if name not in self._namespaces:
             about = {"kind": kind, "part": part, "fingerprint": fingerprint}
-            self._rooms[name] = Namespace(self.folder / name, about)
+            self._namespaces[name] = Namespace(self.folder / name, about)
             if (self.folder / name).is_dir():
                 with contextlib.suppress(OSError):  # it may be read-only
-                    self._rooms[name].describe()
-        return self._rooms[name]
+                    self._namespaces[name].describe()
+        return self._namespaces[name]
 
     def missing(self, kind: str, part: str, fingerprint: str, what: str) -> CacheError:
-        """The error for something that is not there and may not be computed."""
+        """Return the error for an entry that is missing and may not be computed."""
         others = sorted(
             about["fingerprint"]
             for about in map(read_metadata, self.folder.glob(f"{kind}-*"))
@@ -242,14 +263,14 @@ class FeatureStore:
         )
 
     def key(self, medium: Medium) -> str:
-        """The hash of a medium's bytes; that of a file is remembered with its size and time.
+        """Return the SHA-256 of a medium's content; that of a file is kept with its size and time.
         Raises MediaError for a file that cannot be read."""
         source = medium.source
         if isinstance(source, Embedded):
             source = source.read()
         if not isinstance(source, str | Path):
             data = source if source is not None else medium.to_numpy().tobytes()
-            return hashlib.sha256(data).hexdigest()
+            return sha256(data)
         try:
             stat = Path(source).stat()
             name = f"{Path(source).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
@@ -257,8 +278,7 @@ class FeatureStore:
             if listed is not None:
                 return listed
             if name not in self._hashes:
-                with Path(source).open("rb") as stream:
-                    self._hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+                self._hashes[name] = sha256_file(source)
                 self._new_hashes[name] = self._hashes[name]
         except OSError as error:
             raise MediaError(f"{source}: {error.strerror or error}") from error
@@ -283,8 +303,8 @@ class FeatureStore:
     def flush(self) -> None:
         """Write what is new. Raises CacheError where features cannot be written; hashes of files,
         which only spare reading them again, need not be."""
-        for room in self._rooms.values():
-            room.flush()
+        for namespace in self._namespaces.values():
+            namespace.flush()
         if self._new_hashes:
             path = self.folder / "files" / f"{uuid.uuid4().hex}.json"
             try:
@@ -295,20 +315,20 @@ class FeatureStore:
             self._new_hashes = {}
 
     def refresh(self) -> None:
-        for room in self._rooms.values():
-            room.refresh()
+        for namespace in self._namespaces.values():
+            namespace.refresh()
 
     def index(self) -> None:
         """Leave an index of everything, so that those who may only read need not make their own."""
-        for room in self._rooms.values():
-            _indexed(room.folder, set(room.folder.glob(_SHARDS)), _records_of_shards)
+        for namespace in self._namespaces.values():
+            _indexed(namespace.folder, set(namespace.folder.glob(_SHARDS)), _records_of_shards)
         lists = set((self.folder / "files").glob("*.json"))
         _indexed(self.folder / "files", lists, _records_of_lists)
 
 
 @dataclass(frozen=True)
 class NamespaceStats:
-    """What one room holds."""
+    """Sizes of one namespace."""
 
     kind: str
     part: str
@@ -320,14 +340,14 @@ class NamespaceStats:
 
 
 def list_namespaces(folder: Path) -> list[NamespaceStats]:
-    """Every room of a cache folder; raises CacheError where there is none."""
-    rooms = sorted(path.parent for path in folder.glob("*/room.json"))
-    if not rooms:
+    """Return the sizes of all namespaces of a cache folder. Raises CacheError if it has none."""
+    namespaces = sorted(path.parent for path in folder.glob("*/room.json"))
+    if not namespaces:
         raise CacheError(f"{folder}: no feature cache there")
     sizes = []
-    for room in rooms:
-        about, keys, total, count = read_metadata(room), set(), 0, 0
-        shards = sorted(room.glob("*.safetensors"))
+    for namespace in namespaces:
+        about, keys, total, count = read_metadata(namespace), set(), 0, 0
+        shards = sorted(namespace.glob("*.safetensors"))
         for shard in shards:
             found = _keys_of(shard)
             keys |= found
@@ -384,17 +404,17 @@ def _verify_shard(path: Path) -> bool:
 
 
 def prune(folder: Path, keep: set[str] | None = None) -> int:
-    """Delete partial and damaged files, whole shards of duplicates, and the rooms whose
+    """Delete partial and damaged files, whole shards of duplicates, and the namespaces whose
     fingerprints are not in `keep` (None: keep all). Returns the bytes that became free. Nothing
     may be writing meanwhile."""
     list_namespaces(folder)
     doomed = list(folder.glob(f"*/*{files.PARTIAL}")) + [path for path, _ in verify(folder)[0]]
-    for room in sorted(path.parent for path in folder.glob("*/room.json")):
-        if keep is not None and read_metadata(room)["fingerprint"] not in keep:
-            doomed += [file for file in room.iterdir() if file not in doomed]
+    for namespace in sorted(path.parent for path in folder.glob("*/room.json")):
+        if keep is not None and read_metadata(namespace)["fingerprint"] not in keep:
+            doomed += [file for file in namespace.iterdir() if file not in doomed]
             continue
         seen: set[str] = set()
-        for shard in sorted(set(room.glob("*.safetensors")) - set(doomed)):
+        for shard in sorted(set(namespace.glob("*.safetensors")) - set(doomed)):
             keys = _keys_of(shard)
             if keys <= seen:
                 doomed.append(shard)
