@@ -176,7 +176,8 @@ def test_every_kind_of_data_has_an_example() -> None:
 def test_every_decoder_has_an_example() -> None:
     examples = [yaml.safe_load(block).get("decoders", {}) for block in blocks("yaml")]
     shown = {entry["type"] for example in examples for entry in example.values()}
-    assert shown == set(COMPONENTS["decoders"])
+    own = {"my_decoder:MyConfig"}  # the family that docs/decoders.md writes
+    assert shown - own == set(COMPONENTS["decoders"])
 
 
 @pytest.mark.parametrize("path", SHAPES, ids=lambda path: path.stem)
