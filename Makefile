@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed
 RUN := runs/mini
 LAST := 3_instruction_tuning
 
-# How training is started. `accelerate launch` gives a CPU process one thread unless it is told.
+# How training is started. `accelerate launch` gives a CPU process one thread by default.
 THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 SHAPE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 LAUNCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet \

@@ -15,7 +15,7 @@ from mmllm import Audio, Video, console, user
 from mmllm.conversation import Medium
 from mmllm.gallery import spectrogram
 
-PICTURES = (
+IMAGE_PROMPTS = (
     "Draw a dog.",
     "Draw a goat.",
     "Paint a rainbow.",
@@ -25,7 +25,7 @@ PICTURES = (
     "Show me a pumpkin.",
     "Draw a clown.",
 )
-OTHERS = (
+OTHER_PROMPTS = (
     "Animate a penguin.",
     "Play the sound of a trumpet.",
     "Animate an alarm clock.",
@@ -38,12 +38,12 @@ def main() -> None:
     options = arguments()
     console.set_up_logging()
     chat = mmllm.load(options.model)
-    prompts = PICTURES + OTHERS
+    prompts = IMAGE_PROMPTS + OTHER_PROMPTS
     replies = chat.reply_many(
         [[user(prompt)] for prompt in prompts], seeds=[options.seed] * len(prompts)
     )
     cells = [
-        cell(prompt, reply.text, reply.media, 1 if prompt in PICTURES else 2)
+        cell(prompt, reply.text, reply.media, 1 if prompt in IMAGE_PROMPTS else 2)
         for prompt, reply in zip(prompts, replies, strict=True)
     ]
     page = Image.new("RGB", (8 * CELL, 2 * (CELL + 2 * LINE)), "white")
@@ -59,14 +59,14 @@ def main() -> None:
 
 
 def cell(prompt: str, text: str, media: list[Medium], width: int) -> Image.Image:
-    """The prompt, the first medium, and what was said with it."""
+    """The prompt, the reply's first medium and its text."""
     image = Image.new("RGB", (width * CELL, CELL + 2 * LINE), "white")
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(11)
     middle = image.width // 2
     pen.text((middle, LINE // 2), prompt, "#555555", font, anchor="mm")
-    room = width * CELL / pen.textlength(text, font)
-    small = ImageFont.load_default(11 * min(1.0, room))
+    scale = width * CELL / pen.textlength(text, font)
+    small = ImageFont.load_default(11 * min(1.0, scale))
     pen.text((middle, CELL + LINE + LINE // 2), text, "black", small, anchor="mm")
     for x, tile in tiles(media[0]) if media else []:
         image.paste(tile, (x, LINE + (CELL - tile.height) // 2))

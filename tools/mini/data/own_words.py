@@ -2,9 +2,9 @@
 
     python -m tools.mini.data.own_words    # about five minutes on two cores
 
-Stage 3 holds the adapted model to the base model on it (the loss `retain`): text of the model's
-own needs no other source, and no held-out text can be in it. Every text begins with one of the
-openings below and is sampled at temperature 1 from the whole vocabulary.
+The KL loss of stage 3 compares the adapted model with the base model on it: generated text needs
+no other source, and cannot contain held-out text. Every text begins with one of FIRST_WORDS
+and is sampled at temperature 1 from the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmllm.mini.assets import fetch
 OUT = mini.FOLDER / "data" / "text"
 TOKENS = 176
 SAMPLES = 4
-OPENINGS = """
+FIRST_WORDS = """
 The old house at the end of the lane
 Once upon a time there was a
 “Where are you going?” said
@@ -97,9 +97,9 @@ def main() -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     torch.manual_seed(0)
     texts = []
-    for start in tqdm(range(0, len(OPENINGS), 10), unit="batch"):
-        openings = OPENINGS[start : start + 10] * SAMPLES
-        batch = tokenizer(openings, return_tensors="pt", padding=True)
+    for start in tqdm(range(0, len(FIRST_WORDS), 10), unit="batch"):
+        first_words = FIRST_WORDS[start : start + 10] * SAMPLES
+        batch = tokenizer(first_words, return_tensors="pt", padding=True)
         ids = model.generate(
             **batch,
             do_sample=True,

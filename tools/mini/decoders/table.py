@@ -58,7 +58,7 @@ class DecoderRecipe:
     read: Callable[[Path], Tensor]
     scale: Callable[[Any], float]  # of latents, from the codec's config
     output: str  # the field of the pipeline's result
-    call: dict  # what the pipeline is called with beside the captions
+    call: dict  # further arguments of the pipeline's call
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     batch: int = 32
     steps: int = 100_000

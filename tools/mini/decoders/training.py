@@ -135,7 +135,7 @@ class Run:
         return run
 
     def save(self) -> None:
-        """The state of a step beside the previous one, then the JSON that names it."""
+        """Write the state next to the previous one, then the JSON that refers to it."""
         state = {}
         for name, weight in self.weights.items():
             state[f"weight/{name}"] = weight.detach()

@@ -38,10 +38,13 @@ def main() -> None:
 
     world = World.load()
     prompts = json.loads((DATA / "prompts.json").read_text("utf-8"))
-    said = plain_prompts(world, prompts)
-    known = replies([text for texts in said.values() for text in texts], args.replies)
+    plain_texts = plain_prompts(world, prompts)
+    known = replies([text for texts in plain_texts.values() for text in texts], args.replies)
     unseen = heldout_names(world)
-    plain = {kind: [(t, known[t]) for t in said[kind] if fit(known[t], unseen)] for kind in said}
+    plain = {
+        kind: [(t, known[t]) for t in plain_texts[kind] if fit(known[t], unseen)]
+        for kind in plain_texts
+    }
     files = {
         "pairs.jsonl.gz": pairs(world),
         "dialogues.jsonl.gz": dialogues(world, prompts, "train", plain),

@@ -20,14 +20,14 @@ MAX_NEW_TOKENS = 48
 
 def plain_prompts(world: World, prompts: dict) -> dict[str, list[str]]:
     """What users say in rows without media: chat, and words about things that could be drawn."""
-    said = {}
+    texts_by_kind = {}
     for split, things, sounds in (("train", 1020, 540), ("validation", 9, 3)):
         speaker = Speaker(world, prompts, split, "describe")
-        said[f"chat {split}"] = prompts["chat"][split]
+        texts_by_kind[f"chat {split}"] = prompts["chat"][split]
         texts = [speaker.say("describe", speaker.pick("image")) for _ in range(things)]
         texts += [speaker.say("describe_sound", speaker.pick("audio")) for _ in range(sounds)]
-        said[f"describe {split}"] = list(dict.fromkeys(texts))
-    return said
+        texts_by_kind[f"describe {split}"] = list(dict.fromkeys(texts))
+    return texts_by_kind
 
 
 def replies(texts: list[str], path: Path) -> dict[str, str]:
@@ -74,9 +74,11 @@ def _language_model() -> Callable[[list[str]], list[str]]:
             eos_token_id=end,
             pad_token_id=tokenizer.pad_token_id,
         )[:, batch["input_ids"].shape[1] :]
-        said = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        replies_ = tokenizer.batch_decode(ids, skip_special_tokens=True)
         ended = (ids == end).any(1).tolist()
-        return [whole(text.strip(), complete) for text, complete in zip(said, ended, strict=True)]
+        return [
+            whole(text.strip(), complete) for text, complete in zip(replies_, ended, strict=True)
+        ]
 
     return reply
 

@@ -51,7 +51,7 @@ def contracted(text: str) -> str:
     return text
 
 
-def said(modality: str, concept: Concept) -> str:
+def described(modality: str, concept: Concept) -> str:
     """What a medium is called in a reply: its modality comes first, so that one word decides it."""
     kind = {"image": "a picture of ", "video": "a clip of ", "audio": ""}[modality]
     return f"{kind}{concept.caption}"
@@ -124,4 +124,4 @@ class Speaker:
 
     def here(self, modality: str, concept: Concept) -> tuple[str, Message]:
         """ "Here is a picture of a dog." and the dog."""
-        return f"Here is {said(modality, concept)}.", self.made(modality, concept)
+        return f"Here is {described(modality, concept)}.", self.made(modality, concept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 
-from tools.mini.data.dialogues.speaker import Speaker, answer, assistant, said, user
+from tools.mini.data.dialogues.speaker import Speaker, answer, assistant, described, user
 from tools.mini.data.dialogues.world import Concept, Message, Row, World
 
 REQUEST = {"image": "draw", "video": "animate", "audio": "sound"}
@@ -42,8 +42,8 @@ def recall(modality: str) -> Callable[[Speaker], list[Message]]:
     def turns(speaker: Speaker) -> list[Message]:
         request, reply = generate(modality)(speaker)
         caption = reply["content"][1]["caption"]
-        told = assistant(f"I {PAST[modality]} {caption}.")
-        return [request, reply, user(speaker.say(RECALL[modality])), told]
+        response = assistant(f"I {PAST[modality]} {caption}.")
+        return [request, reply, user(speaker.say(RECALL[modality])), response]
 
     return turns
 
@@ -80,9 +80,9 @@ def two_media(second: str) -> Callable[[Speaker], list[Message]]:
     def turns(speaker: Speaker) -> list[Message]:
         picture, other = link(speaker, "image", second)
         reply = assistant(
-            f"First {said('image', picture)}.",
+            f"First {described('image', picture)}.",
             speaker.made("image", picture),
-            f"Then {said(second, other)}.",
+            f"Then {described(second, other)}.",
             speaker.made(second, other),
         )
         return [user(speaker.say(kind, picture)), reply]
@@ -108,10 +108,10 @@ def categorise(speaker: Speaker) -> list[Message]:
     yes = concept.category in CATEGORIES and speaker.rng.random() < 0.7
     other = "vehicle" if concept.category in ("animal", "food", "plant") else "animal"
     asked = CATEGORIES[concept.category if yes else other]
-    told = answer(concept)
+    response = answer(concept)
     return [
         speaker.ask("category", speaker.given("image", concept.id), category=asked),
-        assistant(f"{'Yes' if yes else 'No'}, {told[0].lower()}{told[1:]}"),
+        assistant(f"{'Yes' if yes else 'No'}, {response[0].lower()}{response[1:]}"),
     ]
 
 

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Concept:
-    """Something that can be shown (`kind` image, also as a clip) or heard (`kind` audio)."""
+    """Something with an image (`kind` image, some also with a video) or a sound (`kind` audio)."""
 
     id: str
     kind: str
@@ -62,14 +62,14 @@ class World:
     @classmethod
     def load(cls) -> World:
         """Read the tables that the makers of pictures, clips and sounds left."""
-        heard = _read("sounds.json.gz")
-        seen = [row for row in _read("items.json.gz") if row["modality"] != "audio"]
-        items = seen + [{**row, "style": "take"} for row in heard["items"]]
+        sounds = _read("sounds.json.gz")
+        visual = [row for row in _read("items.json.gz") if row["modality"] != "audio"]
+        items = visual + [{**row, "style": "take"} for row in sounds["items"]]
         world = cls(
             {row["id"]: _concept(row, "image") for row in _read("concepts.json")},
-            {row["id"]: _concept(row, "audio") for row in heard["concepts"]},
+            {row["id"]: _concept(row, "audio") for row in sounds["concepts"]},
             items,
-            {**_read("captions.json"), "audio": heard["captions"]},
+            {**_read("captions.json"), "audio": sounds["captions"]},
         )
         for item in items:
             key = (item["modality"], item["concept"], item["split"])
@@ -86,10 +86,10 @@ class World:
             return list(self.sounds.values())
         if name == "sounding":
             return [sound for sound in self.sounds.values() if sound.picture]
-        seen = [concept for concept in self.pictures.values() if concept.split == "train"]
+        visual = [concept for concept in self.pictures.values() if concept.split == "train"]
         if name == "precise":
-            return [concept for concept in seen if " " in concept.label]
-        return [concept for concept in seen if concept.clip] if name == "video" else seen
+            return [concept for concept in visual if " " in concept.label]
+        return [concept for concept in visual if concept.clip] if name == "video" else visual
 
     def names(self, *, heldout: bool) -> set[str]:
         """Names in lower case that training may use, or that it must not."""
