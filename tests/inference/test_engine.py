@@ -25,7 +25,7 @@ from mmllm.inference.replies import Reply
 from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.model import AnyToAny
-from tests.test_generation import ALL, PROMPTS, eager
+from tests.inference.prompts import ALL, PROMPTS, eager
 
 LENGTHS = (3, 9, 5)
 PICTURE = {"image": "force", "audio": "forbid", "video": "forbid"}

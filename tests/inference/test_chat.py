@@ -18,28 +18,8 @@ from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.inference.text_stream import TextStream
 from mmllm.model import AnyToAny
-from tests.samples import clip, picture, sound
+from tests.inference.prompts import ALL, PROMPTS, eager
 from tests.test_model import batch_of
-
-PROMPTS = [
-    [user("hello")],
-    [user(picture(40), "what is this? one two three four")],
-    [user(sound(0.2), "and", clip(80)), assistant("one"), user("draw a red apple")],
-]
-ALL = {"image": "force", "audio": "force", "video": "force"}
-
-
-def eager(model: AnyToAny, key: str) -> AnyToAny:
-    """Make the model begin runs of `key` by itself, whenever it may."""
-    head = model.llm.head
-
-    def biased(hidden: torch.Tensor) -> torch.Tensor:
-        logits = head(hidden)
-        logits[..., model.llm.tokens.logit_index(key)] += 1e4
-        return logits
-
-    model.llm.head = biased
-    return model
 
 
 def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> None:

@@ -25,8 +25,8 @@ from mmllm.inference.prefix_cache import PrefixCache
 from mmllm.inference.replies import Reply
 from mmllm.inference.sampling import Sampling
 from mmllm.model import AnyToAny
+from tests.inference.prompts import eager
 from tests.samples import clip, picture, sound
-from tests.test_generation import eager
 
 ALL = {"image": "force", "audio": "force", "video": "force"}
 OPTIONS = {"seed": 3, "modalities": ALL, "max_new_tokens": 12, "temperature": 1.0}

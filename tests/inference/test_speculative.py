@@ -17,7 +17,7 @@ from mmllm.inference.prefix_cache import PrefixCache
 from mmllm.inference.sampling import Sampling
 from mmllm.inference.speculative import PromptLookupDraft
 from mmllm.model import AnyToAny
-from tests.test_generation import PROMPTS
+from tests.inference.prompts import PROMPTS
 
 
 def test_what_followed_the_same_words_is_guessed() -> None:
