@@ -95,17 +95,17 @@ def _with_random_weights(
     from transformers import AutoModelForCausalLM
 
     with skip_weights():
-        hollow = models.build(system, dtype=torch.bfloat16, device="meta")
-    of = hollow.llm.model.config
+        meta = models.build(system, dtype=torch.bfloat16, device="meta")
+    of = meta.llm.model.config
     if device.type != "cuda":
         of.update({**NARROW, "layer_types": of.layer_types[: NARROW["num_hidden_layers"]]})
     with device:
         real = AutoModelForCausalLM.from_config(
             of, dtype=torch.bfloat16, attn_implementation=system.llm.attention
         )
-    llm = LanguageModel(system.llm, real, hollow.llm.tokenizer)
-    encoders: Any = dict(hollow.encoders.items())
-    model = AnyToAny(system, llm, encoders, hollow.decoders)
+    llm = LanguageModel(system.llm, real, meta.llm.tokenizer)
+    encoders: Any = dict(meta.encoders.items())
+    model = AnyToAny(system, llm, encoders, meta.decoders)
     model.encoders = nn.ModuleDict()
     return model.to(device), {key: encoder.feature_shape for key, encoder in encoders.items()}
 

@@ -87,19 +87,19 @@ def test_the_plan_counts_what_training_prints_and_what_it_writes(
 @pytest.mark.parametrize("path", MINI, ids=lambda path: path.stem)
 def test_the_plan_of_mini_counts_its_real_parts(path: Path) -> None:
     run = config.load_run(path)
-    hollow, real = models.build(run.system, meta=True), models.build(run.system)
-    for model in (hollow, real):
+    meta, real = models.build(run.system, meta=True), models.build(run.system)
+    for model in (meta, real):
         with torch.device(model.llm.embedding.weight.device):
             choose_trainable(model, run.stage.learning_rates)
     own = {name: p.shape for name, p in real.named_parameters()}
-    assert {name: p.shape for name, p in hollow.named_parameters()} == own
+    assert {name: p.shape for name, p in meta.named_parameters()} == own
     trained = [
         {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-        for model in (hollow, real)
+        for model in (meta, real)
     ]
     assert trained[0] == trained[1]
-    assert all(p.is_meta for p in hollow.parameters())
-    decoders = {part.name: part for part in planning.parts_of(hollow)}
+    assert all(p.is_meta for p in meta.parameters())
+    decoders = {part.name: part for part in planning.parts_of(meta)}
     for key, decoder in real.decoders.items():
         loaded = decoder.pipeline.components.values()
         networks = [part for part in loaded if isinstance(part, torch.nn.Module)]
@@ -116,12 +116,12 @@ def test_an_encoder_without_weights_has_the_shapes_of_the_loaded_one(
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
     with weights.skip_weights():
-        hollow = TWINS[name].build(tmp_path)
-    assert hollow.feature_shape == loaded.feature_shape
-    assert hollow.sample_shape == loaded.sample_shape
+        meta = TWINS[name].build(tmp_path)
+    assert meta.feature_shape == loaded.feature_shape
+    assert meta.sample_shape == loaded.sample_shape
     shapes = {name: (p.shape, p.dtype) for name, p in loaded.named_parameters()}
-    assert {name: (p.shape, p.dtype) for name, p in hollow.named_parameters()} == shapes
-    assert all(p.is_meta for p in hollow.parameters())
+    assert {name: (p.shape, p.dtype) for name, p in meta.named_parameters()} == shapes
+    assert all(p.is_meta for p in meta.parameters())
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -138,8 +138,8 @@ def test_a_pipeline_without_weights_has_the_parameters_of_the_loaded_one(
     }
     for file in folder.rglob("*.safetensors"):
         file.unlink()
-    hollow = meta_components(folder)
-    assert {n: {k: p.shape for k, p in m.named_parameters()} for n, m in hollow.items()} == loaded
+    meta = meta_components(folder)
+    assert {n: {k: p.shape for k, p in m.named_parameters()} for n, m in meta.items()} == loaded
 
 
 def test_a_decoder_loads_in_the_dtype_of_its_config(tmp_path: Path) -> None:
