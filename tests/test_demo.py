@@ -35,9 +35,9 @@ from mmllm.conversation import Image, Video, assistant, user
 from mmllm.demo import Demo
 from mmllm.demo.archive import pack, unpack
 from mmllm.demo.middleware import OriginMiddleware
-from mmllm.demo.page import SettingsPanel
 from mmllm.demo.replying import stream_reply
 from mmllm.demo.sessions import BrowserSession, SessionStore, Turn
+from mmllm.demo.settings_panel import SettingsPanel
 from mmllm.errors import ConfigError, MediaError
 from mmllm.inference.chat import Chat
 from mmllm.media import isolated
@@ -793,7 +793,7 @@ def test_the_whole_of_it_in_a_real_browser(
     page.wait_for_selector("text=Drawing: step 1 of 2")
     shot(page, "drawing")
     page.click("#message .stop-button")
-    (session,) = demo.sessions._rooms.values()
+    (session,) = demo.sessions.all
     assert session.cancel.wait(120)
     denoising.let(999)
     assert "stopped" in answers(page, 3).inner_text()

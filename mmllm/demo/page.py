@@ -6,34 +6,37 @@ token, so that a reloaded page shows the same conversation.
 
 from __future__ import annotations
 
-import errno
 import functools
 import html
 import logging
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from mmllm.conversation import ContentPart, Medium, Message, Text
+from mmllm.conversation import ContentPart, Message, Text
+from mmllm.demo.about import about
 from mmllm.demo.archive import pack, unpack
+from mmllm.demo.messages import (
+    box_value,
+    drop_answers,
+    partial_answer,
+    sentence,
+    shown_turns,
+    take_back,
+)
 from mmllm.demo.replying import follow_reply, stream_reply
-from mmllm.demo.sessions import BrowserSession, Piece, SessionStore, Turn, check_text
-from mmllm.errors import ConfigError, MmllmError, quoted
+from mmllm.demo.sessions import SessionStore, Turn, check_text
+from mmllm.demo.settings_panel import build_settings
+from mmllm.errors import ConfigError, MmllmError
 from mmllm.inference.chat import Chat
-from mmllm.inference.sampling import Sampling
 from mmllm.mini import locate
-from mmllm.server.settings import ServerSettings as Limits
 
 log = logging.getLogger(__name__)
 
-CALLED = {"image": "picture", "audio": "sound", "video": "clip"}
-WISHES = (("when it fits", "auto"), ("always", "force"), ("never", "forbid"))
 EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
     ("Draw a red apple.", "image", None),
     ("Play the sound of a bell.", "audio", None),
@@ -41,8 +44,6 @@ EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
     ("What is this?", None, "pictures/fluent-3d/guitar.webp"),
 )
 """(text, modality that the model must make, picture in mini's data)."""
-MAX_STOPS = 16
-"""Texts that an answer stops at."""
 TOGETHER = 4
 """Sessions that are answered at the same time; they share the chat's engine."""
 
@@ -59,93 +60,10 @@ footer { display: none !important; }
 @media (max-width: 40rem) { .gradio-container { padding: 0.25rem !important; } }
 """
 
-_WIDGETS: dict[str, Callable[..., Any]] = {
-    "steps": lambda low, value: gr.Slider(low, 100, value, step=1, label="Denoising steps"),
-    "guidance": lambda _, value: gr.Slider(
-        0, 15, value, step=0.5, label="Guidance", info="How closely it follows; 1 or less is off"
-    ),
-    "negative_prompt": lambda _, value: gr.Textbox(
-        value, label="Leave out", placeholder="blurry, text"
-    ),
-    "init_media": lambda _, value: gr.Radio(
-        [("Nothing", "none"), ("The newest one", "last")], value=value, label="Start from"
-    ),
-    "strength": lambda _, value: gr.Slider(
-        0.05, 1, value, step=0.05, label="Strength", info="How far it goes from where it starts"
-    ),
-    "seconds": lambda _, value: gr.Number(
-        value or 0, label="Seconds", info="0: as many as it can", step=0.5
-    ),
-    "frames": lambda _, value: gr.Number(value, label="Frames", precision=0),
-    "fps": lambda _, value: gr.Number(value, label="Frames per second"),
-    "height": lambda _, value: gr.Number(value, label="Height in pixels", precision=0),
-    "width": lambda _, value: gr.Number(value, label="Width in pixels", precision=0),
-}
-"""An option of a decoder -> its widget, given the least and the usual value. The options
-that are not here are for programs."""
-_READ: dict[str, Callable[[Any], Any]] = {
-    "seed": int,
-    "negative_prompt": check_text,
-    "stop": lambda text: _stops(text),
-    **dict.fromkeys(("steps", "max_new_tokens", "max_media"), int),
-}
-"""A widget's value -> what the engine takes, where they differ."""
-
-
-_REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`")
-
 
 def theme() -> gr.themes.Base:
     """Gradio's soft theme with fonts that every system has: the default ones come from a host."""
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-
-
-@dataclass
-class SettingsPanel:
-    """The widgets of the settings panel, and the place of each one's value in a request."""
-
-    widgets: list[Any]
-    places: list[tuple[str, ...]]
-    reuse: Any
-    """The button that takes the last answer's seed."""
-
-    def read(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Keyword arguments of `Chat.stream`; what was left empty is left out."""
-        request: dict[str, Any] = {"modalities": {}, "decoders": {}}
-        for place, value in zip(self.places, values, strict=True):
-            if value in (None, "") or (place[-1] == "seconds" and not value):
-                continue
-            if place == ("seed",) and not re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
-                raise ConfigError(f"the seed is a number such as 7, not {quoted(value)}")
-            tree = request
-            for name in place[:-1]:
-                tree = tree.setdefault(name, {})
-            tree[place[-1]] = _READ.get(place[-1], lambda value: value)(value)
-        for options in request["decoders"].values():
-            _check_cost(options)
-        return request
-
-
-def _check_cost(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a medium that costs more than the server lets one cost. What a decoder
-    can make at all, it says itself."""
-    pixels = abs(options.get("width", 1) * options.get("height", 1))
-    frames = options.get("frames", 1)
-    for what, value, most in (
-        ("seconds", options.get("seconds", 0), Limits.max_output_seconds),
-        ("frames", frames, Limits.max_output_frames),
-        ("width x height", pixels, Limits.max_output_pixels),
-        ("width x height x frames", pixels * frames, Limits.max_output_volume),
-    ):
-        if value > most:
-            raise ConfigError(f"{what}: expected at most {most:g}, got {value:g}")
-
-
-def _stops(text: str) -> list[str]:
-    stops = [line for line in check_text(text).splitlines() if line]
-    if len(stops) > MAX_STOPS:
-        raise ConfigError(f"{len(stops)} texts to stop at, more than {MAX_STOPS}")
-    return stops
 
 
 def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
@@ -198,19 +116,23 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 load = gr.UploadButton("Load conversation", size="sm", file_types=[".zip"])
                 zipped = gr.DownloadButton(visible="hidden", elem_id="zipped")
         with gr.Tab("Settings"):
-            settings = _settings(chat)
+            settings = build_settings(chat)
         with gr.Tab("About"):
-            gr.Markdown(_about(chat, card), elem_id="about")
+            gr.Markdown(about(chat, card), elem_id="about")
 
         def enter(token: str | None) -> tuple[Any, ...]:
             session = sessions.open(token)
-            return session.token, _shown(session.turns), {"__type__": "update", "interactive": True}
+            return (
+                session.token,
+                shown_turns(session.turns),
+                {"__type__": "update", "interactive": True},
+            )
 
         def follow(token: str | None) -> Iterator[list[Any]]:
             session = sessions.open(token)
             for pieces in follow_reply(session):
-                yield [*_shown(session.turns), _growing(pieces)]
-            yield _shown(session.turns)
+                yield [*shown_turns(session.turns), partial_answer(pieces)]
+            yield shown_turns(session.turns)
 
         def take(token: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
             session = sessions.open(token)
@@ -222,12 +144,12 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 errors.append(error)
             if errors:  # what was good stays in the box
                 warn(errors)
-                return session.token, _shown(session.turns), _written(text, media)
+                return session.token, shown_turns(session.turns), box_value(text, media)
             parts: list[ContentPart] = [*media, *([Text(text)] if text.strip() else [])]
             if parts:
                 with session.change():
                     session.turns.append(Turn(Message("user", tuple(parts))))
-            return session.token, _shown(session.turns), None
+            return session.token, shown_turns(session.turns), None
 
         def photograph(path: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
             files = [*value.get("files", ()), *([path] if path else ())]
@@ -245,15 +167,15 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
         def again(token: str | None) -> tuple[Any, ...]:
             session = sessions.open(token)
             with session.change():
-                _drop_answers(session)
-            return session.token, _shown(session.turns)
+                drop_answers(session)
+            return session.token, shown_turns(session.turns)
 
         def undo(token: str | None) -> tuple[Any, ...]:
             session = sessions.open(token)
             with session.change():
-                _drop_answers(session)
-                value = _unsaid(session)
-            return _shown(session.turns), value
+                drop_answers(session)
+                value = take_back(session)
+            return shown_turns(session.turns), value
 
         def edit(token: str | None, change: gr.EditData) -> tuple[Any, ...]:
             session = sessions.open(token)
@@ -263,14 +185,14 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 there = 0 <= index < len(session.turns)
                 if not there or session.turns[index].message.role != "user":
                     warn([ConfigError("this message is not there any more")])
-                    return session.token, _shown(session.turns)
+                    return session.token, shown_turns(session.turns)
                 media = session.turns[index].message.media
                 if not text.strip() and not media:
                     warn([ConfigError("an empty message says nothing: the old one stays")])
-                    return session.token, _shown(session.turns)
+                    return session.token, shown_turns(session.turns)
                 words = [Text(text)] if text.strip() else []
                 session.turns[index:] = [Turn(Message("user", (*media, *words)))]
-            return session.token, _shown(session.turns)
+            return session.token, shown_turns(session.turns)
 
         def clear(token: str | None) -> None:
             session = sessions.open(token)
@@ -283,19 +205,19 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
         def reply(token: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
             session = sessions.open(token)
             for pieces in follow_reply(session):  # another page of this session asked before
-                yield [*_shown(session.turns), _growing(pieces)], BUSY
+                yield [*shown_turns(session.turns), partial_answer(pieces)], BUSY
             if session.turns and session.turns[-1].message.role == "user":
                 try:
                     with closing(stream_reply(chat, session, settings.read(values))) as looks:  # pyright: ignore
                         for pieces in looks:
-                            yield [*_shown(session.turns), _growing(pieces)], BUSY
+                            yield [*shown_turns(session.turns), partial_answer(pieces)], BUSY
                 except Exception as error:
                     warn([error])
                     with session.change():
-                        value = _unsaid(session)
-                    yield _shown(session.turns), {**READY, "value": value}
+                        value = take_back(session)
+                    yield shown_turns(session.turns), {**READY, "value": value}
                     return
-            yield _shown(session.turns), READY
+            yield shown_turns(session.turns), READY
 
         def recall(token: str | None) -> str:
             seeds = [turn.seed for turn in sessions.open(token).turns if turn.seed is not None]
@@ -311,7 +233,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
             except Exception as error:
                 warn([error])
             Path(path).unlink(missing_ok=True)
-            return _shown(session.turns)
+            return shown_turns(session.turns)
 
         def warn(errors: Sequence[Exception]) -> None:
             for error in errors:
@@ -369,59 +291,6 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
     return page
 
 
-def _settings(chat: Chat) -> SettingsPanel:
-    """Widgets for all that a request can say, by modality."""
-    usual = Sampling()
-    widgets: list[Any] = []
-    places: list[tuple[str, ...]] = []
-
-    def add(widget: Any, *place: str) -> None:
-        widgets.append(widget)
-        places.append(place)
-
-    seed = gr.Textbox(
-        label="Seed", info="Empty: another one for each answer", max_lines=1, elem_id="seed"
-    )
-    add(seed, "seed")
-    reuse = gr.Button("Use the last answer's seed", size="sm")
-    outputs = chat.model.renderer.output_keys
-    for modality in outputs:
-        wish = gr.Radio(
-            WISHES,
-            value="auto",
-            label=f"Answers hold a {CALLED[modality]}",
-            elem_id=f"wish-{modality}",
-        )
-        add(wish, "modalities", modality)
-    for modality, key in outputs.items():
-        decoder = chat.model.decoders[key]
-        with gr.Accordion(f"{CALLED[modality].capitalize()}s", open=False):
-            for option in filter(_WIDGETS.__contains__, decoder.request_options):
-                widget = _WIDGETS[option](decoder.min_steps, getattr(decoder.config, option))
-                add(widget, "decoders", modality, option)
-    with gr.Accordion("Words", open=False):
-        add(
-            gr.Slider(
-                0, 2, usual.temperature, step=0.05, label="Temperature", info="0: the likeliest"
-            ),
-            "temperature",
-        )
-        add(gr.Slider(0.05, 1, usual.top_p, step=0.05, label="Top p"), "top_p")
-        add(gr.Number(usual.top_k, label="Top k", info="0: all", precision=0, minimum=0), "top_k")
-        add(
-            gr.Slider(1, 2, usual.repetition_penalty, step=0.05, label="Repetition penalty"),
-            "repetition_penalty",
-        )
-        longest = chat.model.llm.max_length
-        add(
-            gr.Slider(1, longest, usual.max_new_tokens, step=1, label="Most tokens"),
-            "max_new_tokens",
-        )
-        add(gr.Slider(0, 8, usual.max_media, step=1, label="Most media"), "max_media")
-        add(gr.Textbox(label="Stop at", info="One text a line", lines=2), "stop")
-    return SettingsPanel(widgets, places, reuse)
-
-
 def _examples(chat: Chat) -> list[tuple[str, str | None, str | None]]:
     """Those of EXAMPLES that this model can do."""
     renderer = chat.model.renderer
@@ -433,90 +302,5 @@ def _examples(chat: Chat) -> list[tuple[str, str | None, str | None]]:
     ]
 
 
-def _about(chat: Chat, card: str) -> str:
-    """What the model is made of, and its card."""
-    from mmllm.mini.assets import ASSETS
-
-    config = chat.model.config
-    rows = [("Language model", "llm", config.llm.weights)]
-    for kind, parts in (("Encoder", config.encoders), ("Decoder", config.decoders)):
-        rows += [(kind, key, getattr(part, "weights", "")) for key, part in parts.items()]
-    lines = [
-        f"# {config.name}",
-        "What it makes is made by a machine: it may be wrong, and every file says inside that a "
-        "model made it. Conversations stay on this computer and are deleted when they have not "
-        "been used for a while.",
-    ]
-    for kind, key, weights in rows:
-        asset = ASSETS.get(str(weights).removeprefix("mini:"))
-        if Path(str(weights)).is_absolute():  # where it lies concerns nobody
-            weights = Path(str(weights)).name
-        licence = f" ({asset.licence}; {asset.credit})" if asset else ""
-        lines.append(f"- **{kind}** {key}: {weights}{licence}")
-    return "\n\n".join([*lines, card])
-
-
 BUSY = {"__type__": "update", "submit_btn": False, "stop_btn": True}
 READY = {"__type__": "update", "submit_btn": True, "stop_btn": False}
-
-
-def _shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """The conversation as Gradio's chatbot takes it, one message a turn."""
-    messages = []
-    for turn in turns:
-        pieces: list[Piece] = [
-            part.text if isinstance(part, Text) else part for part in turn.message.parts
-        ]
-        content = _pieces(pieces)
-        if turn.message.role == "assistant":
-            seed = [] if turn.seed is None else [f"seed {turn.seed}"]
-            content.append(" · ".join([*seed, turn.note]))
-        messages.append({"role": turn.message.role, "content": content})
-    return messages
-
-
-def _growing(pieces: Sequence[Piece]) -> dict[str, Any]:
-    """An answer in the making, as the chatbot takes it."""
-    return {"role": "assistant", "content": _pieces(pieces)}
-
-
-def sentence(error: Exception, root: Path) -> str:
-    """An error as the page tells it: without what helps in Python only, and without the folders
-    below `root`, whose names are secret. What nobody expected is logged."""
-    if isinstance(error, MmllmError):
-        message = _REMEDY_IN_PYTHON.sub("", str(error))
-        return re.sub(re.escape(str(root)) + r"/(?:[^/\s]+/)*", "", message)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk of the computer that runs this demo is full"
-    log.error("the demo failed", exc_info=error)
-    return "something went wrong here; the log of the demo says what"
-
-
-def _pieces(pieces: Sequence[Piece]) -> list[Any]:
-    """Words and files, empty words left out."""
-    shown: list[Any] = []
-    for piece in pieces:
-        if isinstance(piece, Medium):
-            shown.append({"path": str(piece.source), "alt_text": f"a {CALLED[piece.modality]}"})
-        elif piece.strip():
-            shown.append(piece.strip())
-    return shown or ["…"]
-
-
-def _drop_answers(session: BrowserSession) -> None:
-    """Take the answers after the last message of the user away."""
-    while session.turns and session.turns[-1].message.role == "assistant":
-        session.turns.pop()
-
-
-def _unsaid(session: BrowserSession) -> dict[str, Any]:
-    """Take the user's message away if it is the last one; it as the message box takes it."""
-    if not session.turns or session.turns[-1].message.role != "user":
-        return _written("", ())
-    message = session.turns.pop().message
-    return _written(message.text, message.media)
-
-
-def _written(text: str, media: Sequence[ContentPart]) -> dict[str, Any]:
-    """What stands in the message box."""
-    return {"text": text, "files": [str(m.source) for m in media if isinstance(m, Medium)]}

@@ -258,6 +258,11 @@ class SessionStore:
             session.used = time.monotonic()
             return session
 
+    @property
+    def all(self) -> list[BrowserSession]:
+        """Every session that is kept."""
+        return list(self._sessions.values())
+
     def sweep(self) -> None:
         """Delete what has not been used for `expires` seconds: sessions, files in them that no
         message has, and files that were sent and then not used; of the latter also the oldest,
