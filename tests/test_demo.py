@@ -727,12 +727,29 @@ def shot(page: Any, name: str) -> None:
         page.screenshot(path=f"{folder}/{name}.png")
 
 
+def check_accessibility(page: Any) -> None:
+    """axe-core finds nothing serious or critical."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.wait_for_timeout(300)  # milliseconds, until colours have faded in
+    found = Axe().run(page).response["violations"]
+    bad = [
+        (entry["id"], [node["html"][:200] for node in entry["nodes"]])
+        for entry in found
+        if entry["impact"] in ("serious", "critical")
+    ]
+    assert bad == []
+
+
 def test_the_whole_of_it_in_a_real_browser(
     demo: Demo, browse: Callable[..., Any], tiny_model: AnyToAny, tmp_path: Path
 ) -> None:
     page = browse(1100, 850)
     page.goto(demo.url)
+    page.wait_for_selector("#conversation .example img")
     shot(page, "empty")
+    check_accessibility(page)
+    page.get_by_text("Camera, save, load").click()
     say(page, "hello")
     answers(page, 1)
 
@@ -757,6 +774,7 @@ def test_the_whole_of_it_in_a_real_browser(
     page.get_by_role("tab", name="Settings").click()
     page.fill("#seed textarea, #seed input", "7")
     shot(page, "settings")
+    check_accessibility(page)
     page.get_by_role("tab", name="Chat").click()
     say(page, "what is this?")
     made = answers(page, 2)
@@ -772,12 +790,14 @@ def test_the_whole_of_it_in_a_real_browser(
             arg=selector,
         )
     shot(page, "media")
+    check_accessibility(page)
 
     # The page is loaded again: the conversation is there again.
     page.reload()
     answers(page, 2)
     page.wait_for_selector("#conversation .bot.message [data-testid^=waveform]")
     shot(page, "again")
+    page.get_by_text("Camera, save, load").click()
 
     # Stopped in the midst of denoising: what was said stays, and the engine is free at once.
     denoising = Steps(tiny_model, "image")
@@ -827,10 +847,10 @@ def test_the_whole_of_it_in_a_real_browser(
     page.get_by_role("tab", name="About").click()
     page.wait_for_selector("text=How it was trained")
     shot(page, "about")
+    check_accessibility(page)
 
     # A picture by the camera stands beside the message that is being written.
     page.get_by_role("tab", name="Chat").click()
-    page.get_by_text("Camera").click()
     page.locator("#camera").get_by_text("Click to Access Webcam").click()
     page.wait_for_function("document.querySelector('#camera video')?.currentTime > 0.5")
     page.locator("#camera button[aria-label='capture photo']").click()

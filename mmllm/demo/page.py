@@ -37,13 +37,17 @@ from mmllm.mini import locate
 
 log = logging.getLogger(__name__)
 
-EXAMPLES: tuple[tuple[str, str | None, str | None], ...] = (
-    ("Draw a red apple.", "image", None),
-    ("Play the sound of a bell.", "audio", None),
-    ("Animate a rocket.", "video", None),
-    ("What is this?", None, "pictures/fluent-3d/guitar.webp"),
+PICTURES = "pictures/fluent-3d"
+"""Below mini's data."""
+EXAMPLES: tuple[tuple[str, str | None, str, bool], ...] = (
+    ("Draw a red apple.", "image", "red-apple.webp", False),
+    ("Play the sound of a bell.", "audio", "bell.webp", False),
+    ("Animate a rocket.", "video", "rocket.webp", False),
+    ("What is this?", None, "guitar.webp", True),
 )
-"""(text, modality that the model must make, picture in mini's data)."""
+"""(text, modality that the model must generate, thumbnail, whether it is sent too)."""
+RETRY_TEMPERATURE = 0.7
+"""Of another answer to the same message, where the settings are greedy."""
 TOGETHER = 4
 """Sessions that are answered at the same time; they share the chat's engine."""
 
@@ -51,14 +55,46 @@ CSS = """
 .gradio-container { max-width: 60rem !important; width: 100%; margin: auto; }
 .gradio-container main, .gradio-container .tabs { width: 100%; }
 #conversation .example { border: 1px solid var(--border-color-primary); border-radius: 0.5rem; }
-#conversation .image-frame img { width: 16rem; object-fit: contain !important; }
+label.selected { background: var(--primary-700) !important; }
+#conversation .examples { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
+#conversation .example :has(> img) { width: auto !important; height: auto !important; }
+#conversation .example :has(> img) { overflow: visible !important; }
+#conversation .example img { width: 4rem; height: 4rem; object-fit: contain; }
+#conversation .chatbot { white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; }
+#conversation .note .chatbot { font-size: 0.75rem; opacity: 0.85; }
+#conversation .image-frame img { width: auto; min-width: 8rem; max-width: 100%; height: auto; }
+#conversation .image-frame img { object-fit: contain !important; }
+/* Errors appear above the message box, where the person has just looked. */
+.toast-wrap { top: auto !important; bottom: 9rem; left: 0 !important; right: 0 !important; }
+.toast-wrap { margin: auto; max-width: min(92vw, 34rem); }
+.tabs button[role=tab].selected, [data-testid=block-info], .info-text,
+[data-testid=block-label], #camera .wrap, #camera .wrap * {
+  color: var(--body-text-color) !important; }
+:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
+@media (prefers-reduced-motion: reduce) { * { animation: none !important; } }
 #conversation .minimal-audio-player { height: 3rem !important; min-width: 14rem; }
 #conversation video { width: 16rem; max-width: 100%; height: auto; }
 #conversation [aria-label="Share"] { display: none; } /* it would upload to another host */
 #conversation .placeholder { padding: 0 1rem; }
+#title { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 footer { display: none !important; }
 @media (max-width: 40rem) { .gradio-container { padding: 0.25rem !important; } }
 """
+
+_ON_LOAD = """() => {
+  // What Gradio leaves unnamed for keyboards and screen readers, whenever the page changes.
+  const name = () => {
+    document.querySelectorAll('#conversation .examples').forEach(e => {
+      e.setAttribute('role', 'group'); e.setAttribute('aria-label', 'Examples'); });
+    document.querySelectorAll('#conversation .image-container > button:not([aria-label])')
+      .forEach(e => e.setAttribute('aria-label', 'Enlarge the picture'));
+    document.querySelectorAll('#conversation [data-testid=bot]').forEach(e =>
+      e.parentElement.classList.toggle('note',
+        /^(seed \\d+|stopped)( · .*)?$/.test(e.innerText.trim())));
+  };
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+  name();
+}"""
 
 
 def theme() -> gr.themes.Base:
@@ -72,12 +108,13 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
     inputs = chat.model.renderer.input_keys
     examples = _examples(chat)
     shown = [
-        {"text": text, "display_text": text + (" (a picture)" if file else "")}
-        for text, _, file in examples
+        {"text": text, "display_text": text, "icon": str(thumbnail)}
+        for text, thumbnail, _ in examples
     ]
     with gr.Blocks(title=f"{name}: chat", analytics_enabled=False, fill_height=True) as page:
         # The name of the session; its secret is not a password, only the storage's encoding.
         token = gr.BrowserState(None, storage_key="mmllm-demo", secret="mmllm-demo-state")
+        gr.HTML(f"<h1>{html.escape(name)}</h1>", elem_id="title")
         with gr.Tab("Chat"):
             conversation = gr.Chatbot(
                 elem_id="conversation",
@@ -102,19 +139,20 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 file_count="multiple",
                 interactive=False,  # until the session is known
             )
-            if "image" in inputs:
-                with gr.Accordion("Camera", open=False, elem_id="camera"):
+            with gr.Accordion("Camera, save, load", open=False, elem_id="more"):
+                if "image" in inputs:
                     camera = gr.Image(
+                        elem_id="camera",
                         sources=["webcam"],
                         type="filepath",
-                        show_label=False,
+                        label="Camera",
                         buttons=[],
                         webcam_options=gr.WebcamOptions(mirror=False),
                     )
-            with gr.Row(elem_id="keep"):
-                save = gr.Button("Save conversation", size="sm")
-                load = gr.UploadButton("Load conversation", size="sm", file_types=[".zip"])
-                zipped = gr.DownloadButton(visible="hidden", elem_id="zipped")
+                with gr.Row(elem_id="keep"):
+                    save = gr.Button("Save conversation", size="sm")
+                    load = gr.UploadButton("Load conversation", size="sm", file_types=[".zip"])
+                    zipped = gr.DownloadButton(visible="hidden", elem_id="zipped")
         with gr.Tab("Settings"):
             settings = build_settings(chat)
         with gr.Tab("About"):
@@ -149,6 +187,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
             if parts:
                 with session.change():
                     session.turns.append(Turn(Message("user", tuple(parts))))
+                    session.retries = 0
             return session.token, shown_turns(session.turns), None
 
         def photograph(path: str | None, value: dict[str, Any]) -> tuple[Any, ...]:
@@ -156,18 +195,19 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
             return None, {"text": value.get("text", ""), "files": files}
 
         def example(token: str | None, chosen: gr.SelectData) -> tuple[Any, ...]:
-            text, _, file = examples[chosen.index]
+            text, thumbnail, is_sent = examples[chosen.index]
             session = sessions.open(token)
             files = []
-            if file:
-                files = [session.new_file(Path(file).suffix)]
-                shutil.copyfile(locate("data") / file, files[0])
+            if is_sent:
+                files = [session.new_file(thumbnail.suffix)]
+                shutil.copyfile(thumbnail, files[0])
             return take(session.token, {"text": text, "files": files})
 
         def again(token: str | None) -> tuple[Any, ...]:
             session = sessions.open(token)
             with session.change():
                 drop_answers(session)
+                session.retries += 1
             return session.token, shown_turns(session.turns)
 
         def undo(token: str | None) -> tuple[Any, ...]:
@@ -192,6 +232,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                     return session.token, shown_turns(session.turns)
                 words = [Text(text)] if text.strip() else []
                 session.turns[index:] = [Turn(Message("user", (*media, *words)))]
+                session.retries = 0
             return session.token, shown_turns(session.turns)
 
         def clear(token: str | None) -> None:
@@ -208,7 +249,10 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 yield [*shown_turns(session.turns), partial_answer(pieces)], BUSY
             if session.turns and session.turns[-1].message.role == "user":
                 try:
-                    with closing(stream_reply(chat, session, settings.read(values))) as looks:  # pyright: ignore
+                    request = settings.read(values)
+                    if session.retries:
+                        request = _varied(request, session.retries)
+                    with closing(stream_reply(chat, session, request)) as looks:  # pyright: ignore
                         for pieces in looks:
                             yield [*shown_turns(session.turns), partial_answer(pieces)], BUSY
                 except Exception as error:
@@ -271,6 +315,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
         said = [token, conversation, box]
         entered = page.load(told(enter), token, [token, conversation, box], **quick, **private)
         entered.then(**following)
+        page.load(None, js=_ON_LOAD, **private)
         if "image" in inputs:
             camera.input(told(photograph), [camera, box], [camera, box], **quick, **private)
         box.submit(told(take), [token, box], said, **warned).success(**replying)
@@ -291,15 +336,27 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
     return page
 
 
-def _examples(chat: Chat) -> list[tuple[str, str | None, str | None]]:
-    """Those of EXAMPLES that this model can do."""
+def _examples(chat: Chat) -> list[tuple[str, Path, bool]]:
+    """Those of EXAMPLES that this model can do: (text, thumbnail, whether it is sent too)."""
     renderer = chat.model.renderer
+    folder = locate("data") / PICTURES
     return [
-        (text, makes, file)
-        for text, makes, file in EXAMPLES
+        (text, folder / file, is_sent)
+        for text, makes, file, is_sent in EXAMPLES
         if (makes is None or makes in renderer.output_keys)
-        and (file is None or "image" in renderer.input_keys)
+        and (not is_sent or "image" in renderer.input_keys)
     ]
+
+
+def _varied(request: dict[str, Any], retries: int) -> dict[str, Any]:
+    """The options of another answer to the same message: other seed, and sampled words, because
+    greedy ones would be the same."""
+    varied = dict(request)
+    if "seed" in varied:
+        varied["seed"] = (varied["seed"] + retries) % 2**63
+    if not varied.get("temperature"):
+        varied["temperature"] = RETRY_TEMPERATURE
+    return varied
 
 
 BUSY = {"__type__": "update", "submit_btn": False, "stop_btn": True}

@@ -112,6 +112,8 @@ class BrowserSession:
     replying: threading.Lock = field(default_factory=threading.Lock)
     partial: list[Piece] = field(default_factory=list)
     """The answer in the making, as far as it is."""
+    retries: int = 0
+    """Answers to the last message that were replaced by another."""
     _files: int = 0
 
     @property

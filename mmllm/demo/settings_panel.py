@@ -125,30 +125,34 @@ def build_settings(chat: Chat) -> SettingsPanel:
             elem_id=f"wish-{modality}",
         )
         add(wish, "modalities", modality)
-    for modality, key in outputs.items():
-        decoder = chat.model.decoders[key]
-        with gr.Accordion(f"{MODALITY_NAMES[modality].capitalize()}s", open=False):
-            for option in filter(_WIDGETS.__contains__, decoder.request_options):
-                widget = _WIDGETS[option](decoder.min_steps, getattr(decoder.config, option))
-                add(widget, "decoders", modality, option)
-    with gr.Accordion("Words", open=False):
-        add(
-            gr.Slider(
-                0, 2, usual.temperature, step=0.05, label="Temperature", info="0: the likeliest"
-            ),
-            "temperature",
-        )
-        add(gr.Slider(0.05, 1, usual.top_p, step=0.05, label="Top p"), "top_p")
-        add(gr.Number(usual.top_k, label="Top k", info="0: all", precision=0, minimum=0), "top_k")
-        add(
-            gr.Slider(1, 2, usual.repetition_penalty, step=0.05, label="Repetition penalty"),
-            "repetition_penalty",
-        )
-        longest = chat.model.llm.max_length
-        add(
-            gr.Slider(1, longest, usual.max_new_tokens, step=1, label="Most tokens"),
-            "max_new_tokens",
-        )
-        add(gr.Slider(0, 8, usual.max_media, step=1, label="Most media"), "max_media")
-        add(gr.Textbox(label="Stop at", info="One text a line", lines=2), "stop")
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        for modality, key in outputs.items():
+            decoder = chat.model.decoders[key]
+            with gr.Accordion(f"{MODALITY_NAMES[modality].capitalize()}s", open=False):
+                for option in filter(_WIDGETS.__contains__, decoder.request_options):
+                    widget = _WIDGETS[option](decoder.min_steps, getattr(decoder.config, option))
+                    add(widget, "decoders", modality, option)
+        with gr.Accordion("Words", open=False):
+            add(
+                gr.Slider(
+                    0, 2, usual.temperature, step=0.05, label="Temperature", info="0: the likeliest"
+                ),
+                "temperature",
+            )
+            add(gr.Slider(0.05, 1, usual.top_p, step=0.05, label="Top p"), "top_p")
+            add(
+                gr.Number(usual.top_k, label="Top k", info="0: all", precision=0, minimum=0),
+                "top_k",
+            )
+            add(
+                gr.Slider(1, 2, usual.repetition_penalty, step=0.05, label="Repetition penalty"),
+                "repetition_penalty",
+            )
+            longest = chat.model.llm.max_length
+            add(
+                gr.Slider(1, longest, usual.max_new_tokens, step=1, label="Most tokens"),
+                "max_new_tokens",
+            )
+            add(gr.Slider(0, 8, usual.max_media, step=1, label="Most media"), "max_media")
+            add(gr.Textbox(label="Stop at", info="One text a line", lines=2), "stop")
     return SettingsPanel(widgets, places, reuse)
