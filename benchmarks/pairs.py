@@ -111,10 +111,10 @@ def main(about: str, bars: Mapping[str, Callable[[Options], Sequence[Row]]]) -> 
     rows: list[Row] = []
     for name in given.bars or bars:
         began = time.perf_counter()
-        found = list(bars[name](Options(given.pairs, given.seconds)))
+        measured = list(bars[name](Options(given.pairs, given.seconds)))
         console.note(f"{name}: {time.perf_counter() - began:.0f} s")
-        rows += found
-        for row in found:
+        rows += measured
+        for row in measured:
             console.echo(_line(row))
     if given.json:
         facts = {**_machine(given.threads), "pairs": given.pairs, "seconds": given.seconds}

@@ -14,7 +14,7 @@ from mmllm.conversation import Message, assistant, user
 from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
 from mmllm.errors import CheckpointError
 from mmllm.features.cache import FeatureCache
-from mmllm.kernels import linear_cross_entropy as head
+from mmllm.kernels import linear_cross_entropy
 from mmllm.kernels.prepacked_linear import FrozenLinear
 from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
@@ -351,7 +351,7 @@ def test_logits_in_chunks_give_the_same_loss_and_gradients(
         return forward(layer, x)
 
     monkeypatch.setattr(FrozenLinear, "forward", spy)
-    monkeypatch.setattr(head, "CHUNK_SIZE", 3)
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_SIZE", 3)
     torch.testing.assert_close(terms_of(tiny_model, batch)["text"].total, whole)
     found = gradients_of(tiny_model, batch)
     assert max(sizes) == 3

@@ -20,7 +20,7 @@ from mmllm import model as models
 from mmllm.cli import FAILED, main
 from mmllm.config import RunConfig
 from mmllm.errors import AssetError, ConfigError
-from mmllm.kernels import packed_attention as packing
+from mmllm.kernels import packed_attention
 from mmllm.llm import loading
 from mmllm.llm.adapters import LoraOptions
 from mmllm.llm.loading import CausalLMConfig
@@ -180,9 +180,7 @@ def test_activations_are_what_autograd_keeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the layers alone: what stands for the logits is taken off."""
-    monkeypatch.setattr(
-        packing, "MAX_MATH_KEYS", 0
-    )  # the fused kernel's, as on the GPUs that are planned
+    monkeypatch.setattr(packed_attention, "MAX_MATH_KEYS", 0)  # the fused kernel, as on GPUs
     llm = loading.build(CausalLMConfig(str(llama), lora), dtype=torch.bfloat16)
     if lora:
         llm.attach_lora()
