@@ -169,7 +169,7 @@ class Chat:
         wait for some of it); then there is no Done, and the engine holds nothing of the call.
 
         Args:
-            previews: whether Progress carries small pictures, at the cost of a few more passes of
+            previews: whether Progress carries small images, at the cost of a few more passes of
                 the decoder's VAE.
 
         Other arguments and errors are those of `reply`.

@@ -36,7 +36,7 @@ class Progress:
         modality: the medium's modality.
         step: from 1 to `steps`.
         steps: number of steps.
-        preview: a small picture of what there is, now and then, if previews were asked for.
+        preview: a small image of what there is, now and then, if previews were asked for.
         batch_index: the medium's place in the batch in which the request's media are made.
     """
 

@@ -73,9 +73,9 @@ class MediaRequest:
             other.options,
         )
 
-    def show(self, pictures: list[Medium]) -> None:
+    def show(self, images: list[Medium]) -> None:
         """Take M previews, for the next Progress."""
-        self._previews = list(pictures)
+        self._previews = list(images)
 
     def report(self, step: int, steps: int) -> None:
         """Emit the Progress of each medium. Raises Cancelled, and what the sink raises."""
@@ -174,8 +174,8 @@ class DecoderQueue(CooperativeScheduler):
             if all(request.error for request in batch):
                 raise Cancelled
 
-        def on_preview(pictures: list[Medium]) -> None:
-            for request, shown in zip(batch, _split_by(batch, pictures), strict=True):
+        def on_preview(images: list[Medium]) -> None:
+            for request, shown in zip(batch, _split_by(batch, images), strict=True):
                 if request.previews:
                     request.show(shown)
 
