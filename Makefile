@@ -19,7 +19,7 @@ LAUNCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet \
 # Everything here works without a model hub, so none is asked.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo mini test test-gpu check lint types docs format install lock clean
+.PHONY: help demo mini test test-gpu check lint types docs site format install lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -121,6 +121,15 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/pytest -q tests/test_docs.py tests/test_layering.py tests/cli/test_entry.py
+
+site: $(INSTALLED)  ## the documentation with its API reference: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+docs/hello.ipynb: demos/hello.py | $(INSTALLED)
+	@mkdir -p build
+	$(BIN)/jupytext --to ipynb --output build/hello.ipynb $<
+	PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --execute --to notebook --inplace build/hello.ipynb
+	mv build/hello.ipynb $@
 
 format: $(INSTALLED)  ## write the code as ruff likes it
 	$(BIN)/ruff check --fix .

@@ -1,24 +1,39 @@
-"""The Python API in a few lines: draw, go on from there, play a sound, look at a picture.
+# %% [markdown]
+# # Hello, mini
+#
+# The Python API in a few lines: draw, go on from there, play a sound, look at an image.
+# `python demos/hello.py` runs them; `make docs/hello.ipynb` makes a notebook of them, in which each
+# reply is shown as what it is.
 
-python demos/hello.py
-"""
-
+# %%
 import mmllm
-from mmllm import Image, console, user
+from mmllm import Image, console
 
 chat = mmllm.load("mini")
 
-conversation = [user("Draw a red apple.")]
-reply = chat.reply(conversation, seed=0)
-console.echo(f"{conversation[0].text} -> {reply.media}")
+# %% [markdown]
+# A conversation keeps its turns, so the second question is about the first answer.
 
-conversation += [reply.message, user("What did you draw?")]
-console.echo(f"{conversation[-1].text} -> {chat.reply(conversation, seed=0).text}")
+# %%
+conversation = chat.conversation()
+drawn = conversation.reply("Draw a red apple.", seed=0)
+console.echo(drawn)
+drawn
 
-bell = chat.reply([user("Let me hear a bell.")], modalities={"audio": "force"}, seed=0)
-bell.media[0].save("bell.wav")
+# %%
+console.echo(conversation.reply("What did you draw?", seed=0).text)
 
-for medium in reply.media:
-    apple = medium.save("apple.png")
-    answer = chat.reply([user("What is this?", Image(apple))], modalities={"image": "forbid"})
-    console.echo(f"What is this? {apple} -> {answer.text}")
+# %% [markdown]
+# A reply may be asked for in one modality. Every file says inside that a model made it.
+
+# %%
+bell = chat.reply("Let me hear a bell.", modalities=["audio"], seed=0)
+bell.save("bell.wav")
+bell
+
+# %% [markdown]
+# What goes in may be text, images, sounds and clips, in any order.
+
+# %%
+apple = drawn.image.save("apple.png")
+console.echo(chat.reply("What is this?", Image(apple)).text)

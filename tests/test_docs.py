@@ -74,7 +74,9 @@ def test_a_command_exists(line: str) -> None:
         if arguments or "`" not in line:
             command.make_context(command.name, arguments or ["X"] * bool(command.params))
     elif program == "python":
-        assert (ROOT / words[0]).is_file()
+        module = words[1].replace(".", "/") if words[0] == "-m" else ""
+        places = [f"{module}.py", f"{module}/__main__.py"] if module else words[:1]
+        assert any((ROOT / place).is_file() for place in places)
     elif program == "sbatch":
         assert any((ROOT / word).is_file() for word in words)
     elif program == "pre-commit":
