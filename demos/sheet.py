@@ -1,8 +1,9 @@
-"""One picture of what a model draws, animates and plays: the picture in the README.
+"""One moving picture of what a model draws, animates and plays: the picture in the README.
 
     python demos/sheet.py --model mini --out docs/mini.webp [--seed 0]
 
-Every prompt is asked once, all with the same seed.
+Every prompt is asked once, all with the same seed. Clips move; a line passes over the spectrograms
+of sounds as they would be heard.
 """
 
 import argparse
@@ -15,77 +16,87 @@ from mmllm import Audio, Video, console, user
 from mmllm.conversation import Medium
 from mmllm.gallery import spectrogram
 
-IMAGE_PROMPTS = (
+PROMPTS = (
     "Draw a dog.",
     "Draw a goat.",
     "Paint a rainbow.",
     "I'd like to see a microphone.",
     "Sketch a tractor, please.",
-    "Draw a magnet.",
     "Show me a pumpkin.",
-    "Draw a clown.",
-)
-OTHER_PROMPTS = (
     "Animate a penguin.",
     "Play the sound of a trumpet.",
+    "Draw a clown.",
     "Animate an alarm clock.",
     "Play the sound of an ambulance.",
+    "Draw a magnet.",
 )
-CELL, LINE, FRAMES = 144, 34, 4
+COLUMNS, CELL, LINE = 6, 168, 34
+FRAMES, FPS = 16, 8
+"""Of the moving picture: two seconds, as long as the sounds."""
 
 
 def main() -> None:
     options = arguments()
     console.set_up_logging()
     chat = mmllm.load(options.model)
-    prompts = IMAGE_PROMPTS + OTHER_PROMPTS
     replies = chat.reply_many(
-        [[user(prompt)] for prompt in prompts], seeds=[options.seed] * len(prompts)
+        [[user(prompt)] for prompt in PROMPTS], seeds=[options.seed] * len(PROMPTS)
     )
-    cells = [
-        cell(prompt, reply.text, reply.media, 1 if prompt in IMAGE_PROMPTS else 2)
-        for prompt, reply in zip(prompts, replies, strict=True)
+    rows = -(-len(PROMPTS) // COLUMNS)
+    pages = [
+        Image.new("RGB", (COLUMNS * CELL, rows * (CELL + 2 * LINE)), "white") for _ in range(FRAMES)
     ]
-    page = Image.new("RGB", (8 * CELL, 2 * (CELL + 2 * LINE)), "white")
-    x = y = 0
-    for image in cells:
-        page.paste(image, (x, y))
-        x += image.width
-        if x >= page.width:
-            x, y = 0, y + image.height
+    for number, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
+        left, top = number % COLUMNS * CELL, number // COLUMNS * (CELL + 2 * LINE)
+        for page, moment in zip(pages, moments(prompt, reply.text, reply.media), strict=True):
+            page.paste(moment, (left, top))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    page.save(options.out, quality=90)
+    pages[0].save(
+        options.out,
+        save_all=True,
+        append_images=pages[1:],
+        duration=1000 // FPS,
+        loop=0,
+        quality=80,
+        method=6,
+    )
     console.echo(f"{options.out}: {options.out.stat().st_size / 1e3:.0f} kB")
 
 
-def cell(prompt: str, text: str, media: list[Medium], width: int) -> Image.Image:
-    """The prompt, the reply's first medium and its text."""
-    image = Image.new("RGB", (width * CELL, CELL + 2 * LINE), "white")
-    pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(11)
-    middle = image.width // 2
-    pen.text((middle, LINE // 2), prompt, "#555555", font, anchor="mm")
-    scale = width * CELL / pen.textlength(text, font)
-    small = ImageFont.load_default(11 * min(1.0, scale))
-    pen.text((middle, CELL + LINE + LINE // 2), text, "black", small, anchor="mm")
-    for x, tile in tiles(media[0]) if media else []:
-        image.paste(tile, (x, LINE + (CELL - tile.height) // 2))
-    return image
+def moments(prompt: str, text: str, media: list[Medium]) -> list[Image.Image]:
+    """The prompt, the first medium, and the words of the reply, at each frame."""
+    blank = Image.new("RGB", (CELL, CELL + 2 * LINE), "white")
+    pen = ImageDraw.Draw(blank)
+    for line, y, colour in ((prompt, LINE // 2, "#555555"), (text, CELL + LINE * 3 // 2, "black")):
+        font = ImageFont.load_default(12)
+        font = ImageFont.load_default(12 * min(1.0, (CELL - 6) / pen.textlength(line, font)))
+        pen.text((CELL // 2, y), line, colour, font, anchor="mm")
+    tiles = frames_of(media[0]) if media else []
+    cells = []
+    for frame in range(FRAMES):
+        cell = blank.copy()
+        if tiles:
+            cell.paste(tiles[frame % len(tiles)], (8, LINE + 8))
+        cells.append(cell)
+    return cells
 
 
-def tiles(medium: Medium) -> list[tuple[int, Image.Image]]:
-    """Where to paste what: a picture, frames of a clip in a row, or a spectrogram."""
+def frames_of(medium: Medium) -> list[Image.Image]:
+    """One tile for an image, one a frame for a clip, and FRAMES for a sound."""
+    side = CELL - 16
     if isinstance(medium, Audio):
-        picture = spectrogram(medium).to_pil()
-        return [(8, picture.resize((2 * CELL - 16, CELL - 24), Image.Resampling.LANCZOS))]
+        picture = spectrogram(medium).to_pil().resize((side, side), Image.Resampling.LANCZOS)
+        tiles = [picture.copy() for _ in range(FRAMES)]
+        for frame, tile in enumerate(tiles):
+            x = side * frame // FRAMES
+            ImageDraw.Draw(tile).line([(x, 0), (x, side)], "white", 2)
+        return tiles
     if isinstance(medium, Video):
-        frames = medium.to_numpy()[:: max(len(medium.to_numpy()) // FRAMES, 1)][:FRAMES]
-        side = 2 * CELL // FRAMES
         return [
-            (place * side, Image.fromarray(frame).resize((side, side), Image.Resampling.LANCZOS))
-            for place, frame in enumerate(frames)
+            Image.fromarray(frame).resize((side, side), Image.Resampling.LANCZOS)
+            for frame in medium.to_numpy()
         ]
-    return [(8, medium.to_pil().resize((CELL - 16, CELL - 16), Image.Resampling.LANCZOS))]
+    return [medium.to_pil().resize((side, side), Image.Resampling.LANCZOS)]
 
 
 def arguments() -> argparse.Namespace:
