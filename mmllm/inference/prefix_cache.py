@@ -114,7 +114,7 @@ def _media_key(medium: Medium) -> Hashable:
     """A name of a medium's content; a file that was written to again has another one."""
     if medium.array is not None:
         rates = getattr(medium, "sample_rate", None), getattr(medium, "fps", None)
-        soundtrack = getattr(medium, "sound", None)
+        soundtrack = getattr(medium, "audio", None)
         content = medium_identity(replace(medium, source=None))
         return content, medium.array.shape, rates, soundtrack and _media_key(soundtrack)
     if not isinstance(medium.source, str | Path):
