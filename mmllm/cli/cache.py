@@ -66,17 +66,17 @@ def _fill(config: str, overrides: Sequence[str], ray: str | None) -> Path:
 
 
 def _prune(folder: Path, keep: Sequence[str] | None) -> None:
-    from mmllm.features import store
+    from mmllm.features import maintenance
 
-    freed = store.prune(folder, set(keep) if keep else None)
+    freed = maintenance.prune(folder, set(keep) if keep else None)
     console.echo(f"{folder}: {freed / 1e6:.1f} MB freed")
 
 
 def _verify(folder: Path) -> None:
     """Print damaged files; exit code 1 if there are any."""
-    from mmllm.features import store
+    from mmllm.features import maintenance
 
-    damaged, unverified = store.verify(folder)
+    damaged, unverified = maintenance.verify(folder)
     for path, reason in damaged:
         console.echo(f"{path}: {reason}")
     if unverified:
@@ -93,9 +93,9 @@ def _verify(folder: Path) -> None:
 
 
 def _list(folder: Path) -> None:
-    from mmllm.features import store
+    from mmllm.features import maintenance
 
-    for entry in store.list_namespaces(folder):
+    for entry in maintenance.list_namespaces(folder):
         console.echo(
             f"{entry.kind:10} {entry.part:16} {entry.fingerprint}  {entry.items:7,} items "
             f"({entry.duplicates} twice)  {entry.shards} shards  {entry.bytes / 1e6:.1f} MB"

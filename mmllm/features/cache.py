@@ -19,7 +19,8 @@ from tqdm import tqdm
 from mmllm.conversation import Medium
 from mmllm.data.rendering import Rendered
 from mmllm.errors import MediaError
-from mmllm.features.store import DamagedShardError, FeatureStore, FeatureTensors, Namespace
+from mmllm.features.namespace import DamagedShardError, FeatureTensors, Namespace
+from mmllm.features.store import FeatureStore
 from mmllm.kernels.devices import to_device
 from mmllm.media import Embedded
 from mmllm.model import AnyToAny

@@ -10,17 +10,20 @@ not mapped, so they count as nobody's memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmllm.errors import CacheError
 from mmllm.utils import files
 
 SUFFIX = ".index"
@@ -133,3 +136,36 @@ def name_of(paths: Iterable[Path]) -> str:
     facts = sorted(f"{path.name}:{path.stat().st_size}" for path in paths)
     text = "\n".join([f"format {_FORMAT}", *facts])
     return hashlib.sha256(text.encode()).hexdigest()[:32] + SUFFIX
+
+
+def open_index(
+    folder: Path,
+    paths: set[Path],
+    read: Callable[[list[Path]], tuple[list[np.ndarray], dict[str, Any]]],
+    *,
+    again: bool = False,
+) -> Index | None:
+    """The index of some files, made by whoever comes first, or `again`; None for no files. Where
+    the folder cannot be written, each process makes its own, elsewhere."""
+    if not paths:
+        return None
+    path = folder / name_of(paths)
+    if not again:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return Index(path)
+    older = set(folder.glob(f"*{SUFFIX}"))
+    parts, about = read(sorted(paths))
+    if not parts:
+        return None
+    try:
+        write(path, parts, about)
+    except OSError:
+        with (
+            files.write_errors(folder, CacheError, "set TMPDIR to a folder that takes its index"),
+            tempfile.TemporaryDirectory() as own,
+        ):
+            write(Path(own) / path.name, parts, about)
+            return Index(Path(own) / path.name)  # stays open, though its name is gone
+    for stale in older - {path}:
+        stale.unlink(missing_ok=True)
+    return Index(path)

@@ -1,0 +1,96 @@
+"""Maintenance of a feature cache on disk: list its namespaces, verify it, prune it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmllm.errors import CacheError
+from mmllm.features.namespace import read_metadata
+from mmllm.features.shard import SHARD_PATTERN, keys_in, verify_shard
+from mmllm.features.store import read_hash_list
+from mmllm.utils import files
+
+
+@dataclass(frozen=True)
+class NamespaceStats:
+    """Sizes of one namespace."""
+
+    kind: str
+    part: str
+    fingerprint: str
+    items: int
+    duplicates: int
+    shards: int
+    bytes: int
+
+
+def list_namespaces(folder: Path) -> list[NamespaceStats]:
+    """Return the sizes of all namespaces of a cache folder. Raises CacheError if it has none."""
+    namespaces = sorted(path.parent for path in folder.glob("*/room.json"))
+    if not namespaces:
+        raise CacheError(f"{folder}: no feature cache there")
+    sizes = []
+    for namespace in namespaces:
+        about, keys, total, count = read_metadata(namespace), set(), 0, 0
+        shards = sorted(namespace.glob(SHARD_PATTERN))
+        for shard in shards:
+            found = keys_in(shard)
+            keys |= found
+            count += len(found)
+            total += shard.stat().st_size
+        sizes.append(
+            NamespaceStats(
+                about["kind"],
+                about["part"],
+                about["fingerprint"],
+                len(keys),
+                count - len(keys),
+                len(shards),
+                total,
+            )
+        )
+    return sizes
+
+
+def verify(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """Read every tensor of every shard and compare it with its checksum. Returns the damaged files
+    and why, and the shards that have no checksums, being of an earlier version."""
+    list_namespaces(folder)
+    damaged, unverified = [], []
+    for path in sorted(folder.glob(f"*/{SHARD_PATTERN}")):
+        try:
+            if not verify_shard(path):
+                unverified.append(path)
+        except (OSError, ValueError) as error:
+            damaged.append((path, str(error)))
+    for path in sorted((folder / "files").glob("*.json")):
+        try:
+            read_hash_list(path)
+        except (OSError, ValueError) as error:
+            damaged.append((path, str(error)))
+    return damaged, unverified
+
+
+def prune(folder: Path, keep: set[str] | None = None) -> int:
+    """Delete partial and damaged files, whole shards of duplicates, and the namespaces whose
+    fingerprints are not in `keep` (None: keep all). Returns the bytes that became free. Nothing
+    may be writing meanwhile."""
+    list_namespaces(folder)
+    doomed = list(folder.glob(f"*/*{files.PARTIAL}")) + [path for path, _ in verify(folder)[0]]
+    for namespace in sorted(path.parent for path in folder.glob("*/room.json")):
+        if keep is not None and read_metadata(namespace)["fingerprint"] not in keep:
+            doomed += [file for file in namespace.iterdir() if file not in doomed]
+            continue
+        seen: set[str] = set()
+        for shard in sorted(set(namespace.glob(SHARD_PATTERN)) - set(doomed)):
+            keys = keys_in(shard)
+            if keys <= seen:
+                doomed.append(shard)
+            seen |= keys
+    freed = sum(path.stat().st_size for path in doomed)
+    for path in doomed:
+        path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    return freed
