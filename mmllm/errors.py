@@ -1,4 +1,4 @@
-"""What users can be told: each class names a kind of trouble, each message what, where and how."""
+"""The exceptions of mmllm. A message says what is wrong and where, what was expected, and a remedy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _QUOTED = 120
-"""Characters of a foreign value that a message quotes."""
+"""Characters of an input value that a message quotes at most."""
 _BITS = 1024
-"""Of an integer that is quoted by its digits."""
+"""Integers of more bits are quoted by their number of digits."""
 _REASON = 300
-"""Characters of a library's message that a message of ours quotes."""
+"""Characters of a library's message that a message of mmllm quotes at most."""
 
 
 def quoted(value: object) -> str:
-    """`repr(value)`, cut to a length that fits into a message, whatever the value holds: long
-    texts, long lists, deep nesting. What is cut is never built, so large values cost nothing."""
+    """Return `repr(value)`, shortened to fit into a message. The parts left out of long texts, long
+    lists and deep nesting are never formatted, so large values cost no time."""
     short = _Repr()
     short.maxlevel = 3
     short.maxstring = short.maxother = _QUOTED
@@ -27,8 +27,8 @@ def quoted(value: object) -> str:
 
 
 class _Repr(reprlib.Repr):
-    """`reprlib.Repr` that also shortens integers of thousands of digits, which Python refuses to
-    write out."""
+    """A `reprlib.Repr` that also shortens integers of thousands of digits, which Python refuses to
+    convert to text."""
 
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() <= _BITS:
@@ -41,19 +41,19 @@ class MmllmError(Exception):
 
 
 class ConfigError(MmllmError, ValueError):
-    """A configuration that cannot be meant."""
+    """A configuration that is invalid: an unknown key, a wrong type, or values that contradict."""
 
 
 class MediaError(MmllmError, ValueError):
-    """A medium that is missing, damaged, empty, too large or of another kind."""
+    """A medium that is missing, damaged, empty, too large or of another modality."""
 
 
 class MissingMediaError(MediaError):
-    """A medium whose file is not there."""
+    """A medium whose file does not exist."""
 
 
 class OversizedMediaError(MediaError):
-    """A medium beyond the limits; it was not decoded."""
+    """A medium that exceeds the limits (mmllm.media.limits); it was not decoded."""
 
 
 class OutsideRootError(MediaError):
@@ -61,7 +61,8 @@ class OutsideRootError(MediaError):
 
 
 class RowError(MediaError):
-    """A row of a dataset that is no conversation; training skips and counts it, as bad media."""
+    """A row of a dataset that is no valid conversation; training skips and counts it, like media
+    that cannot be read."""
 
 
 class EmptyCaptionError(RowError):
@@ -69,7 +70,7 @@ class EmptyCaptionError(RowError):
 
 
 class PlaceholderError(RowError):
-    """Placeholders and media that do not match."""
+    """A row whose placeholders do not match its media."""
 
 
 class LongRowError(RowError):
@@ -77,15 +78,15 @@ class LongRowError(RowError):
 
 
 class AssetError(MmllmError, OSError):
-    """A component's weights or a data file that cannot be had."""
+    """Weights or data files that cannot be found or downloaded."""
 
 
 class CacheError(MmllmError, ValueError):
-    """A feature cache that lacks what is needed, is damaged, or was made by other parts."""
+    """A feature cache that is incomplete, damaged, or was computed by other components."""
 
 
 class CheckpointError(MmllmError, ValueError):
-    """A checkpoint that is absent, damaged, or made for another model."""
+    """A checkpoint that is missing, damaged, or of another model."""
 
 
 class ContextError(MmllmError, ValueError):
@@ -98,9 +99,15 @@ class TrainingError(MmllmError, RuntimeError):
 
 @contextmanager
 def wrap_errors(kind: type[MmllmError], what: object) -> Iterator[None]:
-    """Whatever a library raises within it becomes `kind`, with `what` before its message: a file
-    that others wrote can be wrong in more ways than its reader has words for. A panic of a library
-    in Rust, which is no Exception, is among it; mmllm's own errors pass."""
+    """Convert any exception of a library inside the block into an error of class `kind`.
+
+    Panics of libraries in Rust, which are BaseExceptions, are converted too; mmllm's own errors
+    pass unchanged.
+
+    Args:
+        kind: the class of the new error.
+        what: what failed; the message is `what: reason`.
+    """
     try:
         yield
     except MmllmError:
@@ -112,8 +119,8 @@ def wrap_errors(kind: type[MmllmError], what: object) -> Iterator[None]:
 
 
 def brief_reason(error: BaseException) -> str:
-    """What is said of an exception: the first line of its message, cut, and its class where the
-    message alone would tell nothing."""
+    """Return a short description of an exception: the first line of its message, shortened, after
+    its class where the message alone would be unclear."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = next(iter(text.strip().splitlines()), "")
     line = line if len(line) <= _REASON else f"{line[: _REASON - 1]}…"

@@ -1,8 +1,8 @@
 """A cache of the outputs of frozen encoders and decoders: features, caption embeddings, latents.
 
-They are the same in every epoch. `precompute` computes them in batches before training; a batch
-then only looks them up, in memory or in a folder that outlives the run and that many processes
-share (mmllm.features.store).
+These outputs are the same in every epoch. `precompute` computes them in batches before training;
+batches then look them up, in memory or in a folder that outlives the run and that many processes
+can share (mmllm.features.store).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ FEATURES, CONDITIONS, LATENTS = "features", "conditions", "latents"
 
 
 class DeviceRequired(Exception):
-    """A frozen part has to compute something, but this is a data worker: a forked process, in
-    which an accelerator cannot be used."""
+    """A frozen component would have to run in a data worker: a forked process, in which an
+    accelerator cannot be used."""
 
 
 class FeatureCache:
@@ -42,10 +42,10 @@ class FeatureCache:
     keeps their outputs.
 
     Args:
-        model: whose encoders and decoders are run.
-        enabled: if False nothing is kept, and samples go through the encoders in every step.
-        denoise: whether latents are wanted.
-        store: a cache on disk; None keeps everything in memory.
+        model: the model whose frozen encoders and decoders are run.
+        enabled: whether outputs are kept; if not, samples go through the encoders in every step.
+        denoise: whether latents are needed, for the denoising loss.
+        store: the cache on disk; None keeps all outputs in memory.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class FeatureCache:
         for span in item.inputs:
             if self.enabled:
                 self.input_media(span.key, [span.medium])
-            else:  # read once: the batch takes what was read here
+            else:  # the batch takes the samples that were read here: media are read once
                 name = (span.key, self._name(span.medium))
                 self._samples[name] = self._take_sample(name, span.medium)
         for span in item.outputs:
@@ -128,14 +128,14 @@ class FeatureCache:
         part: tuple[int, int] = (0, 1),
         only: Container[str] | None = None,
     ) -> list[tuple[str, str]]:
-        """Run the frozen parts in batches over every distinct medium and caption of `items`.
+        """Run the frozen components in batches over every distinct medium and caption of `items`.
 
         Args:
             items: rendered conversations.
             progress: whether to show a progress bar.
-            part: (i, n): compute every n-th missing entry, beginning with the i-th, so that n
-                processes share the work.
-            only: compute nothing but these entries, named as by `missing`.
+            part: (i, n): compute every n-th missing entry, beginning with the i-th, to share the
+                work among n processes.
+            only: compute these entries only, named as by `missing`; None computes all.
 
         Returns:
             (name, error) of each medium that cannot be read.
@@ -168,14 +168,14 @@ class FeatureCache:
             total=len(to_encode) + len(to_latents) + len(to_embed),
             desc="frozen parts",
             unit="item",
-            disable=not progress or None,  # None: drawn on terminals only
+            disable=not progress or None,  # None: shown on terminals only
             leave=False,
         ) as bar:
             for key, group in _grouped(to_encode):
                 bad += self._encode(key, group, skip_bad=True, tick=bar.update)
             for key, group in _grouped(to_embed):
                 self._embed(key, group, tick=bar.update)
-                if not self.denoise:  # so that one pipeline at a time is in memory
+                if not self.denoise:  # keep one pipeline in memory at a time
                     self.model.decoders[key].release()
             for key, medium in to_latents:
                 try:
@@ -201,7 +201,7 @@ class FeatureCache:
         return names
 
     def _requests(self, item: Rendered) -> Iterator[tuple[str, str, Medium]]:
-        """(kind, key, medium) of each entry that a batch with this item needs."""
+        """Yield (kind, key, medium) of each entry that a batch with this item needs."""
         for span in item.inputs:
             yield FEATURES, span.key, span.medium
         for span in item.outputs:
@@ -210,7 +210,7 @@ class FeatureCache:
                 yield LATENTS, span.key, span.medium
 
     def _missing(self, kind: str, key: str, medium: Medium) -> str | None:
-        """The name of an entry, or None if it is cached. Raises MediaError."""
+        """Return the name of an entry, or None if it is cached. Raises MediaError."""
         name = _hash(_caption(medium)) if kind == CONDITIONS else self._name(medium)
         return None if name in self._namespace(kind, key) else f"{kind}/{key}/{name}"
 
@@ -223,10 +223,11 @@ class FeatureCache:
         skip_bad: bool = False,
         tick: Callable[[int], object] = lambda _: None,
     ) -> list[tuple[str, str]]:
-        """Compute features that are missing.
+        """Compute the missing features of some media.
 
         Returns:
-            (name, error) of the media that cannot be read; without `skip_bad` the first one raises.
+            (name, error) of each medium that cannot be read; without `skip_bad` the first one
+            raises MediaError.
         """
         namespace = self._namespace(FEATURES, key)
         missing = {name: m for m in media if (name := self._name(m)) not in namespace}
@@ -260,6 +261,7 @@ class FeatureCache:
     def _embed(
         self, key: str, captions: Sequence[str], *, tick: Callable[[int], object] = lambda _: None
     ) -> None:
+        """Compute the missing caption embeddings of some captions."""
         namespace = self._namespace(CONDITIONS, key)
         missing = [c for c in dict.fromkeys(captions) if _hash(c) not in namespace]
         for start in range(0, len(missing), _BATCH):
@@ -276,15 +278,15 @@ class FeatureCache:
     def _entries(
         self, kind: str, key: str, names: Sequence[str], compute: Callable[[], object]
     ) -> list[FeatureTensors]:
-        """Look up entries after `compute` has added those that are missing. Entries in a damaged
-        shard count as missing; in a complete cache, where nothing may be computed, they raise
-        CacheError."""
+        """Look up entries after `compute` has added the missing ones. Entries in a damaged shard
+        count as missing; in a complete cache, where nothing may be computed, they raise CacheError.
+        """
         namespace = self._namespace(kind, key)
         while True:
             compute()
             try:
                 return [namespace[name] for name in names]
-            except DamagedShardError:  # its shard is not read again, so this ends
+            except DamagedShardError:  # that shard is not read again, so the loop ends
                 if self.store is None or self.store.complete:
                     raise
 
@@ -296,7 +298,7 @@ class FeatureCache:
         return self._namespaces[kind, key]
 
     def _part(self, kind: str, key: str) -> tuple[str, str]:
-        """The path of a frozen component in the system config, and its fingerprint."""
+        """Return the path of a frozen component in the system config, and its fingerprint."""
         part = (self.model.encoders if kind == FEATURES else self.model.decoders)[key]
         group = "encoders" if kind == FEATURES else "decoders"
         return f"{group}.{key}", str(part.fingerprint)
@@ -311,14 +313,14 @@ class FeatureCache:
         return self.store.key(medium) if self.store else medium_identity(medium)
 
     def _take_sample(self, name: tuple[str, str], medium: Medium) -> Tensor:
-        """The samples that `check` has read already, or those of the medium read now."""
+        """Return the samples that `check` has read already, or read the medium now."""
         ready = self._samples.pop(name, None)
         encoder = self.model.encoders[name[0]]
         return encoder.preprocess(medium) if ready is None else ready  # pyright: ignore
 
 
 def medium_identity(medium: Medium) -> str:
-    """Return a name for the content of a medium: its path or place, or the hash of its data."""
+    """Return a name for the content of a medium: its path, or the hash of its data."""
     if isinstance(medium.source, str | Path | Embedded):
         return str(medium.source)
     data = medium.source if medium.source is not None else medium.to_numpy().tobytes()

@@ -1,11 +1,11 @@
-"""A table of records on disk that are found by name; nothing of it stays in memory.
+"""A hash table of records on disk, looked up by name without being loaded into memory.
 
-    length and CRC-32 of the head | JSON head | starts and CRC-32s of buckets | records by hash
+    length and CRC-32 of the header | JSON header | starts and CRC-32s of buckets | records by hash
 
-Names are hashed to 128 bits, whose first bits are the bucket: a look-up reads where it starts and
-ends, and then its few records, which must have its checksum. A file is written whole or not at all,
-and made again from what it tells of when that has changed, or when it is damaged. Files are read,
-not mapped, so they count as nobody's memory.
+Names are hashed to 128 bits, whose first bits select the bucket. A look-up reads the start and end
+of the bucket, then its few records, and compares their checksum. An index is written atomically; it
+is rebuilt when the files that it indexes have changed, or when it is damaged. It is read with
+`pread`, not memory-mapped, so it does not count as memory of any process.
 """
 
 from __future__ import annotations
@@ -28,19 +28,31 @@ from mmllm.utils import files
 
 SUFFIX = ".index"
 _BUCKET = 16
-"""Records of a bucket, about."""
+"""Mean number of records per bucket."""
 _HEAD = 12
-"""Bytes before the JSON head: eight of its length, four of its checksum."""
+"""Bytes before the JSON header: eight of its length, four of its checksum."""
 _EDGE = np.dtype([("start", "<u8"), ("checksum", "<u4")])
 _FORMAT = 2
-"""Part of an index's name, so that those of other formats are not looked at."""
+"""Version of the format. It is part of an index's file name, so other versions are not opened."""
 
 
 class Index:
-    """`index[name]`: the records of a name. `about`: what the writer told of the whole."""
+    """An open index file: `index[name]` returns the records of a name.
+
+    Args:
+        path: a file that `write` wrote.
+
+    Attributes:
+        about: what the writer stored about all records.
+        type: numpy dtype of a record.
+        count: number of records.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is no index, damaged, or truncated.
+    """
 
     def __init__(self, path: Path):
-        """Raises OSError or ValueError for a file that is none, or is not whole."""
         self.path = path
         self._file = path.open("rb", buffering=0)
         size = os.fstat(self._file.fileno()).st_size
@@ -60,7 +72,8 @@ class Index:
             raise ValueError(f"{path} is not whole")
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Raises OSError or ValueError where the file is damaged."""
+        """Return the records of a name, maybe none. Raises OSError or ValueError if the file is
+        damaged."""
         high, low = hash_of(name)
         bucket = high >> (64 - self._bits) if self._bits else 0
         edges = self._read(self._edges + _EDGE.itemsize * bucket, 2 * _EDGE.itemsize)
@@ -74,7 +87,7 @@ class Index:
         return found[(found["high"] == high) & (found["low"] == low)]
 
     def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
-        """Data workers that do not inherit the open file open it again."""
+        """Pickle the path: a data worker that does not inherit the open file opens it again."""
         return Index, (self.path,)
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -82,7 +95,7 @@ class Index:
 
 
 def hash_of(name: str) -> tuple[int, int]:
-    """128 bits in two numbers."""
+    """Return a 128-bit hash of a name as two 64-bit integers, the high bits first."""
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
@@ -90,7 +103,12 @@ def hash_of(name: str) -> tuple[int, int]:
 def records(
     names: Sequence[str], fields: Mapping[str, tuple[str, Sequence[Any] | np.ndarray]]
 ) -> np.ndarray:
-    """Records of names, with fields {name: (numpy type, a value a record)}."""
+    """Build an array of records, one per name.
+
+    Args:
+        names: the names by which the records are found.
+        fields: field -> (numpy dtype, one value per record).
+    """
     kinds = {name: kind for name, (kind, _) in fields.items()}
     found = np.empty(len(names), dtype=[("high", "<u8"), ("low", "<u8"), *kinds.items()])
     hashes = np.array([hash_of(name) for name in names], dtype="<u8").reshape(-1, 2)
@@ -101,7 +119,16 @@ def records(
 
 
 def write(path: Path, parts: Iterable[np.ndarray], about: Mapping[str, Any]) -> None:
-    """An index of records of one type; the file appears when it is whole. Raises OSError."""
+    """Write an index atomically.
+
+    Args:
+        path: the file to write.
+        parts: arrays of records of one dtype, see `records`.
+        about: JSON data about all records.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     table = np.concatenate(list(parts))
     table = table[np.lexsort((table["low"], table["high"]))]
     bits = max(len(table) // _BUCKET, 1).bit_length() - 1
@@ -126,13 +153,13 @@ def write(path: Path, parts: Iterable[np.ndarray], about: Mapping[str, Any]) -> 
 
 
 def _checksum(start: int, records: bytes | memoryview) -> int:
-    """Of a bucket's records and of where they start."""
+    """Return the CRC-32 of a bucket's records and of its start."""
     return zlib.crc32(records, start & 0xFFFFFFFF)
 
 
 def name_of(paths: Iterable[Path]) -> str:
-    """What an index of these files is called: another name when one is added, gone or changed in
-    size."""
+    """Return the file name of an index of these files: it differs if a file is added or removed, or
+    changes its size."""
     facts = sorted(f"{path.name}:{path.stat().st_size}" for path in paths)
     text = "\n".join([f"format {_FORMAT}", *facts])
     return hashlib.sha256(text.encode()).hexdigest()[:32] + SUFFIX
@@ -145,8 +172,21 @@ def open_index(
     *,
     again: bool = False,
 ) -> Index | None:
-    """The index of some files, made by whoever comes first, or `again`; None for no files. Where
-    the folder cannot be written, each process makes its own, elsewhere."""
+    """Open the index of some files; build it first if it does not exist.
+
+    Args:
+        folder: where the index is kept. If the folder cannot be written, the index is built in a
+            temporary folder, for this process alone.
+        paths: the files that are indexed.
+        read: returns the records of the files, and the header of the index.
+        again: whether to rebuild an index that exists.
+
+    Returns:
+        The index; None if there are no files or no records.
+
+    Raises:
+        CacheError: no folder takes the index.
+    """
     if not paths:
         return None
     path = folder / name_of(paths)
@@ -165,7 +205,7 @@ def open_index(
             tempfile.TemporaryDirectory() as own,
         ):
             write(Path(own) / path.name, parts, about)
-            return Index(Path(own) / path.name)  # stays open, though its name is gone
+            return Index(Path(own) / path.name)  # stays open after the folder is deleted
     for stale in older - {path}:
         stale.unlink(missing_ok=True)
     return Index(path)

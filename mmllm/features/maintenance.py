@@ -14,7 +14,14 @@ from mmllm.utils import files
 
 @dataclass(frozen=True)
 class NamespaceStats:
-    """Sizes of one namespace."""
+    """The contents and size of one namespace.
+
+    kind: "features", "conditions" or "latents".
+    part: the component's path in the system config.
+    items: number of distinct keys.
+    duplicates: number of entries whose key is in another shard too.
+    bytes: size of all shards.
+    """
 
     kind: str
     part: str
@@ -26,7 +33,7 @@ class NamespaceStats:
 
 
 def list_namespaces(folder: Path) -> list[NamespaceStats]:
-    """Return the sizes of all namespaces of a cache folder. Raises CacheError if it has none."""
+    """Return the size of each namespace of a cache folder. Raises CacheError if it has none."""
     namespaces = sorted(path.parent for path in folder.glob("*/room.json"))
     if not namespaces:
         raise CacheError(f"{folder}: no feature cache there")
@@ -54,8 +61,18 @@ def list_namespaces(folder: Path) -> list[NamespaceStats]:
 
 
 def verify(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
-    """Read every tensor of every shard and compare it with its checksum. Returns the damaged files
-    and why, and the shards that have no checksums, being of an earlier version."""
+    """Read every tensor of every shard and compare it with its checksum.
+
+    Args:
+        folder: the folder of the cache.
+
+    Returns:
+        (path, reason) of each damaged file, and the shards without checksums, which earlier
+        versions wrote.
+
+    Raises:
+        CacheError: the folder holds no cache.
+    """
     list_namespaces(folder)
     damaged, unverified = [], []
     for path in sorted(folder.glob(f"*/{SHARD_PATTERN}")):
@@ -73,9 +90,20 @@ def verify(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
 
 
 def prune(folder: Path, keep: set[str] | None = None) -> int:
-    """Delete partial and damaged files, whole shards of duplicates, and the namespaces whose
-    fingerprints are not in `keep` (None: keep all). Returns the bytes that became free. Nothing
-    may be writing meanwhile."""
+    """Delete drafts, damaged files, shards that hold only duplicates, and unwanted namespaces.
+
+    No other process may write to the cache meanwhile.
+
+    Args:
+        folder: the folder of the cache.
+        keep: fingerprints of the namespaces to keep; None keeps all.
+
+    Returns:
+        The number of bytes freed.
+
+    Raises:
+        CacheError: the folder holds no cache.
+    """
     list_namespaces(folder)
     doomed = list(folder.glob(f"*/*{files.PARTIAL}")) + [path for path, _ in verify(folder)[0]]
     for namespace in sorted(path.parent for path in folder.glob("*/room.json")):

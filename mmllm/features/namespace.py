@@ -40,7 +40,7 @@ FeatureTensors = dict[str, Tensor]
 
 
 class DamagedShardError(CacheError):
-    """The content of a shard differs from what was written. It is not read again."""
+    """A shard whose content differs from what was written. It is not read again."""
 
 
 class Namespace:
@@ -49,8 +49,8 @@ class Namespace:
     New entries stay in memory until `flush`, which is called as soon as they fill a shard.
 
     Args:
-        folder: made when something is written.
-        metadata: kind, component and fingerprint, for people and for `list_namespaces`.
+        folder: the folder of its shards; it is created on the first write.
+        metadata: kind, component and fingerprint, written to the folder for `list_namespaces`.
     """
 
     def __init__(self, folder: Path, metadata: Mapping[str, str]):
@@ -58,7 +58,8 @@ class Namespace:
         self.metadata = metadata
         self._seen = set(folder.glob(SHARD_PATTERN))
         self._index = open_index(folder, self._seen, index_shards)
-        self._later: dict[str, dict[str, TensorLocation]] = {}  # of shards that came since, by key
+        # Tensors by key in shards that were written after the index was opened.
+        self._later: dict[str, dict[str, TensorLocation]] = {}
         self._damaged: set[Path] = set()
         self._new: dict[str, FeatureTensors] = {}
         self._new_bytes = 0
@@ -70,9 +71,9 @@ class Namespace:
         """Return the tensors of a key.
 
         Raises:
-            KeyError: it is not cached.
-            DamagedShardError: its shard is damaged; from now on the key is found in
-                another shard, or missing.
+            KeyError: the key is not cached.
+            DamagedShardError: its shard is damaged; from now on the key is found in another shard,
+                or is missing.
         """
         if key in self._new:
             return self._new[key]
@@ -88,7 +89,7 @@ class Namespace:
             self.flush()
 
     def flush(self) -> None:
-        """Write new entries as one shard. Raises CacheError if the disk refuses it."""
+        """Write the new entries as one shard. Raises CacheError if it cannot be written."""
         if not self._new:
             return
         files.remove_stale_drafts(self.folder)
@@ -106,13 +107,13 @@ class Namespace:
         self._new, self._new_bytes = {}, 0
 
     def describe(self) -> None:
-        """Write room.json where it is missing or damaged. Raises OSError."""
+        """Write the metadata to room.json if it is missing or damaged. Raises OSError."""
         path, text = self.folder / "room.json", json.dumps(self.metadata, indent=1)
         if not path.exists() or path.read_bytes() != text.encode():
             files.atomic_write(path, text)
 
     def refresh(self) -> None:
-        """Find the shards that other processes have written since."""
+        """Find the shards that other processes have written since the last refresh."""
         for path in set(self.folder.glob(SHARD_PATTERN)) - self._seen:
             try:
                 self._add(path)
@@ -126,7 +127,7 @@ class Namespace:
             self._later.setdefault(key, {})[tensor] = place
 
     def _places(self, key: str) -> dict[str, TensorLocation]:
-        """Where the tensors of a key lie, by name, in shards that are not known to be damaged."""
+        """Return the locations of a key's tensors by name, in shards not known to be damaged."""
         later = self._later.get(key, {})
         if later and not self._damaged.intersection(place.shard for place in later.values()):
             return later
@@ -177,6 +178,7 @@ class Namespace:
 
 
 def read_metadata(folder: Path) -> dict[str, str]:
+    """Return the metadata of the namespace in `folder`. Raises CacheError if it is unreadable."""
     try:
         return json.loads((folder / "room.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -185,7 +187,7 @@ def read_metadata(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _written(folder: Path) -> Iterator[None]:
-    """Raises CacheError for what the disk does not take."""
+    """Convert failures to write inside the block into CacheError."""
     with files.write_errors(
         folder, CacheError, "free some space, or let stage.cache be another folder"
     ):

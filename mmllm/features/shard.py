@@ -29,20 +29,21 @@ logger = logging.getLogger(__name__)
 
 SHARD_PATTERN = "*.safetensors"
 _CHECKSUMS = "crc32"
-"""Entry of a shard's metadata: JSON {tensor: checksum}. Shards of earlier versions have none."""
+"""Key of a shard's metadata that holds JSON {tensor: checksum}. Shards of earlier versions lack it.
+"""
 NO_CHECKSUM = -1
-"""Stands in an index for the checksum of a tensor that has none."""
+"""Value in an index for a tensor that has no checksum."""
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
     **{"U8": torch.uint8, "BOOL": torch.bool},
 }
-"""What safetensors calls them."""
+"""The name of each dtype in safetensors -> the dtype in torch."""
 
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where one tensor lies: `offset` bytes into `shard`; `dtype` as safetensors names it."""
+    """The location of one tensor: `offset` bytes into `shard`; `dtype` is a key of `DTYPES`."""
 
     shard: Path
     dtype: str
@@ -59,8 +60,12 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def tensors_in(path: Path) -> list[tuple[str, TensorLocation]]:
-    """Every tensor of a shard by its whole name; raises OSError or ValueError for a file that is
-    not whole."""
+    """Read the header of a shard: (full name, location) of each tensor.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the header is damaged, or the file has another size than it implies.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -69,7 +74,7 @@ def tensors_in(path: Path) -> list[tuple[str, TensorLocation]]:
             raise ValueError("no safetensors header")
         head = json.loads(stream.read(length))
     try:
-        metadata = head.pop("__metadata__", None)  # absent in those of earlier versions
+        metadata = head.pop("__metadata__", None)  # absent in shards of earlier versions
         sums = dict.fromkeys(head, NO_CHECKSUM)
         if metadata:
             sums = json.loads(metadata[_CHECKSUMS])
@@ -96,6 +101,7 @@ def tensors_in(path: Path) -> list[tuple[str, TensorLocation]]:
 
 
 def keys_in(path: Path) -> set[str]:
+    """Return the keys of the entries in a shard; no keys if it is damaged."""
     try:
         return {name.partition("/")[0] for name, _ in tensors_in(path)}
     except (OSError, ValueError):
@@ -103,7 +109,15 @@ def keys_in(path: Path) -> set[str]:
 
 
 def verify_shard(path: Path) -> bool:
-    """Whether the shard has checksums. Raises OSError or ValueError where it is damaged."""
+    """Compare every tensor of a shard with its checksum, and check that all values are finite.
+
+    Returns:
+        Whether the shard has checksums; those of earlier versions have none.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the shard is damaged.
+    """
     known = True
     with path.open("rb") as stream:
         for name, place in tensors_in(path):
@@ -120,7 +134,15 @@ def verify_shard(path: Path) -> bool:
 
 
 def index_shards(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """One record a tensor: file, layout (type and shape) and offset."""
+    """Build the records of an index of shards, one per tensor: file, layout, offset, checksum.
+
+    Args:
+        paths: the shards; damaged ones are skipped with a warning.
+
+    Returns:
+        Arrays of records, and the header of the index: file names, tensor names, and layouts
+        (dtype and shape).
+    """
     layouts: dict[tuple[str, tuple[int, ...]], int] = {}
     names: dict[str, None] = {}
     parts = []
@@ -160,16 +182,24 @@ def _tensor_checksum(name: str, value: Tensor) -> int:
 
 
 def checksum(name: str, dtype: str, shape: tuple[int, ...], data: Any) -> int:
-    """The CRC-32 of a tensor's bytes and of what is said of them, so that none passes for another
-    and no damaged header or index for a whole one."""
+    """Return the CRC-32 of a tensor's bytes, name, dtype and shape: damage to a header or an index
+    is detected like damage to the data.
+
+    Args:
+        name: "<key>/<name>".
+        dtype: a key of `DTYPES`.
+        shape: the tensor's shape.
+        data: its bytes, as any buffer.
+    """
     return zlib.crc32(data, zlib.crc32(f"{name} {dtype} {list(shape)}".encode()))
 
 
 @functools.lru_cache(maxsize=256)
 def open_shard(path: Path) -> io.FileIO:
-    """Shards are never written again, so that an open one stays what it is."""
+    """Open a shard for reading and keep it open; a shard never changes once it is written."""
     return io.FileIO(path)
 
 
 def warn_damaged(path: Path, error: object) -> None:
+    """Log a warning that a damaged shard is skipped."""
     logger.warning("passing over a damaged shard of the cache: %s: %s", path, error)

@@ -1,17 +1,17 @@
-"""The feature cache on disk: what frozen parts say of media and captions, found by content.
+"""The feature cache on disk: outputs of frozen encoders and decoders, keyed by content.
 
-    FOLDER/<kind>-<fingerprint>/room.json         what part made this, in words
-    FOLDER/<kind>-<fingerprint>/<shard>.safetensors   tensors "<key>/<name>", their CRC-32s
-    FOLDER/files/<list>.json                      path, size, time -> hash of the content
-    …/<hash>.index                                where everything lies, made from these files
+    FOLDER/<kind>-<fingerprint>/room.json         metadata of a namespace: the component it is of
+    FOLDER/<kind>-<fingerprint>/<shard>.safetensors   tensors "<key>/<name>" and their CRC-32s
+    FOLDER/files/<list>.json                      "path:size:mtime" -> SHA-256 of the content
+    …/<hash>.index                                locations of all entries, built from these files
 
-A key is the hash of a medium's bytes or of a caption; a namespace belongs to one frozen component
+A key is the hash of a medium's bytes or of a caption. A namespace belongs to one frozen component
 with one fingerprint, so a stale entry is never found. Shards are written atomically
-(mmllm.utils.files): any number of processes and machines fill one folder without a server, and a
-killed one leaves nothing but a draft. Every tensor is verified when it is read, by a checksum of
-its bytes, name, type and shape. Entries of other processes are found through an index on disk
-(mmllm.features.index), so that memory does not grow with the cache. Nothing is unpickled, and a
-complete cache can be read from a read-only file system.
+(mmllm.utils.files): any number of processes and machines can fill one folder without a server, and
+a killed process leaves nothing but a draft. Every tensor is verified when it is read, by a checksum
+of its bytes, name, dtype and shape. Entries of other processes are found through an index on disk
+(mmllm.features.index), so memory does not grow with the cache. Nothing is unpickled, and a complete
+cache can be read from a read-only file system.
 """
 
 from __future__ import annotations
@@ -39,18 +39,21 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureStore:
-    """A folder of namespaces.
+    """A feature cache on disk: a folder of namespaces.
 
     Args:
-        folder: where they lie.
-        complete: nothing may be computed; a missing entry is an error.
+        folder: the folder of the cache; it is created on the first write.
+        complete: whether every entry must exist: a missing one is an error, nothing is computed.
+
+    Raises:
+        CacheError: no index of the entries can be written, neither in the folder nor in TMPDIR.
     """
 
     def __init__(self, folder: str | Path, *, complete: bool = False):
         self.folder = Path(folder).expanduser()
         self.complete = complete
         self._namespaces: dict[str, Namespace] = {}
-        self._hashes: dict[str, str] = {}  # of files that no list had when this was opened
+        self._hashes: dict[str, str] = {}  # of files that were in no list when this was opened
         self._lists = set((self.folder / "files").glob("*.json"))
         self._listed = open_index(self.folder / "files", self._lists, _index_hash_lists)
         self._new_hashes: dict[str, str] = {}
@@ -61,19 +64,26 @@ class FeatureStore:
         Args:
             kind: "features", "conditions" or "latents".
             part: the component's path in the system config, such as "encoders.image".
-            fingerprint: identifies its weights and preprocessing.
+            fingerprint: the hash that identifies its weights and preprocessing.
         """
         name = f"{kind}-{fingerprint}"
         if name not in self._namespaces:
             about = {"kind": kind, "part": part, "fingerprint": fingerprint}
             self._namespaces[name] = Namespace(self.folder / name, about)
             if (self.folder / name).is_dir():
-                with contextlib.suppress(OSError):  # it may be read-only
+                with contextlib.suppress(OSError):  # the folder may be read-only
                     self._namespaces[name].describe()
         return self._namespaces[name]
 
     def missing(self, kind: str, part: str, fingerprint: str, what: str) -> CacheError:
-        """Return the error for an entry that is missing and may not be computed."""
+        """Return the error for an entry that is missing from a complete cache.
+
+        Args:
+            kind: "features", "conditions" or "latents".
+            part: the component's path in the system config.
+            fingerprint: that of the component.
+            what: the medium or caption, for the message.
+        """
         others = sorted(
             about["fingerprint"]
             for about in map(read_metadata, self.folder.glob(f"{kind}-*"))
@@ -86,8 +96,9 @@ class FeatureStore:
         )
 
     def key(self, medium: Medium) -> str:
-        """Return the SHA-256 of a medium's content; that of a file is kept with its size and time.
-        Raises MediaError for a file that cannot be read."""
+        """Return the SHA-256 of a medium's content. The hash of a file is stored with its size and
+        modification time, so that an unchanged file is read once. Raises MediaError for a file that
+        cannot be read."""
         source = medium.source
         if isinstance(source, Embedded):
             source = source.read()
@@ -108,7 +119,7 @@ class FeatureStore:
         return self._hashes[name]
 
     def _look_up(self, name: str) -> str | None:
-        """The hash of a file that a list has."""
+        """Return the stored hash of the file "path:size:mtime", or None."""
         for again in (False, True):
             if self._listed is None:
                 return None
@@ -124,8 +135,8 @@ class FeatureStore:
         return None
 
     def flush(self) -> None:
-        """Write what is new. Raises CacheError where features cannot be written; hashes of files,
-        which only spare reading them again, need not be."""
+        """Write new entries and new file hashes. Raises CacheError if entries cannot be written; a
+        failure to write file hashes, which only save time later, is logged."""
         for namespace in self._namespaces.values():
             namespace.flush()
         if self._new_hashes:
@@ -138,11 +149,12 @@ class FeatureStore:
             self._new_hashes = {}
 
     def refresh(self) -> None:
+        """Find the entries that other processes have written since the last refresh."""
         for namespace in self._namespaces.values():
             namespace.refresh()
 
     def index(self) -> None:
-        """Leave an index of everything, so that those who may only read need not make their own."""
+        """Write an index of all entries, so that processes that cannot write need not build it."""
         for namespace in self._namespaces.values():
             open_index(namespace.folder, set(namespace.folder.glob(SHARD_PATTERN)), index_shards)
         lists = set((self.folder / "files").glob("*.json"))
@@ -150,7 +162,7 @@ class FeatureStore:
 
 
 def _index_hash_lists(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """One record a file whose hash is known."""
+    """Return index records of lists of file hashes, one record per file, and an empty header."""
     parts = []
     for path in paths:
         try:
@@ -164,7 +176,8 @@ def _index_hash_lists(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, An
 
 
 def read_hash_list(path: Path) -> dict[str, bytes]:
-    """Raises OSError or ValueError for a list of files' hashes that is damaged."""
+    """Return {"path:size:mtime": SHA-256} of one list of file hashes. Raises OSError or ValueError
+    if it is damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         found = {str(name): bytes.fromhex(value) for name, value in known.items()}

@@ -1,1 +1,1 @@
-"""Small tools without a subject of their own; they import nothing of mmllm but its errors."""
+"""Small general-purpose helpers; they import nothing of mmllm but its errors."""

@@ -1,4 +1,4 @@
-"""Optional dependencies: one message that names the extra to install."""
+"""Imports of optional dependencies, with an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ def import_extra(module: str, *, extra: str, needed_by: str) -> ModuleType:
     """Import a module of a package that an extra of mmllm installs.
 
     Args:
-        module: its dotted name.
+        module: the dotted name of the module.
         extra: the extra in mmllm's pyproject.toml.
-        needed_by: what needs it, for the message.
+        needed_by: the feature that needs the module, for the message.
+
+    Returns:
+        The module.
 
     Raises:
-        ConfigError: names the package, and the command that installs it.
+        ConfigError: the package is not installed; the message names the command that installs it.
 
     Example:
         >>> import_extra("open_clip", extra="encoders", needed_by="encoders of type open_clip")

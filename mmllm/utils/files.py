@@ -1,9 +1,9 @@
 """Atomic writes: files and folders are written completely or not at all, even if the process is
 killed or the power fails.
 
-Content is written to a draft beside its place, `.NAME.NAMESPACE-PID.partial`, synced to the disk
-and renamed. The draft's name holds the process that writes it, so that a later process recognises
-and deletes what a dead one left behind.
+Content is written to a draft in the same folder, `.NAME.NAMESPACE-PID.partial`, synced to the disk
+and renamed. The draft's name identifies the process that writes it, so that later processes
+recognise and delete the drafts of dead ones.
 """
 
 from __future__ import annotations
@@ -28,20 +28,27 @@ _REPLACED = ".replaced"
 _ABANDONED = 24 * 3600.0
 """Seconds without a change after which a draft of an unknown process counts as abandoned."""
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS, errno.EACCES, errno.EBADF}
-"""Errors of file systems that cannot sync a folder, or need not."""
+"""Errors of file systems that cannot sync a folder, or need no sync."""
 
 
 @contextmanager
 def write_errors(path: Path, kind: type[MmllmError], remedy: str) -> Iterator[None]:
-    """Convert any failure to write inside the block (disk full, quota, read-only file system) into
-    one error of class `kind` that names the path, the system's reason and a remedy."""
+    """Convert failures to write inside the block (disk full, quota, read-only file system) into an
+    error with the path, the system's reason and a remedy.
+
+    Args:
+        path: the file or folder that is written.
+        kind: the class of the error.
+        remedy: what the user can do, as the end of the message.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except MmllmError:
         raise
-    except Exception as error:  # safetensors' own is no OSError, that of tokenizers a bare one
+    # SafetensorError is no OSError; tokenizers raises a plain Exception.
+    except Exception as error:
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
             raise
         why = getattr(error, "strerror", None) or brief_reason(error)
@@ -52,7 +59,7 @@ def write_errors(path: Path, kind: type[MmllmError], remedy: str) -> Iterator[No
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a draft folder that replaces `folder` when the block succeeds.
 
-    If the block raises, the draft is deleted and `folder` stays as it was. At any moment either the
+    If the block raises, the draft is deleted and `folder` is unchanged. At any moment either the
     old or the new folder is complete on the disk: see `current_folder`. Raises OSError.
     """
     folder = Path(os.path.realpath(folder))
@@ -111,14 +118,14 @@ def sync(path: Path) -> None:
 
 
 def current_folder(folder: Path) -> Path:
-    """Return the complete folder of this name: `folder`, or its previous content where the process
-    was killed between the two renames of `atomic_folder`."""
+    """Return the complete folder of this name: `folder`, or its previous content if the process was
+    killed between the two renames of `atomic_folder`."""
     aside = _aside(folder)
     return aside if not folder.exists() and aside.is_dir() else folder
 
 
 def draft_path(path: Path) -> Path:
-    """Return a name beside `path`, on the same file system, that tells which process writes it."""
+    """Return the path of this process's draft of `path`, in the same folder."""
     path = path if path.name else path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.{process_namespace()}-{os.getpid()}{PARTIAL}")
 
@@ -127,9 +134,9 @@ def remove_stale_drafts(folder: Path, pattern: str = f"*{PARTIAL}", *, sole: boo
     """Delete the drafts in `folder` that no living process writes.
 
     Args:
-        folder: where to look.
-        pattern: glob of the drafts.
-        sole: nobody but the caller writes in this folder, so that every draft is stale.
+        folder: the folder that holds the drafts.
+        pattern: glob pattern of the drafts.
+        sole: whether only the caller writes to this folder, so that every draft is stale.
     """
     for draft in folder.glob(pattern):
         if sole or _is_abandoned(draft):
@@ -138,8 +145,8 @@ def remove_stale_drafts(folder: Path, pattern: str = f"*{PARTIAL}", *, sole: boo
 
 
 def recover_folder(folder: Path) -> None:
-    """Finish what killed processes began in a folder in which nobody but the caller writes: delete
-    their drafts, and restore folders that were being replaced."""
+    """Delete the drafts of killed processes and restore the folders that they were replacing, in a
+    folder to which only the caller writes."""
     remove_stale_drafts(folder, sole=True)
     for aside in folder.glob(f".*{_REPLACED}"):
         place = folder / aside.name.removeprefix(".").removesuffix(_REPLACED)
@@ -189,14 +196,20 @@ def process_namespace() -> str:
 def process_start_time(pid: int) -> str | None:
     """Return when a process of this namespace started, in clock ticks since boot.
 
-    None if there is no such process or only its exit code is left; "" where the system does not
-    say. Not psutil's creation time, which moves when the clock is set.
+    Unlike psutil's creation time, this does not change when the clock is set.
+
+    Args:
+        pid: the process id.
+
+    Returns:
+        The start time; None if there is no such process or only its exit code is left; "" if the
+        system does not report it.
     """
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return None
-    except PermissionError:  # it exists and belongs to another user
+    except PermissionError:  # the process exists and belongs to another user
         pass
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -224,7 +237,7 @@ def _replace_folder(draft: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
-    """Where a folder's previous content lies while it is being replaced."""
+    """Return the path of a folder's previous content while the folder is being replaced."""
     folder = folder if folder.name else folder.absolute()
     return folder.with_name(f".{folder.name}{_REPLACED}")
 
@@ -242,6 +255,6 @@ def _is_abandoned(draft: Path) -> bool:
         return process_start_time(int(pid)) is None
     try:
         changed = max(path.stat().st_mtime for path in (draft, *draft.rglob("*")))
-    except OSError:  # it is being written, or deleted
+    except OSError:  # the draft is being written or deleted
         return False
     return time.time() - changed > _ABANDONED

@@ -20,7 +20,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_files(paths: Iterable[str | Path]) -> str:
-    """Return one hash of the contents of several files, in order: the SHA-256 of their SHA-256s.
+    """Return one hash of the contents of several files: the SHA-256 of their SHA-256s, in order.
     Raises OSError."""
     total = hashlib.sha256()
     for path in paths:
@@ -29,8 +29,8 @@ def sha256_files(paths: Iterable[str | Path]) -> str:
 
 
 def fingerprint(tree: Any) -> str:
-    """Return 16 hexadecimal digits that identify plain data, whatever the order of its keys.
-    Values that JSON does not know count by their `str`."""
+    """Return a hash of JSON-like data, 16 hexadecimal digits that do not depend on the order of
+    keys. Values that JSON cannot represent are replaced by their `str`."""
     return sha256(json.dumps(tree, sort_keys=True, default=str))[:16]
 
 

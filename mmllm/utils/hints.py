@@ -13,9 +13,9 @@ def nearest(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str |
     """Return the known name that is most similar to `name`, or None.
 
     Args:
-        name: what was given; compared by its first characters.
-        known: the names that would have been valid.
-        cutoff: least similarity in [0, 1], see `difflib.get_close_matches`.
+        name: the name that was given; its first characters are compared.
+        known: the valid names.
+        cutoff: minimum similarity in [0, 1], see `difflib.get_close_matches`.
     """
     matches = difflib.get_close_matches(str(name)[:_MAX_LENGTH], list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None

@@ -1,11 +1,12 @@
 """YAML for configs: plain data whose numbers and booleans keep their spelling.
 
 YAML 1.1 reads `no` and `on` as booleans, `1e-4` as text, `010` as eight, `1:30` as ninety and
-`2026-01-02` as a date. Only the type of a field says what was meant, so a scalar keeps its spelling
-(`SpelledScalar`) until a field takes it (mmllm.config). Numbers are parsed as in YAML 1.2 and JSON;
-dates and sexagesimal numbers stay text; keys are always text.
+`2026-01-02` as a date. The type of the config field decides what a scalar means, so a scalar keeps
+its spelling (`SpelledScalar`) until it is converted to that type (mmllm.config). Numbers are parsed
+as in YAML 1.2 and JSON; dates and sexagesimal numbers stay text; keys are always text.
 
-What is read may come from others: size, nesting and aliases are bounded; no tag makes an object.
+Documents may come from untrusted sources: size, nesting and aliases are bounded, and no tag creates
+an object.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 import yaml
 
 MAX_CHARACTERS = 2**17
-"""Of a document; PyYAML takes seconds for as many."""
+"""Maximum length of a document; PyYAML takes seconds for this many."""
 _MAX_NODES = 50_000
-"""Of a document whose aliases are written out."""
+"""Maximum number of nodes of a document, aliases expanded."""
 
 _BOOLEANS = {"yes": True, "no": False, "true": True, "false": False, "on": True, "off": False}
 _DECIMAL = re.compile(
@@ -34,7 +35,8 @@ _BOOLEAN = re.compile("|".join(f"{w}$|{w.title()}$|{w.upper()}$" for w in _BOOLE
 
 
 class SpelledScalar:
-    """A scalar of YAML that is not text: `plain` is what YAML says it is."""
+    """A YAML scalar that is not text: `spelling` as it is in the document, `plain` as YAML reads
+    it."""
 
     spelling: str
     plain: Any
@@ -62,7 +64,7 @@ class _Float(SpelledScalar, float):
 
 
 def without_spelling(tree: Any) -> Any:
-    """The same data without spellings, as YAML itself reads it."""
+    """Return the same data with every `SpelledScalar` replaced by its plain value."""
     if isinstance(tree, SpelledScalar):
         return tree.plain
     if isinstance(tree, Mapping):
@@ -73,7 +75,17 @@ def without_spelling(tree: Any) -> Any:
 
 
 def load(text: str) -> Any:
-    """Parse YAML into plain data and `SpelledScalar`. Raises ValueError for any other document."""
+    """Parse a YAML document into plain data and `SpelledScalar`.
+
+    Args:
+        text: one document.
+
+    Returns:
+        Dictionaries, lists, texts, None and `SpelledScalar`.
+
+    Raises:
+        ValueError: the text is no valid YAML, has duplicate keys, or exceeds the bounds.
+    """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"more than {MAX_CHARACTERS} characters")
     try:
@@ -94,12 +106,12 @@ def load(text: str) -> Any:
 
 
 def dump(tree: Any) -> str:
-    """Plain data -> YAML that `load`, and any other reader, takes for the same."""
+    """Return YAML that both `load` and other YAML readers parse to the same plain data."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of the module's first lines."""
+    """PyYAML's safe loader with the scalars that the module docstring describes."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -117,7 +129,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that one of the two readings would take for something else."""
+    """A dumper that quotes texts which YAML 1.1 or this module would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -150,13 +162,13 @@ def _boolean(loader: _Loader, node: yaml.ScalarNode) -> Any:
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """How many nodes there are below, aliases written out; raises ValueError above the bound."""
+    """Return the number of nodes in a tree, aliases expanded. Raises ValueError above the bound."""
     known = counts.get(id(node))
     if known is not None:
         if known == 0:
             raise ValueError("an alias that contains itself")
         return known
-    counts[id(node)] = 0  # until it is known: being counted
+    counts[id(node)] = 0  # marks a node that is being counted
     total = 1
     if not isinstance(node, yaml.ScalarNode):
         for entry in node.value:

@@ -1,4 +1,4 @@
-"""Silences other libraries while a model is loaded."""
+"""Suppression of messages and progress bars of other libraries while a model is loaded."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def quiet_libraries(
     errors_only: bool = True,
     drop: Callable[[str], bool] | None = None,
 ) -> Iterator[None]:
-    """Disable progress bars, and warnings if wanted, of transformers and diffusers.
+    """Disable progress bars, and optionally warnings, of transformers and diffusers in the block.
 
     Args:
-        libraries: "transformers", "diffusers"; both unless given.
-        errors_only: hide messages below errors of these libraries and of bitsandbytes, and
-            Python's warnings about what later versions will change.
-        drop: whether to hide a message of diffusers' pipeline loader.
+        libraries: "transformers", "diffusers"; both if none is given.
+        errors_only: whether to hide messages below level ERROR of these libraries and of
+            bitsandbytes, and Python's FutureWarning and DeprecationWarning.
+        drop: returns True for a message of diffusers' pipeline loader that is to be hidden.
     """
     names = libraries or ("transformers", "diffusers")
     modules = [importlib.import_module(f"{name}.utils.logging") for name in names]
     for module in modules:
-        module.get_verbosity()  # sets the library's logger up, which would reset its level later
+        module.get_verbosity()  # configures the library's logger, which would reset its level later
     with contextlib.ExitStack() as stack:
         for module in modules:
             if module.is_progress_bar_enabled():
@@ -50,7 +50,7 @@ def quiet_libraries(
 
 
 class _Keep(logging.Filter):
-    """Passes the records whose message is not dropped."""
+    """A filter that removes the records for whose message `drop` returns True."""
 
     def __init__(self, drop: Callable[[str], bool]) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
-"""Chat templates and patterns that others wrote, run in a process that ends itself.
+"""Untrusted chat templates and regular expressions, run in a subprocess with bounded resources.
 
-A template is a program: two loops inside each other, `9 ** 9 ** 9` or a text that doubles forty
-times keep whoever renders it, and no thread can be given up. So one small process per process of
-ours (this file as a script: the standard library and jinja2, no torch) renders for it, in bounded
-computing time and memory. It knows jinja as transformers has it (utils/chat_template_utils.py).
+A chat template is a program: nested loops, `9 ** 9 ** 9` or a text that doubles forty times block
+the thread that renders it, and a thread cannot be killed. Therefore each process starts one small
+subprocess (this file as a script: the standard library and jinja2, no torch) that renders templates
+and matches patterns in bounded CPU time and memory. Its jinja environment is that of transformers
+(utils/chat_template_utils.py).
 """
 
 from __future__ import annotations
@@ -21,35 +22,54 @@ from datetime import datetime
 from typing import IO, Any
 
 SECONDS = 1.0
-"""Of computing, for one template or pattern."""
+"""CPU time limit for one template or pattern."""
 _WAIT = 60.0
-"""Seconds until the process is ended from outside: where it cannot count its own."""
+"""Seconds of wall clock after which the subprocess is killed, where it cannot limit its CPU time.
+"""
 _MEMORY = 2**29
+"""Bytes of address space of the subprocess."""
 _CHARACTERS = 2**20
-"""Of a template's text, beside four times what it is given: a tokenizer takes seconds for more."""
+"""Maximum length of a rendered text, plus four times that of its variables: a tokenizer takes
+seconds for more."""
 
 
 class InputRejected(Exception):
-    """What a template, or the reader of a pattern, says against what it was given."""
+    """The template raised an error for its variables, or the pattern is invalid.
+
+    Args:
+        message: the error of the template or of the pattern's compiler.
+        syntax: whether the template itself is invalid, for all variables.
+    """
 
     def __init__(self, message: str, *, syntax: bool = False):
         super().__init__(message)
         self.syntax = syntax
-        """Whether no input at all would do."""
 
 
 class ResourcesExhausted(Exception):
-    """The time or the memory that it may take was not enough."""
+    """The template or pattern exceeded its time or memory limit."""
 
 
 def start() -> None:
-    """Have the process begin, so that nobody waits for it later."""
+    """Start the subprocess, so that the first request does not wait for it."""
     with _lock:
         _process()
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-    """A jinja template's text; raises InputRejected and ResourcesExhausted."""
+    """Render a jinja template.
+
+    Args:
+        template: the text of the template.
+        variables: JSON-like data by variable name.
+
+    Returns:
+        The rendered text.
+
+    Raises:
+        InputRejected: the template is invalid, or raises an error.
+        ResourcesExhausted: rendering takes too much time or memory.
+    """
     return _ask({"template": template, "variables": dict(variables)})
 
 
@@ -81,7 +101,7 @@ def _ask(request: dict[str, Any]) -> Any:
             answer = process.stdout.readline()
         except OSError:
             answer = ""
-        except BaseException:  # interrupted: what it still says belongs to nobody
+        except BaseException:  # interrupted: its late response would answer the next request
             _end()
             raise
         finally:
@@ -98,7 +118,7 @@ def _ask(request: dict[str, Any]) -> Any:
 
 
 def _process() -> subprocess.Popen[str]:
-    """The running process, or a new one; under the lock."""
+    """Return the running subprocess, or start a new one. The caller holds the lock."""
     global _running
     if _running is None or _running.poll() is not None:
         _end()
@@ -109,12 +129,12 @@ def _process() -> subprocess.Popen[str]:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is not for it
+            start_new_session=True,  # Ctrl-C does not reach it
         )
         assert _running.stdin is not None
-        # Where libraries are, but for the working folder, where a checkpoint may lie.
+        # Import paths, except the working folder, which may hold files of a checkpoint.
         places = [place for place in sys.path if place and not _is_working_folder(place)]
-        with suppress(OSError):  # it ended at once: the first answer tells
+        with suppress(OSError):  # it ended at once: the first request reports that
             _running.stdin.write(json.dumps(places) + "\n")
             _running.stdin.flush()
     return _running
@@ -135,14 +155,14 @@ def _end() -> None:
 
 
 def _forget() -> None:
-    """After a fork: the process answers the parent."""
+    """Forget the subprocess after a fork: it belongs to the parent."""
     global _running, _lock
     _lock = threading.Lock()
     if _running is not None:
         for pipe in (_running.stdin, _running.stdout):
             if pipe is not None:
                 os.close(pipe.fileno())
-        _running.returncode = 0  # not ours to wait for
+        _running.returncode = 0  # the parent waits for it
         _running = None
 
 
@@ -152,11 +172,16 @@ if __name__ != "__main__":
         os.register_at_fork(after_in_child=_forget)
 
 
-# --- in the process -----------------------------------------------------------------------------
+# --- in the subprocess --------------------------------------------------------------------------
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
-    """Answer until there are no more requests. The first line says where libraries are."""
+    """Answer requests until the input ends.
+
+    Args:
+        requests: JSON lines; the first is the list of import paths.
+        answers: receives one JSON line per request.
+    """
     sys.path[:] = json.loads(requests.readline())
     environment = _environment()
     _limit_memory()
@@ -171,15 +196,15 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             else:
                 text = request["template"]
                 if text not in compiled:
-                    compiled = {text: environment.from_string(text)}  # one model, one template
+                    compiled = {text: environment.from_string(text)}  # a model has one template
                 result = compiled[text].render(**request["variables"])
                 given = len(json.dumps(request["variables"]))
                 if len(result) > _CHARACTERS + 4 * given:
                     raise ValueError(f"it writes {len(result)} characters")
             answer = {"result": result}
         except MemoryError:
-            return  # which tells it, and gives back what there is
-        except Exception as error:  # whatever a template raises
+            return  # the caller reports it; ending frees the memory
+        except Exception as error:  # templates raise any exception
             syntax = type(error).__name__ in ("TemplateSyntaxError", "TemplateAssertionError")
             said = " ".join(str(error).split())[:300] or type(error).__name__
             answer = {"refused": said, "syntax": syntax}
@@ -189,7 +214,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
 
 
 def _limit_memory() -> None:
-    with suppress(ImportError, ValueError, OSError):  # not on every system
+    with suppress(ImportError, ValueError, OSError):  # not available on every system
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_AS)
@@ -197,7 +222,7 @@ def _limit_memory() -> None:
 
 
 def _count_time(seconds: float) -> None:
-    """After so much computing the system ends this process, whatever it does; 0: never."""
+    """Let the system end this process after so many seconds of CPU time; 0 removes the limit."""
     import signal
 
     if hasattr(signal, "setitimer"):
@@ -205,7 +230,7 @@ def _count_time(seconds: float) -> None:
 
 
 def _environment() -> Any:
-    """jinja as transformers sets it up for chat templates."""
+    """Return the jinja environment in which transformers renders chat templates."""
     import jinja2
     import jinja2.ext
     import jinja2.nodes
@@ -213,9 +238,9 @@ def _environment() -> Any:
     import jinja2.utils
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}` marks what an assistant says; here nothing asks for it."""
+        """The tag `{% generation %}`, which marks replies of the assistant; it has no effect here."""
 
-        tags = {"generation"}  # noqa: RUF012 - as jinja has it
+        tags = {"generation"}  # noqa: RUF012 - as in jinja's own extensions
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -227,7 +252,7 @@ def _environment() -> Any:
             return caller()
 
     class Namespace(jinja2.utils.Namespace):
-        """Without names that begin with an underscore."""
+        """jinja's namespace without attributes whose names begin with an underscore."""
 
         def __init__(*args: Any, **kwargs: Any) -> None:
             self, args = args[0], args[1:]
@@ -246,7 +271,7 @@ def _environment() -> Any:
                 raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
 
     class Dictionary:
-        """`dict`, without the attributes of a class."""
+        """A callable like `dict` without the attributes of a class."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
             return dict(*args, **kwargs)
