@@ -3,7 +3,7 @@
     python demos/sheet.py --model mini --out docs/mini.webp [--seed 0]
 
 Every prompt is asked once, all with the same seed. Clips move; a line passes over the spectrograms
-of sounds as they would be heard.
+of sounds at the speed of playback.
 """
 
 import argparse

@@ -66,7 +66,7 @@ def tolerate_encodings() -> None:
     """Let stdin and stdout replace what their encoding has no characters for, instead of failing in
     the midst of a reply."""
     for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook, or whoever embeds us, has others
+        if isinstance(stream, io.TextIOWrapper):  # not a notebook's stream
             stream.reconfigure(errors="replace")
 
 

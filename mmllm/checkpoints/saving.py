@@ -1,4 +1,4 @@
-"""Writing checkpoints: a draft beside the place, synced and renamed (mmllm.utils.files)."""
+"""Write checkpoints atomically: into a draft folder, synced and renamed (mmllm.utils.files)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def save(
         with_llm: Whether to write the frozen language model too.
 
     Raises:
-        CheckpointError: The disk does not take it; what was there before is untouched.
+        CheckpointError: Writing fails; a folder that was there before is unchanged.
     """
     folder = Path(folder)
     with write_errors(folder), files.atomic_folder(folder) as draft:
@@ -127,8 +127,8 @@ def require_free_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def write_errors(folder: Path) -> Iterator[None]:
-    """Convert whatever the disk does not take into a CheckpointError."""
-    remedy = "free some space or name another folder; what was there before is untouched"
+    """Convert an error of the disk into a CheckpointError that names the remedy."""
+    remedy = "free some space or name another folder; what was there before is unchanged"
     with files.write_errors(folder, CheckpointError, remedy):
         yield
 

@@ -91,7 +91,7 @@ class NextGPTCheckpoint:
         config, folder = self.config, self.folder
         if not all(name in config for name in (*COUNTS.values(), "vocab_size")):
             raise CheckpointError(
-                f"{folder}: which rows are the signal tokens' is not said: no added_tokens.json or "
+                f"{folder}: the ids of the signal tokens are unknown: no added_tokens.json or "
                 "tokenizer_config.json with them; copy the tokenizer's files of the checkpoint "
                 "there"
             )

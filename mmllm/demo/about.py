@@ -34,7 +34,7 @@ in plain English, one thing at a time.
 </details>"""
 _CANNOT = """## What it cannot do
 
-Count, place things beside one another, change a colour on request, draw what is not on the lists,
+Count, place things next to one another, change a colour on request, draw what is not on the lists,
 read text in pictures, speak or write down speech, and remember a long conversation. It does not say
 so when it fails: check what it makes."""
 

@@ -1,4 +1,4 @@
-"""A conversation as a zip: `conversation.json`, and the media beside it.
+"""A conversation as a zip: `conversation.json` and its media files.
 
     {"format": 1, "model": "mini", "turns": [{"role": "user", "parts": [{"text": "…"}]}, {"role":
     "assistant", "parts": [{"image": "001.png"}], "seed": 3, "note": ""}]}
@@ -210,7 +210,7 @@ class _Reader:
             self._copy(info, file)
         medium = checked(target)
         if medium.modality != kind:
-            raise MediaError(f"{info.filename}: said to be {kind}, but holds {medium.modality}")
+            raise MediaError(f"{info.filename}: declared as {kind}, but holds {medium.modality}")
         return medium
 
     def _copy(self, info: zipfile.ZipInfo, file: IO[bytes]) -> None:

@@ -29,9 +29,9 @@ CLOSED = (
 """Paths of Gradio's API that the page has no use for: they fetch from other hosts, write files, or
 run programs."""
 
-_MOST_SENT = 96 * 2**20
+_MAX_UPLOAD = 96 * 2**20
 """Bytes of all files that are sent at once."""
-_MOST_SAID = 2**20
+_MAX_BODY = 2**20
 """Bytes of any other request."""
 _TOGETHER = 8
 """Uploads at the same time."""
@@ -103,8 +103,8 @@ class OriginMiddleware:
     def _check_body(self, path: str, headers: dict[str, str]) -> None:
         length = headers.get("content-length", "")
         if not length.isdecimal() or "transfer-encoding" in headers:
-            raise RequestRefused(411, "the length of the body must be said before it")
-        most = _MOST_SENT if path.startswith(UPLOAD) else _MOST_SAID
+            raise RequestRefused(411, "the request needs a content-length header")
+        most = _MAX_UPLOAD if path.startswith(UPLOAD) else _MAX_BODY
         if len(length) > 15 or int(length) > most:
             raise RequestRefused(
                 413, f"more than {most} bytes at once: send fewer or smaller files"

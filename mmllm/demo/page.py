@@ -283,8 +283,8 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
             for error in errors:
                 gr.Warning(html.escape(sentence(error, sessions.root)))
 
-        def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-            """The handler, whose errors the page shows; what was there stays."""
+        def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
+            """Show the errors of a handler on the page, whose contents stay as they were."""
 
             @functools.wraps(handler)
             def wrapped(*args: Any) -> Any:
@@ -304,7 +304,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
             "fn": reply,
             "inputs": [token, *settings.widgets],
             "outputs": [conversation, box],
-            "concurrency_limit": TOGETHER,  # the others wait, and are told their place
+            "concurrency_limit": TOGETHER,  # the others wait and see their place in the queue
             "concurrency_id": "engine",
             "show_progress": "minimal",
             "show_progress_on": [conversation],
@@ -312,27 +312,27 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
         }
         following: dict[str, Any] = {**replying, "fn": follow, "inputs": token}
         following |= {"outputs": conversation, "concurrency_id": "follow"}
-        said = [token, conversation, box]
-        entered = page.load(told(enter), token, [token, conversation, box], **quick, **private)
+        sent = [token, conversation, box]
+        entered = page.load(guarded(enter), token, [token, conversation, box], **quick, **private)
         entered.then(**following)
         page.load(None, js=_ON_LOAD, **private)
         if "image" in inputs:
-            camera.input(told(photograph), [camera, box], [camera, box], **quick, **private)
-        box.submit(told(take), [token, box], said, **warned).success(**replying)
-        chosen = conversation.example_select(told(example), token, said, **warned)
+            camera.input(guarded(photograph), [camera, box], [camera, box], **quick, **private)
+        box.submit(guarded(take), [token, box], sent, **warned).success(**replying)
+        chosen = conversation.example_select(guarded(example), token, sent, **warned)
         chosen.success(**replying)
         for event, change in ((conversation.retry, again), (conversation.edit, edit)):
-            changed = event(told(change), token, [token, conversation], **warned)
+            changed = event(guarded(change), token, [token, conversation], **warned)
             changed.success(**replying)
-        conversation.undo(told(undo), token, [conversation, box], **quick, **private)
-        conversation.clear(told(clear), token, None, **quick, **private)
-        box.stop(told(stop), token, None, **quick, **private)
-        save.click(told(save_zip), token, zipped, **quick, **private).success(
+        conversation.undo(guarded(undo), token, [conversation, box], **quick, **private)
+        conversation.clear(guarded(clear), token, None, **quick, **private)
+        box.stop(guarded(stop), token, None, **quick, **private)
+        save.click(guarded(save_zip), token, zipped, **quick, **private).success(
             None, js="() => document.querySelector('#zipped')?.click()", **private
         )
-        load.upload(told(load_zip), [token, load], conversation, **warned)
+        load.upload(guarded(load_zip), [token, load], conversation, **warned)
         seed = settings.widgets[settings.places.index(("seed",))]
-        settings.reuse.click(told(recall), token, seed, **quick, **private)
+        settings.reuse.click(guarded(recall), token, seed, **quick, **private)
     return page
 
 

@@ -93,7 +93,7 @@ def follow_reply(session: BrowserSession) -> Iterator[list[Piece]]:
 
 
 def _turn(parts: dict[int, ContentPart], reply: Reply | None, request: dict[str, Any]) -> Turn:
-    """What was said; of an answer that was stopped, as far as it came."""
+    """The turn of a reply; of a stopped reply, the parts that were generated."""
     message = Message("assistant", tuple(parts[place] for place in sorted(parts)))
     if reply is None:
         return Turn(message, request.get("seed"), "stopped")

@@ -1,7 +1,7 @@
 """Sessions of the demo: each has a folder for its media, deleted when it has not been used for a
 while.
 
-What was said is kept here, by the server; any number of pages may show one session.
+The server keeps the conversation; any number of pages may show one session.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_TURNS, MAX_WORDS, MAX_FILES, MAX_BYTES = 1000, 1_000_000, 400, 2 * UPLOADS.b
 MAX_SESSIONS = 200
 """Sessions at the same time."""
 MAX_UPLOADED = 8 * UPLOADS.bytes
-"""Bytes that were sent and belong to no message yet, of all sessions; the oldest make room."""
+"""Bytes of uploads that belong to no message yet, of all sessions; the oldest go first."""
 _BROWSERS_SHOW = {"PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "ICO", "AVIF"}
 _LOOKS = 4
 """Frames of a clip that are looked at before it is taken."""
@@ -54,7 +54,7 @@ Piece: TypeAlias = str | Medium
 
 @dataclass
 class Turn:
-    """One message as the page shows it. `seed`: of an answer; `note`: what is said below it."""
+    """One message as the page shows it. `seed`: of a reply; `note`: the line below it."""
 
     message: Message
     seed: int | None = None
@@ -140,8 +140,10 @@ class BrowserSession:
             self.replying.release()
 
     def check_space(self, files: Sequence[Path] = ()) -> None:
-        """Raises ConfigError if the conversation has no room left for one more message, with these
-        files. What is within the limits can be saved, and loaded again."""
+        """Raise ConfigError if one more message with these files would exceed a limit.
+
+        A conversation within the limits can be saved and loaded again.
+        """
         files = [*self.sources, *files]
         words = sum(len(message.text) for message in self.conversation)
         size = sum(file.stat().st_size for file in files if file.is_file())
@@ -184,7 +186,7 @@ class BrowserSession:
         self.check_space([*(path for path in used - {*self.sources} if path), path])
         medium = checked(path)
         if path.parent == self.folder and path not in used and FILE.fullmatch(path.name):
-            return medium  # of a message that was taken back and is said again
+            return medium  # of a message that was undone and is sent again
         if (
             isinstance(medium, Image)
             and media.probe(path).format not in _BROWSERS_SHOW

@@ -102,7 +102,7 @@ def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
         raise AssetError(
             f"{where}.weights: {folder} has no {pattern}; is it the right folder? (Of a hub id "
             "only safetensors are fetched: where it has none, download its pickle into a folder "
-            "and give that, to be told how to convert it)"
+            "and give that, to see the command that converts it)"
         )
     target = folder / pattern.replace("*", "")
     program = _CONVERT.format(source=str(pickles[0]), target=str(target))

@@ -6,7 +6,7 @@
 
 `poll` makes the next transition that is possible, and computes nothing itself: it is called between
 the engine's steps and whenever a medium is made. All that happens goes to one event sink; one
-cancel token ends the call, whoever sets it.
+cancel token, which any thread may set, ends the call.
 
 Media of a single conversation are begun as soon as their signal span is generated, while the text
 goes on; those of several conversations wait for the end of all texts, and are rendered in one batch

@@ -73,8 +73,8 @@ class PreallocatedLayer(DynamicLayer):
 class KVCache(DynamicCache):
     """The cache of one batch, for the layers that a model's config describes.
 
-    Layers that forget (sliding windows, recurrent states) are transformers' own; a cache that has
-    one cannot be taken apart (`croppable`). transformers' `crop(-n)` removes the last n positions.
+    Layers with a bounded past (sliding windows, recurrent states) are transformers' own; a cache
+    with one cannot be cropped (`croppable`). transformers' `crop(-n)` removes the last n positions.
     """
 
     def __init__(self, config: Any):

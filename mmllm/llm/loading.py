@@ -239,5 +239,5 @@ def _explain(error: Exception) -> str:
     return (
         f"{message.splitlines()[0]}; give a folder, correct the id, log in with `hf auth login` if "
         "it is gated, or, where it has no safetensors, download its pickle into a folder and give "
-        "that, to be told how to convert it"
+        "that, to see the command that converts it"
     )

@@ -1,4 +1,4 @@
-"""Signal tokens of a language model: small tables beside its frozen embedding and head.
+"""Signal tokens of a language model: small tables in addition to its frozen embedding and head.
 
 A signal token is an id from V on that the model writes in place of a medium (mmllm.tokens). peft's
 trainable token rows would copy the whole embedding table at every step; these tables hold the new

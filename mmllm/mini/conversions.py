@@ -84,7 +84,7 @@ def convert_aisfx(file: Path, folder: Path) -> None:
     import numpy as np
     import torch
 
-    # Beside the tensors lies a table with numpy integers; the two names below rebuild those and
+    # The file also holds a table with numpy integers; the two names below rebuild those and
     # nothing else (`__reduce__` knows where this numpy keeps what the file calls numpy.core).
     scalar = np.int64(0).__reduce__()[0]
     allowed = [(scalar, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.int64))]

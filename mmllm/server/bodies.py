@@ -1,5 +1,8 @@
-"""The body of a request -> a model of `schemas`: bounded before it is parsed, parsed and checked
-beside the event loop, so that nobody else waits meanwhile."""
+"""Parse the body of a request into a model of `schemas`.
+
+The size is checked first. Parsing and validation run in a thread, so that the event loop stays free
+for other requests.
+"""
 
 from __future__ import annotations
 

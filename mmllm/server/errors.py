@@ -81,12 +81,12 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """The request cannot be meant."""
+    """Return a 400 error for an invalid request."""
     return ApiError(400, message, param=param, code=code)
 
 
 def to_api_error(error: BaseException, param: str | None = None) -> ApiError:
-    """Any error as one of the API; what the client did not cause is logged, not told."""
+    """Convert any error to one of the API; those that the client did not cause are only logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextError):
@@ -101,7 +101,7 @@ def to_api_error(error: BaseException, param: str | None = None) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Make the errors of an app those of the API; of what nobody expected, the gate takes care."""
+    """Register handlers that answer with errors of the API; AdmissionMiddleware does the others."""
 
     @app.exception_handler(ApiError)
     async def _api(request: Request, error: ApiError) -> JSONResponse:
@@ -133,9 +133,9 @@ def _shown(request: Request) -> str:
 
 
 def invalid(errors: Sequence[Any], body: Any) -> ApiError:
-    """What pydantic found wrong with a body -> an error that names the field.
+    """Convert pydantic's validation errors of a body to an error that names the field.
 
-    Where a value may have several shapes, each complains; the one that got furthest is told.
+    A union reports an error for each of its types; the error of the deepest path is returned.
     """
     found = [(list(_path(error["loc"], body, error["type"])), error) for error in errors]
     path = max((path for path, _ in found), key=len)

@@ -1,4 +1,4 @@
-"""What Prometheus reads: counts and times, nothing of what anybody said."""
+"""Metrics for Prometheus: counts and durations, nothing of the contents of requests."""
 
 from __future__ import annotations
 

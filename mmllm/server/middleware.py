@@ -1,5 +1,7 @@
-"""Before anything is parsed: which name was called, who calls, how many at once, how much; and at
-the end: how it went and how long it took."""
+"""Admission of requests before anything is parsed: host, token, concurrency and size of the body.
+
+Records the status and the duration of each request.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,15 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN = {"/", "/docs", "/health"}
-"""Paths that need no token, beside the files of `kept`, whose names are secrets themselves."""
+"""Paths that need no token, besides generated files, whose names are secrets themselves."""
 _ALWAYS = "/health"
-"""It is answered however many requests are inside."""
+"""The path that is answered however many requests are in progress."""
 _SMALL = 2**16
-"""Bytes of a body that count for nothing."""
+"""Bytes up to which a body does not count against the total."""
 
 
 class AdmissionMiddleware:
-    """ASGI middleware: refuses a request, or hands on its body, read whole and within limits."""
+    """ASGI middleware that refuses a request or passes on its whole body, within limits."""
 
     def __init__(self, app: App, settings: ServerSettings, metrics: Metrics):
         self.app = app
@@ -68,7 +70,7 @@ class AdmissionMiddleware:
         self._check(scope["path"], headers)
         with self._bodies.one() as held:
             body = await self._body(headers, receive, held)
-            self._check_room(scope["path"])  # a body that is still on its way holds no place
+            self._check_capacity(scope["path"])  # a body that is still on its way holds no place
             self._inside += 1
             try:
                 await self.app(scope, _again(body, receive), send)
@@ -93,9 +95,9 @@ class AdmissionMiddleware:
                     "one that the server was started with",
                     code="invalid_api_key",
                 )
-        self._check_room(path)
+        self._check_capacity(path)
 
-    def _check_room(self, path: str) -> None:
+    def _check_capacity(self, path: str) -> None:
         if self._inside >= self.settings.max_requests and path != _ALWAYS:
             raise ApiError(429, "too many requests at once; try again soon", code="busy")
 

@@ -41,8 +41,8 @@ def _paths(document: Mapping[str, Any]) -> Iterator[str]:
             continue
         yield f"<h3>{escape(name)}</h3><p>{escape(schema.get('description', ''))}</p><table>"
         for field, about in schema["properties"].items():
-            said = escape(about.get("description", ""))
-            yield f"<tr><td><code>{escape(field)}</code></td><td>{said}</td></tr>"
+            description = escape(about.get("description", ""))
+            yield f"<tr><td><code>{escape(field)}</code></td><td>{description}</td></tr>"
         yield "</table>"
 
 

@@ -335,7 +335,7 @@ class ImageRequest(ApiRequest):
 
 
 class EditRequest(ImageRequest):
-    """The fields of the form, beside `image`, the file."""
+    """The fields of the form, in addition to `image`, the file."""
 
     strength: float | None = Field(
         default=None, gt=0, le=1, description="How far from the picture; 1 leaves little of it."
@@ -346,7 +346,7 @@ TRANSCRIPTION_PROMPT = "What do you hear?"
 
 
 class TranscriptionRequest(ApiRequest):
-    """The fields of the form, beside `file`, the audio."""
+    """The fields of the form, in addition to `file`, the audio."""
 
     no_op_values = {
         **IGNORED_FIELDS,

@@ -92,7 +92,7 @@ class Part:
         }
 
     def missing(self) -> Iterator[dict[str, Any]]:
-        """Rows {source, index, things}: each thing that the rooms lack, where it is named first."""
+        """Yield rows {source, index, things}: features that the cache lacks, at their first use."""
         seen: set[str] = set()
         for name, source in self.sources.items():
             for index in range(len(source)):

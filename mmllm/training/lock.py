@@ -2,9 +2,9 @@
 
 The file names the process, and its time is the holder's last sign of life, which comes every few
 seconds. A process of the same table is looked up, so that what a killed one left is known at once.
-One elsewhere (a job that was requeued on another machine, another container) lives as long as its
-signs come; their age is told by the file system, not by the clocks of two machines. No flock: on
-network file systems it is often missing, or only local.
+A process elsewhere (a job requeued on another machine, another container) counts as alive while its
+signs come; the file system measures their age, not the clocks of two machines. No flock: on network
+file systems it is often missing, or only local.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_every_kind_of_failure_keeps_what_was_there(make_run, tmp_path: Path, er
     fails = pytest.MonkeyPatch()
     with fails.context() as patch:
         patch.setattr("safetensors.torch.save_file", lambda *_, **__: (_ for _ in ()).throw(error))
-        with pytest.raises(CheckpointError, match=rf"^{folder}: cannot be written: .*untouched$"):
+        with pytest.raises(CheckpointError, match=rf"^{folder}: cannot be written: .*unchanged$"):
             checkpoints.save(folder, model, step=2)
     with refused_writes(tmp_path, errno.EROFS), pytest.raises(CheckpointError, match="Read-only"):
         checkpoints.save(folder, model, step=2)

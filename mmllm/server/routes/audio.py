@@ -53,7 +53,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         form: Annotated[tuple[api.TranscriptionRequest, bytes], Depends(bodies.read_transcription)],
     ) -> Response:
-        """Say in words what is heard in an audio file."""
+        """Describe an audio file in words."""
         body, file = form
         service.check_model(body.model, body.ignored)
         options = service.options.transcription(body)
