@@ -1,4 +1,4 @@
-"""The exceptions of mmllm. A message says what is wrong and where, what was expected, and a remedy."""
+"""The exceptions of mmllm. Messages say what is wrong, where, what was expected, and a remedy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Data: rendering, batching, mixing, and what the frozen parts say of it."""
+"""Training data: read datasets, mix them, render conversations to token ids, collate batches."""

@@ -1,4 +1,4 @@
-"""Rendered conversations -> one batch of tensors.
+"""Batches: rendered conversations collated into tensors.
 
 Legend: B rows, T positions, M media of one key in the batch (may be 0), N placeholders per medium,
 K signal tokens per medium, P supervised positions, S samples shape, L feature tokens, C channels.
@@ -20,8 +20,8 @@ from mmllm.data.rendering import UNSUPERVISED, Rendered, common_prefix_length
 from mmllm.kernels.devices import to_device
 
 PACK_MULTIPLE = 16
-"""The length of a pack is a multiple of this: CPU matrix products in bfloat16 are slower for other
-heights, and oneDNN prepares a kernel for each height it has not met."""
+"""The length of a pack is a multiple of this: bfloat16 matrix products on CPUs are slower for other
+heights, and oneDNN compiles a kernel for each new height."""
 
 _SEEDS_PER_ITEM = 64
 """Noise seeds reserved for the media of one item."""
@@ -29,9 +29,9 @@ _SEEDS_PER_ITEM = 64
 
 @dataclass
 class InputMedia:
-    """The input media of one encoder.
+    """The input media of one encoder in a batch.
 
-    token_indices: int[M * N], where their tokens go in the flattened B * T positions.
+    token_indices: int[M * N], positions of their tokens in the flattened B * T positions.
     samples: float[M, *S], preprocessed media, or None if `features` are given.
     features: float[M, L, C], encoder outputs, or None if `samples` are given.
     feature_mask: bool[M, L], which feature tokens are real, or None if all are.
@@ -45,12 +45,12 @@ class InputMedia:
 
 @dataclass
 class OutputMedia:
-    """The output media of one decoder.
+    """The output media of one decoder in a batch.
 
     token_indices: int[M, K], positions of their signal tokens in the flattened B * T positions.
     targets: caption embeddings that the projected signal states are aligned with, by tensor name.
-    latents: float[M, …], targets of the denoising loss, or None without it.
-    seeds: M numbers on the host, from which the noise of each medium is drawn.
+    latents: float[M, …], targets of the denoising loss, or None without that loss.
+    seeds: M integers on the host, one per medium, that seed its noise.
     """
 
     token_indices: Tensor
@@ -61,7 +61,7 @@ class OutputMedia:
 
 @dataclass
 class Batch:
-    """Tensors of one forward pass, padded on the right or packed into one row.
+    """The tensors of one forward pass, padded on the right or packed into one row.
 
     ids: int[B, T], token ids.
     mask: bool[B, T], which positions are real, or None when packed.
@@ -69,8 +69,8 @@ class Batch:
     target_indices: int[P], flat positions whose hidden states predict `labels`.
     labels: int[P], rows of the output head (`mmllm.tokens`).
     inputs, outputs: media by encoder and decoder key; every key of the model is present.
-    prefix_len: number of first positions that hold the same text in every conversation. In a pack
-        they stand once, at its beginning.
+    prefix_len: length of the text prefix that all conversations share. A pack holds it once, at its
+        beginning.
     seq_lens: lengths of the packed conversations without the shared prefix; empty if not packed.
     padding: length of the last entry of `seq_lens` if it is padding, else 0.
     text_windows: int[W, S], windows of plain text for the loss `kl`, or None.
@@ -114,15 +114,22 @@ def collate(
     Args:
         items: at least one rendered conversation.
         provider: source of input media, alignment targets and latents; None: positions only.
-        num_input_tokens: N by encoder key. A key that no item uses gets zero rows, so that every
+        num_input_tokens: N by encoder key. A key that no item uses gets M = 0 rows, so that every
             trainable projection receives a gradient.
         num_signal_tokens: K by decoder key, likewise.
         pad_id: token id of padding.
-        pack: put all conversations into one row, with their shared prefix once.
-        share: whether to find a shared prefix.
-        seeds: one number per item, from which the noise of its media is drawn; its index if None.
-        targets: whether the batch is trained on: targets are looked up, and positions behind the
+        pack: whether to put all conversations into one row, with their shared prefix once.
+        share: whether to look for a shared prefix.
+        seeds: one integer per item that seeds the noise of its media; None: the item's index.
+        targets: whether the batch is for training: targets are looked up, and positions after the
             last supervised state are left out.
+
+    Returns:
+        The batch, on the CPU.
+
+    Raises:
+        MediaError: a medium cannot be read.
+        CacheError: a complete feature cache lacks an entry.
     """
     lengths = [(item.num_used_tokens if targets else 0) or len(item) for item in items]
     prefix_len = _shared_prefix_length(items, min(lengths) - 1) if share else 0
@@ -143,7 +150,7 @@ def collate(
     target_indices: list[int] = []
     labels: list[int] = []
     for item, length, offset in zip(items, lengths, offsets, strict=True):
-        begin = prefix_len if pack and offset else 0  # the first conversation brings the prefix
+        begin = prefix_len if pack and offset else 0  # the first conversation holds the prefix
         where = slice(offset + begin, offset + length)
         ids[where] = torch.tensor(item.ids[begin:length])
         positions[where] = torch.arange(begin, length)
@@ -176,8 +183,8 @@ def collate(
 
 
 def _shared_prefix_length(items: Sequence[Rendered], limit: int) -> int:
-    """Number of first positions, at most `limit`, that hold the same text in all of several items;
-    0 for a single item. Positions of media are never shared."""
+    """Return the length, at most `limit`, of the text prefix that all items share; 0 for a single
+    item. Positions of media are never shared."""
     first = items[0]
     for item in items:
         limit = min([limit, *(span.start for span in [*item.inputs, *item.outputs])])
@@ -188,6 +195,7 @@ def _shared_prefix_length(items: Sequence[Rendered], limit: int) -> int:
 def _input_media(
     items: Sequence[Rendered], offsets: Sequence[int], key: str, provider: FeatureProvider | None
 ) -> InputMedia:
+    """Collect the input media of encoder `key`; `offsets` are the first positions of the items."""
     media: list[Medium] = []
     indices: list[int] = []
     for item, offset in zip(items, offsets, strict=True):
@@ -207,6 +215,7 @@ def _output_media(
     provider: FeatureProvider | None,
     seeds: Sequence[int] | None,
 ) -> OutputMedia:
+    """Collect the output media of decoder `key`, which have `width` signal tokens each."""
     media: list[Medium] = []
     ranges: list[range] = []
     noise_seeds: list[int] = []

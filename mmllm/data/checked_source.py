@@ -1,7 +1,8 @@
-"""The border between rows and training: whatever a row holds, it is a conversation or a MediaError.
+"""Validation of dataset rows: whatever a row holds, reading it gives a conversation or MediaError.
 
-Readers say what they miss in their own words. What they did not think of, and what all of them
-must not let pass, is caught here, so that a row costs itself and nothing else.
+Each reader raises errors about its own format. Unexpected exceptions of readers, and conversations
+that no reader may return, are converted to RowError here, so that training skips the bad row and
+continues.
 """
 
 from __future__ import annotations
@@ -30,8 +31,14 @@ _LONGEST_MESSAGE, _LONGEST_NAME = 1000, 120
 
 
 class CheckedDataSource:
-    """A dataset whose `conversation` gives what one can learn from or raises MediaError, of which
-    RowError is one, with a message that can be shown; `name` always gives a short one."""
+    """A dataset whose rows are validated.
+
+    `conversation` returns a valid conversation or raises MediaError (RowError is a subclass) with a
+    short printable message; `name` never raises.
+
+    Args:
+        source: the dataset.
+    """
 
     def __init__(self, source: DataSource):
         self.source = source
@@ -41,7 +48,15 @@ class CheckedDataSource:
         return len(self.source)
 
     def conversation(self, index: int, rng: np.random.Generator) -> list[Message]:
-        """Conversation `index` of the dataset."""
+        """Return conversation `index`.
+
+        Args:
+            index: from 0 to `len(self) - 1`.
+            rng: draws what varies from epoch to epoch, such as the prompt.
+
+        Raises:
+            MediaError: the row is no valid conversation.
+        """
         try:
             return checked(self.source.conversation(index, rng))
         except MediaError as error:
@@ -49,23 +64,31 @@ class CheckedDataSource:
             if message == str(error):
                 raise
             raise type(error)(message) from None
-        except Exception as error:  # of any reader, for any row
+        except Exception as error:  # a reader may raise anything for an unexpected row
             message = str(error)
-            if not isinstance(error, ConfigError):  # one of ours says what is wrong
+            if not isinstance(error, ConfigError):  # messages of mmllm are clear by themselves
                 message = f"it cannot be read as a conversation ({brief_reason(error)})"
             raise RowError(_shown(message, _LONGEST_MESSAGE)) from error
 
     def name(self, index: int) -> str:
-        """What reports call the item: its name in the dataset, or its number."""
+        """Return the name of a row for reports: its name in the dataset, or its number."""
         try:
             name = self.source.name(index)
             return _shown(name if name.isprintable() else repr(name), _LONGEST_NAME) or str(index)
-        except Exception:  # a row that is no row has no name
+        except Exception:  # a malformed row has no name
             return str(index)
 
 
 def checked(conversation: Sequence[Message]) -> list[Message]:
-    """The conversation itself if one can learn from it; raises RowError."""
+    """Return a conversation unchanged if it is valid training data.
+
+    Args:
+        conversation: messages as a reader returns them.
+
+    Raises:
+        RowError: an unknown role, an empty turn, no turn of the assistant, a first turn that is not
+            the user's, or a part that is neither text nor a medium with the data it needs.
+    """
     messages = list(conversation)
     for message in messages:
         if message.role not in get_args(Role):
@@ -83,8 +106,18 @@ def checked(conversation: Sequence[Message]) -> list[Message]:
 
 
 def render(renderer: Renderer, messages: Sequence[Message], longest: int | None = None) -> Rendered:
-    """Render a conversation of a dataset. Raises RowError for one that this model cannot read or
-    make, or whose turns its template refuses; LongRowError for more than `longest` tokens."""
+    """Render a conversation of a dataset.
+
+    Args:
+        renderer: that of the model.
+        messages: the conversation.
+        longest: maximum number of tokens; None for no limit.
+
+    Raises:
+        RowError: the model lacks an encoder or decoder for a medium, or its chat template rejects
+            the roles.
+        LongRowError: the conversation has more than `longest` tokens.
+    """
     try:
         rendered = renderer.render(messages)
     except (ConfigError, ContextError) as error:
@@ -94,12 +127,13 @@ def render(renderer: Renderer, messages: Sequence[Message], longest: int | None 
 
 
 def check_length(rendered: Rendered, longest: int | None) -> None:
-    """Raises LongRowError for more than `longest` tokens."""
+    """Raise LongRowError for more than `longest` tokens; None means no limit."""
     if longest is not None and len(rendered) > longest:
         raise LongRowError(f"{len(rendered)} tokens, but stage.max_length is {longest}")
 
 
 def _check_part(part: Text | Medium, role: str) -> None:
+    """Raise RowError for a part that a message of this role cannot have."""
     if isinstance(part, Text):
         check_text(part.text, f"a text of {role!r}")
         return
@@ -114,6 +148,6 @@ def _check_part(part: Text | Medium, role: str) -> None:
 
 
 def _shown(text: str, longest: int) -> str:
-    """A text that any terminal and file takes, cut to a length."""
+    """Return a text cut to a length, with characters escaped that UTF-8 cannot encode."""
     text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,9 +1,9 @@
-"""`mmllm data check CONFIG`: every row and every medium of a stage's datasets is looked at.
+"""`mmllm data check CONFIG`: validate every row and every medium of a stage's datasets.
 
     report = check(sources, folder)     table(report), folder/index.html, folder/problems.jsonl
 
-A row is read and rendered as training does it, a medium is decoded within the limits, each once
-however many rows show it. What training would skip is found here, before it starts.
+A row is read and rendered as in training; a medium is decoded within the limits, once however many
+rows use it. The check finds the rows that training would skip before training starts.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ KINDS: dict[str, type[Exception]] = {
     "row": RowError,
     "corrupt": MediaError,
 }
-"""Kind of problem -> its error; the first that fits. `duplicate` and `tag` have no error."""
+"""Kind of problem -> class of its error; the first match counts. The kinds `duplicate` and `tag`
+have no error class."""
 
 TAG = re.compile(
     r"</?\|?(image|img|im|picture|audio|aud|sound|speech|video|vid|clip)"
     r"([_-]?(start|end|patch|pad|token|placeholder|\d+))?\|?>",
     re.IGNORECASE,
 )
-"""What looks like a placeholder and is left in a text: the model would learn to spell it."""
+"""Text that looks like an unfilled media placeholder: the model would learn to write it."""
 
 _WINDOW = 256
 _SAMPLE_FRAMES, _SAMPLE_SECONDS, _SAMPLE_SIDE = 16, 10, 320
@@ -66,7 +67,12 @@ _SAMPLE_FRAMES, _SAMPLE_SECONDS, _SAMPLE_SIDE = 16, 10, 320
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One thing that is wrong with one row."""
+    """One problem of one row.
+
+    dataset: the key of the dataset in the stage.
+    row: the name of the row.
+    kind: a key of `KINDS`, "duplicate" or "tag".
+    """
 
     dataset: str
     row: str
@@ -76,8 +82,13 @@ class RowProblem:
 
 @dataclass
 class DatasetFindings:
-    """Of one dataset: how many rows there are and were read, media by modality and direction
-    ("image in", "audio out"), the tokens of each row, problems."""
+    """The results for one dataset.
+
+    rows: number of rows of the dataset.
+    read: number of rows that were checked.
+    media: number of media by modality and direction ("image in", "audio out").
+    tokens: number of tokens of each rendered row.
+    """
 
     rows: int
     read: int = 0
@@ -88,8 +99,13 @@ class DatasetFindings:
 
 @dataclass
 class DataReport:
-    """What `check` found, by dataset; `page` shows samples. `max_length`: tokens that a row may
-    have. `complete` is False after Ctrl-C."""
+    """The results of `check`.
+
+    findings: results by dataset.
+    page: the HTML page that shows samples.
+    max_length: maximum number of tokens of a row.
+    complete: False if the check was interrupted by Ctrl-C.
+    """
 
     findings: dict[str, DatasetFindings]
     page: Path
@@ -98,6 +114,7 @@ class DataReport:
 
     @property
     def problems(self) -> list[RowProblem]:
+        """The problems of all datasets."""
         return [problem for found in self.findings.values() for problem in found.problems]
 
 
@@ -113,13 +130,24 @@ def check(
     renderer: Renderer | None = None,
     max_length: int | None = None,
 ) -> DataReport:
-    """Look at all rows, or at `limit` rows of each dataset drawn at random, and write a page of
-    `samples` rows of each and problems.jsonl to `folder`.
+    """Check the rows and media of datasets; write a page of samples and problems.jsonl to `folder`.
 
-    `renderer`: of the model that is to be trained, to find rows that it cannot read or make, or
-    that have more than `max_length` tokens; without one that is not looked at.
-    `headers_only`: media are opened but not decoded, so that a damaged end is not found.
-    Ctrl-C ends it early with what was found so far.
+    Ctrl-C ends the check early; the report then holds the results so far.
+
+    Args:
+        sources: the datasets by name.
+        folder: receives index.html and problems.jsonl.
+        samples: rows of each dataset that the page shows.
+        limit: check this many rows of each dataset, drawn at random; None checks all.
+        headers_only: whether media are only opened, not decoded: damage after the header is missed.
+        workers: threads that decode media.
+        progress: whether to show a progress bar.
+        renderer: that of the model to be trained, which finds rows that the model cannot process,
+            or that have more than `max_length` tokens; None skips these checks.
+        max_length: maximum number of tokens of a row.
+
+    Returns:
+        The report, see `table`.
     """
     findings = {name: DatasetFindings(len(source)) for name, source in sources.items()}
     report = DataReport(findings, folder, max_length)
@@ -152,7 +180,12 @@ def check(
 
 
 def table(report: DataReport, examples: int = 3) -> Iterator[str]:
-    """The lines of the report: a table, then some problems of each kind."""
+    """Yield the lines of a report for a terminal: a table, then some problems of each kind.
+
+    Args:
+        report: the result of `check`.
+        examples: maximum number of problems shown of each kind.
+    """
     kinds = sorted({problem.kind for problem in report.problems})
     modalities = sorted({key for found in report.findings.values() for key in found.media})
     rows = [["dataset", "rows", "read", *modalities, *kinds]]
@@ -174,7 +207,7 @@ def table(report: DataReport, examples: int = 3) -> Iterator[str]:
 
 
 def _lengths(report: DataReport) -> Iterator[str]:
-    """How many rows of each dataset have at most so many tokens."""
+    """Yield a table of the number of rows of each dataset that fit into various lengths."""
     longest = max(max(found.tokens, default=1) for found in report.findings.values())
     powers = {2**power for power in range(6, longest.bit_length() + 1)}
     steps = sorted(powers | {report.max_length or longest})
@@ -187,7 +220,7 @@ def _lengths(report: DataReport) -> Iterator[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of columns: the first to the left, numbers to the right."""
+    """Yield lines of aligned columns: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -206,9 +239,9 @@ def _check(
     pool: ThreadPoolExecutor,
     bar: tqdm,
 ) -> list[GalleryEntry]:
-    """One dataset, a window of rows at a time; returns the samples to show."""
-    seen: dict[bytes, str] = {}  # what a row says -> the first that said it
-    known: dict[str, str | Exception] = {}  # medium -> hash of its content, or what is wrong
+    """Check one dataset, a window of rows at a time; return the samples to show."""
+    seen: dict[bytes, str] = {}  # hash of a conversation -> the first row that has it
+    known: dict[str, str | Exception] = {}  # medium -> hash of its content, or its error
     shown = set(rows[:: max(len(rows) // max(samples, 1), 1)][:samples])
     entries = []
     waiting = iter(rows)
@@ -246,7 +279,7 @@ def _check(
             if index in shown and not bad:
                 try:
                     entries.append(GalleryEntry(tuple(map(_preview, messages)), f"{name}: {row}"))
-                except MediaError as error:  # whose header was all that had been looked at
+                except MediaError as error:  # of a medium of which only the header was checked
                     found.problems.append(_problem(name, source, index, error))
         found.read += len(window)
         bar.update(len(window))
@@ -259,8 +292,8 @@ def _tokens(
     messages: Sequence[Message],
     found: DatasetFindings,
 ) -> None:
-    """Note how many tokens a row has. Raises RowError for one that cannot be rendered, LongRowError
-    for one of more than `longest`."""
+    """Render a row and record its number of tokens. Raises RowError if it cannot be rendered,
+    LongRowError if it has more than `longest` tokens."""
     if renderer is None:
         return
     rendered = render(renderer, messages)
@@ -269,6 +302,7 @@ def _tokens(
 
 
 def _rows(count: int, limit: int | None) -> Sequence[int]:
+    """Return the indices of all rows, or of `limit` rows drawn at random."""
     if limit is None or limit >= count:
         return range(count)
     return sorted(np.random.default_rng(0).choice(count, limit, replace=False).tolist())
@@ -279,6 +313,7 @@ def _files(messages: Sequence[Message]) -> list[Medium]:
 
 
 def _key(medium: Medium) -> str:
+    """Return a key that identifies the source of a medium."""
     source = medium.source
     if isinstance(source, bytes):
         return f"{medium.modality}:{hashlib.sha256(source).hexdigest()}"
@@ -286,9 +321,9 @@ def _key(medium: Medium) -> str:
 
 
 def _look(medium: Medium) -> str | Exception:
-    """Decode a medium: the hash of what its file holds, or what is wrong with it."""
+    """Decode a medium and return the hash of its file's content, or the error."""
     try:
-        if isinstance(medium, Video):  # a long clip is read frame by frame, as training reads it
+        if isinstance(medium, Video):  # long videos are read frame by frame, as in training
             medium.sample_frames(_SAMPLE_FRAMES)
         else:
             medium.decoded()
@@ -298,7 +333,7 @@ def _look(medium: Medium) -> str | Exception:
 
 
 def _glance(medium: Medium) -> str | Exception:
-    """As `_look`, by the header."""
+    """As `_look`, but read the header only."""
     try:
         assert medium.source is not None
         facts = media.probe(medium.source)
@@ -310,6 +345,7 @@ def _glance(medium: Medium) -> str | Exception:
 
 
 def _content(medium: Medium) -> str:
+    """Return the SHA-256 of a medium's file."""
     source = medium.source
     if isinstance(source, Embedded):
         source = source.read()
@@ -320,7 +356,7 @@ def _content(medium: Medium) -> str:
 
 
 def _digest(messages: Sequence[Message], known: Mapping[str, str | Exception]) -> bytes:
-    """Of what a conversation says and shows, whatever its files are called."""
+    """Return a hash of a conversation's texts and media contents, whatever the file names."""
     said = [
         [message.role]
         + [
@@ -335,7 +371,7 @@ def _digest(messages: Sequence[Message], known: Mapping[str, str | Exception]) -
 
 
 def _of_texts(dataset: str, row: str, messages: Sequence[Message]) -> Iterator[RowProblem]:
-    """Placeholders that nobody has filled."""
+    """Yield a problem for each unfilled placeholder in the texts."""
     for message in messages:
         for match in TAG.finditer(message.text):
             what = f"{match[0]!r} stands in the text of {message.role!r} and means nothing"
@@ -348,7 +384,7 @@ def _problem(dataset: str, source: DataSource, index: int, error: Exception) -> 
 
 
 def _preview(message: Message) -> Message:
-    """The message with small pictures, the beginnings of sounds and a few frames of clips."""
+    """Return a message with small images, the beginnings of audio and a few frames of videos."""
     return message.with_parts([_short(p) if isinstance(p, Medium) else p for p in message.parts])
 
 

@@ -1,8 +1,8 @@
 """The order of training data: the global batch of a step is a pure function of (seed, step).
 
-Shuffling and mixing happen on the global order and a process takes its part of it (a slice, or
-what it is dealt), so training resumes at any step, on any number of processes, without a sampler's
-state.
+Datasets are shuffled and mixed in one global order, of which each process takes its part (a slice,
+or the result of `balance_by_length`). Training can therefore resume at any step, on any number of
+processes, without a sampler state.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mmllm.data.protocol import DataSource
 from mmllm.errors import ConfigError
 
 _BLOCK = 1000
-"""Draws in which every source gets exactly its share (so shares are exact to 0.1 %)."""
+"""Number of draws in which every dataset gets exactly its share, so shares are exact to 0.1 %."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One item of one global batch: item `index` of `source`; `seed` decides its variation."""
+    """One item of a global batch: row `index` of `source`; `seed` seeds its random variation."""
 
     source: str
     index: int
@@ -30,7 +30,15 @@ class Draw:
 
 
 class Mixture:
-    """Several sources by share. `draw(number)` answers for any number in O(block)."""
+    """A mixture of datasets in proportion to their shares; `draw` has random access.
+
+    Args:
+        sources: the datasets by name.
+        seed: determines the order.
+
+    Raises:
+        ConfigError: no dataset, or shares that are negative or all zero.
+    """
 
     def __init__(self, sources: Mapping[str, DataSource], seed: int):
         if not sources:
@@ -46,10 +54,15 @@ class Mixture:
         rest = _BLOCK - counts.sum()
         counts[np.argsort(counts - exact, kind="stable")[:rest]] += 1
         self.counts = counts
-        self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # the last one asked for, by source
+        # The permutation of the epoch that was used last, by dataset.
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
 
     def draw(self, number: int) -> Draw:
-        """Draw `number` = step * batch_size + place in the batch."""
+        """Return a draw by its number.
+
+        Args:
+            number: step * batch_size + place in the batch.
+        """
         block, place = divmod(number, _BLOCK)
         order = self._order(block)
         which = int(order[place])
@@ -60,11 +73,11 @@ class Mixture:
         return Draw(name, index, seed=number)
 
     def batch(self, step: int, batch_size: int) -> list[Draw]:
-        """The global batch of a step."""
+        """Return the global batch of a step."""
         return [self.draw(step * batch_size + place) for place in range(batch_size)]
 
     def rng(self, draw: Draw) -> np.random.Generator:
-        """The generator that decides an item's variation (which prompt, which augmentation)."""
+        """Return the generator of an item's random variation (prompt, augmentation)."""
         return np.random.default_rng([self.seed, 2, draw.seed])
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a mixture lives as long as its training
@@ -82,11 +95,18 @@ class Mixture:
 
 
 class LengthGroups:
-    """The mixture's draws with those of like length together, where batches are padded.
+    """Batches of a mixture with draws of similar length grouped, to reduce padding.
 
-    The draws of `window` steps are sorted by length and dealt in `slices` a step (one for each
-    accumulation step), in an order drawn anew for every window: each slice is of one length, a
-    step is of several. Still a pure function of (seed, step), whatever the number of processes.
+    The draws of `window` steps are sorted by length and cut into slices, `slices` per step (one per
+    accumulation step), in a random order per window: the items of a slice have similar lengths, the
+    slices of a step do not. A batch is still a pure function of (seed, step), for any number of
+    processes.
+
+    Args:
+        mixture: the draws.
+        length: returns the number of tokens of a draw.
+        window: number of steps whose draws are sorted together.
+        slices: number of slices per step.
     """
 
     def __init__(
@@ -98,7 +118,7 @@ class LengthGroups:
         self.slices = slices
 
     def batch(self, step: int, batch_size: int) -> list[Draw]:
-        """The global batch of a step, slice after slice."""
+        """Return the global batch of a step, slice after slice."""
         number, place = divmod(step, self.window)
         return self._steps(number, batch_size)[place]
 
@@ -123,9 +143,16 @@ class LengthGroups:
 def balance_by_length(
     draws: Sequence[Draw], parts: int, length: Callable[[Draw], int]
 ) -> list[list[Draw]]:
-    """As many draws for each part and about as many tokens: the longest first, each to the part
-    that has the fewest so far and still has room. Of equals the first comes first, so that all
-    who deal the same draws find the same."""
+    """Split draws into parts of equally many draws and about equally many tokens.
+
+    The draws are assigned longest first, each to the part that has the fewest tokens so far and is
+    not full. Ties go to the first, so that all processes compute the same split.
+
+    Args:
+        draws: a multiple of `parts`.
+        parts: number of parts.
+        length: returns the number of tokens of a draw.
+    """
     room = len(draws) // parts
     assert len(draws) == room * parts
     dealt: list[list[Draw]] = [[] for _ in range(parts)]

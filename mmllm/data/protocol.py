@@ -1,4 +1,4 @@
-"""What data asks of others: a source of conversations, and a provider of frozen features."""
+"""The protocols of datasets (DataSource) and of providers of frozen features (FeatureProvider)."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class DataSource(Protocol):
 
         Args:
             index: from 0 to `len(self) - 1`.
-            rng: decides what may vary from visit to visit, such as the prompt.
+            rng: draws what varies from epoch to epoch, such as the prompt.
 
         Raises:
-            MediaError: the row is no conversation; training skips and counts it.
+            MediaError: the row is no valid conversation; training skips and counts it.
         """
         ...
 
     def name(self, index: int) -> str:
-        """Return what reports call this item."""
+        """Return the name of a row for reports."""
         ...
 
 
 class FeatureProvider(Protocol):
-    """Computes or looks up what a batch needs from frozen encoders and decoders."""
+    """A provider of the outputs of frozen encoders and decoders, computed or cached."""
 
     def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
         """Return `samples`, or `features` and `feature_mask`, of M >= 1 media of encoder `key`."""

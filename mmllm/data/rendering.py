@@ -1,16 +1,17 @@
-"""A conversation -> token ids, labels and the places of media: the one renderer of training,
-chat and server.
+"""Rendering: a conversation -> token ids, labels and positions of media. Training, chat and server
+all use this renderer.
 
-Ids, labels and positions grow in one pass, with every medium already as wide as what will fill
-it, so they cannot drift. The chat template is the tokenizer's own; what people say is tokenised
-apart from it and with special tokens switched off, so a text that spells a special token stays
-text. Some tokenizers begin every text with a space, and many spell a space as the beginning of the
-next word: pieces are tokenised as what stands in the middle of a text, and a space that a template
-writes before words goes with the words, so that the ids are those of the whole text.
+Ids, labels and positions are built in one pass, with placeholders already as wide as the features
+that replace them, so they cannot diverge. The chat template is the tokenizer's own. Texts of
+messages are tokenized separately from the template and with special tokens disabled, so a text that
+spells a special token stays text. Some tokenizers prepend a space to every text, and many encode a
+space as the beginning of the next word. Therefore pieces are tokenized as if in the middle of a
+text, and a space that the template writes before a message is tokenized with the message: the ids
+equal those of the whole text.
 
-A medium that a user gives becomes N placeholders. A medium that the assistant makes is the signal
-run that made it; at the beginning of the next user turn the model is shown what came of it,
-through its encoder, so that it can speak of what it drew.
+An input medium becomes N placeholders. An output medium of the assistant is rendered as its signal
+tokens; if the model has an encoder for it, it is also rendered as an input at the beginning of the
+next user turn, so that the model sees what it has generated.
 """
 
 from __future__ import annotations
@@ -33,20 +34,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNSUPERVISED = -100
-"""Label of a position that no loss looks at."""
+"""Label of a position that no loss uses."""
 
 _REMEMBERED, _REMEMBERED_TURNS = 256, 64
-"""Of how many sequences of roles the template's text is kept, and how long they may be."""
+"""Number of role sequences whose rendered template is cached, and their maximum length."""
 _ANCHOR = "\n"
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 _TOKENIZING = threading.Lock()
-"""A tokenizer keeps `split_special_tokens` as its state until the next call: one thread at a time.
-"""
+"""Held while tokenizing: `split_special_tokens` is state of the tokenizer until the next call."""
 
 
 @dataclass(frozen=True)
 class MediaSpan:
-    """Where one medium stands: positions start … start + length - 1 belong to `key`."""
+    """The positions of one medium: start … start + length - 1, of encoder or decoder `key`."""
 
     key: str
     medium: Medium
@@ -56,7 +56,13 @@ class MediaSpan:
 
 @dataclass
 class Rendered:
-    """One conversation, ready for batching. `labels` hold rows of the head (mmllm.tokens)."""
+    """One rendered conversation, ready for batching.
+
+    ids: token ids.
+    labels: rows of the output head (mmllm.tokens), or UNSUPERVISED, one per id.
+    inputs: spans of the input media, in order.
+    outputs: spans of the output media, in order.
+    """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -68,15 +74,29 @@ class Rendered:
 
     @property
     def num_used_tokens(self) -> int:
-        """How many positions there are up to the last one whose state is learnt from, or that a
-        medium takes: what ends the last turn is predicted, and need not be read."""
+        """The number of positions that training needs: up to the last supervised state or medium.
+        The token that ends the last turn is predicted, but not an input."""
         last = max((at for at, label in enumerate(self.labels) if label != UNSUPERVISED), default=0)
         ends = (place.start + place.length for place in [*self.inputs, *self.outputs])
         return max(last, *ends, 0)
 
 
 class Renderer:
-    """Renders for one model: its tokenizer, its tokens, its encoders and decoders."""
+    """The renderer of one model.
+
+    Args:
+        tokenizer: the tokenizer of the language model.
+        tokens: ids of placeholders and signal tokens.
+        end_ids: ids of the tokens that end a reply.
+        input_keys: modality -> (encoder key, N placeholders).
+        output_keys: modality -> decoder key.
+        template: the chat template, in jinja.
+        template_options: variables of the template other than the messages.
+        system_prompt: the system message of conversations that have none.
+
+    Raises:
+        CheckpointError: the tokenizer fails on a short text.
+    """
 
     def __init__(
         self,
@@ -90,8 +110,7 @@ class Renderer:
         template_options: Mapping[str, Any] | None = None,
         system_prompt: str = "",
     ):
-        """`input_keys`: modality -> (encoder key, N); `output_keys`: modality -> decoder key.
-        `template`: jinja; `template_options`: what it is given beside the messages."""
+
         self.tokenizer = tokenizer
         self.tokens = tokens
         self.end_ids = end_ids
@@ -106,18 +125,23 @@ class Renderer:
 
     @cached_property
     def prefix_ids(self) -> list[int]:
-        """Ids with which a conversation begins that brings no system message of its own."""
+        """The ids with which every conversation without its own system message begins."""
         one, other = (self.render([Message("user", (Text(word),))]).ids for word in "ab")
         return one[: common_prefix_length(one, other)]
 
     def render(
         self, conversation: Sequence[Message], *, add_generation_prompt: bool = False
     ) -> Rendered:
-        """Render all turns, with the assistant's supervised.
+        """Render all turns of a conversation; those of the assistant are supervised.
 
         Args:
-            conversation: messages in order; a system prompt is added if it brings none.
-            add_generation_prompt: end where the assistant's reply begins.
+            conversation: messages in order; the system prompt is added if there is none.
+            add_generation_prompt: whether to end with the beginning of an assistant turn.
+
+        Raises:
+            ContextError: the conversation is empty.
+            ConfigError: the model lacks an encoder or decoder for a medium, or the chat template
+                rejects the roles or takes too long.
         """
         messages = list(conversation)
         if not messages:
@@ -149,10 +173,19 @@ class Renderer:
     def fit(
         self, conversation: Sequence[Message], max_length: int, *, reserve: int = 0
     ) -> tuple[Rendered, int]:
-        """Render for a reply within max_length - reserve tokens; the oldest turns go first.
+        """Render a conversation for generation, dropping the oldest turns until it fits.
 
-        Returns the rendering and how many messages were dropped. Raises ContextError if the last
-        message alone does not fit.
+        Args:
+            conversation: messages in order; a system message is never dropped.
+            max_length: context length in tokens.
+            reserve: tokens to keep free for the reply.
+
+        Returns:
+            The rendered conversation, and the number of messages dropped.
+
+        Raises:
+            ContextError: the last message alone does not fit.
+            ConfigError: as by `render`.
         """
         messages = list(conversation)
         opening = messages[:1] if messages and messages[0].role == "system" else []
@@ -164,7 +197,7 @@ class Renderer:
                 return rendered, dropped
             dropped += 1
             while dropped < len(rest) and rest[dropped].role == "assistant":
-                dropped += 1  # a conversation never opens with a reply to nothing
+                dropped += 1  # a conversation never begins with a reply
             if dropped >= len(rest):
                 raise ContextError(
                     f"the last message alone takes {len(rendered)} tokens and {reserve} are kept "
@@ -173,11 +206,11 @@ class Renderer:
                 )
 
     def encode_text(self, text: str) -> list[int]:
-        """What somebody said: special tokens in it stay plain text."""
+        """Tokenize the text of a message; special tokens in it are encoded as plain text."""
         return self._encode(text, split_special_tokens=True)
 
     def _encode(self, text: str, *, opening: bool = False, **options: Any) -> list[int]:
-        """Ids of a piece in the middle of a text, or, `opening`, at its beginning."""
+        """Tokenize a piece from the middle of a text, or from its beginning if `opening`."""
         if not text:
             return []
         anchored = bool(self._anchor) and not opening
@@ -194,8 +227,8 @@ class Renderer:
         return ids[len(self._anchor) :]
 
     def _find_anchor(self) -> list[int]:
-        """What a piece is tokenised behind, for it to get no space of its own; empty where the
-        tokenizer (byte-level BPE, say) gives it none anyway."""
+        """Return the ids of the anchor that is put before a piece so that the tokenizer prepends no
+        space to it; empty if the tokenizer prepends none anyway (byte-level BPE, for example)."""
         with wrap_errors(CheckpointError, "the tokenizer cannot read a text"):
             anchor, alone, together = (
                 self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -204,13 +237,13 @@ class Renderer:
         return [] if together == anchor + alone else anchor
 
     def _write(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The template's text with a slot for every message. A template that knows no system
-        role, as Gemma 2's or Mistral's first, gets the system's words before the first turn's."""
+        """Return the template's text with a slot for every message. For a template without a system
+        role (Gemma 2, the first Mistral) the system message is prepended to the first turn."""
         roles = tuple(message.role for message in messages)
         if (roles, add_generation_prompt) in self._written:
             return self._written[roles, add_generation_prompt]
         text = self._write_turns(roles, add_generation_prompt)
-        # Nothing else goes into the text, unless the template asks for the time.
+        # The text depends on nothing else, unless the template uses the time.
         if len(roles) <= _REMEMBERED_TURNS and "strftime_now" not in self.template:
             if len(self._written) >= _REMEMBERED:
                 self._written.clear()
@@ -218,6 +251,7 @@ class Renderer:
         return text
 
     def _write_turns(self, roles: Sequence[str], add_generation_prompt: bool) -> str:
+        """As `_write`, without the cache."""
         turns = [
             {"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)
         ]
@@ -227,7 +261,7 @@ class Renderer:
             if turns[0]["role"] == "system" and len(turns) > 1:
                 opening = f"{turns[0]['content']}\n\n{turns[1]['content']}"
                 folded = [{**turns[1], "content": opening}, *turns[2:]]
-                with suppress(sandbox.InputRejected):  # then the first refusal is the one to tell
+                with suppress(sandbox.InputRejected):  # the first error is the one to report
                     return self._apply(folded, add_generation_prompt, len(roles))
             raise ConfigError(
                 f"the chat template refuses roles {quoted(list(roles))}: {error}"
@@ -236,6 +270,8 @@ class Renderer:
     def _apply(
         self, turns: list[dict[str, str]], add_generation_prompt: bool, expected: int
     ) -> str:
+        """Apply the template to turns with `expected` slots. Raises InputRejected if it fails or
+        does not write every slot, ConfigError if it exceeds its resources."""
         variables = {
             "tools": None,
             "documents": None,
@@ -287,7 +323,7 @@ class Renderer:
         rendered.labels += [self.tokens.logit_index(key)] + [UNSUPERVISED] * (len(run) - 1)
 
     def _template(self, rendered: Rendered, piece: str, after: str | None) -> None:
-        """The template's own text; after a reply it is supervised up to the end of the turn."""
+        """Append the template's own text; after a reply it is supervised up to the end token."""
         opening = not rendered.ids
         if (piece, opening) not in self._pieces:
             self._pieces[piece, opening] = self._encode(piece, opening=opening)
@@ -306,7 +342,7 @@ class Renderer:
 
 
 def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many first entries are the same in both."""
+    """Return the length of the longest common prefix of two sequences."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -314,8 +350,9 @@ def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
 def _lend_space(
     before: str, parts: list[Text | Medium], role: str
 ) -> tuple[str, list[Text | Medium]]:
-    """The space that ends a piece of the template goes with the words that follow it. Before a
-    medium of the assistant it goes away: a reply begins where the template asks for one."""
+    """Move the space at the end of a template piece to the text that follows it. Before an output
+    medium of the assistant the space is dropped: the reply begins where the generation prompt ends.
+    """
     if not before.endswith(" ") or not parts:
         return before, parts
     first = parts[0]

@@ -1,4 +1,4 @@
-"""What datasets share: a file of rows under one root, and the conversations made of them."""
+"""Shared code of dataset readers: files of rows, and media below the dataset's root folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from mmllm.utils.hints import did_you_mean
 from mmllm.weights import locate
 
 _LONGEST_NAME = 4096
-"""Characters of a file's name, as Linux has it."""
+"""Maximum length of a file name, as on Linux (PATH_MAX)."""
 
 
 class JsonRows(Sequence[dict[str, Any]]):
-    """The rows of a JSON file. One that is not an object raises RowError when it is asked for."""
+    """The rows of a JSON file. Access to a row that is not an object raises RowError."""
 
     def __init__(self, entries: Sequence[dict[str, Any] | UnreadableRow]):
         self._entries = entries
@@ -46,12 +46,12 @@ class JsonRows(Sequence[dict[str, Any]]):
 
     @functools.cached_property
     def whole(self) -> int:
-        """How many rows can be read."""
+        """The number of rows that can be read."""
         return sum(isinstance(entry, dict) for entry in self._entries)
 
     @functools.cached_property
     def columns(self) -> list[str]:
-        """Every field that any row has."""
+        """The fields of all rows, in order of appearance."""
         rows = (entry for entry in self._entries if isinstance(entry, dict))
         return list(dict.fromkeys(key for row in rows for key in row))
 
@@ -60,22 +60,32 @@ class JsonRows(Sequence[dict[str, Any]]):
         return any(isinstance(entry, dict) and column in entry for entry in self._entries)
 
     def select(self, column: str, values: Sequence[Any]) -> JsonRows:
-        """The rows whose `column` has one of the values; one that cannot be read stays, to be
-        counted."""
+        """Return the rows whose `column` has one of the values. Unreadable rows are kept, so that
+        they are counted."""
         return JsonRows(
             [e for e in self._entries if isinstance(e, UnreadableRow) or e.get(column) in values]
         )
 
 
 Rows: TypeAlias = JsonRows | Table
-"""What datasets are made of: `rows[i]` is a mapping of fields, or raises RowError."""
+"""The rows of a dataset: `rows[i]` is a mapping of fields, or raises RowError."""
 
 
 def read_rows(file: str, root: str | None, where: str) -> tuple[JsonRows, Path]:
-    """Rows of a JSON file, which is a list of objects or has one object a line (its content says
-    which), maybe gzipped, and the folder that its media are named from.
+    """Read the rows of a JSON or JSONL file, which may be gzipped.
 
-    `file` may begin with `mini:data/…`; `root` is the file's folder unless given.
+    The content decides between a list of objects and one object per line.
+
+    Args:
+        file: the path; it may begin with `mini:data/…`.
+        root: the folder of the media; None: the folder of the file.
+        where: the dataset's place in the config, for messages.
+
+    Returns:
+        The rows, and the root folder of the media.
+
+    Raises:
+        ConfigError: the file does not exist or holds no rows.
     """
     path = resolve(file)
     if not path.is_file():
@@ -94,8 +104,8 @@ def read_rows(file: str, root: str | None, where: str) -> tuple[JsonRows, Path]:
 
 
 def open_rows(file: str, root: str | None, where: str) -> tuple[Rows, Path]:
-    """As `read_rows`; also .csv, .tsv and .parquet (a pattern may name several), which are tables
-    that do not come into memory whole."""
+    """As `read_rows`, also for .csv, .tsv and .parquet files, which are opened as a Table. A
+    pattern may name several files of a table."""
     if Path(file.lower().removesuffix(".gz")).suffix not in (".csv", ".tsv", ".parquet"):
         return read_rows(file, root, where)
     path = resolve(file)
@@ -103,8 +113,8 @@ def open_rows(file: str, root: str | None, where: str) -> tuple[Rows, Path]:
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """The text of a file, unpacked if it is gzipped: UTF-8, or what its byte order mark says.
-    `errors` as in `bytes.decode`."""
+    """Return the text of a file, which may be gzipped, in UTF-8 or the encoding of its byte order
+    mark. `errors` as in `bytes.decode`."""
     data = path.read_bytes()
     if data.startswith(b"\x1f\x8b"):
         data = gzip.decompress(data)
@@ -112,19 +122,19 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """What `read_text` reads: the same text gives the same bytes."""
+    """Write a UTF-8 text file, gzipped if its suffix is .gz; equal texts give equal bytes."""
     data = text.encode("utf-8")
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of a JSONL file. Only line feeds and carriage returns end one: what else
-    `str.splitlines` takes for an end may stand in JSON as it is."""
+    """Split a JSONL text into lines. Only line feeds and carriage returns end a line: the other
+    separators of `str.splitlines` may occur inside JSON texts."""
     return text.replace("\r", "\n").split("\n")
 
 
 def _entries(text: str) -> list[dict[str, Any] | UnreadableRow]:
-    """The rows of a list, of one object a line, or of one object. Raises ValueError."""
+    """Parse a JSON list, one object per line, or a single object into rows. Raises ValueError."""
     if not text.strip():
         raise ValueError("the file is empty")
     try:
@@ -139,8 +149,8 @@ def _entries(text: str) -> list[dict[str, Any] | UnreadableRow]:
 
 
 def _is_by_line(text: str) -> bool:
-    """Whether a text that is no JSON as a whole has one value a line: a list that is cut short or
-    holds a fault has not."""
+    """Return whether a text that is not valid JSON as a whole has one value per line. A damaged
+    JSON list has not."""
     if not text.lstrip().startswith("["):
         return True
     try:
@@ -152,13 +162,12 @@ def _is_by_line(text: str) -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text, in which integers of thousands of digits become floats. Raises
-    ValueError."""
+    """Parse a JSON text; integers of thousands of digits become floats. Raises ValueError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
-    except ValueError:  # Python's limit for the digits of an integer
+    except ValueError:  # an integer has more digits than Python converts
         return json.loads(text, parse_int=float)
     except RecursionError as error:
         raise ValueError("lists or objects are nested too deeply") from error
@@ -180,7 +189,7 @@ def _entry(row: Any, what: str) -> dict[str, Any] | UnreadableRow:
 
 
 def require(rows: Rows, fields: Sequence[str], where: str) -> None:
-    """Raises ConfigError for a field that no row has: the file is of another kind, or its columns
+    """Raise ConfigError for a field that no row has: the file has another format, or its columns
     have other names."""
     for name in fields:
         if not rows.has(name):
@@ -191,7 +200,16 @@ def require(rows: Rows, fields: Sequence[str], where: str) -> None:
 
 
 def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:
-    """Rows whose fields have the wanted values (a list means any of them)."""
+    """Return the rows whose fields have the wanted values.
+
+    Args:
+        rows: the rows.
+        where: field -> value, or a list of allowed values.
+        place: the dataset's place in the config, for messages.
+
+    Raises:
+        ConfigError: no row has such a value.
+    """
     for key, wanted in where.items():
         rows = rows.select(key, wanted if isinstance(wanted, list) else [wanted])
         if not rows.whole:
@@ -200,7 +218,18 @@ def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:
 
 
 def medium(modality: str, file: str | None, root: Path, caption: str | None) -> Medium:
-    """A medium of a dataset: `file` lies under the dataset's root, or is a data: URI."""
+    """Create a medium of a dataset; no file is opened.
+
+    Args:
+        modality: "image", "audio" or "video".
+        file: a path below `root`, or a data: URI; None for a medium that is only a caption.
+        root: the root folder of the dataset.
+        caption: the caption of the medium.
+
+    Raises:
+        RowError: an unknown modality, or no valid file name or data: URI.
+        OutsideRootError: the file is outside `root`.
+    """
     if modality not in MEDIA:
         raise RowError(f"unknown modality {quoted(modality)}; known are {', '.join(MEDIA)}")
     if file is None:
@@ -211,8 +240,17 @@ def medium(modality: str, file: str | None, root: Path, caption: str | None) -> 
 
 
 def from_text(text: str, where: str, read: Callable[[str, str], bytes]) -> bytes:
-    """The bytes of a file that a row holds as text; `read` is a function of mmllm.media.data_uri.
-    Raises RowError for what is no such text."""
+    """Decode a file that a row holds as text.
+
+    Args:
+        text: a data: URI or base64.
+        where: the field, for messages.
+        read: `parse` or `decode` of mmllm.media.data_uri.
+
+    Raises:
+        RowError: the text is no such encoding.
+        OversizedMediaError: the file exceeds the limits.
+    """
     try:
         return read(text, where)
     except OversizedMediaError:
@@ -222,8 +260,12 @@ def from_text(text: str, where: str, read: Callable[[str, str], bytes]) -> bytes
 
 
 def inside(root: Path, file: str) -> Path:
-    """`file` below `root`, wherever links and `..` lead; raises OutsideRootError for any other,
-    RowError for what is no name."""
+    """Return the path of `file` below `root`.
+
+    Raises:
+        RowError: `file` is no valid file name.
+        OutsideRootError: `file` is a URL, or lies outside `root` once links and `..` are resolved.
+    """
     if not isinstance(file, str) or not file or "\0" in file:
         raise RowError(f"expected the name of a file, got {quoted(file)}")
     check_text(file, "the name of a file")
@@ -245,7 +287,7 @@ def inside(root: Path, file: str) -> Path:
 
 
 def resolve(name: str) -> Path:
-    """A path as configs write it: `mini:data/…` is inside the package."""
+    """Return a path of a config: `mini:data/…` is inside the package, `~` is the home folder."""
     if name.startswith("mini:"):
         head, _, rest = name.partition("/")
         return Path(locate(head, "data")) / rest

@@ -1,8 +1,8 @@
-"""Rows of CSV, TSV and Parquet files by number, without holding media in memory.
+"""Random access to the rows of CSV, TSV and Parquet files, without holding media in memory.
 
-A text file becomes an Arrow table of bytes ("001312382" stays what it is), which are read as UTF-8
-row by row. Of Parquet one row group is read at a time and the last ones are kept; who shuffles
-wants small groups, as `datasets` writes them.
+A text file is loaded as an Arrow table of bytes ("001312382" is not converted to a number); each
+row is decoded as UTF-8 when it is accessed. A Parquet file is read one row group at a time, with
+the last groups cached; shuffled access needs small groups, as `datasets` writes them.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from pyarrow import csv
 
 GROUP_BYTES = 512 * 2**20
-"""The largest row group that is read."""
+"""Maximum size of a row group."""
 _LONGEST_ROW = 2**30
-"""Bytes of a row of a text file."""
+"""Maximum bytes of a row of a text file."""
 _LONGEST_HEADER = 2**16
-"""Bytes of a text file in which its delimiter is looked for."""
+"""Bytes at the beginning of a text file from which its delimiter is detected."""
 
 
 @dataclass(frozen=True)
 class UnreadableRow:
-    """A row that cannot be read, and why."""
+    """A row that cannot be read, and the reason."""
 
     reason: str
 
 
 def encoding_of(data: bytes) -> str:
-    """What a text file is encoded in, by its first bytes: UTF-8 unless a byte order mark says
-    another; the mark itself is no text."""
+    """Return the encoding of a text file by its first bytes: that of its byte order mark, or UTF-8.
+    Decoding removes the mark."""
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -54,10 +54,18 @@ def encoding_of(data: bytes) -> str:
 
 
 class Table(Sequence[dict[str, Any]]):
-    """`table[i]` -> {column: value}. Pieces are Arrow tables in memory or row groups on disk.
+    """The rows of one or several files: `table[i]` is {column: value}.
 
-    Bytes in a row, at any depth, are Embedded: named, and read again when they are needed. Rows
-    that cannot be read come last; each raises RowError when it is asked for.
+    Bytes in a row, at any depth, become Embedded: references that read the bytes again when they
+    are needed. Unreadable rows come last; access to one raises RowError.
+
+    Args:
+        name: the file or the pattern.
+        columns: column names.
+        pieces: Arrow tables in memory, or (file, number) of row groups on disk.
+        sizes: number of rows of each piece.
+        broken: the unreadable rows.
+        kept: int[N], indices of the selected rows; None selects all.
     """
 
     def __init__(
@@ -69,17 +77,26 @@ class Table(Sequence[dict[str, Any]]):
         broken: Sequence[UnreadableRow] = (),
         kept: np.ndarray | None = None,
     ):
-        self.name = name  # of the file or the pattern
+        self.name = name
         self.columns = columns
         self._pieces = list(pieces)
-        self._ends = np.cumsum(sizes, dtype=np.int64)  # pieces' ends, in rows
+        self._ends = np.cumsum(sizes, dtype=np.int64)  # cumulative numbers of rows
         self._broken = broken
-        self._kept = kept  # int[N]: rows that `select` left, None for all
+        self._kept = kept
 
     @classmethod
     def open(cls, path: Path, where: str, header: Sequence[str] = ()) -> Table:
-        """A file, or all that a pattern (`train-*.parquet`) names. `header`: the columns of a text
-        file that does not name them. Raises ConfigError."""
+        """Open a file, or all files that match a pattern.
+
+        Args:
+            path: a .csv, .tsv or .parquet file, or a pattern such as `train-*.parquet`.
+            where: the dataset's place in the config, for messages.
+            header: column names of a text file that has no header.
+
+        Raises:
+            ConfigError: no such file, no rows, a file that cannot be read, or files with different
+                columns.
+        """
         paths = [path] if path.is_file() else sorted(path.parent.glob(path.name))
         if not paths:
             raise ConfigError(f"{where}: {path} does not exist")
@@ -123,7 +140,7 @@ class Table(Sequence[dict[str, Any]]):
 
     @property
     def whole(self) -> int:
-        """How many rows can be read."""
+        """The number of rows that can be read."""
         return int(self._ends[-1]) if self._kept is None else len(self._kept)
 
     def __getitem__(self, index: Any) -> Any:
@@ -157,12 +174,14 @@ class Table(Sequence[dict[str, Any]]):
         return Table(self.name, self.columns, self._pieces, sizes, self._broken, kept)
 
     def _row(self, row: int) -> dict[str, Any]:
+        """Return a row of the unselected table, with bytes as they are. Raises RowError."""
         number = int(np.searchsorted(self._ends, row, side="right"))
         start = int(self._ends[number - 1]) if number else 0
         found = self._piece(number).slice(row - start, 1).to_pylist()[0]
         return found if isinstance(self._pieces[number], tuple) else _decoded(found)
 
     def _named(self, value: Any, row: int, place: tuple[str | int, ...]) -> Any:
+        """Replace bytes in a value by Embedded; `place` is the path of the value in the row."""
         if isinstance(value, bytes):
             name = f"{self.name}:{row}:{'.'.join(map(str, place))}"
             return Embedded(name, functools.partial(self._bytes, row, place))
@@ -189,7 +208,7 @@ class Table(Sequence[dict[str, Any]]):
 
 
 def _row_groups(path: Path, where: str) -> tuple[list[str], list[int]]:
-    """Column names and the rows of each group."""
+    """Return the column names of a Parquet file, and the number of rows of each row group."""
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
@@ -213,7 +232,7 @@ def _group(path: str, number: int, column: str | None = None) -> pyarrow.Table:
 
 
 def _decoded(row: dict[str, bytes]) -> dict[str, str]:
-    """The texts of a row of a text file; raises RowError."""
+    """Decode a row of a text file. Raises RowError for bytes that are not UTF-8."""
     texts = {}
     for column, value in row.items():
         try:
@@ -227,17 +246,17 @@ def _decoded(row: dict[str, bytes]) -> dict[str, str]:
 
 
 def _read_text(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[UnreadableRow]]:
-    """The rows of a text file, and those that have another number of fields than the first."""
+    """Read a text file: its rows, and those whose number of fields differs from the first row's."""
     import pyarrow
 
-    try:  # many threads; a row that does not fit ends it
+    try:  # multithreaded; fails at a row with another number of fields
         return _read_csv(path, header), []
     except pyarrow.ArrowInvalid:
         return _read_odd_csv(path, header)
 
 
 def _read_csv(path: Path, header: Sequence[str]) -> pyarrow.Table:
-    """One column of bytes for each of the file's."""
+    """Read a text file as columns of bytes. Raises ArrowInvalid for rows of different lengths."""
     encoding = _encoding(path)
     return _read_columns(
         lambda: contextlib.nullcontext(path),
@@ -248,14 +267,14 @@ def _read_csv(path: Path, header: Sequence[str]) -> pyarrow.Table:
 
 
 def _read_odd_csv(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, list[UnreadableRow]]:
-    """As `_read_csv`, slower: rows that do not fit are left out and told, and the file is read as
-    one block, in which a row may be as long as it likes."""
+    """As `_read_csv`, but slower and tolerant: rows of another number of fields are returned
+    separately, and the file is read as one block, so that a row may be long."""
     broken: dict[int, UnreadableRow] = {}
     encoding = _encoding(path)
-    as_latin = encoding == "utf-8-sig"  # so that every byte is a letter, and can be told
+    as_latin = encoding == "utf-8-sig"  # Latin-1 decodes any bytes, so every row can be quoted
 
     def skip(row: Any) -> str:
-        number = row.number - (0 if header else 1)  # the first line names the columns
+        number = row.number - (0 if header else 1)  # the first line holds the column names
         text = _bytes_of(row.text).decode("utf-8", "backslashreplace") if as_latin else row.text
         what = f"row {number}: {row.expected_columns} fields expected, {row.actual_columns} found"
         broken[number] = UnreadableRow(f"{what}: {quoted(text)}")
@@ -276,6 +295,7 @@ def _read_odd_csv(path: Path, header: Sequence[str]) -> tuple[pyarrow.Table, lis
 def _read_columns(
     opened: Callable[[], AbstractContextManager[Any]], parsing: csv.ParseOptions, **reading: Any
 ) -> pyarrow.Table:
+    """Read all columns of a text file as bytes; `reading` are arguments of pyarrow ReadOptions."""
     import pyarrow
     from pyarrow import csv
 
@@ -296,7 +316,7 @@ def _read_columns(
 
 
 def _from_latin(table: pyarrow.Table, header: Sequence[str]) -> pyarrow.Table:
-    """The table of a file that was read as Latin-1, with the bytes that it has."""
+    """Convert the table of a file that was read as Latin-1 back to the file's bytes."""
     import pyarrow
 
     columns = [
@@ -321,15 +341,15 @@ def _parse_options(
     tabbed = usual == mark == "\t"
     return csv.ParseOptions(
         delimiter=mark,
-        quote_char=False if tabbed else '"',  # in tabbed files a quotation mark is text
+        quote_char=False if tabbed else '"',  # in TSV files a quotation mark is text
         newlines_in_values=not tabbed,
         invalid_row_handler=skip,
     )
 
 
 def _delimiter(path: Path, usual: str) -> str:
-    """What stands between the names of the columns: `usual`, or else a semicolon (spreadsheets
-    write it into CSV where the comma is in numbers), a tab or a comma."""
+    """Detect the delimiter in the header: `usual`, or else a semicolon (which spreadsheets write
+    into CSV in locales with a decimal comma), a tab or a comma."""
     with gzip.open(path) if _is_packed(path) else path.open("rb") as file:
         head = file.read(_LONGEST_HEADER)
     names = re.split(r"[\r\n]", head.decode(encoding_of(head), "replace"), maxsplit=1)[0]
@@ -339,7 +359,7 @@ def _delimiter(path: Path, usual: str) -> str:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file unpacked, behind its byte order mark if it is UTF-8."""
+    """Open a file that may be gzipped, positioned after a UTF-8 byte order mark."""
     with gzip.open(path) if _is_packed(path) else path.open("rb") as file:
         file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
         yield file

@@ -1,6 +1,6 @@
-"""Plain text that no conversation needs: what the loss `kl` holds the LLM to.
+"""Plain text for the loss `kl`, which keeps the LLM's predictions close to those before training.
 
-Windows are drawn like conversations are: those of a step are a pure function of (seed, step).
+Like conversations, the windows of a step are a pure function of (seed, step).
 Legend: W windows of a step, S tokens of a window.
 """
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def _texts(file: str) -> list[str]:
-    """The texts of a file's rows; what is no row with a text is left out and counted."""
+    """Return the texts of a file's rows; rows without a valid text are skipped with a warning."""
     rows, _ = read_rows(file, None, "stage.kl")
     texts, first = [], ""
     for index in range(len(rows)):
@@ -47,7 +47,18 @@ def _texts(file: str) -> list[str]:
 
 
 class TextCorpus:
-    """Rows {"text"} of `file`, encoded and cut into windows of `length` tokens."""
+    """The texts of a file, tokenized and cut into windows.
+
+    Args:
+        file: a JSON or JSONL file of rows {"text"}.
+        encode: the tokenizer, text -> ids.
+        length: tokens S of a window.
+        batch_size: windows W of a step.
+        seed: determines the order of the windows.
+
+    Raises:
+        ConfigError: no texts, or none of `length` tokens.
+    """
 
     def __init__(
         self,
@@ -68,7 +79,7 @@ class TextCorpus:
         self.windows = torch.tensor(windows)
 
     def batch(self, step: int) -> Tensor:
-        """The windows of a step over all processes: int[W, S]."""
+        """Return the windows of a step over all processes: int[W, S]."""
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
         chosen = [self._order(number // len(self.windows)) for number in numbers]
         places = [number % len(self.windows) for number in numbers]

@@ -1,4 +1,4 @@
-"""Words out of a row's fields: what counts as a text, and templates that fields are filled into."""
+"""Text fields of dataset rows: conversion to text, validation, and templates filled from fields."""
 
 from __future__ import annotations
 
@@ -17,20 +17,31 @@ _FORMATTER = string.Formatter()
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a field is left out: None, or NaN, which tables are written with for it."""
+    """Return whether a field is missing: None, or NaN, which tables contain for missing values."""
     return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
 def text_of(value: Any, rng: np.random.Generator, what: str) -> str:
-    """The words of a field: a text, the digits of a finite number, or one of a list, which is
-    drawn; nothing is the empty text. Raises RowError for anything else; `what` names the field."""
+    """Convert a field to text.
+
+    Args:
+        value: a text, a finite number, a list of them, or a missing value.
+        rng: draws one of the entries of a list.
+        what: the name of the field, for messages.
+
+    Returns:
+        The text; "" for a missing value.
+
+    Raises:
+        RowError: a value of another type.
+    """
     if isinstance(value, list):
         return _drawn(value, rng, what)
     return _word(value, what)
 
 
 def caption_of(value: Any, rng: np.random.Generator) -> str:
-    """The caption of a row or a medium, as `text_of`, without the blanks around it."""
+    """Convert a field to a caption: as `text_of`, with surrounding white space removed."""
     return text_of(value, rng, "caption").strip()
 
 
@@ -51,8 +62,13 @@ def _word(value: Any, what: str) -> str:
 
 
 def check_text(text: Any, what: str) -> None:
-    """Raises RowError for what is no Unicode text: half a surrogate pair, or a byte that is not
-    UTF-8 and was read as one."""
+    """Raise RowError for a value that is no valid Unicode text: not a text at all, or one with a
+    lone surrogate, which also stands for a byte of a file that is not UTF-8.
+
+    Args:
+        text: the value.
+        what: the name of the field, for messages.
+    """
     if not isinstance(text, str):
         raise RowError(f"{what}: expected a text, got {quoted(text)}")
     try:
@@ -66,11 +82,18 @@ def check_text(text: Any, what: str) -> None:
 
 
 class Template:
-    """A text with `{names}` of fields, as `str.format` writes them: `{name}`, `{name:05d}`,
-    `{name!r}`. A name is looked up as it stands; nothing of a value can be reached by it."""
+    """A text with `{names}` of fields in the syntax of `str.format`: `{name}`, `{name:05d}`,
+    `{name!r}`. Attributes and items of values cannot be accessed.
+
+    Args:
+        text: the template.
+        where: its place in the config, for messages.
+
+    Raises:
+        ConfigError: the syntax is invalid.
+    """
 
     def __init__(self, text: str, where: str):
-        """Raises ConfigError for what can be filled in for no row."""
         self.text = text
         try:
             self._pieces = list(_FORMATTER.parse(text))
@@ -88,19 +111,26 @@ class Template:
 
     @property
     def names(self) -> list[str]:
-        """The fields that it takes, in order."""
+        """The names of the fields that are filled in, in order."""
         return list(dict.fromkeys(name for _, name, _, _ in self._pieces if name))
 
     def check(self, fields: Collection[str], where: str) -> None:
-        """Raises ConfigError for a name that is not among the fields that any row has."""
+        """Raise ConfigError for a name that is not among `fields`, the fields of all rows."""
         for name in self.names:
             if name not in fields:
                 hint = did_you_mean(name, fields)
                 raise ConfigError(f"{where}: {self.text!r}: no row has a field {name!r}{hint}")
 
     def fill(self, row: Mapping[str, Any], rng: np.random.Generator) -> str:
-        """The text with a row's fields in it. Raises RowError for a field that is not there or
-        cannot be written so."""
+        """Fill in the fields of a row.
+
+        Args:
+            row: field -> value.
+            rng: draws one of the texts of a field that holds a list.
+
+        Raises:
+            RowError: a field is missing, or cannot be formatted as the template requires.
+        """
         filled = []
         for literal, name, spec, conversion in self._pieces:
             filled.append(literal)
@@ -119,7 +149,8 @@ class Template:
 
 
 def _formatted(value: Any, spec: str, word: str, name: str) -> str:
-    """By the format; the digits of a text file count as a number for one of numbers."""
+    """Format a value by `spec`; for a numeric format the digits of a text are a number. Raises
+    RowError."""
     for convert in (lambda: value, lambda: int(word), lambda: float(word)):
         try:
             return format(convert(), spec)

@@ -238,7 +238,7 @@ def _environment() -> Any:
     import jinja2.utils
 
     class Generation(jinja2.ext.Extension):
-        """The tag `{% generation %}`, which marks replies of the assistant; it has no effect here."""
+        """The tag `{% generation %}`, which marks replies; it has no effect here."""
 
         tags = {"generation"}  # noqa: RUF012 - as in jinja's own extensions
 
