@@ -357,7 +357,7 @@ def _content(medium: Medium) -> str:
 
 def _digest(messages: Sequence[Message], known: Mapping[str, str | Exception]) -> bytes:
     """Return a hash of a conversation's texts and media contents, whatever the file names."""
-    said = [
+    content = [
         [message.role]
         + [
             part.text
@@ -367,7 +367,7 @@ def _digest(messages: Sequence[Message], known: Mapping[str, str | Exception]) -
         ]
         for message in messages
     ]
-    return hashlib.sha256(json.dumps(said).encode()).digest()
+    return hashlib.sha256(json.dumps(content).encode()).digest()
 
 
 def _of_texts(dataset: str, row: str, messages: Sequence[Message]) -> Iterator[RowProblem]:

@@ -153,13 +153,13 @@ def balance_by_length(
         parts: number of parts.
         length: returns the number of tokens of a draw.
     """
-    room = len(draws) // parts
-    assert len(draws) == room * parts
+    share = len(draws) // parts
+    assert len(draws) == share * parts
     dealt: list[list[Draw]] = [[] for _ in range(parts)]
     tokens = [0] * parts
     sized = [(length(draw), draw) for draw in draws]
     for size, draw in sorted(sized, key=lambda pair: pair[0], reverse=True):
-        least = min((p for p in range(parts) if len(dealt[p]) < room), key=tokens.__getitem__)
+        least = min((p for p in range(parts) if len(dealt[p]) < share), key=tokens.__getitem__)
         dealt[least].append(draw)
         tokens[least] += size
     return dealt

@@ -188,11 +188,11 @@ class Renderer:
             ConfigError: as by `render`.
         """
         messages = list(conversation)
-        opening = messages[:1] if messages and messages[0].role == "system" else []
-        rest = messages[len(opening) :]
+        system = messages[:1] if messages and messages[0].role == "system" else []
+        rest = messages[len(system) :]
         dropped = 0
         while True:
-            rendered = self.render([*opening, *rest[dropped:]], add_generation_prompt=True)
+            rendered = self.render([*system, *rest[dropped:]], add_generation_prompt=True)
             if len(rendered) + reserve <= max_length:
                 return rendered, dropped
             dropped += 1
@@ -209,11 +209,11 @@ class Renderer:
         """Tokenize the text of a message; special tokens in it are encoded as plain text."""
         return self._encode(text, split_special_tokens=True)
 
-    def _encode(self, text: str, *, opening: bool = False, **options: Any) -> list[int]:
-        """Tokenize a piece from the middle of a text, or from its beginning if `opening`."""
+    def _encode(self, text: str, *, at_start: bool = False, **options: Any) -> list[int]:
+        """Tokenize a piece from the middle of a text, or from its beginning if `at_start`."""
         if not text:
             return []
-        anchored = bool(self._anchor) and not opening
+        anchored = bool(self._anchor) and not at_start
         with _TOKENIZING, wrap_errors(CheckpointError, "the tokenizer cannot read a text"):
             whole = _ANCHOR + text if anchored else text
             ids = self.tokenizer(whole, add_special_tokens=False, **options)["input_ids"]
@@ -259,8 +259,8 @@ class Renderer:
             return self._apply(turns, add_generation_prompt, len(roles))
         except sandbox.InputRejected as error:
             if turns[0]["role"] == "system" and len(turns) > 1:
-                opening = f"{turns[0]['content']}\n\n{turns[1]['content']}"
-                folded = [{**turns[1], "content": opening}, *turns[2:]]
+                first = f"{turns[0]['content']}\n\n{turns[1]['content']}"
+                folded = [{**turns[1], "content": first}, *turns[2:]]
                 with suppress(sandbox.InputRejected):  # the first error is the one to report
                     return self._apply(folded, add_generation_prompt, len(roles))
             raise ConfigError(
@@ -324,10 +324,10 @@ class Renderer:
 
     def _template(self, rendered: Rendered, piece: str, after: str | None) -> None:
         """Append the template's own text; after a reply it is supervised up to the end token."""
-        opening = not rendered.ids
-        if (piece, opening) not in self._pieces:
-            self._pieces[piece, opening] = self._encode(piece, opening=opening)
-        ids = self._pieces[piece, opening]
+        at_start = not rendered.ids
+        if (piece, at_start) not in self._pieces:
+            self._pieces[piece, at_start] = self._encode(piece, at_start=at_start)
+        ids = self._pieces[piece, at_start]
         supervised = 0
         if after == "assistant":
             ends = [index for index, token in enumerate(ids) if token in self.end_ids]

@@ -34,8 +34,8 @@ def read_audio(file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost) 
             if end > array.shape[1]:
                 # What is not written takes no memory, so the announced length may be any.
                 most = int(min(allowed.seconds * rate, allowed.decoded_bytes / 4 / len(block)))
-                room = max(end, min(most, facts.samples + rate if not length else 2 * end))
-                longer = np.empty((len(block), room), np.float32)
+                capacity = max(end, min(most, facts.samples + rate if not length else 2 * end))
+                longer = np.empty((len(block), capacity), np.float32)
                 if length:
                     longer[:, :length] = array[:, :length]
                 array = longer

@@ -206,8 +206,8 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             return  # the caller reports it; ending frees the memory
         except Exception as error:  # templates raise any exception
             syntax = type(error).__name__ in ("TemplateSyntaxError", "TemplateAssertionError")
-            said = " ".join(str(error).split())[:300] or type(error).__name__
-            answer = {"refused": said, "syntax": syntax}
+            message = " ".join(str(error).split())[:300] or type(error).__name__
+            answer = {"refused": message, "syntax": syntax}
         _count_time(0)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -245,10 +245,10 @@ def _environment() -> Any:
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            call = self.call_method("_said")
+            call = self.call_method("_render_body")
             return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
-        def _said(self, caller: Any) -> str:
+        def _render_body(self, caller: Any) -> str:
             return caller()
 
     class Namespace(jinja2.utils.Namespace):

@@ -209,4 +209,4 @@ def test_without_the_tokenizer_the_rest_is_looked_at(
     assert main(["data", "check", "run.yaml"]) == 1
     shown = capsys.readouterr()
     assert "missing: 1" in shown.out
-    assert "how long rows are is not looked at: llm.weights" in shown.err
+    assert "lengths of rows are not checked: llm.weights" in shown.err

@@ -67,11 +67,11 @@ class CaptionTurns:
         needed = [*prompt.names, *(reply.names if reply else ())]
         if not row["caption"].strip() and (self.direction == "generate" or "caption" in needed):
             raise EmptyCaptionError(f"{shown!r}: the caption is empty")
-        asked, said = prompt.fill(row, rng), [reply.fill(row, rng)] if reply else []
+        asked, answer = prompt.fill(row, rng), [reply.fill(row, rng)] if reply else []
         if self.direction == "generate":
-            return [user(asked), assistant(*said, shown)]
+            return [user(asked), assistant(*answer, shown)]
         parts = (shown, asked) if rng.random() < 0.5 else (asked, shown)  # people do both
-        return [user(*parts), assistant(*said)]
+        return [user(*parts), assistant(*answer)]
 
 
 def _prompts(prompts: tuple[str, ...] | str, where: str) -> Sequence[str]:
