@@ -1,4 +1,4 @@
-"""A page of conversations with their media: what training, evaluation and the README show."""
+"""HTML page of conversations with their media, for training, evaluation and the README."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ img.small{width:128px}audio{width:100%}figure{margin:.3rem 0}figcaption{color:#7
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """One exchange to show, and a word on it."""
+    """One conversation of the page and its label."""
 
     messages: tuple[Message, ...]
     note: str = ""

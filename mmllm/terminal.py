@@ -33,7 +33,7 @@ _ITERM2 = {"iTerm.app", "WezTerm", "mintty"}
 
 
 def protocol(stream: IO[str], environment: Mapping[str, str] = os.environ) -> Protocol | None:
-    """How pictures can be shown on `stream`; None for files, pipes and terminals that cannot."""
+    """Return the protocol for images on `stream`; None for files, pipes and other terminals."""
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if not stream.isatty() or term == "dumb":
         return None
@@ -50,8 +50,10 @@ def protocol(stream: IO[str], environment: Mapping[str, str] = os.environ) -> Pr
 
 
 def preview(medium: Medium, how: Protocol) -> str:
-    """What shows a picture, or the first frame of a clip, when it is written to the terminal;
-    empty for a sound. Raises MediaError for a medium that cannot be read."""
+    """Return what shows an image or the first frame of a video when written; empty for audio.
+
+    Raises MediaError for a medium that cannot be read.
+    """
     if isinstance(medium, Image):
         pixels = medium.to_numpy()
     elif isinstance(medium, Video):

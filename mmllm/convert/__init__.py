@@ -1,1 +1,1 @@
-"""Checkpoints of other projects -> checkpoints of mmllm: `nextgpt` (`mmllm convert nextgpt`)."""
+"""Converters of other projects' checkpoints: `nextgpt` (`mmllm convert nextgpt`)."""

@@ -1,4 +1,4 @@
-"""LoRA of a NExT-GPT checkpoint -> adapters in peft's own format."""
+"""Convert the LoRA weights of a NExT-GPT checkpoint to adapters in peft's format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmllm.errors import CheckpointError
 from mmllm.weights import save_tensors
 
 LORA_ALPHA = 32.0
-"""The paper's, where no adapter_config.json tells."""
+"""The paper's value, used without an adapter_config.json."""
 
 _NAME = re.compile(r"(model\.layers\.\d+\..*\.(\w+))\.lora_([AB])(\.default)?\.weight")
 

@@ -45,7 +45,7 @@ _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass
 class Conversion:
-    """What became of each tensor.
+    """The fate of each tensor.
 
     Attributes:
         folder: The new checkpoint.
@@ -112,7 +112,7 @@ def convert(
 
 
 def summary(result: Conversion) -> Iterator[str]:
-    """Lines that say what became of each part: one for the tensors of a module with one fate."""
+    """Summarise the fate of the tensors, one line for those of a module with the same fate."""
     for fate, entries in (("taken", result.taken), ("left", result.left)):
         groups: dict[tuple[str, str], int] = {}
         for name, other in entries.items():
@@ -137,7 +137,7 @@ def _module(name: str) -> str:
 
 
 def _system(theirs: NextGPTCheckpoint, path: Path | None, llm: str | None) -> dict[str, Any]:
-    """The frozen parts, as the tree of a system."""
+    """Return the frozen parts as the plain data of a system's config."""
     if path is not None:
         tree = configs.read_yaml(path)
         tree = dict(tree.get("system", tree))
@@ -304,7 +304,7 @@ def _add_notes(theirs: NextGPTCheckpoint, result: Conversion) -> None:
 
 
 def _reason(name: str) -> str:
-    """Why a tensor has no place here."""
+    """Return the reason why a tensor is not converted."""
     if name.startswith(INPUTS):
         return (
             "its grouping projection (GroupViT, three stages) is another network than `grouping` "

@@ -24,7 +24,7 @@ INPUTS = ("llama_proj.", "mm_input_projector.")
 """Prefixes of the one input projection in either layout."""
 
 HEADS = 4
-"""Attention heads of the output projections, in NExT-GPT's code; the weights do not tell."""
+"""Attention heads of the output projections, in NExT-GPT's code; the weights do not show it."""
 
 Renamed = dict[str, tuple[str, Tensor]]
 """A name -> the tensor's whole name in NExT-GPT's checkpoint, and the tensor."""

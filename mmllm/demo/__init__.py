@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from mmllm.inference.chat import Chat
 
 QUEUE = 16
-"""Requests that may wait for the engine; more are turned away."""
+"""Requests that may wait for the engine; further ones are refused."""
 
 
 def card_of(source: str) -> str:
-    """The card (README.md) of a model that `mmllm.load` takes, its heading made small and its
-    links, which lead nowhere in a browser, left out."""
+    """Return the card (README.md) of a model, with a smaller heading and without links, which are
+    relative and lead nowhere in a browser."""
     folder = locate("checkpoint") if source == "mini" else Path(source).expanduser()
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -39,7 +39,7 @@ def card_of(source: str) -> str:
 
 
 class Demo:
-    """A chat that is being served at `url` until `close`. One in a process.
+    """A chat that is served at `url` until `close`; one per process.
 
     `card`: Markdown about the model. `port`: None takes a free one from 7860 on. `share`: ask
     Gradio for a public address. `expires`: seconds after which an unused session is deleted.

@@ -1,4 +1,4 @@
-"""What the page says about its model: what it is made of, what it knows, what it cannot do."""
+"""The page's description of its model: components, what it knows, what it cannot do."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ so when it fails: check what it makes."""
 
 
 def about(chat: Chat, card: str) -> str:
-    """What the model is made of, and its card."""
+    """Describe the components of the model, followed by its card."""
     from mmllm.mini.assets import ASSETS
 
     config = chat.model.config
@@ -55,7 +55,7 @@ def about(chat: Chat, card: str) -> str:
     ]
     for kind, key, weights in rows:
         asset = ASSETS.get(str(weights).removeprefix("mini:"))
-        if Path(str(weights)).is_absolute():  # where it lies concerns nobody
+        if Path(str(weights)).is_absolute():  # no local paths on the page
             weights = Path(str(weights)).name
         licence = f" ({asset.licence}; {asset.credit})" if asset else ""
         lines.append(f"- **{kind}** {key}: {weights or 'of frames, by the image encoder'}{licence}")
@@ -64,12 +64,12 @@ def about(chat: Chat, card: str) -> str:
 
 
 def is_mini(chat: Chat) -> bool:
-    """Whether a model was trained on mini's data, whose things are known by name."""
+    """Return whether a model was trained on mini's data, whose concepts have names."""
     return chat.model.config.name == "mini"
 
 
 def _known() -> dict[str, str]:
-    """Names of the things in mini's data, as text: all, those with a sound, those that move."""
+    """List the concepts of mini's data as text: all, those with audio, those with video."""
     concepts = json.loads((locate("data") / "concepts.json").read_text(encoding="utf-8"))
 
     def names(kept: Callable[[dict[str, Any]], Any]) -> str:

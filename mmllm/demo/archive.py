@@ -34,16 +34,16 @@ from mmllm.demo.sessions import (
 from mmllm.errors import ConfigError, MediaError, MmllmError, quoted
 
 MAX_ZIPPED = 80 * 2**20
-"""Bytes of a zip, and of what it holds: more than a conversation may have, since the answer that
-fills one up may exceed that."""
+"""Most bytes of a zip and of its contents: above the limit of a conversation, because the last reply
+may exceed that limit."""
 _MOST_ENTRIES = MAX_FILES + 100
 _MOST_INDEX = 8 * 2**20
-"""Bytes of `conversation.json`."""
+"""Most bytes of `conversation.json`."""
 _MOST_READ = 2**17
-"""Bytes that are read at once: the zip's list of its files is."""
+"""Most bytes of a single read: zipfile reads the central directory at once."""
 _MOST_PARTS = 2000
 _MOST_SECONDS = 60.0
-"""To load one in."""
+"""Most seconds to load one."""
 _BLOCK = 2**16
 
 _FORMAT = 1
@@ -51,7 +51,7 @@ _INDEX = "conversation.json"
 
 
 def pack(session: BrowserSession, model: str) -> Path:
-    """The conversation as a zip in its session's folder."""
+    """Write the conversation as a zip in its session's folder; return its path."""
     files: list[Path] = []
 
     def part(part: ContentPart) -> dict[str, str]:
@@ -81,7 +81,7 @@ def pack(session: BrowserSession, model: str) -> Path:
 
 
 def unpack(session: BrowserSession, path: str | Path) -> None:
-    """Take the conversation of a zip in place of the one here.
+    """Replace a session's conversation by that of a zip.
 
     Raises ConfigError or MediaError, and leaves what is here, if it is not one of `pack`.
     """
@@ -93,7 +93,7 @@ def unpack(session: BrowserSession, path: str | Path) -> None:
 
 
 def _moved(turn: Turn, session: BrowserSession) -> Turn:
-    """The turn, with its files in the session."""
+    """Move the files of a turn into the session and return the turn."""
     parts: list[ContentPart] = []
     for part in turn.message.parts:
         if not isinstance(part, Text):
@@ -105,19 +105,19 @@ def _moved(turn: Turn, session: BrowserSession) -> Turn:
 
 
 def _read(path: Path, draft: Path) -> list[Turn]:
-    """The turns of a zip, their media in `draft`."""
+    """Unpack the turns of a zip, their media in the folder `draft`."""
     try:
         with _File(path) as file, zipfile.ZipFile(file) as archive:
             return _Reader(archive, draft).turns()
     except MmllmError:
         raise
-    except Exception as error:  # zipfile, zlib and json raise whatever they raise
+    except Exception as error:  # zipfile, zlib and json raise many kinds
         why = quoted(str(error) or type(error).__name__)
         raise ConfigError(f"this file is damaged or holds no conversation ({why})") from error
 
 
 class _File(io.BufferedReader):
-    """A file of which little is read at once: zipfile reads the list of files whole."""
+    """A file that limits a single read: zipfile reads the central directory at once."""
 
     def __init__(self, path: Path):
         super().__init__(io.FileIO(path))
@@ -131,7 +131,7 @@ class _File(io.BufferedReader):
 
 
 class _Reader:
-    """What a zip holds, checked step by step."""
+    """The contents of a zip, validated step by step."""
 
     def __init__(self, archive: zipfile.ZipFile, draft: Path):
         self._archive = archive
@@ -148,7 +148,7 @@ class _Reader:
             self._infos[info.filename] = info
 
     def _check(self, info: zipfile.ZipInfo) -> None:
-        """Raises ConfigError for a file that `pack` would not have written."""
+        """Raise ConfigError for an entry that `pack` does not write."""
         name = quoted(info.filename)
         plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
         if info.filename != _INDEX and not FILE.fullmatch(info.filename):
@@ -214,7 +214,7 @@ class _Reader:
         return medium
 
     def _copy(self, info: zipfile.ZipInfo, file: IO[bytes]) -> None:
-        """Unpack a file; never more of it than its entry says, which was compared with limits."""
+        """Unpack a file, at most the bytes that its entry declares, which are within the limits."""
         with self._archive.open(info) as packed:
             shutil.copyfileobj(packed, file, _BLOCK)
         if file.tell() != info.file_size:
@@ -222,7 +222,7 @@ class _Reader:
 
 
 def _field(tree: Any, name: str, kind: type) -> Any:
-    """A field of an object of the index, of the type that it must have."""
+    """Return a field of an object of the index; its type is checked."""
     value = tree.get(name) if isinstance(tree, dict) else None
     if type(value) is not kind:
         raise ConfigError(f"this file holds no conversation: expected {name!r}, a {kind.__name__}")

@@ -1,4 +1,4 @@
-"""The conversation as Gradio's chatbot takes it, and errors as the page tells them."""
+"""The conversation in the format of Gradio's chatbot, and the page's error messages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmllm.errors import MmllmError
 log = logging.getLogger(__name__)
 
 MODALITY_NAMES = {"image": "picture", "audio": "sound", "video": "clip"}
-"""Modality -> what the page calls it."""
+"""Modality -> its name on the page."""
 _REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`")
 
 
 def shown_turns(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """The conversation as Gradio's chatbot takes it, one message a turn."""
+    """Convert turns to the messages of Gradio's chatbot, one message a turn."""
     messages = []
     for turn in turns:
         pieces: list[Piece] = [
@@ -36,13 +36,13 @@ def shown_turns(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 
 def partial_answer(pieces: Sequence[Piece]) -> dict[str, Any]:
-    """An answer in the making, as the chatbot takes it."""
+    """Convert a partial reply to a message of the chatbot."""
     return {"role": "assistant", "content": _pieces(pieces)}
 
 
 def sentence(error: Exception, root: Path) -> str:
-    """An error as the page tells it: without what helps in Python only, and without the folders
-    below `root`, whose names are secret. What nobody expected is logged."""
+    """Return the page's message for an error, without remedies for Python programs and without the
+    folders below `root`, whose names are secret. Unexpected errors are logged."""
     if isinstance(error, MmllmError):
         message = _REMEDY_IN_PYTHON.sub("", str(error))
         return re.sub(re.escape(str(root)) + r"/(?:[^/\s]+/)*", "", message)
@@ -53,7 +53,7 @@ def sentence(error: Exception, root: Path) -> str:
 
 
 def _pieces(pieces: Sequence[Piece]) -> list[Any]:
-    """Words and files, empty words left out."""
+    """Return texts and files, without empty texts."""
     shown: list[Any] = []
     for piece in pieces:
         if isinstance(piece, Medium):
@@ -66,13 +66,13 @@ def _pieces(pieces: Sequence[Piece]) -> list[Any]:
 
 
 def drop_answers(session: BrowserSession) -> None:
-    """Take the answers after the last message of the user away."""
+    """Remove the replies after the last user message."""
     while session.turns and session.turns[-1].message.role == "assistant":
         session.turns.pop()
 
 
 def take_back(session: BrowserSession) -> dict[str, Any]:
-    """Take the user's message away if it is the last one; it as the message box takes it."""
+    """Remove the last message if it is the user's; return it as the value of the message box."""
     if not session.turns or session.turns[-1].message.role != "user":
         return box_value("", ())
     message = session.turns.pop().message
@@ -80,5 +80,5 @@ def take_back(session: BrowserSession) -> dict[str, Any]:
 
 
 def box_value(text: str, media: Sequence[ContentPart]) -> dict[str, Any]:
-    """What stands in the message box."""
+    """Return the value of the message box."""
     return {"text": text, "files": [str(m.source) for m in media if isinstance(m, Medium)]}

@@ -1,4 +1,4 @@
-"""Before Gradio sees a request: which name was called, whose page calls, what for and how much.
+"""Admission of requests before Gradio: host, origin, path and size of the body.
 
 A web page anywhere may send requests to this machine. Its browser says so: by `Sec-Fetch-Site`
 where the demo is called by a name that is trusted (localhost), by `Origin` elsewhere.
@@ -30,17 +30,17 @@ CLOSED = (
 run programs."""
 
 _MAX_UPLOAD = 96 * 2**20
-"""Bytes of all files that are sent at once."""
+"""Most bytes of an upload, of all its files."""
 _MAX_BODY = 2**20
-"""Bytes of any other request."""
+"""Most bytes of any other request."""
 _TOGETHER = 8
-"""Uploads at the same time."""
+"""Most concurrent uploads."""
 _IDLE = 30.0
-"""Seconds that the next piece of a body may be waited for."""
+"""Timeout in seconds for the next chunk of a body."""
 
 
 class RequestRefused(Exception):
-    """A request that is answered by a status and a sentence."""
+    """A refused request: HTTP status and message."""
 
     def __init__(self, status: int, why: str):
         super().__init__(why)
@@ -114,7 +114,7 @@ class OriginMiddleware:
 
 
 def _own(method: str, path: str, headers: dict[str, str]) -> bool:
-    """Whether a request comes from the demo's own page, from no page, or only opens the demo."""
+    """Return whether a request comes from the demo's page, from no page, or only opens the demo."""
     site = headers.get("sec-fetch-site")
     if site in ("same-origin", "none"):
         return True
@@ -130,7 +130,7 @@ def _own(method: str, path: str, headers: dict[str, str]) -> bool:
 
 
 def _within(seconds: float, receive: Receive) -> Receive:
-    """`receive`, which takes the client for gone when the rest of a body does not come in time."""
+    """Return a `receive` that reports a disconnect if the next chunk of a body is late."""
     coming = True
 
     async def read() -> Message:

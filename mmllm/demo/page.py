@@ -1,4 +1,4 @@
-"""The page: a chat, its settings, and what is to be known about the model. By Gradio.
+"""The Gradio page: a chat, its settings, and a description of the model.
 
 The server keeps the conversation (mmllm.demo.sessions). The browser stores the session's secret
 token, so that a reloaded page shows the same conversation.
@@ -47,9 +47,9 @@ EXAMPLES: tuple[tuple[str, str | None, str, bool], ...] = (
 )
 """(text, modality that the model must generate, thumbnail, whether it is sent too)."""
 RETRY_TEMPERATURE = 0.7
-"""Of another answer to the same message, where the settings are greedy."""
+"""Temperature of another reply to the same message where the settings are greedy."""
 TOGETHER = 4
-"""Sessions that are answered at the same time; they share the chat's engine."""
+"""Sessions that are served concurrently; they share the chat's engine."""
 
 CSS = """
 .gradio-container { max-width: 60rem !important; width: 100%; margin: auto; }
@@ -180,7 +180,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 text = check_text(text)
             except MmllmError as error:
                 errors.append(error)
-            if errors:  # what was good stays in the box
+            if errors:  # the valid part stays in the box
                 warn(errors)
                 return session.token, shown_turns(session.turns), box_value(text, media)
             parts: list[ContentPart] = [*media, *([Text(text)] if text.strip() else [])]
@@ -245,7 +245,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
 
         def reply(token: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
             session = sessions.open(token)
-            for pieces in follow_reply(session):  # another page of this session asked before
+            for pieces in follow_reply(session):  # another page of this session sent the request
                 yield [*shown_turns(session.turns), partial_answer(pieces)], BUSY
             if session.turns and session.turns[-1].message.role == "user":
                 try:
@@ -349,8 +349,8 @@ def _examples(chat: Chat) -> list[tuple[str, Path, bool]]:
 
 
 def _varied(request: dict[str, Any], retries: int) -> dict[str, Any]:
-    """The options of another answer to the same message: other seed, and sampled words, because
-    greedy ones would be the same."""
+    """Return the options of another reply to the same message: another seed, and sampling, because
+    greedy decoding would repeat the reply."""
     varied = dict(request)
     if "seed" in varied:
         varied["seed"] = (varied["seed"] + retries) % 2**63

@@ -1,4 +1,4 @@
-"""One answer of the demo, from the engine's events to what stands in the conversation."""
+"""One reply of the demo, from the engine's events to the turn in the conversation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmllm.inference.replies import Reply
 
 MAKING = {"image": "Drawing", "audio": "Making the sound", "video": "Animating"}
 _OFTEN = 0.1
-"""Seconds between two looks at an answer at least."""
+"""Least seconds between two updates of a partial reply."""
 
 
 def stream_reply(
@@ -32,7 +32,7 @@ def stream_reply(
         raise ConfigError("another answer is being made in this conversation: wait for it")
     if not session.turns or session.turns[-1].message.role != "user":
         session.replying.release()
-        return  # another page's answer was to this, too
+        return  # the reply of another page answered this message, too
     parts: dict[int, ContentPart] = {}
     pieces: dict[int, list[Piece]] = {}
     reply: Reply | None = None
@@ -86,7 +86,7 @@ def stream_reply(
 
 
 def follow_reply(session: BrowserSession) -> Iterator[list[Piece]]:
-    """Looks at an answer that is being made for another page, until its end."""
+    """Yield the partial reply that another page has requested, until it ends."""
     while session.replying.locked():
         yield session.partial
         time.sleep(3 * _OFTEN)

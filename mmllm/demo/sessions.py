@@ -25,31 +25,31 @@ from mmllm.media import isolated
 from mmllm.server.settings import INPUT_LIMITS, ServerSettings
 
 UPLOADS = replace(INPUT_LIMITS, pixels=24_000_000)
-"""The largest file that is taken: as by the server, but pictures as large as cameras make them."""
+"""Limits of an uploaded file: the server's, but images up to the size of a camera's."""
 SUFFIX = {"image": ".png", "audio": ".wav", "video": ".mp4"}
-"""What made media are saved as: what every browser shows."""
+"""Modality -> format of generated media, one that every browser shows."""
 FILE = re.compile(r"\d{3,6}\.[a-z0-9]{1,5}")
-"""The names of media in a session's folder."""
+"""Names of media files in a session's folder."""
 
 MAX_TEXT, MAX_TOGETHER = ServerSettings.max_characters, ServerSettings.max_input_media
-"""Characters and media of one message, as the server takes them."""
+"""Most characters and media of one message, the server's limits."""
 MAX_TURNS, MAX_WORDS, MAX_FILES, MAX_BYTES = 1000, 1_000_000, 400, 2 * UPLOADS.bytes
-"""Of one conversation: messages, characters, media, and bytes of their files."""
+"""Limits of one conversation: messages, characters, media, and bytes of their files."""
 MAX_SESSIONS = 200
-"""Sessions at the same time."""
+"""Most sessions at the same time."""
 MAX_UPLOADED = 8 * UPLOADS.bytes
 """Bytes of uploads that belong to no message yet, of all sessions; the oldest go first."""
 _BROWSERS_SHOW = {"PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "ICO", "AVIF"}
 _LOOKS = 4
-"""Frames of a clip that are looked at before it is taken."""
+"""Frames of a video that are decoded before it is accepted."""
 PATIENCE = 10.0
-"""Seconds to wait until an answer that was stopped has ended."""
+"""Seconds to wait for the end of a cancelled reply."""
 _CUT_OFF = 600.0
-"""Seconds after which a file that is not written any more is what a broken upload left."""
+"""Seconds without a write after which a file counts as a broken upload."""
 
 
 Piece: TypeAlias = str | Medium
-"""What the page shows of an answer: words, a medium or a preview, in order."""
+"""A part of a reply on the page, in order: text, a medium or a preview."""
 
 
 @dataclass
@@ -62,12 +62,12 @@ class Turn:
 
 
 def clean(text: str) -> str:
-    """The text without halves of characters (lone surrogates), which no UTF-8 can hold."""
+    """Remove lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def check_text(text: str) -> str:
-    """The text, cleaned. Raises ConfigError if it is longer than a message may be."""
+    """Return the text, cleaned. Raises ConfigError if it exceeds the limit of a message."""
     if len(text) > MAX_TEXT:
         raise ConfigError(f"{len(text)} characters of text, more than {MAX_TEXT}: shorten it")
     return clean(text)
@@ -90,7 +90,7 @@ def checked(path: Path) -> Medium:
 
 
 def as_png(picture: Image, target: Path) -> Image | None:
-    """A picture, pixel by pixel, as a PNG at `target`; None if that would be too large a file."""
+    """Save an image losslessly as a PNG at `target`; None if the file would be too large."""
     with media.limits(UPLOADS):
         picture.decoded(isolated.decode).save(target)
     if target.stat().st_size <= UPLOADS.bytes:
@@ -101,8 +101,8 @@ def as_png(picture: Image, target: Path) -> Image | None:
 
 @dataclass
 class BrowserSession:
-    """One session. `answering` is held while an answer is made, and while the conversation is
-    changed; setting `cancel` ends the answer."""
+    """One session. `replying` is locked during a reply and while the conversation is changed;
+    setting `cancel` ends the reply."""
 
     token: str
     folder: Path
@@ -111,9 +111,9 @@ class BrowserSession:
     cancel: threading.Event = field(default_factory=threading.Event)
     replying: threading.Lock = field(default_factory=threading.Lock)
     partial: list[Piece] = field(default_factory=list)
-    """The answer in the making, as far as it is."""
+    """The partial reply."""
     retries: int = 0
-    """Answers to the last message that were replaced by another."""
+    """Number of replies to the last message that were replaced by another."""
     _files: int = 0
 
     @property
@@ -128,8 +128,8 @@ class BrowserSession:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
-        """Within it the conversation may be changed: the answer in the making, if there is one,
-        has been ended, and the next one waits. Raises ConfigError if it does not end."""
+        """Return a context in which the conversation may be changed: a running reply is cancelled,
+        and the next one waits. Raises ConfigError if the running one does not end."""
         self.cancel.set()
         if not self.replying.acquire(timeout=PATIENCE):
             raise ConfigError("the answer in the making has not ended yet; try again in a moment")
@@ -202,25 +202,25 @@ class BrowserSession:
         return replace(medium, source=target)
 
     def keep(self, medium: Medium) -> Medium:
-        """Save a medium that was made; it keeps its array, so that later turns see it exactly."""
+        """Save a generated medium; it keeps its array, so that later turns use the exact values."""
         path = self.new_file(SUFFIX[medium.modality])
         medium.save(path)
         return replace(medium, source=path)
 
     def preview(self, picture: Image) -> Image:
-        """Save a picture in the making; it stays until `drop_previews`."""
+        """Save a preview of an image; it is kept until `drop_previews`."""
         self._files += 1
         path = self.folder / f"preview-{self._files}.png"
         picture.save(path)
         return replace(picture, source=path)
 
     def drop_previews(self) -> None:
-        """Delete pictures in the making, once no page can ask for them any more."""
+        """Delete previews that no page can request any more."""
         for old in self.folder.glob("preview-*"):
             old.unlink()
 
     def clear(self) -> None:
-        """Forget the conversation and delete its files."""
+        """Clear the conversation and delete its files."""
         self.turns = []
         for path in self.folder.iterdir():
             path.unlink()
@@ -240,7 +240,7 @@ class BrowserSession:
 
 
 class SessionStore:
-    """All sessions, in folders below `root` whose names nobody can guess."""
+    """All sessions, in folders below `root` with random names."""
 
     def __init__(self, root: Path, *, expires: float):
         self.root = root
@@ -250,7 +250,7 @@ class SessionStore:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def open(self, token: str | None) -> BrowserSession:
-        """The session of a token; a new one if there is none (any more)."""
+        """Return the session of a token, or a new one if there is none (any more)."""
         with self._lock:
             session = self._sessions.get(token) if isinstance(token, str) else None
             if session is None:
@@ -301,8 +301,7 @@ class SessionStore:
         shutil.rmtree(session.folder, ignore_errors=True)
 
     def _drop_one(self) -> None:
-        """Delete the session that will be missed least: an empty one, or the one that was used
-        longest ago."""
+        """Delete an empty session or, if there is none, the least recently used one."""
         idle = [session for session in self._sessions.values() if not session.replying.locked()]
         if not idle:
             raise ConfigError(f"more than {MAX_SESSIONS} people talk here; try again later")

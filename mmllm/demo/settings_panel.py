@@ -1,4 +1,4 @@
-"""The settings of the page: widgets, and the options of a reply that their values mean."""
+"""The settings of the page: widgets, and their values as options of a reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmllm.server.settings import ServerSettings as Limits
 
 WISHES = (("when it fits", "auto"), ("always", "force"), ("never", "forbid"))
 MAX_STOPS = 16
-"""Texts that an answer stops at."""
+"""Most stop texts of a reply."""
 
 _WIDGETS: dict[str, Callable[..., Any]] = {
     "steps": lambda low, value: gr.Slider(low, 100, value, step=1, label="Denoising steps"),
@@ -63,7 +63,7 @@ class SettingsPanel:
     """The button that takes the last answer's seed."""
 
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Keyword arguments of `Chat.stream`; what was left empty is left out."""
+        """Return keyword arguments of `Chat.stream`, without those of empty widgets."""
         request: dict[str, Any] = {"modalities": {}, "decoders": {}}
         for place, value in zip(self.places, values, strict=True):
             if value in (None, "") or (place[-1] == "seconds" and not value):
@@ -80,8 +80,8 @@ class SettingsPanel:
 
 
 def _check_cost(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a medium that costs more than the server lets one cost. What a decoder
-    can make at all, it says itself."""
+    """Raise ConfigError for a medium that exceeds the server's limits. A decoder checks its own
+    limits itself."""
     pixels = abs(options.get("width", 1) * options.get("height", 1))
     frames = options.get("frames", 1)
     for what, value, most in (
@@ -102,7 +102,7 @@ def _stops(text: str) -> list[str]:
 
 
 def build_settings(chat: Chat) -> SettingsPanel:
-    """Widgets for all that a request can say, by modality."""
+    """Create widgets for all options of a request, by modality."""
     usual = Sampling()
     widgets: list[Any] = []
     places: list[tuple[str, ...]] = []

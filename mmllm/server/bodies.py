@@ -36,8 +36,8 @@ MODELS = (
 )
 _REFS = "#/components/schemas/{model}"
 _MOST_PIECES = 200_000
-"""Commas, colons and brackets of a body, those in its text included, of which 100,000 characters
-are let in: each value takes a hundred bytes and a microsecond, wherever it stands."""
+"""Most commas, colons and brackets of a body, including those in up to 100,000 characters of text:
+each parsed value takes about a hundred bytes and a microsecond."""
 _PIECES = (b",", b":", b"[", b"{")
 _NUMBERS = {"n": int, "seed": int, "strength": float, "temperature": float}
 """Fields of a form that are numbers."""
@@ -69,8 +69,8 @@ def read(model: type[B], *, form: bool = False) -> Callable[[Request], Awaitable
 
 
 def parsed(model: type[B], data: bytes, lenient: bool = False) -> B:
-    """Raises ApiError (400) that names the field. `lenient`: fields that are unknown or not
-    supported are dropped, and listed in `ignored`."""
+    """Validate a body; raise ApiError (400) that names the field. `lenient`: unknown or unsupported
+    fields are dropped and listed in `ignored`."""
     num = sum(map(data.count, _PIECES))
     if num > _MOST_PIECES:
         raise bad_request(
@@ -94,7 +94,7 @@ def parsed(model: type[B], data: bytes, lenient: bool = False) -> B:
 
 
 def validated(model: type[B], tree: Any, lenient: bool = False) -> B:
-    """A parsed body as `model`; see `parsed`."""
+    """Validate a parsed body as `model`; see `parsed`."""
     ignored: list[str] = []
     while True:
         try:
@@ -131,7 +131,7 @@ async def _read_upload(request: Request, model: type[B], name: str) -> tuple[B, 
 def _upload(
     model: type[B], name: str, content_type: str, data: bytes, lenient: bool
 ) -> tuple[B, bytes]:
-    """The fields of a form as `model`, and its one file of this name."""
+    """Return the fields of a form as `model`, and its one file of this name."""
     fields, files = forms.parsed(content_type, data)
     uploads = files.pop(name, []) + files.pop(f"{name}[]", [])
     if len(uploads) != 1:
@@ -140,14 +140,14 @@ def _upload(
 
 
 def _form(model: type[B], content_type: str, data: bytes, lenient: bool) -> B:
-    """The fields of a form without files as `model`."""
+    """Return the fields of a form without files as `model`."""
     return _fields(model, *forms.parsed(content_type, data), lenient)
 
 
 def _fields(
     model: type[B], fields: dict[str, str], files: dict[str, list[bytes]], lenient: bool
 ) -> B:
-    """Fields of a form, which are all strings, with their numbers parsed. A file that the model
+    """Parse the numbers among the fields of a form, which are all strings. A file that the model
     has no field for is an unknown field."""
     tree: dict[str, Any] = {**fields, **dict.fromkeys(files, "a file")}
     for name, number in _NUMBERS.items():
@@ -164,13 +164,13 @@ def _fields(
 
 
 def component_schemas() -> dict[str, Any]:
-    """What the OpenAPI document says of the bodies, by name."""
+    """Return the schemas of the bodies for the OpenAPI document, by name."""
     modes: Any = [(model, "validation") for model in MODELS]
     return models_json_schema(modes, ref_template=_REFS)[1]["$defs"]
 
 
 def documented_form(model: type[BaseModel], file: str) -> dict[str, Any]:
-    """How the OpenAPI document describes a form with a file."""
+    """Return the OpenAPI schema of a form with a file."""
     schema = dict(component_schemas()[model.__name__])  # it allows no other properties
     upload = {"type": "string", "format": "binary"}
     schema["properties"] = {file: upload, **schema["properties"]}
@@ -181,7 +181,7 @@ def documented_form(model: type[BaseModel], file: str) -> dict[str, Any]:
 
 
 def documented(model: type[BaseModel], *, form: bool = False) -> dict[str, Any]:
-    """How a route's entry of the OpenAPI document refers to its body."""
+    """Return the reference to a body's schema for a route's entry in the OpenAPI document."""
     schema = {"$ref": _REFS.format(model=model.__name__)}
     kinds = ["application/json", *(["multipart/form-data"] if form else [])]
     return {

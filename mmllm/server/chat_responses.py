@@ -1,4 +1,4 @@
-"""Replies -> a chat completion: one JSON body, or the chunks of a stream."""
+"""Write replies as a chat completion: one JSON body, or the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FINISH_REASONS = {"end": "stop", "stop": "stop", "length": "length"}
 
 @dataclass
 class _MessageState:
-    """What one message holds so far, for the numbers of its images and parts."""
+    """The images and parts of one message so far, which number the next ones."""
 
     num_images: int = 0
     has_audio: bool = False

@@ -1,5 +1,8 @@
-"""The threads that answer. Requests wait in a bounded line; those that are answered at the same
-time share the chat's engine (mmllm.inference.engine), streamed or not, whatever their options."""
+"""Worker threads that answer requests from a bounded queue.
+
+Requests that run at the same time share the chat's engine (mmllm.inference.engine), streamed or
+not, whatever their options.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from mmllm.server.settings import ServerSettings
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """The arguments of `Chat.reply` that say how."""
+    """Return the keyword arguments of `Chat.reply` other than the conversation."""
 
     modalities: Mapping[str, ModalityChoice] = field(default_factory=dict)
     decoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -36,8 +39,10 @@ class ReplyOptions:
 
 @dataclass(eq=False)
 class ReplyJob:
-    """One conversation to be answered `num` times, with seeds that count on from `seed`.
-    `on_event` streams the one answer: called by the thread that answers."""
+    """One conversation to be answered `num` times, with consecutive seeds from `seed`.
+
+    `on_event` receives the events of a streamed reply, in the worker thread.
+    """
 
     conversation: Conversation
     options: ReplyOptions
@@ -78,7 +83,7 @@ class Dispatcher:
         return len(self._line)
 
     def submit(self, job: ReplyJob) -> None:
-        """Put a job in the line. Raises ApiError (429) when it is full."""
+        """Put a job in the queue. Raises ApiError (429) when it is full."""
         with self._changed:
             if not self.alive:
                 raise ApiError(503, "the server is shutting down", code="shutting_down")
@@ -92,7 +97,7 @@ class Dispatcher:
             self._changed.notify()
 
     def cancel(self, *jobs: ReplyJob) -> None:
-        """Nobody waits for these any more."""
+        """Drop the queued jobs among these and cancel the running ones: their clients are gone."""
         with self._changed:
             for job in jobs:
                 answered = job.replies.done() and not job.replies.cancelled()
@@ -105,7 +110,7 @@ class Dispatcher:
                     self._line.remove(job)
 
     def close(self) -> None:
-        """Drop what waits, stop what runs, and wait for the threads."""
+        """Drop queued jobs, stop running ones, and join the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -133,7 +138,7 @@ class Dispatcher:
             job.replies.set_result(replies)
 
     def _next(self) -> ReplyJob | None:
-        """Wait for a job that is still waited for; None at the end."""
+        """Wait for a job whose client is still there; None when the dispatcher is closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._line or self._closing)

@@ -1,4 +1,4 @@
-"""Pieces that every response shares: files of media, ids, headers, server-sent events."""
+"""Elements that all responses share: media files, ids, headers, server-sent events."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ MEDIA_TYPES = {
 """File suffix -> media type."""
 
 _MAX_IGNORED = 32
-"""Dropped fields that a response names."""
+"""Most dropped fields that a response names."""
 
 
 def new_id(prefix: str) -> str:
-    """An identifier that cannot be guessed: `chatcmpl-…`."""
+    """Return a random identifier: `chatcmpl-…`."""
     return f"{prefix}{secrets.token_hex(12)}"
 
 
 async def encode_medium(medium: Medium, suffix: str) -> bytes:
-    """The file that `Medium.save` writes, with its provenance mark. `suffix`: "png", "wav", …"""
+    """Encode a medium as the file that `Medium.save` writes, with its provenance mark.
+
+    `suffix`: "png", "wav", …
+    """
 
     def write() -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +66,7 @@ def reply_extras(replies: Sequence[Reply], ignored: Sequence[str] = ()) -> dict[
 
 
 def ignored_fields(ignored: Sequence[str]) -> dict[str, Any]:
-    """The fields that a lenient server dropped, as part of a JSON body; empty if none were."""
+    """Return the fields that a lenient server dropped, as part of a JSON body; empty if none."""
     return {"ignored": list(ignored[:_MAX_IGNORED])} if ignored else {}
 
 

@@ -1,4 +1,4 @@
-"""Everything that goes wrong, as the API's own JSON: {"error": {message, type, param, code}}."""
+"""Errors as JSON of OpenAI's API: {"error": {message, type, param, code}}."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mmllm.errors import ConfigError, ContextError, MediaError, MmllmError, quot
 log = logging.getLogger(__name__)
 
 CLOSED = 499
-"""Nobody reads this answer: the client went away (nginx's number)."""
+"""Status of a request whose client closed the connection (nginx's number); it is never read."""
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _LONGEST_STEP = 64
-"""Characters of a field's name that a path repeats."""
+"""Most characters of a field's name in an error's path."""
 _LONGEST_PATH = 120
-"""Characters of the path that was asked for."""
+"""Most characters of the requested path in an error."""
 _REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`:?")
-"""Our errors speak to Python programs; a client of the server has other means."""
+"""A remedy that only Python programs can apply; it is cut from messages to clients."""
 _CLASS_IN_PYTHON = re.compile(r"give it as (Image|Audio|Video)\(\.\.\.\)")
 _PARTS = {"Image": "image_url", "Audio": "input_audio", "Video": "video_url"}
 _EXPECTED = {
@@ -34,11 +34,11 @@ _EXPECTED = {
     "list_type": "a list",
     "string_type": "a string",
 }
-"""Kinds of pydantic's errors that speak of Python -> what JSON calls it."""
+"""Pydantic's error types that name Python types -> the name of the type in JSON."""
 
 
 class ErrorBody(BaseModel):
-    """What and how to mend; `param`: the field of the request, by its path."""
+    """The JSON of an error: a message with its remedy; `param`: the path of the field."""
 
     message: str
     type: str
@@ -51,14 +51,14 @@ class ErrorResponse(BaseModel):
 
 
 class _Ascii(JSONResponse):
-    """A message may repeat what cannot be written in UTF-8: halves of characters."""
+    """A JSON response in ASCII: a message may quote lone surrogates, which UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content).encode("ascii")
 
 
 class ApiError(Exception):
-    """An answer that is an error. `status`: of HTTP; `code`: a word for programs."""
+    """An error response. `status`: HTTP status; `code`: a machine-readable reason."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -127,7 +127,7 @@ def install(app: FastAPI) -> None:
 
 
 def _shown(request: Request) -> str:
-    """The path of a request, as far as a message repeats it."""
+    """Return the path of a request, shortened for a message."""
     path = request.url.path
     return path if len(path) <= _LONGEST_PATH else f"{path[: _LONGEST_PATH - 1]}…"
 
@@ -157,7 +157,7 @@ def invalid(errors: Sequence[Any], body: Any) -> ApiError:
 
 
 def drop_unknown(errors: Sequence[Any], body: Any) -> list[str]:
-    """Remove the fields that pydantic did not know from a body; returns their paths."""
+    """Remove the fields that the schema does not have from a body; return their paths."""
     dropped = []
     for error in errors:
         if error["type"] != "extra_forbidden":
@@ -187,13 +187,13 @@ def _message(error: Mapping[str, Any]) -> str:
 
 
 def _path(loc: Sequence[str | int], body: Any, kind: str) -> Iterator[str | int]:
-    """The steps of a location that exist in the body; pydantic also names the shapes it tried."""
+    """Yield the steps of a location that exist in the body; pydantic adds names of union members."""
     inner: Any = body
     for number, step in enumerate(loc):
         if isinstance(inner, Mapping) and step in (inner.get("type"), inner.get("role")):
             rest = loc[number + 1 :]
             if rest[0] in inner if rest else kind == "too_long":
-                continue  # the shape that was tried, which bears the name of one of its fields
+                continue  # a union member that has the name of one of its fields
         in_object = isinstance(inner, Mapping) and step in inner
         in_list = isinstance(inner, list) and isinstance(step, int) and step < len(inner)
         if in_object or in_list:
@@ -204,6 +204,6 @@ def _path(loc: Sequence[str | int], body: Any, kind: str) -> Iterator[str | int]
 
 
 def _for_clients(message: str) -> str:
-    """A message for Python programs in the words of the API."""
+    """Replace the remedies of a message for Python programs by those for clients."""
     message = _REMEDY_IN_PYTHON.sub("", message)
     return _CLASS_IN_PYTHON.sub(lambda found: f"send it as `{_PARTS[found[1]]}`", message)

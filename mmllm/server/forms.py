@@ -1,4 +1,4 @@
-"""The body of a request as a form (multipart/form-data) -> its fields and files."""
+"""Parse the body of a request as a form (multipart/form-data) into fields and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmllm.server.errors import ApiError, bad_request
 
 _MOST_FIELDS = 64
 _MOST_BYTES = 2**18
-"""Of a field that is not a file."""
+"""Most bytes of a field that is not a file."""
 
 
 def parsed(kind: str, data: bytes) -> tuple[dict[str, str], dict[str, list[bytes]]]:

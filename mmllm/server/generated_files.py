@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from mmllm.server.settings import ServerSettings
 
 PATH = "/made/"
-"""Below it lie the files; an image in Markdown cannot send a token, so a name is the secret."""
+"""URL prefix of the files. An image in Markdown cannot send a token, so its name is the secret."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{32}\.[a-z0-9]{2,4}", re.ASCII)
 
 
 def is_name(name: str) -> bool:
-    """Whether a file could bear this name."""
+    """Return whether this is a possible name of a file."""
     return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class File:
-    """`until`: when it is forgotten, by `time.monotonic`."""
+    """One file. `until`: when it expires, by `time.monotonic`."""
 
     data: bytes
     suffix: str
@@ -30,14 +30,14 @@ class File:
 
 
 class GeneratedFiles:
-    """The newest files, bounded in number, bytes and time; the oldest makes way for the next."""
+    """The newest files, bounded in number, bytes and age; the oldest is evicted first."""
 
     def __init__(self, settings: ServerSettings):
         self._settings = settings
         self._files: OrderedDict[str, File] = OrderedDict()
 
     def add(self, data: bytes, suffix: str) -> str:
-        """Keep a file; returns the path of its URL."""
+        """Store a file and return the path of its URL."""
         settings = self._settings
         self._forget_old()
         name = f"{secrets.token_urlsafe(24)}.{suffix}"
@@ -49,7 +49,7 @@ class GeneratedFiles:
         return PATH + name
 
     def get(self, name: str) -> File | None:
-        """A file by its name, as long as it is kept."""
+        """Return a file by its name, or None once it has expired."""
         self._forget_old()
         return self._files.get(name)
 

@@ -24,7 +24,7 @@ def allowed_hosts(host: str) -> frozenset[str] | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can reach a server that listens on `host`."""
+    """Return whether `host` is a loopback address, which only this machine can reach."""
     if host == "localhost":
         return True
     try:

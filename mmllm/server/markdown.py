@@ -1,4 +1,4 @@
-"""Media within the text of a reply, as Markdown, and back: for clients that know only `content`."""
+"""Convert media in a reply to Markdown and back, for clients that read only `content`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LINK = re.compile(
 
 
 def link(modality: str, url: str) -> str:
-    """A medium in Markdown: a picture is shown in its place, a sound or a clip is a link."""
+    """Write a medium in Markdown: an image inline, audio and video as links."""
     return f"{'!' if modality == 'image' else ''}[{_WORDS[modality]}]({url})"
 
 
 def split(text: str) -> Iterator[tuple[str | None, str]]:
-    """The inverse of what `Content` writes: (None, a text) and (modality, URL), in order."""
+    """Split the Markdown that `Content` writes into (None, text) and (modality, URL), in order."""
     end = 0
     for found in _LINK.finditer(text):
         if found.start() > end:
@@ -31,34 +31,33 @@ def split(text: str) -> Iterator[tuple[str | None, str]]:
 
 
 class Content:
-    """The text of a reply with its media in their places, as it becomes known: a text that
-    follows a medium waits for it."""
+    """The text of a streamed reply with its media in place; text after a medium waits for it."""
 
     def __init__(self) -> None:
         self._parts: dict[int, tuple[bool, str]] = {}
-        """The place of a part -> (it is a medium, what can be written of it)."""
+        """Index of a part -> (whether it is a medium, text that can be written)."""
         self._owing: set[int] = set()
-        """Places of media that are not ready."""
+        """Indices of media that are not ready."""
         self._last: tuple[int, bool] | None = None
-        """(place, it is a medium) of what was written last."""
+        """(index, whether it is a medium) of the part that was written last."""
 
     def text(self, place: int, text: str) -> str:
-        """Add to a text; returns what can be written now."""
+        """Append to a text part; return the text that can be written now."""
         self._parts[place] = (False, self._parts.get(place, (False, ""))[1] + text)
         return self._ready()
 
     def started(self, place: int) -> None:
-        """A medium comes here."""
+        """Announce a medium at this index."""
         self._owing.add(place)
 
     def medium(self, place: int, link: str) -> str:
-        """The link of a medium; returns what can be written now."""
+        """Set the link of a medium; return the text that can be written now."""
         self._owing.discard(place)
         self._parts[place] = (True, link)
         return self._ready()
 
     def rest(self) -> str:
-        """What still waits, at the end of the reply."""
+        """Return the remaining text at the end of the reply."""
         self._owing.clear()
         return self._ready()
 

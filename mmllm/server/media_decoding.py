@@ -28,12 +28,12 @@ from mmllm.server.settings import ServerSettings
 T = TypeVar("T")
 
 _GRACE_SECONDS = 2.0
-"""In which a process may report by itself that its time is up, before it is ended."""
+"""Extra seconds in which a process can report its own timeout before it is killed."""
 
 
 @dataclass
 class DecodeBudget:
-    """What the media of one request may take.
+    """Limits on the media of one request.
 
     Args:
         bytes_left: Bytes that its decoded media may still take.
@@ -118,14 +118,14 @@ def _pool(modality: str) -> str:
 
 
 class _DecodedMemory:
-    """Counts the decoded arrays of all requests; each counts until nobody refers to it."""
+    """Counts the bytes of decoded arrays of all requests until they are garbage-collected."""
 
     def __init__(self, max_bytes: int):
         self._max_bytes = max_bytes
         self._arrays: list[weakref.ref[np.ndarray]] = []
 
     def add(self, medium: Medium) -> None:
-        """Raises ApiError (429) when all take more than the limit; one alone may."""
+        """Raise ApiError (429) if the total exceeds the limit; a single array always may."""
         alive = [array for entry in self._arrays if (array := entry()) is not None]
         added = _arrays(medium)
         if alive and sum(array.nbytes for array in [*alive, *added]) > self._max_bytes:

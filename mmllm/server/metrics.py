@@ -45,12 +45,12 @@ class Metrics:
         )
 
     def watch(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
-        """Where the length of the line, and what is answered, are read."""
+        """Set the sources of the gauges: queue length and running requests."""
         self.waiting.set_function(waiting)
         self.running.set_function(running)
 
     def count(self, reply: Reply) -> None:
-        """A reply that was made."""
+        """Count a finished reply."""
         self.first_token.observe(reply.timings.first_token)
         for kind in ("prompt", "cached", "text", "signals"):
             self.tokens.labels(kind).inc(getattr(reply.usage, kind))
@@ -58,5 +58,5 @@ class Metrics:
             self.media.labels(medium.modality).inc()
 
     def text(self) -> bytes:
-        """In Prometheus' own format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -57,7 +57,7 @@ class AdmissionMiddleware:
         try:
             await self._admit(scope, receive, watched)
         except Exception as error:
-            if status:  # the answer has begun: all that is left is to break it off
+            if status:  # the response has begun and can only be aborted
                 raise
             await to_api_error(error).response()(scope, receive, watched)
         finally:
@@ -70,7 +70,9 @@ class AdmissionMiddleware:
         self._check(scope["path"], headers)
         with self._bodies.one() as held:
             body = await self._body(headers, receive, held)
-            self._check_capacity(scope["path"])  # a body that is still on its way holds no place
+            self._check_capacity(
+                scope["path"]
+            )  # checked again: a body being received takes no slot
             self._inside += 1
             try:
                 await self.app(scope, _again(body, receive), send)
@@ -102,7 +104,7 @@ class AdmissionMiddleware:
             raise ApiError(429, "too many requests at once; try again soon", code="busy")
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive, held: _Body) -> bytes:
-        """The body, read whole, within its size, its time and a rate that it must keep."""
+        """Read the whole body within the limits of size, time and minimum rate."""
         settings = self.settings
         most = settings.max_body_bytes
         too_large = ApiError(
@@ -151,7 +153,7 @@ def _is_open(path: str) -> bool:
 
 
 class _Body:
-    """The bytes that one request holds; `timeout`: while they are on their way."""
+    """The bytes of one request's body. `timeout`: the timer while it is received."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -159,12 +161,12 @@ class _Body:
 
 
 class _Bodies:
-    """The bodies of all requests, which share `most` bytes. Who needs more than is left gets it
-    from the one that has been on its way for longest."""
+    """The bodies of all requests, which share `most` bytes. When they run out, the request that has
+    been received for longest is dropped."""
 
     def __init__(self, most: int):
         self._most = most
-        self._all: dict[_Body, None] = {}  # in the order in which they began
+        self._all: dict[_Body, None] = {}  # in order of arrival
 
     @contextmanager
     def one(self) -> Iterator[_Body]:
@@ -176,22 +178,22 @@ class _Bodies:
             self._all.pop(body, None)
 
     def grow(self, body: _Body, size: int) -> None:
-        """Note that a body has `size` bytes by now. Raises ApiError (429) where they are too many
-        and none can be given up for it."""
+        """Record that a body has `size` bytes by now. Raises ApiError (429) if they are too many
+        and no other request can be dropped."""
         body.size = size
         while sum(other.size for other in self._all) > self._most:
-            if size <= _SMALL:  # a question is always let in
+            if size <= _SMALL:  # small bodies are always admitted
                 return
             slow = [one for one in self._all if one.size and one.timeout and one is not body]
             if not slow:
                 raise ApiError(429, "too many large requests at once; try again soon", code="busy")
             timeout, slow[0].size = slow[0].timeout, 0
             assert timeout is not None
-            timeout.reschedule(0.0)  # it is over: the loop's clock is past it
+            timeout.reschedule(0.0)  # in the past by the loop's clock, so it expires at once
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, then what else comes: the client's going away."""
+    """Return a `receive` that gives the body in one message, then later ones (the disconnect)."""
     parts = [body]
 
     async def read() -> Message:
