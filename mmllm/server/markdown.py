@@ -36,7 +36,7 @@ class Content:
     def __init__(self) -> None:
         self._parts: dict[int, tuple[bool, str]] = {}
         """Index of a part -> (whether it is a medium, text that can be written)."""
-        self._owing: set[int] = set()
+        self._pending: set[int] = set()
         """Indices of media that are not ready."""
         self._last: tuple[int, bool] | None = None
         """(index, whether it is a medium) of the part that was written last."""
@@ -48,21 +48,21 @@ class Content:
 
     def started(self, place: int) -> None:
         """Announce a medium at this index."""
-        self._owing.add(place)
+        self._pending.add(place)
 
     def medium(self, place: int, link: str) -> str:
         """Set the link of a medium; return the text that can be written now."""
-        self._owing.discard(place)
+        self._pending.discard(place)
         self._parts[place] = (True, link)
         return self._ready()
 
     def rest(self) -> str:
         """Return the remaining text at the end of the reply."""
-        self._owing.clear()
+        self._pending.clear()
         return self._ready()
 
     def _ready(self) -> str:
-        until = min(self._owing, default=None)
+        until = min(self._pending, default=None)
         written = ""
         for place in sorted(self._parts):
             if until is not None and place > until:
