@@ -1,1 +1,1 @@
-"""One file for each format of dataset that can be read; see COMPONENTS in mmllm.config."""
+"""Readers of dataset formats, one file each; see COMPONENTS in mmllm.config."""

@@ -1,4 +1,4 @@
-"""Alpaca's instructions (Taori et al. 2023): `{instruction, input, output}`, text alone."""
+"""Reader of Alpaca's instructions (Taori et al. 2023): texts `{instruction, input, output}`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from mmllm.errors import RowError
 
 @dataclass(frozen=True)
 class AlpacaConfig:
-    """An `input` comes in a paragraph of its own behind the instruction. `where` keeps the rows
-    whose fields have these values."""
+    """Settings of an Alpaca dataset. An `input` becomes a paragraph after the instruction.
+
+    file: a .json, .jsonl, .csv, .tsv or .parquet file.
+    where: keep only the rows whose fields have these values.
+    share: weight of the dataset in the mixture.
+    """
 
     file: str
     where: Mapping[str, Any] = field(default_factory=dict)
@@ -25,7 +29,7 @@ class AlpacaConfig:
 
 
 class Alpaca:
-    """See AlpacaConfig; one conversation of two turns a row."""
+    """A dataset in Alpaca's format, see AlpacaConfig; each row is a conversation of two turns."""
 
     def __init__(self, config: AlpacaConfig, where: str):
         rows, _ = open_rows(config.file, None, where)

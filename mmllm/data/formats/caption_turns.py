@@ -1,4 +1,4 @@
-"""A medium and its caption -> a question and its answer, in one of many phrasings."""
+"""Two-turn conversations about a medium and its caption, with random prompts and replies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Direction = Literal["understand", "generate"]
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTurnsConfig:
-    """How a pair is asked about; the fields mean what they mean for `pairs`
+    """Settings of the two turns of a pair; the fields are those of `pairs`
     (mmllm.data.formats.pairs.PairsConfig)."""
 
     modality: str
@@ -33,8 +33,20 @@ class CaptionTurnsConfig:
 
 
 class CaptionTurns:
-    """Makes the two turns of a pair. Raises ConfigError for prompts or replies that cannot be
-    meant; `fields` are those that any row has, None where they are not known."""
+    """A factory of the two turns of a pair.
+
+    Args:
+        direction: "understand" (the user shows the medium) or "generate" (the assistant does).
+        prompts: templates of the user's text, or the name of a JSON file that holds them.
+        replies: templates of the assistant's text; by default the caption for "understand", and no
+            text for "generate".
+        where: the dataset's place in the config, for messages.
+        fields: the fields of all rows; None if they are not known.
+
+    Raises:
+        ConfigError: a template is invalid or uses a field that no row has, or the file of prompts
+            cannot be read.
+    """
 
     def __init__(
         self,
@@ -59,8 +71,17 @@ class CaptionTurns:
     def conversation(
         self, shown: Medium, row: Mapping[str, Any], rng: np.random.Generator
     ) -> list[Message]:
-        """`row` fills the `{names}` in prompts and replies. Raises EmptyCaptionError where the
-        caption is needed."""
+        """Build the conversation of a pair.
+
+        Args:
+            shown: the medium, with its caption.
+            row: the fields that fill the `{names}` in prompts and replies.
+            rng: draws the prompt, the reply and the order of text and medium.
+
+        Raises:
+            EmptyCaptionError: the caption is empty, but needed.
+            RowError: a field that a template needs is missing.
+        """
         row = {**row, "caption": shown.caption or ""}
         prompt = self.prompts[int(rng.integers(len(self.prompts)))]
         reply = self.replies[int(rng.integers(len(self.replies)))] if self.replies else None
@@ -70,12 +91,12 @@ class CaptionTurns:
         asked, answer = prompt.fill(row, rng), [reply.fill(row, rng)] if reply else []
         if self.direction == "generate":
             return [user(asked), assistant(*answer, shown)]
-        parts = (shown, asked) if rng.random() < 0.5 else (asked, shown)  # people do both
+        parts = (shown, asked) if rng.random() < 0.5 else (asked, shown)  # both orders are common
         return [user(*parts), assistant(*answer)]
 
 
 def _prompts(prompts: tuple[str, ...] | str, where: str) -> Sequence[str]:
-    """The list itself, or the list that `file.json#key.key` names."""
+    """Return a list of prompts, or read the list that `file.json#key.key` names."""
     found: Any = prompts
     if isinstance(prompts, str):
         file, _, keys = prompts.partition("#")

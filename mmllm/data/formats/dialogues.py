@@ -1,7 +1,7 @@
-"""Dialogues of any turns and media, as JSON lines: the data of stage 3.
+"""Reader of dialogues with any turns and media, in JSON or JSONL: the data of stage 3.
 
 A row is `{"messages": [{"role": "user", "content": [{"type": "text", "text": "…"},
-{"type": "image", "file": "a.png", "caption": "…"}]}, …]}`; a content that is a string is text.
+{"type": "image", "file": "a.png", "caption": "…"}]}, …]}`; a string as `content` is text.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from mmllm.errors import RowError, quoted
 
 @dataclass(frozen=True)
 class DialoguesConfig:
-    """`where` keeps the rows whose fields have these values, e.g. `{task: [text->image]}`.
+    """Settings of a dataset of dialogues.
 
-    either_order: a user's text that stands beside one medium comes before it half of the time,
-    and behind it otherwise; people do both.
+    file: a .json or .jsonl file.
+    root: the folder of the media; the folder of the file by default.
+    where: keep only the rows whose fields have these values, e.g. `{task: [text->image]}`.
+    either_order: whether to swap text and medium at random in user turns of one text and one
+        medium, since users write both orders.
+    share: weight of the dataset in the mixture.
     """
 
     file: str
@@ -36,7 +40,7 @@ class DialoguesConfig:
 
 
 class Dialogues:
-    """See DialoguesConfig; a row is one conversation."""
+    """A dataset of dialogues, see DialoguesConfig; each row is one conversation."""
 
     def __init__(self, config: DialoguesConfig, where: str):
         rows, self.root = read_rows(config.file, config.root, where)
@@ -72,8 +76,17 @@ def _one_medium_with_text(message: Message) -> bool:
 
 
 def parse_messages(messages: Any, root: Path, rng: np.random.Generator) -> list[Message]:
-    """The `messages` of a row -> a conversation whose media lie under `root`. `rng` draws one of
-    several captions. Raises RowError."""
+    """Convert the `messages` of a row to a conversation.
+
+    Args:
+        messages: a list of `{role, content}`.
+        root: the root folder of the media.
+        rng: draws one of several captions of a medium.
+
+    Raises:
+        RowError: the messages are malformed.
+        OutsideRootError: a file is outside `root`.
+    """
     if not isinstance(messages, list):
         raise RowError(f"expected a list of `messages`, got {quoted(messages)}")
     conversation = []

@@ -1,6 +1,7 @@
-"""Labelled media of one's own: a folder of files, or a table of files and their labels.
+"""Reader of labelled media: a folder of files, or a table of files and their labels.
 
-`read_labelled` reads them all, for `mmllm teach`; LabelledConfig is a stage's dataset of them.
+`read_labelled` reads all of them, for `mmllm teach`; LabelledConfig is a dataset of them in a
+training stage.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TABLES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "image", "audio", "video")
 LABEL_COLUMNS = ("label", "name", "caption", "text", "title", "class", "category")
 MAX_FILES = 10_000
-"""Files of one folder or table that are read; more are refused."""
+"""Maximum number of files in a folder or table that `read_labelled` accepts."""
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _DETERMINERS = frozenset(
@@ -34,37 +35,36 @@ _SOUNDED_VOWEL = re.compile(r"(?!eu|one\b|once\b|uni|use|usu|ubi)[aeiou]|hour|ho
 
 @dataclass(frozen=True)
 class LabelledMedium:
-    """A media file and what it shows."""
+    """A media file and its label."""
 
     medium: Medium
-    """Named by its path; its `caption` is the label as a noun phrase: "a red panda"."""
+    """The file; its `caption` is the label as a noun phrase: "a red panda"."""
     label: str
-    """As the folder or table has it, with blanks for underscores: "red panda"."""
+    """The label of the folder or table, with blanks for underscores: "red panda"."""
 
 
 @dataclass(frozen=True)
 class LabelledMedia:
-    """What a folder or table holds."""
+    """The labelled media of a folder or table."""
 
     items: list[LabelledMedium]
     skipped: list[str]
-    """One line for each file or row that cannot be used: which, and why."""
+    """One line for each file or row that cannot be used, with the reason."""
 
 
 def read_labelled(source: str | Path) -> LabelledMedia:
-    """Read the media files of a folder or table, and what each is called.
+    """Read the media files of a folder or table with their labels.
 
     A folder has one subfolder per label (`red_panda/1.jpg`), files named by label
-    (`red panda 1.jpg`), or a `metadata.csv` (or .jsonl, .parquet) as Hugging Face's `imagefolder`
-    has it. A table (.csv, .tsv, .parquet, .json, .jsonl) has a column of files, which lie below its
-    own folder, and one of labels.
+    (`red panda 1.jpg`), or a `metadata.csv` (or .jsonl, .parquet) as in Hugging Face's
+    `imagefolder`. A table (.csv, .tsv, .parquet, .json, .jsonl) has a column of files, which are
+    below its own folder, and a column of labels.
 
     Args:
         source: the folder, or the table.
 
     Returns:
-        The media in the order of their names; every file has been opened once, so that damaged
-        ones are known.
+        The media, decoded, in the order of their names, and the files that were skipped.
 
     Raises:
         ConfigError: neither a folder nor a table, no such columns, or no media at all.
@@ -102,17 +102,19 @@ def read_labelled(source: str | Path) -> LabelledMedia:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledConfig(CaptionTurnsConfig):
-    """A dataset of labelled media: `source` is a folder or table as `read_labelled` has it.
+    """Settings of a dataset of labelled media.
 
-    Prompts and replies may use `{caption}` ("a red panda") and `{label}` ("red panda"). No file
-    is opened before its turn.
+    Prompts and replies may use `{caption}` ("a red panda") and `{label}` ("red panda"). A file is
+    opened only when its row is used.
+
+    source: a folder or table, see `read_labelled`.
     """
 
     source: str
 
 
 class Labelled:
-    """See LabelledConfig; one conversation of two turns a file."""
+    """A dataset of labelled media, see LabelledConfig; each file is a conversation of two turns."""
 
     def __init__(self, config: LabelledConfig, where: str):
         entries = _list_files(resolve(config.source))
@@ -143,10 +145,10 @@ def build(config: LabelledConfig, *, where: str) -> Labelled:
 
 
 def caption_of_label(label: str) -> str:
-    """The noun phrase of a label: "red panda" -> "a red panda", "umbrella" -> "an umbrella".
+    """Return the noun phrase of a label: "red panda" -> "a red panda", "umbrella" -> "an umbrella".
 
-    A label that has its own determiner ("my bicycle", "the moon") or begins with a capital letter
-    or a digit ("Rex") stays as it is.
+    A label that has a determiner ("my bicycle", "the moon") or begins with a capital letter or a
+    digit ("Rex") is returned unchanged.
     """
     first = label.split()[0]
     if first.casefold() in _DETERMINERS or not first[0].islower():
@@ -155,7 +157,7 @@ def caption_of_label(label: str) -> str:
 
 
 def _list_files(source: str | Path) -> Iterator[tuple[Path, str] | str]:
-    """File and label of each, or a line that says why there is none."""
+    """Yield (file, label) of each medium, or a text with the reason why a file cannot be used."""
     path = Path(source).expanduser()
     if path.is_dir():
         table = next((path / name for name in _METADATA if (path / name).is_file()), None)
@@ -169,6 +171,7 @@ def _list_files(source: str | Path) -> Iterator[tuple[Path, str] | str]:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[Path, str] | str]:
+    """As `_list_files`, for a folder without metadata: labels are names of subfolders or files."""
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
@@ -183,6 +186,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[Path, str] | str]:
 
 
 def _in_table(path: Path) -> Iterator[tuple[Path, str] | str]:
+    """As `_list_files`, for a table."""
     rows, root = open_rows(str(path), None, str(path))
     file_column = _column(rows, FILE_COLUMNS, path, "files")
     label_column = _column(rows, LABEL_COLUMNS, path, "labels")
@@ -199,6 +203,7 @@ def _in_table(path: Path) -> Iterator[tuple[Path, str] | str]:
 
 
 def _column(rows: Rows, known: tuple[str, ...], path: Path, what: str) -> str:
+    """Return the first known column that the rows have. Raises ConfigError if they have none."""
     for name in known:
         if rows.has(name):
             return name
@@ -209,4 +214,5 @@ def _column(rows: Rows, known: tuple[str, ...], path: Path, what: str) -> str:
 
 
 def _spoken(name: str) -> str:
+    """Return the label in a name: underscores become blanks, outer blanks and dots are removed."""
     return " ".join(name.replace("_", " ").split()).strip(" .")

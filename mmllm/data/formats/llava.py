@@ -1,7 +1,7 @@
-"""LLaVA's conversations (Liu et al. 2023): `{id, image: file, conversations: [{from, value}]}`.
+"""Reader of LLaVA's format (Liu et al. 2023): `{id, image: file, conversations: [{from, value}]}`.
 
-The text holds `<image>` where the picture belongs. What others made of the format is read too:
-several pictures in a list, `video` and `audio` beside `image`, .jsonl and Parquet.
+The text holds `<image>` at the place of the image. Common extensions are read too: several images
+in a list, `video` and `audio` in addition to `image`, .jsonl and Parquet.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from mmllm.errors import RowError, quoted
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """`root`: the folder of the media (the file's, unless given). `where` keeps the rows whose
-    fields have these values."""
+    """Settings of a dataset in LLaVA's format.
+
+    file: a .json, .jsonl or .parquet file.
+    root: the folder of the media; the folder of the file by default.
+    where: keep only the rows whose fields have these values.
+    share: weight of the dataset in the mixture.
+    """
 
     file: str
     root: str | None = None
@@ -30,7 +35,7 @@ class LlavaConfig:
 
 
 class Llava:
-    """See LlavaConfig; a row is one conversation."""
+    """A dataset in LLaVA's format, see LlavaConfig; each row is one conversation."""
 
     def __init__(self, config: LlavaConfig, where: str):
         rows, self.root = open_rows(config.file, config.root, where)

@@ -1,4 +1,4 @@
-"""NExT-GPT's files exactly as they are on disk (Wu et al. 2023; its `data/prepare_data.py`).
+"""Reader of NExT-GPT's dataset files as they are published (Wu et al. 2023).
 
     pairs           [{caption, image_name | video_name | audio_name, id | audio_id}]
     comprehension   [{input_image | …: file, conversations}]
@@ -6,8 +6,9 @@
     instructions    [{image_captions | …: [text], conversations}], [{input_image: [file], …}]
     raw MosIT       [{conversation, image_list: [{image_name, data_source, caption}], …}]
 
-The kind is seen row by row. `…_caption_embeddings` name pickled arrays of one decoder's text
-encoder; they are not opened: the feature cache makes these targets for any decoder.
+The kind is detected for each row (see `data/prepare_data.py` of NExT-GPT). The fields
+`…_caption_embeddings` name pickled outputs of one decoder's text encoder; they are not opened: the
+feature cache computes these targets for any decoder.
 """
 
 from __future__ import annotations
@@ -29,18 +30,23 @@ from mmllm.data.text_fields import caption_of
 from mmllm.errors import ConfigError, RowError, quoted
 
 FOLDERS = {"image": "images", "audio": "audios", "video": "videos"}
-"""Where NExT-GPT keeps each modality, below the file's own folder."""
+"""Modality -> folder of its media in NExT-GPT's datasets, below the folder of the file."""
 
 _TAG = re.compile(rf"<(/?)({'|'.join(MEDIA)})>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class NextGPTConfig:
-    """`root`: the file's folder, unless given. `folders`: modality -> folder below `root`; left
-    out, these are images, audios and videos where there are such folders, else `root` itself.
+    """Settings of a dataset in NExT-GPT's format.
 
-    `direction`, `prompts` and `replies` are for files of pairs (see `pairs`); the other kinds
-    bring their own words.
+    `direction`, `prompts` and `replies` are for files of pairs (see `pairs`); the other kinds hold
+    their own texts.
+
+    file: a .json or .jsonl file.
+    root: the folder of the media; the folder of the file by default.
+    folders: modality -> folder below `root`; by default images, audios and videos if these folders
+        exist, else `root` itself.
+    share: weight of the dataset in the mixture.
     """
 
     file: str
@@ -53,7 +59,7 @@ class NextGPTConfig:
 
 
 class NextGPT:
-    """See NextGPTConfig; a row is one conversation."""
+    """A dataset in NExT-GPT's format, see NextGPTConfig; each row is one conversation."""
 
     def __init__(self, config: NextGPTConfig, where: str):
         self.rows, root = read_rows(config.file, config.root, where)
@@ -100,6 +106,7 @@ class NextGPT:
         return str(index)
 
     def _inputs(self, row: Mapping[str, Any]) -> list[Medium]:
+        """Return the input media of a row."""
         return [
             medium(key, file, self.roots[key], None)
             for key in MEDIA
@@ -107,7 +114,7 @@ class NextGPT:
         ]
 
     def _made(self, row: Mapping[str, Any], rng: np.random.Generator) -> list[Medium]:
-        """Files and captions of what the assistant makes; either may be missing."""
+        """Return the output media of a row; either files or captions may be missing."""
         made = []
         for key in MEDIA:
             files, captions = as_list(row.get(f"output_{key}")), as_list(row.get(f"{key}_captions"))
@@ -122,6 +129,7 @@ class NextGPT:
         return made
 
     def _pair(self, row: Mapping[str, Any], rng: np.random.Generator) -> Sequence[Message]:
+        """Convert a row of a file of pairs. Raises RowError."""
         named = [key for key in MEDIA if f"{key}_name" in row]
         if len(named) != 1 or "caption" not in row:
             raise RowError(
@@ -134,8 +142,8 @@ class NextGPT:
         return self.turns.conversation(shown, row, rng)
 
     def _mosit(self, row: Mapping[str, Any], rng: np.random.Generator) -> list[Message]:
-        """`<Image>name</Image>` is the medium of that name in the row's lists; a tag around
-        anything else is a description for whoever looked for the media, and is left out."""
+        """Convert a row of raw MosIT. `<Image>name</Image>` is the medium of that name in the row's
+        lists; a tag around another text is a description for annotators, and is removed."""
         listed = {
             (key, entry[f"{key}_name"]): medium(
                 key, entry[f"{key}_name"], self.roots[key], caption_of(entry.get("caption"), rng)
@@ -156,9 +164,12 @@ class NextGPT:
 
 
 def _split(text: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Texts around tags, and (modality, what stands inside) of the tags between them. A tag ends
-    where the next one of its modality closes, however many open before that; one that is not
-    closed is text. Tags are met once: a pattern would look for every end anew."""
+    """Split a text at its tags: the texts between tags, and (modality, content) of each tag.
+
+    A tag ends at the next closing tag of its modality, even if more tags open before it; a tag
+    that is not closed is text. Each tag is visited once, so the time is linear, which it would not
+    be with one regular expression.
+    """
     marks = list(_TAG.finditer(text))
     ends = {key: deque(m for m in marks if m[1] and m[2].lower() == key) for key in MEDIA}
     texts, tagged, done = [], [], 0

@@ -1,10 +1,10 @@
-"""Chat messages as `datasets`, TRL and OpenAI write them, in .json, .jsonl or Parquet.
+"""Reader of chat messages in the format of OpenAI, `datasets` and TRL (.json, .jsonl or Parquet).
 
-A content is a text, or a list of parts: `{type: text, text}` (or `value`, or `content`),
-`{type: image}` that takes the next of the row's column `images`,
+The content of a message is a text, or a list of parts: `{type: text, text}` (or `value`, or
+`content`), `{type: image}` for the next medium of the row's column `images`,
 `{type: image, image: file or {bytes, path}}`, `{type: image_url, image_url: {url}}`,
-`{type: input_audio, input_audio: {data, format}}`; the same for audio and video. A `url` is a file
-below the root or `data:…;base64,…`; nothing is fetched.
+`{type: input_audio, input_audio: {data, format}}`; likewise for audio and video. A `url` is a file
+below the root or `data:…;base64,…`; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from mmllm.media import data_uri
 
 @dataclass(frozen=True)
 class OpenAIMessagesConfig:
-    """`column` holds the messages; `root` is the folder of the media (the file's, unless given).
+    """Settings of a dataset of OpenAI messages. An output medium needs a `caption` in its part.
 
-    What the assistant makes needs a `caption` in its part. `where` keeps the rows whose fields
-    have these values.
+    file: a .json, .jsonl or .parquet file.
+    root: the folder of the media; the folder of the file by default.
+    column: the column that holds the messages.
+    where: keep only the rows whose fields have these values.
+    share: weight of the dataset in the mixture.
     """
 
     file: str
@@ -40,7 +43,7 @@ class OpenAIMessagesConfig:
 
 
 class Messages:
-    """See OpenAIMessagesConfig; a row is one conversation."""
+    """A dataset of OpenAI messages, see OpenAIMessagesConfig; each row is one conversation."""
 
     def __init__(self, config: OpenAIMessagesConfig, where: str):
         rows, self.root = open_rows(config.file, config.root, where)
@@ -76,6 +79,7 @@ class Messages:
         return str(self.rows[index].get("id") or index)
 
     def _part(self, part: Any, media: Queues, rng: np.random.Generator) -> Text | Medium:
+        """Convert one part of a message; `media` are those of the row's columns."""
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise RowError(f"expected a part {{type: text, text}} or of media, got {quoted(part)}")
         kind: str = part["type"]
@@ -95,7 +99,7 @@ class Messages:
 
 
 def _words(part: Mapping[str, Any]) -> str:
-    """What a text part says, under whichever name; raises RowError for one without words."""
+    """Return the text of a text part, from any of its possible fields. Raises RowError."""
     for key in ("text", "value", "content"):
         if isinstance(part.get(key), str):
             return part[key]
@@ -103,7 +107,17 @@ def _words(part: Mapping[str, Any]) -> str:
 
 
 def source_of(modality: str, value: Any, root: Path, caption: str | None) -> Medium:
-    """A medium as a message names it; see the top of this file. Raises MediaError."""
+    """Create the medium of a part.
+
+    Args:
+        modality: "image", "audio" or "video".
+        value: the content of the part, see the module docstring.
+        root: the root folder of the media.
+        caption: the caption of the medium.
+
+    Raises:
+        MediaError: the value names no medium, or one outside `root`.
+    """
     if isinstance(value, Mapping):
         data = value.get("data")
         if isinstance(data, str):

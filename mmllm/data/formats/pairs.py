@@ -1,4 +1,4 @@
-"""Pairs of a medium and its caption, asked about in one direction: the data of stages 1 and 2."""
+"""Reader of pairs of a medium and its caption, in one direction: the data of stages 1 and 2."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from mmllm.data.text_fields import caption_of, is_nothing
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """Rows of `{file, modality, caption}` in a .json or .jsonl file.
+    """Settings of a dataset of rows `{file, modality, caption}` in a .json or .jsonl file.
 
-    understand: the user shows the medium with one of `prompts` (half of the time the question
-    comes first), the reply is one of `replies` (the caption, unless given). generate: the user asks
-    by one of `prompts`, the reply is the medium, after one of `replies` if there are any.
-    `{caption}` in a prompt or reply is filled in; `{name}` takes any other text field of the row.
-    Prompts may stand in a JSON file: `prompts.json#draw.train` is the list under these keys.
-    `where` keeps the rows whose fields have these values. `root`: the folder of the media.
+    direction: "understand": the user shows the medium with one of `prompts`, in either order, and
+        the reply is one of `replies`. "generate": the user writes one of `prompts`, and the reply
+        is the medium, after one of `replies` if there are any.
+    prompts: `{caption}` is filled in, `{name}` is any other text field of the row. The list may be
+        in a JSON file: `prompts.json#draw.train` is the list under these keys.
+    replies: as `prompts`; by default the caption for "understand".
+    root: the folder of the media; the folder of the file by default.
+    where: keep only the rows whose fields have these values.
+    share: weight of the dataset in the mixture.
     """
 
     file: str
@@ -37,7 +40,7 @@ class PairsConfig:
 
 
 class Pairs:
-    """See PairsConfig; one conversation of two turns a row."""
+    """A dataset of pairs, see PairsConfig; each row is a conversation of two turns."""
 
     def __init__(self, config: PairsConfig, where: str):
         rows, self.root = read_rows(config.file, config.root, where)

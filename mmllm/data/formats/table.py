@@ -1,4 +1,4 @@
-"""Pairs in CSV, TSV, Parquet or JSON with columns of any name: CC3M, AudioCaps, WebVid."""
+"""Reader of pairs in CSV, TSV, Parquet or JSON with any column names: CC3M, AudioCaps, WebVid."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ from mmllm.utils.hints import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(CaptionTurnsConfig):
-    """`path` says where a row's file lies below `root`, with columns in braces:
-    `{audiocap_id}.wav`, `{page_dir}/{videoid}.mp4`. `embedded` names instead a column of Parquet
-    that holds the file itself, as `datasets` writes pictures and sounds. One of the two.
+    """Settings of a table of pairs; give either `path` or `embedded`.
 
-    `caption` is a column of texts, or of lists of them, then one is drawn. `header` names the
-    columns of a text file that does not. `file` may be a pattern: `train-*.parquet`. Columns can be
-    used as `{names}` in prompts and replies. `where` keeps the rows that have these values.
+    file: the table, or a pattern: `train-*.parquet`.
+    path: the file of a row below `root`, with columns in braces: `{audiocap_id}.wav`,
+        `{page_dir}/{videoid}.mp4`.
+    embedded: the Parquet column that holds the file itself, as `datasets` writes images and audio.
+    caption: the column of captions, texts or lists of texts of which one is drawn.
+    header: the column names of a text file that has no header.
+    root: the folder of the media; the folder of the file by default.
+    where: keep only the rows that have these values.
+
+    Columns can be used as `{names}` in prompts and replies.
     """
 
     file: str
@@ -40,7 +45,7 @@ class TableConfig(CaptionTurnsConfig):
 
 
 class Captions:
-    """See TableConfig; one conversation of two turns a row."""
+    """A table of pairs, see TableConfig; each row is a conversation of two turns."""
 
     def __init__(self, config: TableConfig, where: str):
         if (config.path is None) == (config.embedded is None):
@@ -53,7 +58,7 @@ class Captions:
             rows, self.root = open_rows(config.file, config.root, where)
         columns = rows.columns
         self.path = None if config.path is None else Template(config.path, f"{where}.path")
-        if config.path in columns:  # every row would be of one file, of that name
+        if config.path in columns:  # without braces every row would name the same file
             raise ConfigError(
                 f"{where}.path: {config.path!r} is a column; write path: '{{{config.path}}}' where "
                 f"it names files, or embedded: {config.path} where it holds them"

@@ -1,4 +1,4 @@
-"""Turns whose text holds `<image>`, `<audio>` or `<video>` -> messages with media there."""
+"""Turns with placeholders `<image>`, `<audio>`, `<video>`, converted to messages with media."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "developer": "system",
 }
-"""What speakers are called in files -> in a conversation."""
+"""Name of a speaker in dataset files -> role in a conversation."""
 
 PLACEHOLDER = re.compile(rf"<({'|'.join(MEDIA)})>")
 
 Queues: TypeAlias = Mapping[str, deque[Medium]]
-"""Modality -> the media that its placeholders stand for, in order."""
+"""Modality -> the media of its placeholders, in order."""
 
 
 def as_list(value: Any) -> list[Any]:
-    """A field that holds nothing, one thing, or several."""
+    """Return the values of a field that holds nothing, one value, or a list."""
     if is_nothing(value) or value == "":
         return []
     return value if isinstance(value, list) else [value]
 
 
 def queues(media: Iterable[Medium]) -> Queues:
-    """Media in the order of their placeholders."""
+    """Group media by modality, in the order of their placeholders."""
     found: Queues = {modality: deque() for modality in MEDIA}
     for entry in media:
         found[entry.modality].append(entry)
@@ -46,7 +46,7 @@ def queues(media: Iterable[Medium]) -> Queues:
 
 
 def role_of(turn: Mapping[str, Any]) -> Role:
-    """Of `from` or `role`; raises RowError for an unknown one."""
+    """Return the role in `from` or `role` of a turn. Raises RowError for an unknown speaker."""
     if not isinstance(turn, Mapping):
         raise RowError(f"expected a turn {{from, value}} or {{role, content}}, got {quoted(turn)}")
     speaker = turn.get("from") or turn.get("role")
@@ -56,9 +56,19 @@ def role_of(turn: Mapping[str, Any]) -> Role:
 
 
 def place(text: str, media: Queues) -> list[Text | Medium]:
-    """The parts of one turn: each placeholder takes the next medium of its modality.
+    """Replace each placeholder in a text by the next medium of its modality.
 
-    White space around a placeholder belongs to it. Raises PlaceholderError.
+    White space around a placeholder is removed.
+
+    Args:
+        text: the text of a turn.
+        media: the media of the row; those that are used are removed.
+
+    Returns:
+        The parts of the turn.
+
+    Raises:
+        PlaceholderError: a placeholder has no medium.
     """
     pieces = PLACEHOLDER.split(text)  # text, modality, text, modality, …, text
     parts: list[Text | Medium] = []
@@ -70,7 +80,12 @@ def place(text: str, media: Queues) -> list[Text | Medium]:
 
 
 def woven(texts: Sequence[str], between: Sequence[Text | Medium | None]) -> list[Text | Medium]:
-    """Texts with what stands between them (None: nothing), and no white space around that."""
+    """Interleave texts with the parts between them.
+
+    Args:
+        texts: n + 1 texts; white space next to a part is removed, and so are empty texts.
+        between: n parts; None for no part.
+    """
     parts: list[Text | Medium] = []
     last = len(texts) - 1
     for number, text in enumerate(texts):
@@ -84,8 +99,17 @@ def woven(texts: Sequence[str], between: Sequence[Text | Medium | None]) -> list
 
 
 def converse(turns: Any, given: Queues, made: Queues) -> list[Message]:
-    """Turns `{from, value}` -> messages. What users show is taken from `given`, what the assistant
-    makes from `made` (which may be the same). Raises RowError."""
+    """Convert turns `{from, value}` with placeholders to messages.
+
+    Args:
+        turns: the turns of a row.
+        given: media for the placeholders of users.
+        made: media for the placeholders of the assistant; may be the same object as `given`.
+
+    Raises:
+        RowError: a turn is malformed.
+        PlaceholderError: placeholders and media do not match.
+    """
     messages = []
     for turn in as_list(turns):
         role, text = role_of(turn), turn.get("value")
@@ -102,10 +126,17 @@ def converse(turns: Any, given: Queues, made: Queues) -> list[Message]:
 
 
 def embedded(modality: str, value: Any, root: Path, caption: str | None) -> Medium:
-    """A medium as `datasets` keeps it: `{bytes, path}`, bytes, or the name of a file below `root`.
+    """Create a medium from a value of a `datasets` column.
 
-    The bytes of a Parquet file are Embedded, see mmllm.data.tables. Raises RowError for anything
-    else.
+    Args:
+        modality: "image", "audio" or "video".
+        value: `{bytes, path}`, Embedded bytes (mmllm.data.tables), or the name of a file below
+            `root`.
+        root: the root folder of the media.
+        caption: the caption of the medium.
+
+    Raises:
+        RowError: a value of another type.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -119,7 +150,7 @@ def embedded(modality: str, value: Any, root: Path, caption: str | None) -> Medi
 
 
 def columns(row: Mapping[str, Any], root: Path) -> Queues:
-    """The media of a row in its columns `image`, `images` and so on; see `embedded`."""
+    """Return the media in the columns `image`, `images` and so on of a row; see `embedded`."""
     return queues(
         embedded(modality, value, root, None)
         for modality in MEDIA
@@ -129,7 +160,7 @@ def columns(row: Mapping[str, Any], root: Path) -> Queues:
 
 
 def check_size(size: int, what: str) -> None:
-    """Raises OversizedMediaError for more bytes than a medium may have."""
+    """Raise OversizedMediaError if `size` bytes exceed the limit; `what` names the file."""
     allowed = current_limits().bytes
     if size > allowed:
         raise OversizedMediaError(f"{what}: {size} bytes, more than the limit of {allowed}")

@@ -1,8 +1,8 @@
-"""Pairs in webdataset shards (.tar): `000123.jpg`, `000123.txt`, `000123.json` side by side.
+"""Reader of pairs in webdataset shards (.tar): `000123.jpg`, `000123.txt`, `000123.json` in a row.
 
-The headers of a shard are read once, and where each file lies is kept beside it in an Arrow file.
-From then on any sample is one read at a known offset: the order is shuffled over all shards like
-that of any other dataset, and training resumes at any step without a state.
+The headers of a shard are read once; the offsets of its files are stored in an Arrow file next to
+it. After that any sample is one read at a known offset, so the order is shuffled over all shards
+like that of any other dataset, and training resumes at any step without a sampler state.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class WebDatasetConfig(CaptionTurnsConfig):
-    """`shards`: a pattern of local .tar files, `cc3m-{00000..00331}.tar` or `cc3m/*.tar`.
+    """Settings of a dataset of webdataset shards.
 
-    `media`: the extensions of the medium, the usual ones of the modality unless given. `caption`:
-    the extension of the caption, or `json:KEY` for a field of the sample's .json (whose fields can
-    be used as `{names}` in prompts and replies). `index`: a folder for the index, where the
-    shards' own cannot be written.
+    shards: a pattern of local .tar files, `cc3m-{00000..00331}.tar` or `cc3m/*.tar`.
+    media: the extensions of the medium; by default the usual ones of the modality.
+    caption: the extension of the caption, or `json:KEY` for a field of the sample's .json, whose
+        fields can be used as `{names}` in prompts and replies.
+    index: a folder for the index; by default the folder of the shards, which must be writable.
     """
 
     shards: str
@@ -58,7 +59,7 @@ class WebDatasetConfig(CaptionTurnsConfig):
 
 
 class WebDataset:
-    """See WebDatasetConfig; one conversation of two turns a sample."""
+    """A dataset of webdataset shards, see WebDatasetConfig; a sample is a two-turn conversation."""
 
     def __init__(self, config: WebDatasetConfig, where: str):
         paths = find_shards(config.shards, f"{where}.shards")
@@ -68,7 +69,7 @@ class WebDataset:
         if not self._ends[-1]:
             raise ConfigError(f"{where}.shards: {config.shards}: no samples")
         self.media = config.media or EXTENSIONS[config.modality]
-        # A sample's .json may have any fields; beside a text there are none.
+        # A sample's .json may have any fields; a text caption has no further fields.
         fields = None if ":" in config.caption else ()
         self.turns = CaptionTurns(config.direction, config.prompts, config.replies, where, fields)
         self.config = config
@@ -97,13 +98,14 @@ class WebDataset:
         return f"{shard.path.name}/{shard.key(number)}"
 
     def _find(self, index: int) -> tuple[Shard, int]:
+        """Return the shard of a sample and its number in the shard."""
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self.shards[which], index - (int(self._ends[which - 1]) if which else 0)
 
     def _words(
         self, shard: Shard, number: int, files: dict[str, Any], rng: np.random.Generator
     ) -> dict[str, Any]:
-        """The caption and, where it stands in a .json, the other fields."""
+        """Return the fields of a sample: the caption and, if it is in a .json, the other fields."""
         extension, _, key = self.config.caption.partition(":")
         if extension not in files:
             return {"caption": ""}
@@ -119,8 +121,19 @@ class WebDataset:
 
 
 class Shard:
-    """One tar file by sample number: its index has a row a sample, with lists of the files'
-    extensions, offsets and sizes."""
+    """A tar file with random access to its samples.
+
+    Its index is an Arrow table with one row per sample: lists of the files' extensions, offsets and
+    sizes.
+
+    Args:
+        path: the tar file.
+        folder: the folder of the index; None: the folder of the shard.
+        where: the dataset's place in the config, for messages.
+
+    Raises:
+        ConfigError: the file is no uncompressed tar.
+    """
 
     def __init__(self, path: Path, folder: Path | None, where: str):
         self.path = path
@@ -143,10 +156,11 @@ class Shard:
         return len(self._table)
 
     def key(self, number: int) -> str:
+        """Return the name of a sample: that of its files without extension."""
         return self._table.column("key")[number].as_py()
 
     def files(self, number: int) -> dict[str, tuple[int, int]]:
-        """Extension -> (offset, size)."""
+        """Return the files of a sample: extension -> (offset, size) in bytes."""
         row = self._table.slice(number, 1).to_pylist()[0]
         return {
             name: (offset, size)
@@ -154,7 +168,7 @@ class Shard:
         }
 
     def read(self, number: int, extension: str) -> bytes:
-        """One file of a sample, its size checked before. Raises MediaError."""
+        """Read one file of a sample, after checking its size. Raises MediaError."""
         offset, size = self.files(number)[extension]
         what = f"{self.path.name}/{self.key(number)}.{extension}"
         check_size(size, what)
@@ -170,8 +184,15 @@ class Shard:
 
 
 def find_shards(pattern: str, where: str) -> list[Path]:
-    """The files of a pattern with ranges and wildcards; raises ConfigError for none, or for what
-    is no local .tar."""
+    """Return the shards that match a pattern.
+
+    Args:
+        pattern: a path with ranges `{00..31}` and wildcards.
+        where: the dataset's place in the config, for messages.
+
+    Raises:
+        ConfigError: no file matches, or one is no local .tar file.
+    """
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ConfigError(f"{where}: {pattern!r}: shards are local files; download them first")
     found = []
@@ -187,7 +208,7 @@ def find_shards(pattern: str, where: str) -> list[Path]:
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """`a-{00..02}` -> a-00, a-01, a-02."""
+    """Yield the names of a pattern with ranges: `a-{00..02}` -> a-00, a-01, a-02."""
     match = _RANGE.search(pattern)
     if match is None:
         yield pattern
@@ -200,15 +221,15 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _index(path: Path) -> pa.Table:
-    """Read the headers. A sample is what shares its name up to the first point and stands in a
-    row, as in webdataset; links and folders are no samples."""
+    """Build the index of a tar file from its headers. As in webdataset, a sample consists of
+    consecutive files with the same name up to the first dot; links and folders are ignored."""
     keys: list[str] = []
     columns: dict[str, list[list[Any]]] = {"extension": [], "offset": [], "size": []}
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             if not member.isreg():
                 continue
-            # Names are bytes in a tar: those that are no UTF-8 are kept as they can be shown.
+            # Names in a tar are bytes: those that are not UTF-8 are escaped.
             name = member.name.encode("utf-8", "backslashreplace").decode("utf-8")
             folder, _, base = name.rpartition("/")
             stem, _, extension = base.partition(".")
@@ -222,7 +243,7 @@ def _index(path: Path) -> pa.Table:
             entry = (extension.lower(), member.offset_data, member.size)
             for column, value in zip(columns.values(), entry, strict=True):
                 column[-1].append(value)
-            tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - it would keep them all
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - frees their memory
     types = {
         "extension": pa.list_(pa.dictionary(pa.int16(), pa.string())),
         "offset": pa.list_(pa.int64()),
@@ -235,7 +256,7 @@ def _index(path: Path) -> pa.Table:
 
 
 def _read_index(file: Path, stamp: bytes) -> pa.Table | None:
-    """The index mapped into memory; None if there is none of this very shard."""
+    """Memory-map an index; None if there is none, or it is of another version of the shard."""
     try:
         with pa.memory_map(str(file)) as source:
             table = pa.ipc.open_file(source).read_all()
@@ -245,6 +266,7 @@ def _read_index(file: Path, stamp: bytes) -> pa.Table | None:
 
 
 def _write_index(file: Path, table: pa.Table) -> None:
+    """Write an index; if that is not possible, log a warning."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with (
