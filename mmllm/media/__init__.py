@@ -1,15 +1,15 @@
-"""Media as files and arrays: decode, check, resample and save images, audio and videos.
+"""Media files and arrays: decode, validate, resample and save images, audio and videos.
 
-    probe(source) -> MediaInfo                      what a file is, by its header
-    decode(source, "image") -> MediaContent         its arrays, within the limits
-    sample_frames(source, 5) -> array               some frames of a video, however long it is
+    probe(source) -> MediaInfo                      format and size of a file, from its header
+    decode(source, "image") -> MediaContent         the decoded arrays, within the limits
+    sample_frames(source, 5) -> array               evenly spaced frames of a video of any length
     resample(samples, 44100, 16000) -> array        audio at another sample rate
-    save(content, "image", path) -> Path            all or nothing, with its provenance mark
-    read_provenance(path)                           what made this file, if mmllm did
-    with limits(seconds=30): ...                    other limits
+    save(content, "image", path) -> Path            an atomic write, with provenance metadata
+    read_provenance(path)                           the provenance of a file that mmllm generated
+    with limits(seconds=30): ...                    other limits inside the block
 
-The types that people use are above it (mmllm.conversation: Image, Audio, Video) and call these
-functions. Only numpy is imported before a file is opened.
+The types of the public API (mmllm.conversation: Image, Audio, Video) call these functions. Only
+numpy is imported before a file is opened.
 """
 
 from mmllm.media.audio import resample

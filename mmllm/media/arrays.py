@@ -1,4 +1,4 @@
-"""Checks of decoded media that were given as arrays; every error says how to convert them.
+"""Validation of decoded media given as arrays; every error says how to convert the array.
 
 Legend: H x W pixels, F frames, C channels, S samples.
 """
@@ -13,19 +13,22 @@ import numpy as np
 from mmllm.errors import MediaError, quoted
 
 MAX_SAMPLE_RATE = 1_000_000
-"""Samples per second; no recorder has more."""
+"""Maximum sample rate in Hz; no recorder has more."""
 _MAX_CHANNELS = 64
 _MAX_AMPLITUDE = 2.0
-"""Largest magnitude of samples meant for [-1, 1]: resampling and mixing exceed 1 a little."""
+"""Largest magnitude accepted for samples in [-1, 1]: resampling and mixing exceed 1 slightly."""
 
 
 def check_pixels(array: Any, layout: str, where: str) -> np.ndarray:
-    """Return uint8 RGB pixels as they are, or raise a MediaError that names the remedy.
+    """Return an array of uint8 RGB pixels unchanged if it is valid.
 
     Args:
-        array: what was given.
-        layout: "H, W, 3" of an image, "F, H, W, 3" of a video.
-        where: the class that messages name, such as "Image".
+        array: the value that was given.
+        layout: "H, W, 3" for an image, "F, H, W, 3" for a video.
+        where: the class named in messages, such as "Image".
+
+    Raises:
+        MediaError: another dtype or shape; the message names the remedy.
     """
     array = _as_array(array, f"{where}.from_numpy")
     ndim = layout.count(",") + 1
@@ -47,8 +50,14 @@ def check_pixels(array: Any, layout: str, where: str) -> np.ndarray:
 
 
 def check_samples(array: Any) -> np.ndarray:
-    """Return float32[C, S] in [-1, 1], slightly larger values clipped, or raise a MediaError that
-    names the remedy."""
+    """Return valid audio samples as float32[C, S] in [-1, 1], with slightly larger values clipped.
+
+    Args:
+        array: the value that was given, float32[C, S] or float32[S].
+
+    Raises:
+        MediaError: another dtype, shape or range; the message names the remedy.
+    """
     where = "Audio.from_numpy: "
     array = np.atleast_2d(_as_array(array, "Audio.from_numpy"))
     if array.ndim != 2 or array.dtype != np.float32 or not array.size:
@@ -80,8 +89,8 @@ def check_samples(array: Any) -> np.ndarray:
 
 
 def check_sample_rate(rate: Any) -> int:
-    """Return a sample rate in Hz as an int, whatever type of number a library made of it. Raises
-    MediaError."""
+    """Return a sample rate in Hz as an int; any type of number is accepted. Raises MediaError for
+    one that is not a positive integer of at most MAX_SAMPLE_RATE."""
     if not is_number(rate) or rate != int(rate) or not 0 < rate <= MAX_SAMPLE_RATE:
         raise MediaError(
             f"Audio.from_numpy: expected a sample_rate of at most {MAX_SAMPLE_RATE}, in whole Hz > "
@@ -91,7 +100,7 @@ def check_sample_rate(rate: Any) -> int:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite real number and no bool."""
+    """Return whether a value is a finite real number and not a bool."""
     return (
         isinstance(value, int | float | np.number | Fraction)
         and not isinstance(value, bool)
@@ -100,8 +109,8 @@ def is_number(value: Any) -> bool:
 
 
 def _as_array(data: Any, where: str) -> np.ndarray:
-    """Data as an array, or a MediaError: lists may be ragged, and torch tensors may require a
-    gradient, lie on a device or have a dtype that numpy lacks."""
+    """Convert data to an array. Raises MediaError: lists may be ragged, and torch tensors may
+    require a gradient, be on a device or have a dtype that numpy lacks."""
     try:
         return np.asarray(data)
     except (TypeError, ValueError, RuntimeError) as error:

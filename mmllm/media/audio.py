@@ -1,4 +1,5 @@
-"""Audio by soundfile; what it cannot read (AAC, M4A, Opus in MP4 ...) is read by PyAV.
+"""Audio files read and written by soundfile. Other formats (AAC, M4A, Opus in MP4 ...) are read by
+PyAV, see mmllm.media.audio_track.
 
 Legend: C channels, S samples.
 """
@@ -25,26 +26,30 @@ SUFFIXES = {
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-"""All that MPEG knows."""
+"""The sample rates that MPEG audio supports, in Hz."""
 _BLOCK = 1 << 16
 """Samples read or written at once: libsndfile's Vorbis encoder crashes on very long blocks."""
 _LARGEST_KERNEL = 1 << 24
-"""Values of a sinc's kernel; between rates that share no divisor it would take gigabytes."""
+"""Maximum number of values in a sinc kernel; for coprime rates it would take gigabytes."""
 _SINC_ZEROS = 6
 """Zero crossings of the sinc on either side: torchaudio's default."""
 _RESAMPLED = 1 << 22
-"""Samples of a channel that are resampled at once: torch takes a multiple of them in memory."""
+"""Samples per channel that are resampled at once: torch needs a multiple of their memory."""
 _UNKNOWN = 1 << 40
-"""Samples or bytes that no file holds: the number stands for one that was not known."""
+"""A number of samples or bytes that no file holds: a header with as many does not know its length.
+"""
 _OPEN = 0x7FFF0000
-"""Bytes that a WAV announces, at the least, when its writer did not know: SoX writes 0x7FFFF000,
-others the largest number of 31 or 32 bits, less the header."""
+"""Minimum length in the header of a WAV whose writer did not know the length: SoX writes
+0x7FFFF000, others the largest number of 31 or 32 bits, less the header."""
 
 
 class _Steady:
-    """A file for soundfile: one that has no name, since soundfile believes the suffix `.raw` and
-    reads anything as samples, and whose `seek` to a place that cannot be stays where it is, since
-    what is raised under libsndfile is printed and lost."""
+    """A file adapter for soundfile.
+
+    It has no name, since soundfile trusts the suffix `.raw` and would read any file as samples. An
+    invalid `seek` keeps the position, since an exception inside a callback of libsndfile would be
+    printed and lost.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._seek, self.readinto = file.seek, file.readinto  # type: ignore[attr-defined]
@@ -57,12 +62,13 @@ class _Steady:
 
 
 def _steady(file: BinaryIO) -> Any:
-    """`_Steady`, which soundfile takes for a file without declaring so."""
+    """Wrap a file in `_Steady`, typed as Any: soundfile accepts it, but its annotations do not."""
     return _Steady(file)
 
 
 def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
-    """What the header says, or None when soundfile cannot read it."""
+    """Read the header of a file; None if soundfile cannot read it. Raises MediaError for a file
+    that is shorter than its header says."""
     import soundfile
 
     try:
@@ -76,12 +82,12 @@ def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
                 channels=sound.channels,
             )
             compressed = sound.subtype.startswith("MPEG") and sound.format != "MP3"
-    except Exception:  # soundfile's own classes, and others where a header is odd
+    except Exception:  # soundfile's own classes, and others for malformed headers
         return None
     if compressed:
-        return None  # MP3 in another container: soundfile's count of samples is a guess
+        return None  # MP3 in another container: soundfile only estimates the number of samples
     if facts.format == "VOC":
-        return None  # soundfile takes the heads of its blocks for samples
+        return None  # soundfile reads block headers as samples
     if facts.format in ("WAV", "WAVEX"):
         return None if _is_open(file, name) and not facts.samples else facts
     if not 0 < facts.samples < _UNKNOWN:
@@ -93,13 +99,13 @@ def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
 def decode(
     file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost
 ) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """float32[C, S] in [-1, 1], and the provenance that the file carries."""
+    """Decode a file: float32[C, S] in [-1, 1], and its provenance metadata. Raises MediaError."""
     import soundfile
 
     array, length = np.empty((facts.channels, facts.samples), np.float32), 0
     try:
         with soundfile.SoundFile(_steady(file)) as sound:
-            # In blocks: some codecs cannot be asked for all, and the clock is looked at between.
+            # In blocks: some codecs fail for all at once, and the cost is checked in between.
             while length < facts.samples:
                 cost.check()
                 wanted = min(_BLOCK, facts.samples - length)
@@ -113,14 +119,14 @@ def decode(
         raise
     except Exception as error:
         raise _damaged(name, error) from error
-    # MP3 counts its frames by estimate; the other formats know.
+    # The length of an MP3 is an estimate; that of other formats is exact.
     if length < facts.samples * (0.9 if facts.format == "MP3" else 1):
         raise _damaged(name, f"{facts.samples} samples announced, {length} found")
     return checked(array[:, :length], name), mark
 
 
 def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
-    """The mark of a sound that soundfile can read."""
+    """Return the provenance metadata of an audio file, or None. Raises MediaError."""
     import soundfile
 
     try:
@@ -131,7 +137,7 @@ def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, 
 
 
 def checked(samples: np.ndarray, name: str) -> np.ndarray:
-    """float32[C, S], clipped in place to [-1, 1]; refuses silence of length zero and NaN."""
+    """Clip float32[C, S] to [-1, 1] in place. Raises MediaError for no samples, NaN or infinity."""
     if 0 in samples.shape:
         raise MediaError(f"{name}: the audio holds no samples")
     if not np.isfinite([samples.min(), samples.max()]).all():
@@ -140,7 +146,16 @@ def checked(samples: np.ndarray, name: str) -> np.ndarray:
 
 
 def save(content: MediaContent, path: Path, suffix: str) -> None:
-    """Write WAV or FLAC (16 bit), OGG Vorbis, or MP3 (at the next rate that it supports)."""
+    """Write audio as WAV or FLAC (16 bit), OGG Vorbis, or MP3 (resampled to a supported rate).
+
+    Args:
+        content: the audio.
+        path: the file to write.
+        suffix: a key of SUFFIXES.
+
+    Raises:
+        MediaError: MP3 cannot hold as many channels.
+    """
     import soundfile
 
     samples, rate = content.array, content.sample_rate
@@ -173,9 +188,9 @@ def resample(
     Args:
         samples: float32[C, S] in [-1, 1].
         own: their sample rate in Hz.
-        rate: the wanted sample rate in Hz.
-        mono: average the channels first.
-        name: what messages call the audio.
+        rate: the new sample rate in Hz.
+        mono: whether to average the channels first.
+        name: the audio's name in messages.
 
     Raises:
         OversizedMediaError: the result is larger than `Limits.decoded_bytes`.
@@ -192,21 +207,21 @@ def resample(
 
 
 def _sinc(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
-    """float32[C, S] of another rate; its kernel grows with the numerator of their ratio.
+    """Resample float32[C, S] by torchaudio, whose kernel grows with the reduced rates.
 
-    Long sounds are resampled in blocks, each with as much of its neighbours as the kernel reaches.
+    Long audio is resampled in blocks, each with a margin as wide as the kernel.
     """
     import torch
     from torchaudio.functional import resample as sinc
 
     step, made = own // gcd(own, rate), rate // gcd(own, rate)
-    reach = ceil(_SINC_ZEROS * step / (0.99 * min(step, made))) + step  # as torchaudio has it
+    reach = ceil(_SINC_ZEROS * step / (0.99 * min(step, made))) + step  # as in torchaudio
     margin, block = step * ceil(reach / step), step * ceil(_RESAMPLED / step)
     channels, length = samples.shape
     resampled = np.empty((channels, -(-length * made // step)), np.float32)
     for start in range(0, length, block):
         left = min(start, margin)
-        # Zero-copy is not worth a read-only warning: decoded arrays may be shared.
+        # A copy: torch warns about zero-copy views of read-only arrays.
         tensor = torch.tensor(samples[:, start - left : start + block + margin])
         with torch.autocast("cpu", enabled=False):
             part = sinc(tensor, own, rate).clamp(-1, 1).numpy()
@@ -238,14 +253,14 @@ def _by_phases(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
 
 
 def _damaged(name: str, why: object) -> MediaError:
-    why = getattr(why, "error_string", why)  # libsndfile's words, without the file object's repr
+    why = getattr(why, "error_string", why)  # libsndfile's message, without the file object's repr
     return MediaError(
         f"{name}: the audio is damaged or truncated ({brief(why)}); was it copied completely?"
     )
 
 
 def _check_length(file: BinaryIO, name: str, kind: str) -> None:
-    """Raises MediaError where a file is shorter than its header says; libsndfile overlooks it."""
+    """Raise MediaError if a file is shorter than its header says, which libsndfile ignores."""
     length = file.seek(0, 2)
     file.seek(0)
     head = file.read(28)
@@ -260,14 +275,14 @@ def _check_length(file: BinaryIO, name: str, kind: str) -> None:
         announced, largest = int.from_bytes(head[16:24], "little"), _UNKNOWN
     else:
         return
-    if length < announced - 1 and announced < largest:  # the last byte may be a filling
+    if length < announced - 1 and announced < largest:  # the last byte may be padding
         raise _damaged(name, f"{announced} bytes announced, {length} found")
 
 
 def _is_open(file: BinaryIO, name: str) -> bool:
-    """Whether a WAV leaves the length of its samples open, as recorders that stream do.
+    """Return whether a WAV does not state the length of its samples, as streaming recorders do.
 
-    Raises MediaError where samples are missing: libsndfile reads such a file without a word.
+    Raises MediaError if samples are missing: libsndfile reads such a file without an error.
     """
     file.seek(0, 2)
     length = file.tell()

@@ -1,4 +1,4 @@
-"""Audio in containers, read by PyAV.
+"""Audio tracks in containers, read by PyAV.
 
 Legend: C channels, S samples.
 """
@@ -21,18 +21,31 @@ if TYPE_CHECKING:
 
 
 def read_audio(file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost) -> MediaContent:
-    """The first sound track: float32[C, S] at its own rate, provenance included."""
+    """Decode the first audio track of a container, with its provenance metadata.
+
+    Args:
+        file: the container.
+        name: its name in messages.
+        facts: what `probe` returned.
+        cost: counts the work.
+
+    Returns:
+        float32[C, S] in [-1, 1] at the track's own sample rate.
+
+    Raises:
+        MediaError: the track is damaged, truncated or empty, or exceeds the limits.
+    """
     allowed = current_limits()
     array, length, rate = np.empty((0, 0), np.float32), 0, 0
     with open_container(file, name, cost) as container:
         stream = audio_stream(container)
-        assert stream is not None  # the probe saw it
+        assert stream is not None  # the probe found it
         for rate, block in _blocks(container, stream, cost):
             end = length + block.shape[1]
             check_limit(name, "seconds", end / rate, "seconds")
             check_limit(name, "decoded_bytes", 4 * len(block) * end, "bytes when decoded")
             if end > array.shape[1]:
-                # What is not written takes no memory, so the announced length may be any.
+                # Pages that are not written take no memory, so the announced length may be wrong.
                 most = int(min(allowed.seconds * rate, allowed.decoded_bytes / 4 / len(block)))
                 capacity = max(end, min(most, facts.samples + rate if not length else 2 * end))
                 longer = np.empty((len(block), capacity), np.float32)
@@ -46,7 +59,7 @@ def read_audio(file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost) 
         known = "mp4" in kind or kind in (
             "wav",
             "caf",
-        )  # others' durations may be guesses by the bit rate
+        )  # durations of other formats may be estimates from the bit rate
         announced = round((stream.duration or 0) * (stream.time_base or 0) * rate) if known else 0
     if not length:
         raise MediaError(f"{name}: the audio holds no samples")
@@ -55,7 +68,7 @@ def read_audio(file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost) 
             f"{name}: the audio is truncated ({announced} samples announced, {length} found); was "
             "it copied completely?"
         )
-    # Codecs with fixed blocks (AAC: 1024 samples) fill the last one with what was never there.
+    # Codecs with fixed blocks (AAC: 1024 samples) pad the last one.
     length = min(length, announced) if announced > 0 else length
     array = audio.checked(array[:, :length], name)
     return MediaContent(array=array, sample_rate=rate, provenance=mark)
@@ -64,8 +77,8 @@ def read_audio(file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost) 
 def _blocks(
     container: InputContainer, stream: Any, cost: DecodingCost
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(samples per second, float32[C, S]) of each part of a sound. Rate and channels are those of
-    the first; where they change in the middle, the rest is brought back to them."""
+    """Yield (sample rate, float32[C, S]) of each block of a track. All blocks have the rate and
+    channels of the first: later blocks are converted if these change."""
     import av
 
     target: tuple[Any, int] | None = None

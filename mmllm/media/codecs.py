@@ -1,6 +1,6 @@
-"""Files -> arrays and back, for every modality: probe, decode, sample frames, save.
+"""Decoding and encoding of media files of every modality: probe, decode, sample frames, save.
 
-A file is probed by its header first and compared with the limits; only then is it decoded.
+The header of a file is compared with the limits before the file is decoded.
 Legend: H x W pixels, F frames, C channels, S samples.
 """
 
@@ -33,10 +33,13 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 
 
 def probe(source: MediaSource) -> MediaInfo:
-    """Return what a file is, by its header; nothing is decoded.
+    """Return the modality, format and size of a file from its header, without decoding it.
+
+    Args:
+        source: a path, the bytes of a file, or a file inside another.
 
     Raises:
-        MediaError: missing, empty, too many bytes, or neither image, audio nor video.
+        MediaError: the file is missing, empty, too large, or neither an image, audio nor a video.
     """
     return _probe(source, DecodingCost(name_of(source)))
 
@@ -44,17 +47,20 @@ def probe(source: MediaSource) -> MediaInfo:
 def decode(source: MediaSource, modality: str) -> MediaContent:
     """Decode a file.
 
-    Images are upright by EXIF and on white where they are transparent. Audio keeps its own sample
-    rate. Videos have a steady frame rate (a frame that stays longer is repeated) and their audio
-    track.
+    Images are rotated by their EXIF orientation, and transparency is blended onto white. Audio
+    keeps its own sample rate. Videos have a constant frame rate (a frame that is shown longer is
+    repeated) and their audio track.
 
     Args:
         source: a path, the bytes of a file, or a file inside another.
-        modality: what the file must be: "image", "audio" or "video".
+        modality: the required modality: "image", "audio" or "video".
+
+    Returns:
+        The decoded arrays, see MediaContent.
 
     Raises:
-        MediaError: missing, empty, damaged, of another modality, or beyond `limits`; sizes are
-            compared with the header before anything is decoded, time and work while decoding.
+        MediaError: the file is missing, empty, damaged, of another modality, or exceeds `limits`.
+            Sizes are checked from the header before decoding, time and work while decoding.
     """
     cost = DecodingCost(name_of(source))
     info = _probe_as(source, modality, cost)
@@ -63,10 +69,15 @@ def decode(source: MediaSource, modality: str) -> MediaContent:
 
 
 def sample_frames(source: MediaSource, num: int) -> np.ndarray:
-    """Decode `num` frames of a video file, the middles of `num` equal parts: uint8[num, H, W, 3].
+    """Decode `num` evenly spaced frames of a video file: uint8[num, H, W, 3].
 
-    The file is read frame by frame, so that a video that is too long to be decoded whole
-    (`Limits.decoded_bytes`) can still be sampled. A video of fewer frames repeats them.
+    The frames are the middles of `num` equal parts; a video of fewer frames repeats them. The file
+    is read frame by frame, so that a video too long to be decoded whole (`Limits.decoded_bytes`)
+    can still be sampled.
+
+    Args:
+        source: a path, the bytes of a file, or a file inside another.
+        num: number of frames, at least 1.
 
     Raises:
         MediaError: as `decode`.
@@ -79,8 +90,8 @@ def sample_frames(source: MediaSource, num: int) -> np.ndarray:
 
 
 def output_path(path: str | Path, modality: str) -> Path:
-    """Return the path of a file to be written, with its home folder expanded. Raises MediaError
-    for a suffix in which this modality cannot be written."""
+    """Return the path of a file to be written, with `~` expanded. Raises MediaError for a suffix
+    that this modality does not support."""
     try:
         path = Path(path).expanduser()
     except RuntimeError as error:
@@ -95,16 +106,21 @@ def output_path(path: str | Path, modality: str) -> Path:
 
 
 def save(content: MediaContent, modality: str, path: str | Path) -> Path:
-    """Write decoded media in the format of the suffix, completely or not at all.
+    """Write decoded media atomically in the format of the suffix.
 
     Image: .png .webp .jpg; audio: .wav .flac .ogg .mp3; video: .mp4 (with its audio) .webp .gif.
-    `content.provenance` is written into the file. Missing folders are made.
+    `content.provenance` is written into the file. Missing folders are created.
+
+    Args:
+        content: the decoded media.
+        modality: "image", "audio" or "video".
+        path: the file to write.
 
     Returns:
-        The path.
+        The path, with `~` expanded.
 
     Raises:
-        MediaError: an unknown suffix, or the disk is full.
+        MediaError: the suffix is unknown, or the file cannot be written.
     """
     path = output_path(path, modality)
     suffix = path.suffix.lower()
@@ -119,7 +135,7 @@ def save(content: MediaContent, modality: str, path: str | Path) -> Path:
 
 
 def read_provenance(source: MediaSource) -> dict[str, Any] | None:
-    """Return what mmllm wrote into a file about how it was made, or None.
+    """Return the provenance that mmllm wrote into a file that it generated, or None.
 
     Raises:
         MediaError: as `probe`.
@@ -173,7 +189,8 @@ DECODERS: dict[str, Callable[[MediaSource, MediaInfo, DecodingCost], MediaConten
 def _read_frames(
     source: MediaSource, info: MediaInfo, num: int | None, cost: DecodingCost
 ) -> tuple[np.ndarray, float]:
-    """(uint8[num, H, W, 3] even in time, frames per second); all frames if `num` is None."""
+    """Return `num` evenly spaced frames, uint8[num, H, W, 3], and the frames per second of the
+    video; all frames if `num` is None."""
     name = name_of(source)
     if info.by_av:
         times = video.middles(num or info.frames, info.seconds)
@@ -206,6 +223,7 @@ def _save_video(content: MediaContent, temporary: Path, path: Path) -> None:
 
 
 def _probe(source: MediaSource, cost: DecodingCost) -> MediaInfo:
+    """See `probe`."""
     name = name_of(source)
     for reader in (image, audio, container):
         with opened(source) as file:
@@ -219,7 +237,7 @@ def _probe(source: MediaSource, cost: DecodingCost) -> MediaInfo:
 
 
 def _probe_as(source: MediaSource, modality: str, cost: DecodingCost) -> MediaInfo:
-    """The header of a file that must be of this modality."""
+    """Probe a file. Raises MediaError if it is of another modality."""
     info = _probe(source, cost)
     if info.modality != modality:
         raise MediaError(
@@ -231,7 +249,7 @@ def _probe_as(source: MediaSource, modality: str, cost: DecodingCost) -> MediaIn
 
 
 def _check(info: MediaInfo, name: str) -> None:
-    """Raise MediaError for an empty file, or one beyond the limits, by its header."""
+    """Raise MediaError if a file is empty or exceeds the limits, according to its header."""
     if info.modality == "audio" and info.samples < 1:
         raise MediaError(f"{name}: the audio holds no samples (0 seconds)")
     if info.modality == "video" and info.frames < 1:

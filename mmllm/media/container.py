@@ -1,4 +1,4 @@
-"""Containers that PyAV (FFmpeg) reads: their streams, what their headers say, their packets.
+"""Containers read by PyAV (FFmpeg): their headers, streams and packets.
 
 Legend: F frames, H x W pixels, C channels, S samples.
 """
@@ -22,22 +22,22 @@ _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,wav,mp3,flac,aac,asf,flv,au,caf,w64,"
     "voc"
 )
-"""What FFmpeg may open. Playlists are not among them: they would make it open other files."""
+"""The formats that FFmpeg may open. Playlists are excluded: they make it open other files."""
 _AV_TIME = 1_000_000  # av.time_base, without importing av
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""Decoders that read the transparency of WebM; FFmpeg's own leave it out."""
+"""Decoders that read the transparency of WebM; FFmpeg's own decoders ignore it."""
 
 
 @contextmanager
 def open_container(file: BinaryIO, name: str, cost: DecodingCost) -> Iterator[InputContainer]:
-    """The opened container; whatever is raised about it inside the block is a MediaError."""
+    """Open a container; any exception inside the block becomes a MediaError."""
     try:
         with _open(file, cost) as container:
             yield container
     except MediaError:
         raise
-    except Exception as error:  # PyAV raises ValueError and others, too, where frames are odd
-        cost.check()  # it may be what it stumbled over
+    except Exception as error:  # PyAV raises ValueError and others for malformed frames
+        cost.check()  # an exceeded limit may be the reason
         why = getattr(error, "strerror", None) or brief(error)
         raise MediaError(
             f"{name}: the file is damaged, truncated, or in no format that is known "
@@ -53,7 +53,7 @@ def _open(file: BinaryIO, cost: DecodingCost) -> InputContainer:
 
 
 def video_stream(container: InputContainer) -> Any | None:
-    """The first video stream in a known codec that is not the cover of a song."""
+    """Return the first video stream with a known codec that is no cover art, or None."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -63,14 +63,15 @@ def video_stream(container: InputContainer) -> Any | None:
 
 
 def audio_stream(container: InputContainer) -> Any | None:
-    """The first audio stream in a known codec."""
+    """Return the first audio stream with a known codec, or None."""
     return next((stream for stream in container.streams.audio if stream.codec_context), None)
 
 
 def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
-    """What the container says, or None when FFmpeg does not know it.
+    """Read the header of a container; None if FFmpeg cannot read it.
 
-    Packets are counted (not decoded) where the header does not say how many there are.
+    Packets are counted, but not decoded, if the header does not state their number. Raises
+    MediaError for a truncated file.
     """
     try:
         with _open(file, cost) as container:
@@ -100,7 +101,7 @@ def _facts(container: InputContainer, name: str) -> MediaInfo | None:
     count = _num_shown(container, picture)
     if not count or not seconds:
         count, measured = _measure(container, picture, name)
-        # The container's duration is that of its longest stream, which may be the sound.
+        # The container's duration is that of its longest stream, which may be the audio.
         own = seconds if picture.duration else None
         seconds = own or measured or seconds or count / float(picture.guessed_rate or 25)
     width, height = square_size(picture, picture.width, picture.height)
@@ -125,12 +126,12 @@ def _seconds(container: InputContainer, stream: Any) -> float | None:
 
 
 def _num_shown(container: InputContainer, stream: Any) -> int:
-    """The frames that the header announces, without those that an edit list hides (MP4), or that
-    only say that the one before stays (AVI); 0: unknown."""
+    """Return the number of frames in the header, without those that an edit list hides (MP4) or
+    that only repeat the previous frame (AVI); 0 if unknown."""
     index, kind = stream.index_entries, container.format.name
     if not 0 < len(index) <= current_limits().frames:
         return stream.frames
-    # AVI counts by its frames, and has its index at its end: one that was cut has a few entries.
+    # An AVI has its index at the end: that of a truncated file has only a few entries.
     whole = kind == "avi" and index[-1].timestamp >= 0.9 * stream.frames - 1
     if not (whole or "mp4" in kind):
         return stream.frames
@@ -138,7 +139,7 @@ def _num_shown(container: InputContainer, stream: Any) -> int:
 
 
 def square_size(stream: Any, width: int, height: int) -> tuple[int, int]:
-    """The size at which frames are shown: pixels that are not square are stretched to be."""
+    """Return the size at which frames are displayed: non-square pixels are stretched."""
     aspect = stream.sample_aspect_ratio
     if not aspect or aspect <= 0 or aspect == 1:
         return width, height
@@ -148,9 +149,9 @@ def square_size(stream: Any, width: int, height: int) -> tuple[int, int]:
 
 
 def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, float]:
-    """(packets that are shown, seconds) of a stream, by reading through the file once.
+    """Return the number of displayed packets of a stream and its seconds, by demuxing the file.
 
-    Raises MediaError where the file ends long before the duration that its header announces.
+    Raises MediaError if the file ends long before the duration in its header.
     """
     count, first, last, end, stays = 0, None, 0, 0.0, 0
     for packet in container.demux():
@@ -171,13 +172,13 @@ def _measure(container: InputContainer, stream: Any, name: str) -> tuple[int, fl
             "was it copied completely?"
         )
     span = last - (first or 0)
-    if not stays and count > 1:  # FLV says when each begins only; the last one stays as the others
+    if not stays and count > 1:  # FLV has no durations: the last frame gets the mean of the others
         span += span / (count - 1)
     return count, float(span * stream.time_base)
 
 
 def open_decoder(stream: Any) -> Any:
-    """The stream's own decoder, or the one that reads its transparency."""
+    """Return a stream's own decoder, or one that reads its transparency."""
     import av
 
     decoder = stream.codec_context
@@ -191,14 +192,14 @@ def open_decoder(stream: Any) -> Any:
 def decode_packets(
     container: InputContainer, stream: Any, decoder: Any, cost: DecodingCost
 ) -> Iterator[Any]:
-    """The frames of a stream."""
+    """Yield the decoded frames of a stream, checking the cost at every packet."""
     for packet in container.demux(stream):
         cost.check()
-        if packet.size or packet.dts is None:  # the end has no time; an empty one holds nothing
+        if packet.size or packet.dts is None:  # skips empty packets, but not the final flush
             yield from decoder.decode(packet)
 
 
 def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
-    """The mark of a clip or sound in a container."""
+    """Return the provenance metadata of a video or audio file, or None. Raises MediaError."""
     with open_container(file, name, cost) as container:
         return provenance.from_comment(container.metadata.get("comment"))

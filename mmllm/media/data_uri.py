@@ -1,7 +1,7 @@
-"""Files inside texts: `data:image/png;base64,…` URIs (RFC 2397) and base64 by itself.
+"""Files encoded as text: `data:image/png;base64,…` URIs (RFC 2397) and plain base64.
 
-Requests and rows of datasets read them alike, here. Texts come from outside and may be long: each
-is looked at once from its beginning to its end, and no pattern is matched against it.
+Requests and dataset rows both use this module. Texts are untrusted and may be long: each is scanned
+once, without regular expressions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mmllm.errors import MediaError, OversizedMediaError, quoted
 from mmllm.media.limits import current_limits
 
 _HEADER = 1024
-"""Characters in which the comma of a URI must come."""
+"""Number of first characters that must contain the comma of a URI."""
 _BLANKS = b" \t\r\n\f\v"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 """The alphabet of URLs (RFC 4648, section 5) -> the standard one."""
@@ -24,15 +24,26 @@ _LOOKED_AT = 4096
 
 
 def is_data_uri(text: str) -> bool:
-    """Whether a text names its scheme as `data:`, in whatever case."""
+    """Return whether a text begins with the scheme `data:`, in any case."""
     return text.lstrip()[:5].lower() == "data:"
 
 
 def parse(text: str, where: str) -> bytes:
-    """The bytes of a `data:TYPE;base64,…` URI; `where` says in messages what held it.
+    """Decode a `data:TYPE;base64,…` URI.
 
-    Scheme, type and `base64` may be in any case, and white space and percent signs may stand in the
-    data. Raises MediaError for another text, OversizedMediaError beyond `limits`.
+    Scheme, type and `base64` may be in any case; the data may contain white space and percent
+    encoding.
+
+    Args:
+        text: the URI.
+        where: the place of the text, for messages.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        MediaError: the text is no such URI, or empty.
+        OversizedMediaError: the file exceeds the limits.
     """
     text = text.lstrip()
     comma = text.find(",", 0, _HEADER)
@@ -46,8 +57,16 @@ def parse(text: str, where: str) -> bytes:
 
 
 def decode(text: str, where: str) -> bytes:
-    """The bytes that a base64 text stands for: in the standard alphabet or that of URLs, with or
-    without line breaks and padding. Raises as `parse`."""
+    """Decode base64 in the standard or the URL alphabet, with or without line breaks and padding.
+
+    Args:
+        text: the base64.
+        where: the place of the text, for messages.
+
+    Raises:
+        MediaError: the text is no base64, or empty.
+        OversizedMediaError: the file exceeds the limits.
+    """
     try:
         data = text.encode("ascii").translate(_STANDARD, delete=_BLANKS)
     except UnicodeEncodeError as error:
@@ -65,7 +84,7 @@ def decode(text: str, where: str) -> bytes:
 
 
 def looks_like_base64(text: str) -> bool:
-    """Whether a text that was given for a file's name is rather the file itself in base64: long,
-    and of that alphabet alone as far as one looks."""
+    """Return whether a text given as a file name is probably the file itself in base64: it is long,
+    and its first characters are all of the base64 alphabet."""
     start = text[:_LOOKED_AT]
     return len(text) > 255 and not (set(start) - _ALPHABET).difference(" \t\r\n")

@@ -1,4 +1,4 @@
-"""Shows media and messages: in a notebook, or by the programs of the system."""
+"""Display of media and messages in a notebook, or by the system's viewer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmllm.errors import MediaError
 _FORMATS = {"image": "png", "audio": "wav", "video": "mp4"}
 _TYPES = {"png": "image/png", "wav": "audio/wav", "mp4": "video/mp4"}
 _MIN_WIDTH = 256
-"""Pixels; smaller images are shown enlarged, pixel by pixel."""
+"""Minimum displayed width in pixels; smaller images are enlarged without smoothing."""
 
 
 class SavableMedium(Protocol):
-    """What is needed of an Image, Audio or Video to show it."""
+    """The part of Image, Audio and Video that display needs."""
 
     modality: ClassVar[str]
 
@@ -31,27 +31,27 @@ class SavableMedium(Protocol):
 
 
 def to_bytes(medium: SavableMedium, suffix: str | None = None) -> bytes:
-    """Return the bytes of the file that `medium.save` writes with this suffix; png, wav or mp4
-    unless given."""
+    """Return the bytes of the file that `medium.save` writes with this suffix; by default png, wav
+    or mp4. Raises MediaError."""
     with tempfile.TemporaryDirectory() as folder:
         name = f"medium.{(suffix or _FORMATS[medium.modality]).removeprefix('.')}"
         return medium.save(Path(folder) / name).read_bytes()
 
 
 def mimebundle(parts: Sequence[Any], text: str) -> dict[str, str]:
-    """Return what a notebook shows, by MIME type.
+    """Return the notebook representation of texts and media, by MIME type.
 
     Args:
-        parts: texts and media in order, shown as HTML; an error stands in the place of a medium
-            that cannot be read.
-        text: what is shown where HTML is not.
+        parts: texts and media in order, shown as HTML; a medium that cannot be read is replaced by
+            its error.
+        text: the representation without HTML.
     """
     return {"text/plain": text, "text/html": "\n".join(_as_html(part) for part in parts)}
 
 
 def show(medium: SavableMedium) -> None:
-    """Show a medium below the cell of a notebook, else with the system's program for its kind of
-    file."""
+    """Show a medium below the cell of a notebook, else in the system's viewer. Raises MediaError if
+    there is no viewer."""
     notebook = sys.modules.get("IPython")
     if notebook is not None and notebook.get_ipython() is not None:
         notebook.display.display(medium)
@@ -68,6 +68,7 @@ def show(medium: SavableMedium) -> None:
 
 
 def _as_html(part: Any) -> str:
+    """Return a text or a medium as HTML, with the medium's file as a data: URI."""
     if not hasattr(part, "modality"):
         return f'<div style="white-space: pre-wrap">{html.escape(part.text)}</div>'
     try:

@@ -1,4 +1,4 @@
-"""Opening the file behind a medium, and writing one completely or not at all."""
+"""Sources of media: open the file of a medium, and write a file atomically."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LONGEST_REASON = 200
 class Embedded:
     """A file inside another one, such as a tar or a Parquet file.
 
-    name: where it is, for messages.
-    read: returns its bytes; called each time that they are needed.
+    name: its location, for messages.
+    read: returns its bytes; called each time they are needed.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Embedded:
 
 
 MediaSource: TypeAlias = str | Path | bytes | Embedded
-"""Where a medium is kept: a path, the bytes of a file, or a file inside another."""
+"""The source of a medium: a path, the bytes of a file, or a file inside another."""
 
 
 def name_of(source: MediaSource) -> str:
-    """Return what messages call a source, cut to a length that fits into them."""
+    """Return the name of a source for messages, shortened if necessary."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     name = str(source)
@@ -46,17 +46,18 @@ def name_of(source: MediaSource) -> str:
 
 
 def brief(error: object) -> str:
-    """Return the first line of a library's error, cut to a length that fits into a message."""
+    """Return the first line of a library's error, shortened to fit into a message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:_LONGEST_REASON]
 
 
 @contextmanager
 def opened(source: MediaSource) -> Iterator[BinaryIO]:
-    """Open the file behind a source, after checking that it exists and how long it is.
+    """Open the file of a source, after checking that it exists and its size.
 
     Raises:
-        MediaError: missing, not a file, unreadable, empty, or more bytes than the limits allow.
+        MediaError: the file is missing, no regular file, unreadable, empty, or larger than the
+            limits allow.
     """
     name, allowed = name_of(source), current_limits().bytes
     if isinstance(source, Embedded):
@@ -77,7 +78,7 @@ def opened(source: MediaSource) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         remedy = " (download it first: only local files are read)" if "://" in name else ""
         raise MissingMediaError(f"{name}: no such file{remedy}") from error
-    # A home that nobody has is a RuntimeError, a name with a null character a ValueError.
+    # An unknown home folder is a RuntimeError, a name with a null character a ValueError.
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, MediaError):
             raise
@@ -88,13 +89,13 @@ def opened(source: MediaSource) -> Iterator[BinaryIO]:
 
 
 def timed(file: BinaryIO, cost: DecodingCost) -> BinaryIO:
-    """Wrap a file so that `read` raises OversizedMediaError once decoding has taken too long, which
+    """Wrap a file so that `read` raises OversizedMediaError once decoding has taken too long. This
     also ends a library's loops over frames, chunks and packets."""
     return cast(BinaryIO, _Timed(file, cost))
 
 
 class _Timed:
-    """The methods of a file that libraries need; without a descriptor by which to bypass `read`."""
+    """A file without `fileno`, so that libraries cannot bypass `read`, which checks the cost."""
 
     def __init__(self, file: BinaryIO, cost: DecodingCost) -> None:
         self._read, self._cost = file.read, cost
@@ -107,15 +108,15 @@ class _Timed:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path` that replaces it when the block succeeds.
+    """Yield a temporary file in the same folder that replaces `path` when the block succeeds.
 
     Raises:
-        MediaError: the folder cannot be written, or the disk is full; the old file is untouched.
+        MediaError: the folder cannot be written, or the disk is full; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # With the permissions of any new file, which those of `tempfile` have not.
+        # With the default permissions of a new file; `tempfile` sets stricter ones.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         temporary.replace(path)
