@@ -1,4 +1,4 @@
-"""Images and animations, by Pillow.
+"""Images and animations, read and written by Pillow.
 
 Legend: H x W pixels, F frames.
 """
@@ -23,26 +23,27 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What is opened; Pillow knows more, some of which run other programs (EPS). HEIC comes beside."""
+"""The formats that Pillow may open; some of its others run external programs (EPS). HEIC is read by
+pi-heif."""
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
-"""Of these, a file with several frames is a clip. (Phones hide a second picture in JPEG.)"""
+"""Formats in which several frames are a video. (Phones hide a second image in JPEG files.)"""
 SUFFIXES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 ANIMATION_SUFFIXES = {".webp": "WEBP", ".gif": "GIF"}
 _SHORTEST = 10
-"""Milliseconds: animations are not read at more than 100 frames per second."""
+"""Shortest frame duration in milliseconds: animations have at most 100 frames per second."""
 _AVIF = {b"avif", b"avis"}
 _HEIF = {b"mif1", b"msf1"} | {b"he" + rest for rest in (b"ic", b"ix", b"im", b"is")}
 _HEIF |= {b"hevc", b"hevx", b"hevm", b"hevs"}
-"""Brands of stills in a container that is MP4's, too: FFmpeg would show one tile of the picture."""
+"""Brands of still images in MP4-like containers: FFmpeg would decode one tile of the image only."""
 _ORIENTATION = 0x0112
 _STRIP = 1 << 22
-"""Pixels that are converted at once: large pictures are not held in three forms at a time."""
+"""Pixels that are converted at once, to limit the memory of intermediate copies."""
 
 
 @contextmanager
 def _pillow(file: BinaryIO, name: str, cost: DecodingCost) -> Iterator[PILImage.Image]:
-    """The opened picture. Whatever Pillow raises about it is a MediaError, except for
-    UnidentifiedImageError: this is no picture."""
+    """Open an image; any exception inside the block becomes a MediaError, except for
+    UnidentifiedImageError, which means that the file is no image."""
     from PIL import UnidentifiedImageError
 
     try:
@@ -50,15 +51,16 @@ def _pillow(file: BinaryIO, name: str, cost: DecodingCost) -> Iterator[PILImage.
             yield picture
     except (MediaError, UnidentifiedImageError):
         raise
-    except Exception as error:  # Pillow's plugins raise whatever their parsing meets
+    except Exception as error:  # Pillow's plugins raise any exception while parsing
         raise _damaged(name, error) from error
 
 
 def _open(file: Any, name: str) -> PILImage.Image:
+    """Open an image, HEIC by pi-heif and other formats by Pillow."""
     from PIL import Image as PILImage
     from PIL import PngImagePlugin
 
-    # Image tools keep whole workflows in a PNG's text. What all of it may take stays as it is.
+    # Image tools store whole workflows in one text chunk: only the limit of all text applies.
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     brands = _brands(file)
     if brands & _HEIF and not brands & _AVIF:
@@ -73,7 +75,7 @@ def _open(file: Any, name: str) -> PILImage.Image:
 
 
 def _brands(file: Any) -> set[bytes]:
-    """The brands of an ISO base media file, or none."""
+    """Return the brands of an ISO base media file; none for other files."""
     head = file.read(256)
     file.seek(0)
     if head[4:8] != b"ftyp":
@@ -83,7 +85,7 @@ def _brands(file: Any) -> set[bytes]:
 
 
 def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
-    """What the header says, or None when this is no picture."""
+    """Read the header of an image or animation; None if the file is neither. Raises MediaError."""
     from PIL import UnidentifiedImageError
 
     try:
@@ -92,7 +94,7 @@ def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
             frames = getattr(picture, "n_frames", 1) if kind in ANIMATED else 1
             if frames == 1:
                 return MediaInfo("image", kind, width=picture.width, height=picture.height)
-            # Milliseconds a frame; reading them decodes, so limits get a first look by size alone.
+            # Durations are unknown without decoding, so the limits are checked by size first.
             return MediaInfo(
                 "video", kind, width=picture.width, height=picture.height, frames=frames
             )
@@ -106,7 +108,8 @@ def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
 def decode(
     file: BinaryIO, name: str, cost: DecodingCost
 ) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """uint8[H, W, 3] upright and on white, and the provenance that the file carries."""
+    """Decode an image: uint8[H, W, 3], rotated by EXIF and on white, and its provenance metadata.
+    Raises MediaError."""
     with _pillow(file, name, cost) as picture:
         cost.add_frame(*picture.size)
         mark = provenance.from_xmp(picture.info.get("xmp"))
@@ -114,7 +117,7 @@ def decode(
 
 
 def from_pil(picture: PILImage.Image) -> np.ndarray:
-    """uint8[H, W, 3]: what the file of this picture is decoded to."""
+    """Convert a Pillow image as its file would be decoded: uint8[H, W, 3]. Raises MediaError."""
     if not hasattr(picture, "getexif"):
         raise MediaError(
             f"Image.from_pil: expected a picture of Pillow's, got {type(picture).__name__}"
@@ -130,7 +133,7 @@ def from_pil(picture: PILImage.Image) -> np.ndarray:
 
 
 def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
-    """The mark of a picture or an animation."""
+    """Return the provenance metadata of an image or animation, or None. Raises MediaError."""
     with _pillow(file, name, cost) as picture:
         return provenance.from_xmp(picture.info.get("xmp")) or provenance.from_comment(
             picture.info.get("comment")
@@ -144,7 +147,13 @@ def _damaged(name: str, error: object) -> MediaError:
 
 
 def save(content: MediaContent, path: Path, suffix: str) -> None:
-    """Write a PNG, a WebP (quality 90) or a JPEG (quality 92)."""
+    """Write an image as PNG, WebP (quality 90) or JPEG (quality 92).
+
+    Args:
+        content: the image.
+        path: the file to write.
+        suffix: a key of SUFFIXES.
+    """
     from PIL import Image as PILImage
 
     quality = {".png": {}, ".webp": {"quality": 90, "method": 4}}.get(suffix, {"quality": 92})
@@ -157,21 +166,36 @@ def save(content: MediaContent, path: Path, suffix: str) -> None:
 
 
 def durations(file: BinaryIO, name: str, frames: int, cost: DecodingCost) -> list[int]:
-    """Milliseconds that each of the frames stays; a missing or absurd one counts as 100."""
+    """Return the duration of each frame of an animation in milliseconds.
+
+    Durations that are missing or shorter than 10 ms count as 100, as in browsers.
+
+    Args:
+        file: the animation.
+        name: its name in messages.
+        frames: number of frames.
+        cost: counts the work.
+
+    Raises:
+        MediaError: the file is damaged, or exceeds the limits.
+    """
     stays = []
     with _pillow(file, name, cost) as picture:
         for index in range(frames):
-            _show(picture, index, cost)  # WebP knows the duration only then
+            _show(picture, index, cost)  # the duration of a WebP frame is known once decoded
             stay = round(picture.info.get("duration") or 0)
             stays.append(stay if stay >= _SHORTEST else 100)
     return stays
 
 
 def frame_rate(stays: list[int]) -> float:
-    """Frames per second of a steady clip that shows the same at the same time.
+    """Return the constant frame rate, in frames per second, that represents an animation exactly.
 
-    Writers merge equal neighbours into one long frame, so the step is the greatest common divisor,
-    or the shortest stay where the durations share none.
+    Writers merge equal consecutive frames into one long frame, so the frame duration is the
+    greatest common divisor of all durations, or the shortest one if that divisor is below 10 ms.
+
+    Args:
+        stays: duration of each frame in milliseconds.
     """
     step = gcd(*stays)
     return 1000.0 / (step if step >= _SHORTEST else min(stays))
@@ -180,8 +204,21 @@ def frame_rate(stays: list[int]) -> float:
 def frames_at(
     file: BinaryIO, name: str, stays: Sequence[int], times: Sequence[float], cost: DecodingCost
 ) -> np.ndarray:
-    """uint8[len(times), H, W, 3] on white: what is shown at each of the ascending times, in
-    seconds, of frames that stay so many milliseconds. All have the size of the first."""
+    """Decode the frames of an animation that are displayed at given times.
+
+    Args:
+        file: the animation.
+        name: its name in messages.
+        stays: duration of each frame in milliseconds.
+        times: ascending times in seconds.
+        cost: counts the work.
+
+    Returns:
+        uint8[len(times), H, W, 3] on white, all of the size of the first frame.
+
+    Raises:
+        MediaError: the file is damaged, or exceeds the limits.
+    """
     starts = np.cumsum([0, *stays[:-1]]) / 1000
     wanted = np.searchsorted(starts, np.asarray(times) + 1e-6, side="right") - 1
     with _pillow(file, name, cost) as picture:
@@ -198,14 +235,15 @@ def frames_at(
 
 
 def _show(picture: PILImage.Image, index: int, cost: DecodingCost) -> None:
-    """Decode a frame, which may be larger than the first."""
+    """Decode a frame, which may be larger than the first, and count its cost."""
     picture.seek(index)
     cost.add_frame(*picture.size)
     picture.load()
 
 
 def save_animation(content: MediaContent, path: Path, suffix: str) -> None:
-    """Write an animated WebP (whole milliseconds a frame) or GIF (whole hundredths)."""
+    """Write a video as animated WebP or GIF, whose frame durations are whole milliseconds or
+    hundredths of a second."""
     from PIL import Image as PILImage
 
     pictures = [PILImage.fromarray(frame) for frame in content.array]
@@ -229,7 +267,7 @@ def save_animation(content: MediaContent, path: Path, suffix: str) -> None:
 
 
 def _mark(mark: Any, suffix: str) -> dict[str, Any]:
-    """What `PIL.Image.save` needs to write a provenance."""
+    """Return the arguments with which `PIL.Image.save` writes a provenance."""
     if mark is None:
         return {}
     if suffix == ".gif":
@@ -244,25 +282,26 @@ def _mark(mark: Any, suffix: str) -> dict[str, Any]:
 
 
 def _upright(picture: PILImage.Image) -> PILImage.Image:
-    """The picture as its EXIF orientation wants it; EXIF that cannot be read wants nothing."""
+    """Rotate or mirror an image by its EXIF orientation; unreadable EXIF is ignored."""
     from PIL import Image as PILImage
 
     turn = PILImage.Transpose
     ways = (turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE)
     ways += (turn.ROTATE_270, turn.TRANSVERSE, turn.ROTATE_90)
     if not isinstance(picture.info.get("xmp", b""), bytes):
-        del picture.info["xmp"]  # a text in its place, which Pillow searches as bytes
-    picture.load()  # PNG and WebP may have their EXIF behind the pixels
+        del picture.info["xmp"]  # Pillow expects bytes and fails for text
+    picture.load()  # PNG and WebP may have their EXIF after the pixels
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises whatever it meets; the pixels are whole
+    except Exception:  # Pillow's parser raises any exception; the pixels are complete
         orientation = 1
     known = isinstance(orientation, int) and 2 <= orientation <= 8
     return picture.transpose(ways[orientation - 2]) if known else picture
 
 
 def _rgb(picture: PILImage.Image) -> np.ndarray:
-    """uint8[H, W, 3]: transparency laid on white, deep grey scaled (Pillow would clip it)."""
+    """Convert to uint8[H, W, 3]: transparency is blended onto white, grey of more than 8 bits is
+    scaled (Pillow would clip it)."""
     if picture.mode.startswith(("I", "F")):
         return _deep_grey(picture)
     width, height = picture.size
@@ -275,14 +314,14 @@ def _rgb(picture: PILImage.Image) -> np.ndarray:
 
 
 def _strip(strip: PILImage.Image) -> np.ndarray:
-    """uint8[H, W, 3] of a part of a picture of 8 bits a channel."""
+    """Convert a strip of an image of 8 bits per channel to uint8[H, W, 3]."""
     from PIL import Image as PILImage
 
     if not strip.has_transparency_data:
         return np.asarray(strip.convert("RGB"))
     clear = strip.info.get("transparency")
     if strip.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
-        # Of a picture of 16 bits a channel Pillow keeps the upper 8, of its clear colour all.
+        # Pillow reduces 16-bit channels to the upper 8 bits, but not the transparent colour.
         strip.info["transparency"] = tuple(value >> 8 for value in clear)
     if strip.mode == "La":
         strip = strip.convert("LA")
@@ -292,7 +331,7 @@ def _strip(strip: PILImage.Image) -> np.ndarray:
 
 
 def _deep_grey(picture: PILImage.Image) -> np.ndarray:
-    """uint8[H, W, 3] of 16- and 32-bit integers or floats, by the range that their values need."""
+    """Convert grey of 16- or 32-bit integers or floats to uint8[H, W, 3], scaled by its range."""
     values = np.asarray(picture)
     if not np.isfinite(values).all():
         raise MediaError("the image holds values that are not numbers (NaN or infinity)")
@@ -310,7 +349,8 @@ def _deep_grey(picture: PILImage.Image) -> np.ndarray:
 
 
 def _scale(mode: str, largest: float) -> float:
-    """What 32-bit grey is multiplied with: floats may be of 0 to 1, both of 8 or of 16 bits."""
+    """Return the factor that scales 32-bit grey to 0 … 255: values are in [0, 1] (floats only) or
+    have 8, 16 or more bits."""
     if mode == "F" and largest <= 1:
         return 255.0
     if largest <= 255:

@@ -1,4 +1,4 @@
-"""What a media file is, by its header, and what it holds, decoded."""
+"""Data classes of a media file: MediaInfo of its header, and MediaContent of its decoded arrays."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file's header says; fields that a modality does not have are 0."""
+    """The properties of a file according to its header; fields that do not apply are 0."""
 
     modality: str
     """"image", "audio" or "video"."""
     format: str
-    """As the library that reads it names it: "PNG", "WAV", "matroska,webm"."""
+    """The format's name in the library that reads it: "PNG", "WAV", "matroska,webm"."""
     width: int = 0
     height: int = 0
     """Pixels."""
@@ -24,14 +24,14 @@ class MediaInfo:
     seconds: float = 0.0
     samples: int = 0
     sample_rate: int = 0
-    """Hz; of a video, that of its audio track."""
+    """Hz; for a video, that of its audio track."""
     channels: int = 0
     by_av: bool = False
-    """Read by PyAV, not by Pillow or soundfile."""
+    """Whether the file is read by PyAV, not by Pillow or soundfile."""
 
     @property
     def decoded_bytes(self) -> int:
-        """Size of the decoded array, and of a video's decoded audio track."""
+        """Size in bytes of the decoded array, including that of a video's audio track."""
         pixels = 3 * self.width * self.height * max(self.frames, 1)
         return pixels + 4 * self.samples * self.channels
 
@@ -40,12 +40,11 @@ class MediaInfo:
 class MediaContent:
     """The decoded content of a file.
 
-    array: uint8[H, W, 3] of an image; float32[C, S] in [-1, 1] of audio; uint8[F, H, W, 3] of a
-        video.
-    sample_rate: Hz, of audio.
-    fps: frames per second, of a video.
+    array: image: uint8[H, W, 3]; audio: float32[C, S] in [-1, 1]; video: uint8[F, H, W, 3].
+    sample_rate: Hz; audio only.
+    fps: frames per second; video only.
     audio: the audio track of a video, if there is one.
-    provenance: what made the file, if mmllm did.
+    provenance: how mmllm generated the file; None for other files.
     """
 
     array: np.ndarray

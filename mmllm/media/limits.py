@@ -1,7 +1,7 @@
-"""How large a medium may be, and how much its decoding may cost.
+"""Limits on the size of media and on the cost of decoding them.
 
-The size is compared with the header before a single pixel is decoded; the cost is counted while
-decoding, between frames, packets and blocks, since headers can be wrong.
+Sizes are checked from the header before any pixel is decoded. Since headers can be wrong, the cost
+is also counted while decoding, between frames, packets and blocks.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from mmllm.errors import OversizedMediaError
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest medium that is decoded, and the most that decoding one may cost."""
+    """The maximum size of a medium that is decoded, and the maximum cost of decoding it."""
 
     bytes: int = 256 * 2**20
-    """Of the file."""
+    """Size of the file."""
     pixels: int = 50_000_000
-    """Width x height of a picture or of one frame."""
+    """Width x height of an image or of one video frame."""
     ratio: float = 100.0
-    """Of the longer to the shorter side of a picture or a frame: encoders that scale the shorter
-    side to a fixed length make an array that grows with it."""
+    """Ratio of the longer to the shorter side of an image or frame: encoders that scale the shorter
+    side to a fixed length create arrays that grow with it."""
     seconds: float = 600.0
-    """Of a sound or a clip."""
+    """Duration of audio or a video."""
     frames: int = 20_000
-    """Of a clip."""
+    """Number of frames of a video."""
     decoded_bytes: int = 2**29
-    """Of the decoded array. A long clip is read within it by `sample_frames`."""
+    """Size of the decoded array. `sample_frames` reads a long video within it."""
     decoded_pixels: int = 100_000_000_000
-    """Width x height of every frame that is decoded on the way to those that are kept, in all."""
+    """Total width x height of all frames that are decoded, whether they are kept or not."""
     decoding_seconds: float = 120.0
-    """Of wall clock that decoding one medium may take."""
+    """Wall-clock time of decoding one medium."""
 
 
 _current: ContextVar[Limits] = ContextVar("mmllm_media_limits")
@@ -44,15 +44,21 @@ _DEFAULT = Limits()
 
 
 def current_limits() -> Limits:
-    """The limits in force here."""
+    """Return the limits of the current thread or task."""
     return _current.get(_DEFAULT)
 
 
 @contextmanager
 def limits(base: Limits | None = None, **changes: Any) -> Iterator[Limits]:
-    """`with media.limits(seconds=30): ...`: other limits for this thread or task.
+    """Set other limits for this thread or task inside the block.
 
-    `base` (default: those in force) with `changes` to its fields.
+    Args:
+        base: the limits to start from; by default the current ones.
+        **changes: new values of fields of Limits.
+
+    Example:
+        >>> with media.limits(seconds=30):
+        ...     media.decode("long.wav", "audio")
     """
     token = _current.set(replace(base or current_limits(), **changes))
     try:
@@ -62,7 +68,14 @@ def limits(base: Limits | None = None, **changes: Any) -> Iterator[Limits]:
 
 
 def check_limit(name: str, limit: str, value: float, unit: str) -> None:
-    """Raises OversizedMediaError where a value is beyond the limit of that name."""
+    """Raise OversizedMediaError if a value exceeds a limit.
+
+    Args:
+        name: the medium's name in messages.
+        limit: a field of Limits.
+        value: the value of the medium.
+        unit: the unit of the value, for the message.
+    """
     allowed = getattr(current_limits(), limit)
     if value > allowed:
         raise OversizedMediaError(
@@ -72,7 +85,7 @@ def check_limit(name: str, limit: str, value: float, unit: str) -> None:
 
 
 def check_size(name: str, width: int, height: int) -> None:
-    """Raises OversizedMediaError where a picture or a frame has too many pixels or is too thin."""
+    """Raise OversizedMediaError if an image or frame has too many pixels or too long a side."""
     size = f"({width} x {height})"
     check_limit(name, "pixels", width * height, f"pixels {size}")
     ratio = max(width, height) / max(1, min(width, height))
@@ -80,21 +93,24 @@ def check_size(name: str, width: int, height: int) -> None:
 
 
 class DecodingCost:
-    """The time and the pixels that the decoding of one medium has taken so far."""
+    """The time and the number of pixels that decoding one medium has taken so far.
+
+    Args:
+        name: the medium's name in messages.
+    """
 
     def __init__(self, name: str) -> None:
-        """The clock starts. `name` is what messages call the medium."""
         self.name = name
         self._start = time.monotonic()
         self._pixels = 0
 
     def check(self) -> None:
-        """Raises OversizedMediaError once decoding has taken too long."""
+        """Raise OversizedMediaError if decoding has taken too long."""
         seconds = time.monotonic() - self._start
         check_limit(self.name, "decoding_seconds", seconds, "seconds of decoding")
 
     def add_frame(self, width: int, height: int) -> None:
-        """Counts a decoded frame; raises OversizedMediaError when it is one too many."""
+        """Count a decoded frame. Raises OversizedMediaError if it exceeds a limit."""
         check_size(self.name, width, height)
         self._pixels += width * height
         check_limit(self.name, "decoded_pixels", self._pixels, "pixels decoded")

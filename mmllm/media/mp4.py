@@ -1,4 +1,4 @@
-"""Writes videos as MP4: H.264 and AAC.
+"""Encoding of videos as MP4: H.264 and AAC.
 
 Legend: F frames, H x W pixels, C channels, S samples.
 """
@@ -18,14 +18,15 @@ _RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 """Sample rates at which AAC is written; other audio is resampled to the highest."""
 _MAX_CHANNELS = 2
 _REPRODUCIBLE = {"x264-params": "mbtree=0"}
-"""The same video gives the same bytes. x264's macroblock tree reads uninitialised memory: about one
-file in 200 of a 32-pixel video differed with it, none of 10,000 without."""
+"""Options that make the bytes of a file reproducible. x264's macroblock tree reads uninitialised
+memory: about one file in 200 of a 32-pixel video differed with it, none of 10,000 without."""
 
 
 def save(content: MediaContent, path: Path) -> None:
-    """Write H.264 (MPEG-4 part 2 where that is missing) and AAC, playable while it loads.
+    """Write a video as H.264 (MPEG-4 part 2 if x264 is missing) with AAC audio.
 
-    Odd sides grow by one pixel (the last one repeated): 4:2:0 colour requires even ones.
+    The index is at the beginning of the file, so that it plays while it downloads. Odd sides are
+    padded by one pixel, a copy of the last: 4:2:0 colour requires even sides.
     """
     import av
 
@@ -57,7 +58,7 @@ def save(content: MediaContent, path: Path) -> None:
 
 
 class _AudioTrack:
-    """An AAC stream beside the frames; it must exist before the first packet is written."""
+    """The AAC stream of a video; it must be created before the first packet is written."""
 
     def __init__(self, container: Any, content: MediaContent) -> None:
         samples, rate = content.array, content.sample_rate

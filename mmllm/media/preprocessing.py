@@ -1,4 +1,4 @@
-"""Errors of the preprocessors of encoders and decoders."""
+"""The context in which encoders and decoders preprocess media."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ class _Medium(Protocol):
 
 @contextmanager
 def preprocessing(medium: _Medium, where: str) -> Iterator[None]:
-    """Convert whatever the block raises while it preprocesses `medium` into a MediaError.
+    """Convert any exception inside the block, which preprocesses `medium`, into a MediaError.
 
-    Arrays are held to the same limits as files. Autocast is off inside: samples have the precision
-    of the medium, whatever the model computes in.
+    Arrays are subject to the same limits as files. Autocast is disabled in the block, so that
+    samples do not depend on the precision of the model.
 
     Args:
         medium: an Image, Audio or Video.
-        where: what messages call the preprocessor.
+        where: the preprocessor's name in messages.
+
+    Raises:
+        MediaError: the medium exceeds the limits, or preprocessing fails.
     """
     import torch
 

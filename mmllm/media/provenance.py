@@ -1,8 +1,8 @@
-"""The mark of generated media: one JSON object, kept where each format keeps its remarks.
+"""Provenance metadata of generated media: one JSON object in the metadata of each format.
 
-Pictures and WebP clips carry an XMP packet whose IPTC `DigitalSourceType` says "made by a trained
-model" to any reader of photo metadata, with our JSON beside it; GIF, WAV, FLAC, OGG and MP4 carry
-the JSON as their comment.
+Images and WebP animations contain an XMP packet whose IPTC `DigitalSourceType` says "made by a
+trained model" to any reader of photo metadata, followed by the JSON; GIF, WAV, FLAC, OGG and MP4
+contain the JSON as their comment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY = "mmllm"
-"""The JSON is {KEY: provenance}: a comment that lacks it was written by somebody else."""
+"""The JSON is {KEY: provenance}: a comment without this key was not written by mmllm."""
 
 _XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -28,16 +28,17 @@ _XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 _KIND = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _BEGIN, _END = "<mmllm:provenance>", "</mmllm:provenance>"
 _LONGEST = 1 << 20
-"""Characters of a remark that is looked at."""
+"""Maximum length of a comment or packet that is parsed."""
 
 
 def to_comment(provenance: Mapping[str, Any]) -> str:
-    """ASCII JSON on one line; values that JSON does not know are written as their `str`."""
+    """Return a provenance as ASCII JSON on one line; values that JSON cannot represent become their
+    `str`."""
     return json.dumps({KEY: dict(provenance)}, default=str, sort_keys=True)
 
 
 def from_comment(comment: object) -> dict[str, Any] | None:
-    """The provenance that a comment holds, or None. What libraries find in files is of any type."""
+    """Return the provenance in a comment of any type, or None."""
     text = _text(comment)
     try:
         found = json.loads(text or "null")
@@ -48,19 +49,19 @@ def from_comment(comment: object) -> dict[str, Any] | None:
 
 
 def to_xmp(provenance: Mapping[str, Any]) -> bytes:
-    """An XMP packet."""
+    """Return a provenance as an XMP packet."""
     return _XMP.format(kind=_KIND, comment=html.escape(to_comment(provenance), False)).encode()
 
 
 def from_xmp(packet: object) -> dict[str, Any] | None:
-    """The provenance that an XMP packet holds, or None."""
+    """Return the provenance in an XMP packet of any type, or None."""
     _, found, rest = _text(packet).partition(_BEGIN)
     marked, ended, _ = rest.partition(_END)
     return from_comment(html.unescape(marked)) if found and ended else None
 
 
 def _text(found: object) -> str:
-    """What a library found as text; the empty text where it is something else or far too long."""
+    """Return metadata as text; "" if it is no text or bytes, or too long."""
     if isinstance(found, bytes):
         found = found.decode("utf-8", "replace")
     return found if isinstance(found, str) and len(found) <= _LONGEST else ""

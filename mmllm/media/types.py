@@ -1,5 +1,5 @@
-"""The types of media that people use: Image, Audio, Video. They hold where a medium is kept, or its
-decoded array, and call the codecs.
+"""The public types of media: Image, Audio, Video. They hold the source of a medium or its decoded
+array, and call the codecs.
 
 Legend: H x W pixels, F frames, S samples, C channels.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """An image, audio or video: where it is kept, or its decoded array, or both.
+    """An image, audio or video: its source, its decoded array, or both.
 
     source: a path, the bytes of a file, or a file inside another; opened on first use, within the
-        limits of `mmllm.media`. Decoded data in its place (an array, a Pillow image) becomes the
-        `array`, checked as by `from_numpy` and `from_pil`.
+        limits of `mmllm.media`. Decoded data (an array, a Pillow image) given as source becomes
+        the `array`, validated as by `from_numpy` and `from_pil`.
     array: the decoded content, see `to_numpy`.
-    caption: what the medium shows; the target of decoder-side alignment.
-    provenance: what made it; filled for generated media and written into every saved file.
+    caption: a description of the content; the target of decoder-side alignment.
+    provenance: how the medium was generated; written into every saved file.
     """
 
     source: MediaSource | None = None
@@ -52,7 +52,8 @@ class Medium:
             object.__setattr__(self, "array", array)
 
     def _check_data(self, data: Any) -> np.ndarray:
-        """The array of decoded data that was given in the place of a file."""
+        """Return the array of decoded data that was given as source. Raises TypeError for other
+        types, MediaError for invalid data."""
         name = type(self).__name__
         raise TypeError(
             f"{name}: expected a path or the bytes of a file, got {type(data).__name__}; for "
@@ -60,7 +61,7 @@ class Medium:
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """`np.asarray(medium)` is `medium.to_numpy()`."""
+        """Return `to_numpy()`, so that `np.asarray(medium)` works."""
         array = self.to_numpy()
         array = array if dtype is None else array.astype(dtype, copy=False)
         return array.copy() if copy else array
@@ -77,15 +78,14 @@ class Medium:
 
     @property
     def has_data(self) -> bool:
-        """False for a medium that is only described by its caption."""
+        """Whether there is a source or an array; False for a medium that is only a caption."""
         return self.source is not None or self.array is not None
 
     def decoded(self, decode: Callable[[MediaSource, str], MediaContent] = codecs.decode) -> Self:
         """Return the same medium with `array` filled.
 
         Args:
-            decode: reads a file of a modality; `mmllm.media.isolated.decode` for files of
-                strangers.
+            decode: decodes a file of a modality; `mmllm.media.isolated.decode` for untrusted files.
 
         Raises:
             MediaError: see `mmllm.media.decode`.
@@ -95,11 +95,12 @@ class Medium:
         return replace(self, **self._fields(decode(self._existing_source(), self.modality)))
 
     def _fields(self, content: MediaContent) -> dict[str, Any]:
-        """The fields that a file's content fills."""
+        """Return the fields that are set from a file's content."""
         mark = self.provenance if self.provenance is not None else content.provenance
         return {"array": content.array, "provenance": mark}
 
     def _existing_source(self) -> MediaSource:
+        """Return the source. Raises MediaError if there is none."""
         if self.source is None:
             raise MediaError(
                 f"{self!r}: there is nothing to decode; give {type(self).__name__}(...) a path or "
@@ -108,31 +109,45 @@ class Medium:
         return self.source
 
     def content(self) -> MediaContent:
-        """Return what a file of this medium holds. Raises MediaError."""
+        """Return the decoded content, as it would be written to a file. Raises MediaError."""
         return MediaContent(self.to_numpy(), provenance=self.provenance)
 
     def to_numpy(self) -> np.ndarray:
-        """Image: uint8[H, W, 3] RGB. Audio: float32[C, S] in [-1, 1]. Video: uint8[F, H, W, 3]."""
+        """Return the decoded array.
+
+        Image: uint8[H, W, 3] RGB. Audio: float32[C, S] in [-1, 1]. Video: uint8[F, H, W, 3].
+
+        Raises:
+            MediaError: see `mmllm.media.decode`.
+        """
         array = self.decoded().array
         assert array is not None
         return array
 
     def save(self, path: str | Path) -> Path:
-        """Write the medium in the format of the suffix, with its provenance; see `media.save`."""
+        """Write the medium in the format of the suffix, with its provenance; see `media.save`.
+
+        Returns:
+            The path, with `~` expanded.
+
+        Raises:
+            MediaError: the suffix is unknown, the medium cannot be decoded, or the file cannot be
+                written.
+        """
         path = codecs.output_path(path, self.modality)
         return codecs.save(self.decoded().content(), self.modality, path)
 
     def to_bytes(self, suffix: str | None = None) -> bytes:
-        """Return the bytes of the file that `save` writes with this suffix; png, wav or mp4 unless
-        given."""
+        """Return the bytes of the file that `save` writes with this suffix; by default png, wav or
+        mp4. Raises MediaError."""
         return display.to_bytes(self, suffix)
 
     def show(self) -> None:
-        """Show it below the cell of a notebook, else with the system's program for its kind."""
+        """Show the medium below the cell of a notebook, else in the system's viewer."""
         display.show(self)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        """What a notebook shows: an image or a player."""
+        """Return the notebook representation: an image or a player."""
         return display.mimebundle([self], repr(self))
 
 
@@ -142,7 +157,7 @@ class Image(Medium):
 
     modality: ClassVar[str] = "image"
 
-    if TYPE_CHECKING:  # what `Medium.__post_init__` takes
+    if TYPE_CHECKING:  # the types that `Medium.__post_init__` accepts
 
         def __init__(
             self,
@@ -154,17 +169,33 @@ class Image(Medium):
 
     @classmethod
     def from_numpy(cls, array: np.ndarray, **fields: Any) -> Image:
-        """Make an image of uint8[H, W, 3], RGB. Raises MediaError."""
+        """Create an image from uint8[H, W, 3], RGB.
+
+        Args:
+            array: the pixels.
+            **fields: other fields, such as `caption`.
+
+        Raises:
+            MediaError: another dtype or shape; the message names the remedy.
+        """
         return cls(array=arrays.check_pixels(array, "H, W, 3", cls.__name__), **fields)
 
     @classmethod
     def from_pil(cls, picture: PILImage.Image, **fields: Any) -> Image:
-        """Make an image of a Pillow image as its file would be decoded: upright by EXIF, on white
-        where it is transparent, deep grey scaled to 8 bits. Raises MediaError."""
+        """Create an image from a Pillow image, converted as its file would be decoded: rotated by
+        EXIF, on white where it is transparent, scaled to 8 bits.
+
+        Args:
+            picture: the Pillow image.
+            **fields: other fields, such as `caption`.
+
+        Raises:
+            MediaError: the image is empty or damaged.
+        """
         return cls(array=image.from_pil(picture), **fields)
 
     def to_pil(self) -> PILImage.Image:
-        """Return it as a Pillow image."""
+        """Return the image as a Pillow image."""
         from PIL import Image as PILImage
 
         return PILImage.fromarray(self.to_numpy())
@@ -203,20 +234,29 @@ class Audio(Medium):
 
     @classmethod
     def from_numpy(cls, array: np.ndarray, sample_rate: int, **fields: Any) -> Audio:
-        """Make audio of float32[C, S] or float32[S] in [-1, 1] at `sample_rate` Hz; slightly larger
-        values are clipped. Raises MediaError."""
+        """Create audio from float32[C, S] or float32[S] in [-1, 1]; slightly larger values are
+        clipped.
+
+        Args:
+            array: the samples.
+            sample_rate: in Hz.
+            **fields: other fields, such as `caption`.
+
+        Raises:
+            MediaError: another dtype, shape, range or sample rate; the message names the remedy.
+        """
         samples, rate = arrays.check_samples(array), arrays.check_sample_rate(sample_rate)
         return cls(array=samples, sample_rate=rate, **fields)
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The duration in seconds."""
         audio = self.decoded()
         assert audio.array is not None
         return audio.array.shape[-1] / arrays.check_sample_rate(audio.sample_rate)
 
     def content(self) -> MediaContent:
-        """Return what a file of this audio holds. Raises MediaError."""
+        """Return the decoded content, as it would be written to a file. Raises MediaError."""
         audio = self.decoded()
         if not audio.sample_rate or audio.sample_rate <= 0:
             raise MediaError(
@@ -226,7 +266,11 @@ class Audio(Medium):
         return replace(super().content(), sample_rate=audio.sample_rate)
 
     def resample(self, rate: int, mono: bool = True) -> Audio:
-        """Return the same audio at `rate` Hz, its channels averaged into one if `mono`.
+        """Return the same audio at another sample rate.
+
+        Args:
+            rate: the new sample rate in Hz.
+            mono: whether to average the channels into one.
 
         Raises:
             MediaError: see `mmllm.media.decode` and `mmllm.media.resample`.
@@ -271,28 +315,37 @@ class Video(Medium):
 
     @classmethod
     def from_numpy(cls, array: np.ndarray, fps: float, **fields: Any) -> Video:
-        """Make a video of uint8[F, H, W, 3], RGB, at `fps` frames per second. Raises MediaError."""
+        """Create a video from uint8[F, H, W, 3], RGB.
+
+        Args:
+            array: the frames.
+            fps: frames per second.
+            **fields: other fields, such as `caption` or `audio`.
+
+        Raises:
+            MediaError: another dtype, shape or frame rate; the message names the remedy.
+        """
         array = arrays.check_pixels(array, "F, H, W, 3", cls.__name__)
         if not arrays.is_number(fps) or fps <= 0:
             raise MediaError(f"Video.from_numpy: expected fps > 0, got {quoted(fps)}")
         return cls(array=array, fps=float(fps), **fields)
 
     def to_pil(self) -> list[PILImage.Image]:
-        """Return its frames as Pillow images."""
+        """Return the frames as Pillow images."""
         from PIL import Image as PILImage
 
         return [PILImage.fromarray(frame) for frame in self.to_numpy()]
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The duration in seconds."""
         video = self.decoded()
         assert video.array is not None
         assert video.fps
         return len(video.array) / video.fps
 
     def content(self) -> MediaContent:
-        """Return what a file of this video holds. Raises MediaError."""
+        """Return the decoded content, as it would be written to a file. Raises MediaError."""
         video = self.decoded()
         track = video.audio.content() if video.audio is not None else None
         return replace(super().content(), fps=video.fps, audio=track)
@@ -300,15 +353,16 @@ class Video(Medium):
     def sample_frames(
         self, num: int, sample: Callable[[MediaSource, int], np.ndarray] = codecs.sample_frames
     ) -> np.ndarray:
-        """Return the middles of `num` equal parts, even in time: uint8[num, H, W, 3].
+        """Return `num` evenly spaced frames: uint8[num, H, W, 3].
 
-        A video of fewer frames repeats them. A file is read frame by frame, so that a video too
-        long to be decoded whole (`Limits.decoded_bytes`) can still be sampled.
+        The frames are the middles of `num` equal parts; a video of fewer frames repeats them. A
+        file is read frame by frame, so that a video too long to be decoded whole
+        (`Limits.decoded_bytes`) can still be sampled.
 
         Args:
-            num: at least 1.
-            sample: reads frames of a file; `mmllm.media.isolated.sample_frames` for files of
-                strangers.
+            num: number of frames, at least 1.
+            sample: reads frames of a file; `mmllm.media.isolated.sample_frames` for untrusted
+                files.
 
         Raises:
             MediaError: see `mmllm.media.decode`.
@@ -325,12 +379,12 @@ class Video(Medium):
         nums: Iterable[int],
         sample: Callable[[MediaSource, int], np.ndarray] = codecs.sample_frames,
     ) -> Video:
-        """Return the video together with the frames that `sample_frames` will be asked for, so that
-        its file is not read again.
+        """Return the same video with its sampled frames in memory, so that later calls of
+        `sample_frames` do not read the file again.
 
         Args:
-            nums: the numbers of frames.
-            sample: as of `sample_frames`.
+            nums: the values of `num` with which `sample_frames` will be called.
+            sample: see `sample_frames`.
 
         Raises:
             MediaError: see `mmllm.media.decode`.
@@ -363,18 +417,21 @@ class Video(Medium):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SampledVideo(Video):
-    """A video some of whose frames were read before: `sampled` holds them by their number."""
+    """A video with sampled frames in memory.
+
+    sampled: num -> the result of `sample_frames(num)`, uint8[num, H, W, 3].
+    """
 
     sampled: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     def sample_frames(
         self, num: int, sample: Callable[[MediaSource, int], np.ndarray] = codecs.sample_frames
     ) -> np.ndarray:
-        """See Video; frames that were read before are not read again."""
+        """As of Video; frames in `sampled` are not read again."""
         if self.array is None and num in self.sampled:
             return self.sampled[num]
         return super().sample_frames(num, sample)
 
 
 MEDIA: dict[str, type[Medium]] = {kind.modality: kind for kind in (Image, Audio, Video)}
-"""Modality -> class. A new modality is one more entry."""
+"""Modality -> class of its media. A new modality is a new entry."""

@@ -1,4 +1,4 @@
-"""Frames of a video by time, read by PyAV; for animations see mmllm.media.image.
+"""Frames of a video at given times, read by PyAV; for animations see mmllm.media.image.
 
 Legend: F frames, H x W pixels.
 """
@@ -28,19 +28,33 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mp4", ".webp", ".gif")
 _SKIPPED = 2.0
-"""Seconds of a video that are worth seeking another keyframe for."""
+"""Minimum seconds of video to skip for which a seek to another keyframe pays off."""
 
 
 def frames_at(
     file: BinaryIO, name: str, facts: MediaInfo, times: Sequence[float], cost: DecodingCost
 ) -> np.ndarray:
-    """uint8[len(times), H, W, 3]: what is on screen at each of the ascending times, in seconds.
-    All have the size of the first, upright, with square pixels, on white."""
+    """Decode the frames of a video that are displayed at given times.
+
+    Args:
+        file: the video.
+        name: its name in messages.
+        facts: what `probe` returned.
+        times: ascending times in seconds.
+        cost: counts the work.
+
+    Returns:
+        uint8[len(times), H, W, 3], rotated by the display matrix, with square pixels, on white, all
+        of the size of the first frame.
+
+    Raises:
+        MediaError: the video is damaged or truncated, or exceeds the limits.
+    """
     chosen = _Chosen(name, len(times))
     shown: av.VideoFrame | None = None
     with open_container(file, name, cost) as container:
         stream = video_stream(container)
-        assert stream is not None  # the probe saw it
+        assert stream is not None  # the probe found it
         view = _View(stream)
         reader = _Reader(container, stream, name, facts, cost)
         if facts.seconds > _SKIPPED * len(times):
@@ -59,7 +73,7 @@ def frames_at(
 
 
 class _Reader:
-    """The frames of a clip in order, from one keyframe to the next that is worth a leap."""
+    """A reader of the frames of a video in order that seeks to later keyframes where possible."""
 
     def __init__(
         self,
@@ -72,23 +86,30 @@ class _Reader:
         self.container, self.stream, self.decoder = container, stream, open_decoder(stream)
         self.name, self.facts, self.cost = name, facts, cost
         self.keys: list[float] = []
-        """When the keyframes come that the container's index knows, in seconds."""
+        """Times in seconds of the keyframes in the container's index that are still ahead."""
         self.last = 0.0
-        """When the last frame of the index comes."""
+        """Time in seconds of the last frame in the index."""
 
     def find_keys(self) -> None:
-        """Look up the keyframes, in containers that are known to find them again exactly."""
+        """Look up the keyframes, in container formats that support exact seeking."""
         kind = self.container.format.name
         if self.decoder is self.stream.codec_context and ("mp4" in kind or "matroska" in kind):
-            self.container.seek(0, stream=self.stream)  # Matroska reads its index only now
+            self.container.seek(0, stream=self.stream)  # makes Matroska read its index
             unit = float(self.stream.time_base)
             index = [entry for entry in self.stream.index_entries if not entry.is_discard]
             self.keys = sorted(entry.timestamp * unit for entry in index if entry.is_keyframe)
             self.last = max((entry.timestamp * unit for entry in index), default=0.0)
 
     def frames(self, wanted: Callable[[], float]) -> Iterator[tuple[float, av.VideoFrame]]:
-        """(start in seconds, frame) of each that is decoded, until after the time that is wanted
-        next; those in between may be left out."""
+        """Yield (start in seconds, frame) of the decoded frames.
+
+        Args:
+            wanted: returns the next time, in seconds, at which a frame is needed; frames before
+                it may be skipped.
+
+        Raises:
+            MediaError: the video is truncated.
+        """
         first, seen, time, leapt = None, 0, 0.0, False
         going_on = True
         while going_on:
@@ -101,7 +122,7 @@ class _Reader:
                 first = time if first is None else first
                 seen += 1
                 if not landed and time - first > wanted():
-                    # Too far: from the beginning, without leaps.
+                    # The seek went too far: start again without seeking.
                     self.keys, leapt, seen, going_on = [], False, 0, True
                     self.container.seek(0, stream=self.stream)
                     break
@@ -121,21 +142,23 @@ class _Reader:
             )
 
     def _leap(self, now: float, then: float) -> bool:
-        """Go on at the last keyframe before `then`, if that leaves out enough. The frames before a
-        keyframe in time, which may come after it in the file, need what is left out; so does none
-        that is looked at, since a second is kept between."""
+        """Seek to the last keyframe before time `then` if that skips enough; return whether it did.
+
+        Frames that precede a keyframe in time may follow it in the file and need skipped frames.
+        None of them is used, since the keyframe is at least one second before `then`.
+        """
         place = bisect_right(self.keys, then - 1.0) - 1
         if place < 0 or self.keys[place] < now + _SKIPPED:
             return False
-        # The index of MP4 says when a keyframe is decoded; by when it is shown, which is later
-        # where there are B-frames, FFmpeg may land at the one before. So: once for each.
+        # The index of MP4 has decoding times. With B-frames, display times are later, and FFmpeg
+        # may land on the keyframe before. So each keyframe is used for one seek only.
         del self.keys[: place + 1]
         self.container.seek(round((then - 1.0) / self.stream.time_base), stream=self.stream)
         return True
 
 
 class _Chosen:
-    """The frames that are kept, in an array that is made when the size of the first is known."""
+    """The array of selected frames; it is allocated when the size of the first frame is known."""
 
     def __init__(self, name: str, num: int) -> None:
         self.name, self.num, self.count = name, num, 0
@@ -144,9 +167,11 @@ class _Chosen:
 
     @property
     def full(self) -> bool:
+        """Whether all frames have been added."""
         return self.count == self.num
 
     def add(self, frame: av.VideoFrame, view: _View) -> None:
+        """Convert a frame and append it. Raises OversizedMediaError if the array is too large."""
         if frame is self._last:
             self.array[self.count] = self.array[self.count - 1]
         else:
@@ -161,7 +186,7 @@ class _Chosen:
 
 
 class _View:
-    """How the frames of a stream are shown: the first one's size and turn hold for all."""
+    """The conversion of frames to RGB; size and rotation are those of the first frame."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -169,14 +194,14 @@ class _View:
         self._matrix = np.zeros(0, np.int32)
 
     def begin(self, frame: av.VideoFrame) -> None:
-        """Look at the first frame, whether it is kept or not."""
+        """Set size and rotation from the first frame, whether it is selected or not."""
         if self._size is None:
             self._size = square_size(self._stream, frame.width, frame.height)
             side = frame.side_data.get("DISPLAYMATRIX")
             self._matrix = np.array(np.frombuffer(side, np.int32)) if side else self._matrix
 
     def picture(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8[H, W, 3]."""
+        """Convert a frame to uint8[H, W, 3]."""
         assert self._size is not None
         scaled = {}
         if self._size != (frame.width, frame.height):
@@ -189,14 +214,14 @@ class _View:
 
 
 def _on_white(array: np.ndarray) -> np.ndarray:
-    """uint8[H, W, 4] -> uint8[H, W, 3]: transparency laid on white."""
+    """Blend transparency onto white: uint8[H, W, 4] -> uint8[H, W, 3]."""
     alpha = array[..., 3:].astype(np.uint16)
     return ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _turned(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """uint8[H, W, 3] turned by quarters and mirrored as a display matrix (ISO 14496-12, 8.3.2)
-    maps it: a place (x, y) is shown at (a x + c y, b x + d y)."""
+    """Rotate uint8[H, W, 3] by multiples of 90 degrees and mirror it by a display matrix (ISO
+    14496-12, 8.3.2), which maps (x, y) to (a x + c y, b x + d y)."""
     if len(matrix) < 5:
         return array
     a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
@@ -206,5 +231,5 @@ def _turned(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def middles(num: int, seconds: float) -> list[float]:
-    """The middle of each of `num` equal parts of a clip: even in time, safe from rounding."""
+    """Return the times in seconds of the middles of `num` equal parts of a video."""
     return [(i + 0.5) * seconds / num for i in range(num)]

@@ -1,4 +1,4 @@
-"""Starts decoding workers, sends them files and ends those that take too long."""
+"""The client of decoding workers: starts them, sends them files, kills those that take too long."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mmllm.media.isolated import wire
 from mmllm.media.limits import current_limits
 
 SECONDS = 20.0
-"""Time limit for one file, unless the caller gives another."""
+"""Default time limit for one file."""
 PROCESSES = {"videos": 2, "others": 2}
-"""Workers at the same time: slow videos never keep images and audio waiting."""
+"""Number of concurrent workers: slow videos never delay images and audio."""
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _COMMAND = (
@@ -37,7 +37,7 @@ _COMMAND = (
 
 
 class DecodingCancelledError(MediaError):
-    """A medium whose decoding was ended by `cancel`."""
+    """Decoding of a medium was cancelled by its caller."""
 
 
 def decode(
@@ -51,13 +51,14 @@ def decode(
 
     Args:
         source: a path, the bytes of a file, or a file inside another.
-        modality: what the file must be.
+        modality: the required modality.
         seconds: time limit.
-        cancel: set from any thread, it ends the work.
+        cancel: an event that cancels the work when it is set from any thread.
 
     Raises:
-        MediaError: as there; also when it takes longer than `seconds`, too much memory, or crashes
-            the worker.
+        MediaError: as by `mmllm.media.decode`; also if decoding takes longer than `seconds` or too
+            much memory, or crashes the worker.
+        DecodingCancelledError: `cancel` was set.
     """
     pool = "videos" if modality == "video" else "others"
     header, arrays = _ask({"do": "decode", "modality": modality}, source, pool, seconds, cancel)
@@ -108,7 +109,7 @@ def _ask(
     seconds: float,
     cancel: threading.Event | None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """A worker's response to one request about one file, and its arrays."""
+    """Send one request about one file to a worker; return its response and arrays."""
     limits, body = current_limits(), b""
     inside = isinstance(source, bytes | Embedded)
     if inside:
@@ -130,7 +131,7 @@ def _ask(
 
 
 class Worker:
-    """A process that decodes one file after the other."""
+    """A process that decodes one file at a time. Raises MmllmError if it does not start."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -154,7 +155,7 @@ class Worker:
 
     @property
     def usable(self) -> bool:
-        """Whether the process still runs."""
+        """Whether the process is still running."""
         return self.process.poll() is None
 
     def ask(
@@ -164,7 +165,17 @@ class Worker:
         seconds: float,
         cancel: threading.Event | None,
     ) -> tuple[dict[str, Any], bytearray]:
-        """Return the response. Raises MediaError, and ends the process, if none comes in time."""
+        """Send a request and return the response: a JSON object, and the bytes of arrays.
+
+        Args:
+            request: the operation, the name of the file and the limits.
+            body: the bytes of the file; empty if the worker opens the file.
+            seconds: time limit.
+            cancel: cancels the request when it is set.
+
+        Raises:
+            MediaError: there is no response in time, or the process crashed; it is killed.
+        """
         name = request["name"]
         max_bytes = 2 * request["limits"]["decoded_bytes"] + wire.OWN_MEMORY
 
@@ -192,8 +203,8 @@ class Worker:
     def _within(
         self, seconds: float, cancel: threading.Event | None, work: Callable[[], Any]
     ) -> Any:
-        """The result of `work`; None if the process ended meanwhile. Ends the process and raises
-        TimeoutError after `seconds`, InterruptedError when `cancel` is set."""
+        """Return the result of `work`, or None if the process ended meanwhile. Kill the process and
+        raise TimeoutError after `seconds`, InterruptedError if `cancel` is set."""
         results: list[Any] = []
 
         def run() -> None:
@@ -214,18 +225,18 @@ class Worker:
                 raise InterruptedError if cancelled else TimeoutError
 
     def end(self) -> None:
-        """End the process at once, whatever it does."""
+        """Kill the process."""
         STARTED.discard(self)
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # unsent bytes are lost, as they should be
+            with contextlib.suppress(OSError):  # unsent bytes are discarded
                 if pipe is not None:
                     pipe.close()
 
 
 class _Pool:
-    """A few workers for one kind of file, started when they are needed."""
+    """A pool of workers for one kind of file, started on demand."""
 
     def __init__(self, num: int):
         self._free = threading.Semaphore(num)
@@ -233,7 +244,8 @@ class _Pool:
 
     @contextmanager
     def worker(self, cancel: threading.Event | None) -> Iterator[Worker]:
-        """Yield a worker that nobody else uses meanwhile."""
+        """Yield a worker for exclusive use. Raises DecodingCancelledError if `cancel` is set while
+        all workers are busy."""
         while not self._free.acquire(timeout=_POLL_SECONDS):
             if cancel is not None and cancel.is_set():
                 raise DecodingCancelledError("decoding was cancelled")
@@ -245,9 +257,9 @@ class _Pool:
             self._free.release()
 
     def idle(self) -> Worker | None:
-        """Take a worker that waits, if there is one."""
+        """Take an idle worker, or return None if there is none."""
         while self._idle:
-            with contextlib.suppress(IndexError):  # another thread was faster
+            with contextlib.suppress(IndexError):  # another thread took it
                 worker = self._idle.pop()
                 if worker.usable:
                     return worker
@@ -255,13 +267,13 @@ class _Pool:
         return None
 
     def keep(self, worker: Worker) -> None:
-        """Let a worker wait for the next file."""
+        """Return a worker to the pool if it is still running."""
         if worker.usable:
             self._idle.append(worker)
 
 
 STARTED: set[Worker] = set()
-"""The workers of this process that were not ended."""
+"""The workers of this process that have not been killed."""
 _POOLS = {name: _Pool(num) for name, num in PROCESSES.items()}
 
 
@@ -271,7 +283,7 @@ def _end_all() -> None:
 
 
 def _forget_all() -> None:
-    """After a fork: the pipes lead to the parent's workers."""
+    """Forget all workers after a fork: their pipes belong to the parent."""
     STARTED.clear()
     _POOLS.update({name: _Pool(num) for name, num in PROCESSES.items()})
 

@@ -1,6 +1,6 @@
 """The messages between a process and its decoding worker: JSON and raw arrays, never pickles.
 
-A message is two lengths, a JSON object, and bytes: a file on the way there, arrays on the way back.
+A message is two lengths, a JSON object, and bytes: a file in a request, arrays in a response.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _LENGTHS = struct.Struct(">QQ")
 _DTYPES = {"u1": np.uint8, "f4": np.float32}
 
 OWN_MEMORY = 2**30
-"""Bytes that a worker may take besides what its limits let it decode: its libraries, the file, and
-an intermediate of each kind (RGBA, float)."""
+"""Bytes of memory that a worker may use in addition to the decoded arrays: its libraries, the file,
+and intermediate arrays (RGBA, float)."""
 
 
 def send(pipe: Any, header: dict[str, Any], *body: Any) -> None:
-    """Write a message: a JSON object, and buffers one behind the other."""
+    """Write a message: a JSON object, and concatenated buffers."""
     text = json.dumps(header).encode()
     pipe.write(_LENGTHS.pack(len(text), sum(memoryview(part).nbytes for part in body)))
     pipe.write(text)
@@ -31,8 +31,8 @@ def send(pipe: Any, header: dict[str, Any], *body: Any) -> None:
 
 
 def receive(pipe: BinaryIO, max_bytes: int) -> tuple[dict[str, Any], bytearray]:
-    """Read a message. Raises EOFError at the end of the pipe, or for one that announces more bytes
-    than `max_bytes`."""
+    """Read a message. Raises EOFError at the end of the pipe, or for a message of more than
+    `max_bytes`."""
     num_text, num_data = _LENGTHS.unpack(_read_exactly(pipe, _LENGTHS.size))
     if num_text + num_data > max_bytes:
         raise EOFError
@@ -40,13 +40,13 @@ def receive(pipe: BinaryIO, max_bytes: int) -> tuple[dict[str, Any], bytearray]:
 
 
 def describe_arrays(arrays: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Return dtype and shape of each array, for the header of their message."""
+    """Return the dtype and shape of each array, for the header of a message."""
     return [{"dtype": array.dtype.str[1:], "shape": list(array.shape)} for array in arrays]
 
 
 def split_arrays(descriptions: Sequence[dict[str, Any]], data: bytearray) -> list[np.ndarray]:
-    """Return the arrays that lie one behind the other in `data`. Raises KeyError for a dtype that
-    no worker sends, ValueError for too few bytes."""
+    """Return the arrays that are concatenated in `data`. Raises KeyError for a dtype that no worker
+    sends, ValueError for too few bytes."""
     arrays, start = [], 0
     for entry in descriptions:
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"]

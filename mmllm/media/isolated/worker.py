@@ -1,4 +1,4 @@
-"""The process that decodes: answers requests from standard input until it is closed."""
+"""The program of a decoding worker: it answers requests from standard input until its end."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mmllm.media.isolated import wire
 from mmllm.media.limits import Limits
 
 _COPIES = 4
-"""How many copies of the decoded array may be held at once."""
+"""Number of copies of the decoded array that fit into the memory limit."""
 _NICENESS = 5
 _ALARM_SECONDS = 5
-"""Seconds beyond its limit after which the worker ends itself, should its parent be gone."""
+"""Seconds after the time limit at which a worker ends itself, in case its parent is gone."""
 
 
 @dataclass
 class _Response:
-    """`header` says what the arrays are."""
+    """A response: a JSON object, and the arrays that it describes."""
 
     header: dict[str, Any] = field(default_factory=dict)
     arrays: list[np.ndarray] = field(default_factory=list)
@@ -41,7 +41,7 @@ def serve_parent() -> None:
     _lower_priority()
     responses = os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # what a library prints is no response
+    os.dup2(silence, 1)  # output of libraries must not be read as a response
     _import_libraries()
     requests = _Requests(sys.stdin.buffer)  # pyright: ignore[reportArgumentType]
     responses.write(b"!")
@@ -57,12 +57,14 @@ def serve_parent() -> None:
 
 @contextmanager
 def bounded(seconds: float, limits: Limits) -> Iterator[None]:
-    """Limit the memory of this process, where the platform can, and end it by an alarm if the
-    parent, which ends a worker that takes too long, is gone itself.
+    """Limit the memory and time of this process inside the block, where the platform supports it.
+
+    Normally the parent kills a worker that takes too long; the alarm is for the case that the
+    parent is gone.
 
     Args:
         seconds: time limit of the request.
-        limits: bounds the memory by `decoded_bytes`.
+        limits: its `decoded_bytes` determine the memory limit.
     """
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
         import resource
@@ -83,7 +85,7 @@ def bounded(seconds: float, limits: Limits) -> Iterator[None]:
 
 
 class _Requests:
-    """Requests, read by a thread that ends the process as soon as the parent is gone."""
+    """The queue of requests, read by a thread that ends the process once the parent is gone."""
 
     def __init__(self, pipe: BinaryIO):
         self._pipe = pipe
@@ -100,17 +102,17 @@ class _Requests:
             os._exit(0)
 
     def next(self) -> tuple[dict[str, Any], bytearray]:
-        """Wait for the next request and the file that it brings."""
+        """Wait for the next request; return it with the bytes of its file."""
         self._available.acquire()
         return self._received.pop()
 
 
 def _respond(request: dict[str, Any], body: bytes) -> _Response:
-    """Do what is requested of one file; every error becomes a response."""
+    """Perform the requested operation on one file; every error becomes a response."""
     name: str = request["name"]
     source: MediaSource = Embedded(name, lambda: body) if request["inside"] else name
     try:
-        if request["folder"]:  # of the parent, which may have changed it
+        if request["folder"]:  # the parent's working folder, which may have changed
             os.chdir(request["folder"])
         with media.limits(Limits(**request["limits"])):
             return _OPERATIONS[request["do"]](request, source)
@@ -119,7 +121,7 @@ def _respond(request: dict[str, Any], body: bytes) -> _Response:
     except MemoryError:
         message = f"{name}: takes more memory than is allowed; make it smaller"
         return _Response({"error": "OversizedMediaError", "message": message})
-    except Exception as error:  # libraries raise anything about a file
+    except Exception as error:  # libraries raise any exception for a malformed file
         what = f"{type(error).__name__}: {quoted(str(error))}"
         return _Response({"error": "MediaError", "message": f"{name}: cannot be read ({what})"})
 
@@ -157,14 +159,14 @@ _OPERATIONS: dict[str, Callable[[dict[str, Any], MediaSource], _Response]] = {
 
 
 def _lower_priority() -> None:
-    """Leave Ctrl-C to the parent, and the processor to the model."""
+    """Ignore Ctrl-C, which the parent handles, and yield the CPU to the model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
 
 
 def _import_libraries() -> None:
-    """Before the first file arrives."""
+    """Import the decoding libraries before the first file arrives."""
     import av
     import PIL.Image
     import soundfile
