@@ -63,17 +63,6 @@ ALLOWED = (
 """(file, text of it, why it may stay). A text that its file has not is an error too."""
 DATA = ("mmllm/mini/checkpoint/", "mmllm/mini/data/", "mmllm/mini/decoders/")
 """Shipped data: bytes that fingerprints and hashes hold; it keeps the names of its time."""
-NOT_YET = (
-    "mmllm/data/formats/dialogues.py",
-    "mmllm/data/formats/llava.py",
-    "mmllm/data/formats/nextgpt.py",
-    "mmllm/data/formats/webdataset.py",
-    "mmllm/media/files.py",
-    "mmllm/media/image.py",
-    "mmllm/media/mp4.py",
-    "mmllm/media/provenance.py",
-)
-"""Not yet reworded."""
 SUFFIXES = (".py", ".yaml", ".yml", ".md", ".ipynb", ".html", ".js", ".css", ".sh")
 
 
@@ -86,10 +75,7 @@ def searched() -> list[str]:
     return [
         name
         for name in listed.stdout.splitlines()
-        if name.endswith(SUFFIXES)
-        and name not in NOT_YET
-        and not name.startswith(DATA)
-        and (ROOT / name).is_file()
+        if name.endswith(SUFFIXES) and not name.startswith(DATA) and (ROOT / name).is_file()
     ]
 
 
