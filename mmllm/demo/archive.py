@@ -34,8 +34,8 @@ from mmllm.demo.sessions import (
 from mmllm.errors import ConfigError, MediaError, MmllmError, quoted
 
 MAX_ZIPPED = 80 * 2**20
-"""Most bytes of a zip and of its contents: above the limit of a conversation, because the last reply
-may exceed that limit."""
+"""Most bytes of a zip and of its contents: above a conversation's limit, which the last reply may
+exceed."""
 _MOST_ENTRIES = MAX_FILES + 100
 _MOST_INDEX = 8 * 2**20
 """Most bytes of `conversation.json`."""

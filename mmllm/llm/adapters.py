@@ -22,7 +22,7 @@ from mmllm.utils.hints import did_you_mean
 from mmllm.weights import copy_tensors, save_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-"""peft's name of the file."""
+"""File name that peft uses."""
 
 _REFUSED_OPTIONS = {
     **dict.fromkeys(("r", "lora_alpha", "lora_dropout", "target_modules"), "has a key of its own"),
@@ -32,7 +32,7 @@ _REFUSED_OPTIONS = {
         "would train what no checkpoint of mmllm holds",
     ),
 }
-"""Options of peft that `llm.lora.options` cannot have, and why."""
+"""Options of peft that `llm.lora.options` cannot have -> the reason."""
 
 
 @dataclass(frozen=True)

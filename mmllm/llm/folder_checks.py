@@ -1,5 +1,7 @@
-"""Checks of a language model's folder before transformers opens it: somebody else may have filled
-it. They read names, headers and JSON, never a pickle, and run no code."""
+"""Checks of a language model's folder, which may be untrusted, before transformers opens it.
+
+They read names, headers and JSON, never a pickle, and run no code.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _CONVERT_PROGRAM = (
     "Model.from_pretrained({folder!r}, use_safetensors=False, dtype='auto')"
     ".save_pretrained({folder!r})"
 )
-"""What a user who trusts a pickle runs once, to make safetensors of it."""
+"""Program that converts a trusted pickle to safetensors."""
 
 _MAX_GROWTH = 64.0
 """Factor by which a tokenizer's replacements may lengthen a text, before or after the model."""
@@ -87,7 +89,7 @@ def check_contents(source: dict[str, Any], names: Sequence[str]) -> None:
             index = json.loads((folder / name).read_text(encoding="utf-8"))
             shards |= {str(shard) for shard in index["weight_map"].values()}
     files = [resolve_inside(folder, name, "llm.weights", follow=True) for name in sorted(shards)]
-    for name in {"generation_config.json"}.intersection(names):  # transformers passes over it
+    for name in {"generation_config.json"}.intersection(names):  # transformers ignores its damage
         with wrap_errors(CheckpointError, folder / name):
             json.loads((folder / name).read_text(encoding="utf-8"))
     if "tokenizer.json" in names:
@@ -107,7 +109,7 @@ def check_tokenizer(file: Path) -> None:
     could turn a word into gigabytes: the library allocates them outside Python's reach."""
     file = resolve_inside(file.parent, file.name, "llm.weights", follow=True)
     text = file.read_text(encoding="utf-8")
-    if '"Replace"' not in text:  # most have none, and some have 30 MB
+    if '"Replace"' not in text:  # skips the parsing of most files, some of which have 30 MB
         return
     with wrap_errors(CheckpointError, file):
         tree = json.loads(text)

@@ -16,8 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from mmllm.kernels.devices import to_device
 
 _MIN_SPARE = 64
-"""Positions that a buffer has beyond what it is made for, at least; half as many again in a long
-one."""
+"""Least spare positions of a buffer; a long one has half as many as it holds."""
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -83,15 +82,15 @@ class KVCache(DynamicCache):
             PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in self.layers
         ]
         self.stack: Any = None
-        """The decoder stack that extends it in place of the model's own forward, if any."""
+        """The decoder stack that extends this cache in place of the model's own forward, if any."""
         self.hooks: Any = None
         """The forward hooks of the model that fills it."""
         self.was_hooked = False
-        """Whether a hook that may alter outputs was there while it was filled."""
+        """Whether a hook that may alter outputs was registered while this cache was filled."""
 
     @property
     def croppable(self) -> bool:
-        """Whether rows and positions of it can be taken out."""
+        """Whether rows and positions can be removed."""
         return bool(self.layers) and all(type(layer) is PreallocatedLayer for layer in self.layers)
 
     def prefix(self, length: int) -> KVCache:

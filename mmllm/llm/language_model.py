@@ -215,8 +215,7 @@ class LanguageModel(UsesKernels, nn.Module):
         return adapters.lora_parameters(self.model) if self.has_lora else iter(())
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
-        """Within it the model is the base model. On exit those adapters train that trained
-        before."""
+        """Context in which the adapters are disabled; on exit those train that trained before."""
         return adapters.adapters_disabled(self.model) if self.has_lora else nullcontext()
 
     # --- from ids to hidden states --------------------------------------------------------------
@@ -300,8 +299,8 @@ class LanguageModel(UsesKernels, nn.Module):
 
     @cached_property
     def supports_cache_crop(self) -> bool:
-        """Whether rows and positions can be taken out of its caches: not if a layer forgets
-        (sliding windows, recurrent states)."""
+        """Whether rows and positions can be removed from its caches; not with sliding windows or
+        recurrent states."""
         from mmllm.llm.kv_cache import KVCache
 
         return KVCache(self.base_model.config).croppable
@@ -321,7 +320,7 @@ class LanguageModel(UsesKernels, nn.Module):
 
     def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """-log p of each label: float[P, D] and int[P] -> float32[P]. Labels from V on are outputs
-        (mmllm.tokens). The P x V logits never stand in memory together."""
+        (mmllm.tokens). The P x V logits are never in memory at once."""
         return self._loss_head().token_nll(hidden, labels)
 
     def kl_divergence(self, hidden: Tensor, base_hidden: Tensor) -> Tensor:
@@ -373,7 +372,7 @@ class LanguageModel(UsesKernels, nn.Module):
         return PrepackCache(may_prepack(self.base_model))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
-        """`to` and its like: a model that is spread over devices stays where it is."""
+        """Apply `to`, `cuda` and the like, except to a model that is spread over devices."""
         is_spread = getattr(self.base_model, "hf_device_map", None)
         if self.config.device_map is None or not is_spread:
             return super()._apply(fn, recurse)

@@ -17,8 +17,8 @@ from mmllm.errors import ConfigError
 from mmllm.kernels.linear_cross_entropy import LogitTransform
 
 _NUM_CHECKED = 64
-"""Text tokens whose logits are compared: whatever a family does to one, it does to all, and the
-rest of the head is not read from the disk for it."""
+"""Text tokens whose logits are compared. A family transforms all logits alike, and the rest of the
+head need not be read from the disk."""
 
 
 class _FixedStates(nn.Module):

@@ -50,7 +50,7 @@ def embed_tokens(
 
 
 def append_signal_logits(text_logits: Tensor, hidden: Tensor, signal_head: Tensor) -> Tensor:
-    """float[P, V], float[P, D], float[O, D] -> float[P, V + O]: behind the text tokens' logits
-    those of each output's first signal token."""
+    """Append the logits of each output's first signal token to those of the text tokens:
+    float[P, V], float[P, D], float[O, D] -> float[P, V + O]."""
     signal_logits = hidden @ signal_head.to(hidden).T
     return torch.cat([text_logits, signal_logits.to(text_logits)], dim=-1)

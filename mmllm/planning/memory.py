@@ -26,7 +26,7 @@ _LOGIT_BYTES = 12
 
 
 def dtype_of(stage: StageConfig) -> torch.dtype:
-    """Of the LLM's weights in training; `auto` is taken for bf16, as on a GPU."""
+    """Return the dtype of the LLM's weights in training; `auto` counts as bf16, as on a GPU."""
     return torch.bfloat16 if stage.precision in ("auto", "bf16") else torch.float32
 
 

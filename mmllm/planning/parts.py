@@ -125,7 +125,7 @@ def llm_shape(llm: LanguageModel) -> LLMShape:
 
 
 def trains_through_llm(groups: Sequence[ParameterGroup]) -> bool:
-    """Whether gradients go through the LLM: something trains in front of it or inside it."""
+    """Return whether gradients go through the LLM: a module before or inside it trains."""
     names = (name for group in groups for name in group.parameters)
     return any(
         name.startswith(("input_projections.", "llm.signal_embeddings", "llm.lora."))
@@ -134,7 +134,7 @@ def trains_through_llm(groups: Sequence[ParameterGroup]) -> bool:
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:
-    """How many numbers these tensors have."""
+    """Return the number of elements of these tensors."""
     return sum(parameter.numel() for parameter in parameters)
 
 

@@ -1,4 +1,4 @@
-"""What a system and its stages need, before anything is fetched, loaded or started.
+"""Estimate the resources of a system and its stages without downloading or loading weights.
 
 A plan builds the very model that training builds, with the same code, on the meta device: shapes
 without numbers. So parts that do not fit fail here as they would there, and the parameters that it
@@ -34,7 +34,7 @@ ADAM_BYTES = 2 * FLOAT_BYTES
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage needs, in bytes and operations.
+    """Resources of one stage, in bytes and operations.
 
     Attributes:
         stage: the stage.
@@ -67,7 +67,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a system and its stages need."""
+    """Resources of a system and its stages."""
 
     system: SystemConfig
     parts: list[Part]
@@ -117,7 +117,7 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
 
 
 def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StagePlan:
-    """What a stage needs of each process; `model` is that of `run.system` on the meta device."""
+    """Resources of a stage per process; `model` is that of `run.system` on the meta device."""
     stage = run.stage
     if stage.batch_size % (stage.gradient_accumulation_steps * processes):
         raise ConfigError(

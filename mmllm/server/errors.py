@@ -24,7 +24,7 @@ _LONGEST_STEP = 64
 _LONGEST_PATH = 120
 """Most characters of the requested path in an error."""
 _REMEDY_IN_PYTHON = re.compile(r",? or use `with mmllm\.[^`]*`:?")
-"""A remedy that only Python programs can apply; it is cut from messages to clients."""
+"""A remedy for Python programs; it is cut from messages to clients."""
 _CLASS_IN_PYTHON = re.compile(r"give it as (Image|Audio|Video)\(\.\.\.\)")
 _PARTS = {"Image": "image_url", "Audio": "input_audio", "Video": "video_url"}
 _EXPECTED = {
@@ -187,7 +187,7 @@ def _message(error: Mapping[str, Any]) -> str:
 
 
 def _path(loc: Sequence[str | int], body: Any, kind: str) -> Iterator[str | int]:
-    """Yield the steps of a location that exist in the body; pydantic adds names of union members."""
+    """Yield the steps of a location that exist in the body; pydantic adds union members."""
     inner: Any = body
     for number, step in enumerate(loc):
         if isinstance(inner, Mapping) and step in (inner.get("type"), inner.get("role")):

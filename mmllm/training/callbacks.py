@@ -1,4 +1,4 @@
-"""What happens between steps: realignment, validation, samples. Each checks whether it is due."""
+"""Callbacks between steps: realignment, validation, samples. Each checks whether it is due."""
 
 from __future__ import annotations
 
@@ -40,4 +40,4 @@ def sample(training: TrainingRun, done: int) -> None:
 
 
 CALLBACKS: tuple[Callable[[TrainingRun, int], None], ...] = (realign, measure_validation, sample)
-"""Called in this order after every step, with the number of steps that are done."""
+"""Called in this order after every step, with the number of completed steps."""

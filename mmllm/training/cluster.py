@@ -1,4 +1,4 @@
-"""`mmllm cache CONFIG --ray ADDRESS`: the frozen parts' work shared out over a cluster by Ray Data.
+"""`mmllm cache CONFIG --ray ADDRESS`: precompute frozen features on a cluster by Ray Data.
 
 The driver lists what is missing, each thing once, by the item that names it first. Workers, each of
 which builds the frozen parts once, run them over the items they are given and write shards of their
@@ -26,7 +26,7 @@ from mmllm.training.precompute import build_feature_cache, with_writable_cache
 logger = logging.getLogger(__name__)
 
 BATCH = 512
-"""Items that a worker runs over before it writes what it has."""
+"""Items that a worker processes before it writes a shard."""
 
 
 def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
@@ -41,7 +41,7 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
             f"--ray needs Ray Data, which cannot be imported ({error}); pip install 'mmllm[ray]'"
         ) from error
     tree = configs.dump(with_writable_cache(run))
-    part = Part(tree, device="cpu")  # it lists what is missing, and leaves the GPUs to the workers
+    part = Part(tree, device="cpu")  # lists missing features; the GPUs are for the workers
     rows = list(part.missing())
     if not rows:
         return part.store
@@ -107,7 +107,7 @@ class Part:
                     seen.update(new)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Run over the items of some rows; {medium, error} of those that cannot be read."""
+        """Compute the features of some rows; return {medium, error} of unreadable media."""
         named = zip(batch["source"], batch["index"], strict=True)
         items = (render_item(self.model, self.sources[name], int(index)) for name, index in named)
         only = {thing for things in batch["things"] for thing in things}

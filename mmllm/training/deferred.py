@@ -1,4 +1,4 @@
-"""Scalars that are read later, so that the host does not wait for the device."""
+"""Scalars that are copied from the device asynchronously and read later."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class DeferredScalars:
-    """Numbers that are not waited for until they are read."""
+    """Scalars whose copy to the host is awaited only when they are read."""
 
     def __init__(self, compute: Callable[[], Tensor], *, on_gpu: bool):
-        """`compute` gives float[N]. On a GPU it is called now and its copy to the host is queued,
-        so that the device goes on with the next step meanwhile."""
+        """`compute` returns float[N]. On a GPU it is called now and its copy to the host is queued,
+        while the device goes on with the next step."""
         self._compute, self._copied = compute, None
         if on_gpu:
             values = compute()
@@ -26,7 +26,7 @@ class DeferredScalars:
             self._compute = lambda: host
 
     def read(self) -> list[float]:
-        """Wait for the numbers."""
+        """Wait for the copy and return the scalars."""
         if self._copied:
             self._copied.synchronize()
         return self._compute().tolist()

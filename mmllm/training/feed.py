@@ -29,8 +29,8 @@ _MAX_TRIES = 100
 """Consecutive unusable items after which training gives up."""
 
 BALANCED_RANKS = 16
-"""So many ranks balance the lengths of their packs among themselves. Each of them renders the
-conversations of all to know their lengths: those of a large cluster would be too many."""
+"""Most ranks that balance the lengths of their packs among themselves. Each of them renders the
+conversations of all to know their lengths, which would be too many on a large cluster."""
 
 
 @dataclass
@@ -132,8 +132,8 @@ class TrainingStepDataset(Dataset):
         return parts[self.rank - first]
 
     def _length(self, draw: Draw, rendered: dict[Draw, Rendered] | None = None) -> int:
-        """Tokens of a draw, whose rendering is put into `rendered`; one that will be skipped counts
-        as the longest."""
+        """Count the tokens of a draw and put its rendering into `rendered`; a draw that will be
+        skipped counts as the longest."""
         try:
             item = self.render(draw)
         except MediaError:
@@ -216,7 +216,7 @@ def render_all_items(
     variants: int = 1,
     skipped: list[tuple[str, str]] | None = None,
 ) -> Iterator[Rendered]:
-    """Render every item that the frozen parts will be asked for.
+    """Render every item whose frozen features training will need.
 
     Args:
         model: its renderer.

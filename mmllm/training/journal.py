@@ -21,14 +21,14 @@ from mmllm.utils import files
 logger = logging.getLogger(__name__)
 
 ALLOWED_SKIPS = 10
-"""A run is never ended by so few skipped items: early on, one is a large share of all."""
+"""Skipped items below which a run never ends: early on, one is a large fraction of all."""
 
 Losses = Callable[[], dict[str, float]]
-"""Reads the mean losses of a step, by name."""
+"""A function that returns the mean losses of a step by name."""
 
 
 def write_errors(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Context manager that raises TrainingError for what cannot be written below `path`."""
+    """Context manager that raises TrainingError if writing below `path` fails."""
     return files.write_errors(path, TrainingError, "free some space and go on with --resume")
 
 
@@ -89,7 +89,7 @@ class Journal:
         self._waiting = step, losses, seconds
         self.items += self.stage.batch_size
         for entry in skipped:
-            if entry not in self.skipped:  # the same one comes again in every epoch
+            if entry not in self.skipped:  # it is skipped again in every epoch
                 logger.warning("skipped %s: %s", *entry)
             self.skipped[entry] += 1
         if self.main and skipped:

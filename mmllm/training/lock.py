@@ -1,4 +1,4 @@
-"""One training process a run folder: `OUTPUT/train.lock` says which.
+"""A lock for one training process per run folder: `OUTPUT/train.lock` names it.
 
 The file names the process, and its time is the holder's last sign of life, which comes every few
 seconds. A process of the same table is looked up, so that what a killed one left is known at once.
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 NAME = "train.lock"
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 SILENCE = 60.0
-"""Seconds without one after which a process that cannot be looked up is taken for dead."""
+"""Seconds without a heartbeat after which a process that cannot be looked up counts as dead."""
 _LEAST = 2**20
-"""Bytes that a run folder must take: config, metrics, curves and the page are about as many."""
+"""Least free bytes for a run folder: about as many as config, metrics, curves and report take."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ class RunLock:
         return True
 
     def _content(self) -> bytes | None:
-        """None where there is no lock."""
+        """Return the lock's contents; None if there is no lock."""
         try:
             return self.path.read_bytes()
         except FileNotFoundError:
             return None
 
     def _holder(self, content: bytes | None) -> Holder | None:
-        """None for a lock that does not say: it is being written, or damaged."""
+        """Parse the owner; None for a lock that is being written or damaged."""
         try:
             return configs.parse(Holder, json.loads(content or b""), str(self.path))
         except (ValueError, RecursionError):
@@ -186,8 +186,8 @@ class RunLock:
             aside.unlink()
 
     def _try_out(self) -> None:
-        """Clear away what killed processes left, and see whether the disk takes what a run writes
-        at the least. Raises OSError."""
+        """Delete leftovers of killed processes and check that the disk accepts what a run writes
+        at least. Raises OSError."""
         for folder in (self.folder, self.folder / "checkpoints"):
             files.recover_folder(folder)
         trial = self.folder / f"{NAME}.trial"

@@ -53,22 +53,22 @@ def learning_rate_factor(stage: StageConfig, step: int) -> float:
 def set_learning_rates(
     optimizer: Any, groups: Sequence[ParameterGroup], stage: StageConfig, step: int
 ) -> None:
-    """Give every group of the optimizer its learning rate at a step."""
+    """Set the learning rate of every parameter group for a step."""
     factor = learning_rate_factor(stage, step)
     for entry, group in zip(optimizer.param_groups, groups, strict=True):
         entry["lr"] = group.learning_rate * factor
 
 
 def is_finite(norm: Any, device: torch.device) -> Tensor:
-    """bool[]: whether a gradient norm is finite. None, from a launcher that checks by itself, is
-    taken for finite."""
+    """bool[]: whether a gradient norm is finite. None, from a launcher that checks by itself,
+    counts as finite."""
     if norm is None:
         return torch.ones((), dtype=torch.bool, device=device)
     return torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def update(optimizer: Any, finite: Tensor) -> None:
-    """Run the optimizer's step, or leave it out where the gradient is not finite.
+    """Run the optimizer's step, or skip it if the gradient is not finite.
 
     The fused AdamW reads the flag on the device, as with a gradient scaler; for other optimizers
     the host waits for it.
@@ -99,7 +99,7 @@ def load_state_tensors(
     tensors: Mapping[str, Tensor],
     where: object,
 ) -> None:
-    """Load what `state_tensors` gave.
+    """Load the state that `state_tensors` returned.
 
     Raises:
         CheckpointError: there is state for a parameter that does not train; `where` names its file.

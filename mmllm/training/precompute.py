@@ -1,4 +1,4 @@
-"""Running the frozen parts over all data before the first step, or for `mmllm cache CONFIG`."""
+"""Precompute outputs of frozen parts for all data, before training or by `mmllm cache CONFIG`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mmllm.training.processes import join_processes
 logger = logging.getLogger(__name__)
 
 _MAX_NAMED = 20
-"""At most so many unusable rows are logged by name."""
+"""Most unusable rows that are logged by name."""
 
 
 def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FeatureCache:
-    """The cache of what a stage's frozen parts compute: in memory, on disk, or none."""
+    """Build the feature cache of a stage: in memory, on disk, or none."""
     on_disk = stage.cache not in ("memory", "none")
     return FeatureCache(
         model,
@@ -68,7 +68,7 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
     """
     stage = with_writable_cache(run).stage
     state = join_processes()
-    # The language model renders here and is not run: half its memory will do.
+    # The language model only renders here and is not run: load it at half the memory.
     model = models.build(run.system, dtype=torch.bfloat16, device=str(state.device))
     cache = build_feature_cache(model, stage)
     assert cache.store is not None

@@ -103,7 +103,7 @@ def uses_liger(wanted: str, device: torch.device) -> bool:
 
 
 def _trackers(stage: StageConfig) -> Any:
-    """What accelerate logs with; raises ConfigError for a tracker that is not installed."""
+    """Return accelerate's trackers; raises ConfigError for one that is not installed."""
     for name in stage.trackers:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(

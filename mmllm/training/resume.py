@@ -1,4 +1,4 @@
-"""Where a run starts from, whether it may be resumed, and the checkpoints that it writes."""
+"""Initial state of a run, validation of a resumed run, and writing of its checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """What a run begins with.
+    """The initial state of a run.
 
     Attributes:
         checkpoint: where the weights come from (None: they are untrained).

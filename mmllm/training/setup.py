@@ -84,12 +84,12 @@ class TrainingRun:
         return self.accelerator.is_main_process
 
     def steps(self) -> Iterator[tuple[int, StepData]]:
-        """(number, data) of every step that is left."""
+        """Yield (number, data) of every remaining step."""
         return enumerate(self.dataset.steps(self.start, self.stage.steps), self.start)
 
     def is_due(self, every: int, done: int) -> bool:
-        """Whether something that happens every so many steps happens after `done` steps. After the
-        last step everything does."""
+        """Return whether an action with this interval is due after `done` steps; every action is
+        due after the last step."""
         return done % every == 0 or done == self.stage.steps
 
     def progress_bar(self) -> tqdm:

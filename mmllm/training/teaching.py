@@ -42,10 +42,10 @@ class TeachingOptions:
 
     steps: int = 300
     batch_size: int = 128
-    """Half of it new media, half rehearsed ones."""
+    """Batch size: half new media, half rehearsed ones."""
     learning_rate: float = 3e-4
     dropout: float = 0.2
-    """Of the classifier's inputs."""
+    """Dropout of the classifier's inputs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,9 +62,9 @@ class Lesson:
 
     encoder: str
     new: list[str]
-    """Captions that the projection had no word for."""
+    """Captions that got a new word."""
     known: list[str]
-    """Captions that it had a word for."""
+    """Captions that already had a word."""
     num_media: int
     accuracy: float
     """Share of the taught media that are read as their word: of training media, so no estimate for

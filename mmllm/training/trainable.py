@@ -1,4 +1,4 @@
-"""Which parameters of a stage train: the table `learning_rates`, applied and asserted."""
+"""Apply and assert the table `learning_rates`, which names the trainable parameters of a stage."""
 
 from __future__ import annotations
 

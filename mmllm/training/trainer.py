@@ -68,7 +68,7 @@ def train(
 
 
 def run_steps(training: TrainingRun) -> None:
-    """Run the steps that are left, or those until an interrupt; the last one saves a checkpoint."""
+    """Run the remaining steps, or those until an interrupt; the last one saves a checkpoint."""
     stage, journal, accelerator = training.stage, training.journal, training.accelerator
     with training.progress_bar() as bar, Interrupt() as interrupt:
         for step, data in training.steps():
@@ -84,7 +84,7 @@ def run_steps(training: TrainingRun) -> None:
                 training.losses,
                 stage.max_grad_norm,
             )
-            journal.flush()  # the losses of the step before, while this step is under way
+            journal.flush()  # writes the previous step's losses while this step runs
             journal.step(step, losses, data.skipped, seconds=time.perf_counter() - began)
             bar.set_postfix(journal.latest(), refresh=False)
             bar.update()
