@@ -41,6 +41,7 @@ class Alpaca:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         row = self.rows[index]
         instruction, more, output = (
             text_of(row.get(field), rng, field) for field in ("instruction", "input", "output")
@@ -53,8 +54,10 @@ class Alpaca:
         ]
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         return str(index)
 
 
 def build(config: AlpacaConfig, *, where: str) -> Alpaca:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return Alpaca(config, where)

@@ -53,6 +53,7 @@ class Dialogues:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         messages = parse_messages(self.rows[index].get("messages"), self.root, rng)
         if self.either_order:
             messages = [
@@ -64,6 +65,7 @@ class Dialogues:
         return messages
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         return str(self.rows[index].get("id", index))
 
 
@@ -114,4 +116,5 @@ def _part(part: Any, root: Path, rng: np.random.Generator) -> Text | Medium:
 
 
 def build(config: DialoguesConfig, *, where: str) -> Dialogues:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return Dialogues(config, where)

@@ -131,16 +131,19 @@ class Labelled:
         return len(self.files)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         file, label = self.files[index]
         caption = caption_of_label(label)
         shown = MEDIA[self.config.modality](source=file, caption=caption)
         return self.turns.conversation(shown, {"label": label, "caption": caption}, rng)
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         return str(self.files[index][0])
 
 
 def build(config: LabelledConfig, *, where: str) -> Labelled:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return Labelled(config, where)
 
 

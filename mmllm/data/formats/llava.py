@@ -47,6 +47,7 @@ class Llava:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         row = self.rows[index]
         turns = row.get("conversations")
         if not isinstance(turns, list):
@@ -55,8 +56,10 @@ class Llava:
         return converse(turns, media, media)
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         return str(self.rows[index].get("id") or index)
 
 
 def build(config: LlavaConfig, *, where: str) -> Llava:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return Llava(config, where)

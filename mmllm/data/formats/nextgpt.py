@@ -88,6 +88,7 @@ class NextGPT:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         row = self.rows[index]
         if "conversations" in row:
             return converse(
@@ -98,6 +99,7 @@ class NextGPT:
         return self._pair(row, rng)
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         row = self.rows[index]
         named = [f"{way}_{key}" for key in MEDIA for way in ("input", "output")]
         for key in ("id", "audio_id", *named, *(f"{key}_name" for key in MEDIA)):
@@ -188,4 +190,5 @@ def _split(text: str) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def build(config: NextGPTConfig, *, where: str) -> NextGPT:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return NextGPT(config, where)

@@ -56,6 +56,7 @@ class Messages:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         row = self.rows[index]
         messages = row.get(self.column)
         if not isinstance(messages, list):
@@ -76,6 +77,7 @@ class Messages:
         return conversation
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         return str(self.rows[index].get("id") or index)
 
     def _part(self, part: Any, media: Queues, rng: np.random.Generator) -> Text | Medium:
@@ -130,4 +132,5 @@ def source_of(modality: str, value: Any, root: Path, caption: str | None) -> Med
 
 
 def build(config: OpenAIMessagesConfig, *, where: str) -> Messages:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return Messages(config, where)

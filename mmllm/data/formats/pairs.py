@@ -55,6 +55,7 @@ class Pairs:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         row = self.rows[index]
         caption = caption_of(row.get("caption"), rng)
         file = None if is_nothing(row.get("file")) else row["file"]
@@ -62,9 +63,11 @@ class Pairs:
         return self.turns.conversation(shown, row, rng)
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         row = self.rows[index]
         return str(row.get("file") or row.get("caption"))
 
 
 def build(config: PairsConfig, *, where: str) -> Pairs:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return Pairs(config, where)

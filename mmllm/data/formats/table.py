@@ -80,6 +80,7 @@ class Captions:
         return len(self.rows)
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         row, config = self.rows[index], self.config
         caption = caption_of(row.get(config.caption), rng)
         value = self.path.fill(row, rng) if self.path else row.get(str(config.embedded))
@@ -87,6 +88,7 @@ class Captions:
         return self.turns.conversation(shown, {**row, config.caption: caption}, rng)
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         row = self.rows[index]
         if self.path:
             return self.path.fill(row, np.random.default_rng(0))
@@ -96,4 +98,5 @@ class Captions:
 
 
 def build(config: TableConfig, *, where: str) -> Captions:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return Captions(config, where)

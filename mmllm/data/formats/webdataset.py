@@ -79,6 +79,7 @@ class WebDataset:
         return int(self._ends[-1])
 
     def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
         shard, number = self._find(index)
         files = shard.files(number)
         own = next((extension for extension in self.media if extension in files), None)
@@ -94,6 +95,7 @@ class WebDataset:
         return self.turns.conversation(shown, row, rng)
 
     def name(self, index: int) -> str:
+        """See DataSource."""
         shard, number = self._find(index)
         return f"{shard.path.name}/{shard.key(number)}"
 
@@ -284,4 +286,5 @@ def _write_index(file: Path, table: pa.Table) -> None:
 
 
 def build(config: WebDatasetConfig, *, where: str) -> WebDataset:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
     return WebDataset(config, where)
