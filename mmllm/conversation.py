@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from mmllm.media.types import MEDIA, Audio, Image, Medium, SampledVideo, Video
+from mmllm.media.medium import Medium
+from mmllm.media.types import MEDIA, Audio, Image, SampledVideo, Video
 
 __all__ = [
     "MEDIA",

@@ -38,7 +38,7 @@ def check(
     page of samples. Exit code 1 if anything is wrong."""
     from mmllm import planning
     from mmllm.config import load_run
-    from mmllm.data import checking
+    from mmllm.data import check_report, checking
     from mmllm.training.feed import open_sources
 
     check_at_least_one(samples=samples, limit=limit, num_workers=num_workers)
@@ -64,7 +64,7 @@ def check(
         renderer=renderer,
         max_length=stage.max_length,
     )
-    for line in checking.table(report):
+    for line in check_report.table(report):
         console.echo(line)
     console.note(f"samples: {report.page}")
     if not report.complete:

@@ -1,6 +1,7 @@
 """`mmllm data check CONFIG`: validate every row and every medium of a stage's datasets.
 
-    report = check(sources, folder)     table(report), folder/index.html, folder/problems.jsonl
+    report = check(sources, folder)     writes folder/index.html and folder/problems.jsonl
+    check_report.table(report)          the lines that are printed
 
 A row is read and rendered as in training; a medium is decoded within the limits, once however many
 rows use it. The check finds the rows that training would skip before training starts.
@@ -12,11 +13,9 @@ import functools
 import hashlib
 import json
 import re
-from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from mmllm import media
 from mmllm.conversation import Audio, Image, Medium, Message, Text, Video
+from mmllm.data.check_report import DataReport, DatasetFindings, RowProblem
 from mmllm.data.checked_source import check_length, render
 from mmllm.data.protocol import DataSource
 from mmllm.data.rendering import Renderer
@@ -65,59 +65,6 @@ _WINDOW = 256
 _SAMPLE_FRAMES, _SAMPLE_SECONDS, _SAMPLE_SIDE = 16, 10, 320
 
 
-@dataclass(frozen=True)
-class RowProblem:
-    """One problem of one row.
-
-    dataset: the key of the dataset in the stage.
-    row: the name of the row.
-    kind: a key of `KINDS`, "duplicate" or "tag".
-    """
-
-    dataset: str
-    row: str
-    kind: str
-    message: str
-
-
-@dataclass
-class DatasetFindings:
-    """The results for one dataset.
-
-    rows: number of rows of the dataset.
-    read: number of rows that were checked.
-    media: number of media by modality and direction ("image in", "audio out").
-    tokens: number of tokens of each rendered row.
-    """
-
-    rows: int
-    read: int = 0
-    media: Counter[str] = field(default_factory=Counter)
-    tokens: array[int] = field(default_factory=lambda: array("L"))
-    problems: list[RowProblem] = field(default_factory=list)
-
-
-@dataclass
-class DataReport:
-    """The results of `check`.
-
-    findings: results by dataset.
-    page: the HTML page that shows samples.
-    max_length: maximum number of tokens of a row.
-    complete: False if the check was interrupted by Ctrl-C.
-    """
-
-    findings: dict[str, DatasetFindings]
-    page: Path
-    max_length: int | None = None
-    complete: bool = True
-
-    @property
-    def problems(self) -> list[RowProblem]:
-        """The problems of all datasets."""
-        return [problem for found in self.findings.values() for problem in found.problems]
-
-
 def check(
     sources: Mapping[str, DataSource],
     folder: Path,
@@ -147,7 +94,7 @@ def check(
         max_length: maximum number of tokens of a row.
 
     Returns:
-        The report, see `table`.
+        The report, see `check_report.table`.
     """
     findings = {name: DatasetFindings(len(source)) for name, source in sources.items()}
     report = DataReport(findings, folder, max_length)
@@ -177,54 +124,6 @@ def check(
         for problem in report.problems:
             file.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
     return report
-
-
-def table(report: DataReport, examples: int = 3) -> Iterator[str]:
-    """Yield the lines of a report for a terminal: a table, then some problems of each kind.
-
-    Args:
-        report: the result of `check`.
-        examples: maximum number of problems shown of each kind.
-    """
-    kinds = sorted({problem.kind for problem in report.problems})
-    modalities = sorted({key for found in report.findings.values() for key in found.media})
-    rows = [["dataset", "rows", "read", *modalities, *kinds]]
-    for name, found in report.findings.items():
-        counts = Counter(problem.kind for problem in found.problems)
-        numbers = [found.rows, found.read, *(found.media[key] for key in modalities)]
-        rows.append([name, *(f"{n:,}" for n in numbers), *(f"{counts[k]:,}" for k in kinds)])
-    yield from _aligned(rows)
-    if "too long" in kinds:
-        yield from _lengths(report)
-    for kind in kinds:
-        own = [problem for problem in report.problems if problem.kind == kind]
-        yield ""
-        yield f"{kind}: {len(own):,}"
-        for problem in own[:examples]:
-            yield f"  {problem.dataset}/{problem.row}: {problem.message}"
-        if len(own) > examples:
-            yield f"  … all of them: {report.page.parent / 'problems.jsonl'}"
-
-
-def _lengths(report: DataReport) -> Iterator[str]:
-    """Yield a table of the number of rows of each dataset that fit into various lengths."""
-    longest = max(max(found.tokens, default=1) for found in report.findings.values())
-    powers = {2**power for power in range(6, longest.bit_length() + 1)}
-    steps = sorted(powers | {report.max_length or longest})
-    rows = [["rows that fit in", *(f"{step:,}" for step in steps), "longest"]]
-    for name, found in report.findings.items():
-        counts = [sum(tokens <= step for tokens in found.tokens) for step in steps]
-        rows.append([name, *map("{:,}".format, [*counts, max(found.tokens, default=0)])])
-    yield ""
-    yield from _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield lines of aligned columns: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join([row[0].ljust(len(first)), *rest]).rstrip()
 
 
 def _check(

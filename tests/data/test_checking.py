@@ -14,7 +14,7 @@ import yaml
 from mmllm import config, media, model, planning
 from mmllm.cli import INTERRUPTED, main
 from mmllm.conversation import Image
-from mmllm.data import checking
+from mmllm.data import check_report, checking
 from mmllm.model import AnyToAny
 from tests.data.files import clip, picture, sound, source, write_json
 
@@ -73,7 +73,7 @@ def test_every_fault_is_found_and_no_other(faulty: Path):
         found.setdefault(problem.kind, []).append(problem.row.split("(")[1].rstrip(")"))
     assert found == PLANTED
     assert report.findings["rows"].media == {"image in": 5, "audio in": 1, "video out": 1}
-    lines = list(checking.table(report))
+    lines = list(check_report.table(report))
     assert lines[0].split()[:3] == ["dataset", "rows", "read"]
     assert lines[1].split()[:3] == ["rows", "10", "10"]
     page = report.page.read_text()
