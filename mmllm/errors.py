@@ -61,8 +61,8 @@ class OutsideRootError(MediaError):
 
 
 class RowError(MediaError):
-    """A row of a dataset that is no valid conversation; training skips and counts it, like media
-    that cannot be read."""
+    """A row of a dataset that is no valid conversation; training skips and counts such rows, as it
+    does for media that cannot be read."""
 
 
 class EmptyCaptionError(RowError):

@@ -122,7 +122,7 @@ class LengthGroups:
         number, place = divmod(step, self.window)
         return self._steps(number, batch_size)[place]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - as the mixture's
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as its training too
     def _steps(self, number: int, batch_size: int) -> list[list[Draw]]:
         first = number * self.window
         draws = [

@@ -110,7 +110,6 @@ class Renderer:
         template_options: Mapping[str, Any] | None = None,
         system_prompt: str = "",
     ):
-
         self.tokenizer = tokenizer
         self.tokens = tokens
         self.end_ids = end_ids

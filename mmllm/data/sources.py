@@ -56,7 +56,7 @@ class JsonRows(Sequence[dict[str, Any]]):
         return list(dict.fromkeys(key for row in rows for key in row))
 
     def has(self, column: str) -> bool:
-        """Whether any row has this field."""
+        """Return whether any row has this field."""
         return any(isinstance(entry, dict) and column in entry for entry in self._entries)
 
     def select(self, column: str, values: Sequence[Any]) -> JsonRows:

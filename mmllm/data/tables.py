@@ -151,12 +151,13 @@ class Table(Sequence[dict[str, Any]]):
         return self._named(self._row(row), row, ())
 
     def has(self, column: str) -> bool:
-        """Whether the rows have this field."""
+        """Return whether the rows have this column."""
         return column in self.columns
 
     def select(self, column: str, values: Sequence[Any]) -> Table:
-        """The rows whose `column` has one of the values (texts of a text file match as texts); one
-        that cannot be read stays, to be counted."""
+        """Return the rows whose `column` has one of the values. In a text file values are compared
+        as texts. Unreadable rows are kept, so that they are counted. Raises ConfigError for an
+        unknown column."""
         if column not in self.columns:
             raise ConfigError(f"no column {column!r}; there are {', '.join(self.columns)}")
         as_text = [str(value).encode() for value in values]

@@ -36,8 +36,7 @@ _SINC_ZEROS = 6
 _RESAMPLED = 1 << 22
 """Samples per channel that are resampled at once: torch needs a multiple of their memory."""
 _UNKNOWN = 1 << 40
-"""A number of samples or bytes that no file holds: a header with as many does not know its length.
-"""
+"""A length in samples or bytes that no file has: headers contain it if the length is unknown."""
 _OPEN = 0x7FFF0000
 """Minimum length in the header of a WAV whose writer did not know the length: SoX writes
 0x7FFFF000, others the largest number of 31 or 32 bits, less the header."""
@@ -232,7 +231,7 @@ def _sinc(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
 
 
 def _by_phases(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
-    """float32[C, S] of another rate, of any ratio, by FFmpeg's filter bank of as many phases."""
+    """Resample float32[C, S] at any ratio of rates by FFmpeg's polyphase filter bank."""
     import av
 
     length = -(-samples.shape[1] * rate // own)

@@ -51,9 +51,12 @@ def decode(
 
     Args:
         source: a path, the bytes of a file, or a file inside another.
-        modality: the required modality.
+        modality: the required modality: "image", "audio" or "video".
         seconds: time limit.
         cancel: an event that cancels the work when it is set from any thread.
+
+    Returns:
+        The decoded arrays.
 
     Raises:
         MediaError: as by `mmllm.media.decode`; also if decoding takes longer than `seconds` or too
