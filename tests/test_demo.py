@@ -517,17 +517,24 @@ def upload(demo: Demo, *files: bytes, **headers: str) -> tuple[int, str]:
         return answer.status, answer.read().decode()
 
 
+def stored(demo: Demo) -> set[Path]:
+    """The files in the demo's folder."""
+    return {path for path in demo.sessions.root.rglob("*") if path.is_file()}
+
+
 def test_what_is_sent_and_not_used_is_bounded(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = stored(demo)  # the images of the start page
     assert upload(demo, b"x", host="evil.example")[0] == 403
     assert upload(demo, b"x", origin="http://evil.example")[0] == 403
-    assert [path for path in demo.sessions.root.rglob("*") if path.is_file()] == []
+    assert stored(demo) == own
     monkeypatch.setattr("mmllm.demo.sessions.MAX_UPLOADED", 10_000)
     for number in range(20):
         status, answer = upload(demo, bytes([number]) * 1000, bytes([number, 1]) * 500)
         assert status == 200
     time.sleep(0.5)  # the sweep follows the answer
-    files = [path for path in demo.sessions.root.rglob("*") if path.is_file()]
+    files = stored(demo) - own
     assert 0 < sum(path.stat().st_size for path in files) <= 10_000
+    assert own <= stored(demo)
     (newest, _) = json.loads(answer)
     assert Path(newest).read_bytes() == bytes([19]) * 1000
 

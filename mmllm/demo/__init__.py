@@ -80,6 +80,7 @@ class Demo:
         self.sessions = SessionStore(root, expires=expires)
         hosts = None if share else allowed_hosts(host)
         self.page = build(chat, self.sessions, card=card)
+        self.sessions.keep_present()
         self.page.queue(max_size=QUEUE)
         try:
             _, self.url, self.shared_url = self.page.launch(

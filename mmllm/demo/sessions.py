@@ -246,6 +246,7 @@ class SessionStore:
         self.root = root
         self.expires = expires
         self._sessions: dict[str, BrowserSession] = {}
+        self._own: set[str] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -266,6 +267,10 @@ class SessionStore:
     def all(self) -> list[BrowserSession]:
         """Every session that is kept."""
         return list(self._sessions.values())
+
+    def keep_present(self) -> None:
+        """Never sweep what is in the folder now: the page's own images."""
+        self._own = {path.name for path in self.root.iterdir()}
 
     def sweep(self) -> None:
         """Delete what has not been used for `expires` seconds: sessions, files in them that no
@@ -292,7 +297,7 @@ class SessionStore:
     def _uploaded(self) -> Iterator[tuple[float, Path]]:
         """(the time of its last change, what was sent and belongs to no session)."""
         for path in self.root.iterdir():
-            if path.name not in self._sessions:
+            if path.name not in self._sessions and path.name not in self._own:
                 with contextlib.suppress(FileNotFoundError):
                     yield path.stat().st_mtime, path
 

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mmllm.config import RunConfig
 from mmllm.training import trainer
-from tests.training.test_loop import weights
+from tests.training.test_trainer import weights
 
 OnDevice = Callable[[torch.device], None]
 ALL = {"*_projections.*": 1e-3, "llm.*": 1e-3}

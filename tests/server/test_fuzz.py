@@ -76,7 +76,7 @@ def test_the_server_keeps_to_its_openapi_document(
 ) -> None:
     """Requests that the document allows, and requests that it does not."""
     operations = [result.ok() for result in document.get_all_operations()]
-    assert len(operations) == 13
+    assert len(operations) == 15
     for operation in operations:
         if mode is schemathesis.GenerationMode.NEGATIVE and not operation.body:
             continue  # nothing could be wrong

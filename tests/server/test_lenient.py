@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 
 from mmllm.conversation import Audio
 from mmllm.errors import ConfigError, MediaError
-from mmllm.media import decode, read_provenance
+from mmllm.media import read_provenance
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
 
@@ -134,9 +134,9 @@ def test_pictures_behind_urls(client: openai.OpenAI, http: httpx2.Client) -> Non
 def test_speech_is_mp3_where_it_is_asked_for(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "voice": "a", "input": "x", "extra_body": {"seed": 1}}
     made = client.audio.speech.create(**asked, response_format="mp3")
-    wav = decode(Audio(client.audio.speech.create(**asked, response_format="wav").content))
+    wav = Audio(client.audio.speech.create(**asked, response_format="wav").content).decoded()
     assert made.response.headers["content-type"] == "audio/mpeg"
-    sound = decode(Audio(made.content))
+    sound = Audio(made.content).decoded()
     seconds = [one.to_numpy().shape[1] / (one.sample_rate or 1) for one in (sound, wav)]
     assert abs(seconds[0] - seconds[1]) < 0.2
     mark = read_provenance(made.content)
@@ -149,7 +149,7 @@ def test_speech_is_mp3_where_it_is_asked_for(client: openai.OpenAI) -> None:
 def test_mp3_holds_the_sound(rate: int, comes: int, channels: int) -> None:
     wave = 0.5 * np.sin(440 * 2 * np.pi * np.arange(rate) / rate)
     tone = Audio.from_numpy(np.stack([wave] * channels).astype(np.float32), rate)
-    back = decode(Audio(tone.to_bytes("mp3")))
+    back = Audio(tone.to_bytes("mp3")).decoded()
     samples = back.to_numpy()
     assert back.sample_rate == comes
     assert samples.shape[0] == channels
