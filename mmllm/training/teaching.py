@@ -92,7 +92,7 @@ def teach(
         rehearse: a folder or table of media that the model already names, which it is to keep;
             `mini`, and what was trained on its data, rehearses its own training media.
         options: steps, learning rate, seed.
-        progress: show one progress bar.
+        progress: show one progress bar, where there is a terminal.
 
     Returns:
         One Lesson for each encoder that was taught, and the media that were read and skipped.
@@ -108,7 +108,7 @@ def teach(
     keys = {entry: _encoder_of(system, entry) for entry in _modalities(own.items)}
     joined = checkpoints.load_model(found)
     lessons = []
-    with tqdm(total=0, unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(total=0, unit="step", disable=None if progress else True, leave=False) as bar:
         for modality, key in keys.items():
             items = [item for item in own.items if item.medium.modality == modality]
             rehearsed = _rehearsed(system.name, modality, rehearse)
