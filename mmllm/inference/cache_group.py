@@ -10,7 +10,7 @@ Legend: B sequences, T positions of the cache, W new positions, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, cycle
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ class CacheGroup:
         sequences: B of them, in the order of the cache's rows.
         mask: bool[B, T] on the CPU: positions that are no padding.
         cache: the cache.
-        prompts: the prompts, until they are prefilled.
+        prompts: the prompts, until they are prefilled. One that all sequences share is a single
+            row, and so are the mask and the cache until then.
         last: hidden states float[B, D] of the last positions, from which those sequences sample
             that have no `next_ids`.
     """
@@ -67,10 +68,9 @@ class CacheGroup:
         assert mask is not None  # prompts are padded, not packed
         mask = mask.clone()
         width = embeds.shape[1]
-        for row, (sequence, prompt) in enumerate(
-            zip(prefill.sequences, prefill.prompts, strict=True)
-        ):
+        for sequence, prompt in zip(prefill.sequences, cycle(prefill.prompts), strict=False):
             sequence.position = len(prompt)
+        for row, prompt in enumerate(prefill.prompts):
             # From padding on the right to padding on the left: decoding appends on the right.
             shift = width - (len(prompt) - prefill.num_cached)
             for padded in (embeds, mask, positions):
@@ -131,6 +131,8 @@ class CacheGroup:
         """Hand each sequence its hidden states of float[B, W, D], verify the draft, and crop what
         was fed in vain."""
         self.prompts, self.last = None, states[:, -1]
+        if len(self.last) < len(self.sequences):
+            self._repeat(len(self.sequences))
         for row, (sequence, ids) in enumerate(zip(self.sequences, step.ids, strict=True)):
             if sequence.next_ids:
                 start = states.shape[1] - len(ids)
@@ -140,3 +142,10 @@ class CacheGroup:
             if rejected:
                 self.mask = self.mask[:, :-rejected]
                 self.cache.crop(-rejected)
+
+    def _repeat(self, num: int) -> None:
+        """Give each of `num` sequences its own row of the prompt that they share."""
+        assert self.last is not None
+        self.cache.batch_repeat_interleave(num)
+        self.mask = self.mask.repeat_interleave(num, dim=0)
+        self.last = self.last.repeat_interleave(num, dim=0)

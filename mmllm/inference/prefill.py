@@ -1,6 +1,6 @@
 """Prefill: prompts that are rendered, with their media decoded, ready for the LLM.
 
-Legend: B sequences.
+Legend: B sequences, P prompts: B of them, or one that all sequences share.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ attention without a past is faster, which outweighs what a shorter prefix saves.
 
 @dataclass(eq=False)
 class Prefill:
-    """B prompts that enter a batch together.
+    """B sequences that enter a batch together.
 
     Attributes:
-        sequences: one per prompt.
-        prompts: the whole prompts.
+        sequences: one per prompt; or all of one prompt, which is then prefilled only once.
+        prompts: the P whole prompts.
         batch: the prompts without their first `num_cached` positions, padded on the right.
         num_cached: how many first positions are in a key-value cache.
         cache: that cache; None stands for the shared prefix of all conversations.
@@ -51,25 +51,30 @@ def prepare_prefill(
 
     Args:
         model: the model.
-        prompts: rendered with `add_generation_prompt`.
+        prompts: rendered with `add_generation_prompt`; if all are the same, one is prefilled.
         features: gives the encoders' inputs.
         sequences: one per prompt.
-        prefix_cache: where the shared prefix comes from, and, if B is 1, former conversations;
-            the sequence is inserted when it is done.
+        prefix_cache: where the shared prefix comes from, and, if P is 1, former conversations;
+            the sequence is inserted when it is done, if B is 1, too.
 
     Raises:
         MediaError: for a medium that cannot be decoded.
     """
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        sequence.draft.extend(prompt.ids)
+    if model.llm.supports_cache_crop and _are_same(prompts):
+        prompts = prompts[:1]
     num_cached, cache = 0, None
     if prefix_cache is not None and not model.llm.is_hooked:
         num_cached = _shared_prefix_length(model, prompts)
         if prefix_cache.max_entries and len(prompts) == 1:
-            keys = sequences[0].cache_keys = cache_keys(prompts[0])
+            keys = cache_keys(prompts[0])
+            if len(sequences) == 1:
+                sequences[0].cache_keys = keys
             length, match = prefix_cache.longest_match(model, keys)
             if length > num_cached:
                 num_cached, cache = length, match
-    for sequence, prompt in zip(sequences, prompts, strict=True):
-        sequence.draft.extend(prompt.ids)
+    for sequence in sequences:
         sequence.output.num_cached = num_cached
     batch = collate(
         [_without_prefix(prompt, num_cached) for prompt in prompts],
@@ -80,6 +85,16 @@ def prepare_prefill(
         targets=False,
     )
     return Prefill(list(sequences), list(prompts), batch, num_cached, cache)
+
+
+def _are_same(prompts: Sequence[Rendered]) -> bool:
+    """Whether all prompts have the same ids and hold the very same media objects."""
+    first = prompts[0]
+    media = [id(place.medium) for place in first.inputs]
+    return all(
+        prompt.ids == first.ids and [id(place.medium) for place in prompt.inputs] == media
+        for prompt in prompts[1:]
+    )
 
 
 def _shared_prefix_length(model: AnyToAny, prompts: Sequence[Rendered]) -> int:

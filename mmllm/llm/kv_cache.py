@@ -61,6 +61,14 @@ class PreallocatedLayer(DynamicLayer):
         views of another cache."""
         self.keys, self.values, self.buffers = keys, values, None
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Hold every row `repeats` times, the copies of a row one behind the other."""
+        keys, values = self.keys, self.values
+        if keys is not None and values is not None:
+            self.replace(
+                keys.repeat_interleave(repeats, dim=0), values.repeat_interleave(repeats, dim=0)
+            )
+
     def replace_with_copies(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Hold copies of these rows, float[B, H, T, C] each with their own T, as one batch: shorter
         ones are padded with zeros on the left."""
