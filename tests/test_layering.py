@@ -47,6 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"data", "decoders", "kernels", "model"},
     "checkpoints": {"config", "llm", "mini", "model", "weights"},
     "convert": {"checkpoints", "config", "weights"},
+    # Programs over any chat model, which is a protocol: it needs no model of ours.
+    "reasoning": {"conversation"},
     "inference": {
         "checkpoints",
         "config",
@@ -57,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         "kernels",
         "media",
         "model",
+        "reasoning",
     },
     "training": {
         "checkpoints",
@@ -160,6 +163,7 @@ LIGHT = (
     "media",
     "mini",
     "mini.assets",
+    "reasoning",
     "terminal",
     "tokens",
     "weights",

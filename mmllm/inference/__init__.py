@@ -15,6 +15,7 @@ A chat turn passes through the modules in this order:
     prefix_cache      key-value caches of former conversations
     media_queue       decoders' queues; a request for media gives a Future
     text_stream       tokens -> text deltas
+    text_model        likelihoods of given replies, for mmllm.reasoning
     events, replies   what comes out
 
 This module imports nothing: `import mmllm` loads neither torch nor transformers.

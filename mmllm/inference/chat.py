@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mmllm.features.cache import FeatureCache
 from mmllm.inference.cancel import CancelToken
@@ -25,7 +25,11 @@ from mmllm.inference.requests import ReplyRequest
 from mmllm.inference.session import ChatSession
 from mmllm.inference.settings import resolve_settings
 from mmllm.inference.streaming import iterate_events, iterate_events_async
+from mmllm.inference.text_model import model_fingerprint, score_replies
 from mmllm.model import AnyToAny
+
+if TYPE_CHECKING:
+    from mmllm.reasoning.models import Completion
 
 
 class Chat:
@@ -200,6 +204,56 @@ class Chat:
             return self.stream(conversation, *parts, **options)
 
         return iterate_events_async(iterate, cancel)
+
+    def complete(
+        self,
+        conversation: Any,
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Completion]:
+        """Sample `n` replies of text alone to one conversation, whose prompt is computed once.
+
+        Replies have the seeds `seed`, `seed` + 1, … . With `score` this makes a chat a ChatModel
+        (mmllm.reasoning.models). Errors are those of `reply`.
+        """
+        from mmllm.reasoning.models import Completion
+
+        replies = self.reply_many(
+            [as_messages(conversation)] * n,
+            modalities=dict.fromkeys(self.model.renderer.output_keys, "forbid"),
+            seeds=[seed + number for number in range(n)],
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+        )
+        return [
+            Completion(reply.text, 0 if number else reply.usage.prompt, reply.usage.text)
+            for number, reply in enumerate(replies)
+        ]
+
+    def score(self, conversation: Any, replies: Sequence[str]) -> list[float]:
+        """log p of each text as the whole reply, its end token included.
+
+        Raises:
+            ConfigError: there are no replies.
+            MediaError: a medium cannot be read.
+            ContextError: the conversation and a reply exceed the model's context.
+        """
+        return score_replies(self.model, self._features, as_messages(conversation), replies)
+
+    def count_tokens(self, conversation: Any) -> int:
+        """Tokens of a conversation as a prompt, media and the beginning of the reply included."""
+        messages = as_messages(conversation)
+        return len(self.model.renderer.render(messages, add_generation_prompt=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the config and of all that was trained; equal ones give equal likelihoods."""
+        return model_fingerprint(self.model)
 
     def _reply(
         self,

@@ -1,0 +1,102 @@
+"""The likelihood of given replies, and a fingerprint of the model that computes it: what
+mmllm.reasoning asks of a chat besides replies.
+
+Legend: P supervised positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from mmllm.conversation import Message, assistant
+from mmllm.data.batch import collate
+from mmllm.data.protocol import FeatureProvider
+from mmllm.data.rendering import UNSUPERVISED, Rendered
+from mmllm.errors import ConfigError, ContextError
+from mmllm.model import AnyToAny
+from mmllm.utils.hashing import sha256
+
+MAX_POSITIONS = 4096
+"""Positions of one forward pass in `score_replies`."""
+
+
+@torch.inference_mode()
+def score_replies(
+    model: AnyToAny,
+    features: FeatureProvider,
+    messages: Sequence[Message],
+    replies: Sequence[str],
+) -> list[float]:
+    """log p of each text as the whole reply, its end token included.
+
+    The prompt is computed once per forward pass where conversations can be packed behind a shared
+    prefix (`LanguageModel.supports_prefix_packing`).
+
+    Args:
+        model: the model.
+        features: gives the encoders' inputs.
+        messages: the conversation before the reply.
+        replies: at least one text.
+
+    Raises:
+        ConfigError: there are no replies.
+        ContextError: the prompt and a reply exceed the context.
+    """
+    if isinstance(replies, str) or not replies:
+        raise ConfigError("score: expected a list of one or more replies")
+    num_prompt = len(model.renderer.render(messages, add_generation_prompt=True))
+    items = []
+    for reply in replies:
+        item = model.renderer.render([*messages, assistant(reply)])
+        if len(item) > model.llm.max_length:
+            raise ContextError(
+                f"the prompt and a reply take {len(item)} tokens, but the context holds "
+                f"{model.llm.max_length}: shorten them, or raise llm.max_length if the model allows"
+                " it"
+            )
+        unsupervised = [UNSUPERVISED] * num_prompt
+        items.append(replace(item, labels=unsupervised + item.labels[num_prompt:]))
+    scores: list[float] = []
+    while len(scores) < len(items):
+        scores += _score(model, features, _next_group(items[len(scores) :], num_prompt))
+    return scores
+
+
+def _next_group(items: Sequence[Rendered], num_prompt: int) -> Sequence[Rendered]:
+    """As many of the first items as fit into one forward pass; at least one."""
+    num, total = 0, num_prompt
+    for item in items:
+        total += len(item) - num_prompt
+        if num and total > MAX_POSITIONS:
+            break
+        num += 1
+    return items[:num]
+
+
+def _score(model: AnyToAny, features: FeatureProvider, items: Sequence[Rendered]) -> list[float]:
+    llm = model.llm
+    batch = collate(
+        items,
+        features,
+        num_input_tokens=model.num_input_tokens,
+        num_signal_tokens=model.num_signal_tokens,
+        pad_id=llm.pad_id,
+        pack=llm.supports_prefix_packing,
+        targets=False,
+    ).to(model.device)
+    states = model.hidden(batch).flatten(0, 1)[batch.target_indices]  # [P, D]
+    counts = [sum(label != UNSUPERVISED for label in item.labels) for item in items]
+    nll = llm.token_nll(states, batch.labels).double().cpu().split(counts)
+    return [-part.sum().item() for part in nll]
+
+
+def model_fingerprint(model: AnyToAny) -> str:
+    """A hash of what the model computes text with: its config and all that was trained."""
+    digests = [sha256(repr(model.config))]
+    for name, parameter in model.trainable_candidates():
+        values = parameter.detach().float().cpu().contiguous().numpy()
+        digests.append(sha256(name.encode() + values.tobytes()))
+    return sha256("".join(digests))[:16]
