@@ -1,0 +1,193 @@
+"""Scenes in words.
+
+Every layout has several wordings; some are held out and never used in training. The first of each
+list is canonical: mini's own replies use it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Literal
+
+from mmllm.mini.world.scenes import Group, Scene
+from mmllm.mini.world.things import things
+
+Wording = Literal["canonical", "training", "heldout"]
+
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+# layout -> wordings of training, wordings held out; a, b, c, d are the groups in their order.
+_LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "alone": (("{a}",), ("{a}",)),
+    "left": (
+        (
+            "{a} to the left of {b}",
+            "{b} to the right of {a}",
+            "{a} left of {b}",
+            "{b} right of {a}",
+            "{a} on the left of {b}",
+            "{b} on the right of {a}",
+            "{a} on the left and {b} on the right",
+            "{b} on the right and {a} on the left",
+            "on the left {a}, on the right {b}",
+        ),
+        (
+            "{b} with {a} on its left",
+            "{a} with {b} on its right",
+            "{a} on the left side, {b} on the right side",
+            "{a} at the left of {b}",
+        ),
+    ),
+    "above": (
+        (
+            "{a} above {b}",
+            "{b} below {a}",
+            "{a} over {b}",
+            "{b} under {a}",
+            "{a} on top of {b}",
+            "{b} underneath {a}",
+            "{a} at the top and {b} at the bottom",
+            "{b} at the bottom and {a} at the top",
+        ),
+        (
+            "{b} beneath {a}",
+            "{b} with {a} above it",
+            "{a} with {b} below it",
+            "{a} higher up than {b}",
+        ),
+    ),
+    "beside": (
+        (
+            "{a} and {b}",
+            "{a} next to {b}",
+            "{a} beside {b}",
+            "{a} with {b}",
+            "{a} and {b} side by side",
+        ),
+        ("{a} together with {b}", "{a} alongside {b}", "both {a} and {b}"),
+    ),
+    "row": (
+        (
+            "{a}, {b} and {c} in a row",
+            "{a}, {b} and {c}",
+            "{a}, {b}, {c}",
+            "{b} between {a} and {c}",
+            "{a} on the left, {b} in the middle and {c} on the right",
+            "from left to right {a}, {b} and {c}",
+        ),
+        (
+            "{a}, then {b}, then {c}",
+            "{a} and {b} and {c}",
+            "{b} in the middle, {a} on the left and {c} on the right",
+        ),
+    ),
+    "over": (
+        (
+            "{a} above {b} and {c}",
+            "{b} and {c} below {a}",
+            "{a} over {b} and {c}",
+            "{a} at the top, {b} and {c} at the bottom",
+        ),
+        ("{b} and {c} under {a}", "{a} on top of {b} and {c}"),
+    ),
+    "corners": (
+        (
+            "{a} and {b} above {c} and {d}",
+            "{c} and {d} below {a} and {b}",
+            "{a}, {b}, {c} and {d}",
+            "{a} and {b} at the top, {c} and {d} at the bottom",
+        ),
+        ("{a} and {b} over {c} and {d}", "{c} and {d} under {a} and {b}"),
+    ),
+}
+
+_GROUNDS = (
+    ("on a {ground} background", "against a {ground} background", "with a {ground} background"),
+    ("before a {ground} background", "and the background is {ground}"),
+)
+
+_SIZES = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
+
+_MASS = {
+    *("rice", "milk", "wine", "soup", "soap", "pasta", "spaghetti"),
+    *("bread", "lightning", "cheese", "corn", "coffee", "fries"),
+}
+"""Synonyms without a plural: "some milk"."""
+
+_FRAMES = (
+    ("{scene}", "a picture of {scene}", "an image of {scene}", "a drawing of {scene}"),
+    ("{scene}", "a photo of {scene}", "an illustration of {scene}"),
+)
+
+
+def describe(scene: Scene) -> str:
+    """The canonical caption of a scene: "a red cat to the left of two dogs"."""
+    return caption(scene, random.Random(0), "canonical")
+
+
+def caption(scene: Scene, rng: random.Random, wording: Wording = "training") -> str:
+    """A caption of a scene.
+
+    Args:
+        scene: What it says.
+        rng: Chooses among wordings.
+        wording: "canonical" takes the first of every list, "training" any of those of training,
+            "heldout" any of those that training never sees.
+    """
+    split = 1 if wording == "heldout" else 0
+
+    def choose(options: tuple[str, ...], plain: float) -> str:
+        if wording == "canonical" or (wording == "training" and rng.random() < plain):
+            return options[0]
+        return rng.choice(options)
+
+    names = [phrase(group, rng, wording) for group in scene.groups]
+    if scene.layout == "beside" and wording != "canonical" and rng.random() < 0.5:
+        names.reverse()
+    slots = dict(zip("abcd", names, strict=False))
+    text = choose(_LAYOUTS[scene.layout][split], 0.2).format(**slots)
+    if scene.ground:
+        text += " " + choose(_GROUNDS[split], 0.4).format(ground=scene.ground)
+    return choose(_FRAMES[split], 0.7).format(scene=text)
+
+
+def phrase(group: Group, rng: random.Random, wording: Wording = "canonical") -> str:
+    """A group as a noun phrase with its article or number: "two small red cats"."""
+    thing = things()[group.thing]
+    varied = wording != "canonical"
+    noun = thing.label
+    others = thing.heldout_synonyms if wording == "heldout" else thing.synonyms
+    if varied and group.count == 1 and others and rng.random() < 0.2:
+        noun = rng.choice(others)
+    adjectives = []
+    if group.size:
+        sizes = _SIZES[group.size]
+        adjectives.append(rng.choice(sizes) if varied else sizes[0])
+    if group.colour:
+        adjectives.append(group.colour)
+    if group.count > 1:
+        number = NUMBERS[group.count]
+        if varied and rng.random() < 0.15:
+            number = str(group.count)
+        return " ".join([number, *adjectives, thing.plural])
+    mass = thing.caption.startswith("some ") or noun in _MASS
+    if noun != thing.label:
+        text = " ".join([*adjectives, noun])
+        return f"some {text}" if mass else with_article(text)
+    found = re.fullmatch(r"(an?|some|the) (.*)", thing.caption)
+    if found is None:
+        raise ValueError(f"things.json: the caption {thing.caption!r} has no article")
+    article, rest = found.groups()
+    text = " ".join([*adjectives, rest])
+    if article == "some":
+        return f"some {text}"
+    if varied and rng.random() < 0.08:
+        return f"one {text}"
+    return with_article(text) if adjectives else thing.caption
+
+
+def with_article(text: str) -> str:
+    """ "orange cat" -> "an orange cat"."""
+    vowel = text[0].lower() in "aeiou" and not text.lower().startswith(("uni", "ufo", "eu"))
+    return f"{'an' if vowel else 'a'} {text}"

@@ -1,0 +1,79 @@
+"""The tools that train the parts of mini's world: a few steps of each, and a resumed run."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tools.mini.world import codec, image_decoder, pool
+from tools.mini.world.run import Progress, Run, train
+from tools.mini.world.text import CaptionStates, standardised
+
+
+def line(folder: Path, steps: int, stop: int) -> tuple[nn.Linear, Run]:
+    """A tiny training of `steps` steps, stopped after `stop`."""
+    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    model = nn.Linear(3, 3)
+    run = Run(folder, model, Progress(steps=steps), 1e-2)
+
+    def loss(step: int, share: float) -> torch.Tensor:
+        inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        return (model(inputs) - inputs).square().mean() * (1 + share)
+
+    for step in itertools.count(run.progress.step):
+        if step == stop:
+            break
+        run.update(loss(step, run.progress.share()))
+    run.save()
+    return model, run
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None:
+    whole, run = line(tmp_path / "whole", 12, 12)
+    line(tmp_path / "parts", 12, 5)
+    resumed, again = line(tmp_path / "parts", 12, 12)
+    assert again.progress.step == run.progress.step == 12
+    assert torch.equal(whole.weight, resumed.weight)
+    assert all(torch.equal(run.averages[name], again.averages[name]) for name in run.averages)
+    assert [file.name for file in (tmp_path / "parts").glob("state-*")] == ["state-12.safetensors"]
+
+
+def test_a_run_needs_a_length() -> None:
+    with pytest.raises(ValueError, match="so many steps or so many minutes"):
+        Progress().share()
+
+
+def test_codec_pool_and_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the codec, eight scenes, two steps of the decoder; the caption reaches it."""
+    monkeypatch.setattr(codec, "BATCH", 2)
+    torch.manual_seed(0)
+    model = codec.codec().train()
+    run = Run(tmp_path, model, Progress(steps=2), codec.LEARNING_RATE)
+    before = model.decoder.conv_in.weight.detach().clone()
+    train(run, codec.Loss(model, 0), lambda run: None, every=60)
+    assert not torch.equal(before, model.decoder.conv_in.weight)
+    model.register_to_config(scaling_factor=0.1)
+    model.save_pretrained(tmp_path / "codec")
+
+    pool.encode(tmp_path, tmp_path / "codec", takes=2, count=8)
+    assert pool.latents(tmp_path).shape == (8, 2, 48, 8, 8)
+    lengths = torch.tensor([0, 5, 3, 4, 5, 6, 7, 2, 3])
+    states = torch.randn(int(lengths.sum()), 16).bfloat16()
+    CaptionStates(states, lengths.cumsum(0), torch.zeros(16), torch.ones(16)).save(
+        tmp_path / "captions-0.safetensors"
+    )
+    monkeypatch.setattr(image_decoder, "BATCH", 4)
+    transformer = image_decoder.denoiser(48, 8, 16)
+    loss = image_decoder.Loss(transformer, tmp_path, seed=0)
+    assert loss(0, 0.0).item() == loss(0, 0.0).item() != loss(1, 0.0).item()
+    text = standardised([states[:5], states[5:8]], torch.zeros(16), torch.ones(16), [False] * 2)
+    first, _ = image_decoder.sample(transformer, text, seed=0, steps=2)
+    flipped = (text[0].flip(0), text[1].flip(0))
+    swapped = image_decoder.sample(transformer, flipped, seed=0, steps=2)
+    assert first.shape == (48, 8, 8)
+    assert not torch.allclose(first, swapped[0], atol=1e-3)
