@@ -36,11 +36,12 @@ def main() -> None:
     draw = renders(parser.parse_args().packages)
     folder = DATA / "things"
     folder.mkdir(exist_ok=True)
-    for stale in folder.glob("*.webp"):
-        stale.unlink()
     for thing in things().values():
         file = folder / f"{thing.id}.webp"
         cut(draw(thing.emoji)).save(file, quality=QUALITY, method=6, alpha_quality=100)
+    for stale in folder.glob("*.webp"):
+        if stale.stem not in things():
+            stale.unlink()
 
 
 if __name__ == "__main__":
