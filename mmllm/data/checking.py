@@ -111,7 +111,9 @@ def check(
                     report.findings[name],
                     plan[name],
                     samples=samples,
-                    look=_glance if headers_only else _look,
+                    look=functools.partial(
+                        _within, media.current_limits(), _glance if headers_only else _look
+                    ),
                     render=functools.partial(_tokens, renderer, max_length),
                     pool=pool,
                     bar=bar,
@@ -217,6 +219,14 @@ def _key(medium: Medium) -> str:
     if isinstance(source, bytes):
         return f"{medium.modality}:{hashlib.sha256(source).hexdigest()}"
     return f"{medium.modality}:{source}"
+
+
+def _within(
+    limits: media.Limits, look: Callable[[Medium], str | Exception], medium: Medium
+) -> str | Exception:
+    """Call `look` in a worker thread, which does not inherit the caller's limits."""
+    with media.limits(limits):
+        return look(medium)
 
 
 def _look(medium: Medium) -> str | Exception:

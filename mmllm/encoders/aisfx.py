@@ -25,7 +25,7 @@ from mmllm.weights import are_weights_skipped
 
 RATE = 44_100
 _WINDOW, _HOP, _BANDS = 2048, 1024, 96
-_LOUDEST = 9.457798957824707
+MAX_LOG_MEL = 9.457798957824707
 """The largest log-mel value of the training data, which was scaled to [0, 1]."""
 _CHANNELS = (64, 128, 256, 512)
 _SHRINK = 8
@@ -80,7 +80,7 @@ class AisfxEncoder(AssetEncoder):
         wave = torch.tensor(medium.resample(RATE).to_numpy()[0])
         if self.config.normalize:
             wave = wave / wave.abs().max().clamp(min=1e-4)
-        return _fit(log_mel(wave), self.config.frames) / _LOUDEST
+        return _fit(log_mel(wave), self.config.frames) / MAX_LOG_MEL
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, T, 96] -> float[M, L, 512]."""

@@ -194,7 +194,7 @@ def _meta_tower(model: dict[str, Any], dtype: str) -> nn.Module:
         return make_tower(model).to(getattr(torch, dtype))
 
 
-def _architecture(name: str) -> dict[str, Any]:
+def architecture_config(name: str) -> dict[str, Any]:
     """The config of a model in open_clip's list. Raises ConfigError with the nearest name."""
     open_clip = _open_clip()
     model = open_clip.get_model_config(name)
@@ -236,7 +236,7 @@ def _open_clip(module: str = "") -> Any:
 def build(config: OpenClipConfig) -> ModalityEncoder:
     """The frozen encoder. Raises AssetError and ConfigError."""
     transform = _open_clip("transform")
-    model = _architecture(config.architecture) if config.architecture else {}
+    model = architecture_config(config.architecture) if config.architecture else {}
     tag, weights, pattern = _tag(config, model), config.weights, "open_clip*.safetensors"
     for prefix in _PREFIXES:
         weights = weights.removeprefix(prefix)

@@ -33,7 +33,7 @@ _LARGEST_KERNEL = 1 << 24
 """Maximum number of values in a sinc kernel; for coprime rates it would take gigabytes."""
 _SINC_ZEROS = 6
 """Zero crossings of the sinc on either side: torchaudio's default."""
-_RESAMPLED = 1 << 22
+RESAMPLE_BLOCK = 1 << 22
 """Samples per channel that are resampled at once: torch needs a multiple of their memory."""
 _UNKNOWN = 1 << 40
 """A length in samples or bytes that no file has: headers contain it if the length is unknown."""
@@ -42,7 +42,7 @@ _OPEN = 0x7FFF0000
 0x7FFFF000, others the largest number of 31 or 32 bits, less the header."""
 
 
-class _Steady:
+class SoundfileInput:
     """A file adapter for soundfile.
 
     It has no name, since soundfile trusts the suffix `.raw` and would read any file as samples. An
@@ -60,9 +60,9 @@ class _Steady:
         return self.tell()
 
 
-def _steady(file: BinaryIO) -> Any:
-    """Wrap a file in `_Steady`, typed as Any: soundfile accepts it, but its annotations do not."""
-    return _Steady(file)
+def _soundfile_input(file: BinaryIO) -> Any:
+    """Wrap a file; typed as Any, since soundfile's annotations accept fewer types than it does."""
+    return SoundfileInput(file)
 
 
 def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
@@ -71,7 +71,7 @@ def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
     import soundfile
 
     try:
-        with soundfile.SoundFile(_steady(file)) as sound:
+        with soundfile.SoundFile(_soundfile_input(file)) as sound:
             facts = MediaInfo(
                 "audio",
                 sound.format,
@@ -103,7 +103,7 @@ def decode(
 
     array, length = np.empty((facts.channels, facts.samples), np.float32), 0
     try:
-        with soundfile.SoundFile(_steady(file)) as sound:
+        with soundfile.SoundFile(_soundfile_input(file)) as sound:
             # In blocks: some codecs fail for all at once, and the cost is checked in between.
             while length < facts.samples:
                 cost.check()
@@ -129,7 +129,7 @@ def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, 
     import soundfile
 
     try:
-        with soundfile.SoundFile(_steady(file)) as sound:
+        with soundfile.SoundFile(_soundfile_input(file)) as sound:
             return provenance.from_comment(sound.comment)
     except Exception as error:
         raise _damaged(name, error) from error
@@ -215,7 +215,7 @@ def _sinc(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
 
     step, made = own // gcd(own, rate), rate // gcd(own, rate)
     reach = ceil(_SINC_ZEROS * step / (0.99 * min(step, made))) + step  # as in torchaudio
-    margin, block = step * ceil(reach / step), step * ceil(_RESAMPLED / step)
+    margin, block = step * ceil(reach / step), step * ceil(RESAMPLE_BLOCK / step)
     channels, length = samples.shape
     resampled = np.empty((channels, -(-length * made // step)), np.float32)
     for start in range(0, length, block):

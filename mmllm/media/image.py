@@ -36,7 +36,7 @@ _HEIF = {b"mif1", b"msf1"} | {b"he" + rest for rest in (b"ic", b"ix", b"im", b"i
 _HEIF |= {b"hevc", b"hevx", b"hevm", b"hevs"}
 """Brands of still images in MP4-like containers: FFmpeg would decode one tile of the image only."""
 _ORIENTATION = 0x0112
-_STRIP = 1 << 22
+STRIP_PIXELS = 1 << 22
 """Pixels that are converted at once, to limit the memory of intermediate copies."""
 
 
@@ -113,7 +113,7 @@ def decode(
     with _pillow(file, name, cost) as picture:
         cost.add_frame(*picture.size)
         mark = provenance.from_xmp(picture.info.get("xmp"))
-        return _rgb(_upright(picture)), mark
+        return to_rgb(_upright(picture)), mark
 
 
 def from_pil(picture: PILImage.Image) -> np.ndarray:
@@ -125,7 +125,7 @@ def from_pil(picture: PILImage.Image) -> np.ndarray:
     if 0 in picture.size:
         raise MediaError(f"Image.from_pil: the image is empty (size {picture.size})")
     try:
-        return _rgb(_upright(picture))
+        return to_rgb(_upright(picture))
     except MediaError:
         raise
     except Exception as error:
@@ -230,7 +230,7 @@ def frames_at(
             if len(places):
                 same = picture.size == (width, height)
                 frame = picture if same else picture.crop((0, 0, width, height))
-                shown[places] = _rgb(frame)
+                shown[places] = to_rgb(frame)
     return shown
 
 
@@ -299,14 +299,14 @@ def _upright(picture: PILImage.Image) -> PILImage.Image:
     return picture.transpose(ways[orientation - 2]) if known else picture
 
 
-def _rgb(picture: PILImage.Image) -> np.ndarray:
+def to_rgb(picture: PILImage.Image) -> np.ndarray:
     """Convert to uint8[H, W, 3]: transparency is blended onto white, grey of more than 8 bits is
     scaled (Pillow would clip it)."""
     if picture.mode.startswith(("I", "F")):
         return _deep_grey(picture)
     width, height = picture.size
     array = np.empty((height, width, 3), np.uint8)
-    rows = max(1, _STRIP // max(1, width))
+    rows = max(1, STRIP_PIXELS // max(1, width))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         array[top:bottom] = _strip(picture.crop((0, top, width, bottom)))
@@ -338,7 +338,7 @@ def _deep_grey(picture: PILImage.Image) -> np.ndarray:
     scale = 1 / 257 if picture.mode.startswith("I;16") else _scale(picture.mode, values.max())
     clear = picture.info.get("transparency")
     array = np.empty((*values.shape, 3), np.uint8)
-    rows = max(1, _STRIP // max(1, values.shape[1]))
+    rows = max(1, STRIP_PIXELS // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
         part = values[top : top + rows]
         grey = (part * np.float64(scale)).clip(0, 255).round().astype(np.uint8)

@@ -88,14 +88,14 @@ class Medium:
         """
         if self.array is not None:
             return self
-        return replace(self, **self._fields(decode(self._existing_source(), self.modality)))
+        return replace(self, **self._fields(decode(self.existing_source(), self.modality)))
 
     def _fields(self, content: MediaContent) -> dict[str, Any]:
         """Return the fields that are set from a file's content."""
         mark = self.provenance if self.provenance is not None else content.provenance
         return {"array": content.array, "provenance": mark}
 
-    def _existing_source(self) -> MediaSource:
+    def existing_source(self) -> MediaSource:
         """Return the source. Raises MediaError if there is none."""
         if self.source is None:
             raise MediaError(

@@ -243,7 +243,7 @@ class Video(Medium):
         if self.array is not None:
             count = len(self.array)
             return self.array[[int((i + 0.5) * count / num) for i in range(num)]]
-        return sample(self._existing_source(), num)
+        return sample(self.existing_source(), num)
 
     def presampled(
         self,

@@ -39,7 +39,7 @@ class AdmissionMiddleware:
         self.settings = settings
         self.metrics = metrics
         self._token = None if settings.token is None else f"bearer {settings.token}".encode()
-        self._inside = 0
+        self.num_admitted = 0  # requests that are being answered
         self._bodies = _Bodies(settings.max_total_body_bytes)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -73,11 +73,11 @@ class AdmissionMiddleware:
             self._check_capacity(
                 scope["path"]
             )  # checked again: a body being received takes no slot
-            self._inside += 1
+            self.num_admitted += 1
             try:
                 await self.app(scope, _again(body, receive), send)
             finally:
-                self._inside -= 1
+                self.num_admitted -= 1
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         hosts = self.settings.hosts
@@ -100,7 +100,7 @@ class AdmissionMiddleware:
         self._check_capacity(path)
 
     def _check_capacity(self, path: str) -> None:
-        if self._inside >= self.settings.max_requests and path != _ALWAYS:
+        if self.num_admitted >= self.settings.max_requests and path != _ALWAYS:
             raise ApiError(429, "too many requests at once; try again soon", code="busy")
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive, held: _Body) -> bytes:

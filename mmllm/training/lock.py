@@ -120,7 +120,7 @@ class RunLock:
                     "for it, stop it, or name another folder with stage.output=…"
                 )
             if alive is False or age > SILENCE:
-                self._set_aside(content)
+                remove_stale(self.path, content)
             elif seen is None:
                 seen = beat
                 logger.warning(
@@ -175,16 +175,6 @@ class RunLock:
             beat = now
         return (now - beat) / 1e9, beat
 
-    def _set_aside(self, stale: bytes) -> None:
-        """Remove a dead process's lock, unless somebody else has just done so and made his own."""
-        aside = files.draft_path(self.path)
-        with contextlib.suppress(FileNotFoundError):
-            self.path.rename(aside)
-            if aside.read_bytes() != stale:
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
-            aside.unlink()
-
     def _try_out(self) -> None:
         """Delete leftovers of killed processes and check that the disk accepts what a run writes
         at least. Raises OSError."""
@@ -208,3 +198,20 @@ class RunLock:
             holder = self._holder(self._content())
             if holder and holder.token == self.own.token:
                 self.path.unlink()
+
+
+def remove_stale(path: Path, content: bytes) -> None:
+    """Delete the lock of a dead process, unless another process has replaced it meanwhile.
+
+    Args:
+        path: the lock file.
+        content: what the file contained when it was found stale; a file with other contents is
+            the lock of another process and stays.
+    """
+    aside = files.draft_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if aside.read_bytes() != content:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()

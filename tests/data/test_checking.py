@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,10 +82,10 @@ def test_every_fault_is_found_and_no_other(faulty: Path):
     assert [json.loads(line)["kind"] for line in written] == [p.kind for p in report.problems]
 
 
-def test_oversized_media_are_found_by_their_header(faulty: Path, monkeypatch):
-    monkeypatch.setattr(sys.modules["mmllm.media.limits"], "_DEFAULT", media.Limits(pixels=20))
+def test_oversized_media_are_found_by_their_header(faulty: Path):
     sources = {"rows": source("nextgpt", file=str(faulty / "rows.json"))}
-    report = checking.check(sources, faulty / "out", progress=False, samples=1)
+    with media.limits(pixels=20):
+        report = checking.check(sources, faulty / "out", progress=False, samples=1)
     kinds = {problem.kind for problem in report.problems}
     assert "oversized" in kinds
     assert any("48 pixels" in problem.message for problem in report.problems)

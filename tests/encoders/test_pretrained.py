@@ -284,7 +284,7 @@ def test_every_kind_of_tower_gives_patches(name, grid, width):
 
     settings = ours.OpenClipConfig("somewhere", architecture=name)
     with torch.device("meta"):
-        tower = ours.make_tower(ours._architecture(name))
+        tower = ours.make_tower(ours.architecture_config(name))
     encoder = ours.OpenClipEncoder(settings, tower, {}, "none")
     assert encoder.feature_shape == (grid * grid, width)
 

@@ -195,7 +195,7 @@ def test_a_picture_of_pillow_is_what_its_file_is():
 def test_large_pictures_are_converted_in_strips(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
     whole = Image.from_pil(PILImage.fromarray(pixels)).to_numpy()
-    monkeypatch.setattr("mmllm.media.image._STRIP", 7 * 40)
+    monkeypatch.setattr("mmllm.media.image.STRIP_PIXELS", 7 * 40)
     assert np.array_equal(Image.from_pil(PILImage.fromarray(pixels)).to_numpy(), whole)
 
 
@@ -345,7 +345,7 @@ def test_rates_without_a_common_divisor_are_resampled(rate):
 def test_long_sounds_are_resampled_in_blocks_without_seams(own, rate, monkeypatch):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, own + 77)).astype(np.float32)
     whole = Audio.from_numpy(noise, own).resample(rate, mono=False).to_numpy()
-    monkeypatch.setattr("mmllm.media.audio._RESAMPLED", own // 7)
+    monkeypatch.setattr("mmllm.media.audio.RESAMPLE_BLOCK", own // 7)
     blocks = Audio.from_numpy(noise, own).resample(rate, mono=False).to_numpy()
     assert blocks.shape == whole.shape
     assert np.abs(blocks - whole).max() < 1e-5
@@ -570,8 +570,8 @@ def test_time_is_bounded_while_decoding(monkeypatch, what):
 
 def test_frames_are_converted_only_where_they_are_looked_at(monkeypatch):
     converted = []
-    rgb = image._rgb
-    monkeypatch.setattr("mmllm.media.image._rgb", lambda p: converted.append(p) or rgb(p))
+    rgb = image.to_rgb
+    monkeypatch.setattr("mmllm.media.image.to_rgb", lambda p: converted.append(p) or rgb(p))
     assert Video(moving(40, 50)).sample_frames(2).shape == (2, 50, 50, 3)
     assert len(converted) == 2
 
@@ -721,7 +721,7 @@ def test_a_voc_is_read_without_the_heads_of_its_blocks():
 
 
 def test_a_seek_before_the_beginning_stays_where_it_is():
-    file = sounds._Steady(io.BytesIO(b"RIFF"))
+    file = sounds.SoundfileInput(io.BytesIO(b"RIFF"))
     assert file.seek(2) == 2
     assert file.seek(-5) == 2  # what is raised here, soundfile prints as a traceback and loses
     assert file.read(2) == b"FF"

@@ -126,9 +126,9 @@ def test_a_client_that_goes_away_frees_the_engine(
                 assert any("progress" in line for line in lines)
         else:
             with sent(served, asked):
-                wait_for(lambda: bool(served.service.dispatcher._running))
+                wait_for(lambda: served.metric("mmllm_running") == 1)
         wait_for(lambda: served.metric("mmllm_cancelled_total") == 1)
-        wait_for(lambda: not served.service.dispatcher._running)
+        wait_for(lambda: served.metric("mmllm_running") == 0)
         assert served.service.dispatcher.chat.engine.is_idle
         assert served.metric("mmllm_media_total", modality="image") == 0
         assert http.post("/v1/chat/completions", json=body("one")).status_code == 200

@@ -365,7 +365,7 @@ def test_all_requests_share_what_their_media_may_take(serve: Callable[..., Serve
     with served.http() as http, ThreadPoolExecutor(1) as pool:
         first = pool.submit(http.post, CHAT, json=asked)
         until = time.monotonic() + 30
-        while not served.service.dispatcher._running:
+        while not served.metric("mmllm_running"):
             assert time.monotonic() < until
             time.sleep(0.01)
         error = error_of(served.http().post(CHAT, json=asking(IMAGE)), 429)
@@ -516,4 +516,4 @@ def test_a_client_that_takes_no_answer_holds_its_place_for_a_while() -> None:
     scope = {"type": "http", "path": "/v1/models", "headers": []}
     with pytest.raises(TimeoutError):
         asyncio.run(gate(scope, receive, stuck))
-    assert gate._inside == 0
+    assert gate.num_admitted == 0
