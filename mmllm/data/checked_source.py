@@ -127,7 +127,12 @@ def render(renderer: Renderer, messages: Sequence[Message], longest: int | None 
 
 
 def check_length(rendered: Rendered, longest: int | None) -> None:
-    """Raise LongRowError for more than `longest` tokens; None means no limit."""
+    """Raise LongRowError for a row that is too long.
+
+    Args:
+        rendered: the row's token ids, labels and media.
+        longest: the maximum number of tokens, `stage.max_length`; None means no limit.
+    """
     if longest is not None and len(rendered) > longest:
         raise LongRowError(f"{len(rendered)} tokens, but stage.max_length is {longest}")
 

@@ -73,7 +73,12 @@ class Mixture:
         return Draw(name, index, seed=number)
 
     def batch(self, step: int, batch_size: int) -> list[Draw]:
-        """Return the global batch of a step."""
+        """Return the global batch of a step, the same on every process.
+
+        Args:
+            step: the optimizer step, from 0.
+            batch_size: conversations of all processes and micro-batches together.
+        """
         return [self.draw(step * batch_size + place) for place in range(batch_size)]
 
     def rng(self, draw: Draw) -> np.random.Generator:
@@ -118,7 +123,12 @@ class LengthGroups:
         self.slices = slices
 
     def batch(self, step: int, batch_size: int) -> list[Draw]:
-        """Return the global batch of a step, slice after slice."""
+        """Return the global batch of a step, slice after slice.
+
+        Args:
+            step: the optimizer step, from 0.
+            batch_size: conversations of all processes and micro-batches together.
+        """
         number, place = divmod(step, self.window)
         return self._steps(number, batch_size)[place]
 

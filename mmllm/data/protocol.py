@@ -42,13 +42,38 @@ class FeatureProvider(Protocol):
     """A provider of the outputs of frozen encoders and decoders, computed or cached."""
 
     def input_media(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor | None]:
-        """Return `samples`, or `features` and `feature_mask`, of M >= 1 media of encoder `key`."""
+        """Compute, or look up, what an input projection takes.
+
+        Args:
+            key: the encoder's modality in the config.
+            media: M >= 1 media of that modality.
+
+        Returns:
+            Either `samples`, the preprocessed media, to be encoded in the training step; or
+            `features` float[M, L, C] and `feature_mask`, bool[M, L] or None, of the encoder.
+        """
         ...
 
     def targets(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor]:
-        """Return the caption embeddings of M >= 1 media of decoder `key`, by tensor name."""
+        """Compute, or look up, the caption embeddings that an output projection is to match.
+
+        Args:
+            key: the decoder's modality in the config.
+            media: M >= 1 media of that modality, with captions.
+
+        Returns:
+            The decoder's condition by tensor name, each of M rows.
+        """
         ...
 
     def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
-        """Return the latents of M >= 1 media of decoder `key`; None without a denoising loss."""
+        """Compute, or look up, the latents that the denoising loss adds noise to.
+
+        Args:
+            key: the decoder's modality in the config.
+            media: M >= 1 media of that modality.
+
+        Returns:
+            One row a medium; None if the stage has no denoising loss.
+        """
         ...

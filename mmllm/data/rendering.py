@@ -341,7 +341,16 @@ class Renderer:
 
 
 def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Return the length of the longest common prefix of two sequences."""
+    """Return the length of the longest common prefix of two sequences.
+
+    Args:
+        one: a text, or a list of token ids.
+        other: a sequence of the same kind; it may be shorter or longer.
+
+    Example:
+        >>> common_prefix_length("photo", "photon")
+        5
+    """
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 

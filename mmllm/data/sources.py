@@ -60,8 +60,14 @@ class JsonRows(Sequence[dict[str, Any]]):
         return any(isinstance(entry, dict) and column in entry for entry in self._entries)
 
     def select(self, column: str, values: Sequence[Any]) -> JsonRows:
-        """Return the rows whose `column` has one of the values. Unreadable rows are kept, so that
-        they are counted."""
+        """Return the rows with one of the given values in a column.
+
+        Unreadable rows are kept, so that they are counted.
+
+        Args:
+            column: a field of the rows; a row without it counts as None.
+            values: the values to keep.
+        """
         return JsonRows(
             [e for e in self._entries if isinstance(e, UnreadableRow) or e.get(column) in values]
         )
@@ -104,8 +110,20 @@ def read_rows(file: str, root: str | None, where: str) -> tuple[JsonRows, Path]:
 
 
 def open_rows(file: str, root: str | None, where: str) -> tuple[Rows, Path]:
-    """As `read_rows`, also for .csv, .tsv and .parquet files, which are opened as a Table. A
-    pattern may name several files of a table."""
+    """Open the rows of a dataset in JSON, JSON Lines, CSV, TSV or Parquet.
+
+    Args:
+        file: the file, which may be gzipped where it is text; for tables also a pattern that names
+            several files.
+        root: the folder that media are relative to; None: that of the file.
+        where: the dataset's place in the config, for messages.
+
+    Returns:
+        The rows, and the root.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+    """
     if Path(file.lower().removesuffix(".gz")).suffix not in (".csv", ".tsv", ".parquet"):
         return read_rows(file, root, where)
     path = resolve(file)
@@ -113,8 +131,17 @@ def open_rows(file: str, root: str | None, where: str) -> tuple[Rows, Path]:
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """Return the text of a file, which may be gzipped, in UTF-8 or the encoding of its byte order
-    mark. `errors` as in `bytes.decode`."""
+    """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
+
+    Args:
+        path: the file, which may be gzipped, whatever its name.
+        errors: what is done with invalid bytes, as in `bytes.decode`.
+
+    Raises:
+        OSError: the file cannot be read.
+        EOFError, zlib.error: its gzip stream is truncated or damaged.
+        UnicodeDecodeError: it holds invalid bytes and `errors` is "strict".
+    """
     data = path.read_bytes()
     if data.startswith(b"\x1f\x8b"):
         data = gzip.decompress(data)
@@ -122,7 +149,12 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, gzipped if its suffix is .gz; equal texts give equal bytes."""
+    """Write a text as UTF-8; equal texts give equal bytes.
+
+    Args:
+        path: the file, gzipped if its suffix is .gz.
+        text: the contents.
+    """
     data = text.encode("utf-8")
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
@@ -189,8 +221,16 @@ def _entry(row: Any, what: str) -> dict[str, Any] | UnreadableRow:
 
 
 def require(rows: Rows, fields: Sequence[str], where: str) -> None:
-    """Raise ConfigError for a field that no row has: the file has another format, or its columns
-    have other names."""
+    """Raise ConfigError for a field that no row has.
+
+    The file then has another format, or its columns have other names; the message suggests the
+    nearest one.
+
+    Args:
+        rows: the rows of the dataset.
+        fields: the names that its format needs.
+        where: the dataset's place in the config, for messages.
+    """
     for name in fields:
         if not rows.has(name):
             hint = did_you_mean(name, rows.columns)
@@ -260,7 +300,11 @@ def from_text(text: str, where: str, read: Callable[[str, str], bytes]) -> bytes
 
 
 def inside(root: Path, file: str) -> Path:
-    """Return the path of `file` below `root`.
+    """Return the path of a file below a dataset's root.
+
+    Args:
+        root: the folder that media are relative to.
+        file: the file name in a row, relative to `root`.
 
     Raises:
         RowError: `file` is no valid file name.

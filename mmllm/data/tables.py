@@ -155,9 +155,18 @@ class Table(Sequence[dict[str, Any]]):
         return column in self.columns
 
     def select(self, column: str, values: Sequence[Any]) -> Table:
-        """Return the rows whose `column` has one of the values. In a text file values are compared
-        as texts. Unreadable rows are kept, so that they are counted. Raises ConfigError for an
-        unknown column."""
+        """Return the rows with one of the given values in a column.
+
+        In a text file values are compared as texts. Unreadable rows are kept, so that they are
+        counted.
+
+        Args:
+            column: the column's name.
+            values: the values to keep.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
         if column not in self.columns:
             raise ConfigError(f"no column {column!r}; there are {', '.join(self.columns)}")
         as_text = [str(value).encode() for value in values]

@@ -41,7 +41,15 @@ def text_of(value: Any, rng: np.random.Generator, what: str) -> str:
 
 
 def caption_of(value: Any, rng: np.random.Generator) -> str:
-    """Convert a field to a caption: as `text_of`, with surrounding white space removed."""
+    """Convert a field to a caption: as `text_of`, with surrounding white space removed.
+
+    Args:
+        value: a text, or a list of texts of which one is drawn.
+        rng: draws it.
+
+    Raises:
+        RowError: the field holds neither.
+    """
     return text_of(value, rng, "caption").strip()
 
 
@@ -115,7 +123,12 @@ class Template:
         return list(dict.fromkeys(name for _, name, _, _ in self._pieces if name))
 
     def check(self, fields: Collection[str], where: str) -> None:
-        """Raise ConfigError for a name that is not among `fields`, the fields of all rows."""
+        """Raise ConfigError for a name in braces that no row has as a field.
+
+        Args:
+            fields: the fields of all rows.
+            where: the template's place in the config, for messages.
+        """
         for name in self.names:
             if name not in fields:
                 hint = did_you_mean(name, fields)

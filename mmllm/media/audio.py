@@ -55,6 +55,15 @@ class SoundfileInput:
         self.tell, self.read = file.tell, file.read
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a position; an invalid one changes nothing.
+
+        Args:
+            offset: bytes from the place that `whence` names.
+            whence: as in `io`: 0 the beginning, 1 the current position, 2 the end.
+
+        Returns:
+            The position, in bytes from the beginning.
+        """
         with suppress(OSError, ValueError):
             self._seek(offset, whence)
         return self.tell()
@@ -66,8 +75,20 @@ def _soundfile_input(file: BinaryIO) -> Any:
 
 
 def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
-    """Read the header of a file; None if soundfile cannot read it. Raises MediaError for a file
-    that is shorter than its header says."""
+    """Read the header of an audio file with soundfile.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: unused; the probes of all formats have this signature.
+
+    Returns:
+        Format, duration, samples, sample rate and channels; None if soundfile cannot read the file,
+        or cannot tell its length, so that FFmpeg must read it.
+
+    Raises:
+        MediaError: the file is shorter than its header says.
+    """
     import soundfile
 
     try:
@@ -98,7 +119,21 @@ def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
 def decode(
     file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost
 ) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """Decode a file: float32[C, S] in [-1, 1], and its provenance metadata. Raises MediaError."""
+    """Decode an audio file with soundfile.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        facts: what `probe` returned for it.
+        cost: checked after every block of 65,536 samples.
+
+    Returns:
+        The samples, float32[C, S] in [-1, 1], and the provenance metadata or None.
+
+    Raises:
+        MediaError: the file is damaged or truncated, or holds no samples, NaN or infinity.
+        OversizedMediaError: decoding takes too long.
+    """
     import soundfile
 
     array, length = np.empty((facts.channels, facts.samples), np.float32), 0
@@ -125,7 +160,19 @@ def decode(
 
 
 def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
-    """Return the provenance metadata of an audio file, or None. Raises MediaError."""
+    """Read the provenance metadata of an audio file from its comment.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: unused; the readers of all formats have this signature.
+
+    Returns:
+        The metadata that `provenance.to_comment` wrote; None if there is none.
+
+    Raises:
+        MediaError: the file is damaged.
+    """
     import soundfile
 
     try:
@@ -136,7 +183,15 @@ def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, 
 
 
 def checked(samples: np.ndarray, name: str) -> np.ndarray:
-    """Clip float32[C, S] to [-1, 1] in place. Raises MediaError for no samples, NaN or infinity."""
+    """Clip samples to [-1, 1], in place.
+
+    Args:
+        samples: float32[C, S], overwritten.
+        name: the medium's name in messages.
+
+    Raises:
+        MediaError: there are no samples, or some are NaN or infinite.
+    """
     if 0 in samples.shape:
         raise MediaError(f"{name}: the audio holds no samples")
     if not np.isfinite([samples.min(), samples.max()]).all():

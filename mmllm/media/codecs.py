@@ -90,8 +90,15 @@ def sample_frames(source: MediaSource, num: int) -> np.ndarray:
 
 
 def output_path(path: str | Path, modality: str) -> Path:
-    """Return the path of a file to be written, with `~` expanded. Raises MediaError for a suffix
-    that this modality does not support."""
+    """Return the path of a file to be written, with `~` expanded.
+
+    Args:
+        path: the file; its suffix selects the format.
+        modality: image, audio or video.
+
+    Raises:
+        MediaError: the modality cannot be saved with this suffix, or there is no home folder.
+    """
     try:
         path = Path(path).expanduser()
     except RuntimeError as error:

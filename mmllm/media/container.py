@@ -30,7 +30,20 @@ _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 @contextmanager
 def open_container(file: BinaryIO, name: str, cost: DecodingCost) -> Iterator[InputContainer]:
-    """Open a container; any exception inside the block becomes a MediaError."""
+    """Open a container with FFmpeg; any exception inside the block becomes a MediaError.
+
+    Args:
+        file: the open file.
+        name: its name in messages.
+        cost: checked at every read, since FFmpeg may read a malformed file for a long time.
+
+    Yields:
+        PyAV's container, closed after the block.
+
+    Raises:
+        MediaError: the file is damaged, truncated or of an unknown format.
+        OversizedMediaError: a limit is exceeded.
+    """
     try:
         with _open(file, cost) as container:
             yield container
@@ -68,10 +81,21 @@ def audio_stream(container: InputContainer) -> Any | None:
 
 
 def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
-    """Read the header of a container; None if FFmpeg cannot read it.
+    """Read the header of a video or audio container with FFmpeg.
 
-    Packets are counted, but not decoded, if the header does not state their number. Raises
-    MediaError for a truncated file.
+    Packets are counted, but not decoded, if the header does not state their number.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: checked at every read.
+
+    Returns:
+        Format, size, frames, frame rate and duration; None if FFmpeg cannot read the file.
+
+    Raises:
+        MediaError: the file is truncated.
+        OversizedMediaError: reading takes too long.
     """
     try:
         with _open(file, cost) as container:
@@ -139,7 +163,15 @@ def _num_shown(container: InputContainer, stream: Any) -> int:
 
 
 def square_size(stream: Any, width: int, height: int) -> tuple[int, int]:
-    """Return the size at which frames are displayed: non-square pixels are stretched."""
+    """Return the (width, height) in pixels at which frames are displayed.
+
+    Non-square pixels are stretched in the direction in which they are longer.
+
+    Args:
+        stream: PyAV's video stream, which states the aspect ratio of a pixel.
+        width: columns of a decoded frame.
+        height: rows of a decoded frame.
+    """
     aspect = stream.sample_aspect_ratio
     if not aspect or aspect <= 0 or aspect == 1:
         return width, height
@@ -192,7 +224,17 @@ def open_decoder(stream: Any) -> Any:
 def decode_packets(
     container: InputContainer, stream: Any, decoder: Any, cost: DecodingCost
 ) -> Iterator[Any]:
-    """Yield the decoded frames of a stream, checking the cost at every packet."""
+    """Yield the decoded frames of a stream, checking the cost at every packet.
+
+    Args:
+        container: the container to read packets from.
+        stream: PyAV's stream whose packets are read.
+        decoder: the codec context that decodes them, which need not be the stream's own.
+        cost: the cost of decoding this medium.
+
+    Raises:
+        OversizedMediaError: decoding takes too long.
+    """
     for packet in container.demux(stream):
         cost.check()
         if packet.size or packet.dts is None:  # skips empty packets, but not the final flush
@@ -200,6 +242,18 @@ def decode_packets(
 
 
 def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
-    """Return the provenance metadata of a video or audio file, or None. Raises MediaError."""
+    """Read the provenance metadata of a video or audio container from its comment.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: checked at every read.
+
+    Returns:
+        The metadata that `provenance.to_comment` wrote; None if there is none.
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
     with open_container(file, name, cost) as container:
         return provenance.from_comment(container.metadata.get("comment"))

@@ -31,8 +31,15 @@ class SavableMedium(Protocol):
 
 
 def to_bytes(medium: SavableMedium, suffix: str | None = None) -> bytes:
-    """Return the bytes of the file that `medium.save` writes with this suffix; by default png, wav
-    or mp4. Raises MediaError."""
+    """Return the bytes of the file that `medium.save` writes.
+
+    Args:
+        medium: an image, audio or video.
+        suffix: the format, as "png" or ".png"; by default png, wav or mp4.
+
+    Raises:
+        MediaError: the medium cannot be read, or not saved in this format.
+    """
     with tempfile.TemporaryDirectory() as folder:
         name = f"medium.{(suffix or _FORMATS[medium.modality]).removeprefix('.')}"
         return medium.save(Path(folder) / name).read_bytes()

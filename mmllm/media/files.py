@@ -89,8 +89,14 @@ def opened(source: MediaSource) -> Iterator[BinaryIO]:
 
 
 def timed(file: BinaryIO, cost: DecodingCost) -> BinaryIO:
-    """Wrap a file so that `read` raises OversizedMediaError once decoding has taken too long. This
-    also ends a library's loops over frames, chunks and packets."""
+    """Wrap a file so that decoding it ends when it takes too long.
+
+    Since libraries read in their loops over frames, chunks and packets, this ends those loops too.
+
+    Args:
+        file: the open file.
+        cost: checked at every `read`, which then raises OversizedMediaError.
+    """
     return cast(BinaryIO, _Timed(file, cost))
 
 

@@ -85,7 +85,20 @@ def _brands(file: Any) -> set[bytes]:
 
 
 def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
-    """Read the header of an image or animation; None if the file is neither. Raises MediaError."""
+    """Read the header of an image or animation with Pillow.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: checked at every read.
+
+    Returns:
+        Format, size in pixels and number of frames; None if the file is neither.
+
+    Raises:
+        MediaError: the file is damaged.
+        OversizedMediaError: it exceeds a limit.
+    """
     from PIL import UnidentifiedImageError
 
     try:
@@ -108,8 +121,21 @@ def probe(file: BinaryIO, name: str, cost: DecodingCost) -> MediaInfo | None:
 def decode(
     file: BinaryIO, name: str, cost: DecodingCost
 ) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """Decode an image: uint8[H, W, 3], rotated by EXIF and on white, and its provenance metadata.
-    Raises MediaError."""
+    """Decode an image with Pillow.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: the image counts as one frame.
+
+    Returns:
+        The pixels, uint8[H, W, 3], rotated as EXIF says and blended onto white, and the provenance
+        metadata or None.
+
+    Raises:
+        MediaError: the file is damaged or truncated.
+        OversizedMediaError: it exceeds a limit.
+    """
     with _pillow(file, name, cost) as picture:
         cost.add_frame(*picture.size)
         mark = provenance.from_xmp(picture.info.get("xmp"))
@@ -133,7 +159,19 @@ def from_pil(picture: PILImage.Image) -> np.ndarray:
 
 
 def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, Any] | None:
-    """Return the provenance metadata of an image or animation, or None. Raises MediaError."""
+    """Read the provenance metadata of an image or animation from its XMP or its comment.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: checked at every read.
+
+    Returns:
+        The metadata that `provenance` wrote; None if there is none.
+
+    Raises:
+        MediaError: the file is damaged.
+    """
     with _pillow(file, name, cost) as picture:
         return provenance.from_xmp(picture.info.get("xmp")) or provenance.from_comment(
             picture.info.get("comment")
@@ -242,8 +280,16 @@ def _show(picture: PILImage.Image, index: int, cost: DecodingCost) -> None:
 
 
 def save_animation(content: MediaContent, path: Path, suffix: str) -> None:
-    """Write a video as animated WebP or GIF, whose frame durations are whole milliseconds or
-    hundredths of a second."""
+    """Write a video as animated WebP or GIF.
+
+    Frame durations are rounded to whole milliseconds (WebP) or hundredths of a second (GIF), and
+    are 10 ms at least.
+
+    Args:
+        content: frames uint8[T, H, W, 3], their rate in frames per second, and provenance metadata.
+        path: the file to write.
+        suffix: .webp or .gif.
+    """
     from PIL import Image as PILImage
 
     pictures = [PILImage.fromarray(frame) for frame in content.array]

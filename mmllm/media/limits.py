@@ -85,7 +85,13 @@ def check_limit(name: str, limit: str, value: float, unit: str) -> None:
 
 
 def check_size(name: str, width: int, height: int) -> None:
-    """Raise OversizedMediaError if an image or frame has too many pixels or too long a side."""
+    """Raise OversizedMediaError if an image or frame has too many pixels or too long a side.
+
+    Args:
+        name: the medium's name in messages.
+        width: columns of pixels.
+        height: rows of pixels.
+    """
     size = f"({width} x {height})"
     check_limit(name, "pixels", width * height, f"pixels {size}")
     ratio = max(width, height) / max(1, min(width, height))
@@ -110,7 +116,16 @@ class DecodingCost:
         check_limit(self.name, "decoding_seconds", seconds, "seconds of decoding")
 
     def add_frame(self, width: int, height: int) -> None:
-        """Count a decoded frame. Raises OversizedMediaError if it exceeds a limit."""
+        """Count a decoded frame.
+
+        Args:
+            width: columns of pixels.
+            height: rows of pixels.
+
+        Raises:
+            OversizedMediaError: the frame, all frames so far, or the time that they took exceed a
+                limit.
+        """
         check_size(self.name, width, height)
         self._pixels += width * height
         check_limit(self.name, "decoded_pixels", self._pixels, "pixels decoded")

@@ -27,6 +27,11 @@ def save(content: MediaContent, path: Path) -> None:
 
     The index is at the beginning of the file, so that it plays while it downloads. Odd sides are
     padded by one pixel, a copy of the last: 4:2:0 colour requires even sides.
+
+    Args:
+        content: frames uint8[T, H, W, 3], their rate in frames per second, the audio track or None,
+            and provenance metadata, which is written as the comment.
+        path: the file to write.
     """
     import av
 

@@ -231,5 +231,14 @@ def _turned(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def middles(num: int, seconds: float) -> list[float]:
-    """Return the times in seconds of the middles of `num` equal parts of a video."""
+    """Return the times in seconds of the middles of equal parts of a video.
+
+    Args:
+        num: the number of parts.
+        seconds: the duration of the video.
+
+    Example:
+        >>> middles(2, 10.0)
+        [2.5, 7.5]
+    """
     return [(i + 0.5) * seconds / num for i in range(num)]

@@ -150,7 +150,17 @@ def embedded(modality: str, value: Any, root: Path, caption: str | None) -> Medi
 
 
 def columns(row: Mapping[str, Any], root: Path) -> Queues:
-    """Return the media in the columns `image`, `images` and so on of a row; see `embedded`."""
+    """Return the media in the columns `image`, `images`, `audio` and so on of a row.
+
+    Args:
+        row: the fields; a column may hold one medium or a list, each a file name or embedded bytes
+            as in `embedded`.
+        root: the folder that file names are relative to and must stay in.
+
+    Raises:
+        RowError: a value is neither a file name nor embedded bytes.
+        OutsideRootError: a file lies outside `root`.
+    """
     return queues(
         embedded(modality, value, root, None)
         for modality in MEDIA
@@ -160,7 +170,12 @@ def columns(row: Mapping[str, Any], root: Path) -> Queues:
 
 
 def check_size(size: int, what: str) -> None:
-    """Raise OversizedMediaError if `size` bytes exceed the limit; `what` names the file."""
+    """Raise OversizedMediaError if a file exceeds `Limits.bytes`.
+
+    Args:
+        size: bytes of the file.
+        what: the file's name in messages.
+    """
     allowed = current_limits().bytes
     if size > allowed:
         raise OversizedMediaError(f"{what}: {size} bytes, more than the limit of {allowed}")

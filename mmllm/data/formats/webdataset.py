@@ -170,7 +170,16 @@ class Shard:
         }
 
     def read(self, number: int, extension: str) -> bytes:
-        """Read one file of a sample, after checking its size. Raises MediaError."""
+        """Read one file of a sample.
+
+        Args:
+            number: the sample's place in the shard, from 0.
+            extension: that of the file, lower case and without the dot.
+
+        Raises:
+            OversizedMediaError: the file exceeds `Limits.bytes`; it is not read.
+            MediaError: the tar cannot be read, or has been truncated since it was indexed.
+        """
         offset, size = self.files(number)[extension]
         what = f"{self.path.name}/{self.key(number)}.{extension}"
         check_size(size, what)

@@ -78,8 +78,16 @@ def sample_frames(
     seconds: float = SECONDS,
     cancel: threading.Event | None = None,
 ) -> np.ndarray:
-    """Sample frames of a video file in a worker, as `mmllm.media.sample_frames` does:
-    uint8[num, H, W, 3].
+    """Sample frames of a video file in a worker process, as `mmllm.media.sample_frames` does.
+
+    Args:
+        source: the file: a path, its bytes, or an `Embedded`.
+        num: how many frames, one from the middle of each of `num` equal parts.
+        seconds: the worker is ended after this many seconds.
+        cancel: the worker is ended as soon as this event is set.
+
+    Returns:
+        uint8[num, H, W, 3].
 
     Raises:
         MediaError: as `decode`.
@@ -90,7 +98,12 @@ def sample_frames(
 def probe(
     source: MediaSource, *, seconds: float = SECONDS, cancel: threading.Event | None = None
 ) -> MediaInfo:
-    """Read a file's header in a worker, as `mmllm.media.probe` does.
+    """Read a file's header in a worker process, as `mmllm.media.probe` does.
+
+    Args:
+        source: the file: a path, its bytes, or an `Embedded`.
+        seconds: the worker is ended after this many seconds.
+        cancel: the worker is ended as soon as this event is set.
 
     Raises:
         MediaError: as `decode`.

@@ -21,7 +21,13 @@ and intermediate arrays (RGBA, float)."""
 
 
 def send(pipe: Any, header: dict[str, Any], *body: Any) -> None:
-    """Write a message: a JSON object, and concatenated buffers."""
+    """Write a message: the lengths, a JSON object, and concatenated buffers.
+
+    Args:
+        pipe: the binary stream, flushed afterwards.
+        header: the JSON object.
+        *body: buffers (bytes, arrays) whose bytes follow it.
+    """
     text = json.dumps(header).encode()
     pipe.write(_LENGTHS.pack(len(text), sum(memoryview(part).nbytes for part in body)))
     pipe.write(text)
@@ -31,8 +37,18 @@ def send(pipe: Any, header: dict[str, Any], *body: Any) -> None:
 
 
 def receive(pipe: BinaryIO, max_bytes: int) -> tuple[dict[str, Any], bytearray]:
-    """Read a message. Raises EOFError at the end of the pipe, or for a message of more than
-    `max_bytes`."""
+    """Read a message that `send` wrote.
+
+    Args:
+        pipe: the binary stream.
+        max_bytes: the largest message that is read, JSON and buffers together.
+
+    Returns:
+        The JSON object, and the bytes of all buffers.
+
+    Raises:
+        EOFError: the pipe has ended, or the message is larger than `max_bytes`.
+    """
     num_text, num_data = _LENGTHS.unpack(_read_exactly(pipe, _LENGTHS.size))
     if num_text + num_data > max_bytes:
         raise EOFError
@@ -45,8 +61,16 @@ def describe_arrays(arrays: Sequence[np.ndarray]) -> list[dict[str, Any]]:
 
 
 def split_arrays(descriptions: Sequence[dict[str, Any]], data: bytearray) -> list[np.ndarray]:
-    """Return the arrays that are concatenated in `data`. Raises KeyError for a dtype that no worker
-    sends, ValueError for too few bytes."""
+    """Return the arrays that are concatenated in a message, as views of its bytes.
+
+    Args:
+        descriptions: `dtype` and `shape` of each array, in order.
+        data: the bytes of all arrays.
+
+    Raises:
+        KeyError: a dtype is none of those that workers send.
+        ValueError: there are too few bytes.
+    """
     arrays, start = [], 0
     for entry in descriptions:
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"]
