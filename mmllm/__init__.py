@@ -56,11 +56,27 @@ def load(
     prefixes: int = 0,
     trust: Collection[str] = (),
 ) -> Chat:
-    """A model to talk to: a name ("mini"), a checkpoint or run folder, or a YAML (untrained).
+    """Load a model to talk to.
 
-    `device`: cpu, cuda, mps, or auto, which is the best available; `dtype`: float32 or bfloat16;
-    `prefixes`: how many conversations' caches are kept for their next turns; `trust`: modules of
-    yours ("my_encoder") and template files that a checkpoint may use: it runs no other code.
+    Args:
+        source: "mini", the model that is shipped; a checkpoint or run folder; or a YAML file, whose
+            model is untrained.
+        device: cpu, cuda, mps, or auto, which is the best available; None: as `auto`.
+        dtype: float32 or bfloat16; None: bfloat16 where the device computes it fast, else float32.
+        prefixes: how many conversations' key-value caches are kept for their next turns.
+        trust: your own modules ("my_encoder") and template files that the checkpoint may use. No
+            other code of a checkpoint is run.
+
+    Returns:
+        The model in evaluation mode, behind `reply`, `stream` and `reply_many`.
+
+    Raises:
+        ConfigError: a YAML is invalid, or `source`, `device` or `dtype` is unknown.
+        CheckpointError: a checkpoint is damaged, or was made with other frozen parts.
+
+    Example:
+        >>> chat = mmllm.load()
+        >>> print(chat.reply("hello"))
     """
     from mmllm.inference.loading import load as load_chat
 

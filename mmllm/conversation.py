@@ -69,7 +69,15 @@ Conversation: TypeAlias = Sequence[Message]
 
 
 def message(role: Role, *parts: str | ContentPart) -> Message:
-    """Return a message of `role`; strings become Text. Raises TypeError."""
+    """Return a message.
+
+    Args:
+        role: user, assistant or system.
+        *parts: texts and media, in order; a str becomes a Text.
+
+    Raises:
+        TypeError: a part of another type.
+    """
     typed: list[ContentPart] = []
     for part in parts:
         if isinstance(part, str):

@@ -58,10 +58,15 @@ def latest(run_folder: str | Path) -> Checkpoint | None:
 
 
 def prune(run_folder: Path, keep: int, step: int) -> None:
-    """Delete all checkpoints of a run up to `step` but the newest `keep`.
+    """Delete all checkpoints of a run up to a step but the newest.
 
     Those of later steps were damaged when the run was resumed (it would have gone on from them), so
     they do not count among the kept ones.
+
+    Args:
+        run_folder: the run's folder.
+        keep: how many checkpoints remain, 1 at least.
+        step: the step of the newest checkpoint.
     """
     folders = sorted((run_folder / "checkpoints").glob("step-*"))
     for old in [path for path in folders if path.name <= _step_name(step)][:-keep]:
@@ -71,7 +76,12 @@ def prune(run_folder: Path, keep: int, step: int) -> None:
 
 
 def step_folder(run_folder: Path, step: int) -> Path:
-    """Where a run keeps its checkpoint of a step."""
+    """Return the folder in which a run keeps its checkpoint of a step.
+
+    Args:
+        run_folder: the run's folder.
+        step: the number of optimizer steps taken.
+    """
     return run_folder / "checkpoints" / _step_name(step)
 
 

@@ -16,8 +16,19 @@ from mmllm.utils import files
 
 
 def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Write the model of a checkpoint without its state of training, to be used or given away.
-    `dtype` converts the weights (None: as they are). Raises CheckpointError."""
+    """Write the model of a checkpoint without its training state, to be used or given away.
+
+    Args:
+        source: the checkpoint.
+        folder: the folder to write; a checkpoint in it is replaced, its README.md stays.
+        dtype: what the weights are converted to; None keeps theirs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the folder cannot be written.
+    """
     model = load_model(source)
     if source.holds_llm and dtype:
         model.llm.model.to(dtype)
@@ -33,9 +44,21 @@ def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None
 
 
 def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
-    """Write a checkpoint that contains its language model, in `dtype`, with LoRA merged into it: in
-    float32, from whole weights even where it was trained on quantised ones. Raises
-    CheckpointError."""
+    """Write a checkpoint that contains its language model, with LoRA merged into it.
+
+    LoRA is merged in float32, from whole weights even where it was trained on quantised ones.
+
+    Args:
+        source: the checkpoint.
+        folder: the folder to write; a checkpoint in it is replaced, its README.md stays.
+        dtype: what the merged weights are converted to.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the folder cannot be written.
+    """
     model = load_whole_model(source)
     merge_lora(model.llm)
     model.llm.model.to(dtype)  # as its files will be, so that its fingerprint is theirs
@@ -51,8 +74,21 @@ def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
 
 
 def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
-    """Write the language model of a checkpoint, LoRA merged and signal tokens added, as a plain
-    transformers folder (mmllm.llm.export). Other files in `folder` stay. Raises CheckpointError."""
+    """Write the language model of a checkpoint as a plain transformers folder (mmllm.llm.export).
+
+    LoRA is merged, and the signal tokens are added to the vocabulary.
+
+    Args:
+        source: the checkpoint.
+        folder: the folder to write to; other files in it stay.
+        dtype: what the merged weights are converted to.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the folder cannot be written.
+    """
     model = load_whole_model(source)
     merge_lora(model.llm)
     model.llm.model.to(dtype)

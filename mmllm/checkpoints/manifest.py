@@ -99,8 +99,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def verify(source: Checkpoint, *, without: Sequence[str] = ()) -> None:
-    """Compare every file with its hash in the manifest, but those in the folders `without`. Raises
-    CheckpointError."""
+    """Compare the files of a checkpoint with their hashes in its manifest.
+
+    Args:
+        source: the checkpoint.
+        without: names of subfolders whose files are not compared.
+
+    Raises:
+        CheckpointError: a file is missing or differs.
+    """
     for name, entry in source.manifest["files"].items():
         if name.partition("/")[0] in without:
             continue
@@ -115,7 +122,14 @@ def verify(source: Checkpoint, *, without: Sequence[str] = ()) -> None:
 
 
 def write_manifest(draft: Path, *, step: int, **facts: Any) -> None:
-    """Write the manifest, the last file of a draft; it lists the others."""
+    """Write the manifest of a checkpoint, the last file of its draft: it lists and hashes the
+    others.
+
+    Args:
+        draft: the folder, complete but for the manifest.
+        step: the number of optimizer steps taken.
+        **facts: further entries, which JSON can hold.
+    """
     manifest = {
         "format": FORMAT,
         "step": step,

@@ -116,7 +116,12 @@ def assemble(
 
 
 def require_free_space(folder: Path, needed: int) -> None:
-    """Raises CheckpointError unless `needed` bytes are free where `folder` is, or will be."""
+    """Raise CheckpointError unless a checkpoint fits on the disk.
+
+    Args:
+        folder: the folder that is to hold it, which need not exist yet.
+        needed: bytes of the checkpoint.
+    """
     free = files.free_bytes(folder)
     if free < needed:
         raise CheckpointError(

@@ -47,7 +47,13 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def check_keys(cls: type, tree: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError if `tree` has a key that is not a field, or lacks one without a default."""
+    """Raise ConfigError for an unknown key, or a missing one.
+
+    Args:
+        cls: the dataclass; a field without a default is required.
+        tree: its mapping in the YAML.
+        where: the mapping's place in the config, for messages.
+    """
     fields = {entry.name: entry for entry in dataclasses.fields(cls) if entry.init}
     for key in tree:
         if key not in fields:
@@ -67,13 +73,30 @@ def check_keys(cls: type, tree: Mapping[str, Any], where: str) -> None:
 
 
 def suggest(key: Any, known: Any) -> str:
-    """`; did you mean …?` if one of the known names is close to `key`, else nothing."""
+    """Return "; did you mean …?" with the nearest known name, or "" if none is near.
+
+    Args:
+        key: the unknown name.
+        known: the known names.
+
+    Example:
+        >>> suggest("wieghts", ["weights", "layer"])
+        "; did you mean 'weights'?"
+    """
     near = difflib.get_close_matches(str(key)[:60], list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def as_mapping(tree: Any, where: str) -> Mapping[str, Any]:
-    """`tree` itself; raises ConfigError unless it is a mapping."""
+    """Return a value unchanged if it is a mapping.
+
+    Args:
+        tree: plain data from YAML.
+        where: its place in the config, for messages.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{where}: expected a mapping of keys, got {quoted(tree)}")
     return tree

@@ -64,7 +64,13 @@ def with_current_names(stage: Any, *, warn: bool = False) -> Any:
 def rename_keys(
     tree: Mapping[Any, Any], where: str, names: Mapping[str, str], *, warn: bool
 ) -> dict[Any, Any]:
-    """Rename the keys of a mapping by `names`; `warn` logs each former name.
+    """Rename the keys of a mapping.
+
+    Args:
+        tree: plain data from YAML.
+        where: its place in the config, for messages.
+        names: former name -> present name.
+        warn: whether to log a warning for each former name.
 
     Raises:
         ConfigError: a key is given under both of its names.

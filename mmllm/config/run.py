@@ -66,7 +66,11 @@ def parse_run(tree: Mapping[str, Any], where: str = "config", *, warn: bool = Tr
 
 
 def override(tree: dict[str, Any], entry: str) -> None:
-    """Set one value of plain data by `dotted.key=value`; former names of stage keys are accepted.
+    """Set one value of a config, in place.
+
+    Args:
+        tree: the config as plain data.
+        entry: `dotted.key=value`, the value in YAML; former names of stage keys are accepted.
 
     Raises:
         ConfigError: no `=`, a parent that is not a mapping, or a value that is not YAML.

@@ -60,7 +60,12 @@ def trust(names: Collection[str]) -> None:
 
 
 def check_foreign(tree: Any, folder: Path, where: str) -> None:
-    """Check the config of a checkpoint, as plain data, and make its chat templates' paths absolute.
+    """Check the config of a checkpoint, and make the paths of its chat templates absolute.
+
+    Args:
+        tree: the config as plain data, changed in place.
+        folder: the checkpoint's folder.
+        where: the place of `tree` in the config, for messages.
 
     Raises:
         ConfigError: it names code that is not mmllm's or a file outside `folder`, and the user does

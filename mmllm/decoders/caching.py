@@ -66,7 +66,12 @@ def usable_caches(pipeline: str) -> list[str]:
 
 
 def check_cache(name: str | None, pipeline: str) -> None:
-    """Raise ConfigError for a cache that a pipeline class does not support."""
+    """Raise ConfigError for a step cache that a pipeline class does not support.
+
+    Args:
+        name: the cache, a key of `CACHES`; None: no cache, which every pipeline supports.
+        pipeline: the name of the pipeline's class.
+    """
     usable = usable_caches(pipeline)
     if name is not None and name not in usable:
         raise ConfigError(
@@ -77,7 +82,17 @@ def check_cache(name: str | None, pipeline: str) -> None:
 
 @contextlib.contextmanager
 def step_cache(pipeline: Any, name: str | None, threshold: float) -> Iterator[None]:
-    """Enable a cache on the denoisers of the pipeline; on exit it is off."""
+    """Enable a step cache on the denoisers of a pipeline inside the block.
+
+    Args:
+        pipeline: the loaded pipeline.
+        name: the cache, a key of `CACHES`; None: no cache.
+        threshold: of first_block: the relative change of the first block up to which the others'
+            results are reused; higher is faster and less faithful. Other caches ignore it.
+
+    Raises:
+        ConfigError: the pipeline does not support this cache.
+    """
     if name is None:
         yield
         return

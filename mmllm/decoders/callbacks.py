@@ -21,10 +21,20 @@ def callback_kwargs(
     on_preview: OnPreview | None,
     strength: float,
 ) -> dict[str, Any]:
-    """The callbacks by the name that a pipeline with these `parameters` has for one.
+    """Return the callbacks as keyword arguments of a pipeline's call.
 
     An exception from a callback leaves the denoising loop at once; the next call resets the
-    scheduler's state. `strength`: the share of the steps that are run.
+    scheduler's state.
+
+    Args:
+        decoder: makes the previews.
+        parameters: the names of the parameters of the pipeline's call, which tell its callback API.
+        on_step: called with (steps done, number of steps).
+        on_preview: called with the media so far, decoded cheaply, a few times in a call.
+        strength: the share of the steps that are run, 1 unless it starts from media.
+
+    Returns:
+        The keyword arguments; empty without callbacks.
     """
     if on_step is None and on_preview is None:
         return {}
@@ -51,5 +61,11 @@ def callback_kwargs(
 
 
 def step_of_batch(on_step: OnStep, row: int, num: int) -> OnStep:
-    """A callback for medium `row` of `num`, whose steps are counted as those of the whole batch."""
+    """Return a callback for one medium of several that are sampled one after the other.
+
+    Args:
+        on_step: receives (steps done, number of steps) of the whole batch.
+        row: the medium's place, from 0.
+        num: the number of media.
+    """
     return lambda step, steps: on_step(row * steps + step, num * steps)

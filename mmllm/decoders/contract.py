@@ -180,8 +180,12 @@ class DecoderContract(ABC):
         }
 
     def guidance_kwargs(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
-        """The pipeline's arguments of guidance. `scale` 1 uses the condition alone; `negative()`
-        computes the negative condition, which only guidance needs."""
+        """Return the pipeline's arguments of classifier-free guidance.
+
+        Args:
+            scale: the guidance scale; 1 uses the condition alone.
+            negative: computes the negative condition. It is called only if guidance needs it.
+        """
         return {"guidance_scale": scale, **(self.negative_kwargs(negative()) if scale > 1 else {})}
 
     def pipeline_kwargs(self) -> dict[str, Any]:

@@ -79,7 +79,12 @@ class ModalityDecoder(DecoderContract):
         return self.runtime.is_loaded
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
-        """Move the pipeline, now if it is loaded; `dtype` None is the config's."""
+        """Move the pipeline, now if it is loaded, else when it is.
+
+        Args:
+            device: the device that samples.
+            dtype: the dtype of its weights; None: that of the config.
+        """
         self.runtime.move(torch.device(device), dtype or getattr(torch, self.config.dtype))
         self._negative.clear()
         return self

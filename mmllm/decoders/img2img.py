@@ -11,8 +11,17 @@ from mmllm.errors import ConfigError
 
 
 def check_init_media(decoder: DecoderContract, media: Sequence[Medium], num: int) -> None:
-    """Raise ConfigError if the decoder cannot start from media, ValueError unless there are `num`
-    of the right modality."""
+    """Check the media that sampling is to start from.
+
+    Args:
+        decoder: the decoder.
+        media: one initial medium for each condition.
+        num: the number of conditions.
+
+    Raises:
+        ConfigError: the decoder cannot start from media.
+        ValueError: their number or a modality is wrong.
+    """
     if not decoder.init_modality:
         raise ConfigError(
             f"{decoder.modality}: {decoder.pipeline_class} makes media from noise alone; leave out "
@@ -27,7 +36,12 @@ def check_init_media(decoder: DecoderContract, media: Sequence[Medium], num: int
 
 
 def check_strength(modality: str, config: Any) -> None:
-    """Raise ConfigError if `strength` leaves less than one of the steps."""
+    """Raise ConfigError if `strength` leaves less than one of the steps.
+
+    Args:
+        modality: the decoder's modality, for the message.
+        config: the decoder's config, with `steps` and `strength`.
+    """
     if int(config.steps * config.strength) < 1:
         raise ConfigError(
             f"{modality}: a strength of {config.strength:g} of {config.steps} steps is less than "

@@ -16,14 +16,22 @@ def vae_scale_factor(decoder: Any) -> int:
 
 
 def shift_and_scale(vae: Any, latents: Tensor) -> Tensor:
-    """Latents [M, C, ...] shifted and scaled by the codec's config (those of flow-matching
-    models)."""
+    """Scale latents as flow-matching models expect them: (x - shift) * scale.
+
+    Args:
+        vae: the codec, whose config gives shift and scale.
+        latents: float[M, C, ...] of the codec.
+    """
     return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
 def standardize(vae: Any, latents: Tensor) -> Tensor:
-    """Latents [M, C, ...] standardised by the mean and deviation per channel in the codec's
-    config."""
+    """Standardise latents by mean and standard deviation per channel.
+
+    Args:
+        vae: the codec, whose config gives `latents_mean` and `latents_std`.
+        latents: float[M, C, ...] of the codec.
+    """
     shape = (-1, *[1] * (latents.ndim - 2))
     mean, std = (
         latents.new_tensor(values).view(shape)

@@ -88,8 +88,18 @@ class PipelineRuntime:
         return self._pipeline
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the pipeline if it is loaded. For another dtype it is loaded again: components of
-        some transformers must stay float32, which only loading respects."""
+        """Move the pipeline if it is loaded.
+
+        For another dtype it is loaded again: components of some transformers must stay float32,
+        which only loading respects.
+
+        Args:
+            device: the device that samples.
+            dtype: the dtype of the weights.
+
+        Raises:
+            ConfigError: the device does not support the config's `offload`.
+        """
         if dtype != self.dtype or self.offload != "none":
             self.release()
         self.device, self.dtype = device, dtype
@@ -187,8 +197,19 @@ def resolve_folder(weights: str) -> Path:
 
 
 def check_pipeline_folder(folder: Path, pipelines: Sequence[str]) -> str:
-    """The pipeline class of a folder, which must be one of `pipelines`, complete and free of
-    pickles. Reads no weights; raises AssetError."""
+    """Check a folder in diffusers' layout, without reading weights.
+
+    Args:
+        folder: the folder, with model_index.json.
+        pipelines: names of the pipeline classes that the decoder takes.
+
+    Returns:
+        The name of the folder's pipeline class.
+
+    Raises:
+        AssetError: the folder holds another pipeline, is incomplete, names code that is not run, or
+            has pickles only; then the message has the command that converts them.
+    """
     index = read_model_index(folder)
     class_name = str(index.get("_class_name"))
     if class_name not in pipelines:
@@ -229,8 +250,16 @@ def read_model_index(folder: Path) -> dict[str, Any]:
 
 
 def pipeline_components(index: dict[str, Any], folder: Path) -> dict[str, tuple[str, str]]:
-    """Component -> (library, class), from a model index. Raises AssetError for a library other than
-    diffusers, transformers and mmllm's codecs: code that comes with a pipeline is not run."""
+    """Return the components of a pipeline: name -> (library, class).
+
+    Args:
+        index: the contents of model_index.json.
+        folder: the pipeline's folder.
+
+    Raises:
+        AssetError: a library is none of diffusers, transformers and mmllm's codecs: code that comes
+            with a pipeline is not run.
+    """
     components: dict[str, tuple[str, str]] = {}
     for name, entry in index.items():
         if not isinstance(entry, list) or entry[:1] in ([], [None]):
@@ -253,8 +282,17 @@ def pipeline_components(index: dict[str, Any], folder: Path) -> dict[str, tuple[
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """`DiffusionPipeline.from_pretrained` from safetensors only, with mmllm's codecs registered and
-    every component frozen. Raises AssetError."""
+    """Load a pipeline of diffusers from safetensors, every component frozen, in evaluation mode.
+
+    mmllm's own codecs are registered first, since a folder may name them.
+
+    Args:
+        folder: the folder in diffusers' layout.
+        dtype: the dtype of the weights, but for components that must stay float32.
+
+    Raises:
+        AssetError: the folder is incomplete, or names code that is not run.
+    """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     components = pipeline_components(read_model_index(folder), folder)

@@ -73,8 +73,18 @@ class MelDecoder(AudioDecoder):
 
 
 def log_mel(wave: Tensor, rate: int, *, window: int, hop: int, bands: int) -> Tensor:
-    """The natural logarithm of mel magnitudes: waves float[*, N] at `rate` Hz -> float[*, T, B].
-    Hann windows of `window` samples every `hop`, borders reflected, Slaney's scale and areas."""
+    """Compute the natural logarithm of mel magnitudes, with Slaney's scale and areas.
+
+    Args:
+        wave: float[*, N] samples.
+        rate: samples per second.
+        window: samples of a Hann window; borders are reflected.
+        hop: samples from one frame to the next.
+        bands: B, from 0 Hz to half the rate.
+
+    Returns:
+        float[*, T, B], magnitudes clamped to 1e-5 at least.
+    """
     from torchaudio.functional import melscale_fbanks
 
     spectrum = torch.stft(

@@ -79,8 +79,22 @@ class PixArtDecoder(MaskedPrompt, ImageDecoder):
         callback: Callable[[int, Any, Tensor], None] | None = None,
         **condition: Tensor,
     ) -> Any:
-        """Image-to-image, which diffusers lacks for PixArt, by the arguments of PixArt's pipeline:
-        noise on the latents of `pixels` float[M, 3, H, W], then the last `strength` of the steps.
+        """Sample images from images, which diffusers lacks for PixArt; called as PixArt's pipeline.
+
+        Noise is added to the latents of the images, then the last steps are run.
+
+        Args:
+            pixels: float[M, 3, H, W] in [-1, 1], the images to start from.
+            strength: the share of the steps that are run, in (0, 1]; 1 ignores the images.
+            guidance_scale: that of classifier-free guidance; 1 is without.
+            num_inference_steps: steps of the whole schedule.
+            generator: one for each image, for the noise.
+            output_type: "pil", "np", "pt" or "latent".
+            callback: called after every step with (step, time, latents).
+            **condition: prompt embeddings and masks; with guidance also negative ones.
+
+        Returns:
+            diffusers' ImagePipelineOutput.
         """
         from diffusers import ImagePipelineOutput
         from diffusers.utils.torch_utils import randn_tensor

@@ -12,8 +12,16 @@ from mmllm.decoders.contract import Condition, DecoderContract
 
 
 def encode_with_t5(decoder: DecoderContract, captions: Sequence[str]) -> Condition:
-    """Tokenize, pad to P = `max_caption_tokens` and run the pipeline's T5: `prompt_embeds`
-    [M, P, E], zero at padding, and each mask that the family declares, [M, P]."""
+    """Encode captions with the pipeline's T5.
+
+    Args:
+        decoder: the decoder, whose config gives P, `max_caption_tokens`.
+        captions: M texts; longer ones are cut.
+
+    Returns:
+        `prompt_embeds` float[M, P, E], zero at padding, and each mask that the family declares,
+        float[M, P].
+    """
     pipeline = decoder.pipeline
     tokens = pipeline.tokenizer(
         [decoder.clean_prompt(caption) for caption in captions],
@@ -32,8 +40,16 @@ def encode_with_t5(decoder: DecoderContract, captions: Sequence[str]) -> Conditi
 def encode_with_mask(
     decoder: DecoderContract, captions: Sequence[str], **options: Any
 ) -> Condition:
-    """The pipeline's own `encode_prompt` where it also returns a mask: `prompt_embeds` [M, P, E]
-    and `prompt_attention_mask` [M, P]."""
+    """Encode captions by a pipeline's own `encode_prompt` that also returns a mask.
+
+    Args:
+        decoder: the decoder, whose config gives P, `max_caption_tokens`.
+        captions: M texts; longer ones are cut.
+        **options: further arguments of `encode_prompt`.
+
+    Returns:
+        `prompt_embeds` float[M, P, E] and `prompt_attention_mask` [M, P].
+    """
     embeds, mask, _, _ = decoder.pipeline.encode_prompt(
         list(captions),
         do_classifier_free_guidance=False,

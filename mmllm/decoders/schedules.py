@@ -141,7 +141,13 @@ def find_solver(
 
 
 def with_solver(scheduler: Any, kind: str, settings: Mapping[str, Any]) -> Any:
-    """Convert a scheduler to another diffusers class, `kind`, on the same noise path."""
+    """Convert a scheduler to another class of diffusers, on the same noise path.
+
+    Args:
+        scheduler: the pipeline's own scheduler.
+        kind: the name of the class.
+        settings: further entries of its config.
+    """
     import diffusers
 
     config = scheduler.config

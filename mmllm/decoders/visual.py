@@ -52,8 +52,15 @@ class VisualDecoder(ModalityDecoder):
         raise NotImplementedError
 
     def resolve_size(self, default: tuple[int, int], unit: int) -> tuple[int, int]:
-        """The config's size where it gives one, the pipeline's default elsewhere; both sides must
-        be multiples of `unit`."""
+        """Return the size (H, W) of media: the config's, or the pipeline's default.
+
+        Args:
+            default: (H, W) of the pipeline.
+            unit: both sides must be multiples of this many pixels.
+
+        Raises:
+            ConfigError: a side is not.
+        """
         size = (self.config.height or default[0], self.config.width or default[1])
         check_size(size, (unit, unit))
         return size
@@ -166,16 +173,28 @@ class MaskedPrompt(VisualDecoder):
 
 
 def check_size(size: tuple[int, int], units: tuple[int, int]) -> None:
-    """Raise ConfigError unless H, W are multiples of the units: pipelines round silently, and then
-    latents and samples would differ in size."""
+    """Raise ConfigError unless both sides are multiples of the codec's units.
+
+    Pipelines round silently, and then latents and samples would differ in size.
+
+    Args:
+        size: (H, W) in pixels.
+        units: the pixels that height and width must be multiples of.
+    """
     for name, value, unit in zip(("height", "width"), size, units, strict=True):
         if value % unit:
             raise ConfigError(f"{name}: expected a multiple of {unit}, got {value}")
 
 
 def check_frames(frames: int, group: int) -> None:
-    """Raise ConfigError unless frames are 1 + k `group`: a codec that is causal in time makes one
-    latent of the first frame, then one of every `group`."""
+    """Raise ConfigError unless the number of frames is 1 + k `group`.
+
+    A codec that is causal in time makes one latent of the first frame, then one of every group.
+
+    Args:
+        frames: frames of a video.
+        group: frames that share a latent.
+    """
     if frames % group != 1 % group:
         raise ConfigError(
             f"frames: expected 1 + {group}k, got {frames}; {frames // group * group + 1} would do"

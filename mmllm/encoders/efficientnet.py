@@ -93,8 +93,15 @@ class EfficientNetEncoder(AssetEncoder):
 
 
 def to_square(image: Image, size: int) -> Tensor:
-    """Letterbox on white, resize (bicubic), scale to (x - 127) / 128: uint8[H, W, 3] ->
-    float[3, size, size]."""
+    """Convert an image to the network's input: letterboxed on white, resized bicubically, scaled.
+
+    Args:
+        image: uint8[H, W, 3].
+        size: the side of the result in pixels.
+
+    Returns:
+        float[3, size, size], (x - 127) / 128 of pixel values 0 to 255.
+    """
     from PIL import Image as PILImage
     from PIL import ImageOps
 

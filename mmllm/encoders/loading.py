@@ -75,8 +75,16 @@ def open_folder(
 
 
 def read_json(folder: Path, name: str, *, where: str) -> dict[str, Any]:
-    """Return the object in a JSON file of the folder. Raises AssetError that lists what is there
-    instead."""
+    """Return the object in a JSON file of a model folder.
+
+    Args:
+        folder: the model's folder.
+        name: the file's name in it.
+        where: the encoder's place in the config, for messages.
+
+    Raises:
+        AssetError: the file is missing or holds no object; the message lists what is there instead.
+    """
     try:
         tree = json.loads((folder / name).read_text(encoding="utf-8"))
         if not isinstance(tree, dict):
@@ -90,8 +98,20 @@ def read_json(folder: Path, name: str, *, where: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
-    """Return the safetensors of a folder; none where weights are skipped. Raises AssetError, with
-    the command that converts it where there is only a pickle."""
+    """Return the safetensors files of a model folder, sorted by name.
+
+    Args:
+        folder: the model's folder.
+        pattern: a glob pattern of file names.
+        where: the encoder's place in the config, for messages.
+
+    Returns:
+        At least one file; an empty list where weights are skipped.
+
+    Raises:
+        AssetError: no file matches. If there is a pickle instead, the message has the command that
+            converts it.
+    """
     if are_weights_skipped():
         return []
     files = sorted(folder.glob(pattern))

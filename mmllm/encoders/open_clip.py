@@ -148,7 +148,17 @@ def _anatomy(tower: Any) -> tuple[int, bool, bool]:
 
 
 def load_tower(model: dict[str, Any], file: Path, dtype: str) -> nn.Module:
-    """The vision tower of open_clip's model config with the weights of a safetensors file."""
+    """Build a vision tower and load its weights.
+
+    Args:
+        model: open_clip's model config, with `embed_dim` and `vision_cfg`.
+        file: safetensors in open_clip's own format; only tensors named `visual.` are loaded,
+            position embeddings resized to the tower's grid.
+        dtype: float32, bfloat16 or float16, as a name.
+
+    Raises:
+        AssetError: the file cannot be read, or holds another tower's weights.
+    """
     tower = make_tower(model)
     try:
         weights = load_file(file)

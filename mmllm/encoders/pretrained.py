@@ -120,8 +120,18 @@ class TransformersEncoder(PretrainedEncoder):
         return model
 
     def configure(self, source: ModelFolder, model_type: str, model: Any) -> None:
-        """Set `sample_shape` and `feature_shape`, choose the layer, and check the encoder's config
-        against the model's, `model`. Raises AssetError and ConfigError."""
+        """Set `sample_shape`, `feature_shape` and the layer, and check the config against the
+        model's.
+
+        Args:
+            source: the model's folder.
+            model_type: transformers' name of the architecture, for example "clip_vision_model".
+            model: the model's transformers config.
+
+        Raises:
+            AssetError: the folder does not hold a model of this kind.
+            ConfigError: the encoder's config asks for what the model does not have.
+        """
         raise NotImplementedError
 
     def preprocessing(self) -> Any:
@@ -140,8 +150,18 @@ class TransformersEncoder(PretrainedEncoder):
         return self.network(**inputs, output_hidden_states=True).hidden_states[self._hidden_state]
 
     def extract(self, audio: Audio, **options: Any) -> Any:
-        """Run the feature extractor on audio at its own rate, channels averaged. Raises
-        MediaError."""
+        """Run the feature extractor on audio, resampled to its own rate, channels averaged.
+
+        Args:
+            audio: the audio, at any rate.
+            **options: further arguments of the feature extractor.
+
+        Returns:
+            What the extractor returns, with PyTorch tensors of one row.
+
+        Raises:
+            MediaError: the extractor refuses the audio, for example since it is too short.
+        """
 
         rate = self.processor.sampling_rate
         wave = np.array(audio.resample(rate).to_numpy()[0])
@@ -154,8 +174,16 @@ class TransformersEncoder(PretrainedEncoder):
             ) from error
 
     def probe_sample_shape(self, wide: Medium, high: Medium) -> tuple[int, ...]:
-        """The shape of samples, by those of a wide and of a high medium. Raises AssetError if they
-        differ."""
+        """Return the shape that `preprocess` gives to every medium, by trying a wide and a high
+        one.
+
+        Args:
+            wide: a medium that is wider than high.
+            high: a medium that is higher than wide.
+
+        Raises:
+            AssetError: the shapes differ, so that no batch could hold both.
+        """
         first, second = self.preprocess(wide), self.preprocess(high)
         if first.shape != second.shape:
             raise AssetError(

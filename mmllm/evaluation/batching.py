@@ -26,7 +26,15 @@ class Agreement:
 
 
 def compare(chat: RepliesInBatches, items: Sequence[EvalItem]) -> Agreement:
-    """Generate the replies in one batch, then one by one with the same seeds, and compare them."""
+    """Generate the replies in one batch, then one by one with the same seeds, and compare them.
+
+    Args:
+        chat: the model.
+        items: test items, of which the first turn is answered.
+
+    Returns:
+        For each item whether token ids and modalities agree, and the differences of the media.
+    """
     conversations = [item.turns[0] for item in items]
     seeds = [item.seed for item in items]
     batched = chat.reply_many(conversations, seeds=seeds, max_new_tokens=MAX_NEW_TOKENS)
@@ -45,10 +53,17 @@ def compare(chat: RepliesInBatches, items: Sequence[EvalItem]) -> Agreement:
 
 
 def max_difference(left: Medium, right: Medium) -> float:
-    """The largest difference of two media, on the scale 0 to 1 (audio: -1 to 1).
+    """Return the largest difference of two media, on the scale 0 to 1 (audio: -1 to 1).
 
     Images and videos are 8-bit: a value on the edge between two levels may be rounded to either
     side, so a difference of one level does not count, but then the mean difference does.
+
+    Args:
+        left: a medium.
+        right: a medium of the same modality.
+
+    Returns:
+        The difference; infinity if the shapes differ.
     """
     a, b = left.to_numpy(), right.to_numpy()
     if a.shape != b.shape:

@@ -114,8 +114,17 @@ def build_judge(modality: str, *, data: Path | None = None, num: int | None = No
 def altered_items(
     modality: str, judge: Judge, *, data: Path | None = None, num: int = 200, seed: int = 0
 ) -> list[tuple[str, Medium]]:
-    """(concept, item) pairs to validate a judge: its gallery mirrored, shifted, rescaled, darker or
-    brighter; audio shifted in time, softer and noisy, and one held-out take of each concept.
+    """Return (concept, item) pairs that validate a judge.
+
+    They are its gallery mirrored, shifted, rescaled, darker or brighter; for audio its gallery
+    shifted in time, softer and noisy, and one held-out take of each concept.
+
+    Args:
+        modality: image, audio or video.
+        judge: the judge, with its gallery.
+        data: the folder of the data; None: that of mini.
+        num: how many concepts, evenly spaced in the list.
+        seed: draws the alterations.
     """
     rng = np.random.default_rng(seed)
     last = len(judge.concepts) - 1
@@ -138,14 +147,24 @@ def motion(video: Medium) -> float:
 
 
 def read_items(data: Path, modality: str) -> list[dict[str, Any]]:
-    """Rows of one modality in items.json.gz and sounds.json.gz."""
+    """Return the rows of one modality in items.json.gz and sounds.json.gz.
+
+    Args:
+        data: the folder of the data.
+        modality: image, audio or video.
+    """
     items = json.loads(read_text(data / "items.json.gz"))
     items += json.loads(read_text(data / "sounds.json.gz"))["items"]
     return [item for item in items if item["modality"] == modality]
 
 
 def open_item(data: Path, item: Mapping[str, Any]) -> Medium:
-    """The medium of a row, not yet decoded."""
+    """Return the medium of a row, not yet decoded.
+
+    Args:
+        data: the folder of the data.
+        item: a row of `read_items`.
+    """
     return MEDIA[item["modality"]](source=data / item["file"])
 
 

@@ -37,7 +37,12 @@ class LabelMatcher:
         return ids
 
     def matches_only(self, text: str, concept: str) -> bool:
-        """Whether the text names this concept and no other."""
+        """Return whether a text names one concept and no other.
+
+        Args:
+            text: the text, for example a reply.
+            concept: the concept.
+        """
         return self.match(text) == {concept}
 
 

@@ -64,7 +64,14 @@ class ModelMeasurement:
         self.responses: list[EvalResponse] = []
 
     def measure_task(self, task: Task, bar: Any) -> None:
-        """Generate the responses of one task and score them; `bar`: tqdm's, over items."""
+        """Generate the responses of a task and score them; metrics and responses are kept.
+
+        Without test items, or if the model lacks a modality, the task is skipped with a warning.
+
+        Args:
+            task: the task.
+            bar: tqdm's progress bar, which counts items.
+        """
         items = self.resources.items_of(task)
         missing = self._missing(items)
         if missing or not items:

@@ -51,17 +51,31 @@ def accuracy_metric(name: str, correct: Sequence[bool], start: float) -> Metric:
 
 
 def with_threshold(metric: Metric, threshold: float, note: str = "") -> Metric:
-    """A copy of `metric` that is compared with a threshold.
+    """Return a copy of a metric that is compared with a threshold.
 
-    No items never meet a threshold, and neither does any value one of 0 (a fraction of a metric
-    that is 0). `note` is appended to the threshold's text.
+    It is never met without items, nor is a threshold of 0 (a fraction of a metric that is 0).
+
+    Args:
+        metric: the metric.
+        threshold: the value that it must reach.
+        note: appended to the threshold's text.
     """
     met = metric.n > 0 and threshold > 0 and metric.value >= threshold
     return replace(metric, threshold=f"{threshold:.3f}{note}", met=met)
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % confidence interval of a proportion, `correct` of `n` (Wilson 1927)."""
+    """Return the confidence interval of a proportion (Wilson 1927).
+
+    Args:
+        correct: how many of the items are correct.
+        n: the number of items; 0 gives (0, 1).
+        z: the quantile of the standard normal distribution; the default gives 95 %.
+
+    Example:
+        >>> [round(bound, 3) for bound in wilson_interval(9, 10)]
+        [0.596, 0.982]
+    """
     if n == 0:
         return 0.0, 1.0
     proportion = correct / n

@@ -70,7 +70,16 @@ def _concatenated(tokens: np.ndarray) -> np.ndarray:
 
 
 def encode_tokens(model: AnyToAny, modality: str, media: Sequence[Medium]) -> np.ndarray:
-    """Media -> float[M, L, C], the encoder's tokens."""
+    """Encode media with the model's encoder, in batches.
+
+    Args:
+        model: the model.
+        modality: image, audio or video.
+        media: M media of that modality.
+
+    Returns:
+        float[M, L, C], the encoder's tokens.
+    """
     key, _ = model.renderer.input_keys[modality]
     work = FeatureCache(model)
     rows = []
@@ -82,7 +91,18 @@ def encode_tokens(model: AnyToAny, modality: str, media: Sequence[Medium]) -> np
 
 
 def fit_classifier(features: np.ndarray, concepts: Sequence[str]) -> Any:
-    """A scikit-learn pipeline fitted on float[M, D]: standardisation, then logistic regression."""
+    """Fit a linear probe: standardisation, then logistic regression.
+
+    Args:
+        features: float[M, D].
+        concepts: the class of each row.
+
+    Returns:
+        The fitted pipeline of scikit-learn.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
     linear_model, pipeline, preprocessing = (
         import_extra(f"sklearn.{name}", extra="evaluation", needed_by="linear probes")
         for name in ("linear_model", "pipeline", "preprocessing")

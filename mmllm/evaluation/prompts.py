@@ -32,7 +32,14 @@ class RepliesInBatches(Protocol):
 
     def reply_many(
         self, conversations: Sequence[Conversation], *, seeds: Sequence[int], **options: Any
-    ) -> Sequence[Any]: ...
+    ) -> Sequence[Any]:
+        """Reply to conversations; see `Chat.reply_many`.
+
+        Args:
+            conversations: the conversations, each ending with the user's turn.
+            seeds: one for each conversation.
+            **options: those of `Chat.reply_many`.
+        """
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,12 @@ def _item_of(row: Mapping[str, Any], folder: Path) -> EvalItem:
 
 
 def evenly_spaced(items: Sequence[EvalItem], num: int) -> list[EvalItem]:
-    """`num` of the items at even distances in the list; all, if there are no more."""
+    """Return items at even distances in a list.
+
+    Args:
+        items: the list.
+        num: how many of them; all, if there are no more.
+    """
     if len(items) <= num:
         return list(items)
     indices = np.linspace(0, len(items) - 1, num).round().astype(int)

@@ -76,7 +76,16 @@ class EvaluationResources:
         return _read_json(self.data / "prompts.json")["ask_image"]["heldout"]
 
     def reusable_metrics(self, task: str, part: str, fingerprint: str) -> list[Metric]:
-        """The baseline's metrics of a task, if its frozen part has the same fingerprint."""
+        """Return the baseline's metrics of a task, if its frozen part is the same.
+
+        Args:
+            task: the name of the task.
+            part: the frozen part that alone decides the result, for example "decoders.image".
+            fingerprint: that of the part now.
+
+        Returns:
+            The metrics; empty without a baseline, or if the fingerprints differ.
+        """
         baseline = self._baseline
         if baseline is None or baseline.facts["fingerprints"].get(part) != fingerprint:
             return []

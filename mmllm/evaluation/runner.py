@@ -77,7 +77,15 @@ def evaluate(
 def measure(
     model: str, resources: EvaluationResources
 ) -> tuple[EvaluationReport, list[EvalResponse]]:
-    """Load a model and measure it; also the responses that the gallery shows."""
+    """Load a model and measure it on the selected tasks.
+
+    Args:
+        model: what `mmllm.load` takes.
+        resources: the tasks, test items and judges.
+
+    Returns:
+        The report, and the responses that the gallery shows.
+    """
     start = time.perf_counter()
     tasks = [task for task in TASKS if task.name in resources.selected]
     chat = load(model)

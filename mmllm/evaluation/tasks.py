@@ -107,8 +107,12 @@ class ScoredItem:
 def score_name(response: EvalResponse, labels: LabelMatcher) -> ScoredItem:
     """Score a response that must name a concept: correct if it names that one and no other.
 
-    Where the model had to generate a medium in an earlier turn, it must have done so: otherwise
-    the name could have been copied from the request.
+    Where the model had to generate a medium in an earlier turn, it must have done so: otherwise the
+    name could have been copied from the request.
+
+    Args:
+        response: the response to an item.
+        labels: finds the concepts that a text names.
     """
     item = response.item
     concept = item.expect.get("text_concept", item.concept)

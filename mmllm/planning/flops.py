@@ -21,7 +21,7 @@ def operations(
     rows: int,
     processes: int = 1,
 ) -> float:
-    """Floating-point operations of the LLM in one micro-batch of full rows:
+    """Return the floating-point operations of the LLM in one micro-batch of full rows.
 
         forward   2 B T P + 4 B T T Q N + 2 B T V D    P: weights of the layers, LoRA's included;
         backward  as much again, attention and LoRA twice, where a gradient goes through the LLM;
@@ -30,6 +30,13 @@ def operations(
     Every position is counted as real and supervised, so this is an upper bound. `kl` adds its
     windows: forward and backward, and forward again without the adapters. The frozen parts, which
     run once an item, and pre-alignment are not included.
+
+    Args:
+        llm: the language model, which may be on the meta device.
+        stage: the stage, of which `max_length`, the losses and `gradient_checkpointing` matter.
+        groups: the parameters that it trains.
+        rows: B, rows of a micro-batch on one process.
+        processes: how many processes share the batch of the `kl` loss.
     """
     shape = llm_shape(llm)
 

@@ -33,7 +33,7 @@ def dtype_of(stage: StageConfig) -> torch.dtype:
 def activations(
     llm: LanguageModel, stage: StageConfig, groups: Sequence[ParameterGroup], rows: int
 ) -> int:
-    """Bytes that autograd saves of the LLM for one micro-batch of full rows:
+    """Return the bytes that autograd saves of the LLM for one micro-batch of full rows.
 
         B T N (9 D + 4 Q + 4 KV + 6 F + I)    with 16-bit weights, twice that with float32;
         B T (2 D N + one layer's)             with gradient checkpointing;
@@ -42,8 +42,14 @@ def activations(
 
     I, the inputs of LoRA's targets, of which some share one, counts six times with dropout, whose
     mask is saved. Only the logits count where no gradient goes through the LLM. Measured on the
-    Llama of transformers 5.23 with sdpa under autocast; Korthikanti et al. 2022 (arXiv
-    2205.05198), eq. 2, give 34 D for GPT's layer.
+    Llama of transformers 5.23 with sdpa under autocast; Korthikanti et al. 2022 (arXiv 2205.05198),
+    eq. 2, give 34 D for GPT's layer.
+
+    Args:
+        llm: the language model, which may be on the meta device.
+        stage: the stage, of which `max_length`, the dtype and `gradient_checkpointing` matter.
+        groups: the parameters that it trains.
+        rows: B, rows of a micro-batch on one process.
     """
     shape, positions = llm_shape(llm), rows * stage.max_length
     logits = _LOGIT_BYTES * shape.vocabulary * min(positions, CHUNK_SIZE)
@@ -61,10 +67,18 @@ def activations(
 
 
 def projections(model: AnyToAny, stage: StageConfig, rows: int) -> tuple[int, float]:
-    """Bytes that autograd saves of the projections, and operations of their forward pass.
+    """Measure the projections, on the meta device, for one medium a row.
 
-    Measured on the meta device for one medium a row. Only the largest input and the largest output
-    projection count: media of several kinds are rare in a row.
+    Only the largest input and the largest output projection count: media of several kinds are rare
+    in a row.
+
+    Args:
+        model: the model, on the meta device.
+        stage: the stage; output projections count if it has an `align` or `denoise` loss.
+        rows: rows of a micro-batch on one process.
+
+    Returns:
+        Bytes that autograd saves, and floating-point operations of the forward pass.
     """
     inputs, outputs = [(0, 0.0)], [(0, 0.0)]
     for key, encoder in model.encoders.items():
@@ -80,7 +94,15 @@ def projections(model: AnyToAny, stage: StageConfig, rows: int) -> tuple[int, fl
 
 
 def measure(module: nn.Module, *inputs: Tensor) -> tuple[int, float]:
-    """Bytes that autograd saves in a forward pass, parameters excluded, and its operations."""
+    """Run a module in training mode and count what its forward pass costs.
+
+    Args:
+        module: the module; it may be on the meta device.
+        *inputs: the arguments of its forward pass.
+
+    Returns:
+        Bytes that autograd saves, parameters excluded, and floating-point operations.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     own = {p.untyped_storage()._cdata for p in module.parameters()}
@@ -101,12 +123,19 @@ def measure(module: nn.Module, *inputs: Tensor) -> tuple[int, float]:
 
 
 def cache_size(model: AnyToAny, stage: StageConfig) -> tuple[dict[str, int], int]:
-    """Items by dataset, and bytes of their features: float32 [L, C] of an encoder, float32
-    conditions of a decoder. Latents are not counted.
+    """Estimate the feature cache of a stage, from above. Latents are not counted.
 
     A dataset whose file is at hand is counted; another has as many items as the stage draws from
-    it. An item is one medium and its caption: of pairs the one that they ask for, else the largest,
-    so that the result is an upper bound. A caption that occurs again is kept once.
+    it. An item is one medium and its caption: of pairs the one that they ask for, else the largest.
+    A caption that occurs again is kept once.
+
+    Args:
+        model: the model, whose encoders and decoders give the shapes.
+        stage: the stage with its datasets.
+
+    Returns:
+        Items by dataset, and bytes of their features: float32 [L, C] of an encoder, float32
+            conditions of a decoder.
     """
     feature_bytes = {
         str(encoder.modality): FLOAT_BYTES * math.prod(encoder.feature_shape)  # pyright: ignore

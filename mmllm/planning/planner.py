@@ -117,7 +117,16 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
 
 
 def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StagePlan:
-    """Resources of a stage per process; `model` is that of `run.system` on the meta device."""
+    """Estimate the memory, time and disk of a stage per process.
+
+    Args:
+        model: the model of `run.system`, on the meta device.
+        run: the stage and the system that it trains.
+        processes: how many processes share the batch.
+
+    Raises:
+        ConfigError: the batch cannot be divided among processes and accumulation steps.
+    """
     stage = run.stage
     if stage.batch_size % (stage.gradient_accumulation_steps * processes):
         raise ConfigError(

@@ -10,7 +10,13 @@ from mmllm.planning.planner import Plan, StagePlan
 
 
 def render(plan: Plan, *, flops: float | None = None) -> Iterator[str]:
-    """Yield the plan line by line. `flops`: operations that one device computes in a second."""
+    """Yield the plan as text, line by line.
+
+    Args:
+        plan: the plan of a config.
+        flops: floating-point operations per second of one device, which give the time of a stage;
+            None leaves it out.
+    """
     yield f"{plan.system.name}"
     yield ""
     yield "parameters"

@@ -178,13 +178,28 @@ class WordsProjection(InputProjection):
         return (word + self.shared) * self.gain
 
     def scores(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of the words: float[M, L, C] -> float[M, K]."""
+        """Compute the logits of the words.
+
+        Args:
+            features: float[M, L, C] of the encoder.
+            mask: bool[M, L], True for tokens that count; None: all.
+
+        Returns:
+            float[M, K], averaged over the tokens that count.
+        """
         return _masked_mean(self.classifier(self.prepare(features)), mask)
 
     def mean_feature(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The classifier's input, averaged over encoder tokens: float[M, L, C] -> float[M, C].
+        """Compute the classifier's input, averaged over encoder tokens.
 
         The classifier is linear, so its logits of the mean are the mean of its logits.
+
+        Args:
+            features: float[M, L, C] of the encoder.
+            mask: bool[M, L], True for tokens that count; None: all.
+
+        Returns:
+            float[M, C].
         """
         return _masked_mean(self.prepare(features), mask)
 
@@ -255,8 +270,16 @@ class TokenPool(InputProjection):
         """Create the modules that `pool` needs besides the layers."""
 
     def pool(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries float[M, N, I] and encoder tokens float[M, L, I] (mask bool[M, L]) -> the pooled
-        tokens float[M, N, I]."""
+        """Reduce the L encoder tokens of a medium to N tokens of the same width.
+
+        Args:
+            queries: float[M, N, I], learned.
+            tokens: float[M, L, I].
+            mask: bool[M, L], True for tokens that count; None: all.
+
+        Returns:
+            float[M, N, I].
+        """
         raise NotImplementedError
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -333,5 +356,15 @@ _CLASSES: dict[type, type] = {
 def build(
     config: InputProjectionConfig, *, feature_shape: tuple[int, int], width: int, scale: float = 1.0
 ) -> InputProjection:
-    """The projection from an encoder's (L, C) to LLM width D; `scale`: RMS of LLM embeddings."""
+    """Build the projection of an encoder's features to embeddings of the LLM.
+
+    Args:
+        config: the kind of projection and its settings.
+        feature_shape: (L, C) of the encoder.
+        width: D, the LLM's embedding width.
+        scale: the root mean square of the LLM's embeddings, which initial outputs match.
+
+    Raises:
+        ConfigError: the settings do not fit the encoder's shape.
+    """
     return _CLASSES[type(config)](config, feature_shape, width, scale)

@@ -105,7 +105,13 @@ class OutputProjection(UsesKernels, nn.Module):
 def build(
     config: TransformerConfig, *, condition_shapes: Mapping[str, tuple[int, ...]], width: int
 ) -> OutputProjection:
-    """The projection from LLM width D to the tensors that a decoder takes."""
+    """Build the projection of signal hidden states to a decoder's condition.
+
+    Args:
+        config: the settings of the Transformer.
+        condition_shapes: (P, E) of each tensor of the condition, or (E,) of a pooled one, by name.
+        width: D, the width of the LLM's hidden states.
+    """
     return OutputProjection(config, condition_shapes, width)
 
 
