@@ -46,7 +46,15 @@ class Loss(Protocol):
         ...
 
     def compute(self, output: Output, batch: Batch) -> LossTerm:
-        """The sum over the batch's targets: zero, with a gradient, where there are none."""
+        """Sum the loss over the targets of a micro-batch.
+
+        Args:
+            output: what the model's forward pass returned.
+            batch: the micro-batch.
+
+        Returns:
+            The sum and the number of targets; where there are none, a zero with a gradient.
+        """
         ...
 
 
@@ -166,7 +174,12 @@ def build_losses(
 
 
 def num_targets(losses: Sequence[Loss], batches: Iterable[Batch]) -> dict[str, int]:
-    """Targets of each loss, by name, over all batches."""
+    """Count the targets of each loss, by name.
+
+    Args:
+        losses: the losses of the stage.
+        batches: micro-batches.
+    """
     counts = Counter({loss.name: 0 for loss in losses})
     for batch in batches:
         counts.update({loss.name: loss.num_targets(batch) for loss in losses})
@@ -174,7 +187,13 @@ def num_targets(losses: Sequence[Loss], batches: Iterable[Batch]) -> dict[str, i
 
 
 def compute(losses: Sequence[Loss], output: Output, batch: Batch) -> dict[str, LossTerm]:
-    """Every loss of one forward pass, by name."""
+    """Compute every loss of one forward pass, by name.
+
+    Args:
+        losses: the losses of the stage.
+        output: what the model's forward pass returned.
+        batch: the micro-batch.
+    """
     return {loss.name: loss.compute(output, batch) for loss in losses}
 
 
@@ -238,7 +257,15 @@ def alignment_distance(
 
 
 def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Noise like `latents` and times float[M] in (0, 1), each row from its own seed."""
+    """Draw the noise and the time of each row from its own seed, whatever the batch.
+
+    Args:
+        latents: float[M, ...], whose shape, dtype and device the noise has.
+        seeds: one for each row.
+
+    Returns:
+        Noise like `latents`, and times float[M] in (0, 1).
+    """
     noise, times = [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)

@@ -209,7 +209,18 @@ class AnyToAny(nn.Module):
         return flat.view_as(embeds)
 
     def project(self, key: str, media: InputMedia) -> Tensor:
-        """Samples or features of one key -> float[M, N, D]; M may be 0."""
+        """Compute the embeddings of media, from samples or from cached features.
+
+        Args:
+            key: the modality of the encoder and projection.
+            media: M media, which may be 0.
+
+        Returns:
+            float[M, N, D].
+
+        Raises:
+            ValueError: the batch holds neither samples nor features.
+        """
         projection = self.input_projections[key]
         if len(media.token_indices) == 0:  # frozen encoders and attention kernels refuse zero rows
             return _zero_rows(projection, (self.num_input_tokens[key], self.llm.width))
@@ -223,9 +234,16 @@ class AnyToAny(nn.Module):
         return projection(features.tokens, features.mask)
 
     def add_signal_embeddings(self, key: str, states: Tensor) -> Tensor:
-        """Add the signal tokens' embeddings to their hidden states: float[M, K, D] -> float32.
+        """Add the signal tokens' embeddings to their hidden states.
 
         NExT-GPT's code does so too; it gives the new embeddings a short path to the loss.
+
+        Args:
+            key: the modality of the decoder.
+            states: float[M, K, D], hidden states of signal spans.
+
+        Returns:
+            float32[M, K, D].
         """
         rows = self.llm.tokens.signal_rows(key)
         return (states + self.llm.signal_embeddings[rows]).float()

@@ -53,7 +53,15 @@ class TensorLocation:
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a shard of tensors named "<key>/<name>" atomically. Raises OSError."""
+    """Write a shard of the cache atomically, with a checksum for every tensor.
+
+    Args:
+        path: the safetensors file.
+        tensors: tensors by "<key>/<name>".
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     sums = {name: _tensor_checksum(name, value) for name, value in tensors.items()}
     with files.atomic_file(path) as draft:
         save_tensors(tensors, draft, {_CHECKSUMS: json.dumps(sums)})
@@ -201,5 +209,10 @@ def open_shard(path: Path) -> io.FileIO:
 
 
 def warn_damaged(path: Path, error: object) -> None:
-    """Log a warning that a damaged shard is skipped."""
+    """Log a warning that a damaged shard is skipped.
+
+    Args:
+        path: the shard.
+        error: what is wrong with it.
+    """
     logger.warning("passing over a damaged shard of the cache: %s: %s", path, error)

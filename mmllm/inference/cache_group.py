@@ -62,7 +62,13 @@ class CacheGroup:
 
     @classmethod
     def build(cls, model: AnyToAny, prefill: Prefill, cache: Any) -> CacheGroup:
-        """Embed prompts behind what their cache holds; their media are encoded here."""
+        """Embed prompts that continue a cache; their media are encoded here.
+
+        Args:
+            model: the model.
+            prefill: prompts with the same number of cached positions.
+            cache: the key-value cache of those positions.
+        """
         batch = prefill.batch.to(model.device)
         embeds, mask, positions = model.embed(batch), prefill.batch.mask, batch.positions
         assert mask is not None  # prompts are padded, not packed
@@ -128,8 +134,13 @@ class CacheGroup:
         return GroupStep(request, ids, draft)
 
     def accept(self, model: AnyToAny, step: GroupStep, states: Tensor) -> None:
-        """Hand each sequence its hidden states of float[B, W, D], verify the draft, and crop what
-        was fed in vain."""
+        """Give each sequence its hidden states, verify the draft, and crop rejected positions.
+
+        Args:
+            model: the model.
+            step: what was computed: the token ids of each sequence, and the draft if there is one.
+            states: float[B, W, D], the last hidden states.
+        """
         self.prompts, self.last = None, states[:, -1]
         if len(self.last) < len(self.sequences):
             self._repeat(len(self.sequences))

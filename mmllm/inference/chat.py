@@ -97,7 +97,15 @@ class Chat:
     __call__ = reply
 
     async def areply(self, conversation: Any, *parts: Any, **options: Any) -> Reply:
-        """`reply` for asyncio: it computes in a thread. Cancelling the task ends the work."""
+        """Reply like `reply`, for asyncio: it computes in a thread.
+
+        Cancelling the task ends the work.
+
+        Args:
+            conversation: as in `reply`.
+            *parts: as in `reply`.
+            **options: as in `reply`.
+        """
         cancel = options.setdefault("cancel", threading.Event())
         try:
             return await asyncio.to_thread(self.reply, conversation, *parts, **options)
@@ -197,7 +205,15 @@ class Chat:
         yield from iterate_events(work, token)
 
     def astream(self, conversation: Any, *parts: Any, **options: Any) -> AsyncIterator[Event]:
-        """`stream` for asyncio: it computes in a thread. Closing the iterator ends the work."""
+        """Stream like `stream`, for asyncio: it computes in a thread.
+
+        Closing the iterator ends the work.
+
+        Args:
+            conversation: as in `stream`.
+            *parts: as in `stream`.
+            **options: as in `stream`.
+        """
         cancel = options.setdefault("cancel", threading.Event())
 
         def iterate() -> Iterator[Event]:

@@ -74,7 +74,12 @@ OnStep: TypeAlias = Callable[[str, int, int], None]
 
 
 def ignore(conversation: int, event: Event) -> None:
-    """The sink of a request whose events nobody looks at."""
+    """Do nothing: the sink of a request whose events nobody reads.
+
+    Args:
+        conversation: the conversation's place in the request.
+        event: the event.
+    """
 
 
 def step_sink(on_step: OnStep, output_keys: Mapping[str, str]) -> EventSink:

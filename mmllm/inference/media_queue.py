@@ -78,7 +78,15 @@ class MediaRequest:
         self._previews = list(images)
 
     def report(self, step: int, steps: int) -> None:
-        """Emit the Progress of each medium. Raises Cancelled, and what the sink raises."""
+        """Emit the Progress of each medium of the request.
+
+        Args:
+            step: denoising steps done.
+            steps: the number of steps.
+
+        Raises:
+            Cancelled: the caller has cancelled; what the sink raises is passed on too.
+        """
         self.cancel.check()
         previews = self._previews or [None] * len(self.places)
         self._previews = []

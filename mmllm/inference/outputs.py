@@ -50,5 +50,10 @@ class GenerationOutput:
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decode token ids to text without special tokens and without cleaning up spaces."""
+    """Decode token ids to text, without special tokens and without cleaning up spaces.
+
+    Args:
+        tokenizer: the language model's tokenizer.
+        ids: text tokens.
+    """
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -53,10 +53,14 @@ class PrefixCache:
 
     @torch.inference_mode()
     def shared_prefix(self, model: AnyToAny, length: int) -> Any:
-        """A cache of the first `length` positions of `model.renderer.prefix_ids`.
+        """Return a key-value cache of the first positions of `model.renderer.prefix_ids`.
 
         The whole prefix is prefilled by itself, once for each version of the model, so that the
         bytes do not depend on who asks first. Called by one thread at a time.
+
+        Args:
+            model: the model.
+            length: how many positions.
         """
         version = model.llm.version
         if self._shared is None or self._shared[0] != version:
@@ -68,11 +72,15 @@ class PrefixCache:
         return self._shared[1].prefix(length)
 
     def longest_match(self, model: AnyToAny, keys: Sequence[Hashable]) -> tuple[int, Any]:
-        """The kept conversation that shares the longest prefix with `keys`.
+        """Find the kept conversation that shares the longest prefix with a prompt.
+
+        Args:
+            model: the model; conversations of another version of its weights do not match.
+            keys: what identifies each position of the prompt: a token id, or the hash of a medium.
 
         Returns:
-            The number of shared positions, which leaves at least one to be computed, and a cache
-            of just these; 0 and None without a match.
+            The number of shared positions, which leaves at least one to be computed, and a cache of
+            just these; 0 and None without a match.
         """
         with self._lock:
             entries = self._entries
@@ -85,7 +93,13 @@ class PrefixCache:
         return best_length, None if best_cache is None else best_cache.prefix(best_length)
 
     def insert(self, model: AnyToAny, keys: list[Hashable], cache: Any) -> None:
-        """Keep a conversation's cache, which nobody may extend from now on."""
+        """Keep a conversation's cache for its next turn; the oldest one may be dropped.
+
+        Args:
+            model: the model that computed it.
+            keys: what identifies each position.
+            cache: the key-value cache, which must not be extended from now on.
+        """
         if cache.was_hooked or not self.max_entries:
             return
         with self._lock:

@@ -41,7 +41,12 @@ class ChatSession:
         return f"ChatSession({len(self)} messages)"
 
     def reply(self, *parts: Any, **options: Any) -> Reply:
-        """Add a turn and reply to it; `parts` and `options` are those of `Chat.reply`."""
+        """Add a turn, reply to it, and keep both.
+
+        Args:
+            *parts: the turn's texts and media, as in `Chat.reply`.
+            **options: the options of `Chat.reply`.
+        """
         messages = [*self.messages, *as_messages(*parts)]
         reply = self._chat.reply(messages, **options)
         self.messages = [*messages, reply.message]
@@ -50,15 +55,26 @@ class ChatSession:
     __call__ = reply
 
     async def areply(self, *parts: Any, **options: Any) -> Reply:
-        """`reply` for asyncio."""
+        """Reply like `reply`, for asyncio.
+
+        Args:
+            *parts: the turn's texts and media, as in `Chat.reply`.
+            **options: the options of `Chat.reply`.
+        """
         messages = [*self.messages, *as_messages(*parts)]
         reply = await self._chat.areply(messages, **options)
         self.messages = [*messages, reply.message]
         return reply
 
     def stream(self, *parts: Any, **options: Any) -> Iterator[Event]:
-        """Add a turn and reply to it by events, as `Chat.stream` does. The turn is kept once the
-        last event, Done, has come."""
+        """Add a turn and yield the events of the reply, as `Chat.stream` does.
+
+        The turn is kept once the last event, Done, has come.
+
+        Args:
+            *parts: the turn's texts and media, as in `Chat.reply`.
+            **options: the options of `Chat.stream`.
+        """
         messages = [*self.messages, *as_messages(*parts)]
         for event in self._chat.stream(messages, **options):
             if isinstance(event, Done):

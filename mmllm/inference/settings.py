@@ -61,6 +61,16 @@ def resolve_settings(
 ) -> RequestSettings:
     """Check the options of `Chat.reply_many`, and fill in what is not given.
 
+    Args:
+        model: the model, whose modalities and decoders can be named.
+        conversations: the conversations to be answered.
+        modalities: as in `Chat.reply`.
+        seeds: one for each conversation, 0 to 2**63 - 1; None draws them.
+        decoders: modality -> settings of its decoder.
+        sampling: further keyword arguments, fields of Sampling.
+        previews: whether the events have previews of media.
+        render_media: whether media are made; otherwise they have no data.
+
     Raises:
         ConfigError: for an unknown option or modality, a value out of range, and another number of
             seeds than of conversations.

@@ -54,7 +54,15 @@ def iterate_events(
 async def iterate_events_async(
     iterate: Callable[[], Iterable[Event]], cancel: threading.Event
 ) -> AsyncIterator[Event]:
-    """The events of an iterator, which is iterated in a thread; closing sets `cancel`."""
+    """Yield the events of an iterator that runs in a thread.
+
+    Args:
+        iterate: makes the iterator, in the thread.
+        cancel: set when the generator is closed, so that the thread ends.
+
+    Raises:
+        BaseException: what the iterator raises.
+    """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
 

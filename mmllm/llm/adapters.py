@@ -99,8 +99,15 @@ def find_adapter(folder: Path) -> Path:
 
 
 def load_adapter(model: Any, file: Path) -> None:
-    """Fill a peft model's adapters from safetensors; peft's config in their folder is not read.
-    Raises CheckpointError if names or shapes differ."""
+    """Load the weights of a peft model's adapters; peft's config in their folder is not read.
+
+    Args:
+        model: the peft model.
+        file: safetensors in peft's format.
+
+    Raises:
+        CheckpointError: names or shapes differ from the model's.
+    """
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)  # shares memory
@@ -110,7 +117,12 @@ def load_adapter(model: Any, file: Path) -> None:
 
 def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a peft model's adapters and their config; nothing of the base model is written.
-    `dtype` converts them (None: as they are)."""
+
+    Args:
+        model: the peft model.
+        folder: receives adapter_model.safetensors and adapter_config.json.
+        dtype: what the weights are converted to; None keeps theirs.
+    """
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)

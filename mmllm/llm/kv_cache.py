@@ -27,8 +27,15 @@ class PreallocatedLayer(DynamicLayer):
     buffers: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Hold no positions, in their dtype and on their device. (transformers' own makes a tensor
-        of a Python list, and so waits for the device twice a layer.)"""
+        """Start with no positions, with the dtype and device of the first states.
+
+        (transformers' own makes a tensor of a Python list, and so waits for the device twice a
+        layer.)
+
+        Args:
+            key_states: float[B, H, W, C].
+            value_states: float[B, H, W, C].
+        """
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
         self.is_initialized = True
@@ -36,7 +43,18 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append float[B, H, W, C] each; returns all keys and values, float[B, H, T + W, C]."""
+        """Append positions.
+
+        Args:
+            key_states: float[B, H, W, C] of W new positions.
+            value_states: float[B, H, W, C].
+            *args: ignored; transformers passes them.
+            **kwargs: ignored; transformers passes them.
+
+        Returns:
+            All keys and values, float[B, H, T + W, C] each: views that the next `update` leaves
+                valid.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -57,8 +75,14 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def replace(self, keys: Tensor, values: Tensor) -> None:
-        """Hold these tensors, float[B, H, T, C] each. The next `update` copies them, so they may be
-        views of another cache."""
+        """Hold other tensors, without copying them.
+
+        The next `update` copies them, so they may be views of another cache.
+
+        Args:
+            keys: float[B, H, T, C].
+            values: float[B, H, T, C].
+        """
         self.keys, self.values, self.buffers = keys, values, None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -70,8 +94,13 @@ class PreallocatedLayer(DynamicLayer):
             )
 
     def replace_with_copies(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Hold copies of these rows, float[B, H, T, C] each with their own T, as one batch: shorter
-        ones are padded with zeros on the left."""
+        """Hold copies of several caches' rows as one batch; shorter ones are padded with zeros on
+        the left.
+
+        Args:
+            keys: float[B, H, T, C] of each, with its own T.
+            values: likewise.
+        """
         self.buffers = _concat_rows(keys), _concat_rows(values)
         end = max(part.shape[-2] for part in keys)
         self.keys, self.values = (part[..., :end, :] for part in self.buffers)
@@ -107,7 +136,12 @@ class KVCache(DynamicCache):
         return self._map(lambda states: states[..., :length, :])
 
     def select_row(self, index: int, real: Tensor) -> KVCache:
-        """A copy of one row, with the positions that `real` bool[T], on the CPU, marks."""
+        """Return a copy of one row, without its padding.
+
+        Args:
+            index: the row.
+            real: bool[T] on the CPU: the positions to copy.
+        """
         positions = real.nonzero()[:, 0]
 
         def select(states: Tensor) -> Tensor:
@@ -116,7 +150,12 @@ class KVCache(DynamicCache):
         return self._map(select)
 
     def select_rows(self, rows: list[int], start: int) -> None:
-        """Keep these rows only, without the first `start` positions."""
+        """Keep only some rows, in place.
+
+        Args:
+            rows: the rows to keep, in order.
+            start: how many of the first positions to drop.
+        """
         for layer in self._layers():
             keys, values = layer.keys[:, :, start:], layer.values[:, :, start:]
             layer.replace_with_copies(

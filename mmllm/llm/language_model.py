@@ -207,7 +207,12 @@ class LanguageModel(UsesKernels, nn.Module):
         adapters.load_adapter(self.model, file)
 
     def save_lora(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write the adapters in peft's format; nothing of the base model is written."""
+        """Write the adapters in peft's format; nothing of the base model is written.
+
+        Args:
+            folder: receives the weights and peft's config.
+            dtype: what the weights are converted to; None keeps theirs.
+        """
         adapters.save_adapter(self.model, folder, dtype)
 
     def lora_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -319,8 +324,17 @@ class LanguageModel(UsesKernels, nn.Module):
         return self.logit_transform(append_signal_logits(text, hidden, self.signal_head))
 
     def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """-log p of each label: float[P, D] and int[P] -> float32[P]. Labels from V on are outputs
-        (mmllm.tokens). The P x V logits are never in memory at once."""
+        """Compute the negative log-likelihood of each label.
+
+        The P x V logits are never in memory at once.
+
+        Args:
+            hidden: float[P, D], last hidden states.
+            labels: int[P]: token ids; those from V on are outputs (mmllm.tokens).
+
+        Returns:
+            float32[P], -ln p.
+        """
         return self._loss_head().token_nll(hidden, labels)
 
     def kl_divergence(self, hidden: Tensor, base_hidden: Tensor) -> Tensor:

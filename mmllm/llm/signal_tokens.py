@@ -40,7 +40,17 @@ def init_signal_tables(
 def embed_tokens(
     ids: Tensor, embedding: nn.Module, signal_embeddings: Tensor, tokens: TokenSpace
 ) -> Tensor:
-    """Embed text and signal tokens; placeholders are zero: int[B, T] -> float[B, T, D]."""
+    """Embed text and signal tokens; placeholders of media become zero.
+
+    Args:
+        ids: int[B, T]: text tokens below V, then signal tokens, then the placeholder.
+        embedding: the LLM's embedding of text tokens.
+        signal_embeddings: float[S, D] of the signal tokens.
+        tokens: the token space.
+
+    Returns:
+        float[B, T, D].
+    """
     vocab_size = tokens.vocab_size
     text = embedding(ids.clamp_max(vocab_size - 1)).to(ids.device)
     # One zero row stands for the placeholder; without outputs the table is that row alone.
@@ -50,7 +60,15 @@ def embed_tokens(
 
 
 def append_signal_logits(text_logits: Tensor, hidden: Tensor, signal_head: Tensor) -> Tensor:
-    """Append the logits of each output's first signal token to those of the text tokens:
-    float[P, V], float[P, D], float[O, D] -> float[P, V + O]."""
+    """Append the logits of each output's first signal token to those of the text tokens.
+
+    Args:
+        text_logits: float[P, V].
+        hidden: float[P, D], last hidden states.
+        signal_head: float[O, D], a row for each output modality.
+
+    Returns:
+        float[P, V + O].
+    """
     signal_logits = hidden @ signal_head.to(hidden).T
     return torch.cat([text_logits, signal_logits.to(text_logits)], dim=-1)

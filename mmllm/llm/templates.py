@@ -72,8 +72,15 @@ def chat_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def check_template(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Render one turn in the sandbox. Raises CheckpointError for a template that is no jinja, or
-    that takes too much time or memory."""
+    """Render one turn in the sandbox, to find a chat template that cannot be used.
+
+    Args:
+        template: the Jinja source.
+        tokenizer: gives the special tokens.
+
+    Raises:
+        CheckpointError: it is no Jinja, or takes too much time or memory.
+    """
     turn = {"role": "user", "content": "a"}
     variables = {**tokenizer.special_tokens_map, "messages": [turn], "add_generation_prompt": True}
     try:
