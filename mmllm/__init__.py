@@ -75,8 +75,10 @@ def load(
         CheckpointError: a checkpoint is damaged, or was made with other frozen parts.
 
     Example:
-        >>> chat = mmllm.load()
-        >>> print(chat.reply("hello"))
+        ```python
+        chat = mmllm.load()
+        print(chat.reply("hello"))
+        ```
     """
     from mmllm.inference.loading import load as load_chat
 

@@ -39,7 +39,11 @@ def write(text: str) -> None:
 
 
 def status(text: str = "") -> None:
-    """A line that overwrites itself, on stderr; nothing where that is a file. Empty: it is gone."""
+    """Show a line on stderr that the next one overwrites; nothing where stderr is a file.
+
+    Args:
+        text: the line, cut to the terminal's width; an empty text clears it.
+    """
     if sys.stderr.isatty():
         columns = shutil.get_terminal_size().columns
         sys.stderr.write(f"\r\x1b[K{text[: columns - 1]}")  # what wraps would not be overwritten
@@ -47,7 +51,14 @@ def status(text: str = "") -> None:
 
 
 def show_progress(what: str, step: int, steps: int) -> None:
-    """A counter that overwrites itself: `image 12/20`; nothing where stderr is a file."""
+    """Show a counter on stderr that overwrites itself: `image 12/20`; nothing where stderr is a
+    file.
+
+    Args:
+        what: what is counted.
+        step: steps done.
+        steps: the number of steps; the counter is cleared at the last.
+    """
     status(f"{what} {step}/{steps}" if step < steps else "")
 
 

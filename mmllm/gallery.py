@@ -30,8 +30,18 @@ class GalleryEntry:
 
 
 def write_gallery(folder: Path, title: str, entries: Sequence[GalleryEntry]) -> Path:
-    """Write index.html and the media next to it; returns the page. Clips are animated WebP,
-    sounds WAV with a picture of their spectrogram."""
+    """Write a page that shows conversations, index.html, and their media next to it.
+
+    Clips are animated WebP, sounds WAV with an image of their spectrogram.
+
+    Args:
+        folder: the folder to write to, which is made.
+        title: the page's title.
+        entries: the conversations, each with a note.
+
+    Returns:
+        The path of the page.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     articles = []
     for number, entry in enumerate(entries):

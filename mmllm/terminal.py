@@ -33,7 +33,12 @@ _ITERM2 = {"iTerm.app", "WezTerm", "mintty"}
 
 
 def protocol(stream: IO[str], environment: Mapping[str, str] = os.environ) -> Protocol | None:
-    """Return the protocol for images on `stream`; None for files, pipes and other terminals."""
+    """Return the protocol for images on a stream; None for files, pipes and other terminals.
+
+    Args:
+        stream: where images are to be shown, for example stdout.
+        environment: the environment variables, by which terminals are recognised.
+    """
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if not stream.isatty() or term == "dumb":
         return None
@@ -50,9 +55,14 @@ def protocol(stream: IO[str], environment: Mapping[str, str] = os.environ) -> Pr
 
 
 def preview(medium: Medium, how: Protocol) -> str:
-    """Return what shows an image or the first frame of a video when written; empty for audio.
+    """Return the text that shows an image, or the first frame of a video, when it is written.
 
-    Raises MediaError for a medium that cannot be read.
+    Args:
+        medium: the medium; audio gives an empty text.
+        how: the protocol.
+
+    Raises:
+        MediaError: the medium cannot be read.
     """
     if isinstance(medium, Image):
         pixels = medium.to_numpy()

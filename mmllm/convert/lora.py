@@ -56,7 +56,12 @@ class LoraTensors:
         }
 
     def save(self, folder: Path, llm: str) -> None:
-        """Write a new folder in peft's format. `llm`: the name of the base model."""
+        """Write a new folder in peft's format.
+
+        Args:
+            folder: the folder, which must not exist.
+            llm: the name of the base model, for peft's config.
+        """
         from peft import LoraConfig
 
         folder.mkdir()

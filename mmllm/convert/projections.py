@@ -31,7 +31,12 @@ Renamed = dict[str, tuple[str, Tensor]]
 
 
 def find_output(source: NextGPTCheckpoint, key: str) -> Renamed:
-    """The tensors of one modality's output projection, by their names in its module."""
+    """Return the tensors of one modality's output projection, by their names in its module.
+
+    Args:
+        source: the checkpoint of NExT-GPT.
+        key: image, audio or video.
+    """
     return _under(source, OUTPUTS[key])
 
 

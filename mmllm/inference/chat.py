@@ -69,14 +69,14 @@ class Chat:
         Args:
             conversation: a list of messages (`user(…)`, a Reply, OpenAI's dicts), one message, or
                 the user's words and media: text, media, Paths, images of Pillow.
-            parts: more of the user's message: `chat.reply("What is this?", Image("cat.png"))`.
+            *parts: more of the user's message: `chat.reply("What is this?", Image("cat.png"))`.
             modalities: auto, force or forbid by modality; or a list of what the reply may hold
                 (`["text", "image"]`), or, without text in it, must hold (`["image"]`).
             seed: the same seed gives the same reply; drawn unless given, see `reply.seed`.
             decoders: by modality, options of its decoder; see `reply_many`.
             on_step: called with (output key, step, steps) while media are made.
             cancel: ends the work when it is set, from any thread.
-            sampling: fields of mmllm.inference.sampling.Sampling (max_new_tokens, temperature, …).
+            **sampling: fields of mmllm.inference.sampling.Sampling: max_new_tokens, temperature, …
 
         Raises:
             ConfigError: for an option that is unknown or out of range, with what is possible.
@@ -145,7 +145,7 @@ class Chat:
             on_step: called with (output key, step, steps), once for each step of a batch.
             cancel: ends the work when it is set, from any thread.
             render_media: if False, no decoder runs: the media of the replies have no data.
-            sampling: fields of mmllm.inference.sampling.Sampling.
+            **sampling: fields of mmllm.inference.sampling.Sampling.
 
         Raises:
             ConfigError, MediaError, ContextError, Cancelled: as `reply` does.
@@ -172,8 +172,7 @@ class Chat:
         cancel: threading.Event | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Event]:
-        """Reply to one conversation by events (mmllm.inference.events). The last one is Done, with
-        the reply that `reply` gives for the same arguments.
+        """Reply to one conversation by events (mmllm.inference.events).
 
         Media do not hold up the text, which goes on while they are made; decoders on a CPU work at
         the same time. Closing the iterator, or setting `cancel` from any thread, ends the work
@@ -181,10 +180,21 @@ class Chat:
         wait for some of it); then there is no Done, and the engine holds nothing of the call.
 
         Args:
+            conversation: as `reply` takes it.
+            *parts: as `reply` takes them.
+            modalities: as `reply` takes them.
+            seed: the same seed gives the same reply, that of `reply`.
+            decoders: by modality, options of its decoder; see `reply_many`.
             previews: whether Progress carries small images, at the cost of a few more passes of
                 the decoder's VAE.
+            cancel: ends the work when it is set, from any thread.
+            **sampling: fields of mmllm.inference.sampling.Sampling.
 
-        Other arguments and errors are those of `reply`.
+        Yields:
+            Text, progress and media as they are made; the last event is Done, with the reply.
+
+        Raises:
+            ConfigError, MediaError, ContextError, Cancelled: as `reply` does.
         """
         messages = as_messages(conversation, *parts)
         token = CancelToken(cancel)

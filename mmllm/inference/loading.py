@@ -25,7 +25,15 @@ def load(
     prefixes: int = 0,
     trust: Collection[str] = (),
 ) -> Chat:
-    """See `mmllm.load`. A YAML gives an untrained model, to try a configuration."""
+    """Load a model to talk to; see `mmllm.load`, which imports torch only when it is called.
+
+    Args:
+        source: a name ("mini"), a checkpoint or run folder, or a YAML, whose model is untrained.
+        device: cpu, cuda, mps or auto; None: as `auto`.
+        dtype: float32 or bfloat16; None: what `fast_dtype` chooses for the device.
+        prefixes: how many conversations' key-value caches are kept.
+        trust: modules and template files that a checkpoint may use.
+    """
     device = best_device() if device in (None, "auto") else parse_device(device)
     precision = fast_dtype(device.partition(":")[0]) if dtype is None else parse_dtype(dtype)
     configs.trust(trust)

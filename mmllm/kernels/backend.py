@@ -47,8 +47,15 @@ class UsesKernels:
 def use_kernels(model: nn.Module, backend: Backend) -> None:
     """Switch the kernels of a model and all of its modules, also between two calls of it.
 
+    Args:
+        model: the model.
+        backend: `auto` uses every fast path that fits; `reference` uses only torch, transformers
+            and peft.
+
     Example:
-        >>> use_kernels(model, "reference")
+        ```python
+        use_kernels(model, "reference")
+        ```
     """
     for module in model.modules():
         if isinstance(module, UsesKernels):

@@ -11,11 +11,15 @@ from mmllm.errors import ConfigError, quoted
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy the tensor to `device` without waiting for the work that is queued there.
+    """Copy a tensor to a device without waiting for the work that is queued there.
 
     CUDA copies from pinned memory, because a copy from pageable memory may wait for the queue.
     Copies to the CPU do wait, as the result may be read at once, and so do copies to MPS, which
     could read the memory after it was reused for another tensor (PyTorch issue 189690).
+
+    Args:
+        tensor: the tensor; one that is on the device already is returned.
+        device: the device.
     """
     device_type = torch.device(device).type
     if device_type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():

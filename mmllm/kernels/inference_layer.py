@@ -28,8 +28,16 @@ on a CPU with AVX-512."""
 
 
 def matmul(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Compute x @ weight, plus `residual` float[N, O] if given, by the fastest product for N rows:
-    float[N, I], float[I, O] -> float[N, O]"""
+    """Compute x @ weight by the fastest product for N rows.
+
+    Args:
+        x: float[N, I].
+        weight: float[I, O].
+        residual: float[N, O], added to the product; None: nothing.
+
+    Returns:
+        float[N, O].
+    """
     if len(x) == 1 and x.dtype == torch.bfloat16:  # a third faster than a matrix of one row
         row = torch.mv(weight.t(), x[0])[None]
         return row if residual is None else row + residual
@@ -155,7 +163,16 @@ class InferenceLayer:
         )
 
     def qkv(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute rotated queries and keys, and values: float[N, D] -> float[N, H, E] each"""
+        """Compute rotated queries, rotated keys, and values.
+
+        Args:
+            h: float[N, D], normalized hidden states.
+            cos: the cosine table of `rope_cos_sin`.
+            sin: the sine table.
+
+        Returns:
+            float[N, H, E] each; keys and values have fewer heads with grouped-query attention.
+        """
         sizes = (self.heads, self.kv_heads, self.kv_heads)
         heads = self.qkv_proj(h).view(len(h), sum(sizes), -1)
         q, k, v = heads.split(sizes, dim=1)
@@ -165,14 +182,29 @@ class InferenceLayer:
         return q, k, v
 
     def add_attention(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the output projection of float[N, H * E] to the residual stream `x` float[N, D], and
-        normalize the sum for the MLP: both float[N, D]."""
+        """Add the output projection to the residual stream, and normalize the sum for the MLP.
+
+        Args:
+            x: float[N, D], the residual stream.
+            attended: float[N, H * E], the heads' outputs.
+
+        Returns:
+            The new residual stream and its normalization, float[N, D] each.
+        """
         x = self.o_proj(attended, residual=x)
         return x, self.post_attention_norm(x)
 
     def add_mlp(self, x: Tensor, h: Tensor, next_norm: RMSNorm) -> tuple[Tensor, Tensor]:
-        """Add the MLP of `h` to the residual stream `x`, and normalize the sum for what follows:
-        float[N, D] each."""
+        """Add the MLP to the residual stream, and normalize the sum for what follows.
+
+        Args:
+            x: float[N, D], the residual stream.
+            h: float[N, D], its normalization.
+            next_norm: the norm of the next layer, or the last one.
+
+        Returns:
+            The new residual stream and its normalization, float[N, D] each.
+        """
         x = self.down_proj(self.activation(self.gate_proj(h)) * self.up_proj(h), residual=x)
         return x, next_norm(x)
 

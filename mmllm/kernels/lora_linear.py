@@ -86,7 +86,15 @@ def lora_linear(x: Tensor, base: FrozenLinear, down: Tensor, up: Tensor, scale: 
 
 
 def frozen_linear(x: Tensor, base: FrozenLinear) -> Tensor:
-    """Apply a frozen layer: float[..., I] -> float[..., O]"""
+    """Apply a frozen linear layer, with a gradient for its input only.
+
+    Args:
+        x: float[..., I].
+        base: the layer's weights, prepacked or plain.
+
+    Returns:
+        float[..., O].
+    """
     return FrozenLinearFn.apply(x, base)  # pyright: ignore
 
 

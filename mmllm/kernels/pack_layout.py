@@ -128,27 +128,55 @@ class PackLayout:
         return cls(groups, device)
 
     def row_index(self, heads: int, *, keys: bool) -> RowIndex:
-        """Return the mapping for rows of `heads` heads: int[T * heads] in the pack; in the groups,
-        by head, those of keys [C, heads, L] or of queries [C, heads, S]."""
+        """Return where the rows of the pack are in the groups.
+
+        Args:
+            heads: heads per position; each has a row of its own.
+            keys: True for keys [C, heads, L] of the groups, False for queries [C, heads, S].
+
+        Returns:
+            The mapping of T * heads rows.
+        """
         return self._cached(_build_row_index, self.groups, heads, keys, self.device)
 
     def mask(self, index: int, window: int | None) -> Tensor | None:
-        """Return what each position of a group attends to, bool[1, 1, S, L]; None if that is plain
-        causal attention."""
+        """Return what each position of a group attends to.
+
+        Args:
+            index: the group.
+            window: positions that sliding-window attention reaches back; None: all.
+
+        Returns:
+            bool[1, 1, S, L]; None if that is plain causal attention.
+        """
         group = self.groups[index]
         if group.prefix_len == 0 and (window is None or group.num_queries <= window):
             return None
         return self._cached(causal_mask, group.num_queries, group.num_keys, window, self.device)
 
     def bias(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Return the same as an additive bias of scores: float[1, 1, S, L]."""
+        """Return what each position of a group attends to, as an additive bias of scores.
+
+        Args:
+            index: the group.
+            window: positions that sliding-window attention reaches back; None: all.
+            dtype: that of the scores.
+
+        Returns:
+            float[1, 1, S, L].
+        """
         group = self.groups[index]
         return self._cached(
             _causal_bias, group.num_queries, group.num_keys, window, self.device, dtype
         )
 
     def splits(self, heads: int, kv_heads: int) -> tuple[GroupSplit, GroupSplit]:
-        """Return how rows of queries and rows of keys are split into groups."""
+        """Return how rows of queries and rows of keys are split into groups.
+
+        Args:
+            heads: heads of queries.
+            kv_heads: heads of keys and values.
+        """
         return self._cached(_build_splits, self.groups, heads, kv_heads)
 
     def _cached(self, build: Callable[..., Any], *args: Any) -> Any:
@@ -239,8 +267,17 @@ def _build_splits(
 def causal_mask(
     num_queries: int, num_keys: int, window: int | None, device: torch.device
 ) -> Tensor:
-    """Return which of all positions each of the last ones attends to: itself and those before it,
-    at most `window` of them. bool[1, 1, num_queries, num_keys]"""
+    """Return which positions each of the last ones attends to: itself and those before it.
+
+    Args:
+        num_queries: S, the last positions.
+        num_keys: L, all positions.
+        window: at most so many positions, itself included; None: all.
+        device: the device of the mask.
+
+    Returns:
+        bool[1, 1, S, L].
+    """
     positions = torch.arange(num_keys, device=device)
     distance = positions[num_keys - num_queries :, None] - positions
     mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
@@ -248,8 +285,16 @@ def causal_mask(
 
 
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where the mask is True, and elsewhere a number so low that its softmax is 0, and
-    still finite in a row that is masked wholly."""
+    """Convert a mask to an additive bias of scores.
+
+    Args:
+        mask: True where a position is attended to.
+        dtype: that of the scores.
+
+    Returns:
+        0 where the mask is True, elsewhere a number so low that its softmax is 0, and still finite
+        in a row that is masked wholly.
+    """
     lowest = torch.finfo(dtype).min / 2
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, lowest)
 

@@ -38,8 +38,21 @@ def packed_sdpa_forward(
     pack_layout: PackLayout | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query, key and value float[1, H, T, E] ->
-    float[1, T, H, E]. Without a layout it is transformers' `sdpa` for float[B, H, S, E]."""
+    """Compute attention, by the signature of transformers' attention functions.
+
+    Args:
+        module: the attention layer of transformers.
+        query: float[1, H, T, E] of a pack.
+        key: likewise, with the heads of keys.
+        value: likewise.
+        attention_mask: only used without a layout.
+        pack_layout: the segments of the pack; None computes transformers' `sdpa` of a padded batch
+            float[B, H, S, E].
+        **options: `scaling`, `sliding_window` and others that transformers passes.
+
+    Returns:
+        float[1, T, H, E], and None in place of attention weights.
+    """
     if pack_layout is None:
         return _sdpa_forward(module, query, key, value, attention_mask, **options)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))

@@ -58,12 +58,27 @@ class ReferenceHead:
     vocab_size: int
 
     def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Compute -log p(label): float[P, D], int[P] -> float32[P]"""
+        """Compute -log p of each label.
+
+        Args:
+            hidden: float[P, D].
+            labels: int[P].
+
+        Returns:
+            float32[P].
+        """
         return F.cross_entropy(self.logits(hidden).float(), labels, reduction="none")
 
     def kl_divergence(self, hidden: Tensor, base_hidden: Tensor) -> Tensor:
-        """Compute KL(base ‖ adapted), the base distribution over text tokens only: float[P, D]
-        twice -> float32[P]"""
+        """Compute KL(base || adapted), the base distribution over text tokens only.
+
+        Args:
+            hidden: float[P, D] of the adapted model.
+            base_hidden: float[P, D] of the model without adapters.
+
+        Returns:
+            float32[P].
+        """
         log_probs = self.logits(hidden).float().log_softmax(-1)[:, : self.vocab_size]
         base_logits = self.logits(base_hidden)[:, : self.vocab_size]
         base_log_probs = base_logits.float().log_softmax(-1)

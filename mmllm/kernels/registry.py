@@ -189,8 +189,16 @@ class DecoderForward:
 
 
 def head_linear(module: Any, hidden: Tensor, backend: Backend) -> Tensor:
-    """Apply a language model's output layer: float[P, D] -> float[P, V]. A plain one is computed
-    by the fastest product for P rows."""
+    """Apply a language model's output layer; a plain one by the fastest product for P rows.
+
+    Args:
+        module: the output layer.
+        hidden: float[P, D].
+        backend: `reference` calls the module.
+
+    Returns:
+        float[P, V].
+    """
     is_plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
     if backend == "auto" and is_plain and not ForwardHooks(module):
         return matmul(hidden, module.weight.t())

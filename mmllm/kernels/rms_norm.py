@@ -40,8 +40,16 @@ class RMSNorm:
 
 
 def add_rms_norm(norm: Any, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute x + residual and its normalization by one of transformers' modules, in one pass over
-    memory: float[N, D] twice -> float[N, D] twice"""
+    """Add a residual and normalize the sum, in one pass over memory.
+
+    Args:
+        norm: one of transformers' RMSNorm modules.
+        x: float[N, D].
+        residual: float[N, D].
+
+    Returns:
+        The sum and its normalization, float[N, D] each.
+    """
     return AddRMSNormFn.apply(x, residual, norm.weight, norm.variance_epsilon)  # pyright: ignore
 
 

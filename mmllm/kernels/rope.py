@@ -28,7 +28,14 @@ def rope_cos_sin(rotary: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Ten
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, direction: int = 1) -> Tensor:
-    """Rotate float[N, H, E] by tables of `rope_cos_sin`; with `direction` -1, rotate back."""
+    """Rotate queries or keys by their positions.
+
+    Args:
+        x: float[N, H, E].
+        cos: the cosine table of `rope_cos_sin`.
+        sin: the sine table.
+        direction: 1; -1 rotates back, which is the gradient.
+    """
     first_half, second_half = x.chunk(2, dim=-1)
     swapped = torch.cat((second_half, first_half), dim=-1)
     return torch.addcmul(x * cos, swapped, sin, value=direction)

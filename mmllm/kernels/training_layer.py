@@ -71,7 +71,16 @@ class TrainingLayer:
         return self.module.input_layernorm
 
     def qkv(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute rotated queries and keys, and values: float[N, D] -> float[N, H, E] each"""
+        """Compute rotated queries, rotated keys, and values.
+
+        Args:
+            h: float[N, D], normalized hidden states.
+            cos: the cosine table of `rope_cos_sin`.
+            sin: the sine table.
+
+        Returns:
+            float[N, H, E] each; keys and values have fewer heads with grouped-query attention.
+        """
         attention = self.module.self_attn
         q, k, v = (
             linear(h).view(len(h), -1, attention.head_dim)
@@ -83,13 +92,28 @@ class TrainingLayer:
         return q, k, v
 
     def add_attention(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the output projection of float[N, H * E] to the residual stream `x` float[N, D], and
-        normalize the sum for the MLP: both float[N, D]."""
+        """Add the output projection to the residual stream, and normalize the sum for the MLP.
+
+        Args:
+            x: float[N, D], the residual stream.
+            attended: float[N, H * E], the heads' outputs.
+
+        Returns:
+            The new residual stream and its normalization, float[N, D] each.
+        """
         return add_rms_norm(self.module.post_attention_layernorm, x, self.o_proj(attended))
 
     def add_mlp(self, x: Tensor, h: Tensor, next_norm: Any) -> tuple[Tensor, Tensor]:
-        """Add the MLP of `h` to the residual stream `x`, and normalize the sum for what follows:
-        float[N, D] each."""
+        """Add the MLP to the residual stream, and normalize the sum for what follows.
+
+        Args:
+            x: float[N, D], the residual stream.
+            h: float[N, D], its normalization.
+            next_norm: the norm of the next layer, or the last one.
+
+        Returns:
+            The new residual stream and its normalization, float[N, D] each.
+        """
         gated = self.module.mlp.act_fn(self.gate_proj(h)) * self.up_proj(h)
         return add_rms_norm(next_norm, x, self.down_proj(gated))
 

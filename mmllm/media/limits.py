@@ -57,8 +57,9 @@ def limits(base: Limits | None = None, **changes: Any) -> Iterator[Limits]:
         **changes: new values of fields of Limits.
 
     Example:
-        >>> with media.limits(seconds=30):
-        ...     media.decode("long.wav", "audio")
+        >>> with limits(seconds=30) as allowed:
+        ...     print(allowed.seconds)
+        30
     """
     token = _current.set(replace(base or current_limits(), **changes))
     try:

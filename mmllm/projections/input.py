@@ -78,7 +78,7 @@ InputProjectionConfig = LinearConfig | MLPConfig | WordsConfig | GroupingConfig 
 
 
 class InputProjection(nn.Module):
-    """float[M, L, C] (mask bool[M, L]) -> float[M, N, D]; M >= 1."""
+    """Base of all input projections: an encoder's features to embeddings of the LLM."""
 
     num_tokens: int
     """N"""
@@ -105,6 +105,18 @@ class InputProjection(nn.Module):
             self.norm = nn.LayerNorm(channels)
             self.position = nn.Parameter(torch.zeros(length, channels))
             self.gain = nn.Parameter(torch.full((width,), float(scale)))
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the embeddings that stand for media in the LLM's input.
+
+        Args:
+            features: float[M, L, C] of M >= 1 media.
+            mask: bool[M, L], True for tokens that count; None: all.
+
+        Returns:
+            float[M, N, D].
+        """
+        raise NotImplementedError
 
     def prepare(self, features: Tensor) -> Tensor:
         """Check, normalise and add positions: float[M, L, C] -> float[M, L, C]."""

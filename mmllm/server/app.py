@@ -40,8 +40,10 @@ def build_app(model: Chat, settings: ServerSettings | None = None) -> FastAPI:
         settings: Limits and options.
 
     Example:
-        >>> app = build_app(mmllm.load("mini"))
-        >>> listener.uvicorn_server(app).run(sockets=[listener.listen("127.0.0.1", 8000)])
+        ```python
+        app = build_app(mmllm.load("mini"))
+        listener.uvicorn_server(app).run(sockets=[listener.listen("127.0.0.1", 8000)])
+        ```
     """
     settings = settings or ServerSettings()
     service = Service(model, settings)

@@ -10,13 +10,23 @@ from mmllm.training.step import validate
 
 
 def realign(training: TrainingRun, done: int) -> None:
-    """Train the output projections alone after the last step, which has changed the LLM."""
+    """Train the output projections alone after the last step, since training has changed the LLM.
+
+    Args:
+        training: the run; nothing happens without `stage.realign`.
+        done: optimizer steps taken.
+    """
     if training.stage.realign and done == training.stage.steps:
         training.align_projections(training.stage.realign, inputs=False)
 
 
 def measure_validation(training: TrainingRun, done: int) -> None:
-    """Measure the held-out losses, and keep the model if it is the best so far."""
+    """Measure the held-out losses if they are due, and keep the model if it is the best so far.
+
+    Args:
+        training: the run; nothing happens without `stage.validation`.
+        done: optimizer steps taken.
+    """
     options, stage = training.stage.validation, training.stage
     if options is None or training.validation is None or not training.is_due(options.every, done):
         return
@@ -33,7 +43,12 @@ def measure_validation(training: TrainingRun, done: int) -> None:
 
 
 def sample(training: TrainingRun, done: int) -> None:
-    """Answer the fixed prompts and write them as a gallery."""
+    """Answer the fixed prompts, if they are due, and write them as a gallery.
+
+    Args:
+        training: the run; nothing happens without `stage.samples`.
+        done: optimizer steps taken.
+    """
     options = training.stage.samples
     if options and training.is_main and training.is_due(options.every, done):
         write_samples(training.model, options, training.saver.lock.folder, done)

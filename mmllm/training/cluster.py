@@ -30,9 +30,17 @@ BATCH = 512
 
 
 def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
-    """As `fill_cache` (mmllm.training.precompute). `address`: `local` starts Ray on this machine,
-    `auto` joins the cluster that this machine belongs to, else its `host:port`. Raises ConfigError
-    where Ray is not installed or not reached."""
+    """Fill the feature cache of a stage on a Ray cluster, as `fill_cache`
+    (mmllm.training.precompute).
+
+    Args:
+        run: the stage and its system.
+        address: `local` starts Ray on this machine, `auto` joins the cluster that this machine
+            belongs to; else the cluster's `host:port`.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no cluster.
+    """
     try:
         import ray  # pyright: ignore[reportMissingImports] - an extra
         import ray.data  # pyright: ignore[reportMissingImports]

@@ -57,7 +57,15 @@ class StepLosses:
 
 
 def async_all_reduce(accelerator: Accelerator, values: Tensor) -> Callable[[], Tensor]:
-    """Start summing `values` over all processes; calling the result waits for the sums."""
+    """Start summing a tensor over all processes.
+
+    Args:
+        accelerator: the run's accelerator.
+        values: overwritten with the sums.
+
+    Returns:
+        A function that waits for the sums and returns them.
+    """
     if not accelerator.use_distributed:
         return lambda: values
     work: Any = torch.distributed.all_reduce(values, async_op=True)

@@ -99,8 +99,15 @@ class TrainingStepDataset(Dataset):
         return result
 
     def steps(self, start: int, stop: int) -> Iterator[StepData]:
-        """Yield the steps start … stop - 1. The stage's data workers prepare them in advance, but
-        for steps that need a frozen part run on the device, which a worker cannot use."""
+        """Yield the data of consecutive steps.
+
+        The stage's data workers prepare them in advance, except steps that need a frozen part run
+        on the device, which a worker cannot use.
+
+        Args:
+            start: the first step.
+            stop: the step after the last.
+        """
         loader = DataLoader(
             _Prefetched(self),
             batch_size=None,
@@ -203,7 +210,16 @@ class _Prefetched(Dataset):
 
 
 def open_sources(data: Mapping[str, object], where: str) -> dict[str, DataSource]:
-    """Open the datasets of a stage; a row that is wrong in any way raises MediaError when read."""
+    """Open the datasets of a stage; a row that is wrong in any way raises MediaError when it is
+    read.
+
+    Args:
+        data: the datasets' configs by name.
+        where: their place in the config, for messages.
+
+    Raises:
+        ConfigError: a dataset cannot be opened.
+    """
     return {
         name: CheckedDataSource(configs.build(entry, where=f"{where}.{name}"))
         for name, entry in data.items()
@@ -235,11 +251,27 @@ def render_all_items(
 
 
 def render_item(model: AnyToAny, source: DataSource, index: int, variant: int = 0) -> Rendered:
-    """Render one of the phrasings of one item; raises MediaError."""
+    """Render one of the phrasings of one item.
+
+    Args:
+        model: its renderer knows the chat template and the placeholders.
+        source: the dataset.
+        index: the item.
+        variant: seeds the draw among phrasings.
+
+    Raises:
+        MediaError: the row is wrong, or its media cannot be read.
+    """
     rng = np.random.default_rng([index, variant])
     return render(model.renderer, source.conversation(index, rng))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed dropout by the step, so that resuming needs no saved random state."""
+    """Seed torch's generator (dropout) by the step, so that resuming needs no saved random state.
+
+    Args:
+        seed: that of the stage.
+        step: the optimizer step.
+        rank: the index of the process, below 4096.
+    """
     torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank)

@@ -80,7 +80,13 @@ class Journal:
     def step(
         self, step: int, losses: Losses, skipped: list[tuple[str, str]], *, seconds: float
     ) -> None:
-        """Record one step, whose losses are read later.
+        """Record one step; its losses are read from the device later.
+
+        Args:
+            step: the number of the step, from 1.
+            losses: the losses of the step, not yet waited for.
+            skipped: (item, error) of each item that could not be read.
+            seconds: duration of the step.
 
         Raises:
             TrainingError: more items were skipped than the stage allows.
@@ -135,7 +141,12 @@ class Journal:
             )
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        """Write held-out losses."""
+        """Write held-out losses to the log, the trackers and the file.
+
+        Args:
+            step: optimizer steps taken.
+            values: the losses by name.
+        """
         self.flush()
         self.log({f"validation/{name}": value for name, value in values.items()}, step)
         if self.main:
@@ -144,7 +155,12 @@ class Journal:
             self._write({"step": step, **{f"validation/{k}": v for k, v in values.items()}})
 
     def is_best(self, name: str, step: int) -> bool:
-        """Whether the value of `name` at `step` is the lowest so far."""
+        """Return whether a value is the lowest of the run so far.
+
+        Args:
+            name: a column of the file, for example "validation/loss".
+            step: the step to compare with all others.
+        """
         values = {row["step"]: row[name] for row in self._rows() if name in row}
         return step in values and values[step] <= min(values.values())
 

@@ -16,7 +16,11 @@ from mmllm.training.trainable import ParameterGroup
 
 
 def make_optimizer(stage: StageConfig, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-    """AdamW, torch's own or one of bitsandbytes'.
+    """Build the optimizer of a stage: AdamW, torch's own or one of bitsandbytes'.
+
+    Args:
+        stage: names the optimizer, its betas and the weight decay.
+        groups: the parameters that train, with their learning rates.
 
     Raises:
         ConfigError: bitsandbytes is asked for and not installed.
@@ -39,8 +43,15 @@ def make_optimizer(stage: StageConfig, groups: Sequence[ParameterGroup]) -> torc
 
 
 def learning_rate_factor(stage: StageConfig, step: int) -> float:
-    """Share of the learning rate at a step: the warm-up, then the stage's schedule down to a tenth
-    (cosine) or to zero (linear)."""
+    """Return the factor of all learning rates at a step.
+
+    It rises linearly in the warm-up, then falls to a tenth (cosine) or to zero (linear), or stays
+    1.
+
+    Args:
+        stage: the stage with its number of steps, warm-up and schedule.
+        step: the optimizer step, from 0.
+    """
     warmup = max(round(stage.warmup_ratio * stage.steps), 1)
     if step < warmup:
         return (step + 1) / warmup
@@ -53,15 +64,27 @@ def learning_rate_factor(stage: StageConfig, step: int) -> float:
 def set_learning_rates(
     optimizer: Any, groups: Sequence[ParameterGroup], stage: StageConfig, step: int
 ) -> None:
-    """Set the learning rate of every parameter group for a step."""
+    """Set the learning rate of every parameter group for a step.
+
+    Args:
+        optimizer: the optimizer, also as accelerate wraps it.
+        groups: its groups in order, with their own learning rates.
+        stage: the stage with its schedule.
+        step: the optimizer step, from 0.
+    """
     factor = learning_rate_factor(stage, step)
     for entry, group in zip(optimizer.param_groups, groups, strict=True):
         entry["lr"] = group.learning_rate * factor
 
 
 def is_finite(norm: Any, device: torch.device) -> Tensor:
-    """bool[]: whether a gradient norm is finite. None, from a launcher that checks by itself,
-    counts as finite."""
+    """Return whether a gradient norm is finite, as bool[] on the device.
+
+    Args:
+        norm: the norm, which may be sharded; None, from a launcher that checks by itself, counts as
+            finite.
+        device: the device of the result without a norm.
+    """
     if norm is None:
         return torch.ones((), dtype=torch.bool, device=device)
     return torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
@@ -72,6 +95,10 @@ def update(optimizer: Any, finite: Tensor) -> None:
 
     The fused AdamW reads the flag on the device, as with a gradient scaler; for other optimizers
     the host waits for it.
+
+    Args:
+        optimizer: the optimizer, also as accelerate wraps it.
+        finite: bool[].
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if isinstance(inner, torch.optim.AdamW):
@@ -82,7 +109,12 @@ def update(optimizer: Any, finite: Tensor) -> None:
 
 
 def state_tensors(optimizer: Any, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
-    """The optimizer's state as "KIND/PARAMETER" -> tensor on the CPU, for safetensors."""
+    """Return the optimizer's state for safetensors: "KIND/PARAMETER" -> tensor on the CPU.
+
+    Args:
+        optimizer: the optimizer, also as accelerate wraps it.
+        groups: its groups, which name the parameters.
+    """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     return {
         f"{kind}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
@@ -101,8 +133,15 @@ def load_state_tensors(
 ) -> None:
     """Load the state that `state_tensors` returned.
 
+    Args:
+        optimizer: the optimizer to fill.
+        groups: its groups, which name the parameters.
+        stage: the stage, which names the kind of optimizer.
+        tensors: "KIND/PARAMETER" -> tensor.
+        where: the file, for messages.
+
     Raises:
-        CheckpointError: there is state for a parameter that does not train; `where` names its file.
+        CheckpointError: there is state for a parameter that does not train.
     """
     parameters = {name: p for group in groups for name, p in group.parameters.items()}
     for entry, value in tensors.items():

@@ -238,11 +238,19 @@ class _Fit:
 
 
 def spell_replies(model: AnyToAny, replies: list[Reply], num_tokens: int) -> Tensor:
-    """The LLM's embeddings of the tokens that distinguish each reply: float32[R, N, D].
+    """Return the LLM's embeddings of the tokens that distinguish each reply.
 
     These are the tokens that at most half of the replies have, in the reply's order: the rarest of
     them if there are more than N. If there are fewer, the last token of its text (a full stop, say)
     fills the rest.
+
+    Args:
+        model: the model, whose LLM has the embeddings.
+        replies: R replies as token ids.
+        num_tokens: N.
+
+    Returns:
+        float32[R, N, D].
     """
     table = model.llm.embedding.weight.detach()
     frequency = Counter(token for reply in replies for token in set(reply))
@@ -257,9 +265,16 @@ def spell_replies(model: AnyToAny, replies: list[Reply], num_tokens: int) -> Ten
 
 
 def embed_replies(model: AnyToAny, replies: list[Reply]) -> Tensor:
-    """The mean embedding of each reply's tokens, centred and normalised: float32[R, D].
+    """Return the mean embedding of each reply's tokens, centred and normalised.
 
     Tokens are weighted by inverse document frequency: those of all replies have no weight.
+
+    Args:
+        model: the model, whose LLM has the embeddings.
+        replies: R replies as token ids.
+
+    Returns:
+        float32[R, D].
     """
     table = model.llm.embedding.weight.detach()
     frequency = Counter(token for reply in replies for token in set(reply))

@@ -27,7 +27,15 @@ _MAX_NAMED = 20
 
 
 def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FeatureCache:
-    """Build the feature cache of a stage: in memory, on disk, or none."""
+    """Build the feature cache of a stage: in memory, on disk, or none.
+
+    Args:
+        model: the model, whose frozen parts compute the features.
+        stage: names the cache; latents are kept if it has a denoising loss.
+
+    Raises:
+        CacheError: the cache on disk cannot be used.
+    """
     on_disk = stage.cache not in ("memory", "none")
     return FeatureCache(
         model,
@@ -43,8 +51,15 @@ def precompute_features(
     state: Accelerator | PartialState,
     progress: bool = True,
 ) -> list[tuple[str, str]]:
-    """Run the frozen parts over all items: each process over its part where a folder is shared,
-    each over everything where the cache is in memory.
+    """Run the frozen parts over all items that are not cached.
+
+    Each process computes a part where a folder is shared, everything where the cache is in memory.
+
+    Args:
+        cache: receives the features.
+        items: rendered items of the datasets.
+        state: the processes, which all wait for the last one.
+        progress: whether the main process shows a progress bar.
 
     Returns:
         (name, error) of every medium that cannot be read.
@@ -62,6 +77,10 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
 
     What is there is not computed again, so an interrupted run goes on where it stopped. Under
     `accelerate launch` the processes share the work.
+
+    Args:
+        run: the stage and its system.
+        progress: whether to show a progress bar.
 
     Raises:
         ConfigError: the stage names no folder.

@@ -40,8 +40,18 @@ def join_processes() -> PartialState:
 
 
 def decide_on_main(state: PartialState, decide: Callable[[], Any]) -> Any:
-    """Call `decide` in the main process and broadcast its result. An MmllmError that it raises is
-    raised in every process."""
+    """Call a function in the main process and broadcast its result.
+
+    Args:
+        state: the processes.
+        decide: returns a value that can be pickled.
+
+    Returns:
+        The result, in every process.
+
+    Raises:
+        MmllmError: one that `decide` raised, in every process.
+    """
     outcome: list[Any] = [None]
     if state.is_main_process:
         try:
@@ -55,7 +65,11 @@ def decide_on_main(state: PartialState, decide: Callable[[], Any]) -> Any:
 
 
 def make_accelerator(stage: StageConfig, precision: str) -> Accelerator:
-    """The accelerator of a stage.
+    """Build the accelerator of a stage.
+
+    Args:
+        stage: names the trackers and the output folder.
+        precision: no, bf16 or fp16.
 
     Raises:
         ConfigError: the device cannot compute in `precision`, or a tracker is not installed.
@@ -87,7 +101,12 @@ def choose_precision(wanted: str) -> str:
 
 
 def uses_liger(wanted: str, device: torch.device) -> bool:
-    """Resolve `auto`: Liger's kernel where it is installed and can run.
+    """Return whether Liger's kernel computes the loss of the LLM's head.
+
+    Args:
+        wanted: `stage.liger_loss`: on, off or auto, which uses it where it is installed and can
+            run.
+        device: the device of the training.
 
     Raises:
         ConfigError: `wanted` is `on` and the kernel cannot run.

@@ -43,7 +43,12 @@ class StartingPoint:
 
 
 def find_start(stage: StageConfig, output: Path, resume: bool) -> StartingPoint:
-    """The run's own newest checkpoint with `resume`, else the one that `stage.init_from` names.
+    """Return where a stage starts: its own newest checkpoint, another one, or nowhere.
+
+    Args:
+        stage: names another stage's checkpoint as `init_from`, unless it starts from the config.
+        output: the run's folder.
+        resume: whether to go on from the newest checkpoint in `output`, if there is one.
 
     Raises:
         ConfigError: the folder holds a run and `resume` is not given, or it holds another run.

@@ -11,7 +11,17 @@ from mmllm.training.journal import write_errors
 
 
 def write_samples(model: AnyToAny, samples: SamplesConfig, output: Path, step: int) -> None:
-    """Answer the fixed prompts and write samples/step-N/ with a page that shows them."""
+    """Answer the fixed prompts and write samples/step-N/ with a page that shows them.
+
+    Args:
+        model: the model in training.
+        samples: the prompts.
+        output: the run's folder.
+        step: optimizer steps taken.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
     from mmllm.gallery import GalleryEntry, write_gallery
     from mmllm.inference.chat import Chat
 

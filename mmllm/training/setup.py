@@ -88,8 +88,12 @@ class TrainingRun:
         return enumerate(self.dataset.steps(self.start, self.stage.steps), self.start)
 
     def is_due(self, every: int, done: int) -> bool:
-        """Return whether an action with this interval is due after `done` steps; every action is
-        due after the last step."""
+        """Return whether an action is due; every action is due after the last step.
+
+        Args:
+            every: its interval in steps.
+            done: optimizer steps taken.
+        """
         return done % every == 0 or done == self.stage.steps
 
     def progress_bar(self) -> tqdm:
@@ -102,7 +106,13 @@ class TrainingRun:
         )
 
     def align_projections(self, options: PrealignConfig, *, inputs: bool = True) -> None:
-        """Train projections alone: pre-alignment or, without inputs, realignment."""
+        """Train projections alone, on cached features of the stage's data.
+
+        Args:
+            options: steps, learning rate and the number of items.
+            inputs: True for pre-alignment; False, for realignment, leaves input projections
+                unchanged.
+        """
         items = render_all_items(self.model, self.mixture.sources, options.variants)
         scores = prealign(
             self.model,
@@ -223,7 +233,12 @@ def _prepare_features(training: TrainingRun, precompute: bool, progress: bool) -
 
 
 def text_corpus(model: AnyToAny, stage: StageConfig) -> TextCorpus | None:
-    """The text of the loss `kl`, if the stage has it."""
+    """Build the text corpus of the loss `kl`; None if the stage has no such loss.
+
+    Args:
+        model: its renderer encodes the text.
+        stage: the stage.
+    """
     if stage.kl is None:
         return None
     return TextCorpus(encode=model.renderer.encode_text, seed=stage.seed, **asdict(stage.kl))

@@ -69,7 +69,13 @@ def training_step(
 
 
 def forward_losses(model: Any, batch: Batch, losses: Sequence[Loss]) -> dict[str, LossTerm]:
-    """One forward pass and its losses by name, in training and in validation."""
+    """Run one forward pass and compute its losses by name, in training and in validation.
+
+    Args:
+        model: the model, as accelerate wraps it.
+        batch: a micro-batch.
+        losses: the losses of the stage.
+    """
     return compute_losses(losses, model(batch), batch)
 
 

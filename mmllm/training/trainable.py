@@ -26,8 +26,14 @@ class ParameterGroup:
 
 
 def replaceable_decoders(model: AnyToAny, table: Mapping[str, float]) -> list[str]:
-    """The decoders ("decoders.image") that may differ from those of the checkpoint that a stage
-    starts from: it trains every parameter of the projection that feeds them."""
+    """Return the decoders that may differ from those of the checkpoint that a stage starts from.
+
+    These are the ones, as "decoders.image", whose output projections the stage trains wholly.
+
+    Args:
+        model: the model.
+        table: the stage's learning rates: pattern of parameter names -> learning rate.
+    """
     return [
         f"decoders.{key}"
         for key, projection in model.output_projections.items()
@@ -83,7 +89,12 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Parame
 
 
 def assert_trainable(model: AnyToAny, groups: list[ParameterGroup]) -> None:
-    """Raise ConfigError unless the model's trainable tensors are exactly those of the groups."""
+    """Raise ConfigError unless the model's trainable tensors are exactly those of the groups.
+
+    Args:
+        model: the model.
+        groups: the parameters that the stage's table selected.
+    """
     expected = {id(p) for group in groups for p in group.parameters.values()}
     actual = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     if expected != actual.keys():

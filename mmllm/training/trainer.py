@@ -102,8 +102,14 @@ def run_steps(training: TrainingRun) -> None:
 
 
 def dry_run(run: RunConfig, *, progress: bool = True) -> None:
-    """One step of everything that a stage does, checkpoint, validation and samples included, in a
-    temporary folder: errors show in a minute instead of at the end."""
+    """Take one step of everything that a stage does, checkpoint, validation and samples included.
+
+    It runs in a temporary folder: errors show in a minute instead of at the end.
+
+    Args:
+        run: the stage and its system.
+        progress: whether to show a progress bar.
+    """
     stage = run.stage
     with tempfile.TemporaryDirectory() as folder:
         once = replace(

@@ -23,8 +23,9 @@ def import_extra(module: str, *, extra: str, needed_by: str) -> ModuleType:
         ConfigError: the package is not installed; the message names the command that installs it.
 
     Example:
-        >>> import_extra("open_clip", extra="encoders", needed_by="encoders of type open_clip")
-        <module 'open_clip' from ...>
+        ```python
+        open_clip = import_extra("open_clip", extra="encoders", needed_by="encoders.image")
+        ```
     """
     try:
         return importlib.import_module(module)

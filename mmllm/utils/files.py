@@ -93,13 +93,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file that holds either its old or its new content at any moment. Raises OSError."""
+    """Write a file that holds either its old or its new content at any moment.
+
+    Args:
+        path: the file.
+        content: its new content; a str is encoded as UTF-8.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with atomic_file(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Sync a finished draft to the disk and rename it to `path`. Raises OSError."""
+    """Sync a finished draft to the disk and rename it.
+
+    Args:
+        draft: the file or folder.
+        path: its new name, on the same file system.
+
+    Raises:
+        OSError: it cannot be synced or renamed.
+    """
     sync(draft)
     draft.replace(path)
     sync(path.parent)
@@ -166,8 +182,15 @@ def remove(path: Path) -> None:
 
 
 def move_files(source: Path, target: Path) -> None:
-    """Move all files of folder `source` into folder `target` on the same file system, replacing
-    those of the same name, and delete `source`. Raises OSError."""
+    """Move all files of one folder into another, replacing those of the same name.
+
+    Args:
+        source: the folder, deleted afterwards.
+        target: a folder on the same file system.
+
+    Raises:
+        OSError: a file cannot be moved.
+    """
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,12 @@ def nearest(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str |
 
 
 def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return `; did you mean 'image'?` if a known name is similar to `name`, else an empty text.
+    """Return `; did you mean 'image'?` if a known name is similar to a name, else an empty text.
+
+    Args:
+        name: the unknown name.
+        known: the known names.
+        cutoff: the least similarity, 0 to 1, as in `difflib.get_close_matches`.
 
     Example:
         >>> did_you_mean("imgae", ["image", "audio"])

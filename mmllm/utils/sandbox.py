@@ -76,6 +76,10 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
 def full_matches(pattern: str, names: Sequence[str]) -> list[str]:
     """Return the names that a regular expression matches completely.
 
+    Args:
+        pattern: the regular expression, which may be hostile.
+        names: the names.
+
     Raises:
         InputRejected: the pattern is invalid.
         ResourcesExhausted: matching takes too much time or memory.

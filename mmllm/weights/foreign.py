@@ -140,8 +140,14 @@ def check_parameter_count(
 
 
 def check_attention(config: Any, where: object) -> None:
-    """Raises CheckpointError for a config.json that names an attention kernel of a hub, which
-    transformers would fetch and run."""
+    """Raise CheckpointError for a config.json that names an attention kernel of a hub.
+
+    transformers would fetch and run it.
+
+    Args:
+        config: the contents of config.json.
+        where: the file, for messages.
+    """
     for key, value in config.items() if isinstance(config, dict) else ():
         check_attention(value, where)
         if key in ("attn_implementation", "_attn_implementation") and "/" in str(value):

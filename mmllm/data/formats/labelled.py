@@ -70,8 +70,9 @@ def read_labelled(source: str | Path) -> LabelledMedia:
         ConfigError: neither a folder nor a table, no such columns, or no media at all.
 
     Example:
-        >>> read_labelled("my/pictures").items[0].medium.caption  # doctest: +SKIP
-        'a red panda'
+        ```python
+        read_labelled("my/pictures").items[0].medium.caption  # "a red panda"
+        ```
     """
     items: list[LabelledMedium] = []
     skipped: list[str] = []

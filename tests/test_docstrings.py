@@ -1,0 +1,102 @@
+"""Public functions say what they take, return and raise; their examples give what they show.
+
+The sections are Google's. That a section `Args` names every parameter, and no other, is checked by
+ruff (pyproject.toml); here, that the section is there and that examples are run.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "mmllm").rglob("*.py"))}
+TREES = {path: ast.parse(text) for path, text in FILES.items()}
+CLASSES = {
+    node.name: node
+    for tree in TREES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef)
+}
+"""Class names are unique in mmllm."""
+OTHERS = {"cli", "demo", "mini", "server"}
+"""Packages that are no Python interface: of commands, routes and pages the options are documented
+where their users see them."""
+BUILDERS = "build"
+"""One per component file, all with the parameters that mmllm/config/registry.py describes."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def public_functions(tree: ast.AST) -> Iterator[tuple[ast.ClassDef | None, Function]]:
+    """(class or None, function) of each public function and of public methods of public classes."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for _, function in public_functions(node):
+                yield node, function
+        elif isinstance(node, Function) and not node.name.startswith("_"):
+            yield None, node
+
+
+def parameters(function: Function) -> list[str]:
+    """The names of a function's parameters but `self` and `cls`."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+    return [entry.arg for entry in named if entry and entry.arg not in ("self", "cls")]
+
+
+def bases(cls: ast.ClassDef) -> set[str]:
+    """The names of all base classes, those of a base in mmllm included."""
+    names: set[str] = set()
+    for base in cls.bases:
+        name = ast.unparse(base).split("[")[0].rpartition(".")[2]
+        names.add(name)
+        if name in CLASSES and name != cls.name:  # one of a library may have the same name
+            names |= bases(CLASSES[name])
+    return names
+
+
+def is_described_elsewhere(cls: ast.ClassDef | None, function: Function) -> bool:
+    """Whether the parameters belong to a contract: a base class, a protocol, autograd, `build`."""
+    if cls is None:
+        return function.name == BUILDERS
+    own = bases(cls)
+    contracts = [CLASSES[name] for name in own if name in CLASSES]
+    contracts += [other for other in CLASSES.values() if "Protocol" in bases(other)]
+    names = {node.name for base in contracts for node in base.body if isinstance(node, Function)}
+    is_autograd = "Function" in own and function.name in ("forward", "backward")
+    return cls not in contracts and (function.name in names or is_autograd)
+
+
+def test_public_functions_describe_their_parameters() -> None:
+    missing = [
+        f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
+        for path, tree in TREES.items()
+        if path.relative_to(ROOT / "mmllm").parts[0] not in OTHERS
+        for cls, function in public_functions(tree)
+        if len(parameters(function)) > 1
+        and not is_described_elsewhere(cls, function)
+        and not re.search(r"^Args:\n    \S", ast.get_docstring(function) or "", re.MULTILINE)
+    ]
+    assert missing == [], "these have two parameters or more and no section `Args`"
+
+
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path, text in FILES.items()
+    if ">>> " in text
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_give_what_they_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0, "see the output"
+    assert results.attempted > 0
