@@ -53,13 +53,25 @@ class ChatModel(Protocol):
     ) -> list[Completion]:
         """Sample up to `n` replies to one conversation; the same seed gives the same replies.
 
+        Args:
+            conversation: the messages, the user's last.
+            n: the number of replies; fewer come back if some fail.
+            temperature: that of sampling; 0 is greedy.
+            max_new_tokens: maximum length of a reply.
+            stop: texts before which a reply ends.
+            seed: the seed of the first reply.
+
         Raises:
             CallError: the call failed, and gave no reply at all.
         """
         ...
 
     def score(self, conversation: Sequence[Message], replies: Sequence[str]) -> list[float]:
-        """log p of each text as the whole reply.
+        """Return log p of each text as the whole reply.
+
+        Args:
+            conversation: the messages, the user's last.
+            replies: the texts.
 
         Raises:
             ConfigError: this model gives no likelihoods.
