@@ -57,6 +57,7 @@ ALLOWED = (
     ("mmllm/features/maintenance.py", "room.json", "a file of feature caches that exist"),
     ("mmllm/features/namespace.py", "room.json", "a file of feature caches that exist"),
     ("mmllm/features/store.py", "room.json", "a file of feature caches that exist"),
+    ("mmllm/mini/world/captions.py", "{a} beside {b}", "a caption as people write it"),
     ("CHANGELOG.md", "(was `--beside`)", "names the former option"),
     ("CHANGELOG.md", "`retain`", "names the former loss"),
 )

@@ -57,7 +57,7 @@ _LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "{a} higher up than {b}",
         ),
     ),
-    "beside": (
+    "pair": (
         (
             "{a} and {b}",
             "{a} next to {b}",
@@ -143,7 +143,7 @@ def caption(scene: Scene, rng: random.Random, wording: Wording = "training") -> 
         return rng.choice(options)
 
     names = [phrase(group, rng, wording) for group in scene.groups]
-    if scene.layout == "beside" and wording != "canonical" and rng.random() < 0.5:
+    if scene.layout == "pair" and wording != "canonical" and rng.random() < 0.5:
         names.reverse()
     slots = dict(zip("abcd", names, strict=False))
     text = choose(_LAYOUTS[scene.layout][split], 0.2).format(**slots)

@@ -69,7 +69,7 @@ def place(scene: Scene, rng: random.Random) -> Iterator[Placed]:
         yield from _place_group(scene.groups[0], (0, 0, SIDE, SIDE), rng, alone=True)
         return
     boxes = _boxes(scene.layout)
-    if scene.layout == "beside" and rng.random() < 0.5:
+    if scene.layout == "pair" and rng.random() < 0.5:
         boxes.reverse()
     for group, box in zip(scene.groups, boxes, strict=True):
         yield from _place_group(group, box, rng)
@@ -83,7 +83,7 @@ def _boxes(layout: str) -> list[Box]:
     half, third = SIDE // 2, SIDE // 3
     return {
         "left": [(0, 0, half, SIDE), (half, 0, SIDE, SIDE)],
-        "beside": [(0, 0, half, SIDE), (half, 0, SIDE, SIDE)],
+        "pair": [(0, 0, half, SIDE), (half, 0, SIDE, SIDE)],
         "above": [(0, 0, SIDE, half), (0, half, SIDE, SIDE)],
         "row": [(third * i, 0, third * (i + 1), SIDE) for i in range(3)],
         "over": [(0, 0, SIDE, half), (0, half, half, SIDE), (half, half, SIDE, SIDE)],

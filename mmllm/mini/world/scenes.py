@@ -16,12 +16,12 @@ from typing import Literal
 
 from mmllm.mini.world.things import COLOURS, colourable, things
 
-Layout = Literal["alone", "left", "above", "beside", "row", "over", "corners"]
+Layout = Literal["alone", "left", "above", "pair", "row", "over", "corners"]
 """How groups stand, in the order of `Scene.groups`:
 
 alone: one group. left: the first left of the second. above: the first above the second.
-beside: two, in either order. row: three from left to right. over: the first above two others.
-corners: the first two above the last two.
+pair: two side by side, in either order. row: three from left to right.
+over: the first above two others. corners: the first two above the last two.
 """
 Size = Literal["small", "big"]
 
@@ -137,7 +137,7 @@ def draw(kind: str, rng: random.Random) -> Scene:
         if rng.random() < 0.25 and group.thing in colourable():
             group = replace(group, colour=rng.choice(list(COLOURS)))
         return _visible(Scene((group,), "alone", ground))
-    layout: Layout = rng.choice(("left", "above", "left", "above", "beside"))
+    layout: Layout = rng.choice(("left", "above", "left", "above", "pair"))
     if kind == "pair":
         groups = tuple(Group(thing) for thing in rng.sample(list(things()), 2))
         if rng.random() < 0.1:
