@@ -7,7 +7,16 @@ import random
 import numpy as np
 import pytest
 
-from mmllm.mini.world.captions import caption, describe, phrase
+from mmllm.mini.world import edits
+from mmllm.mini.world.captions import caption, clip_caption, describe, describe_clip, phrase
+from mmllm.mini.world.clips import (
+    FRAMES,
+    MOTIONS,
+    Clip,
+    draw_training_clip,
+    render_clip,
+)
+from mmllm.mini.world.edits import EditError
 from mmllm.mini.world.rendering import SIDE, place, render
 from mmllm.mini.world.scenes import (
     Group,
@@ -134,3 +143,119 @@ def test_heldout_wordings_are_not_those_of_training() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown kind of scene 'five'; known are thing, colour"):
         draw("five", random.Random(0))
+
+
+CAT, DOG, CAR = Group("cat"), Group("dog"), Group("car")
+BOTH = Scene((CAT, DOG), "left")
+
+
+@pytest.mark.parametrize(
+    ("edited", "expected"),
+    [
+        (edits.recolour(BOTH, 0, "blue"), "a blue cat to the left of a dog"),
+        (edits.recolour(Scene((Group("cat", colour="red"),)), 0, None), "a cat"),
+        (edits.set_count(BOTH, 1, 3), "a cat to the left of three dogs"),
+        (edits.bigger(Scene((CAT,)), 0), "a big cat"),
+        (edits.bigger(Scene((Group("cat", size="small"),)), 0), "a cat"),
+        (edits.smaller(Scene((CAT,)), 0), "a small cat"),
+        (edits.become(Scene((Group("cat", 2, "red"),)), 0, "dog"), "two red dogs"),
+        (edits.become(Scene((Group("cat", 2, "red"),)), 0, "rainbow"), "two rainbows"),
+        (edits.on_ground(Scene((CAT,)), "black"), "a cat on a black background"),
+        (edits.remove(BOTH, 0), "a dog"),
+        (edits.remove(Scene((CAT, DOG, CAR), "row"), 1), "a cat to the left of a car"),
+        (edits.remove(Scene((CAT, DOG, CAR), "over"), 2), "a cat above a dog"),
+        (edits.add(Scene((CAT,)), DOG, "left"), "a dog to the left of a cat"),
+        (edits.add(Scene((CAT,)), DOG, "below"), "a cat above a dog"),
+        (edits.add(Scene((CAT,)), DOG), "a cat and a dog"),
+        (edits.add(BOTH, CAR, "right"), "a cat, a dog and a car in a row"),
+        (edits.add(BOTH, CAR, "above"), "a car above a cat and a dog"),
+        (edits.swap(BOTH), "a dog to the left of a cat"),
+        (edits.move(BOTH, 0, "below"), "a dog above a cat"),
+    ],
+)
+def test_edits(edited: Scene, expected: str) -> None:
+    assert describe(edited) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: edits.recolour(Scene((Group("rainbow"),)), 0, "red"), "keeps its colours"),
+        (lambda: edits.set_count(Scene((CAT,)), 0, 5), "at most 4 things, not 5"),
+        (lambda: edits.set_count(Scene((CAT,)), 0, 0), "at least one thing"),
+        (lambda: edits.set_count(Scene((Group("grapes"),)), 0, 2), "grapes cannot be counted"),
+        (lambda: edits.remove(Scene((CAT,)), 0), "nothing would be left"),
+        (lambda: edits.remove(BOTH, 2), "there is no group 2"),
+        (lambda: edits.add(BOTH, CAT), "there is a cat already"),
+        (lambda: edits.add(Scene((CAT,)), DOG, "behind"), "unknown place 'behind'"),
+        (lambda: edits.add(Scene((CAT, DOG, CAR), "row"), Group("tree")), "at most three groups"),
+        (lambda: edits.add(BOTH, CAR, "below"), "a third group can stand left"),
+        (lambda: edits.swap(Scene((CAT,))), "two groups can be swapped, not 1"),
+        (lambda: edits.bigger(Scene((Group("cat", size="big"),)), 0), "as big as it gets"),
+    ],
+)
+def test_edits_that_cannot_be(change: object, message: str) -> None:
+    assert callable(change)
+    with pytest.raises(EditError, match=message):
+        change()
+
+
+def centre(frame: np.ndarray) -> tuple[float, float, int]:
+    """The middle of what is not white, and how many pixels it has."""
+    rows, columns = np.nonzero((frame < 250).any(-1))
+    return float(columns.mean()), float(rows.mean()), len(rows)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_motions(motion: str) -> None:
+    frames = render_clip(Clip(Scene((Group("apple"),)), (motion,)), random.Random(0))
+    assert frames.shape == (FRAMES, SIDE, SIDE, 3)
+    last = centre(frames[-1])
+    if motion == "appear":
+        assert (frames[0] == 255).all()
+        assert last[2] > 1000
+        return
+    first = centre(frames[0])
+    moved = (last[0] - first[0], last[1] - first[1])
+    towards = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+    if motion in towards:
+        across, down = towards[motion]
+        assert moved[0] * across + moved[1] * down > 25
+    elif motion in ("grow", "shrink"):
+        assert (last[2] / first[2] > 2) is (motion == "grow")
+    elif motion == "bounce":
+        heights = [centre(frame)[1] for frame in frames]
+        assert max(heights) - min(heights) > 20
+        assert abs(moved[1]) < 3
+    else:
+        assert np.abs(frames[2].astype(int) - frames[0]).mean() > 3
+        assert abs(moved[0]) + abs(moved[1]) < 6
+
+
+def test_clips_of_training_hold_no_heldout_motion() -> None:
+    rng = random.Random(6)
+    clips = [draw_training_clip(rng) for _ in range(500)]
+    moves = [
+        ("motion", motion, group.thing)
+        for clip in clips
+        for group, motion in zip(clip.scene.groups, clip.motions, strict=True)
+        if motion
+    ]
+    assert not any(map(is_heldout, moves))
+    assert {motion for _, motion, _ in moves} == set(MOTIONS)
+
+
+def test_captions_of_clips() -> None:
+    clip = Clip(Scene((CAT, Group("dog", colour="red")), "left"), ("left", None))
+    assert describe_clip(clip) == "a cat moving to the left and a red dog"
+    rng = random.Random(7)
+    one = Clip(Scene((CAT,)), ("spin",))
+    training = {clip_caption(one, rng) for _ in range(100)}
+    heldout = {clip_caption(one, rng, "heldout") for _ in range(100)}
+    assert "a cat spinning" in training
+    assert not training & heldout
+
+
+def test_a_clip_of_many_is_refused() -> None:
+    with pytest.raises(ValueError, match="one thing of a kind"):
+        render_clip(Clip(Scene((Group("cat", 2),)), ("left",)), random.Random(0))

@@ -10,6 +10,7 @@ import random
 import re
 from typing import Literal
 
+from mmllm.mini.world.clips import Clip
 from mmllm.mini.world.scenes import Group, Scene
 from mmllm.mini.world.things import things
 
@@ -115,6 +116,37 @@ _MASS = {
 }
 """Synonyms without a plural: "some milk"."""
 
+# motion -> wordings of training, wordings held out; they follow the name of a thing.
+_MOTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "left": (
+        ("moving to the left", "going left", "sliding left", "moving from right to left"),
+        ("travelling to the left", "heading left"),
+    ),
+    "right": (
+        ("moving to the right", "going right", "sliding right", "moving from left to right"),
+        ("travelling to the right", "heading right"),
+    ),
+    "up": (
+        ("moving up", "going up", "rising", "flying up"),
+        ("travelling upwards", "climbing up"),
+    ),
+    "down": (
+        ("moving down", "going down", "falling", "sinking"),
+        ("travelling downwards", "dropping down"),
+    ),
+    "grow": (
+        ("growing", "getting bigger", "becoming larger"),
+        ("getting larger and larger", "expanding"),
+    ),
+    "shrink": (
+        ("shrinking", "getting smaller", "becoming smaller"),
+        ("getting smaller and smaller", "dwindling"),
+    ),
+    "spin": (("spinning", "turning around", "rotating"), ("whirling round", "doing a turn")),
+    "bounce": (("bouncing", "jumping", "hopping"), ("leaping up and down", "bobbing up and down")),
+    "appear": (("appearing", "popping up"), ("coming into view", "showing up all of a sudden")),
+}
+
 _FRAMES = (
     ("{scene}", "a picture of {scene}", "an image of {scene}", "a drawing of {scene}"),
     ("{scene}", "a photo of {scene}", "an illustration of {scene}"),
@@ -150,6 +182,31 @@ def caption(scene: Scene, rng: random.Random, wording: Wording = "training") -> 
     if scene.ground:
         text += " " + choose(_GROUNDS[split], 0.4).format(ground=scene.ground)
     return choose(_FRAMES[split], 0.7).format(scene=text)
+
+
+def describe_clip(clip: Clip) -> str:
+    """The canonical caption of a clip: "a cat moving to the left and a dog spinning"."""
+    return clip_caption(clip, random.Random(0), "canonical")
+
+
+def clip_caption(clip: Clip, rng: random.Random, wording: Wording = "training") -> str:
+    """A caption of a clip; the arguments are those of `caption`."""
+    split = 1 if wording == "heldout" else 0
+    parts = []
+    for group, motion in zip(clip.scene.groups, clip.motions, strict=True):
+        name = phrase(group, rng, wording)
+        if motion is None:
+            parts.append(name)
+            continue
+        options = _MOTIONS[motion][split]
+        canonical = wording == "canonical" or (wording == "training" and rng.random() < 0.3)
+        parts.append(f"{name} {options[0] if canonical else rng.choice(options)}")
+    text = " and ".join(parts)
+    if clip.scene.ground:
+        grounds = _GROUNDS[split]
+        ground = grounds[0] if wording == "canonical" else rng.choice(grounds)
+        text += " " + ground.format(ground=clip.scene.ground)
+    return text
 
 
 def phrase(group: Group, rng: random.Random, wording: Wording = "canonical") -> str:

@@ -27,13 +27,15 @@ _ALONE_SCALES = {None: 1.0, "small": 0.5, "big": 1.27}
 
 @dataclass(frozen=True)
 class Placed:
-    """One sprite: its middle and its side, in pixels."""
+    """One sprite: its middle and its side in pixels."""
 
     thing: str
     colour: str | None
     x: float
     y: float
     side: int
+    angle: float = 0.0
+    """Degrees, counter-clockwise."""
 
 
 def render(scene: Scene, rng: random.Random) -> NDArray[np.uint8]:
@@ -137,17 +139,19 @@ def _rows(count: int, width: float, height: float) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=20_000)
-def _scaled(thing: str, colour: str | None, side: int) -> NDArray[np.float32]:
+def _scaled(thing: str, colour: str | None, side: int, angle: float) -> NDArray[np.float32]:
     """Premultiplied RGBA, float32[S, S, 4]."""
     pixels = (sprite(thing, colour) * 255 + 0.5).clip(0, 255).astype(np.uint8)
     image = Image.frombytes("RGBa", (SPRITE, SPRITE), pixels.tobytes())  # "a": premultiplied
+    if angle:
+        image = image.rotate(angle, Image.Resampling.BICUBIC)
     resized = image.resize((side, side), Image.Resampling.LANCZOS)
     return (np.asarray(resized) / 255).astype(np.float32)
 
 
 def _draw(canvas: NDArray[np.float32], item: Placed) -> None:
     """Compose one sprite onto the canvas, in place; what lies outside is cut."""
-    pixels = _scaled(item.thing, item.colour, item.side)
+    pixels = _scaled(item.thing, item.colour, item.side, item.angle)
     left, top = round(item.x - item.side / 2), round(item.y - item.side / 2)
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + item.side, SIDE), min(top + item.side, SIDE)

@@ -25,6 +25,9 @@ over: the first above two others. corners: the first two above the last two.
 """
 Size = Literal["small", "big"]
 
+MOST = 4
+"""Things in a scene, at most."""
+
 GROUNDS: dict[str, tuple[float, float, float]] = {
     "white": (1.0, 1.0, 1.0),
     "grey": (0.80, 0.80, 0.82),
