@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tools.mini.world import codec, image_decoder, pool
+from tools.mini.world import codec, image_decoder, judge, pool
 from tools.mini.world.run import Progress, Run, train
 from tools.mini.world.text import CaptionStates, standardised
 
@@ -41,6 +41,20 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None
     assert torch.equal(whole.weight, resumed.weight)
     assert all(torch.equal(run.averages[name], again.averages[name]) for name in run.averages)
     assert [file.name for file in (tmp_path / "parts").glob("state-*")] == ["state-12.safetensors"]
+
+
+def test_the_judge_learns_where_things_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "BATCH", 6)
+    torch.manual_seed(0)
+    detector = judge.Detector(width=32, blocks=1)
+    loss = judge.Loss(detector, None, seed=0)
+    optimizer = torch.optim.Adam(detector.parameters(), 3e-3)
+    first = loss(0, 0.0)
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss(0, 0.0).backward()
+        optimizer.step()
+    assert loss(0, 0.0).item() < 0.8 * first.item()
 
 
 def test_a_run_needs_a_length() -> None:

@@ -1,0 +1,207 @@
+"""A judge of scenes: a small detector that finds the things of an image, with colours and places.
+
+It is trained from pixels on renderings of mini's world (`tools/mini/world/judge.py`) and shares
+nothing with mini. What an image shows is compared with what was asked for by `shows`.
+
+Dimensions: B images of P x P pixels, G x G cells of 8 pixels, N things, C colours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmllm.mini.world.rendering import SIDE
+from mmllm.mini.world.scenes import Group, Scene
+from mmllm.mini.world.things import COLOURS, things
+
+CELL = 8
+GRID = SIDE // CELL
+OWN = "own"
+"""The colour class of things that keep the colours they have."""
+EMPTY = -4.0
+"""Logit of a middle before anything is seen: nearly every cell is empty."""
+_THRESHOLD = 0.4
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing that the judge sees."""
+
+    thing: str
+    colour: str
+    """One of COLOURS, or OWN."""
+    x: float
+    """Middle in pixels, from the left."""
+    y: float
+    """Middle in pixels, from the top."""
+    confidence: float
+
+
+class Residual(nn.Module):
+    """Two convolutions around which their input goes by."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states + self.conv_out(functional.silu(self.conv_in(self.norm(states))))
+
+
+class Detector(nn.Module):
+    """Images -> maps of what has its middle in each cell."""
+
+    def __init__(self, width: int = 112, blocks: int = 6):
+        super().__init__()
+        self.names, self.colours = list(things()), [OWN, *COLOURS]
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 24, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(24, 64, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, width, 4, stride=2, padding=1),
+        )
+        self.body = nn.Sequential(*(Residual(width, (1, 2, 1, 4)[i % 4]) for i in range(blocks)))
+        self.head = nn.Conv2d(width, 1 + len(self.names) + len(self.colours), 1, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of cells.
+
+        Args:
+            images: float[B, 3, P, P] in -1..1.
+
+        Returns:
+            Of a middle being there, float[B, G, G]; of things, float[B, N, G, G]; of colours,
+            float[B, C, G, G].
+        """
+        maps = self.head(functional.silu(self.body(self.stem(images))))
+        presence, names, colours = maps.split([1, len(self.names), len(self.colours)], dim=1)
+        return presence[:, 0] + EMPTY, names, colours
+
+
+class SceneJudge:
+    """Finds things in images.
+
+    Args:
+        detector: Trained weights.
+    """
+
+    def __init__(self, detector: Detector):
+        self.detector = detector.eval()
+
+    @classmethod
+    def load(cls, file: Path) -> SceneJudge:
+        """A judge from a file of weights."""
+        detector = Detector()
+        detector.load_state_dict({name: w.float() for name, w in load_file(file).items()})
+        return cls(detector)
+
+    @torch.inference_mode()
+    def find(self, images: NDArray[np.uint8]) -> list[list[Found]]:
+        """The things of each image.
+
+        Args:
+            images: uint8[B, P, P, 3].
+        """
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        presence, names, colours = self.detector(pixels)
+        presence = presence.sigmoid()
+        highest = functional.max_pool2d(presence[:, None], 3, stride=1, padding=1)[:, 0]
+        peaks = (presence == highest) & (presence > _THRESHOLD)
+        found: list[list[Found]] = [[] for _ in images]
+        for image, row, column in peaks.nonzero().tolist():
+            found[image].append(
+                Found(
+                    self.detector.names[int(names[image, :, row, column].argmax())],
+                    self.detector.colours[int(colours[image, :, row, column].argmax())],
+                    (column + 0.5) * CELL,
+                    (row + 0.5) * CELL,
+                    presence[image, row, column].item(),
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """In what an image is as it was asked for."""
+
+    things: bool
+    """The right things in the right numbers, and nothing else."""
+    places: bool
+    """Those, and each where it belongs."""
+    colours: bool
+    """Those, in the right colours."""
+
+    @property
+    def everything(self) -> bool:
+        """Whether all is as it was asked for."""
+        return self.things and self.places and self.colours
+
+
+def shows(found: Sequence[Found], scene: Scene) -> Verdict:
+    """Compare what is found with a scene.
+
+    A colour that the scene leaves open may be any. Places are compared by the middles of groups.
+    """
+    wanted = Counter[str]()
+    for group in scene.groups:
+        wanted[group.thing] += group.count
+    right = Counter(item.thing for item in found) == wanted
+    if not right:
+        return Verdict(False, False, False)
+    colours = all(
+        group.colour in (None, item.colour)
+        for group in scene.groups
+        for item in found
+        if item.thing == group.thing
+    )
+    return Verdict(True, _in_place(found, scene), colours)
+
+
+def _in_place(found: Sequence[Found], scene: Scene) -> bool:
+    def middle(group: Group) -> tuple[float, float]:
+        own = [item for item in found if item.thing == group.thing]
+        return sum(i.x for i in own) / len(own), sum(i.y for i in own) / len(own)
+
+    points = [middle(group) for group in scene.groups]
+    gap = 1.5 * CELL
+
+    def left(one: int, other: int) -> bool:
+        (x, y), (other_x, other_y) = points[one], points[other]
+        return other_x - x > gap and abs(other_y - y) < other_x - x
+
+    def above(one: int, other: int) -> bool:
+        (x, y), (other_x, other_y) = points[one], points[other]
+        return other_y - y > gap and abs(other_x - x) < other_y - y
+
+    def over(one: int, other: int) -> bool:
+        return points[other][1] - points[one][1] > gap
+
+    match scene.layout:
+        case "alone":
+            return True
+        case "left":
+            return left(0, 1)
+        case "above":
+            return above(0, 1)
+        case "pair":
+            return left(0, 1) or left(1, 0)
+        case "row":
+            return left(0, 1) and left(1, 2)
+        case "over":
+            return over(0, 1) and over(0, 2) and left(1, 2)
+        case "corners":
+            return left(0, 1) and left(2, 3) and above(0, 2) and above(1, 3)
