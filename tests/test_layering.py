@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "conversation": {"media"},
     "media": set(),
     "weights": {"mini"},  # the one door to the shipped weights
-    "mini": set(),
+    "mini": {"conversation"},  # its world composes conversations
     "gallery": {"conversation"},
     # The parts, which do not know one another.
     "projections": {"kernels"},

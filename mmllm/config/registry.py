@@ -71,6 +71,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "table": "mmllm.data.formats.table:TableConfig",
         "labelled": "mmllm.data.formats.labelled:LabelledConfig",
         "webdataset": "mmllm.data.formats.webdataset:WebDatasetConfig",
+        "scenes": "mmllm.mini.world.conversations:ConversationsConfig",
     },
 }
 """Group -> type -> "module:Config". A new component is one file and one entry here."""

@@ -1,0 +1,243 @@
+"""Conversations about scenes: a dataset that is written while it is read.
+
+A conversation has one to eight exchanges. What was drawn last is remembered as a scene, so that an
+edit ("make it blue", "now with a dog on the left") is answered by the changed scene, in words first
+and then as an image: "Here is a blue cat." and the image.
+
+Every conversation is a pure function of its split and number.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmllm.conversation import Message, Video
+from mmllm.errors import ConfigError
+from mmllm.mini.world import unknown, wordings
+from mmllm.mini.world.captions import (
+    caption,
+    clip_caption,
+    describe_clip,
+    with_article,
+)
+from mmllm.mini.world.change_requests import edit
+from mmllm.mini.world.clips import FPS, MOTIONS, Clip, draw_clip, render_clip
+from mmllm.mini.world.clips import is_training as is_training_clip
+from mmllm.mini.world.questions import read, reread
+from mmllm.mini.world.talk import Talk
+from mmllm.mini.world.things import COLOURS, things
+from mmllm.mini.world.wordings import Split, wording
+
+_GERUNDS = {
+    "left": "moving to the left",
+    "right": "moving to the right",
+    "up": "moving up",
+    "down": "moving down",
+    "grow": "growing",
+    "shrink": "shrinking",
+    "spin": "spinning",
+    "bounce": "bouncing",
+    "appear": "appearing",
+}
+_VERBS = {
+    "left": "move to the left",
+    "right": "move to the right",
+    "up": "rise",
+    "down": "fall",
+    "grow": "grow",
+    "shrink": "shrink",
+    "spin": "spin",
+    "bounce": "bounce",
+    "appear": "appear",
+}
+
+
+@dataclass(frozen=True)
+class ConversationsConfig:
+    """Settings of a dataset of conversations about scenes.
+
+    count: how many there are; the same number gives the same conversations.
+    split: "training", or "heldout" for wordings and combinations that training never has.
+    kinds: only conversations of these kinds (names of KINDS); all by default, in a fixed mixture.
+    share: weight of the dataset in the mixture.
+    """
+
+    count: int = 20_000
+    split: str = "training"
+    kinds: tuple[str, ...] = ()
+    share: float = 1.0
+
+
+Exchange = Callable[[Talk], bool]
+"""Writes one exchange; False, with nothing written, if the conversation does not allow it."""
+
+
+def draw(talk: Talk) -> bool:
+    """The user asks for a scene."""
+    scene = talk.draw_scene()
+    words = caption(scene, talk.rng, talk.wording)
+    for frame in ("a picture of ", "an image of ", "a drawing of ", "a photo of "):
+        words = words.removeprefix(frame)
+    words = words.removeprefix("an illustration of ")
+    talk.ask(wordings.request("draw", words, talk.split, talk.rng))
+    talk.show(scene)
+    return True
+
+
+def animate(talk: Talk) -> bool:
+    """The user asks for a clip, or for what was drawn to move."""
+    scene = talk.scene
+    if scene and len(scene.groups) == 1 and scene.groups[0].count == 1 and talk.rng.random() < 0.5:
+        motion = talk.rng.choice(list(MOTIONS))
+        clip = Clip(replace(scene, groups=(replace(scene.groups[0], size=None),)), (motion,))
+        slots = {"motion": _GERUNDS[motion], "motion_verb": _VERBS[motion]}
+        words = wording("edits", "animate", talk.split, talk.rng).format(**slots)
+        if _VERBS[motion] not in words and _GERUNDS[motion] not in words:
+            clip = replace(clip, motions=("bounce",))  # what moves for no stated reason bounces
+        text = words[0].upper() + words[1:]
+    else:
+        clip = draw_clip(talk.rng)
+        words = clip_caption(clip, talk.rng, talk.wording)
+        text = wordings.request("animate", words, talk.split, talk.rng)
+    if talk.split == "training" and not is_training_clip(clip):
+        return False
+    talk.ask(text)
+    if not (scene and clip.scene.groups[0].thing == scene.groups[0].thing):
+        talk.scene = None  # "it" would now be the clip
+    told = describe_clip(clip)
+    frames = render_clip(clip, talk.rng)
+    talk.answer(f"Here is a clip of {told}.", Video(array=frames, fps=FPS, caption=told))
+    talk.made.append(("animated", told))
+    return True
+
+
+def remember(talk: Talk) -> bool:
+    """The user asks what was made first or last."""
+    if not talk.made:
+        return False
+    kind = talk.rng.choice(list(wordings.tables()["memory"]))
+    talk.ask(wording("memory", kind, talk.split, talk.rng))
+    verb, words = talk.made[0 if kind == "first" else -1]
+    talk.answer(f"First I {verb} {words}." if kind == "first" else f"I {verb} {words}.")
+    return True
+
+
+def small_talk(talk: Talk) -> bool:
+    """Greetings, thanks, and what it is and can do."""
+    tables = wordings.tables()["talk"]
+    kind = talk.rng.choice(list(tables))
+    talk.ask(wording("talk", kind, talk.split, talk.rng))
+    talk.answer(talk.rng.choice(tables[kind]["answers"]))
+    return True
+
+
+def refuse(talk: Talk) -> bool:
+    """The user asks for what is not in the world: one honest sentence, and the nearest thing."""
+    rng = talk.rng
+    heldout = talk.split == "heldout"
+
+    def pick(words: Sequence[str]) -> str:
+        return rng.choice([word for word in words if unknown.is_heldout(word) is heldout])
+
+    kind = rng.choice(("thing", "thing", "thing", "number", "colour", "language"))
+    if kind == "language":
+        talk.ask(pick(unknown.LANGUAGES))
+        talk.answer("I only understand English. Try: draw a cat.")
+        return True
+    known = things()[rng.choice(list(things()))]
+    if kind == "thing":
+        word = pick(list(unknown.THINGS))
+        near = things()[unknown.THINGS[word]]
+        asked = with_article(word) if word[0].islower() else f"the {word}"
+        if rng.random() < 0.3:
+            asked = with_article(f"{rng.choice(list(COLOURS))} {word}")
+        reply = f"I cannot draw {asked} yet. The nearest that I know is {near.caption}."
+    elif kind == "number":
+        word = pick(list(unknown.NUMBERS))
+        if not known.countable:
+            return False
+        asked = f"{word} {known.plural}"
+        reply = f"I cannot draw {asked}: I can count to four. Shall I draw four {known.plural}?"
+    else:
+        word = pick(unknown.COLOURS)
+        asked = with_article(f"{word} {known.label}")
+        reply = f"I do not know the colour {word}. Shall I draw {known.caption} in another colour?"
+    talk.ask(wordings.request("draw", asked, talk.split, rng))
+    talk.answer(reply)
+    return True
+
+
+KINDS: dict[str, tuple[Exchange, ...]] = {
+    "draw": (draw,),
+    "read": (read,),
+    "animate": (animate,),
+    "refuse": (refuse,),
+    "talk": (small_talk,),
+    "edits": (draw, edit, edit, edit),
+    "mixed": (draw, edit, edit, animate, read, reread, remember, small_talk, refuse),
+}
+"""Kind of conversation -> what may happen in it; "edits" begins with the first of them."""
+_SHARES = {
+    "draw": 0.22,
+    "read": 0.20,
+    "animate": 0.10,
+    "refuse": 0.10,
+    "talk": 0.03,
+    "edits": 0.20,
+    "mixed": 0.15,
+}
+
+
+def converse(kind: str, split: Split, rng: random.Random) -> list[Message]:
+    """A conversation of a kind.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of conversation {kind!r}; known are {', '.join(KINDS)}")
+    talk = Talk(rng, split)
+    exchanges = KINDS[kind]
+    length = {"edits": rng.randint(2, 4), "mixed": rng.randint(3, 8)}.get(kind, 1)
+    while len(talk.messages) < 2 * length:
+        first = kind == "edits" and not talk.messages
+        exchange = exchanges[0] if first else rng.choice(exchanges)
+        exchange(talk)
+    return talk.messages
+
+
+class Conversations:
+    """A dataset of conversations about scenes, see ConversationsConfig."""
+
+    def __init__(self, config: ConversationsConfig):
+        self.config = config
+        self.share = config.share
+        self.split: Split = "heldout" if config.split == "heldout" else "training"
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def conversation(self, index: int, rng: np.random.Generator) -> Sequence[Message]:
+        """See DataSource."""
+        chance = random.Random(f"{self.split} {index}")
+        kinds = self.config.kinds or tuple(_SHARES)
+        shares = [_SHARES[kind] for kind in kinds]
+        return converse(chance.choices(kinds, shares)[0], self.split, chance)
+
+    def name(self, index: int) -> str:
+        """See DataSource."""
+        return f"{self.split} {index}"
+
+
+def build(config: ConversationsConfig, *, where: str) -> Conversations:
+    """Open the dataset of a config; `where` is its place in the config, for messages."""
+    unknown_kinds = [kind for kind in config.kinds if kind not in KINDS]
+    if unknown_kinds:
+        raise ConfigError(f"{where}.kinds: unknown {unknown_kinds}; known are {', '.join(KINDS)}")
+    if config.split not in ("training", "heldout"):
+        raise ConfigError(f"{where}.split: expected training or heldout, got {config.split!r}")
+    return Conversations(config)

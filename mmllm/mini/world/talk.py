@@ -1,0 +1,74 @@
+"""A conversation being written: its messages, and what was drawn and asked for so far."""
+
+from __future__ import annotations
+
+import random
+
+from mmllm.conversation import Image, Message, Video, assistant, user
+from mmllm.mini.world.captions import Wording, describe
+from mmllm.mini.world.rendering import render
+from mmllm.mini.world.scenes import Scene, draw_heldout_scene, draw_training_scene, is_training
+from mmllm.mini.world.things import things
+from mmllm.mini.world.wordings import Split, roughen
+
+
+class Talk:
+    """A conversation being written.
+
+    Args:
+        rng: Where chance comes from.
+        split: Whose wordings and combinations it uses.
+    """
+
+    def __init__(self, rng: random.Random, split: Split):
+        self.rng = rng
+        self.split: Split = split
+        self.messages: list[Message] = []
+        self.scene: Scene | None = None  # what was drawn or shown last
+        self.made: list[tuple[str, str]] = []  # (verb in the past, caption) of all that was made
+
+    @property
+    def wording(self) -> Wording:
+        """How scenes are put by the user."""
+        return "heldout" if self.split == "heldout" else "training"
+
+    def ask(self, text: str, *media: Image | Video) -> None:
+        """A turn of the user; a medium stands before or after the words."""
+        parts = [roughen(text, self.rng), *media]
+        if self.rng.random() < 0.5:
+            parts.reverse()
+        self.messages.append(user(*parts))
+
+    def answer(self, text: str, *media: Image | Video) -> None:
+        """A turn of the assistant."""
+        self.messages.append(assistant(text, *media))
+
+    def show(self, scene: Scene) -> None:
+        """Answer with a scene: in words, then as an image."""
+        words = describe(scene)
+        verb = "are" if scene.groups[0].count > 1 else "is"
+        self.answer(f"Here {verb} {words}.", self.image(scene, words))
+        self.scene = scene
+        self.made.append(("drew", words))
+
+    def image(self, scene: Scene, words: str | None = None) -> Image:
+        """The image of a scene."""
+        return Image(array=render(scene, self.rng), caption=words)
+
+    def draw_scene(self) -> Scene:
+        """A scene of the split."""
+        if self.split == "training":
+            return draw_training_scene(self.rng)
+        kinds = ("colour", "count", "pair", "pair, colours", "groups", "three")
+        return draw_heldout_scene(self.rng.choice(kinds), self.rng)
+
+    def allowed(self, scene: Scene) -> bool:
+        """Whether a scene may occur: in training none that is held out."""
+        return self.split == "heldout" or is_training(scene)
+
+
+def name_of(scene: Scene, index: int) -> str:
+    """How one refers to a group: "the cat", "the dogs"."""
+    group = scene.groups[index]
+    thing = things()[group.thing]
+    return f"the {thing.label if group.count == 1 else thing.plural}"

@@ -1,0 +1,157 @@
+"""Conversations about scenes: written the same again, answered rightly, nothing held out."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from mmllm.config import registry
+from mmllm.config.registry import parse_component
+from mmllm.conversation import Image, Message, Text, Video
+from mmllm.errors import ConfigError
+from mmllm.mini.world import unknown, wordings
+from mmllm.mini.world.change_requests import edit
+from mmllm.mini.world.conversations import (
+    KINDS,
+    Conversations,
+    ConversationsConfig,
+    build,
+    converse,
+)
+from mmllm.mini.world.rendering import SIDE
+from mmllm.mini.world.scenes import Group, Scene
+from mmllm.mini.world.talk import Talk
+from mmllm.mini.world.things import things
+
+
+def words(message: Message) -> str:
+    return " ".join(part.text for part in message.parts if isinstance(part, Text))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_turns_alternate_and_are_written_the_same_again(kind: str) -> None:
+    for seed in range(20):
+        first, second = (converse(kind, "training", random.Random(seed)) for _ in range(2))
+        assert [message.role for message in first] == ["user", "assistant"] * (len(first) // 2)
+        assert [words(message) for message in first] == [words(message) for message in second]
+        for one, other in zip(first, second, strict=True):
+            for part, again in zip(one.parts, other.parts, strict=True):
+                if isinstance(part, Image | Video):
+                    assert isinstance(again, Image | Video)
+                    assert part.array is not None
+                    assert again.array is not None
+                    assert np.array_equal(part.array, again.array)
+
+
+def test_what_is_drawn_is_said() -> None:
+    for seed in range(50):
+        for message in converse("edits", "training", random.Random(seed)):
+            if message.role == "assistant":
+                image = message.parts[1]
+                assert isinstance(image, Image)
+                assert image.array is not None
+                assert image.array.shape == (SIDE, SIDE, 3)
+                assert words(message) in (
+                    f"Here is {image.caption}.",
+                    f"Here are {image.caption}.",
+                )
+
+
+def exchange(scene: Scene, seed: int) -> tuple[str, str] | None:
+    talk = Talk(random.Random(seed), "training")
+    talk.scene = scene
+    if not edit(talk):
+        return None
+    return words(talk.messages[0]).lower(), words(talk.messages[1])
+
+
+def test_edits_change_what_they_name() -> None:
+    scene = Scene((Group("cat"), Group("car")), "left")
+    seen = set()
+    for seed in range(300):
+        written = exchange(scene, seed)
+        if not written:
+            continue
+        asked, reply = written
+        if re.search(r"\b(remove|delete|without|get rid of|take out|leave out) the cat\b", asked):
+            assert reply == "Here is a car."
+            seen.add("remove")
+        if asked.startswith(("swap them", "switch places")):
+            assert reply == "Here is a car to the left of a cat."
+            seen.add("swap")
+        if re.fullmatch(r"(now |ok, |and |please )?paint the car red\.?", asked):
+            assert reply == "Here is a cat to the left of a red car."
+    assert seen == {"remove", "swap"}
+
+
+def test_heldout_words_are_not_in_training() -> None:
+    def vocabulary(split: wordings.Split, count: int) -> str:
+        rng = random.Random(0)
+        rows = [converse("refuse", split, rng) for _ in range(count)]
+        return " ".join(words(message) for row in rows for message in row)
+
+    training = vocabulary("training", 600)
+    heldout = [word for word in unknown.THINGS if unknown.is_heldout(word)]
+    assert 60 < len(heldout) < len(unknown.THINGS) - 60
+    found = [word for word in heldout if re.search(rf"draw an? {word} yet", training)]
+    assert not found
+
+
+def test_no_wording_is_trained_and_held_out() -> None:
+    def check(table: dict) -> int:
+        if "training" not in table:
+            return sum(map(check, table.values()))
+        assert not set(filter(None, table["training"])) & set(filter(None, table["heldout"]))
+        assert len(table["training"]) >= len(table["heldout"]) >= 2
+        return 1
+
+    assert check(wordings.tables()) > 30
+
+
+def test_the_nearest_known_thing_exists() -> None:
+    names = {thing.label for thing in things().values()}
+    assert not set(unknown.THINGS) & names
+    assert set(unknown.THINGS.values()) <= set(things())
+
+
+def test_typing_keeps_most_words() -> None:
+    rng = random.Random(0)
+    text = "Please draw a red cat to the left of two dogs."
+    rough = [wordings.roughen(text, rng) for _ in range(200)]
+    assert text in rough
+    assert any(line.isupper() for line in rough)
+    for line in rough:
+        kept = set(re.findall(r"\w+", line.lower())) & set(re.findall(r"\w+", text.lower()))
+        assert len(kept) >= 9
+
+
+def test_the_dataset() -> None:
+    data = build(ConversationsConfig(count=50, kinds=("draw", "read")), where="data")
+    assert len(data) == 50
+    rng = np.random.default_rng(0)
+    first = data.conversation(3, rng)
+    assert [words(m) for m in first] == [words(m) for m in data.conversation(3, rng)]
+    assert len({words(data.conversation(i, rng)[0]) for i in range(50)}) > 40
+    heldout = Conversations(ConversationsConfig(count=50, split="heldout"))
+    assert words(heldout.conversation(3, rng)[0]) != words(first[0])
+    assert heldout.name(3) == "heldout 3"
+
+
+def test_the_dataset_is_a_type_of_the_config() -> None:
+    config = parse_component("data", {"type": "scenes", "count": 7, "share": 0.5}, "data.talk")
+    assert len(registry.build(config, where="data.talk")) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": ("draw", "sing")}, r"data.kinds: unknown \['sing'\]; known are draw, read"),
+        ({"split": "test"}, "data.split: expected training or heldout, got 'test'"),
+    ],
+)
+def test_wrong_settings_are_told(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(ConversationsConfig(**options), where="data")
