@@ -108,10 +108,10 @@ def animate(talk: Talk) -> bool:
     talk.ask(text)
     if not (scene and clip.scene.groups[0].thing == scene.groups[0].thing):
         talk.scene = None  # "it" would now be the clip
-    told = describe_clip(clip)
+    words = describe_clip(clip)
     frames = render_clip(clip, talk.rng)
-    talk.answer(f"Here is a clip of {told}.", Video(array=frames, fps=FPS, caption=told))
-    talk.made.append(("animated", told))
+    talk.answer(f"Here is a clip of {words}.", Video(array=frames, fps=FPS, caption=words))
+    talk.made.append(("animated", words))
     return True
 
 

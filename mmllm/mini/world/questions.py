@@ -102,7 +102,7 @@ def _ids(scene: Scene) -> set[str]:
 
 
 def _places(scene: Scene) -> tuple[str, ...]:
-    """Where each group of a scene stands, in words; nothing if that is not said."""
+    """Where each group of a scene stands, in words; empty if the layout leaves it open."""
     left, right = "on the left", "on the right"
     return {
         "left": (left, right),
