@@ -3,6 +3,8 @@
 Nothing here imports torch, and no file is opened before its pixels or samples are asked for.
 """
 
+# Values of users are checked at run time, whatever the annotation.
+# pyright: reportUnnecessaryIsInstance=false
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 _QUOTED = 120
@@ -98,7 +98,7 @@ class TrainingError(MmllmError, RuntimeError):
 
 
 @contextmanager
-def wrap_errors(kind: type[MmllmError], what: object) -> Iterator[None]:
+def wrap_errors(kind: type[MmllmError], what: object) -> Generator[None]:
     """Convert any exception of a library inside the block into an error of class `kind`.
 
     Panics of libraries in Rust, which are BaseExceptions, are converted too; mmllm's own errors

@@ -266,7 +266,8 @@ def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     Returns:
         Noise like `latents`, and times float[M] in (0, 1).
     """
-    noise, times = [], []
+    noise: list[Tensor] = []
+    times: list[Tensor] = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         noise.append(torch.randn(latents.shape[1:], generator=generator))

@@ -1,5 +1,7 @@
 """Shared code of dataset readers: files of rows, and media below the dataset's root folder."""
 
+# Values of users are checked at run time, whatever the annotation.
+# pyright: reportUnnecessaryIsInstance=false
 from __future__ import annotations
 
 import functools
@@ -8,7 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from mmllm.conversation import MEDIA, Medium
 from mmllm.data.tables import Table, UnreadableRow, encoding_of
@@ -39,7 +41,7 @@ class JsonRows(Sequence[dict[str, Any]]):
         return len(self._entries)
 
     def __getitem__(self, index: Any) -> Any:
-        entry = self._entries[index]
+        entry = cast("dict[str, Any] | UnreadableRow", self._entries[index])
         if isinstance(entry, UnreadableRow):
             raise RowError(entry.reason)
         return entry
@@ -176,7 +178,7 @@ def _entries(text: str) -> list[dict[str, Any] | UnreadableRow]:
             raise
         numbered = enumerate(_lines(text), 1)
         return [_entry_of_line(line, number) for number, line in numbered if line.strip()]
-    rows = found if isinstance(found, list) else [found]
+    rows = cast("list[Any]", found) if isinstance(found, list) else [found]
     return [_entry(row, f"row {number}") for number, row in enumerate(rows)]
 
 
@@ -213,11 +215,9 @@ def _entry_of_line(line: str, number: int) -> dict[str, Any] | UnreadableRow:
 
 
 def _entry(row: Any, what: str) -> dict[str, Any] | UnreadableRow:
-    return (
-        row
-        if isinstance(row, dict)
-        else UnreadableRow(f"{what}: expected an object, got {quoted(row)}")
-    )
+    if isinstance(row, dict):
+        return cast("dict[str, Any]", row)
+    return UnreadableRow(f"{what}: expected an object, got {quoted(row)}")
 
 
 def require(rows: Rows, fields: Sequence[str], where: str) -> None:
@@ -251,7 +251,8 @@ def select(rows: Rows, where: Mapping[str, Any], place: str) -> Rows:
         ConfigError: no row has such a value.
     """
     for key, wanted in where.items():
-        rows = rows.select(key, wanted if isinstance(wanted, list) else [wanted])
+        values = cast("list[Any]", wanted) if isinstance(wanted, list) else [wanted]
+        rows = rows.select(key, values)
         if not rows.whole:
             raise ConfigError(f"{place}.where: no row has {key} = {wanted!r}")
     return rows

@@ -40,6 +40,7 @@ class RepliesInBatches(Protocol):
             seeds: one for each conversation.
             **options: those of `Chat.reply_many`.
         """
+        ...
 
 
 @dataclass(frozen=True)

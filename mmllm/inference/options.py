@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeAlias, TypedDict, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, TypedDict, cast, get_args
 
 from mmllm.conversation import MEDIA
 from mmllm.errors import ConfigError
@@ -98,7 +98,8 @@ def modality_choices(modalities: Modalities | None) -> dict[str, ModalityChoice]
     if modalities is None:
         return {}
     if isinstance(modalities, Mapping):
-        return {modality_key(name): choice for name, choice in modalities.items()}
+        by_name = cast("Mapping[str, ModalityChoice]", modalities)
+        return {modality_key(name): choice for name, choice in by_name.items()}
     names = [modalities] if isinstance(modalities, str) else list(modalities)
     wanted = [modality_key(name) for name in names]
     choice: ModalityChoice = "auto" if "text" in wanted else "force"

@@ -34,7 +34,7 @@ class GenerationOutput:
         num_cached: positions of the prompt that came from a key-value cache.
     """
 
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list[Piece])
     finish: FinishReason = ""
     num_cached: int = 0
 

@@ -45,7 +45,7 @@ class Timings:
     first_token: float = 0.0
     text: float = 0.0
     total: float = 0.0
-    media: Mapping[str, float] = field(default_factory=dict)
+    media: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,6 +3,8 @@
 Legend: V text vocabulary, O outputs.
 """
 
+# Values of users are checked at run time, whatever the annotation.
+# pyright: reportUnnecessaryIsInstance=false
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +58,7 @@ class Sampling:
     max_media: int = 4
     stop: Sequence[str] = ()
     num_draft_tokens: int = 15
-    modalities: Mapping[str, ModalityChoice] = field(default_factory=dict)
+    modalities: Mapping[str, ModalityChoice] = field(default_factory=dict[str, ModalityChoice])
 
     def __post_init__(self) -> None:
         self._check_counts()

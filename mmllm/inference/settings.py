@@ -126,7 +126,7 @@ def _init_media(
 ) -> dict[tuple[int, str], Medium]:
     """(conversation, output key) -> the newest medium that the decoder can start from, for decoders
     whose `init_media` is "last"."""
-    resolved = {}
+    resolved: dict[tuple[int, str], Medium] = {}
     for key, decoder in model.decoders.items():
         if not decoder.init_modality:
             continue

@@ -35,13 +35,14 @@ def forward_unpacked(
     Returns:
         float[1, T, D]; the prefix's states are those of the first row.
     """
-    prefix, *sequences = embeds[0].split([prefix_len, *seq_lens])
+    prefix, *sequences = torch.split(embeds[0], [prefix_len, *seq_lens])
     rows = pad_sequence([torch.cat([prefix, part]) for part in sequences], batch_first=True)
     lengths = prefix_len + torch.tensor(seq_lens)
     columns = torch.arange(rows.shape[1]).expand(len(rows), -1)
     mask = (columns < lengths[:, None]).to(embeds.device)
     states = forward(rows, mask, columns.to(embeds.device))
-    parts = [row[prefix_len:length] for row, length in zip(states, lengths.tolist(), strict=True)]
+    ends = [prefix_len + length for length in seq_lens]
+    parts = [row[prefix_len:end] for row, end in zip(states, ends, strict=True)]
     return torch.cat([states[0, :prefix_len], *parts])[None]
 
 

@@ -199,7 +199,7 @@ def head_linear(module: Any, hidden: Tensor, backend: Backend) -> Tensor:
     Returns:
         float[P, V].
     """
-    is_plain = type(module) is nn.Linear and module.bias is None and hidden.ndim == 2
+    is_plain = _is_plain_linear(module) and module.bias is None and hidden.ndim == 2
     if backend == "auto" and is_plain and not ForwardHooks(module):
         return matmul(hidden, module.weight.t())
     return module(hidden)
@@ -229,7 +229,7 @@ def linear_cross_entropy(
         liger: Use Liger's kernel (CUDA).
         backend: The kernels in use.
     """
-    if backend == "reference" or type(module) is not nn.Linear or ForwardHooks(module):
+    if backend == "reference" or not _is_plain_linear(module) or ForwardHooks(module):
         return ReferenceHead(logits, vocab_size)
     bias = None if module.bias is None else module.bias[:vocab_size]
     vocab = packed(module.weight[:vocab_size], bias)
@@ -239,3 +239,8 @@ def linear_cross_entropy(
 def lora_linear(backend: Backend) -> dict[type[nn.Module], type[nn.Module]]:
     """Return the layers that peft is to use in place of its own, by the layer that they adapt."""
     return {nn.Linear: fused_lora_linear()} if backend == "auto" else {}
+
+
+def _is_plain_linear(module: Any) -> bool:
+    """Return whether a layer is torch's own linear layer, neither quantized nor adapted."""
+    return type(module) is nn.Linear

@@ -7,7 +7,7 @@ is also counted while decoding, between frames, packets and blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ def current_limits() -> Limits:
 
 
 @contextmanager
-def limits(base: Limits | None = None, **changes: Any) -> Iterator[Limits]:
+def limits(base: Limits | None = None, **changes: Any) -> Generator[Limits]:
     """Set other limits for this thread or task inside the block.
 
     Args:

@@ -3,6 +3,8 @@
 Legend: H x W pixels, F frames, S samples, C channels.
 """
 
+# Values of users are checked at run time, whatever the annotation.
+# pyright: reportUnnecessaryIsInstance=false
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -283,7 +283,7 @@ class Video(Medium):
             return super()._check_data(data)
         if not arrays.is_number(self.fps):
             raise MediaError("Video(array): how many frames a second? Video(array, fps=8)")
-        return Video.from_numpy(data, self.fps).to_numpy()  # pyright: ignore[reportArgumentType]
+        return Video.from_numpy(cast("np.ndarray", data), self.fps).to_numpy()  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -293,7 +293,7 @@ class SampledVideo(Video):
     sampled: num -> the result of `sample_frames(num)`, uint8[num, H, W, 3].
     """
 
-    sampled: Mapping[int, np.ndarray] = field(default_factory=dict)
+    sampled: Mapping[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
 
     def sample_frames(
         self, num: int, sample: Callable[[MediaSource, int], np.ndarray] = codecs.sample_frames

@@ -318,11 +318,11 @@ class GroupingProjection(TokenPool):
 
     def pool(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         length = tokens.shape[1]
-        joined = torch.cat([queries, tokens], dim=1)
+        joined: Tensor = torch.cat([queries, tokens], dim=1)
         padding = None if mask is None else F.pad(~mask, (self.num_tokens, 0), value=False)
         for layer in self.layers:
             joined = layer(joined, src_key_padding_mask=padding)
-        concepts, tokens = joined.split([self.num_tokens, length], dim=1)
+        concepts, tokens = torch.split(joined, [self.num_tokens, length], dim=1)
 
         scores = self.query(concepts) @ self.key(tokens).transpose(1, 2)  # [M, N, L]
         soft = (scores.float() / concepts.shape[-1] ** 0.5).softmax(dim=1)

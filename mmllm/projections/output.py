@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class OutputProjection(UsesKernels, nn.Module):
         if not config.bare:
             self.norm = nn.LayerNorm(width)
             self.position = nn.Parameter(torch.randn(config.signal_tokens, inner) * 0.02)
-        layer = {
+        layer: dict[str, Any] = {
             "d_model": inner,
             "nhead": config.heads,
             "dim_feedforward": config.feed_forward,
