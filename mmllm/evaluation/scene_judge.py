@@ -152,9 +152,12 @@ class Verdict:
 
 
 def shows(found: Sequence[Found], scene: Scene) -> Verdict:
-    """Compare what is found with a scene.
+    """Compare what is found in an image with a scene.
 
-    A colour that the scene leaves open may be any. Places are compared by the middles of groups.
+    Args:
+        found: the things that the judge detects, with colours and places.
+        scene: what was asked for. A colour that it leaves open may be any; places are compared by
+            the middles of groups.
     """
     wanted = Counter[str]()
     for group in scene.groups:
