@@ -68,15 +68,16 @@ class Stage:
     def feed_of(self, **changes: Any) -> TrainingStepDataset:
         """Another feed for the same model; `changes` to keys of the stage."""
         stage = replace(self.stage, **changes)
-        feed = TrainingStepDataset(
-            self.model,
+        return TrainingStepDataset(
+            self.model.renderer,
+            self.model.batch_layout,
             Mixture(open_sources(stage.data, "stage.data"), stage.seed),
             precompute.build_feature_cache(self.model, stage),
             stage,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            pin_memory=self.model.device.type == "cuda",
         )
-        return feed
 
     def step(self, data: StepData) -> None:
         """One step of training, its losses read."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmllm import config as configs
 from mmllm import licences, weights
 from mmllm.config import SystemConfig
-from mmllm.data.batch import Batch, InputMedia
+from mmllm.data.batch import Batch, BatchLayout, InputMedia
 from mmllm.data.rendering import Renderer
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder, UnloadedEncoder
@@ -120,6 +120,16 @@ class AnyToAny(nn.Module):
     def num_signal_tokens(self) -> dict[str, int]:
         """K per output key."""
         return dict(self.llm.tokens.signal_tokens)
+
+    @property
+    def batch_layout(self) -> BatchLayout:
+        """What `collate` needs to know of the model."""
+        return BatchLayout(
+            self.num_input_tokens,
+            self.num_signal_tokens,
+            pad_id=self.llm.pad_id,
+            supports_prefix_packing=self.llm.supports_prefix_packing,
+        )
 
     def trainable_candidates(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that may train, by the names of `StageConfig.learning_rates`:

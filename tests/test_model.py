@@ -47,9 +47,7 @@ def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **opti
     return collate(
         [model.renderer.render(conversation) for conversation in conversations],
         FeatureCache(model, denoise=True),
-        num_input_tokens=model.num_input_tokens,
-        num_signal_tokens=model.num_signal_tokens,
-        pad_id=0,
+        model.batch_layout,
         **options,
     )
 

@@ -97,13 +97,28 @@ class Batch:
         return _map_tensors(self, Tensor.pin_memory)
 
 
+@dataclass(frozen=True)
+class BatchLayout:
+    """The facts about a model that decide how conversations are laid out in a batch.
+
+    num_input_tokens: N by encoder key. A key that no conversation uses gets M = 0 rows, so that
+        every trainable projection receives a gradient.
+    num_signal_tokens: K by decoder key, likewise.
+    pad_id: token id of padding.
+    supports_prefix_packing: whether packed conversations can share a prefix.
+    """
+
+    num_input_tokens: Mapping[str, int]
+    num_signal_tokens: Mapping[str, int]
+    pad_id: int = 0
+    supports_prefix_packing: bool = False
+
+
 def collate(
     items: Sequence[Rendered],
     provider: FeatureProvider | None,
+    layout: BatchLayout,
     *,
-    num_input_tokens: Mapping[str, int],
-    num_signal_tokens: Mapping[str, int],
-    pad_id: int,
     pack: bool = False,
     share: bool = True,
     seeds: Sequence[int] | None = None,
@@ -114,10 +129,7 @@ def collate(
     Args:
         items: at least one rendered conversation.
         provider: source of input media, alignment targets and latents; None: positions only.
-        num_input_tokens: N by encoder key. A key that no item uses gets M = 0 rows, so that every
-            trainable projection receives a gradient.
-        num_signal_tokens: K by decoder key, likewise.
-        pad_id: token id of padding.
+        layout: that of the model.
         pack: whether to put all conversations into one row, with their shared prefix once.
         share: whether to look for a shared prefix.
         seeds: one integer per item that seeds the noise of its media; None: the item's index.
@@ -144,7 +156,7 @@ def collate(
         seq_lens = []
         total, rows = max(lengths), len(items)
         offsets = [row * total for row in range(rows)]
-    ids = torch.full((rows * total,), pad_id)
+    ids = torch.full((rows * total,), layout.pad_id)
     positions = torch.zeros(rows * total, dtype=torch.long)
     mask = torch.zeros(rows * total, dtype=torch.bool)
     target_indices: list[int] = []
@@ -163,10 +175,10 @@ def collate(
     if padding:
         positions[-padding:] = torch.arange(prefix_len, prefix_len + padding)
 
-    inputs = {key: _input_media(items, offsets, key, provider) for key in num_input_tokens}
+    inputs = {key: _input_media(items, offsets, key, provider) for key in layout.num_input_tokens}
     outputs = {
         key: _output_media(items, offsets, key, width, provider if targets else None, seeds)
-        for key, width in num_signal_tokens.items()
+        for key, width in layout.num_signal_tokens.items()
     }
     return Batch(
         ids=ids.view(rows, total),

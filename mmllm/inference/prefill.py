@@ -79,9 +79,7 @@ def prepare_prefill(
     batch = collate(
         [_without_prefix(prompt, num_cached) for prompt in prompts],
         features,
-        num_input_tokens=model.num_input_tokens,
-        num_signal_tokens=model.num_signal_tokens,
-        pad_id=0,
+        model.batch_layout,
         targets=False,
     )
     return Prefill(list(sequences), list(prompts), batch, num_cached, cache)

@@ -81,9 +81,7 @@ def _score(model: AnyToAny, features: FeatureProvider, items: Sequence[Rendered]
     batch = collate(
         items,
         features,
-        num_input_tokens=model.num_input_tokens,
-        num_signal_tokens=model.num_signal_tokens,
-        pad_id=llm.pad_id,
+        model.batch_layout,
         pack=llm.supports_prefix_packing,
         targets=False,
     ).to(model.device)

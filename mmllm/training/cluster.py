@@ -105,7 +105,7 @@ class Part:
         for name, source in self.sources.items():
             for index in range(len(source)):
                 try:
-                    things = self.cache.missing(render_item(self.model, source, index))
+                    things = self.cache.missing(render_item(self.model.renderer, source, index))
                 except MediaError as error:
                     logger.warning("cannot be used: %s/%s: %s", name, source.name(index), error)
                     continue
@@ -117,7 +117,10 @@ class Part:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         """Compute the features of some rows; return {medium, error} of unreadable media."""
         named = zip(batch["source"], batch["index"], strict=True)
-        items = (render_item(self.model, self.sources[name], int(index)) for name, index in named)
+        items = (
+            render_item(self.model.renderer, self.sources[name], int(index))
+            for name, index in named
+        )
         only = {thing for things in batch["things"] for thing in things}
         bad = self.cache.precompute(items, progress=False, only=only)
         return {"medium": [name for name, _ in bad], "error": [error for _, error in bad]}

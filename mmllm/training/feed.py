@@ -13,15 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmllm import config as configs
 from mmllm.config import StageConfig
-from mmllm.data.batch import Batch, collate
+from mmllm.data.batch import Batch, BatchLayout, collate
 from mmllm.data.checked_source import CheckedDataSource, render
 from mmllm.data.mixture import Draw, LengthGroups, Mixture, balance_by_length
 from mmllm.data.protocol import DataSource
-from mmllm.data.rendering import Rendered
+from mmllm.data.rendering import Rendered, Renderer
 from mmllm.data.text_corpus import TextCorpus
 from mmllm.errors import MediaError, TrainingError
 from mmllm.features.cache import DeviceRequired, FeatureCache
-from mmllm.model import AnyToAny
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +45,27 @@ class StepData:
 
 
 class TrainingStepDataset(Dataset):
-    """`dataset[step]` -> StepData of one process; all randomness is a function of (seed, step)."""
+    """`dataset[step]` -> StepData of one process; all randomness is a function of (seed, step).
+
+    Args:
+        renderer: the model's.
+        layout: the model's.
+        mixture: the training data.
+        cache: features of the frozen parts.
+        stage: batch size, packing, lengths and data workers.
+        rank: the process.
+        world_size: number of processes.
+        text_corpus: text for the loss `kl`, if the stage has it.
+        pin_memory: whether batches are put into page-locked memory, for a CUDA device.
+
+    Raises:
+        ConfigError: a batch size cannot be divided among processes and accumulation steps.
+    """
 
     def __init__(
         self,
-        model: AnyToAny,
+        renderer: Renderer,
+        layout: BatchLayout,
         mixture: Mixture,
         cache: FeatureCache,
         stage: StageConfig,
@@ -58,6 +73,7 @@ class TrainingStepDataset(Dataset):
         rank: int = 0,
         world_size: int = 1,
         text_corpus: TextCorpus | None = None,
+        pin_memory: bool = False,
     ):
         for name, size in (
             ("", stage.batch_size),
@@ -68,7 +84,7 @@ class TrainingStepDataset(Dataset):
                     f"stage.{name}batch_size {size} cannot be divided among {world_size} processes "
                     f"and {stage.gradient_accumulation_steps} accumulation steps"
                 )
-        self.model = model
+        self.renderer, self.layout = renderer, layout
         self.mixture = mixture
         self.order: Mixture | LengthGroups = mixture
         if stage.length_window:
@@ -82,6 +98,7 @@ class TrainingStepDataset(Dataset):
         self.stage = stage
         self.rank, self.world_size = rank, world_size
         self.text_corpus = text_corpus
+        self.pin_memory = pin_memory
 
     def __getitem__(self, step: int) -> StepData:
         draws = self.order.batch(step, self.stage.batch_size)
@@ -114,7 +131,7 @@ class TrainingStepDataset(Dataset):
             sampler=range(start, stop),
             num_workers=self.stage.num_workers,
             persistent_workers=False,
-            pin_memory=self.model.device.type == "cuda",
+            pin_memory=self.pin_memory,
         )
         for step, ready in zip(range(start, stop), loader, strict=True):
             yield self[step] if ready is None else ready
@@ -123,7 +140,7 @@ class TrainingStepDataset(Dataset):
         """Render one item; raises MediaError."""
         source = self.mixture.sources[draw.source]
         conversation = source.conversation(draw.index, self.mixture.rng(draw))
-        return render(self.model.renderer, conversation, self.stage.max_length)
+        return render(self.renderer, conversation, self.stage.max_length)
 
     def _local_draws(self, draws: Sequence[Draw], rendered: dict[Draw, Rendered]) -> Sequence[Draw]:
         """This process's draws of a micro-batch: its slice or, where they are packed, as many that
@@ -162,11 +179,9 @@ class TrainingStepDataset(Dataset):
         return collate(
             items,
             self.cache,
-            num_input_tokens=self.model.num_input_tokens,
-            num_signal_tokens=self.model.num_signal_tokens,
-            pad_id=self.model.llm.pad_id,
+            self.layout,
             pack=self.stage.pack,
-            share=not self.stage.pack or self.model.llm.supports_prefix_packing,
+            share=not self.stage.pack or self.layout.supports_prefix_packing,
             seeds=seeds,
         )
 
@@ -227,7 +242,7 @@ def open_sources(data: Mapping[str, object], where: str) -> dict[str, DataSource
 
 
 def render_all_items(
-    model: AnyToAny,
+    renderer: Renderer,
     sources: Mapping[str, DataSource],
     variants: int = 1,
     skipped: list[tuple[str, str]] | None = None,
@@ -235,7 +250,7 @@ def render_all_items(
     """Render every item whose frozen features training will need.
 
     Args:
-        model: its renderer.
+        renderer: the model's.
         sources: the datasets by name.
         variants: phrasings of each item.
         skipped: (name, error) of each unusable row is appended to it; they are left out.
@@ -244,13 +259,13 @@ def render_all_items(
         for index in range(len(source)):
             try:
                 for variant in range(variants):
-                    yield render_item(model, source, index, variant)
+                    yield render_item(renderer, source, index, variant)
             except MediaError as error:
                 if skipped is not None:
                     skipped.append((f"{name}/{source.name(index)}", str(error)))
 
 
-def render_item(model: AnyToAny, source: DataSource, index: int, variant: int = 0) -> Rendered:
+def render_item(renderer: Renderer, source: DataSource, index: int, variant: int = 0) -> Rendered:
     """Render one of the phrasings of one item.
 
     Args:
@@ -263,7 +278,7 @@ def render_item(model: AnyToAny, source: DataSource, index: int, variant: int = 
         MediaError: the row is wrong, or its media cannot be read.
     """
     rng = np.random.default_rng([index, variant])
-    return render(model.renderer, source.conversation(index, rng))
+    return render(renderer, source.conversation(index, rng))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -164,9 +164,7 @@ def _signals(
             batch = collate(
                 group,
                 cache,
-                num_input_tokens=model.num_input_tokens,
-                num_signal_tokens=model.num_signal_tokens,
-                pad_id=model.llm.pad_id,
+                model.batch_layout,
                 pack=model.llm.supports_prefix_packing,
                 seeds=[0] * len(group),
             ).to(model.device)

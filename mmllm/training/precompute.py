@@ -95,7 +95,7 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
     for datasets in data:
         sources = Mixture(open_sources(datasets, "stage.data"), stage.seed).sources
         rows: list[tuple[str, str]] = []
-        items = render_all_items(model, sources, skipped=rows)
+        items = render_all_items(model.renderer, sources, skipped=rows)
         for name, error in precompute_features(cache, items, state, progress):
             logger.warning("cannot be read: %s: %s", name, error)
         if state.is_main_process:  # each process reads all rows

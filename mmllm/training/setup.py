@@ -113,7 +113,7 @@ class TrainingRun:
             inputs: True for pre-alignment; False, for realignment, leaves input projections
                 unchanged.
         """
-        items = render_all_items(self.model, self.mixture.sources, options.variants)
+        items = render_all_items(self.model.renderer, self.mixture.sources, options.variants)
         scores = prealign(
             self.model,
             items,
@@ -180,13 +180,15 @@ def build_training(
     mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
     cache = build_feature_cache(model, stage)
     dataset = TrainingStepDataset(
-        model,
+        model.renderer,
+        model.batch_layout,
         mixture,
         cache,
         stage,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         text_corpus=text_corpus(model, stage),
+        pin_memory=model.device.type == "cuda",
     )
     validation = _validation_dataset(model, cache, stage)
     if stage.trackers:
@@ -223,8 +225,8 @@ def _prepare_features(training: TrainingRun, precompute: bool, progress: bool) -
     """Fill the cache, or release the encoders where it is complete. A complete cache is trusted:
     its millions of items are not looked up before the first step."""
     complete = training.stage.cache_complete
-    sources = training.mixture.sources
-    items = render_all_items(training.model, sources) if precompute and not complete else ()
+    sources = {} if complete or not precompute else training.mixture.sources
+    items = render_all_items(training.model.renderer, sources)
     unreadable = precompute_features(training.cache, items, training.accelerator, progress)
     for name, error in unreadable:
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)
@@ -252,10 +254,12 @@ def _validation_dataset(
     sources = open_sources(stage.validation.data, "stage.validation.data")
     # Every process sees all of it: these are a few batches, and the mean needs no slices.
     return TrainingStepDataset(
-        model,
+        model.renderer,
+        model.batch_layout,
         Mixture(sources, stage.seed),
         cache,
         replace(stage, gradient_accumulation_steps=1, length_window=0),
+        pin_memory=model.device.type == "cuda",
     )
 
 

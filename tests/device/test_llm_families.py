@@ -10,7 +10,7 @@ import torch
 
 from mmllm import config, model
 from mmllm.conversation import assistant, user
-from mmllm.data.batch import collate
+from mmllm.data.batch import BatchLayout, collate
 from mmllm.data.rendering import Rendered
 from mmllm.features.cache import FeatureCache
 from mmllm.inference.batching import generate
@@ -62,7 +62,7 @@ def test_states_padded_shared_and_packed_are_the_cpus(pair: Pair) -> None:
     for options in ({}, {"share": False}, {"pack": True}):
         if options.get("pack"):
             options = {**options, "share": here.llm.supports_prefix_packing}
-        batch = collate(items, None, num_input_tokens={}, num_signal_tokens={}, pad_id=0, **options)
+        batch = collate(items, None, BatchLayout({}, {}), **options)
         wanted = here.hidden(batch).flatten(0, 1)[batch.target_indices]
         moved = batch.to("second")
         found = there.hidden(moved).flatten(0, 1)[moved.target_indices]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmllm import config, model
 from mmllm.conversation import assistant, system, user
-from mmllm.data.batch import collate
+from mmllm.data.batch import BatchLayout, collate
 from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
@@ -75,7 +75,7 @@ def test_packed_padded_shared_and_single_rows_have_the_same_states(name, folders
         return whole.hidden(batch).flatten(0, 1)[batch.target_indices]
 
     def batched(some: Any, **options: Any) -> Any:
-        return collate(some, None, num_input_tokens={}, num_signal_tokens={}, pad_id=0, **options)
+        return collate(some, None, BatchLayout({}, {}), **options)
 
     single = torch.cat([states(batched([item])) for item in items])
     padded = batched(items)

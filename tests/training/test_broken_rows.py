@@ -210,7 +210,7 @@ def test_a_broken_row_costs_itself(kind: str, make_run, tmp_path: Path, caplog):
     assert page.count("\n") == len(report.problems)
 
     skipped: list[tuple[str, str]] = []
-    good = sum(1 for _ in render_all_items(model, sources, skipped=skipped))
+    good = sum(1 for _ in render_all_items(model.renderer, sources, skipped=skipped))
     assert good + len(skipped) == len(source)
     assert set(skipped) <= found
     with caplog.at_level(logging.WARNING):

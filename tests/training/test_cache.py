@@ -88,7 +88,7 @@ def test_filling_again_or_in_two_processes_computes_nothing_twice(make_run, tmp_
     model = models.build(run.system)
     for rank in (0, 1):
         work = FeatureCache(model, denoise=True, store=FeatureStore(run.stage.cache))
-        items = render_all_items(model, open_sources(run.stage.data, "data"))
+        items = render_all_items(model.renderer, open_sources(run.stage.data, "data"))
         assert work.precompute(items, progress=False, part=(rank, 2)) == []
     fill_cache(run, progress=False)  # finds what is missing: the list was halved when it was short
     before = sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors"))
@@ -350,7 +350,7 @@ def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
     model = models.build(run.system)
     work = FeatureCache(model)
     assert not work.precompute(
-        render_all_items(model, open_sources(run.stage.data, "data")), progress=False
+        render_all_items(model.renderer, open_sources(run.stage.data, "data")), progress=False
     )
     assert [decoder.is_loaded for decoder in model.decoders.values()] == [False] * 3
 

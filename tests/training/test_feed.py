@@ -51,7 +51,13 @@ def make_feed(make_run, tmp_path: Path) -> Callable[..., TrainingStepDataset]:
         stage = replace(make_run(batch_size=BATCH, **changes).stage, data={"talks": talks})
         mixture = Mixture(open_sources(stage.data, "data"), stage.seed)
         return TrainingStepDataset(
-            model, mixture, FeatureCache(model), stage, rank=rank, world_size=world
+            model.renderer,
+            model.batch_layout,
+            mixture,
+            FeatureCache(model),
+            stage,
+            rank=rank,
+            world_size=world,
         )
 
     return make

@@ -49,7 +49,8 @@ def test_processes_share_the_windows_of_a_step(make_run, plain):
     text = setup.text_corpus(model, run.stage)
     parts = [
         TrainingStepDataset(
-            model,
+            model.renderer,
+            model.batch_layout,
             mixture,
             FeatureCache(model),
             run.stage,

@@ -305,7 +305,9 @@ def test_prealignment_trains_the_projections_alone(make_run, dtype):
         model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
         choose_trainable(model, {"*_projections.*": 1e-3})
         before = {name: weight.clone() for name, weight in model.llm.state_dict().items()}
-        items = list(render_all_items(model, open_sources(run.stage.data, "data"), variants=2))
+        items = list(
+            render_all_items(model.renderer, open_sources(run.stage.data, "data"), variants=2)
+        )
         found.append(
             prealign(
                 model, items, FeatureCache(model), run.stage, options, autocast=cast, progress=False
@@ -355,7 +357,7 @@ def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run
         model = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / output))
         choose_trainable(model, {"output_projections.*": 1e-9})
         still = PrealignConfig(steps=1, batch_size=64, learning_rate=0.0)
-        items = list(render_all_items(model, open_sources(run.stage.data, "data")))
+        items = list(render_all_items(model.renderer, open_sources(run.stage.data, "data")))
         aligned[output] = prealign(
             model, items, FeatureCache(model), run.stage, still, progress=False
         )
@@ -368,7 +370,7 @@ def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, mon
     run = make_run()
     model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
     choose_trainable(model, {"output_projections.*": 1e-3})
-    items = list(render_all_items(model, open_sources(run.stage.data, "data")))
+    items = list(render_all_items(model.renderer, open_sources(run.stage.data, "data")))
     spoken = []
     run_over = model.llm.forward
     monkeypatch.setattr(

@@ -65,7 +65,7 @@ def test_prealignment_gives_every_reply_its_word(make_run, system_tree):
     run = make_run()
     model = models.build(_with_words(system_tree, 8), seed=0)
     choose_trainable(model, {"input_projections.image.classifier.*": 1e-3})
-    items = list(render_all_items(model, open_sources(run.stage.data, "data")))
+    items = list(render_all_items(model.renderer, open_sources(run.stage.data, "data")))
     options = PrealignConfig(steps=100, batch_size=4, learning_rate=1e-1)
     scores = prealign(model, items, FeatureCache(model), run.stage, options, progress=False)
     assert scores == {"input_projections.image": 1.0}
@@ -75,7 +75,7 @@ def test_too_few_words_are_refused(make_run, system_tree):
     run = make_run()
     model = models.build(_with_words(system_tree, 1), seed=0)
     choose_trainable(model, {"input_projections.image.*": 1e-3})
-    items = list(render_all_items(model, open_sources(run.stage.data, "data")))
+    items = list(render_all_items(model.renderer, open_sources(run.stage.data, "data")))
     with pytest.raises(ConfigError, match="words=1; raise it"):
         prealign(
             model, items, FeatureCache(model), run.stage, PrealignConfig(steps=1), progress=False
