@@ -77,9 +77,7 @@ class Large(Stage):
         self.model, self.features = _with_random_weights(run.system, self.accelerator.device)
         groups = choose_trainable(self.model, self.stage.learning_rates)
         self.model.to(self.accelerator.device)  # adapters, too
-        self.model.llm.liger_loss = processes.uses_liger(
-            self.stage.liger_loss, self.accelerator.device
-        )
+        self.liger_loss = processes.uses_liger(self.stage.liger_loss, self.accelerator.device)
         self.losses = build_losses(self.model, self.stage.losses, align_loss=self.stage.align_loss)
         self.wrapped, self.optimizer = self.accelerator.prepare(
             self.model, optimizer.make_optimizer(self.stage, groups)

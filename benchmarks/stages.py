@@ -58,6 +58,7 @@ class Stage:
         self.optimizer: Any = optimizer.make_optimizer(
             self.stage, choose_trainable(self.model, self.stage.learning_rates)
         )
+        self.liger_loss = processes.uses_liger(self.stage.liger_loss, self.accelerator.device)
         self.losses = losses.build_losses(
             self.model, self.stage.losses, align_loss=self.stage.align_loss
         )
@@ -88,6 +89,7 @@ class Stage:
             data,
             self.losses,
             self.stage.max_grad_norm,
+            liger_loss=self.liger_loss,
         )
         found()
 

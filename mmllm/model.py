@@ -143,17 +143,13 @@ class AnyToAny(nn.Module):
         for name, parameter in self.llm.lora_parameters():
             yield f"llm.lora.{name.removeprefix('base_model.model.')}", parameter
 
-    def prepare_for_training(
-        self, *, liger_loss: bool, gradient_checkpointing: bool, compile_layers: bool
-    ) -> None:
+    def prepare_for_training(self, *, gradient_checkpointing: bool, compile_layers: bool) -> None:
         """Set how the LLM computes while it trains, once it is known what trains.
 
         Args:
-            liger_loss: compute the head's loss by Liger's kernel.
             gradient_checkpointing: keep only the inputs of its layers, and recompute the rest.
             compile_layers: compile its layers by torch.compile.
         """
-        self.llm.liger_loss = liger_loss
         if gradient_checkpointing:
             self.llm.gradient_checkpointing_enable()
         if compile_layers:
@@ -164,13 +160,20 @@ class AnyToAny(nn.Module):
         unloaded = {key: UnloadedEncoder(encoder) for key, encoder in self.encoders.items()}  # pyright: ignore
         self.encoders.update(unloaded)
 
-    def forward(self, batch: Batch) -> Output:
-        """Compute what the losses of every stage read, for any mix of modalities or none."""
+    def forward(self, batch: Batch, *, liger_loss: bool = False) -> Output:
+        """Compute what the losses of every stage read, for any mix of modalities or none.
+
+        Args:
+            batch: the conversations.
+            liger_loss: compute `token_nll` by Liger's kernel, which needs CUDA.
+        """
         hidden = self.hidden(batch)
         flat = hidden.flatten(0, 1)  # [B * T, D]
         return Output(
             hidden=hidden,
-            token_nll=self.llm.token_nll(flat[batch.target_indices], batch.labels),
+            token_nll=self.llm.token_nll(
+                flat[batch.target_indices], batch.labels, liger=liger_loss
+            ),
             conditions=self.condition(
                 {key: flat[media.token_indices] for key, media in batch.outputs.items()},
             ),

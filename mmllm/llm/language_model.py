@@ -54,7 +54,6 @@ class LanguageModel(UsesKernels, nn.Module):
         signal_embeddings: Input embeddings of the signal tokens, float[R, D].
         signal_head: Rows of the head for the outputs, float[O, D]: one per output, because only the
             first token of a signal span is ever predicted (mmllm.tokens).
-        liger_loss: Whether `token_nll` uses Liger's fused kernel, which needs CUDA.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class LanguageModel(UsesKernels, nn.Module):
         self.chat_template = chat_template(config.chat_template, tokenizer)
         self.kernels = resolve_backend()
         self._layers = DecoderForward(self.base_model, config.attention, self.kernels)
-        self.liger_loss = False
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -323,7 +321,7 @@ class LanguageModel(UsesKernels, nn.Module):
         text = text[..., : self.tokens.vocab_size].to(hidden.device)
         return self.logit_transform(append_signal_logits(text, hidden, self.signal_head))
 
-    def token_nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def token_nll(self, hidden: Tensor, labels: Tensor, *, liger: bool = False) -> Tensor:
         """Compute the negative log-likelihood of each label.
 
         The P x V logits are never in memory at once.
@@ -331,11 +329,12 @@ class LanguageModel(UsesKernels, nn.Module):
         Args:
             hidden: float[P, D], last hidden states.
             labels: int[P]: token ids; those from V on are outputs (mmllm.tokens).
+            liger: use Liger's fused kernel, which needs CUDA.
 
         Returns:
             float32[P], -ln p.
         """
-        return self._loss_head().token_nll(hidden, labels)
+        return self._loss_head(liger).token_nll(hidden, labels)
 
     def kl_divergence(self, hidden: Tensor, base_hidden: Tensor) -> Tensor:
         """KL(base || adapted) of the next token, from the hidden states of both.
@@ -369,7 +368,7 @@ class LanguageModel(UsesKernels, nn.Module):
         super().use_kernels(backend)
         self._layers.use_kernels(backend)
 
-    def _loss_head(self) -> FrozenHead | ReferenceHead:
+    def _loss_head(self, liger: bool = False) -> FrozenHead | ReferenceHead:
         return linear_cross_entropy(
             self.base_model.get_output_embeddings(),
             self.signal_head,
@@ -377,7 +376,7 @@ class LanguageModel(UsesKernels, nn.Module):
             self.tokens.vocab_size,
             self.head,
             packed=self._prepacked_head,
-            liger=self.liger_loss,
+            liger=liger,
             backend=self.kernels,
         )
 

@@ -36,6 +36,7 @@ def measure_validation(training: TrainingRun, done: int) -> None:
         training.validation,
         training.losses,
         options.batches,
+        liger_loss=training.liger_loss,
     )
     training.journal.validation(done, losses)
     if stage.best and training.is_main and training.journal.is_best(stage.best, done):

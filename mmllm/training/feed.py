@@ -269,7 +269,7 @@ def render_item(renderer: Renderer, source: DataSource, index: int, variant: int
     """Render one of the phrasings of one item.
 
     Args:
-        model: its renderer knows the chat template and the placeholders.
+        renderer: the model's; it knows the chat template and the placeholders.
         source: the dataset.
         index: the item.
         variant: seeds the draw among phrasings.

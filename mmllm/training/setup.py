@@ -53,6 +53,7 @@ class TrainingRun:
         groups: what trains.
         optimizer: over `groups`, as the accelerator prepared it.
         losses: of the stage.
+        liger_loss: whether the head's loss is computed by Liger's kernel.
         mixture: the training data.
         dataset: steps of the training data, of this process.
         validation: steps of the validation data, if there is any.
@@ -70,6 +71,7 @@ class TrainingRun:
     groups: list[ParameterGroup]
     optimizer: Any
     losses: list[Loss]
+    liger_loss: bool
     mixture: Mixture
     dataset: TrainingStepDataset
     validation: TrainingStepDataset | None
@@ -156,6 +158,7 @@ def build_training(
     settings = dict(source.manifest["chosen"]) if source and begin.resumes else {}
     precision = settings.setdefault("precision", choose_precision(stage.precision))
     accelerator = make_accelerator(stage, precision)
+    liger_loss = uses_liger(stage.liger_loss, accelerator.device)
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = models.build(run.system, dtype=dtype, device=str(accelerator.device), seed=stage.seed)
@@ -164,7 +167,6 @@ def build_training(
         checkpoints.load_weights(model, source, replaced=replaced)
     groups = choose_trainable(model, stage.learning_rates)
     model.prepare_for_training(
-        liger_loss=uses_liger(stage.liger_loss, accelerator.device),
         gradient_checkpointing=stage.gradient_checkpointing,
         compile_layers=stage.compile,
     )
@@ -206,6 +208,7 @@ def build_training(
         groups=groups,
         optimizer=optimizer,
         losses=build_losses(model, stage.losses, align_loss=stage.align_loss),
+        liger_loss=liger_loss,
         mixture=mixture,
         dataset=dataset,
         validation=validation,

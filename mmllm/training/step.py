@@ -26,6 +26,8 @@ def training_step(
     data: StepData,
     losses: Sequence[Loss],
     max_grad_norm: float,
+    *,
+    liger_loss: bool = False,
 ) -> StepLosses:
     """One optimizer step over the micro-batches of this process. No host-device synchronisation
     happens here: scalars are copied asynchronously and waited for when the losses are read.
@@ -37,6 +39,7 @@ def training_step(
         data: this process's part of the step.
         losses: the stage's losses.
         max_grad_norm: gradients are clipped to this norm.
+        liger_loss: compute the head's loss by Liger's kernel, which needs CUDA.
     """
     device = accelerator.device
     local = num_targets(losses, data.microbatches)
@@ -47,7 +50,7 @@ def training_step(
     for number, batch in enumerate(data.microbatches):
         last = number == len(data.microbatches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            terms = forward_losses(model, batch.to(device), losses)
+            terms = forward_losses(model, batch.to(device), losses, liger_loss)
             by_name = dict(zip(names, totals().unbind(), strict=True))
             # Gradients are averaged over processes, but each term is divided by its global count.
             loss = total_loss(losses, terms, by_name) * accelerator.num_processes
@@ -68,15 +71,18 @@ def training_step(
     return StepLosses(names, {loss.name: loss.weight for loss in losses}, numbers)
 
 
-def forward_losses(model: Any, batch: Batch, losses: Sequence[Loss]) -> dict[str, LossTerm]:
+def forward_losses(
+    model: Any, batch: Batch, losses: Sequence[Loss], liger_loss: bool
+) -> dict[str, LossTerm]:
     """Run one forward pass and compute its losses by name, in training and in validation.
 
     Args:
         model: the model, as accelerate wraps it.
         batch: a micro-batch.
         losses: the losses of the stage.
+        liger_loss: compute the head's loss by Liger's kernel, which needs CUDA.
     """
-    return compute_losses(losses, model(batch), batch)
+    return compute_losses(losses, model(batch, liger_loss=liger_loss), batch)
 
 
 @torch.no_grad()
@@ -86,6 +92,8 @@ def validate(
     dataset: TrainingStepDataset,
     losses: Sequence[Loss],
     batches: int,
+    *,
+    liger_loss: bool = False,
 ) -> dict[str, float]:
     """Mean losses over the first batches of the validation data, the same ones every time.
 
@@ -95,13 +103,14 @@ def validate(
         dataset: the validation data.
         losses: the stage's losses.
         batches: how many batches.
+        liger_loss: compute the head's loss by Liger's kernel, which needs CUDA.
     """
     model.eval()
     totals: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
     for data in dataset.steps(0, batches):
         for batch in data.microbatches:
-            terms = forward_losses(model, batch.to(accelerator.device), losses)
+            terms = forward_losses(model, batch.to(accelerator.device), losses, liger_loss)
             for name, term in terms.items():
                 totals.setdefault(name, []).append(to_device(term.total, accelerator.device))
                 counts[name] = counts.get(name, 0) + term.count

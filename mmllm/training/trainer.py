@@ -83,6 +83,7 @@ def run_steps(training: TrainingRun) -> None:
                 data,
                 training.losses,
                 stage.max_grad_norm,
+                liger_loss=training.liger_loss,
             )
             journal.flush()  # writes the previous step's losses while this step runs
             journal.step(step, losses, data.skipped, seconds=time.perf_counter() - began)
