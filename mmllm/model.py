@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm import config as configs
-from mmllm import licences, weights
+from mmllm import weights
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, BatchLayout, InputMedia
 from mmllm.data.rendering import Renderer
@@ -285,7 +285,8 @@ def build(
     sizes: Mapping[str, int] | None = None,
     meta: bool = False,
 ) -> AnyToAny:
-    """Build a system: its frozen parts, joined by freshly initialised trainable ones.
+    """Build a system: its frozen parts, joined by freshly initialised trainable ones. Whether their
+    licences are accepted is checked by whoever loads a model for a user (mmllm.licences).
 
     Args:
         config: the system.
@@ -293,10 +294,10 @@ def build(
         device: where the model is put.
         seed: of the trainable parts.
         sizes: see AnyToAny.
-        meta: build shapes without weights, for plans; nothing is fetched, and no licence asked for.
+        meta: build shapes without weights, for plans; nothing is fetched.
 
     Raises:
-        ConfigError: a licence is not accepted, or parts do not fit each other.
+        ConfigError: parts do not fit each other.
         AssetError: the files of a part cannot be opened.
     """
     if meta:
@@ -306,7 +307,6 @@ def build(
             llm = configs.build(config.llm, dtype=dtype)
         with torch.device("meta"):
             return AnyToAny(config, llm, encoders, decoders)
-    licences.check(config)
     encoders = _parts("encoders", config.encoders)
     decoders = _parts("decoders", config.decoders)
     llm = configs.build(config.llm, dtype=dtype, device=device)

@@ -41,11 +41,11 @@ ALLOWED: dict[str, set[str]] = {
     # `checking` decodes media and shows samples.
     "data": {"conversation", "gallery", "kernels", "media", "tokens", "weights"},
     # What joins them.
-    "model": {"config", "data", "decoders", "encoders", "kernels", "licences", "llm", "weights"},
+    "model": {"config", "data", "decoders", "encoders", "kernels", "llm", "weights"},
     # Runs the frozen parts of a model once per item.
     "features": {"conversation", "data", "kernels", "media", "model", "weights"},
     "losses": {"data", "decoders", "kernels", "model"},
-    "checkpoints": {"config", "llm", "mini", "model", "weights"},
+    "checkpoints": {"config", "licences", "llm", "mini", "model", "weights"},
     "convert": {"checkpoints", "config", "weights"},
     # Programs over any chat model, which is a protocol: it needs no model of ours.
     "reasoning": {"conversation"},
@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "decoders",
         "features",
         "kernels",
+        "licences",
         "media",
         "model",
         "reasoning",

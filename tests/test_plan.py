@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmllm import config, licences, planning, weights
+from mmllm import checkpoints, config, licences, planning, weights
 from mmllm import model as models
 from mmllm.cli import FAILED, main
 from mmllm.config import RunConfig
@@ -24,6 +25,7 @@ from mmllm.kernels import packed_attention
 from mmllm.llm import loading
 from mmllm.llm.adapters import LoraOptions
 from mmllm.llm.loading import CausalLMConfig
+from mmllm.model import AnyToAny
 from mmllm.training import trainer
 from mmllm.training.trainable import ParameterGroup, choose_trainable
 from tests import parts
@@ -327,7 +329,7 @@ def paper() -> dict:
 
 def test_a_licence_that_forbids_commerce_must_be_accepted(paper: dict) -> None:
     with pytest.raises(ConfigError) as refused:
-        models.build(config.parse_system(paper))
+        licences.check(config.parse_system(paper))
     for word in (
         "decoders.audio (cvssp/audioldm-l-full): CC-BY-NC-SA-4.0",
         "decoders.video (cerspense/zeroscope_v2_576w): CC-BY-NC-4.0",
@@ -385,6 +387,18 @@ def test_mini_needs_no_acceptance_and_each_of_its_parts_is_known() -> None:
         assert name not in ASSETS or ASSETS[name].licence == entry.licence
 
 
+def test_a_checkpoint_is_not_loaded_or_exported_without_acceptance(
+    make_model: Callable[..., AnyToAny], tmp_path: Path
+) -> None:
+    model = make_model(licences={"llm": "OpenMind-NC-1"})
+    saved = checkpoints.open_checkpoint(checkpoints.save(tmp_path / "saved", model, step=0))
+    with pytest.raises(ConfigError, match="OpenMind-NC-1"):
+        checkpoints.load_model(saved)
+    with pytest.raises(ConfigError, match="OpenMind-NC-1"):
+        checkpoints.merge(saved, tmp_path / "merged", dtype=torch.float32)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_training_and_chat_stop_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +406,7 @@ def test_training_and_chat_stop_before_anything_is_loaded(
     recipe = ROOT / "configs" / "nextgpt-7b"
     stage = [str(recipe / "1_encoder_alignment.yaml"), "stage.precision='no'"]
     assert main(["train", *stage]) == FAILED
+    assert main(["cache", *stage, f"stage.cache={tmp_path / 'cache'}"]) == FAILED
     assert main(["chat", "hello", "--model", str(recipe / "system.yaml")]) == FAILED
-    assert capsys.readouterr().err.count("may not be used commercially") == 2
+    assert capsys.readouterr().err.count("may not be used commercially") == 3
     assert not (tmp_path / "runs").exists()

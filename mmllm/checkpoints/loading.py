@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmllm import licences
 from mmllm import model as models
 from mmllm.checkpoints.contents import fingerprints, saved_parameters, saved_sizes
 from mmllm.checkpoints.manifest import Checkpoint, verify
@@ -35,19 +36,22 @@ def load_model(
 
     Raises:
         CheckpointError: A file is damaged, or does not fit the config.
-        ConfigError: The config does not fit what is installed or trusted.
+        ConfigError: The config does not fit what is installed or trusted, or a licence is not
+            accepted.
     """
     with wrap_errors(CheckpointError, source.folder):
-        sizes = saved_sizes(source)
-        model = models.build(source.system(), dtype=dtype, device=device, sizes=sizes)
+        system, sizes = source.system(), saved_sizes(source)
+        licences.check(system)
+        model = models.build(system, dtype=dtype, device=device, sizes=sizes)
         load_weights(model, source)
         return model.eval()
 
 
 def load_whole_model(source: Checkpoint) -> AnyToAny:
     """The model in float32 on the CPU, its weights neither quantised nor spread over devices,
-    whatever the config says."""
+    whatever the config says. Raises ConfigError for a licence that is not accepted."""
     system = source.system()
+    licences.check(system)
     llm = replace(system.llm, quantization=None, device_map=None, dtype=None)
     with wrap_errors(CheckpointError, source.folder):
         model = models.build(replace(system, llm=llm), sizes=saved_sizes(source))

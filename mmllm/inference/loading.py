@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mmllm import checkpoints
+from mmllm import checkpoints, licences
 from mmllm import config as configs
 from mmllm import model as models
 from mmllm.inference.chat import Chat
@@ -46,6 +46,7 @@ def _load_model(source: str | Path, precision: torch.dtype, device: str) -> AnyT
     if str(source).endswith((".yaml", ".yml")):
         tree = configs.read_yaml(source)
         system = configs.parse_system(tree.get("system", tree))
+        licences.check(system)
         return models.build(system, dtype=precision, device=device)
     checkpoint = checkpoints.open_checkpoint(source)
     return checkpoints.load_model(checkpoint, dtype=precision, device=device)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mmllm import config as configs
+from mmllm import licences
 from mmllm import model as models
 from mmllm.config import RunConfig
 from mmllm.data.protocol import DataSource
@@ -39,8 +40,9 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
             belongs to; else the cluster's `host:port`.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster.
+        ConfigError: Ray is not installed, there is no cluster, or a licence is not accepted.
     """
+    licences.check(run.system)
     try:
         import ray  # pyright: ignore[reportMissingImports] - an extra
         import ray.data  # pyright: ignore[reportMissingImports]

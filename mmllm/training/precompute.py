@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator, PartialState
 
+from mmllm import licences
 from mmllm import model as models
 from mmllm.config import RunConfig, StageConfig
 from mmllm.data.mixture import Mixture
@@ -83,8 +84,9 @@ def fill_cache(run: RunConfig, *, progress: bool = True) -> FeatureStore:
         progress: whether to show a progress bar.
 
     Raises:
-        ConfigError: the stage names no folder.
+        ConfigError: the stage names no folder, or a licence is not accepted.
     """
+    licences.check(run.system)
     stage = with_writable_cache(run).stage
     state = join_processes()
     # The language model only renders here and is not run: load it at half the memory.
