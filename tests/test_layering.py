@@ -316,6 +316,16 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         visit(name, ())
 
 
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    homes: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    assert len(homes) > 100
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_modules_pull_in_nothing_heavy(name: str) -> None:
     reached, waiting = set(), [name]

@@ -14,7 +14,7 @@ from mmllm.errors import ConfigError
 from mmllm.utils.hints import nearest
 
 if TYPE_CHECKING:
-    from mmllm.cli.terminal_chat import ReplyOptions
+    from mmllm.cli.terminal_chat import TerminalOptions
 
 
 def chat(
@@ -126,8 +126,8 @@ def _is_yaml(path: Path) -> bool:
 
 def _reply_options(
     force: Sequence[str], forbid: Sequence[str], seed: int | None, steps: int | None
-) -> ReplyOptions:
-    from mmllm.cli.terminal_chat import ReplyOptions, check_modality
+) -> TerminalOptions:
+    from mmllm.cli.terminal_chat import TerminalOptions, check_modality
 
     force, forbid = ([check_modality(name) for name in names] for names in (force, forbid))
     both = set(force) & set(forbid)
@@ -135,4 +135,4 @@ def _reply_options(
         raise ConfigError(f"--force and --forbid both name {', '.join(sorted(both))}")
     check_at_least_one(steps=steps)
     modalities: dict[str, Literal["auto", "force", "forbid"]] = dict.fromkeys(force, "force")
-    return ReplyOptions({**modalities, **dict.fromkeys(forbid, "forbid")}, seed, steps)
+    return TerminalOptions({**modalities, **dict.fromkeys(forbid, "forbid")}, seed, steps)

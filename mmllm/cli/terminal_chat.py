@@ -42,7 +42,7 @@ _QUIT = {"exit", "quit", "/exit", "/quit", "/q"}
 
 
 @dataclass(frozen=True)
-class ReplyOptions:
+class TerminalOptions:
     """How replies are generated, see `Chat.reply`; `steps`: denoising steps of the decoders."""
 
     modalities: Mapping[str, ModalityChoice] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class TerminalChat:
     def __init__(
         self,
         chat: Chat,
-        options: ReplyOptions,
+        options: TerminalOptions,
         out: Path | None = None,
         *,
         previews: bool = True,

@@ -27,7 +27,7 @@ from mmllm.server.settings import ServerSettings
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """Return the keyword arguments of `Chat.reply` other than the conversation."""
+    """The keyword arguments of `Chat.reply` other than the conversation."""
 
     modalities: Mapping[str, ModalityChoice] = field(default_factory=dict)
     decoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -51,7 +51,7 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
             f"--ray needs Ray Data, which cannot be imported ({error}); pip install 'mmllm[ray]'"
         ) from error
     tree = configs.dump(with_writable_cache(run))
-    part = Part(tree, device="cpu")  # lists missing features; the GPUs are for the workers
+    part = FrozenParts(tree, device="cpu")  # lists missing features; the GPUs are for the workers
     rows = list(part.missing())
     if not rows:
         return part.store
@@ -66,7 +66,7 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
         workers = max(min(gpus or int(found["CPU"]), batches), 1)
         logger.info("%d items for %d workers of %s", len(rows), workers, address)
         dataset = ray.data.from_items(rows, override_num_blocks=batches).map_batches(
-            Part,
+            FrozenParts,
             fn_constructor_args=(tree,),
             batch_size=BATCH,
             concurrency=workers,
@@ -82,7 +82,7 @@ def fill_cache_by_ray(run: RunConfig, address: str) -> FeatureStore:
     return part.store
 
 
-class Part:
+class FrozenParts:
     """The frozen parts of a run in one process. Called by Ray Data with a batch of rows."""
 
     def __init__(self, tree: dict[str, Any], device: str | None = None):

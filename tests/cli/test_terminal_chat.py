@@ -18,7 +18,7 @@ import yaml
 
 from mmllm import console, terminal
 from mmllm.cli.reply_printer import ReplyPrinter
-from mmllm.cli.terminal_chat import ReplyOptions, TerminalChat, file_named
+from mmllm.cli.terminal_chat import TerminalChat, TerminalOptions, file_named
 from mmllm.conversation import Audio, Image, Text
 from mmllm.errors import MediaError
 from mmllm.inference.chat import Chat
@@ -50,7 +50,7 @@ def test_a_file_is_named_as_people_type_or_drag_it(
 @pytest.fixture
 def chat(tiny_model: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TerminalChat:
     monkeypatch.chdir(tmp_path)
-    return TerminalChat(Chat(tiny_model), ReplyOptions())
+    return TerminalChat(Chat(tiny_model), TerminalOptions())
 
 
 def test_parts_are_printed_in_order_as_they_come(
@@ -88,7 +88,7 @@ def test_what_is_printed_is_the_reply(
 ) -> None:
     """The same as `Chat.reply`, and not one escape code where the output is no terminal."""
     monkeypatch.setenv("COLORTERM", "truecolor")
-    chat.options = ReplyOptions({"image": "force", "audio": "force"}, seed=3)
+    chat.options = TerminalOptions({"image": "force", "audio": "force"}, seed=3)
     reply = chat.turn("draw")
     same = chat.chat.reply("draw", modalities=chat.options.modalities, seed=3)
     assert reply.message.text == same.message.text
@@ -119,7 +119,7 @@ def test_a_reply_that_cannot_be_saved_is_kept(
 ) -> None:
     Path("file").touch()
     chat.out = Path("file")
-    chat.options = ReplyOptions({"image": "force"}, seed=1)
+    chat.options = TerminalOptions({"image": "force"}, seed=1)
     with pytest.raises(MediaError, match="file: is a file; name a folder"):
         chat.turn("draw")
     assert [message.role for message in chat.session] == ["user", "assistant"]
@@ -133,7 +133,7 @@ def test_open_opens_the_last_medium(chat: TerminalChat, monkeypatch: pytest.Monk
 
     opened: list[object] = []
     monkeypatch.setattr(display, "show", opened.append)
-    chat.options = ReplyOptions({"image": "force"}, seed=1)
+    chat.options = TerminalOptions({"image": "force"}, seed=1)
     reply = chat.turn("draw")
     assert chat.run_command("/open")
     assert opened == [reply.media[-1]]

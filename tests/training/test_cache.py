@@ -379,12 +379,12 @@ def test_parts_of_a_cluster_fill_what_one_process_fills(make_run, filled, tmp_pa
     (shown / "pairs.json").write_text(json.dumps([*rows, broken]))
     (shown / "broken.png").write_bytes(b"no picture")
     tree = config.dump(make_run(cache=str(tmp_path / "cluster")))
-    rows = list(cluster.Part(tree).missing())
+    rows = list(cluster.FrozenParts(tree).missing())
     bad = []
     for half in (rows[::2], rows[1::2]):
         batch = {name: [row[name] for row in half] for name in ("source", "index", "things")}
-        bad += cluster.Part(tree)(batch)["medium"]
-    assert list(cluster.Part(tree).missing())
+        bad += cluster.FrozenParts(tree)(batch)["medium"]
+    assert list(cluster.FrozenParts(tree).missing())
     one, other = contents(filled), contents(tmp_path / "cluster")
     assert one.keys() == other.keys()
     for name, value in one.items():
