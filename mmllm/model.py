@@ -286,7 +286,7 @@ def build(
     meta: bool = False,
 ) -> AnyToAny:
     """Build a system: its frozen parts, joined by freshly initialised trainable ones. Whether their
-    licences are accepted is checked by whoever loads a model for a user (mmllm.licences).
+    licences are accepted is checked where a model is loaded for use or training (mmllm.licences).
 
     Args:
         config: the system.

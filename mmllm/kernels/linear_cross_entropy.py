@@ -149,22 +149,13 @@ def _nll_chunk(
     text_labels, signal_labels, is_text = _split_labels(labels, head)
     text_logits = head.vocab.forward(hidden)  # [P, V], before the transform
     signal_logits = head.transform(F.linear(hidden, signal_head)).float()  # [P, O]
-    size = _block_size(hidden)
-    blocks = zip(
-        text_logits.split(size),
-        text_labels.split(size),
-        is_text.split(size),
-        signal_logits.logsumexp(-1).split(size),
-        strict=True,
-    )
-    results = [_nll_block(*block, head, needs_grad) for block in blocks]
-    log_normalizer, text_logit = (torch.cat(parts) for parts in zip(*results, strict=True))
+    targets = (text_labels, is_text, signal_logits.logsumexp(-1))
+    log_normalizer, text_logit = _by_blocks(_nll_block, text_logits, targets, head, needs_grad)
     label_logit = torch.where(is_text, text_logit, _gather_labels(signal_logits, signal_labels))
     losses = log_normalizer - label_logit
     signal_grad = _signal_nll_grad(signal_logits, log_normalizer, signal_labels, is_text, head)
-    if not needs_grad:
-        return losses, hidden[:0], signal_grad
-    return losses, _hidden_grad(text_logits, signal_grad, signal_head, head), signal_grad
+    hidden_grad = _hidden_grad(text_logits, signal_grad, signal_head, head, needs_grad)
+    return losses, hidden_grad, signal_grad
 
 
 def _nll_block(
@@ -200,20 +191,12 @@ def _kl_chunk(
     text_logits = head.vocab.forward(hidden)  # [P, V], before the transform
     base_logits = head.vocab.forward(base_hidden)
     signal_logits = head.transform(F.linear(hidden, signal_head)).float()  # [P, O]
-    size = _block_size(hidden)
-    blocks = zip(
-        text_logits.split(size),
-        base_logits.split(size),
-        signal_logits.logsumexp(-1).split(size),
-        strict=True,
-    )
-    results = [_kl_block(*block, head, needs_grad) for block in blocks]
-    log_normalizer, losses = (torch.cat(parts) for parts in zip(*results, strict=True))
+    targets = (base_logits, signal_logits.logsumexp(-1))
+    log_normalizer, losses = _by_blocks(_kl_block, text_logits, targets, head, needs_grad)
     signal_grad = (signal_logits - log_normalizer[:, None]).exp()
     signal_grad = signal_grad * head.transform.derivative(signal_logits)
-    if not needs_grad:
-        return losses, hidden[:0], signal_grad
-    return losses, _hidden_grad(text_logits, signal_grad, signal_head, head), signal_grad
+    hidden_grad = _hidden_grad(text_logits, signal_grad, signal_head, head, needs_grad)
+    return losses, hidden_grad, signal_grad
 
 
 def _kl_block(
@@ -287,11 +270,32 @@ def _liger_nll_chunk(
     return losses, hidden_grad.to(hidden.dtype), signal_grad
 
 
+def _by_blocks(
+    block: Callable[..., tuple[Tensor, Tensor]],
+    text_logits: Tensor,
+    targets: tuple[Tensor, ...],
+    head: FrozenHead,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute both results of `block`, `_nll_block` or `_kl_block`, for as many positions of
+    `text_logits` and `targets` at a time as fit the device: float32[P] each."""
+    size = BLOCK_SIZE if text_logits.device.type == "cpu" else CHUNK_SIZE
+    blocks = zip(*(tensor.split(size) for tensor in (text_logits, *targets)), strict=True)
+    first, second = zip(*(block(*each, head, needs_grad) for each in blocks), strict=True)
+    return torch.cat(first), torch.cat(second)
+
+
 def _hidden_grad(
-    text_grad: Tensor, signal_grad: Tensor, signal_head: Tensor, head: FrozenHead
+    text_grad: Tensor,
+    signal_grad: Tensor,
+    signal_head: Tensor,
+    head: FrozenHead,
+    needs_grad: bool,
 ) -> Tensor:
     """Compute the gradient with respect to the hidden states from those with respect to both parts
-    of the head's product."""
+    of the head's product; no rows unless it is needed."""
+    if not needs_grad:
+        return signal_head[:0]
     dtype = head.vocab.weight.dtype
     return (
         head.vocab.backward(text_grad.to(dtype)) + signal_grad.to(signal_head.dtype) @ signal_head
@@ -310,10 +314,6 @@ def _signal_nll_grad(
     if grad.shape[1]:
         grad.scatter_add_(1, signal_labels[:, None], is_text.float()[:, None] - 1)
     return grad * head.transform.derivative(signal_logits)
-
-
-def _block_size(hidden: Tensor) -> int:
-    return BLOCK_SIZE if hidden.device.type == "cpu" else CHUNK_SIZE
 
 
 def _split_labels(labels: Tensor, head: FrozenHead) -> tuple[Tensor, Tensor, Tensor]:

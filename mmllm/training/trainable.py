@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -38,10 +38,7 @@ def replaceable_decoders(model: AnyToAny, table: Mapping[str, float]) -> list[st
         f"decoders.{key}"
         for key, projection in model.output_projections.items()
         if all(
-            any(
-                fnmatch.fnmatchcase(f"output_projections.{key}.{name}", pattern)
-                for pattern in table
-            )
+            _matches_any(f"output_projections.{key}.{name}", table)
             for name, _ in projection.named_parameters()
         )
     ]
@@ -60,7 +57,7 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Parame
     Raises:
         ConfigError: a pattern matches nothing, or two patterns match the same parameter.
     """
-    if any(fnmatch.fnmatchcase("llm.lora.", pattern) for pattern in table):
+    if _matches_any("llm.lora.", table):
         model.llm.attach_lora()
     candidates = dict(model.trainable_candidates())
     owner: dict[str, str] = {}
@@ -86,6 +83,10 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Parame
             parameter.requires_grad_(True)
     assert_trainable(model, groups)
     return groups
+
+
+def _matches_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def assert_trainable(model: AnyToAny, groups: list[ParameterGroup]) -> None:
