@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +11,8 @@ from mmllm.conversation import Medium, Text
 from mmllm.inference.events import Done, Event, MediumReady, MediumStarted, Progress, TextDelta
 from mmllm.inference.replies import Reply
 from mmllm.server import encoding, markdown
-from mmllm.server.settings import MediaFormat
+from mmllm.server.encoding import PART_TYPES, MediumEncoder
 
-PART_TYPES = {"image": "image_url", "audio": "input_audio", "video": "video_url"}
-"""Modality -> `type` of its part."""
 _FINISH_REASONS = {"end": "stop", "stop": "stop", "length": "length"}
 
 
@@ -34,16 +31,12 @@ class ChatResponseWriter:
 
     Args:
         model: Its name.
-        audio_format: Suffix of audio files: "wav", "flac" or "mp3".
-        media_format: How `content` shows media.
-        url_of: Keeps a file (bytes, suffix) and returns its URL.
+        encoder: Encodes media; how `content` shows them.
         ignored: Fields that a lenient server dropped.
     """
 
     model: str
-    audio_format: str = "wav"
-    media_format: MediaFormat = "parts"
-    url_of: Callable[[bytes, str], str] | None = None
+    encoder: MediumEncoder
     ignored: Sequence[str] = ()
     id: str = field(default_factory=lambda: encoding.new_id("chatcmpl-"))
     created: int = field(default_factory=lambda: int(time.time()))
@@ -78,7 +71,7 @@ class ChatResponseWriter:
             audio = views.get("audio", audio)
         message = {
             "role": "assistant",
-            "content": reply.text if self.media_format == "parts" else "".join(pieces),
+            "content": reply.text if self.encoder.media_format == "parts" else "".join(pieces),
             "refusal": None,
             "parts": parts,
             "images": images or None,
@@ -100,7 +93,7 @@ class ChatResponseWriter:
         """
         state = _MessageState()
         content = markdown.Content()
-        in_order = self.media_format != "parts"
+        in_order = self.encoder.media_format != "parts"
         yield self._chunk({"role": "assistant", "content": ""})
         async for event in events:
             if isinstance(event, TextDelta):
@@ -140,28 +133,17 @@ class ChatResponseWriter:
         self, medium: Medium, state: _MessageState
     ) -> tuple[dict[str, Any], dict[str, Any], str]:
         """(its part, its views `images` or `audio`, its Markdown link)."""
-        suffix = {"image": "png", "audio": self.audio_format, "video": "mp4"}[medium.modality]
-        file = await encoding.encode_medium(medium, suffix)
-        data = base64.b64encode(file).decode("ascii")
-        uri = f"data:{encoding.MEDIA_TYPES[suffix]};base64,{data}"
-        link = ""
-        if self.media_format == "markdown":
-            link = markdown.link(medium.modality, uri)
-        elif self.media_format == "urls" and self.url_of is not None:
-            link = markdown.link(medium.modality, self.url_of(file, suffix))
-        kind = PART_TYPES[medium.modality]
-        if medium.modality == "audio":
-            part = {"type": kind, kind: {"data": data, "format": suffix}}
-            if state.has_audio:
-                return part, {}, link
+        encoded = await self.encoder.encode(medium)
+        part = encoded.part
+        views: dict[str, Any] = {}
+        if medium.modality == "audio" and not state.has_audio:
             state.has_audio = True
-            audio = {"id": encoding.new_id("audio_"), "data": data, "transcript": ""}
-            return part, {"audio": {**audio, "expires_at": self.created}}, link
-        part = {"type": kind, kind: {"url": uri}}
-        if medium.modality != "image":
-            return part, {}, link
-        state.num_images += 1
-        return part, {"images": [{"index": state.num_images - 1, **part}]}, link
+            audio = {"id": encoding.new_id("audio_"), "data": encoded.base64, "transcript": ""}
+            views = {"audio": {**audio, "expires_at": self.created}}
+        elif medium.modality == "image":
+            views = {"images": [{"index": state.num_images, **part}]}
+            state.num_images += 1
+        return part, views, encoded.link
 
     def _chunk(
         self, delta: dict[str, Any], *, finish: str | None = None, **more: Any

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mmllm.conversation import Medium
 from mmllm.inference.replies import Reply
+from mmllm.server import markdown
+from mmllm.server.settings import MediaFormat
 
 MEDIA_TYPES = {
     "png": "image/png",
@@ -24,6 +28,8 @@ MEDIA_TYPES = {
     "mp4": "video/mp4",
 }
 """File suffix -> media type."""
+PART_TYPES = {"image": "image_url", "audio": "input_audio", "video": "video_url"}
+"""Modality -> `type` of its part."""
 
 _MAX_IGNORED = 32
 """Most dropped fields that a response names."""
@@ -32,6 +38,67 @@ _MAX_IGNORED = 32
 def new_id(prefix: str) -> str:
     """Return a random identifier: `chatcmpl-…`."""
     return f"{prefix}{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True)
+class EncodedMedium:
+    """A medium as a file.
+
+    modality: its modality.
+    suffix: the file's: "png", "wav", …
+    base64: the file's bytes.
+    link: the medium in Markdown; empty where text shows no media.
+    """
+
+    modality: str
+    suffix: str
+    base64: str
+    link: str
+
+    @property
+    def uri(self) -> str:
+        """The file as a data URI."""
+        return _data_uri(self.suffix, self.base64)
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """The medium as a part of a chat message."""
+        kind = PART_TYPES[self.modality]
+        if self.modality == "audio":
+            return {"type": kind, kind: {"data": self.base64, "format": self.suffix}}
+        return {"type": kind, kind: {"url": self.uri}}
+
+
+@dataclass(frozen=True)
+class MediumEncoder:
+    """Encodes the media of one response, and links them where its text is to show them.
+
+    Args:
+        media_format: How text shows media.
+        url_of: Keeps a file (bytes, suffix) and returns its URL.
+        audio_format: Suffix of audio files: "wav", "flac" or "mp3".
+    """
+
+    media_format: MediaFormat
+    url_of: Callable[[bytes, str], str]
+    audio_format: str = "wav"
+
+    async def encode(self, medium: Medium) -> EncodedMedium:
+        """Encode one medium."""
+        modality = medium.modality
+        suffix = {"image": "png", "audio": self.audio_format, "video": "mp4"}[modality]
+        file = await encode_medium(medium, suffix)
+        data = base64.b64encode(file).decode("ascii")
+        link = ""
+        if self.media_format == "markdown":
+            link = markdown.link(modality, _data_uri(suffix, data))
+        elif self.media_format == "urls":
+            link = markdown.link(modality, self.url_of(file, suffix))
+        return EncodedMedium(modality, suffix, data, link)
+
+
+def _data_uri(suffix: str, data: str) -> str:
+    return f"data:{MEDIA_TYPES[suffix]};base64,{data}"
 
 
 async def encode_medium(medium: Medium, suffix: str) -> bytes:

@@ -7,9 +7,8 @@ parts. Where `media_format` asks for it, a message with a Markdown link follows 
 
 from __future__ import annotations
 
-import base64
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +16,8 @@ from mmllm.conversation import Medium, Text
 from mmllm.inference.events import Done, Event, MediumReady, MediumStarted, Progress, TextDelta
 from mmllm.inference.replies import Reply
 from mmllm.server import encoding, markdown
-from mmllm.server.chat_responses import PART_TYPES
+from mmllm.server.encoding import MediumEncoder
 from mmllm.server.responses_schemas import ResponsesRequest
-from mmllm.server.settings import MediaFormat
-
-_SUFFIXES = {"image": "png", "audio": "wav", "video": "mp4"}
 
 
 @dataclass
@@ -31,14 +27,12 @@ class ResponsesWriter:
     Args:
         model: Its name.
         request: Its options are repeated in the response.
-        media_format: How text shows media.
-        url_of: Keeps a file (bytes, suffix) and returns its URL.
+        encoder: Encodes media; how text shows them.
     """
 
     model: str
     request: ResponsesRequest
-    media_format: MediaFormat = "parts"
-    url_of: Callable[[bytes, str], str] | None = None
+    encoder: MediumEncoder
     id: str = field(default_factory=lambda: encoding.new_id("resp_"))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -143,22 +137,11 @@ class ResponsesWriter:
         self, medium: Medium, name: str
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:
         """(output item of an image, entry of `mmllm.media` of another medium, Markdown link)."""
-        suffix = _SUFFIXES[medium.modality]
-        file = await encoding.encode_medium(medium, suffix)
-        data = base64.b64encode(file).decode("ascii")
-        uri = f"data:{encoding.MEDIA_TYPES[suffix]};base64,{data}"
-        link = ""
-        if self.media_format == "markdown":
-            link = markdown.link(medium.modality, uri)
-        elif self.media_format == "urls" and self.url_of is not None:
-            link = markdown.link(medium.modality, self.url_of(file, suffix))
-        if link:
-            link = f"{markdown.SEPARATOR}{link}{markdown.SEPARATOR}"
+        encoded = await self.encoder.encode(medium)
+        link = encoded.link and f"{markdown.SEPARATOR}{encoded.link}{markdown.SEPARATOR}"
         if medium.modality == "image":
-            return _image(name, data), None, link
-        kind = PART_TYPES[medium.modality]
-        inside = {"data": data, "format": suffix} if kind == "input_audio" else {"url": uri}
-        return None, {"type": kind, kind: inside}, link
+            return _image(name, encoded.base64), None, link
+        return None, encoded.part, link
 
     def _started(self) -> dict[str, Any]:
         """A response in progress."""

@@ -20,12 +20,13 @@ from mmllm.inference.events import Done, Event
 from mmllm.inference.replies import Reply
 from mmllm.server import encoding, errors
 from mmllm.server.dispatcher import Dispatcher, ReplyJob, ReplyOptions
+from mmllm.server.encoding import MediumEncoder
 from mmllm.server.errors import CLOSED, ApiError, bad_request
 from mmllm.server.generated_files import GeneratedFiles
 from mmllm.server.metrics import Metrics
 from mmllm.server.reply_options import OptionsParser
 from mmllm.server.request_parsing import RequestParser
-from mmllm.server.settings import ServerSettings
+from mmllm.server.settings import MediaFormat, ServerSettings
 from mmllm.server.videos import VideoJobs
 
 
@@ -81,6 +82,14 @@ class Service:
         that the client used."""
         base = str(request.base_url).rstrip("/")
         return lambda data, suffix: base + self.files.add(data, suffix)
+
+    def medium_encoder(
+        self, request: Request, media_format: MediaFormat | None, audio_format: str = "wav"
+    ) -> MediumEncoder:
+        """What encodes the media of a response; without a `media_format`, as the server's settings
+        have it."""
+        media_format = media_format or self.settings.media_format
+        return MediumEncoder(media_format, self.file_urls(request), audio_format)
 
     async def replies(self, request: Request, job: ReplyJob) -> list[Reply]:
         """Answer a job; it is cancelled when the client disconnects."""

@@ -42,9 +42,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
         job = ReplyJob(conversation, options, seed, num)
         writer = ChatResponseWriter(
             service.name,
-            body.audio.format if body.audio else "wav",
-            (body.mmllm and body.mmllm.media) or service.settings.media_format,
-            service.file_urls(request),
+            service.medium_encoder(
+                request,
+                body.mmllm and body.mmllm.media,
+                body.audio.format if body.audio else "wav",
+            ),
             body.ignored,
         )
         if not body.stream:

@@ -48,8 +48,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         writer = ResponsesWriter(
             service.name,
             body,
-            (body.mmllm and body.mmllm.media) or service.settings.media_format,
-            service.file_urls(request),
+            service.medium_encoder(request, body.mmllm and body.mmllm.media),
         )
         if body.stream:
             events = writer.events(await service.events(request, job))
