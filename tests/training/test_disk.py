@@ -303,11 +303,11 @@ def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
     step = trainer.training_step
     stack: list = []
 
-    def filling(*arguments):
+    def filling(*arguments, **options):
         if not stack:
             stack.append(refused_writes(file, errno.ENOSPC))
             stack[0].__enter__()
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(trainer, "training_step", filling)
     monkeypatch.setattr(checkpoints, "save", lambda *_, **__: None)

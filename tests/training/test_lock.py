@@ -171,11 +171,11 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
     """It was suspended for long; the other one has gone on from its checkpoint."""
     step, taken = trainer.training_step, []
 
-    def suspended(*arguments):
+    def suspended(*arguments, **options):
         taken.append(1)
         if len(taken) == 3:
             left_by(tmp_path / "run", seconds_ago=0)
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(trainer, "training_step", suspended)
     with pytest.raises(TrainingError, match=r"process 4242 on node-7 .* has gone on with this run"):

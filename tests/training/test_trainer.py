@@ -61,11 +61,11 @@ def test_resume_equals_a_run_that_never_stopped(
     step = trainer.training_step
     taken = []
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         if len(taken) == 3:  # after the checkpoint of step 2, in the middle of step 4
             raise KeyboardInterrupt
         taken.append(1)
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(trainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -94,10 +94,10 @@ def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     """Each step gets the next of these signals."""
     step, left = trainer.training_step, list(numbers)
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         if left:
             os.kill(os.getpid(), left.pop(0))
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(trainer, "training_step", interrupted)
 
