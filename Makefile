@@ -120,7 +120,8 @@ types: $(INSTALLED)
 	$(BIN)/pyright
 
 docs: $(INSTALLED)
-	$(BIN)/pytest -q tests/test_docs.py tests/test_layering.py tests/cli/test_entry.py
+	$(BIN)/pytest -q tests/test_docs.py tests/test_docstrings.py tests/test_layering.py \
+		tests/test_private_names.py tests/cli/test_entry.py
 
 site: $(INSTALLED)  ## the documentation with its API reference: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -58,13 +58,24 @@ def test_the_answer_is_where_the_page_says(
     assert [name for name in names if name not in found] == [], question
 
 
-def test_every_package_is_on_the_architecture_page() -> None:
-    packages = {
-        f"mmllm/{path.name}/"
+def test_every_package_and_module_is_on_the_architecture_page() -> None:
+    expected = {
+        f"mmllm/{path.name}" if path.suffix == ".py" else f"mmllm/{path.name}/"
         for path in (ROOT / "mmllm").iterdir()
-        if (path / "__init__.py").is_file()
+        if path.name not in ("__init__.py", "__main__.py", "version.py")
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
-    assert packages - set(re.findall(r"`(mmllm/\w+/)`", ARCHITECTURE)) == set()
+    named = set(re.findall(r"`(mmllm/\w+(?:/|\.py))`", ARCHITECTURE))
+    assert named & expected == expected, expected - named
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| (?!term|-)(.*) \|$", GLOSSARY, re.MULTILINE))
+def test_a_term_of_the_glossary_has_a_meaning_and_a_place(row: str) -> None:
+    term, meaning, where = row.split(" | ")
+    assert len(meaning.split()) > 3, f"{term}: {meaning}"
+    places = re.findall(r"`(mmllm/[\w/]+(?:/|\.py))`", where)
+    assert places, f"{term}: no place"
+    assert [place for place in places if not (ROOT / place).exists()] == []
 
 
 def test_the_notebook_is_demos_hello_executed() -> None:

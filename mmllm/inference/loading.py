@@ -30,7 +30,7 @@ def load(
     Args:
         source: a name ("mini"), a checkpoint or run folder, or a YAML, whose model is untrained.
         device: cpu, cuda, mps or auto; None: as `auto`.
-        dtype: float32 or bfloat16; None: what `fast_dtype` chooses for the device.
+        dtype: float32, bfloat16 or float16; None: what `fast_dtype` chooses for the device.
         prefixes: how many conversations' key-value caches are kept.
         trust: modules and template files that a checkpoint may use.
     """
