@@ -63,12 +63,12 @@ def show_progress(what: str, step: int, steps: int) -> None:
 
 
 def strip_controls(text: str) -> str:
-    """Foreign text without the control characters by which it could steer a terminal."""
+    """Remove the control characters of foreign text, which could control the terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def dim(text: str) -> str:
-    """Text that a terminal shows dim; as it is where stdout is a file."""
+    """Return text in the terminal's dim style; unchanged where stdout is a file."""
     dim = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.getenv("NO_COLOR")
     return f"\x1b[2m{text}\x1b[0m" if dim else text
 

@@ -35,7 +35,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Steps of training that it has behind it."""
+        """The number of optimizer steps taken."""
         return int(self.manifest["step"])
 
     @property

@@ -40,8 +40,8 @@ def save(
     Args:
         folder: Where.
         model: Its projections, signal tables and adapters are written.
-        step: Steps of training behind it.
-        stage: The stage's config, if one trained it.
+        step: Number of optimizer steps taken.
+        stage: The stage's config; None if no stage trained the model.
         training: State of training as JSON data, for training/state.json.
         tensors: State of the optimizer by name, for training/optimizer.safetensors.
         resolved_settings: Settings that were chosen by measurement.

@@ -19,7 +19,7 @@ class SystemConfig:
         name: what the model is called in logs and reports.
         llm: Config of the language model.
         encoders: key -> Config of a frozen encoder.
-        input_projections: key of an encoder -> Config of the projection behind it.
+        input_projections: key of an encoder -> Config of the projection that follows it.
         decoders: key -> Config of a frozen decoder.
         output_projections: key of a decoder -> Config of the projection in front of it.
         licences: licences of the user's own parts (`encoders.image: MIT`).

@@ -1,6 +1,6 @@
 """Which code and files a config may name: the user's own configs any, a checkpoint's only trusted.
 
-A config of the user's own may name component types of his own ("module:Config"). The config of a
+A config of the user's own may name their own component types ("module:Config"). The config of a
 checkpoint may come from others: it imports nothing and names no file outside its folder, unless the
 user allows that by name (`trust`).
 """

@@ -37,7 +37,7 @@ class Cancelled(Exception):
 class DecoderContract(ABC):
     """The hooks of a decoder family, and what they may use.
 
-    Hooks read the options of the call at hand from `self.config`: a call with options of its own
+    Hooks read the options of the current call from `self.config`: a call with options of its own
     runs on a copy of the decoder (`ModalityDecoder.with_overrides`), so nothing has to be passed
     on or restored.
     """
@@ -65,7 +65,7 @@ class DecoderContract(ABC):
     # --- Provided by ModalityDecoder ----------------------------------------------------------
 
     config: Any
-    """The family's config, with the options of the call at hand."""
+    """The family's config, with the options of the current call."""
     folder: Path
     """The pipeline's folder on disk."""
     pipeline_class: str

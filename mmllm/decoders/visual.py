@@ -28,7 +28,7 @@ class VisualDecoder(ModalityDecoder):
     """
 
     size: tuple[int, int]
-    """H, W of what is generated, by the config at hand."""
+    """(H, W) in pixels of what is generated, by the current config."""
 
     def configure(self) -> None:
         super().configure()

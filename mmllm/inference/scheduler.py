@@ -1,8 +1,8 @@
 """Cooperative scheduling: several threads wait for shared work, and one of them does it.
 
-There is no background thread. Of the threads that wait, the first one that finds nobody at work
-takes one unit of it (one step of the batch, one batch of media) for all; then each looks whether
-what it waits for is done, and another one goes on:
+There is no background thread. Of the threads that wait, the first one that finds no other at work
+computes one unit (one step of the batch, one batch of media) for all; then each checks whether its
+own result is ready, and another one continues:
 
     thread A   wait -> work ---------> done, leaves
     thread B   wait ......... (notified) work -> work ----> done, leaves

@@ -88,7 +88,7 @@ def verify_draft(
         states: hidden states float[W, D] of all that was fed, the draft at the end.
 
     Returns:
-        How many positions at the end were fed in vain.
+        The number of positions at the end whose draft tokens were rejected.
     """
     num_drafted = sum(map(len, draft))
     ends = list(accumulate(map(len, draft), initial=len(states) - num_drafted))

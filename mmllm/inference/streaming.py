@@ -19,8 +19,8 @@ def iterate_events(
 ) -> Iterator[Event]:
     """Call `work(put)` in a thread, and yield what it puts.
 
-    The thread is there because a diffusion pipeline cannot be left in the midst of its loop and
-    taken up again. The caller's context variables (media.limits) hold in it.
+    The thread is needed because a diffusion pipeline cannot be suspended inside its loop and
+    continued. The caller's context variables (media.limits) hold in it.
 
     Args:
         work: ends without an error when it raises Cancelled; other errors are raised here.

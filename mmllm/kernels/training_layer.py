@@ -1,7 +1,7 @@
 """One decoder layer for training on a CPU, in fewer passes over memory than transformers' modules.
 
 These read and write the activations several times for a norm and once more for each sum, and have
-every frozen weight reordered for every product. Here a residual sum and the norm behind it are one
+every frozen weight reordered for every product. Here a residual sum and the norm after it are one
 pass, and so is the rotation; nothing is kept in float32 for the gradient; frozen weights are packed
 once (mmllm.kernels.prepacked_linear). The modules and weights are the model's own.
 

@@ -170,8 +170,8 @@ def _build_on_meta(
 
 
 def _source(weights: str) -> dict[str, Any]:
-    """The keyword arguments by which `from_pretrained` opens the weights. Code that lies with them
-    is not run, and nobody is asked whether it should be."""
+    """Return the keyword arguments by which `from_pretrained` opens the weights; code in their
+    repository is never run."""
     source: dict[str, Any] = {"trust_remote_code": False}
     if not weights.endswith(".gguf"):
         return {**source, "pretrained_model_name_or_path": locate(weights, "llm.weights")}

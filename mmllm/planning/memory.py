@@ -125,7 +125,7 @@ def measure(module: nn.Module, *inputs: Tensor) -> tuple[int, float]:
 def cache_size(model: AnyToAny, stage: StageConfig) -> tuple[dict[str, int], int]:
     """Estimate the feature cache of a stage, from above. Latents are not counted.
 
-    A dataset whose file is at hand is counted; another has as many items as the stage draws from
+    A dataset whose file exists is counted; another has as many items as the stage draws from
     it. An item is one medium and its caption: of pairs the one that they ask for, else the largest.
     A caption that occurs again is kept once.
 

@@ -85,7 +85,7 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
 
     Raises:
         ConfigError: parts that do not fit, or a batch that cannot be divided.
-        AssetError: the config of a part is not at hand.
+        AssetError: the config of a part is not on this machine.
     """
     if processes < 1:
         raise ConfigError(f"--num-processes: expected at least 1, got {processes}")

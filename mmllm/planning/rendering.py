@@ -15,7 +15,7 @@ from mmllm.llm.templates import chat_template
 def renderer(system: SystemConfig) -> Renderer:
     """The renderer of a system, without its weights and from this machine alone: what a dataset's
     rows become, and how long they are. Raises AssetError, CheckpointError or ConfigError where the
-    tokenizer or the configs of a part are not at hand."""
+    tokenizer or the configs of a part are not on this machine."""
     llm: Any = system.llm
     tokenizer, ends = local_tokenizer(llm.weights)
     model = models.build(replace(system, llm=replace(llm, chat_template="plain")), meta=True)

@@ -1,4 +1,4 @@
-"""Media behind URLs, where that is allowed: nobody reaches into the server's own network.
+"""Media behind URLs, where that is allowed; the server's own network is out of reach.
 
 A host must be on the list; all addresses that it resolves to must be public, and the connection
 goes to the very address that was checked (a second look-up could give another). Redirects are not
@@ -86,7 +86,7 @@ def _checked(url: str, settings: ServerSettings, param: str) -> httpx2.URL:
 
 
 async def _address(where: httpx2.URL, param: str) -> str:
-    """The address that its host resolves to; all that there are must be public."""
+    """Return the address of a host. Raises ApiError unless all of its addresses are public."""
     loop = asyncio.get_running_loop()
     host, port = where.raw_host.decode("ascii"), where.port or _PORTS[where.scheme]
     found = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end training after the step in hand, on every process at the same step."""
+"""Ctrl-C and SIGTERM end training after the current step, on every process at the same step."""
 
 from __future__ import annotations
 

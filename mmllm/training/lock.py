@@ -37,7 +37,7 @@ _LEAST = 2**20
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that a lock names; `table` and `start` as mmllm.utils.files tells them."""
+    """The process that a lock names: `table` and `start` as mmllm.utils.files reports them."""
 
     host: str
     pid: int

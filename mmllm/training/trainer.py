@@ -31,7 +31,7 @@ def train(
 ) -> Path:
     """Train one stage. `accelerate launch` decides on which machines.
 
-    Interrupting (Ctrl-C, SIGTERM) saves a checkpoint after the step in hand. The output folder is
+    Interrupting (Ctrl-C, SIGTERM) saves a checkpoint after the current step. The output folder is
     locked meanwhile.
 
     Args:

@@ -49,7 +49,7 @@ def locate(weights: str, where: str, revision: str | None = None) -> str:
         A path, or the hub id.
 
     Raises:
-        AssetError: There is no such path, or no config of the part at hand.
+        AssetError: There is no such path, or the config of the part is not on this machine.
     """
     if weights.startswith("mini:"):
         name = weights.removeprefix("mini:")
