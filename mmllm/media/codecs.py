@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmllm.errors import MediaError
-from mmllm.media import audio, audio_track, container, image, mp4, video
+from mmllm.media import audio, audio_track, container, image, video, video_encoding
 from mmllm.media.arrays import MAX_SAMPLE_RATE
 from mmllm.media.files import MediaSource, name_of, opened, replacing
 from mmllm.media.info import MediaContent, MediaInfo
@@ -219,7 +219,7 @@ def _save_video(content: MediaContent, temporary: Path, path: Path) -> None:
         raise MediaError(f"{path}: expected a positive frame rate, got {content.fps}; pass fps=...")
     suffix = path.suffix.lower()
     if suffix == ".mp4":
-        mp4.save(content, temporary)
+        video_encoding.save(content, temporary)
         return
     if content.audio is not None:
         log.warning("%s: this format holds no audio; .mp4 keeps it", path)
