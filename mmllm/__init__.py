@@ -62,8 +62,8 @@ def load(
         source: "mini", the model that is shipped; a checkpoint or run folder; or a YAML file, whose
             model is untrained.
         device: cpu, cuda, mps, or auto, which is the best available; None: as `auto`.
-        dtype: float32, bfloat16 or float16; None: bfloat16 where the device computes it fast, else
-            float32.
+        dtype: float32, bfloat16 or float16; None or auto: bfloat16 where the device computes it
+            fast, else float32.
         prefixes: how many conversations' key-value caches are kept for their next turns.
         trust: your own modules ("my_encoder") and template files that the checkpoint may use. No
             other code of a checkpoint is run.

@@ -41,7 +41,12 @@ def public_functions(tree: ast.AST) -> Iterator[tuple[ast.ClassDef | None, Funct
             for _, function in public_functions(node):
                 yield node, function
         elif isinstance(node, Function) and not node.name.startswith("_"):
-            yield None, node
+            yield from [] if is_overload(node) else [(None, node)]
+
+
+def is_overload(function: Function) -> bool:
+    """Whether it is one of several signatures; the function that follows them is described."""
+    return any(ast.unparse(decorator) == "overload" for decorator in function.decorator_list)
 
 
 def parameters(function: Function) -> list[str]:

@@ -17,8 +17,14 @@ from mmllm.features.cache import FeatureCache
 from mmllm.inference.cancel import CancelToken
 from mmllm.inference.engine import Engine
 from mmllm.inference.events import Done, Event, EventSink, OnStep, ignore, step_sink
-from mmllm.inference.inputs import as_messages
-from mmllm.inference.options import DecoderOptions, Modalities, SamplingOptions
+from mmllm.inference.inputs import as_messages, with_system
+from mmllm.inference.options import (
+    ChatOptions,
+    DecoderOptions,
+    Modalities,
+    SamplingOptions,
+    pop_inputs,
+)
 from mmllm.inference.prefix_cache import PrefixCache
 from mmllm.inference.replies import Reply
 from mmllm.inference.requests import ReplyRequest
@@ -53,6 +59,11 @@ class Chat:
         self.engine = Engine(model, PrefixCache(prefixes))
         self._features = FeatureCache(model, enabled=False)
 
+    def __repr__(self) -> str:
+        reads = ", ".join(["text", *self.model.renderer.input_keys])
+        makes = ", ".join(["text", *self.model.renderer.output_keys])
+        return f"Chat({self.model.config.name!r}, reads {reads}; makes {makes})"
+
     def reply(
         self,
         conversation: Any,
@@ -62,7 +73,7 @@ class Chat:
         decoders: DecoderOptions | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[ChatOptions],
     ) -> Reply:
         """Reply to one conversation.
 
@@ -76,7 +87,9 @@ class Chat:
             decoders: by modality, options of its decoder; see `reply_many`.
             on_step: called with (output key, step, steps) while media are made.
             cancel: ends the work when it is set, from any thread.
-            **sampling: fields of mmllm.inference.sampling.Sampling: max_new_tokens, temperature, …
+            **options: fields of mmllm.inference.sampling.Sampling (max_new_tokens, temperature, …),
+                `system` for a system message's text, and media of the last message by modality:
+                `image="cat.png"`.
 
         Raises:
             ConfigError: for an option that is unknown or out of range, with what is possible.
@@ -84,8 +97,9 @@ class Chat:
             ContextError: for a message that is longer than the model's context.
             Cancelled: after `cancel` was set.
         """
+        sampling: dict[str, Any] = {**options}
         return self._reply(
-            [as_messages(conversation, *parts)],
+            [as_messages(conversation, *parts, **pop_inputs(sampling))],
             seeds=None if seed is None else [seed],
             sink=self._sink(on_step),
             cancel=CancelToken(cancel),
@@ -113,9 +127,15 @@ class Chat:
             cancel.set()
             raise
 
-    def conversation(self, *messages: Any) -> ChatSession:
-        """A conversation that keeps its turns; it may begin with messages, e.g. `system("…")`."""
-        return ChatSession(self, as_messages(messages) if messages else [])
+    def conversation(self, *messages: Any, system: str | None = None) -> ChatSession:
+        """A conversation that keeps its turns.
+
+        Args:
+            messages: those that it begins with.
+            system: the text of a system message, which is put first.
+        """
+        first = as_messages(messages) if messages else []
+        return ChatSession(self, first if system is None else with_system(first, system))
 
     def reply_many(
         self,
@@ -170,7 +190,7 @@ class Chat:
         decoders: DecoderOptions | None = None,
         previews: bool = False,
         cancel: threading.Event | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[ChatOptions],
     ) -> Iterator[Event]:
         """Reply to one conversation by events (mmllm.inference.events).
 
@@ -188,7 +208,7 @@ class Chat:
             previews: whether Progress carries small images, at the cost of a few more passes of
                 the decoder's VAE.
             cancel: ends the work when it is set, from any thread.
-            **sampling: fields of mmllm.inference.sampling.Sampling.
+            **options: as `reply` takes them.
 
         Yields:
             Text, progress and media as they are made; the last event is Done, with the reply.
@@ -196,7 +216,8 @@ class Chat:
         Raises:
             ConfigError, MediaError, ContextError, Cancelled: as `reply` does.
         """
-        messages = as_messages(conversation, *parts)
+        sampling: dict[str, Any] = {**options}
+        messages = as_messages(conversation, *parts, **pop_inputs(sampling))
         token = CancelToken(cancel)
 
         def work(put: Callable[[Event], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from mmllm.conversation import Image, Medium
 from mmllm.inference.replies import Reply
@@ -25,6 +25,7 @@ class MediumStarted:
 
     part_index: int
     modality: str
+    text: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Progress:
     steps: int
     preview: Image | None = None
     batch_index: int = 0
+    text: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class MediumReady:
 
     part_index: int
     medium: Medium
+    text: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,11 @@ class Done:
     """The last event: the reply as `Chat.reply` gives it."""
 
     reply: Reply
+    text: ClassVar[str] = ""
 
 
 Event: TypeAlias = TextDelta | MediumStarted | Progress | MediumReady | Done
+"""Each has `text`, empty but for TextDelta: `print(event.text, end="")` streams the text."""
 
 EventSink: TypeAlias = Callable[[int, Event], None]
 """Takes (index of the conversation, event) from several threads. It may raise, which ends the

@@ -9,7 +9,7 @@ The server and datasets do not use this module: their strings are text, never na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,57 @@ def system(*parts: Any) -> Message:
     return Message("system", tuple(as_part(part) for part in parts))
 
 
-def as_messages(given: Any, *more: Any) -> list[Message]:
+def as_messages(given: Any, *more: Any, system: str | None = None, **media: Any) -> list[Message]:
     """The messages of one conversation, however it is written.
 
     Args:
         given: a list of messages (Message, Reply, OpenAI's dicts), one of them, or the first part
             of a user message (see `as_part`).
         more: more parts of the user message.
+        system: the text of a system message, which is put first.
+        media: by modality (image, images, …), media that are added to the last message: a file's
+            name, what `as_part` takes, or a list of these.
 
     Raises:
         ConfigError: for anything else, with what is expected.
         MediaError: for a file that is not there.
     """
+    messages = _with_media(_messages(given, *more), media)
+    return messages if system is None else with_system(messages, system)
+
+
+def with_system(messages: Sequence[Message], text: str) -> list[Message]:
+    """The messages with a system message before them.
+
+    Args:
+        messages: a conversation without a system message.
+        text: what the system message says.
+
+    Raises:
+        ConfigError: if there is a system message already.
+    """
+    if any(entry.role == "system" for entry in messages):
+        raise ConfigError("system: the conversation has a system message already")
+    return [message("system", text), *messages]
+
+
+def _with_media(messages: list[Message], media: Mapping[str, Any]) -> list[Message]:
+    """The messages with media added to the last one, which has to be the user's."""
+    parts = [
+        _medium(modality_key(name), value, f"{name}=")
+        for name, values in media.items()
+        for value in (values if isinstance(values, list | tuple) else [values])
+    ]
+    if not parts:
+        return messages
+    last = messages[-1]
+    if last.role != "user":
+        raise ConfigError(f"{', '.join(media)}: expected a user message last, got {last.role!r}")
+    return [*messages[:-1], last.with_parts([*last.parts, *parts])]
+
+
+def _messages(given: Any, *more: Any) -> list[Message]:
+    """The messages of `as_messages` before its keywords are added."""
     if not more:
         if isinstance(given, Message):
             return [given]
@@ -78,8 +117,8 @@ def as_messages(given: Any, *more: Any) -> list[Message]:
             return [given.message]
         if _is_message_dict(given):
             return [_from_dict(given)]
-        if isinstance(given, Iterable) and not isinstance(
-            given, str | bytes | Mapping | np.ndarray
+        if isinstance(given, Iterable) and not (
+            isinstance(given, str | bytes | Mapping | np.ndarray) or hasattr(given, "read")
         ):
             entries = list(given)
             if not entries:
@@ -94,24 +133,27 @@ def as_part(value: Any) -> ContentPart:
     """A part of a message.
 
     Args:
-        value: Text or a str, a Medium, the Path or the bytes of a media file, an image of Pillow,
-            an array uint8[H, W, 3], or a part as OpenAI and transformers write them.
+        value: Text or a str, a Medium, the Path or the bytes of a media file or the file open for
+            reading, an image of Pillow, an array uint8[H, W, 3], or a part as OpenAI and
+            transformers write them.
 
     Raises:
-        ConfigError: for anything else, and for a str that is the name of an existing media file:
-            it asks which is meant.
+        ConfigError: for anything else, and for a str that is the name of an existing media file
+            or the URL of one: it asks which is meant.
     """
     if isinstance(value, Text | Medium):
         return value
     if isinstance(value, str):
         _ask_about_file(value)
         return Text(value)
+    if _is_pillow(value):
+        return Image.from_pil(value)
+    if hasattr(value, "read") and not isinstance(value, Path):
+        value = value.read()
     if isinstance(value, Path | bytes):
         from mmllm import media
 
         return MEDIA[media.probe(value).modality](value)
-    if _is_pillow(value):
-        return Image.from_pil(value)
     if isinstance(value, np.ndarray):
         return Image.from_numpy(value)
     if isinstance(value, Mapping) and isinstance(value.get("type"), str):
@@ -202,10 +244,19 @@ def _is_pillow(value: Any) -> bool:
 
 
 def _ask_about_file(text: str) -> None:
-    """Raises ConfigError for the name of an existing media file."""
-    suffix = text[text.rfind(".") :].lower() if "." in text[-6:] else ""
-    if suffix not in MEDIA_SUFFIXES or len(text) > 1000 or "\n" in text:
+    """Raises ConfigError for the name of an existing media file, and for the URL of one."""
+    if len(text) > 1000 or "\n" in text:
         return
+    is_url = text.startswith(("http://", "https://")) and " " not in text
+    name = text.partition("?")[0] if is_url else text
+    suffix = name[name.rfind(".") :].lower() if "." in name[-6:] else ""
+    if suffix not in MEDIA_SUFFIXES:
+        return
+    if is_url:
+        raise ConfigError(
+            f"{text!r} is the URL of a file, and nothing is fetched: download it and write "
+            f"{MEDIA_SUFFIXES[suffix]}(path), or Text({text!r}) for the words"
+        )
     try:
         is_file = Path(text).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):

@@ -35,7 +35,8 @@ def load(
         trust: modules and template files that a checkpoint may use.
     """
     device = best_device() if device in (None, "auto") else parse_device(device)
-    precision = fast_dtype(device.partition(":")[0]) if dtype is None else parse_dtype(dtype)
+    auto = dtype in (None, "auto")
+    precision = fast_dtype(device.partition(":")[0]) if auto else parse_dtype(dtype)
     configs.trust(trust)
     with quiet_libraries():
         model = _load_model(source, precision, device)

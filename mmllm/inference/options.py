@@ -31,8 +31,25 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     repetition_penalty: float
     max_media: int
-    stop: Sequence[str]
+    stop: Sequence[str] | str
     num_draft_tokens: int
+
+
+class ChatOptions(SamplingOptions, total=False):
+    """Keywords of one conversation: those of `SamplingOptions`, and parts of the conversation (see
+    mmllm.inference.inputs.as_messages)."""
+
+    system: str
+    image: Any
+    images: Sequence[Any]
+    audio: Any
+    audios: Sequence[Any]
+    video: Any
+    videos: Sequence[Any]
+
+
+INPUT_OPTIONS = frozenset(ChatOptions.__annotations__) - frozenset(SamplingOptions.__annotations__)
+"""Keywords that are parts of the conversation."""
 
 
 SYNONYMS = {
@@ -48,7 +65,7 @@ ALIASES: dict[str, str] = {
 }
 """Option names of OpenAI, transformers and earlier versions -> fields of `Sampling`."""
 
-_PARTS = 'media are parts of a message: chat.reply("What is this?", Image("cat.png"))'
+_PARTS = 'media are parts of a message: user("What is this?", Image("cat.png"))'
 _DECODER_OPTIONS = {
     **{name: name for name in ("steps", "guidance", "negative_prompt", "scheduler", "cache")},
     **{name: name for name in ("init_media", "strength", "height", "width")},
@@ -66,8 +83,8 @@ _ELSEWHERE = {
         for name, option in _DECODER_OPTIONS.items()
     },
     "size": "decoders={'image': {'height': …, 'width': …}}, where the decoder has more than one",
-    "system": 'the conversation begins with it: chat.reply([system("Be brief."), user("Hi")])',
-    "system_prompt": 'the conversation begins with it: chat.reply([system("…"), user("Hi")])',
+    "system": 'a conversation begins with it: [system("Be brief."), user("Hi")]',
+    "system_prompt": 'chat.reply("Hi", system="Be brief.")',
     "history": "turns are messages: chat.reply([*history, user('…')]), or chat.conversation()",
     "messages": "they are the first argument: chat.reply(messages)",
     "prompt": "it is the first argument: chat.reply(prompt)",
@@ -131,8 +148,13 @@ def sampling_options(keywords: Mapping[str, Any], known: Sequence[str]) -> dict[
             _refuse(name, known)
         if key in options:
             raise ConfigError(f"{name} and {key} mean the same: give one")
-        options[key] = value
+        options[key] = (value,) if key == "stop" and isinstance(value, str) else value
     return options
+
+
+def pop_inputs(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the keywords of INPUT_OPTIONS from `options` and return them."""
+    return {name: options.pop(name) for name in INPUT_OPTIONS & options.keys()}
 
 
 def _refuse(name: str, known: Sequence[str]) -> NoReturn:

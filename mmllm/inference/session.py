@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import ContentPart, Message
 from mmllm.inference.events import Done, Event
-from mmllm.inference.inputs import as_messages
+from mmllm.inference.inputs import as_messages, with_system
+from mmllm.inference.options import pop_inputs
 from mmllm.inference.replies import Reply
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class ChatSession:
             *parts: the turn's texts and media, as in `Chat.reply`.
             **options: the options of `Chat.reply`.
         """
-        messages = [*self.messages, *as_messages(*parts)]
+        messages = self._with_turn(parts, options)
         reply = self._chat.reply(messages, **options)
         self.messages = [*messages, reply.message]
         return reply
@@ -61,7 +62,7 @@ class ChatSession:
             *parts: the turn's texts and media, as in `Chat.reply`.
             **options: the options of `Chat.reply`.
         """
-        messages = [*self.messages, *as_messages(*parts)]
+        messages = self._with_turn(parts, options)
         reply = await self._chat.areply(messages, **options)
         self.messages = [*messages, reply.message]
         return reply
@@ -75,11 +76,18 @@ class ChatSession:
             *parts: the turn's texts and media, as in `Chat.reply`.
             **options: the options of `Chat.stream`.
         """
-        messages = [*self.messages, *as_messages(*parts)]
+        messages = self._with_turn(parts, options)
         for event in self._chat.stream(messages, **options):
             if isinstance(event, Done):
                 self.messages = [*messages, event.reply.message]
             yield event
+
+    def _with_turn(self, parts: Sequence[Any], options: dict[str, Any]) -> list[Message]:
+        """The messages with a turn; parts that are keywords are taken out of `options`."""
+        inputs = pop_inputs(options)
+        system = inputs.pop("system", None)
+        messages = [*self.messages, *as_messages(*parts, **inputs)]
+        return messages if system is None else with_system(messages, system)
 
     def undo(self) -> list[Message]:
         """Remove the last message of the user and all after it; returns them."""

@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from mmllm.errors import MediaError
-from mmllm.media import audio, provenance
-from mmllm.media.container import audio_stream, decode_packets, open_container
+from mmllm.media import audio
+from mmllm.media.container import (
+    audio_stream,
+    container_provenance,
+    decode_packets,
+    open_container,
+)
 from mmllm.media.info import MediaContent, MediaInfo
 from mmllm.media.limits import DecodingCost, check_limit, current_limits
 
@@ -54,7 +59,7 @@ def read_audio(file: BinaryIO, name: str, facts: MediaInfo, cost: DecodingCost) 
                 array = longer
             array[:, length:end] = block
             length = end
-        mark = provenance.from_comment(container.metadata.get("comment"))
+        mark = container_provenance(container)
         kind = container.format.name
         known = "mp4" in kind or kind in (
             "wav",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmllm.errors import MediaError
+from mmllm.errors import MediaError, quoted
 from mmllm.media import audio, audio_track, container, image, video, video_encoding
 from mmllm.media.arrays import MAX_SAMPLE_RATE
 from mmllm.media.files import MediaSource, name_of, opened, replacing
@@ -107,7 +107,7 @@ def output_path(path: str | Path, modality: str) -> Path:
     if path.suffix.lower() not in known:
         raise MediaError(
             f"{path}: {_WITH_ARTICLE[modality]} is saved as {', '.join(known)}; got "
-            f"{path.suffix or 'no suffix'!r}"
+            f"{quoted(path.suffix) if path.suffix else 'no suffix'}"
         )
     return path
 
@@ -115,7 +115,8 @@ def output_path(path: str | Path, modality: str) -> Path:
 def save(content: MediaContent, modality: str, path: str | Path) -> Path:
     """Write decoded media atomically in the format of the suffix.
 
-    Image: .png .webp .jpg; audio: .wav .flac .ogg .mp3; video: .mp4 (with its audio) .webp .gif.
+    Image: .png .webp .jpg .gif; audio: .wav .flac .ogg .mp3; video: .mp4 and .webm (with its audio)
+    .webp .gif.
     `content.provenance` is written into the file. Missing folders are created.
 
     Args:
@@ -218,8 +219,8 @@ def _save_video(content: MediaContent, temporary: Path, path: Path) -> None:
     if not content.fps or content.fps <= 0:
         raise MediaError(f"{path}: expected a positive frame rate, got {content.fps}; pass fps=...")
     suffix = path.suffix.lower()
-    if suffix == ".mp4":
-        video_encoding.save(content, temporary)
+    if suffix not in image.ANIMATION_SUFFIXES:
+        video_encoding.save(content, temporary, suffix)
         return
     if content.audio is not None:
         log.warning("%s: this format holds no audio; .mp4 keeps it", path)

@@ -256,4 +256,10 @@ def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, 
         MediaError: the file cannot be read.
     """
     with open_container(file, name, cost) as container:
-        return provenance.from_comment(container.metadata.get("comment"))
+        return container_provenance(container)
+
+
+def container_provenance(container: InputContainer) -> dict[str, Any] | None:
+    """Return the provenance in the comment of an open container (WebM: COMMENT), or None."""
+    metadata = container.metadata
+    return provenance.from_comment(metadata.get("comment") or metadata.get("COMMENT"))

@@ -27,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 pi-heif."""
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
 """Formats in which several frames are a video. (Phones hide a second image in JPEG files.)"""
-SUFFIXES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+SUFFIXES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF"}
 ANIMATION_SUFFIXES = {".webp": "WEBP", ".gif": "GIF"}
 _SHORTEST = 10
 """Shortest frame duration in milliseconds: animations have at most 100 frames per second."""
@@ -138,7 +138,7 @@ def decode(
     """
     with _pillow(file, name, cost) as picture:
         cost.add_frame(*picture.size)
-        mark = provenance.from_xmp(picture.info.get("xmp"))
+        mark = _provenance(picture)
         return to_rgb(_upright(picture)), mark
 
 
@@ -173,9 +173,14 @@ def read_provenance(file: BinaryIO, name: str, cost: DecodingCost) -> dict[str, 
         MediaError: the file is damaged.
     """
     with _pillow(file, name, cost) as picture:
-        return provenance.from_xmp(picture.info.get("xmp")) or provenance.from_comment(
-            picture.info.get("comment")
-        )
+        return _provenance(picture)
+
+
+def _provenance(picture: PILImage.Image) -> dict[str, Any] | None:
+    """Return the provenance in an image's XMP packet or comment (GIF), or None."""
+    return provenance.from_xmp(picture.info.get("xmp")) or provenance.from_comment(
+        picture.info.get("comment")
+    )
 
 
 def _damaged(name: str, error: object) -> MediaError:
@@ -185,7 +190,7 @@ def _damaged(name: str, error: object) -> MediaError:
 
 
 def save(content: MediaContent, path: Path, suffix: str) -> None:
-    """Write an image as PNG, WebP (quality 90) or JPEG (quality 92).
+    """Write an image as PNG, WebP (quality 90), JPEG (quality 92) or GIF (256 colours).
 
     Args:
         content: the image.
@@ -194,9 +199,10 @@ def save(content: MediaContent, path: Path, suffix: str) -> None:
     """
     from PIL import Image as PILImage
 
-    quality = {".png": {}, ".webp": {"quality": 90, "method": 4}}.get(suffix, {"quality": 92})
+    quality = {"JPEG": {"quality": 92}, "WEBP": {"quality": 90, "method": 4}}
+    kind = SUFFIXES[suffix]
     PILImage.fromarray(content.array).save(
-        path, SUFFIXES[suffix], **quality, **_mark(content.provenance, suffix)
+        path, kind, **quality.get(kind, {}), **_mark(content.provenance, suffix)
     )
 
 

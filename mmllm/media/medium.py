@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, overload
 
 import numpy as np
 
@@ -28,8 +28,9 @@ class Medium:
     """An image, audio or video: its source, its decoded array, or both.
 
     source: a path, the bytes of a file, or a file inside another; opened on first use, within the
-        limits of `mmllm.media`. Decoded data (an array, a Pillow image) given as source becomes
-        the `array`, validated as by `from_numpy` and `from_pil`.
+        limits of `mmllm.media`. A file that is open for reading is read at once. Decoded data (an
+        array, a Pillow image) given as source becomes the `array`, validated as by `from_numpy` and
+        `from_pil`.
     array: the decoded content, see `to_numpy`.
     caption: a description of the content; the target of decoder-side alignment.
     provenance: how the medium was generated; written into every saved file.
@@ -44,6 +45,9 @@ class Medium:
     """The key of encoders and decoders that this medium belongs to."""
 
     def __post_init__(self) -> None:
+        given: Any = self.source
+        if hasattr(given, "read") and not isinstance(given, Embedded):  # an open file, a BytesIO
+            object.__setattr__(self, "source", given.read())
         if self.source is not None and not isinstance(self.source, str | Path | bytes | Embedded):
             array = self._check_data(self.source)
             object.__setattr__(self, "source", None)
@@ -122,16 +126,30 @@ class Medium:
         assert array is not None
         return array
 
-    def save(self, path: str | Path) -> Path:
-        """Write the medium in the format of the suffix, with its provenance; see `media.save`.
+    @overload
+    def save(self, path: str | Path) -> Path: ...
+    @overload
+    def save(self, path: BinaryIO, format: str | None = None) -> None: ...
+    def save(self, path: str | Path | BinaryIO, format: str | None = None) -> Path | None:  # noqa: A002
+        """Write the medium with its provenance; see `media.save`.
+
+        Args:
+            path: the file, whose suffix names the format; or a file open for writing, such as a
+                BytesIO.
+            format: of an open file: png, jpg, wav, mp4, …; by default png, wav or mp4.
 
         Returns:
-            The path, with `~` expanded.
+            The path, with `~` expanded; None for an open file.
 
         Raises:
             MediaError: the suffix is unknown, the medium cannot be decoded, or the file cannot be
                 written.
         """
+        if not isinstance(path, str | Path):
+            path.write(self.to_bytes(format.lower() if format else None))
+            return None
+        if format is not None:
+            raise MediaError(f"{path}: the suffix names the format: leave format={format!r} out")
         path = codecs.output_path(path, self.modality)
         return codecs.save(self.decoded().content(), self.modality, path)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Image(Medium):
 
         def __init__(
             self,
-            source: MediaSource | np.ndarray | PILImage.Image | None = None,
+            source: MediaSource | BinaryIO | np.ndarray | PILImage.Image | None = None,
             array: np.ndarray | None = None,
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,
@@ -77,6 +77,16 @@ class Image(Medium):
         height, width, _ = self.to_numpy().shape
         return width, height
 
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.size[1]
+
     def _check_data(self, data: Any) -> np.ndarray:
         if isinstance(data, np.ndarray):
             return arrays.check_pixels(data, "H, W, 3", type(self).__name__)
@@ -96,7 +106,7 @@ class Audio(Medium):
 
         def __init__(
             self,
-            source: MediaSource | np.ndarray | None = None,
+            source: MediaSource | BinaryIO | np.ndarray | None = None,
             array: np.ndarray | None = None,
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,
@@ -176,7 +186,7 @@ class Video(Medium):
 
         def __init__(
             self,
-            source: MediaSource | np.ndarray | None = None,
+            source: MediaSource | BinaryIO | np.ndarray | None = None,
             array: np.ndarray | None = None,
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-SUFFIXES = (".mp4", ".webp", ".gif")
+SUFFIXES = (".mp4", ".webm", ".webp", ".gif")
 _SKIPPED = 2.0
 """Minimum seconds of video to skip for which a seek to another keyframe pays off."""
 

@@ -185,8 +185,8 @@ def test_common_names_of_options_are_understood(chat: Chat) -> None:
         ({"guidance_scale": 4}, r"'guidance'"),
         ({"negative_prompt": "x"}, r"'negative_prompt'"),
         ({"negative": "x"}, r"'negative_prompt'"),
-        ({"image": "x"}, "media are parts of a message"),
-        ({"system": "x"}, "the conversation begins with it"),
+        ({"media": "x"}, "media are parts of a message"),
+        ({"system_prompt": "x"}, 'system="Be brief."'),
         ({"stream": True}, r"chat\.stream"),
         ({"n": 2}, "reply_many"),
         ({"seeds": [1]}, "seed=0"),
@@ -198,6 +198,35 @@ def test_common_names_of_options_are_understood(chat: Chat) -> None:
 def test_other_options_name_the_way(chat: Chat, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chat.reply("one two", **options)
+
+
+def test_a_system_message_and_media_by_keyword(chat: Chat, red: Path) -> None:
+    written_out = [system("Be brief."), user("what?", Image(red), Image(red))]
+    expected = chat.reply(written_out, **QUICK)
+    shown = {"images": [str(red), PILImage.open(red)], "system": "Be brief."}
+    assert same(chat.reply("what?", **shown, **QUICK), expected)
+    assert same(chat.reply([user("what?")], **shown, **QUICK), expected)
+    talk = chat.conversation(system="Be brief.")
+    assert same(talk.reply("what?", image=[red, red], **QUICK), expected)
+    assert [entry.role for entry in talk] == ["system", "user", "assistant"]
+    with pytest.raises(ConfigError, match="has a system message already"):
+        talk.reply("and now?", system="Be long.")
+    with pytest.raises(ConfigError, match="expected a user message last"):
+        chat.reply([user("what?"), assistant("that")], image=red)
+    with pytest.raises(ConfigError, match="nothing is fetched"):
+        chat.reply("what?", image="https://example.org/cat.png")
+    with pytest.raises(MediaError, match=r"absent\.png"):
+        chat.reply("what?", image="absent.png")
+    wrong: Any = {"system": "Be brief."}
+    with pytest.raises(ConfigError, match="a conversation begins with it"):
+        chat.reply_many(["one"], **wrong)
+
+
+def test_urls_of_media_ask_what_is_meant() -> None:
+    with pytest.raises(ConfigError, match=r"nothing is fetched: download it and write Image\("):
+        user("what?", "https://example.org/cat.jpg?size=2")
+    assert user("see https://example.org/cat.jpg").text.startswith("see https")
+    assert user("https://example.org/").text == "https://example.org/"
 
 
 def test_several_conversations_are_given_like_single_ones(chat: Chat) -> None:
