@@ -47,7 +47,12 @@ ContentPart: TypeAlias = Text | Medium
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a speaker: text and media in order."""
+    """One turn of a speaker.
+
+    Attributes:
+        role: user, assistant or system.
+        parts: texts and media, in order.
+    """
 
     role: Role
     parts: tuple[ContentPart, ...] = field(default=())

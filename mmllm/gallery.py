@@ -23,7 +23,12 @@ img.small{width:128px}audio{width:100%}figure{margin:.3rem 0}figcaption{color:#7
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """One conversation of the page and its label."""
+    """One conversation of the page.
+
+    Attributes:
+        messages: its turns.
+        note: a line below it.
+    """
 
     messages: tuple[Message, ...]
     note: str = ""

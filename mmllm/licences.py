@@ -24,7 +24,12 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Licence:
-    """`terms`: its conditions in a few words. `commercial`: False if it forbids commercial use."""
+    """The terms of a licence.
+
+    Attributes:
+        terms: its conditions in a few words.
+        commercial: False if it forbids commercial use.
+    """
 
     terms: str
     commercial: bool = True
@@ -47,7 +52,12 @@ LICENCES: dict[str, Licence] = {
 
 @dataclass(frozen=True)
 class LicenceEntry:
-    """The licence of a part's weights, and where it was read."""
+    """The licence of published weights.
+
+    Attributes:
+        licence: its name, a key of the table of terms.
+        source: where it was read.
+    """
 
     licence: str
     source: str

@@ -26,7 +26,12 @@ from mmllm.model import AnyToAny, Output
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One loss over one batch: `total` is a scalar tensor, `count` the targets it sums over."""
+    """One loss over one micro-batch.
+
+    Attributes:
+        total: a scalar tensor, the sum over the targets.
+        count: the number of targets.
+    """
 
     total: Tensor
     count: int

@@ -30,9 +30,14 @@ PROJECTIONS = ("input_projections", "output_projections")
 
 @dataclass
 class Output:
-    """What one forward pass computes: `hidden` float[B, T, D]; `token_nll` float32[P], -log p of
-    the supervised tokens; `conditions` by output key and tensor name, float[M, …]; for a batch with
-    text windows `kl_to_base` float32[W * S] (`AnyToAny.kl_to_base`)."""
+    """What one forward pass computes.
+
+    Attributes:
+        hidden: float[B, T, D], last hidden states.
+        token_nll: float32[P], -log p of the supervised tokens.
+        conditions: float[M, ...] by output key and tensor name.
+        kl_to_base: float32[W * S] for a batch with text windows (`AnyToAny.kl_to_base`), else None.
+    """
 
     hidden: Tensor
     token_nll: Tensor

@@ -92,6 +92,35 @@ def test_public_functions_describe_their_parameters() -> None:
     assert missing == [], "these have two parameters or more and no section `Args`"
 
 
+def own_fields(cls: ast.ClassDef) -> dict[str, bool]:
+    """The fields that no base class has -> whether a text follows the field.
+
+    A field with one possible value, which says what its class is for, is left out.
+    """
+    inherited = {name for base in bases(cls) & CLASSES.keys() for name in own_fields(CLASSES[base])}
+    return {
+        node.target.id: isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        for node, after in zip(cls.body, [*cls.body[1:], None], strict=True)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not node.target.id.startswith("_") and "ClassVar" not in ast.unparse(node.annotation)
+        if node.target.id not in inherited
+        if not re.fullmatch(r"Literal\['\w+'\]", ast.unparse(node.annotation))
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if re.search(r"[a-z]Config$", name)])
+def test_every_key_of_a_config_is_described(name: str) -> None:
+    """By the class's section `Attributes`, or a text below the field."""
+    docstring = ast.get_docstring(CLASSES[name]) or ""
+    section = docstring.partition("Attributes:\n")[2]
+    missing = [
+        field
+        for field, has_text in own_fields(CLASSES[name]).items()
+        if not has_text and not re.search(rf"^    {field}: \S", section, re.MULTILINE)
+    ]
+    assert missing == []
+
+
 WITH_EXAMPLES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path, text in FILES.items()

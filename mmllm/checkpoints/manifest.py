@@ -28,7 +28,12 @@ _REQUIRED = {"step": int, "files": dict, "fingerprints": dict, "chosen": dict}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk, its manifest read and its files' sizes checked."""
+    """A complete checkpoint on disk, its manifest read and its files' sizes checked.
+
+    Attributes:
+        folder: the checkpoint's folder.
+        manifest: the contents of manifest.json.
+    """
 
     folder: Path
     manifest: dict[str, Any]

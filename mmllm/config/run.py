@@ -19,7 +19,12 @@ from mmllm.weights import resolve_inside
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What one YAML of `configs/` holds: a system and one stage of its training."""
+    """What one YAML of `configs/` contains.
+
+    Attributes:
+        system: the parts of the model.
+        stage: one stage of its training.
+    """
 
     system: SystemConfig
     stage: StageConfig

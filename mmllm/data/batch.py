@@ -31,10 +31,11 @@ _SEEDS_PER_ITEM = 64
 class InputMedia:
     """The input media of one encoder in a batch.
 
-    token_indices: int[M * N], positions of their tokens in the flattened B * T positions.
-    samples: float[M, *S], preprocessed media, or None if `features` are given.
-    features: float[M, L, C], encoder outputs, or None if `samples` are given.
-    feature_mask: bool[M, L], which feature tokens are real, or None if all are.
+    Attributes:
+        token_indices: int[M * N], positions of their tokens in the flattened B * T positions.
+        samples: float[M, *S], preprocessed media, or None if `features` are given.
+        features: float[M, L, C], encoder outputs, or None if `samples` are given.
+        feature_mask: bool[M, L], which feature tokens are real, or None if all are.
     """
 
     token_indices: Tensor
@@ -47,10 +48,12 @@ class InputMedia:
 class OutputMedia:
     """The output media of one decoder in a batch.
 
-    token_indices: int[M, K], positions of their signal tokens in the flattened B * T positions.
-    targets: caption embeddings that the projected signal states are aligned with, by tensor name.
-    latents: float[M, …], targets of the denoising loss, or None without that loss.
-    seeds: M integers on the host, one per medium, that seed its noise.
+    Attributes:
+        token_indices: int[M, K], positions of their signal tokens in the flattened B * T positions.
+        targets: caption embeddings that the projected signal states are aligned with, by tensor
+            name.
+        latents: float[M, …], targets of the denoising loss, or None without that loss.
+        seeds: M integers on the host, one per medium, that seed its noise.
     """
 
     token_indices: Tensor
@@ -63,17 +66,20 @@ class OutputMedia:
 class Batch:
     """The tensors of one forward pass, padded on the right or packed into one row.
 
-    ids: int[B, T], token ids.
-    mask: bool[B, T], which positions are real, or None when packed.
-    positions: int[B, T], position ids.
-    target_indices: int[P], flat positions whose hidden states predict `labels`.
-    labels: int[P], rows of the output head (`mmllm.tokens`).
-    inputs, outputs: media by encoder and decoder key; every key of the model is present.
-    prefix_len: length of the text prefix that all conversations share. A pack holds it once, at its
-        beginning.
-    seq_lens: lengths of the packed conversations without the shared prefix; empty if not packed.
-    padding: length of the last entry of `seq_lens` if it is padding, else 0.
-    text_windows: int[W, S], windows of plain text for the loss `kl`, or None.
+    Attributes:
+        ids: int[B, T], token ids.
+        mask: bool[B, T], which positions are real, or None when packed.
+        positions: int[B, T], position ids.
+        target_indices: int[P], flat positions whose hidden states predict `labels`.
+        labels: int[P], rows of the output head (`mmllm.tokens`).
+        inputs: media by encoder key; every key of the model is present.
+        outputs: media by decoder key; every key of the model is present.
+        prefix_len: length of the text prefix that all conversations share. A pack holds it once, at
+            its beginning.
+        seq_lens: lengths of the packed conversations without the shared prefix; empty if not
+            packed.
+        padding: length of the last entry of `seq_lens` if it is padding, else 0.
+        text_windows: int[W, S], windows of plain text for the loss `kl`, or None.
     """
 
     ids: Tensor
@@ -101,11 +107,12 @@ class Batch:
 class BatchLayout:
     """The facts about a model that decide how conversations are laid out in a batch.
 
-    num_input_tokens: N by encoder key. A key that no conversation uses gets M = 0 rows, so that
-        every trainable projection receives a gradient.
-    num_signal_tokens: K by decoder key, likewise.
-    pad_id: token id of padding.
-    supports_prefix_packing: whether packed conversations can share a prefix.
+    Attributes:
+        num_input_tokens: N by encoder key. A key that no conversation uses gets M = 0 rows, so that
+            every trainable projection receives a gradient.
+        num_signal_tokens: K by decoder key, likewise.
+        pad_id: token id of padding.
+        supports_prefix_packing: whether packed conversations can share a prefix.
     """
 
     num_input_tokens: Mapping[str, int]

@@ -13,9 +13,10 @@ from pathlib import Path
 class RowProblem:
     """One problem of one row.
 
-    dataset: the key of the dataset in the stage.
-    row: the name of the row.
-    kind: a key of `checking.KINDS`, "duplicate" or "tag".
+    Attributes:
+        dataset: the key of the dataset in the stage.
+        row: the name of the row.
+        kind: a key of `checking.KINDS`, "duplicate" or "tag".
     """
 
     dataset: str
@@ -28,10 +29,11 @@ class RowProblem:
 class DatasetFindings:
     """The results for one dataset.
 
-    rows: number of rows of the dataset.
-    read: number of rows that were checked.
-    media: number of media by modality and direction ("image in", "audio out").
-    tokens: number of tokens of each rendered row.
+    Attributes:
+        rows: number of rows of the dataset.
+        read: number of rows that were checked.
+        media: number of media by modality and direction ("image in", "audio out").
+        tokens: number of tokens of each rendered row.
     """
 
     rows: int
@@ -45,10 +47,11 @@ class DatasetFindings:
 class DataReport:
     """The results of `checking.check`.
 
-    findings: results by dataset.
-    page: the HTML page that shows samples.
-    max_length: maximum number of tokens of a row.
-    complete: False if the check was interrupted by Ctrl-C.
+    Attributes:
+        findings: results by dataset.
+        page: the HTML page that shows samples.
+        max_length: maximum number of tokens of a row.
+        complete: False if the check was interrupted by Ctrl-C.
     """
 
     findings: dict[str, DatasetFindings]

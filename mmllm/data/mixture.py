@@ -22,7 +22,13 @@ _BLOCK = 1000
 
 @dataclass(frozen=True)
 class Draw:
-    """One item of a global batch: row `index` of `source`; `seed` seeds its random variation."""
+    """One item of a global batch.
+
+    Attributes:
+        source: the name of the dataset.
+        index: the row.
+        seed: the seed of the row's random variation, such as its phrasing.
+    """
 
     source: str
     index: int

@@ -14,7 +14,8 @@ from mmllm.conversation import Medium, Message
 class DataSource(Protocol):
     """A dataset of numbered conversations.
 
-    share: its weight in a mixture.
+    Attributes:
+        share: its weight in a mixture.
     """
 
     share: float

@@ -46,7 +46,14 @@ _TOKENIZING = threading.Lock()
 
 @dataclass(frozen=True)
 class MediaSpan:
-    """The positions of one medium: start … start + length - 1, of encoder or decoder `key`."""
+    """The positions of one medium in a rendered conversation.
+
+    Attributes:
+        key: the key of its encoder or decoder.
+        medium: the medium.
+        start: its first position.
+        length: the number of its positions.
+    """
 
     key: str
     medium: Medium
@@ -58,10 +65,11 @@ class MediaSpan:
 class Rendered:
     """One rendered conversation, ready for batching.
 
-    ids: token ids.
-    labels: rows of the output head (mmllm.tokens), or UNSUPERVISED, one per id.
-    inputs: spans of the input media, in order.
-    outputs: spans of the output media, in order.
+    Attributes:
+        ids: token ids.
+        labels: rows of the output head (mmllm.tokens), or UNSUPERVISED, one per id.
+        inputs: spans of the input media, in order.
+        outputs: spans of the output media, in order.
     """
 
     ids: list[int] = field(default_factory=list)

@@ -74,8 +74,12 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class InitMediaConfig(DecoderConfig):
-    """A pipeline that can start from a medium. `init_media: last` starts from the newest one of its
-    modality in the conversation, if there is one; `none` starts from noise alone."""
+    """Fields of decoders that can start from a medium.
+
+    Attributes:
+        init_media: `last` starts from the newest medium of the decoder's initial modality in the
+            conversation, if there is one; `none` starts from noise alone.
+    """
 
     init_media: Literal["none", "last"] = "none"
 
@@ -87,9 +91,12 @@ class InitMediaConfig(DecoderConfig):
 
 @dataclass(frozen=True)
 class Img2ImgConfig(InitMediaConfig):
-    """A pipeline that adds noise to the initial medium (SDEdit, Meng et al. 2021): the last
-    `strength` of the steps are run, from the noise level that belongs there. 1 keeps next to
-    nothing of the medium, 0.3 its colours and composition."""
+    """Fields of decoders that add noise to the initial medium (SDEdit, Meng et al. 2021).
+
+    Attributes:
+        strength: the share of the steps that are run, from the noise level that belongs there: 1
+            keeps next to nothing of the medium, 0.3 its colours and composition.
+    """
 
     strength: float = 0.6
 
@@ -101,14 +108,23 @@ class Img2ImgConfig(InitMediaConfig):
 
 @dataclass(frozen=True)
 class SequenceConfig(DecoderConfig):
-    """A pipeline that takes captions of any length: `max_caption_tokens` is P."""
+    """Fields of decoders that take captions of any length.
+
+    Attributes:
+        max_caption_tokens: P, the positions of the condition; longer captions are cut.
+    """
 
     max_caption_tokens: int = 24
 
 
 @dataclass(frozen=True)
 class ImageConfig(DecoderConfig):
-    """`height` and `width` in pixels; None: the pipeline's default."""
+    """Fields of every image decoder.
+
+    Attributes:
+        height: pixels; None: the pipeline's default.
+        width: pixels; None: the pipeline's default.
+    """
 
     height: int | None = None
     width: int | None = None
@@ -116,7 +132,14 @@ class ImageConfig(DecoderConfig):
 
 @dataclass(frozen=True)
 class VideoConfig(DecoderConfig):
-    """`frames` of `height` x `width` pixels (None: the pipeline's default) at `fps`."""
+    """Fields of every video decoder.
+
+    Attributes:
+        frames: frames of a video.
+        fps: frames per second.
+        height: pixels; None: the pipeline's default.
+        width: pixels; None: the pipeline's default.
+    """
 
     frames: int = 16
     fps: float = 8.0

@@ -21,9 +21,15 @@ from mmllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class FluxConfig(ImageConfig, SequenceConfig, Img2ImgConfig):
-    """A `FluxPipeline`. `guidance` is an input of the distilled transformer; FLUX.1-schnell takes
-    none, 4 `steps` and 256 `max_caption_tokens`. A `true_cfg_scale` above 1 adds
-    classifier-free guidance by the negative prompt, at twice the time."""
+    """A `FluxPipeline`.
+
+    `guidance` is an input of the distilled transformer; FLUX.1-schnell takes none, 4 `steps` and
+    256 `max_caption_tokens`.
+
+    Attributes:
+        true_cfg_scale: above 1 adds classifier-free guidance by the negative prompt, at twice the
+            time.
+    """
 
     steps: int = 28
     guidance: float = 3.5

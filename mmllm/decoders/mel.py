@@ -22,8 +22,13 @@ from mmllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class MelConfig(DecoderConfig):
-    """`seconds` of audio; None: the length that the UNet was trained on. `window`: samples of the
-    spectrogram's Fourier transform, which no pipeline's config holds (1024 at 16 kHz)."""
+    """Fields of audio decoders that denoise mel spectrograms.
+
+    Attributes:
+        seconds: duration; None: the length that the UNet was trained on.
+        window: samples of the spectrogram's Fourier transform, which no pipeline's config contains
+            (1024 at 16 kHz).
+    """
 
     seconds: float | None = None
     window: int = 1024

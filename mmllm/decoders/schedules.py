@@ -54,8 +54,13 @@ SOLVERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class DenoisingExample:
-    """A training batch of a denoiser: `inputs` float[M, *S] and `timesteps` [M] as its pipeline
-    would pass them, and the `target` float[M, *S] of its prediction."""
+    """A training batch of a denoiser.
+
+    Attributes:
+        inputs: float[M, *S], noisy latents as the pipeline would pass them.
+        timesteps: [M], as the pipeline would pass them.
+        target: float[M, *S], what the denoiser is to predict.
+    """
 
     inputs: Tensor
     timesteps: Tensor

@@ -24,7 +24,11 @@ from mmllm.kernels.devices import to_device
 
 @dataclass(frozen=True)
 class StableAudioConfig(SequenceConfig):
-    """A `StableAudioPipeline`. `seconds` of audio; None: the most that the pipeline can make."""
+    """A `StableAudioPipeline`.
+
+    Attributes:
+        seconds: duration; None: the longest that the pipeline can make.
+    """
 
     seconds: float | None = None
 

@@ -133,10 +133,19 @@ def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
 
 
 class ModelFolder:
-    """A folder as transformers saves it: its config, its weights, and the hash of both."""
+    """A folder as transformers saves it: its config, its weights, and the hash of both.
+
+    Args:
+        weights: the folder, or a hub id.
+        revision: the revision of a hub id; None: the newest.
+        where: the encoder's place in the config, for messages.
+
+    Raises:
+        AssetError: there is no such folder, or it has no safetensors.
+    """
 
     def __init__(self, weights: str, revision: str | None, *, where: str) -> None:
-        """Open the folder and check that it has safetensors. Raises AssetError."""
+        """Open the folder and check that it has safetensors."""
         self.where = where
         self.folder = open_folder(weights, where=where, revision=revision)
         self.config = read_json(self.folder, "config.json", where=where)

@@ -16,11 +16,12 @@ from mmllm.utils import files
 class NamespaceStats:
     """The contents and size of one namespace.
 
-    kind: "features", "conditions" or "latents".
-    part: the component's path in the system config.
-    items: number of distinct keys.
-    duplicates: number of entries whose key is in another shard too.
-    bytes: size of all shards.
+    Attributes:
+        kind: "features", "conditions" or "latents".
+        part: the component's path in the system config.
+        items: number of distinct keys.
+        duplicates: number of entries whose key is in another shard too.
+        bytes: size of all shards.
     """
 
     kind: str

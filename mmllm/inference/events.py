@@ -13,7 +13,12 @@ from mmllm.inference.replies import Reply
 
 @dataclass(frozen=True)
 class TextDelta:
-    """More text of part `part_index` of the message."""
+    """More text of a part of the message.
+
+    Attributes:
+        part_index: the part.
+        text: the new text, to be appended.
+    """
 
     part_index: int
     text: str
@@ -21,7 +26,12 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class MediumStarted:
-    """Part `part_index` of the message will be a medium; it is made while the text goes on."""
+    """A part of the message will be a medium; it is generated while the text continues.
+
+    Attributes:
+        part_index: the part.
+        modality: image, audio or video.
+    """
 
     part_index: int
     modality: str
@@ -52,7 +62,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class MediumReady:
-    """Part `part_index` of the message is made."""
+    """A medium has been generated.
+
+    Attributes:
+        part_index: its part of the message.
+        medium: the medium.
+    """
 
     part_index: int
     medium: Medium

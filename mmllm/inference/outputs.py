@@ -14,7 +14,12 @@ FinishReason = Literal["end", "length", "stop", ""]
 
 @dataclass
 class SignalSpan:
-    """One complete run of signal tokens: its output key and its hidden states float[K, D]."""
+    """One complete run of signal tokens.
+
+    Attributes:
+        key: the output key.
+        states: float[K, D], their hidden states.
+    """
 
     key: str
     states: Tensor

@@ -37,8 +37,15 @@ _REFUSED_OPTIONS = {
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """Low-rank adapters (Hu et al. 2021), by peft. `targets`: module names, or "all-linear".
-    `options`: more of peft's `LoraConfig` by its names (use_rslora, use_dora, rank_pattern, …)."""
+    """Settings of low-rank adapters (Hu et al. 2021), by peft.
+
+    Attributes:
+        rank: R, the rank of an adapter.
+        alpha: adapters are scaled by alpha / rank.
+        dropout: dropout of an adapter's input.
+        targets: names of the modules that get one, or "all-linear".
+        options: more of peft's `LoraConfig` by its names (use_rslora, use_dora, rank_pattern, …).
+    """
 
     rank: int = 16
     alpha: float = 32.0

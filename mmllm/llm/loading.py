@@ -30,17 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CausalLMConfig:
-    """`weights`: a folder, a .gguf file, a hub id ("owner/name", or "owner/name/file.gguf"), or
-    `mini:...` for an asset that is fetched by package name.
+    """Settings of the language model.
 
-    `system_prompt` opens every conversation that brings none of its own.
-    `chat_template`: plain, vicuna or a .jinja file; null is the tokenizer's own.
-    `template_options`: variables of the template, {enable_thinking: false} for Qwen3, say.
-    `max_length`: context in tokens that is used (the model's own limit still holds).
-    `dtype`: of the frozen weights; null is what the stage or the caller chooses.
-    `quantization`: the frozen linear layers in 4 bits (NF4 with its constants quantised too, as in
-    QLoRA, Dettmers et al. 2023) or 8 bits, by bitsandbytes.
-    `device_map`: "auto", or module -> device: the model spread over devices, by accelerate.
+    Attributes:
+        weights: a folder, a .gguf file, a hub id ("owner/name", or "owner/name/file.gguf"), or
+            `mini:...` for an asset that is fetched by package name.
+        lora: the adapters; null: none.
+        system_prompt: the system message of every conversation that has none of its own.
+        chat_template: plain, vicuna or a .jinja file; null is the tokenizer's own.
+        template_options: variables of the template, for example {enable_thinking: false} for Qwen3.
+        attention: the attention implementation of transformers.
+        max_length: the context in tokens that is used (the model's own limit still holds).
+        dtype: the dtype of the frozen weights; null: what the stage or the caller chooses.
+        quantization: the frozen linear layers in 4 bits (NF4 with its constants quantised too, as
+            in QLoRA, Dettmers et al. 2023) or 8 bits, by bitsandbytes.
+        device_map: "auto", or module -> device: the model spread over devices, by accelerate.
     """
 
     weights: str

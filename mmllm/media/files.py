@@ -22,8 +22,9 @@ _LONGEST_REASON = 200
 class Embedded:
     """A file inside another one, such as a tar or a Parquet file.
 
-    name: its location, for messages.
-    read: returns its bytes; called each time they are needed.
+    Attributes:
+        name: its location, for messages.
+        read: returns its bytes; called each time they are needed.
     """
 
     name: str

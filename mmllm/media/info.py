@@ -40,11 +40,12 @@ class MediaInfo:
 class MediaContent:
     """The decoded content of a file.
 
-    array: image: uint8[H, W, 3]; audio: float32[C, S] in [-1, 1]; video: uint8[F, H, W, 3].
-    sample_rate: Hz; audio only.
-    fps: frames per second; video only.
-    audio: the audio track of a video, if there is one.
-    provenance: how mmllm generated the file; None for other files.
+    Attributes:
+        array: image: uint8[H, W, 3]; audio: float32[C, S] in [-1, 1]; video: uint8[F, H, W, 3].
+        sample_rate: Hz; audio only.
+        fps: frames per second; video only.
+        audio: the audio track of a video, if there is one.
+        provenance: how mmllm generated the file; None for other files.
     """
 
     array: np.ndarray

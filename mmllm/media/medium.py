@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 class Medium:
     """An image, audio or video: its source, its decoded array, or both.
 
-    source: a path, the bytes of a file, or a file inside another; opened on first use, within the
-        limits of `mmllm.media`. A file that is open for reading is read at once. Decoded data (an
-        array, a Pillow image) given as source becomes the `array`, validated as by `from_numpy` and
-        `from_pil`.
-    array: the decoded content, see `to_numpy`.
-    caption: a description of the content; the target of decoder-side alignment.
-    provenance: how the medium was generated; written into every saved file.
+    Attributes:
+        source: a path, the bytes of a file, or a file inside another; opened on first use, within
+            the limits of `mmllm.media`. A file that is open for reading is read at once. Decoded
+            data (an array, a Pillow image) given as source becomes the `array`, validated as by
+            `from_numpy` and `from_pil`.
+        array: the decoded content, see `to_numpy`.
+        caption: a description of the content; the target of decoder-side alignment.
+        provenance: how the medium was generated; written into every saved file.
     """
 
     source: MediaSource | None = None

@@ -300,7 +300,8 @@ class Video(Medium):
 class SampledVideo(Video):
     """A video with sampled frames in memory.
 
-    sampled: num -> the result of `sample_frames(num)`, uint8[num, H, W, 3].
+    Attributes:
+        sampled: num -> the result of `sample_frames(num)`, uint8[num, H, W, 3].
     """
 
     sampled: Mapping[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])

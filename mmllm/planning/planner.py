@@ -67,7 +67,14 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Resources of a system and its stages."""
+    """Resources of a system and its stages.
+
+    Attributes:
+        system: the config of the system.
+        parts: its parts with their parameters and bytes.
+        licences: the licences of the parts.
+        stages: the resources of each stage.
+    """
 
     system: SystemConfig
     parts: list[Part]

@@ -19,8 +19,12 @@ from mmllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """One linear map per token: N = L (LLaVA, Liu et al. 2023, sec. 4.1). `bare`: the map alone,
-    without norm, positions and scale, for projections trained elsewhere."""
+    """One linear map per token: N = L (LLaVA, Liu et al. 2023, sec. 4.1).
+
+    Attributes:
+        dropout: dropout of the features.
+        bare: whether to leave out norm, positions and scale, for projections trained elsewhere.
+    """
 
     dropout: float = 0.0
     bare: bool = False
@@ -28,7 +32,13 @@ class LinearConfig:
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Two layers per token: N = L (LLaVA-1.5, Liu et al. 2023, sec. 3.2). `bare`: see `linear`."""
+    """Two layers per token: N = L (LLaVA-1.5, Liu et al. 2023, sec. 3.2).
+
+    Attributes:
+        hidden: the width between the layers.
+        dropout: dropout of the features and between the layers.
+        bare: whether to leave out norm, positions and scale, for projections trained elsewhere.
+    """
 
     hidden: int = 1024
     dropout: float = 0.0
@@ -37,13 +47,17 @@ class MLPConfig:
 
 @dataclass(frozen=True)
 class WordsConfig:
-    """Classify each medium into one of `words` learned words: a visual embedding table as in Ovis
-    (Lu et al. 2024, sec. 3.1), but of the most probable word alone. N = num_tokens.
+    """Classify each medium into one of K learned words: a visual embedding table as in Ovis (Lu et
+    al. 2024, sec. 3.1), but of the most probable word alone.
 
-    A word is `num_tokens` embeddings. What the LLM has learned about a word holds for every medium
-    that is classified as that word, also in a style never trained on. For media that show one thing
-    of a known vocabulary. Pre-alignment assigns a word to each reply, so `words` must be at least
-    the number of different replies about such media.
+    What the LLM has learned about a word holds for every medium that is classified as that word,
+    also in a style never trained on. For media that show one thing of a known vocabulary.
+
+    Attributes:
+        words: K. Pre-alignment assigns a word to each reply, so it must be at least the number of
+            different replies about such media.
+        num_tokens: N, the embeddings of a word.
+        dropout: dropout of the features.
     """
 
     words: int = 512
@@ -54,7 +68,15 @@ class WordsConfig:
 @dataclass(frozen=True)
 class GroupingConfig:
     """Concept tokens among which the features are divided (NExT-GPT, Wu et al. 2023, sec. 3.1;
-    grouping block of GroupViT, Xu et al. 2022, sec. 3.2): N = num_tokens."""
+    grouping block of GroupViT, Xu et al. 2022, sec. 3.2).
+
+    Attributes:
+        num_tokens: N, the number of concept tokens.
+        width: the width of the transformer layers, a multiple of `heads`.
+        heads: attention heads.
+        layers: transformer layers.
+        dropout: dropout of the features and in the layers.
+    """
 
     num_tokens: int = 8
     width: int = 512
@@ -65,7 +87,15 @@ class GroupingConfig:
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Perceiver resampler (Flamingo, Alayrac et al. 2022, sec. 3.1): N = num_tokens."""
+    """Perceiver resampler (Flamingo, Alayrac et al. 2022, sec. 3.1).
+
+    Attributes:
+        num_tokens: N, the number of learned queries.
+        width: the width of the transformer layers, a multiple of `heads`.
+        heads: attention heads.
+        layers: transformer layers.
+        dropout: dropout of the features and in the layers.
+    """
 
     num_tokens: int = 8
     width: int = 512
@@ -78,7 +108,16 @@ InputProjectionConfig = LinearConfig | MLPConfig | WordsConfig | GroupingConfig 
 
 
 class InputProjection(nn.Module):
-    """Base of all input projections: an encoder's features to embeddings of the LLM."""
+    """Base of all input projections: an encoder's features to embeddings of the LLM.
+
+    Args:
+        feature_shape: (L, C) of the encoder.
+        width: D, the width of the LLM's embeddings.
+        num_tokens: N, embeddings per medium.
+        dropout: dropout of the features.
+        scale: the root mean square of the LLM's embeddings.
+        bare: whether to leave out norm, positions and scale.
+    """
 
     num_tokens: int
     """N"""

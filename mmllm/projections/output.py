@@ -20,10 +20,20 @@ from mmllm.kernels.short_attention import short_attention
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The paper's form (NExT-GPT, Wu et al. 2023, sec. 3.3 and its code): a linear map into
-    `width`, an encoder-decoder transformer with learned queries, a linear map per tensor.
+    """The paper's output projection (NExT-GPT, Wu et al. 2023, sec. 3.3 and its code): a linear
+    map, an encoder-decoder transformer with learned queries, a linear map per tensor.
+
     The paper's sizes are the defaults: 31-32 M parameters for Stable Diffusion 1.5.
-    `bare`: the states as they are, without the norm and the positions, which its code lacks.
+
+    Attributes:
+        signal_tokens: K, the signal tokens of a medium.
+        width: the width of the transformer, a multiple of `heads`.
+        encoder_layers: layers of the encoder, over signal tokens.
+        decoder_layers: layers of the decoder, over the queries.
+        heads: attention heads.
+        feed_forward: the width between the two layers of a feed-forward network.
+        dropout: dropout in the transformer.
+        bare: whether to leave out the norm and the positions, which the paper's code lacks.
     """
 
     signal_tokens: int = 4

@@ -44,10 +44,11 @@ def new_id(prefix: str) -> str:
 class EncodedMedium:
     """A medium as a file.
 
-    modality: its modality.
-    suffix: the file's: "png", "wav", …
-    base64: the file's bytes.
-    link: the medium in Markdown; empty where text shows no media.
+    Attributes:
+        modality: its modality.
+        suffix: the file's: "png", "wav", …
+        base64: the file's bytes.
+        link: the medium in Markdown; empty where text shows no media.
     """
 
     modality: str

@@ -34,7 +34,12 @@ conversations of all to know their lengths, which would be too many on a large c
 
 @dataclass
 class StepData:
-    """One process's part of a step: its micro-batches, and (name, error) of skipped items."""
+    """One process's part of a step.
+
+    Attributes:
+        microbatches: its micro-batches.
+        skipped: (name, error) of items that could not be read.
+    """
 
     microbatches: list[Batch]
     skipped: list[tuple[str, str]] = field(default_factory=list)

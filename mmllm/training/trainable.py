@@ -14,7 +14,13 @@ from mmllm.model import AnyToAny
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """The parameters that one pattern matched, by name, and their learning rate."""
+    """The parameters that one pattern of a stage's learning rates matched.
+
+    Attributes:
+        pattern: the pattern of names.
+        learning_rate: their learning rate.
+        parameters: the parameters by name.
+    """
 
     pattern: str
     learning_rate: float

@@ -18,9 +18,10 @@ from mmllm.errors import RowError
 class AlpacaConfig:
     """Settings of an Alpaca dataset. An `input` becomes a paragraph after the instruction.
 
-    file: a .json, .jsonl, .csv, .tsv or .parquet file.
-    where: keep only the rows whose fields have these values.
-    share: weight of the dataset in the mixture.
+    Attributes:
+        file: a .json, .jsonl, .csv, .tsv or .parquet file.
+        where: keep only the rows whose fields have these values.
+        share: weight of the dataset in the mixture.
     """
 
     file: str

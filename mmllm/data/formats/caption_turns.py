@@ -18,8 +18,15 @@ Direction = Literal["understand", "generate"]
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTurnsConfig:
-    """Settings of the two turns of a pair; the fields are those of `pairs`
-    (mmllm.data.formats.pairs.PairsConfig)."""
+    """Settings of the two turns that a medium and its caption become.
+
+    Attributes:
+        modality: image, audio or video.
+        direction: understand or generate, as in `pairs` (mmllm.data.formats.pairs.PairsConfig).
+        prompts: what the user writes, as in `pairs`.
+        replies: what the model writes, as in `pairs`.
+        share: weight of the dataset in the mixture.
+    """
 
     modality: str
     direction: Direction

@@ -24,12 +24,13 @@ from mmllm.errors import RowError, quoted
 class DialoguesConfig:
     """Settings of a dataset of dialogues.
 
-    file: a .json or .jsonl file.
-    root: the folder of the media; the folder of the file by default.
-    where: keep only the rows whose fields have these values, e.g. `{task: [text->image]}`.
-    either_order: whether to swap text and medium at random in user turns of one text and one
-        medium, since users write both orders.
-    share: weight of the dataset in the mixture.
+    Attributes:
+        file: a .json or .jsonl file.
+        root: the folder of the media; the folder of the file by default.
+        where: keep only the rows whose fields have these values, e.g. `{task: [text->image]}`.
+        either_order: whether to swap text and medium at random in user turns of one text and one
+            medium, since users write both orders.
+        share: weight of the dataset in the mixture.
     """
 
     file: str

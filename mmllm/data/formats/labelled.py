@@ -108,7 +108,8 @@ class LabelledConfig(CaptionTurnsConfig):
     Prompts and replies may use `{caption}` ("a red panda") and `{label}` ("red panda"). A file is
     opened only when its row is used.
 
-    source: a folder or table, see `read_labelled`.
+    Attributes:
+        source: a folder or table, see `read_labelled`.
     """
 
     source: str

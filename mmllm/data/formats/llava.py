@@ -22,10 +22,11 @@ from mmllm.errors import RowError, quoted
 class LlavaConfig:
     """Settings of a dataset in LLaVA's format.
 
-    file: a .json, .jsonl or .parquet file.
-    root: the folder of the media; the folder of the file by default.
-    where: keep only the rows whose fields have these values.
-    share: weight of the dataset in the mixture.
+    Attributes:
+        file: a .json, .jsonl or .parquet file.
+        root: the folder of the media; the folder of the file by default.
+        where: keep only the rows whose fields have these values.
+        share: weight of the dataset in the mixture.
     """
 
     file: str

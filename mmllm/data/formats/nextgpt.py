@@ -42,11 +42,12 @@ class NextGPTConfig:
     `direction`, `prompts` and `replies` are for files of pairs (see `pairs`); the other kinds hold
     their own texts.
 
-    file: a .json or .jsonl file.
-    root: the folder of the media; the folder of the file by default.
-    folders: modality -> folder below `root`; by default images, audios and videos if these folders
-        exist, else `root` itself.
-    share: weight of the dataset in the mixture.
+    Attributes:
+        file: a .json or .jsonl file.
+        root: the folder of the media; the folder of the file by default.
+        folders: modality -> folder below `root`; by default images, audios and videos if these
+            folders exist, else `root` itself.
+        share: weight of the dataset in the mixture.
     """
 
     file: str

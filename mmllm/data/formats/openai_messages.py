@@ -28,11 +28,12 @@ from mmllm.media import data_uri
 class OpenAIMessagesConfig:
     """Settings of a dataset of OpenAI messages. An output medium needs a `caption` in its part.
 
-    file: a .json, .jsonl or .parquet file.
-    root: the folder of the media; the folder of the file by default.
-    column: the column that holds the messages.
-    where: keep only the rows whose fields have these values.
-    share: weight of the dataset in the mixture.
+    Attributes:
+        file: a .json, .jsonl or .parquet file.
+        root: the folder of the media; the folder of the file by default.
+        column: the column that holds the messages.
+        where: keep only the rows whose fields have these values.
+        share: weight of the dataset in the mixture.
     """
 
     file: str

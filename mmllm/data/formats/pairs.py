@@ -18,15 +18,18 @@ from mmllm.data.text_fields import caption_of, is_nothing
 class PairsConfig:
     """Settings of a dataset of rows `{file, modality, caption}` in a .json or .jsonl file.
 
-    direction: "understand": the user shows the medium with one of `prompts`, in either order, and
-        the reply is one of `replies`. "generate": the user writes one of `prompts`, and the reply
-        is the medium, after one of `replies` if there are any.
-    prompts: `{caption}` is filled in, `{name}` is any other text field of the row. The list may be
-        in a JSON file: `prompts.json#draw.train` is the list under these keys.
-    replies: as `prompts`; by default the caption for "understand".
-    root: the folder of the media; the folder of the file by default.
-    where: keep only the rows whose fields have these values.
-    share: weight of the dataset in the mixture.
+    Attributes:
+        file: the .json or .jsonl file.
+        direction: "understand": the user shows the medium with one of `prompts`, in either order,
+            and the reply is one of `replies`. "generate": the user writes one of `prompts`, and the
+            reply is the medium, after one of `replies` if there are any.
+        prompts: `{caption}` is filled in, `{name}` is any other text field of the row. The list may
+            be in a JSON file: `prompts.json#draw.train` is the list under these keys.
+        modality: image, audio or video: the rows of another one are left out.
+        replies: as `prompts`; by default the caption for "understand".
+        root: the folder of the media; the folder of the file by default.
+        where: keep only the rows whose fields have these values.
+        share: weight of the dataset in the mixture.
     """
 
     file: str

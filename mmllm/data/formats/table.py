@@ -23,14 +23,16 @@ from mmllm.utils.hints import did_you_mean
 class TableConfig(CaptionTurnsConfig):
     """Settings of a table of pairs; give either `path` or `embedded`.
 
-    file: the table, or a pattern: `train-*.parquet`.
-    path: the file of a row below `root`, with columns in braces: `{audiocap_id}.wav`,
-        `{page_dir}/{videoid}.mp4`.
-    embedded: the Parquet column that holds the file itself, as `datasets` writes images and audio.
-    caption: the column of captions, texts or lists of texts of which one is drawn.
-    header: the column names of a text file that has no header.
-    root: the folder of the media; the folder of the file by default.
-    where: keep only the rows that have these values.
+    Attributes:
+        file: the table, or a pattern: `train-*.parquet`.
+        path: the file of a row below `root`, with columns in braces: `{audiocap_id}.wav`,
+            `{page_dir}/{videoid}.mp4`.
+        embedded: the Parquet column that holds the file itself, as `datasets` writes images and
+            audio.
+        caption: the column of captions, texts or lists of texts of which one is drawn.
+        header: the column names of a text file that has no header.
+        root: the folder of the media; the folder of the file by default.
+        where: keep only the rows that have these values.
 
     Columns can be used as `{names}` in prompts and replies.
     """

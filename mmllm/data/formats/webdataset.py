@@ -45,11 +45,12 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 class WebDatasetConfig(CaptionTurnsConfig):
     """Settings of a dataset of webdataset shards.
 
-    shards: a pattern of local .tar files, `cc3m-{00000..00331}.tar` or `cc3m/*.tar`.
-    media: the extensions of the medium; by default the usual ones of the modality.
-    caption: the extension of the caption, or `json:KEY` for a field of the sample's .json, whose
-        fields can be used as `{names}` in prompts and replies.
-    index: a folder for the index; by default the folder of the shards, which must be writable.
+    Attributes:
+        shards: a pattern of local .tar files, `cc3m-{00000..00331}.tar` or `cc3m/*.tar`.
+        media: the extensions of the medium; by default the usual ones of the modality.
+        caption: the extension of the caption, or `json:KEY` for a field of the sample's .json,
+            whose fields can be used as `{names}` in prompts and replies.
+        index: a folder for the index; by default the folder of the shards, which must be writable.
     """
 
     shards: str

@@ -60,10 +60,12 @@ _VERBS = {
 class ConversationsConfig:
     """Settings of a dataset of conversations about scenes.
 
-    count: how many there are; the same number gives the same conversations.
-    split: "training", or "heldout" for wordings and combinations that training never has.
-    kinds: only conversations of these kinds (names of KINDS); all by default, in a fixed mixture.
-    share: weight of the dataset in the mixture.
+    Attributes:
+        count: how many there are; the same number gives the same conversations.
+        split: "training", or "heldout" for wordings and combinations that training never has.
+        kinds: only conversations of these kinds (names of KINDS); all by default, in a fixed
+            mixture.
+        share: weight of the dataset in the mixture.
     """
 
     count: int = 20_000
