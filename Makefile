@@ -19,7 +19,7 @@ LAUNCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet \
 # Everything here works without a model hub, so none is asked.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo mini test test-gpu check lint types docs site format install lock clean
+.PHONY: help demo mini test test-gpu check lint types docs site dist format install lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -131,6 +131,12 @@ docs/hello.ipynb: demos/hello.py | $(INSTALLED)
 	$(BIN)/jupytext --to ipynb --output build/hello.ipynb $<
 	PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --execute --to notebook --inplace build/hello.ipynb
 	mv build/hello.ipynb $@
+
+dist: $(INSTALLED)  ## the sdist and the wheel for a package index: dist/
+	@rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "twine>=6.1"
+	$(BIN)/python -m hatchling build --directory dist
+	$(BIN)/python -m twine check --strict dist/*
 
 format: $(INSTALLED)  ## write the code as ruff likes it
 	$(BIN)/ruff check --fix .

@@ -79,6 +79,14 @@ def test_a_command_exists(line: str) -> None:
         assert any((ROOT / place).is_file() for place in places)
     elif program == "sbatch":
         assert any((ROOT / word).is_file() for word in words)
+    elif program == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        options = get_args_parser().parse_args(words)
+        assert (options.module, options.training_script) == (True, "mmllm")
+        command, *arguments = options.training_script_args
+        assert (ROOT / arguments[0]).is_file()
+        COMMANDS[command].make_context(command, arguments)
     elif program == "pre-commit":
         assert (ROOT / ".pre-commit-config.yaml").is_file()
     else:
