@@ -29,6 +29,10 @@ def teach(
             metavar="FOLDER|TABLE", help="Media it already names and is to keep (mini has its own)."
         ),
     ] = None,
+    cache: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Keeps what encoders read, for the next time."),
+    ] = Path("runs/mini/cache"),
     steps: Annotated[int, typer.Option(help="Of the classifier that chooses a word.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the order and of dropout.")] = 0,
     trust: Trust = None,
@@ -43,7 +47,12 @@ def teach(
     options = TeachingOptions(steps=steps, seed=seed)
     with quiet_libraries():
         lessons, media = teach(
-            source, out, model=model or "mini", rehearse=rehearse, options=options
+            source,
+            out,
+            model=model or "mini",
+            rehearse=rehearse,
+            options=options,
+            cache=expand_user(cache),
         )
     for line in media.skipped:
         console.note(f"skipped: {line}")

@@ -26,6 +26,8 @@ from mmllm import checkpoints
 from mmllm.conversation import Medium
 from mmllm.data.formats.labelled import LabelledMedia, LabelledMedium, read_labelled
 from mmllm.errors import ConfigError
+from mmllm.features.cache import FeatureCache
+from mmllm.features.store import FeatureStore
 from mmllm.model import AnyToAny
 from mmllm.projections.input import WordsProjection
 from mmllm.training.prealign import spell_replies
@@ -80,6 +82,7 @@ def teach(
     model: str = "mini",
     rehearse: str | Path | None = None,
     options: TeachingOptions | None = None,
+    cache: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[list[Lesson], LabelledMedia]:
     """Teach a model the names of the media in a folder or table, and save it as a checkpoint.
@@ -92,6 +95,8 @@ def teach(
         rehearse: a folder or table of media that the model already names, which it is to keep;
             `mini`, and what was trained on its data, rehearses its own training media.
         options: steps, learning rate, seed.
+        cache: folder of a feature cache (mmllm.features.store), from which media are taken that an
+            encoder has read before; None keeps their features in memory.
         progress: show one progress bar, where there is a terminal.
 
     Returns:
@@ -100,6 +105,7 @@ def teach(
     Raises:
         ConfigError: no labelled media, or a projection of another type.
         CheckpointError: `model` is no checkpoint, or the disk does not take the new one.
+        CacheError: `cache` cannot be written.
     """
     options = options or TeachingOptions()
     own = read_labelled(source)
@@ -107,13 +113,16 @@ def teach(
     system = found.system()
     keys = {entry: _encoder_of(system, entry) for entry in _modalities(own.items)}
     joined = checkpoints.load_model(found)
+    features = FeatureCache(joined, store=FeatureStore(cache) if cache else None)
     lessons = []
     with tqdm(total=0, unit="step", disable=None if progress else True, leave=False) as bar:
         for modality, key in keys.items():
             items = [item for item in own.items if item.medium.modality == modality]
             rehearsed = _rehearsed(system.name, modality, rehearse)
-            teacher = _Teacher(joined, key, items, rehearsed, options, bar)
+            teacher = _Teacher(joined, features, key, items, rehearsed, options, bar)
             lessons.append(teacher.teach())
+    if features.store:
+        features.store.flush()
     stage = found.run().stage if "stage" in found.config() else None
     checkpoints.save(
         Path(output),
@@ -173,6 +182,7 @@ class _Teacher:
     def __init__(
         self,
         model: AnyToAny,
+        cache: FeatureCache,
         key: str,
         items: list[LabelledMedium],
         rehearsed: list[LabelledMedium],
@@ -183,7 +193,7 @@ class _Teacher:
         assert isinstance(projection, WordsProjection)
         assert projection.words is not None
         self.num_words = projection.words
-        self.model, self.key, self.projection = model, key, projection
+        self.model, self.cache, self.key, self.projection = model, cache, key, projection
         self.items, self.rehearsed, self.options, self.bar = items, rehearsed, options, bar
         batches = sum(-(-len(part) // _BATCH) for part in (items, rehearsed))
         bar.total = (bar.total or 0) + batches + options.steps
@@ -211,11 +221,12 @@ class _Teacher:
     def _read(self, media: Sequence[Medium], what: str) -> Tensor:
         """The projection's prepared encoder tokens, averaged: float32[M, C]."""
         self.bar.set_description(f"teaching {self.key}: reading {what}")
-        encoder: Any = self.model.encoders[self.key]
         means = []
         for start in range(0, len(media), _BATCH):
-            features = encoder.encode(list(media[start : start + _BATCH]))
-            means.append(self.projection.mean_feature(features.tokens, features.mask).float())
+            found = self.cache.input_media(self.key, media[start : start + _BATCH])
+            features, mask = found["features"], found["feature_mask"]
+            assert features is not None
+            means.append(self.projection.mean_feature(features, mask).float())
             self.bar.update()
         return torch.cat(means) if means else torch.zeros(0, self.projection.feature_shape[1])
 

@@ -14,6 +14,7 @@ from mmllm import Image, user
 from mmllm.checkpoints import load_model, open_checkpoint
 from mmllm.cli import main
 from mmllm.data.sources import resolve
+from mmllm.encoders.efficientnet import EfficientNetEncoder
 from mmllm.errors import ConfigError
 from mmllm.projections.input import WordsConfig, WordsProjection
 from mmllm.training.teaching import TeachingOptions, teach
@@ -68,6 +69,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "taught",
         rehearse=table,
         options=TeachingOptions(steps=100),
+        cache=folder / "cache",
         progress=False,
     )
     assert media.skipped == []
@@ -107,7 +109,15 @@ def test_only_the_projection_that_was_taught_differs(lesson: Path) -> None:
     assert torch.equal(after[f"{head}.table"][:words], before[f"{head}.table"])
 
 
-def test_a_thing_that_is_known_gets_no_second_word(lesson: Path, tmp_path: Path) -> None:
+def test_a_thing_that_is_known_gets_no_second_word_and_what_was_read_is_not_read_again(
+    lesson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, preprocess = [], EfficientNetEncoder.preprocess
+    monkeypatch.setattr(
+        EfficientNetEncoder,
+        "preprocess",
+        lambda encoder, medium: read.append(medium) or preprocess(encoder, medium),
+    )
     place = tmp_path / "own" / "dog"
     place.mkdir(parents=True)
     (place / "1.webp").write_bytes((DATA / "pictures/twemoji/dog.webp").read_bytes())
@@ -116,8 +126,10 @@ def test_a_thing_that_is_known_gets_no_second_word(lesson: Path, tmp_path: Path)
         tmp_path / "taught",
         rehearse=lesson / "known.json",
         options=TeachingOptions(steps=5),
+        cache=lesson / "cache",
         progress=False,
     )
+    assert [Path(medium.source).name for medium in read] == ["1.webp"]
     assert (lessons[0].new, lessons[0].known) == ([], ["a dog"])
     words = open_checkpoint("mini").system().input_projections["image"]
     assert open_checkpoint(tmp_path / "taught").system().input_projections["image"] == words
