@@ -18,7 +18,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,8 +94,13 @@ def timed(ours: Work, other: Work, options: Options) -> Timing:
     return timing
 
 
-def main(about: str, bars: Mapping[str, Callable[[Options], Sequence[Row]]]) -> int:
-    """The command line of a file of benchmarks; returns its exit code."""
+def main(
+    about: str,
+    bars: Mapping[str, Callable[[Options], Iterable[Row]]],
+    only_by_name: Collection[str] = (),
+) -> int:
+    """The command line of a file of benchmarks; returns its exit code. Bars in `only_by_name` are
+    not among all."""
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,7 +114,7 @@ def main(about: str, bars: Mapping[str, Callable[[Options], Sequence[Row]]]) -> 
         parser.error(f"no bar {', '.join(sorted(unknown))}; there are {', '.join(bars)}")
     torch.set_num_threads(given.threads)
     rows: list[Row] = []
-    for name in given.bars or bars:
+    for name in given.bars or [bar for bar in bars if bar not in only_by_name]:
         began = time.perf_counter()
         measured = list(bars[name](Options(given.pairs, given.seconds)))
         console.note(f"{name}: {time.perf_counter() - began:.0f} s")
