@@ -95,17 +95,17 @@ def _write(folder: Path, items: int, pipe: Connection) -> None:
     captions = [f"thing number {number}" for number in range(items)]
     table = pa.table({"picture": pa.array(media, pa.binary()), "caption": captions})
     parquet.write_table(table, folder / "pairs.parquet", row_group_size=1000)
-    room = _room(FeatureStore(folder / "cache"))
+    namespace = _namespace(FeatureStore(folder / "cache"))
     rng = np.random.default_rng(0)
     for medium in media:
         values = rng.standard_normal((TOKENS, CHANNELS), dtype=np.float32)
-        room[hashlib.sha256(medium).hexdigest()] = {"tokens": torch.from_numpy(values)}
-    room.flush()
-    _room(FeatureStore(folder / "cache"))  # whoever opens a room first makes its index
+        namespace[hashlib.sha256(medium).hexdigest()] = {"tokens": torch.from_numpy(values)}
+    namespace.flush()
+    _namespace(FeatureStore(folder / "cache"))  # the first to open it builds its index
     pipe.send(0.0)
 
 
-def _room(store: FeatureStore):
+def _namespace(store: FeatureStore):
     encoder = build(SyntheticConfig())
     return store.namespace("features", "encoders.image", encoder.fingerprint)
 

@@ -1,4 +1,4 @@
-"""Does any damaged or odd file get past the errors that media are told with?
+"""Does any damaged or odd file get past the errors of media?
 
     python benchmarks/fuzz_media.py                            # 2,000 files, some minutes
     python benchmarks/fuzz_media.py --seed 1 --count 200 --keep broken
@@ -116,8 +116,8 @@ def main() -> int:
 
 
 def examine(data: bytes) -> str:
-    """Read a file in all ways; the error that it is told with, or "". Others are raised."""
-    told = ""
+    """Read a file in all ways; its error, or "". Others are raised."""
+    message = ""
     for read in (_by_probe, _as_image, _as_audio, _as_video):
         try:
             read(data)
@@ -126,8 +126,8 @@ def examine(data: bytes) -> str:
             if not words or len(words) > 1000 or "MemoryError" in words:
                 raise AssertionError(f"an error of {len(words)} characters: {words}") from error
             if "give it as" not in words:  # of another modality is what most of the ways must find
-                told = told or words
-    return told
+                message = message or words
+    return message
 
 
 def _by_probe(data: bytes) -> None:
@@ -172,13 +172,13 @@ def tried(work: Callable[[], str]) -> Outcome:
     if alive:
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reader, "rb") as file:
-        told = file.read()
+        report = file.read()
     _, status, used = os.wait4(child, 0)
     seconds = used.ru_utime + used.ru_stime  # how busy the machine is otherwise does not count
-    if alive or b"\t" not in told:
+    if alive or b"\t" not in report:
         why = f"still at it after {PATIENCE} s" if alive else f"died with status {status}"
-        return Outcome("failed", f"{why}\n{told.decode()}".strip(), seconds, 0)
-    what, most, why = told.decode().split("\t", 2)
+        return Outcome("failed", f"{why}\n{report.decode()}".strip(), seconds, 0)
+    what, most, why = report.decode().split("\t", 2)
     memory = int(most)
     if seconds > SECONDS or memory > MEMORY:
         return Outcome("failed", f"{seconds:.1f} s, {memory / 2**20:.0f} MB", seconds, memory)
@@ -192,12 +192,12 @@ def _report(work: Callable[[], str], writer: int) -> None:
     faulthandler.dump_traceback_later(PATIENCE - 5, exit=True, file=writer)
     before = _memory()
     try:
-        told = work()
-        what = "named" if told else "read"
+        message = work()
+        what = "named" if message else "read"
     except BaseException as error:
-        what, told = "failed", f"{type(error).__name__}: {error}"
+        what, message = "failed", f"{type(error).__name__}: {error}"
     faulthandler.cancel_dump_traceback_later()
-    line = f"{what}\t{_memory() - before}\t{told[:500]}"
+    line = f"{what}\t{_memory() - before}\t{message[:500]}"
     os.write(writer, line.encode("utf-8", "replace"))
     os._exit(0)
 

@@ -5,7 +5,7 @@
 
 Requests to all routes are made, changed (JSON and its types, numbers at their edges, characters,
 base64 and data: URIs, files, headers, chunks, bodies that end too early) and sent to a server on
-this machine, some at a time, while /health is asked beside them. Exits with 1 where one is answered
+this machine, some at a time, while /health is asked meanwhile. Exits with 1 where one is answered
 by 5xx, takes over 5 s, or is not answered though it was whole, where /health takes over 2 s, or
 where the server and its processes grow by more than 512 MiB after a warm-up of 1,000 requests.
 """
@@ -169,13 +169,13 @@ def files() -> dict[str, list[bytes]]:
         soundfile.write(file, wave, 8000, format=form, subtype=subtype)
         sounds.append(file.getvalue())
     clip = Video.from_numpy(noise.integers(0, 256, (6, 32, 32, 3), np.uint8), 4.0)
-    heard = Video(array=clip.array, fps=4.0, audio=Audio.from_numpy(wave, 8000))
+    audible = Video(array=clip.array, fps=4.0, audio=Audio.from_numpy(wave, 8000))
     with tempfile.TemporaryDirectory() as folder:
         clips = [
             medium.save(Path(folder) / name).read_bytes()
             for medium, name in (
                 (clip, "a.mp4"),
-                (heard, "b.mp4"),
+                (audible, "b.mp4"),
                 (clip, "c.gif"),
                 (clip, "d.webp"),
             )
@@ -424,11 +424,11 @@ def _wire(draw: random.Random) -> Asked:
         return Asked(deed, [start, *chunks[: len(chunks) // 2]], whole=False)
     if deed == "noise":
         return Asked(deed, [draw.randbytes(draw.choice([1, 100, 9000])) + b"\r\n\r\n"], whole=False)
-    told = {"short": len(data) // 2, "long": len(data) * 2, "none": -1}.get(deed, len(data))
-    fields = {} if told < 0 else {"content-length": str(told)}
+    stated = {"short": len(data) // 2, "long": len(data) * 2, "none": -1}.get(deed, len(data))
+    fields = {} if stated < 0 else {"content-length": str(stated)}
     whole = head("POST", CHAT, fields) + data
     if deed == "twice":
-        whole = head("POST", CHAT, {"content-length": str(told), "connection": "keep-alive"}) + data
+        whole = head("POST", CHAT, {**fields, "connection": "keep-alive"}) + data
         return Asked(deed, [whole, head("GET", "/health", {})])
     return Asked(deed, [whole], whole=deed != "long")
 
@@ -604,12 +604,12 @@ async def run(args: argparse.Namespace, port: int, process: int) -> bool:
     watching.cancel()
     statuses = Counter((answer.asked.kind, answer.status) for answer in answers)
     for kind in sorted({kind for kind, _ in statuses}):
-        told = ", ".join(
+        counts = ", ".join(
             f"{status or 'none'}: {num}"
             for (of, status), num in sorted(statuses.items())
             if of == kind
         )
-        console.note(f"{kind:12} {told}")
+        console.note(f"{kind:12} {counts}")
     times = sorted(answer.seconds for answer in answers)
     console.note(
         f"{len(answers)} requests in {time.monotonic() - began:.0f} s; "

@@ -1,5 +1,5 @@
 """How fast does a language model of 8 billion parameters train? Steps of modern-8b's stages, with
-random weights and features that lie ready, beside the same language model run bare.
+random weights and features that lie ready, compared with the same language model run bare.
 
     python benchmarks/large.py --json benchmarks/results/large.json   # on a GPU of 80 GB
     python benchmarks/large.py --seconds 0.1 --pairs 1                # without one: does it run?
@@ -110,7 +110,7 @@ def _with_random_weights(
 
 def _batch(model: AnyToAny, features: dict[str, tuple[int, int]], *, speaks: bool) -> Batch:
     """Conversations of equal length, each with a picture to look at; if it `speaks`, every other
-    one with a picture that is made. The second half of each is learnt."""
+    one with a picture that is made. The second half of each is supervised."""
     torch.manual_seed(0)
     length = POSITIONS // CONVERSATIONS
     starts = torch.arange(0, POSITIONS, length)

@@ -11,7 +11,7 @@ together     replies of unequal length that arrive over two seconds, against one
 tenth-turn   time to the first token of a tenth turn, against a prefill of the whole conversation
 media        a picture and a sound in one reply, against the two pipelines alone
 memory       what the server holds after 250 requests, against what it held after 50
-malformed    2,000 requests that cannot be meant
+malformed    2,000 invalid requests
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def tenth_turn(options: Options) -> list[Row]:
 
 
 def media(options: Options) -> list[Row]:
-    """Against its bar: media that follow one another. What is said between them, which the language
+    """Against its bar: media that follow one another. The text between them, which the language
     model needs its time for, is in the second row."""
     chat = mini()
     talk = [user("Draw a dog and play its bark.")]
@@ -357,16 +357,16 @@ class Server:
         while True:
             connection = http.client.HTTPConnection(self.address, timeout=60)
             connection.request("GET", "/metrics")
-            told = connection.getresponse().read().decode()
+            text = connection.getresponse().read().decode()
             connection.close()
-            if "mmllm_running 0.0" in told and "mmllm_waiting 0.0" in told:
+            if "mmllm_running 0.0" in text and "mmllm_waiting 0.0" in text:
                 return
             time.sleep(0.05)
 
     def private_bytes(self) -> int:
         """Memory that the process shares with none (USS)."""
-        told = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text(encoding="utf-8")
-        found = [line.split() for line in told.splitlines() if line.startswith("Private_")]
+        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text(encoding="utf-8")
+        found = [line.split() for line in text.splitlines() if line.startswith("Private_")]
         return sum(int(size) * 1024 for _, size, *_ in found)
 
 
@@ -411,7 +411,7 @@ def malformed(options: Options) -> list[Row]:
         with ThreadPoolExecutor(4) as pool:
             statuses = list(pool.map(lambda one: server.post(*one)[0], asked))
         after = server.chat(good)[1]
-    said = [json.loads(body)["choices"][0]["message"]["content"] for body in (before, after)]
+    replies = [json.loads(body)["choices"][0]["message"]["content"] for body in (before, after)]
     odd = [
         (status, body[:200])
         for status, (_, body) in zip(statuses, asked, strict=True)
@@ -421,7 +421,7 @@ def malformed(options: Options) -> list[Row]:
         Row("malformed: not answered by 4xx", len(odd), 0, unit="of 2000", detail=str(odd[:1])),
         Row(
             "malformed: answers well afterwards",
-            float(said[0] == said[1]),
+            float(replies[0] == replies[1]),
             1,
             "at least",
             unit="",
@@ -501,7 +501,7 @@ ELSEWHERE: Sequence[tuple[str, dict[str, Any]]] = (
 
 
 def wrong(draw: random.Random, good: dict[str, Any]) -> tuple[str, bytes]:
-    """Path and body of a request that cannot be meant: cut or spoilt JSON, a wrong type or value,
+    """Path and body of an invalid request: cut or spoilt JSON, a wrong type or value,
     a medium that is none."""
     path = "/v1/chat/completions"
     kind = draw.choice(["cut", "bytes", "field", "field", "medium", "elsewhere"])

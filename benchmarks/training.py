@@ -1,4 +1,4 @@
-"""Is training as fast as its arithmetic? Steps of mini's stages beside the same work run bare.
+"""Is training as fast as its arithmetic? Steps of mini's stages against the same work, bare.
 
     python benchmarks/training.py                      # all bars
     python benchmarks/training.py stage-1 --pairs 3    # one of them, quickly

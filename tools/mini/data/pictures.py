@@ -61,7 +61,7 @@ def check_names(concepts: list[dict], captions: dict) -> None:
     """Raise unless every label, synonym and caption names its own concept and no other.
 
     The rule by which a reply is read: whole words, case ignored, the longest name wins. So "bell"
-    and "bell pepper" may be two concepts, but "apple" may name none beside two kinds of apple.
+    and "bell pepper" may be two concepts, but "apple" may not be one along with two kinds of apple.
     """
     owner: dict[str, str] = {}
     for concept in concepts:
