@@ -95,6 +95,7 @@ def main() -> int:
     # Made elsewhere: encoders leave threads and locks behind, which forked processes would lack.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         files = pool.apply(corpus)
+    PILImage.init()  # all formats of Pillow, here once as well
     for name, data in mutants(files, options.seed, options.count):
         outcome = tried(lambda data=data: examine(data))
         counted[outcome.what] += 1
