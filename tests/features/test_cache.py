@@ -30,6 +30,9 @@ from mmllm.training.precompute import fill_cache
 from mmllm.training.trainer import train
 from tests import parts
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
+from tests.training.conftest import data, make_run
+
+__all__ = ["data", "make_run"]
 
 LOSSES = {"text": 1.0, "align": 1.0}
 
