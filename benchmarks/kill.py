@@ -34,12 +34,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     overrides = options.overrides + (QUICK if options.config == MINI else [])
-    command = [sys.executable, "-m", "mmllm", "train", options.config, *overrides]
+    command = ["-m", "mmllm", "train", options.config, *overrides]
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         started = time.monotonic()
-        subprocess.run([*command, f"stage.output={whole}"], check=True, capture_output=True)
+        finished(command, whole, None)
         lasts = time.monotonic() - started
         kills = runs = 0
         while kills < options.kills:
@@ -62,20 +62,25 @@ def main() -> int:
 
 def finished(command: list[str], output: Path, delay: float | None) -> bool:
     """Go on with a run; False if it had to be killed, after `delay` seconds."""
-    process = subprocess.Popen(
-        [*command, f"stage.output={output}", "--resume"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    told = output.with_suffix(".stderr")
+    process = start([*command, f"stage.output={output}", "--resume"], told)
     try:
-        _, errors = process.communicate(timeout=delay)
+        code = process.wait(delay)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.communicate()
+        process.wait()
         return False
-    if process.returncode:
-        raise SystemExit(errors.decode())
+    if code:
+        raise SystemExit(told.read_text())
     return True
+
+
+def start(arguments: list[str], told: Path) -> subprocess.Popen[bytes]:
+    """Start a Python program, its stderr in a file."""
+    with told.open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=stderr
+        )
 
 
 def state(run: Path) -> str:

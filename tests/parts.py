@@ -5,7 +5,6 @@ The LLM and tokenizer are transformers', the decoders diffusers'; only their siz
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,10 +150,3 @@ def system_tree(folder: Path, **changes: object) -> dict:
         },
         **changes,
     }
-
-
-def heed_signals() -> None:
-    """For `preexec_fn`: a program whose parent ignores signals (nohup, a job in the background)
-    would ignore them too."""
-    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)

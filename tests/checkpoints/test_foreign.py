@@ -24,6 +24,7 @@ import mmllm
 from mmllm import checkpoints, config, model
 from mmllm.config.trusted import TRUSTED
 from mmllm.errors import CheckpointError, ConfigError, MmllmError
+from tests import processes
 from tests.encoders.twins import TWINS
 from tests.llm.helpers import adapted
 
@@ -164,19 +165,24 @@ def test_on_the_command_line(foreign, tmp_path) -> None:
     folder = foreign("merged")
     (folder / "jinja2.py").write_text(RUN)
     (folder / "bitsandbytes.py").write_text(RUN)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = ["-m", "mmllm", "chat", "hello", "--model", "."]
 
     def chat(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mmllm", "chat", "hello", "--model", ".", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, input="y\n" * 99, check=False
-        )
+        return processes.run([*command, *arguments], cwd=Path.cwd(), typed="y\n" * 99)
 
     done = chat()
     assert done.returncode == 2
     assert "--trust tests.parts" in done.stderr
     assert "Traceback" not in done.stderr
-    done = chat("--trust", "tests.parts", "--forbid", "image", "--forbid", "audio")
+    forbidden = ["--forbid", "image", "--forbid", "audio"]
+    done = subprocess.run(  # which imports everything where the other files lie
+        [sys.executable, *command, "--trust", "tests.parts", *forbidden],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        input="y\n" * 99,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert not Path("ran").exists()
     change_json(

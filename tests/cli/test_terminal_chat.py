@@ -24,7 +24,7 @@ from mmllm.errors import MediaError
 from mmllm.inference.chat import Chat
 from mmllm.inference.events import MediumReady, MediumStarted, Progress, TextDelta
 from mmllm.model import AnyToAny
-from tests import parts
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 COLOURS = np.array(
@@ -187,31 +187,24 @@ def at_terminal(system_tree: dict, tmp_path: Path) -> Iterator[Callable[..., Per
     """Start `mmllm chat` with the tiny model on a pseudo-terminal of its own."""
     if sys.platform == "win32":
         pytest.skip("Windows has no pseudo-terminals of this kind")
-    import fcntl
-    import termios
-
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[processes.Process] = []
     master, slave = os.openpty()
-
-    def control() -> None:
-        parts.heed_signals()
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that ^C is a signal
+    terminal = os.ttyname(slave)
 
     def start(*arguments: str, **environment: str) -> Person:
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"system": system_tree}))
         kept = {k: v for k, v in os.environ.items() if k not in ("TMUX", "NO_COLOR")}
         variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
-        command = [sys.executable, "-m", "mmllm", "chat", "tiny.yaml", "--trust", "tests.parts"]
+        command = ["-m", "mmllm", "chat", "tiny.yaml", "--trust", "tests.parts"]
         started.append(
-            subprocess.Popen(
+            processes.Process(
                 [*command, *arguments],
-                stdin=slave,
-                stdout=slave,
-                stderr=slave,
+                stdin=terminal,
+                stdout=terminal,
+                stderr=terminal,
+                terminal=True,  # so that ^C is a signal
                 cwd=tmp_path,
                 env={**kept, **variables, **environment},
-                preexec_fn=control,
             )
         )
         return Person(master)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
-from tests import parts
+from tests.processes import Process
 
 ENDLESS = """
-import sys, tempfile, types
+import os, sys, tempfile, types
+from pathlib import Path
 import gradio
 from mmllm.demo import Demo
 
@@ -22,7 +22,7 @@ sys.modules["mmllm.demo.page"] = page
 tempfile.tempdir = sys.argv[1]
 with Demo(None) as demo:
     (demo.sessions.open(None).folder / "secret.txt").write_text("secret")
-    print("ready", flush=True)
+    (Path(sys.argv[1]) / f"{os.getpid()}.ready").touch()
     demo.wait()
 """
 
@@ -32,14 +32,16 @@ def test_no_folder_outlives_its_demo(tmp_path: Path) -> None:
     (tmp_path / "mmllm-demo-file").write_text("no folder")
     (tmp_path / "other").mkdir()
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", ENDLESS, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=parts.heed_signals,
-            cwd=Path(__file__).parent.parent.parent,
-        )
+    def start() -> Process:
+        return Process(["-c", ENDLESS, str(tmp_path)])
+
+    def wait_for(process: Process) -> None:
+        until = time.monotonic() + 300
+        while not (tmp_path / f"{process.pid}.ready").is_file():
+            assert process.returncode is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        (tmp_path / f"{process.pid}.ready").unlink()
 
     def count() -> int:
         return sum(path.is_dir() for path in tmp_path.glob("mmllm-demo-*"))
@@ -53,18 +55,16 @@ def test_no_folder_outlives_its_demo(tmp_path: Path) -> None:
     processes = {number: start() for number in ends}
     try:
         for process in processes.values():
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+            wait_for(process)
         assert count() == 4
         for (number, process), left in zip(processes.items(), (4, 3, 2, 1), strict=True):
             process.send_signal(number)
             assert process.wait(60) == ends[number]
             assert count() == left  # what was killed leaves its own behind
         processes[signal.SIGTERM] = last = start()
-        assert last.stdout is not None
-        assert last.stdout.readline() == "ready\n"
+        wait_for(last)
         assert count() == 1  # its own
-        last.terminate()
+        last.send_signal(signal.SIGTERM)
         assert last.wait(60) == 128 + signal.SIGTERM
     finally:
         for process in processes.values():

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from mmllm import config
+from tests.processes import ROOT, Process
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_a_killed_run_ends_as_one_that_never_stopped(make_run, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_one_that_never_stopped(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("kill", ROOT / "benchmarks" / "kill.py")
+    assert spec is not None
+    assert spec.loader is not None
+    kill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kill)
     run = make_run(steps=8, save_steps=1)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.dump(run)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), str(file), "--kills", "3"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "3 kills" in done.stdout
-    assert "losses and weights are equal" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["kill.py", str(file), "--kills", "3"])
+    monkeypatch.setattr(kill, "start", lambda arguments, told: Process(arguments, stderr=told))
+    code = kill.main()
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    assert "3 kills" in printed
+    assert "losses and weights are equal" in printed
