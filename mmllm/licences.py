@@ -146,7 +146,7 @@ def of_parts(system: SystemConfig) -> list[PartLicence]:
 
 
 def check(system: SystemConfig) -> None:
-    """Raises ConfigError unless every licence that forbids commercial use is accepted."""
+    """Raise ConfigError unless every licence that forbids commercial use is accepted."""
     parts = of_parts(system)
     known = {*LICENCES, *(part.licence for part in parts)}
     for name in system.accept_licences:

@@ -38,16 +38,18 @@ class LossTerm:
 
 
 class Loss(Protocol):
-    """One loss of a stage. `name` is its metric (`align/image`), `weight` its part of the sum."""
+    """One loss of a stage."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of its metric, such as `align/image`."""
 
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """The factor of this loss in the sum that is minimised."""
 
     def num_targets(self, batch: Batch) -> int:
-        """How many targets `compute` sums over; known before the forward pass."""
+        """Return how many targets `compute` sums over; known before the forward pass."""
         ...
 
     def compute(self, output: Output, batch: Batch) -> LossTerm:

@@ -114,6 +114,7 @@ class AnyToAny(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the trained parameters."""
         return self.llm.signal_embeddings.device
 
     @property

@@ -1,4 +1,4 @@
-"""Public functions say what they take, return and raise; their examples give what they show.
+"""Public functions and configs are described, and the examples in docstrings give what they show.
 
 The sections are Google's. That a section `Args` names every parameter, and no other, is checked by
 ruff (pyproject.toml); here, that the section is there and that examples are run.
@@ -28,8 +28,8 @@ CLASSES = {
 OTHERS = {"cli", "demo", "mini", "server"}
 """Packages that are no Python interface: of commands, routes and pages the options are documented
 where their users see them."""
-BUILDERS = "build"
-"""One per component file, all with the parameters that mmllm/config/registry.py describes."""
+BUILDER = "build"
+"""A function of every component file, whose parameters mmllm/config/registry.py describes."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -70,7 +70,7 @@ def bases(cls: ast.ClassDef) -> set[str]:
 def is_described_elsewhere(cls: ast.ClassDef | None, function: Function) -> bool:
     """Whether the parameters belong to a contract: a base class, a protocol, autograd, `build`."""
     if cls is None:
-        return function.name == BUILDERS
+        return function.name == BUILDER
     own = bases(cls)
     contracts = [CLASSES[name] for name in own if name in CLASSES]
     contracts += [other for other in CLASSES.values() if "Protocol" in bases(other)]
@@ -79,14 +79,25 @@ def is_described_elsewhere(cls: ast.ClassDef | None, function: Function) -> bool
     return cls not in contracts and (function.name in names or is_autograd)
 
 
+INTERFACE = [
+    (f"{path.relative_to(ROOT)}:{function.lineno} {function.name}", function)
+    for path, tree in TREES.items()
+    if path.relative_to(ROOT / "mmllm").parts[0] not in OTHERS
+    for cls, function in public_functions(tree)
+    if not is_described_elsewhere(cls, function)
+]
+"""(place, function) of what the Python interface consists of."""
+
+
+def test_public_functions_have_a_docstring() -> None:
+    assert [place for place, function in INTERFACE if not ast.get_docstring(function)] == []
+
+
 def test_public_functions_describe_their_parameters() -> None:
     missing = [
-        f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
-        for path, tree in TREES.items()
-        if path.relative_to(ROOT / "mmllm").parts[0] not in OTHERS
-        for cls, function in public_functions(tree)
+        place
+        for place, function in INTERFACE
         if len(parameters(function)) > 1
-        and not is_described_elsewhere(cls, function)
         and not re.search(r"^Args:\n    \S", ast.get_docstring(function) or "", re.MULTILINE)
     ]
     assert missing == [], "these have two parameters or more and no section `Args`"

@@ -153,7 +153,7 @@ def write_manifest(draft: Path, *, step: int, **facts: Any) -> None:
 
 
 def _check_manifest(manifest: Any, file: Path) -> None:
-    """Raises CheckpointError unless it holds everything that is read of it."""
+    """Raise CheckpointError unless it holds everything that is read of it."""
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         got = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise CheckpointError(f"{file}: checkpoint format {quoted(got)}, expected {FORMAT}")

@@ -38,7 +38,7 @@ class LoraTensors:
 
     @property
     def rank(self) -> int:
-        """Raises CheckpointError if the adapters have several."""
+        """Raise CheckpointError if the adapters have several."""
         ranks = {
             value.shape[0] for name, value in self.tensors.items() if name.endswith("lora_A.weight")
         }

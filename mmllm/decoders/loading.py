@@ -76,6 +76,7 @@ class PipelineRuntime:
 
     @property
     def is_loaded(self) -> bool:
+        """Whether the pipeline is in memory."""
         return self._pipeline is not None
 
     @property

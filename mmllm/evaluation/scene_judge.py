@@ -57,6 +57,7 @@ class Residual(nn.Module):
         self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, states: Tensor) -> Tensor:
+        """float[M, C, H, W] -> float[M, C, H, W]."""
         return states + self.conv_out(functional.silu(self.conv_in(self.norm(states))))
 
 

@@ -24,6 +24,7 @@ class CancelToken:
 
     @property
     def is_cancelled(self) -> bool:
+        """Whether the request is cancelled, by this token or by the caller's event."""
         return self._own.is_set() or (self._event is not None and self._event.is_set())
 
     def cancel(self) -> None:
@@ -31,6 +32,6 @@ class CancelToken:
         self._own.set()
 
     def check(self) -> None:
-        """Raises Cancelled if the request is cancelled."""
+        """Raise Cancelled if the request is cancelled."""
         if self.is_cancelled:
             raise Cancelled

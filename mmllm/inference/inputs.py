@@ -244,7 +244,7 @@ def _is_pillow(value: Any) -> bool:
 
 
 def _ask_about_file(text: str) -> None:
-    """Raises ConfigError for the name of an existing media file, and for the URL of one."""
+    """Raise ConfigError for the name of an existing media file, and for the URL of one."""
     if len(text) > 1000 or "\n" in text:
         return
     is_url = text.startswith(("http://", "https://")) and " " not in text

@@ -43,6 +43,7 @@ class Part:
 
     @property
     def parameters(self) -> int:
+        """The number of parameters of all its networks."""
         return sum(self.networks.values())
 
 
@@ -93,7 +94,18 @@ def _networks(folder: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class LLMShape:
-    """The sizes of an LLM: Q is `queries`, KV `keys`, F `inner`."""
+    """The sizes of an LLM, as the formulas of `memory` and `flops` use them.
+
+    Attributes:
+        width: D.
+        queries: Q, heads of queries times their width.
+        keys: KV, heads of keys times their width.
+        inner: F, the width between the two layers of an MLP.
+        layers: N.
+        vocabulary: V, rows of the embedding table.
+        weights: P, frozen parameters without embedding and head.
+        lora_inputs: I, widths of the inputs of LoRA's targets, summed per layer.
+    """
 
     width: int
     queries: int
@@ -106,6 +118,7 @@ class LLMShape:
 
 
 def llm_shape(llm: LanguageModel) -> LLMShape:
+    """Return the sizes that decide the operations and the memory of an LLM."""
     config = llm.model.config.get_text_config()
     width, heads = config.hidden_size, config.num_attention_heads
     head = getattr(config, "head_dim", None) or width // heads

@@ -62,6 +62,7 @@ class StagePlan:
 
     @property
     def trained(self) -> int:
+        """The number of trained parameters."""
         return sum(group.size for group in self.groups)
 
 

@@ -131,7 +131,7 @@ class OpenAIModel:
         return completions
 
     def score(self, conversation: Sequence[Message], replies: Sequence[str]) -> list[float]:
-        """Raises ConfigError: OpenAI's chat API gives no likelihoods of given replies."""
+        """Raise ConfigError: OpenAI's chat API gives no likelihoods of given replies."""
         raise ConfigError(
             f"{self.url}: OpenAI's chat API gives no likelihoods of given replies; choose by what "
             'the model writes (choose="written"), or load the model with mmllm.load'

@@ -196,7 +196,7 @@ class Budget:
             raise
 
     def _check(self, num_tokens: int) -> None:
-        """Raises BudgetError unless one more call of so many tokens is within the limits."""
+        """Raise BudgetError unless one more call of so many tokens is within the limits."""
         if self.max_calls is not None and self.usage.calls >= self.max_calls:
             raise BudgetError(
                 f"the budget of {self.max_calls} calls is spent; allow more with max_calls"

@@ -29,7 +29,7 @@ class OptionsParser:
         self._max_tokens = min(Sampling.max_new_tokens, settings.max_tokens)
 
     def check_text(self, text: str, param: str) -> None:
-        """Raises ApiError (400) for a text that is too long."""
+        """Raise ApiError (400) for a text that is too long."""
         if len(text) > self.settings.max_characters:
             raise bad_request(
                 f"{param}: {len(text)} characters of text, more than "

@@ -71,7 +71,7 @@ class VideoJobs:
         return clip
 
     def get(self, key: str) -> VideoJob:
-        """Raises ApiError (404)."""
+        """Raise ApiError (404)."""
         self._forget_old()
         if key not in self._clips:
             raise ApiError(

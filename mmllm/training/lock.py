@@ -97,7 +97,7 @@ class RunLock:
         self._release()
 
     def check(self) -> None:
-        """Raises TrainingError if another process has taken the folder, having seen no sign of
+        """Raise TrainingError if another process has taken the folder, having seen no sign of
         life from this one: its machine was suspended, or cut off from the disk."""
         holder = self._holder(self._content())
         if holder and holder.token != self.own.token:

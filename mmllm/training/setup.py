@@ -99,6 +99,7 @@ class TrainingRun:
         return done % every == 0 or done == self.stage.steps
 
     def progress_bar(self) -> tqdm:
+        """Return a progress bar over the steps, which starts at the first step of this run."""
         return tqdm(
             total=self.stage.steps,
             initial=self.start,

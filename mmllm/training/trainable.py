@@ -28,6 +28,7 @@ class ParameterGroup:
 
     @property
     def size(self) -> int:
+        """The number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
 
