@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,3 +61,33 @@ def second() -> Iterator[torch.device]:
     """The second device (tests/second_device.py)."""
     with second_device.inference_as_no_grad():
         yield second_device.DEVICE
+
+
+@pytest.fixture
+def browse() -> Iterator[Callable[..., Any]]:
+    """`browse(width, height)`: a new page in Debian's Chromium, where no request leaves for
+    another host and no error is logged."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    assert chromium, "no browser: apt-get install chromium"
+    flags = ["--disable-gpu", "--no-first-run"]
+    flags += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    troubles: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+
+        def page(width: int, height: int) -> Any:
+            context = browser.new_context(viewport={"width": width, "height": height})
+            context.set_default_timeout(60_000)  # milliseconds, on a busy machine
+            page = context.new_page()
+            page.on("request", lambda request: troubles.append(request.url))
+            page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+            return page
+
+        yield page
+        browser.close()
+    own = re.compile(r"(https?://127\.0\.0\.1:|file:|data:|blob:)")
+    assert [trouble for trouble in troubles if not own.match(trouble)] == []

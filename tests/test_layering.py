@@ -176,6 +176,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "liger_kernel": "liger-kernel",
+    "markdown_it": "markdown-it-py",
     "open_clip": "open-clip-torch",
     "pydantic_core": "pydantic",
     "prometheus_client": "prometheus-client",

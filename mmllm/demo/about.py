@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmllm.demo.messages import MODALITY_NAMES
 from mmllm.inference.chat import Chat
 from mmllm.mini import locate
 
@@ -61,6 +62,27 @@ def about(chat: Chat, card: str) -> str:
         lines.append(f"- **{kind}** {key}: {weights or 'of frames, by the image encoder'}{licence}")
     knows = [_KNOWS.format(**_known()), _CANNOT] if is_mini(chat) else []
     return "\n\n".join([*lines[:2], *knows, "## Its parts", *lines[2:], card])
+
+
+def welcome(chat: Chat) -> str:
+    """Return the Markdown of the start page: the model's name and what it can do."""
+    renderer, name = chat.model.renderer, chat.model.config.name
+    takes, makes = (_listed([*keys]) for keys in (renderer.input_keys, renderer.output_keys))
+    can = [f"understands and makes {takes}"]
+    if takes != makes:
+        can = [
+            f"{verb} {media}" for verb, media in (("understands", takes), ("makes", makes)) if media
+        ]
+    about = [f"It {', and '.join(['talks', *can])}." if takes or makes else "It talks."]
+    if is_mini(chat):
+        about.append("It is small and knows everyday things only: About lists them.")
+    return f"# {name}\n\n{' '.join(about)}"
+
+
+def _listed(modalities: Sequence[str]) -> str:
+    """Return the page's names of media: "pictures, sounds and clips"."""
+    names = [f"{MODALITY_NAMES[modality]}s" for modality in modalities]
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def is_mini(chat: Chat) -> bool:

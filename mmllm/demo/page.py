@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 
 from mmllm.conversation import ContentPart, Message, Text
-from mmllm.demo.about import about
+from mmllm.demo.about import about, welcome
 from mmllm.demo.archive import pack, unpack
 from mmllm.demo.messages import (
     box_value,
@@ -51,55 +51,18 @@ RETRY_TEMPERATURE = 0.7
 TOGETHER = 4
 """Sessions that are served concurrently; they share the chat's engine."""
 
-CSS = """
-.gradio-container { max-width: 60rem !important; width: 100%; margin: auto; }
-.gradio-container main, .gradio-container .tabs { width: 100%; }
-#conversation .example { border: 1px solid var(--border-color-primary); border-radius: 0.5rem; }
-label.selected { background: var(--primary-700) !important; }
-#conversation .examples { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
-#conversation .example :has(> img) { width: auto !important; height: auto !important; }
-#conversation .example :has(> img) { overflow: visible !important; }
-#conversation .example img { width: 4rem; height: 4rem; object-fit: contain; }
-#conversation .chatbot { white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; }
-#conversation .note .chatbot { font-size: 0.75rem; opacity: 0.85; }
-#conversation .image-frame img { width: auto; min-width: 8rem; max-width: 100%; height: auto; }
-#conversation .image-frame img { object-fit: contain !important; }
-/* Errors appear above the message box, where the person has just looked. */
-.toast-wrap { top: auto !important; bottom: 9rem; left: 0 !important; right: 0 !important; }
-.toast-wrap { margin: auto; max-width: min(92vw, 34rem); }
-.tabs button[role=tab].selected, [data-testid=block-info], .info-text,
-[data-testid=block-label], #camera .wrap, #camera .wrap * {
-  color: var(--body-text-color) !important; }
-:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
-@media (prefers-reduced-motion: reduce) { * { animation: none !important; } }
-#conversation .minimal-audio-player { height: 3rem !important; min-width: 14rem; }
-#conversation video { width: 16rem; max-width: 100%; height: auto; }
-#conversation [aria-label="Share"] { display: none; } /* it would upload to another host */
-#conversation .placeholder { padding: 0 1rem; }
-#title { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-footer { display: none !important; }
-@media (max-width: 40rem) { .gradio-container { padding: 0.25rem !important; } }
-"""
+CSS, _ON_LOAD = (
+    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+)
 
-_ON_LOAD = """() => {
-  // What Gradio leaves unnamed for keyboards and screen readers, whenever the page changes.
-  const name = () => {
-    document.querySelectorAll('#conversation .examples').forEach(e => {
-      e.setAttribute('role', 'group'); e.setAttribute('aria-label', 'Examples'); });
-    document.querySelectorAll('#conversation .image-container > button:not([aria-label])')
-      .forEach(e => e.setAttribute('aria-label', 'Enlarge the picture'));
-    document.querySelectorAll('#conversation [data-testid=bot]').forEach(e =>
-      e.parentElement.classList.toggle('note',
-        /^(seed \\d+|stopped)( · .*)?$/.test(e.innerText.trim())));
-  };
-  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
-  name();
-}"""
+
+_ASK_TO_CLEAR = "token => confirm('Delete this conversation and its files?') ? token : null"
 
 
 def theme() -> gr.themes.Base:
     """Gradio's soft theme with fonts that every system has: the default ones come from a host."""
-    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    soft = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return soft.set(input_border_width="1px", input_border_color="*border_color_primary")
 
 
 def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
@@ -120,7 +83,8 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 elem_id="conversation",
                 label=name,
                 show_label=False,
-                height="min(68dvh, 60rem)",
+                height="calc(100dvh - 10.5rem)",
+                min_height="20rem",
                 editable="user",
                 render_markdown=False,
                 sanitize_html=True,
@@ -129,18 +93,36 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 buttons=["copy"],
                 feedback_options=None,
                 examples=shown,  # pyright: ignore[reportArgumentType]
-                placeholder=f"Say something to {name}, show it something, or ask for something.",
+                placeholder=welcome(chat),
             )
-            box = gr.MultimodalTextbox(
-                elem_id="message",
-                show_label=False,
-                placeholder="Type, paste, drop or record",
-                sources=["upload", "microphone"] if "audio" in inputs else ["upload"],
-                file_count="multiple",
-                interactive=False,  # until the session is known
-            )
-            with gr.Accordion("Camera, save, load", open=False, elem_id="more"):
+            with gr.Row(elem_id="write"):
+                if inputs:
+                    gr.Button("Attach", elem_id="attach")
+                box = gr.MultimodalTextbox(
+                    elem_id="message",
+                    show_label=False,
+                    placeholder="Type a message",
+                    sources=["upload", "microphone"] if "audio" in inputs else ["upload"],
+                    file_count="multiple",
+                    interactive=False,  # until the session is known
+                )
+                gr.Button("More", elem_id="more")
+            # page.js makes these columns popovers, and opens what their buttons name.
+            with gr.Column(elem_id="attach-menu", elem_classes="menu", min_width=0):
+                gr.Button("File", size="sm", elem_id="file")
                 if "image" in inputs:
+                    gr.Button("Camera", size="sm", elem_id="take-picture")
+                if "audio" in inputs:
+                    gr.Button("Microphone", size="sm", elem_id="microphone")
+            with gr.Column(elem_id="more-menu", elem_classes="menu", min_width=0):
+                save = gr.Button("Save conversation", size="sm")
+                load = gr.UploadButton(
+                    "Load conversation", size="sm", file_types=[".zip"], elem_id="load"
+                )
+                clear = gr.Button("Clear conversation", size="sm")
+                zipped = gr.DownloadButton(visible="hidden", elem_id="zipped")
+            if "image" in inputs:
+                with gr.Column(elem_id="camera-panel", elem_classes="menu", min_width=0):
                     camera = gr.Image(
                         elem_id="camera",
                         sources=["webcam"],
@@ -149,10 +131,6 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                         buttons=[],
                         webcam_options=gr.WebcamOptions(mirror=False),
                     )
-                with gr.Row(elem_id="keep"):
-                    save = gr.Button("Save conversation", size="sm")
-                    load = gr.UploadButton("Load conversation", size="sm", file_types=[".zip"])
-                    zipped = gr.DownloadButton(visible="hidden", elem_id="zipped")
         with gr.Tab("Settings"):
             settings = build_settings(chat)
         with gr.Tab("About"):
@@ -235,10 +213,13 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 session.retries = 0
             return session.token, shown_turns(session.turns)
 
-        def clear(token: str | None) -> None:
+        def wipe(token: str | None) -> tuple[Any, ...]:
+            if token is None:  # the person thought better of it
+                return gr.skip(), gr.skip()
             session = sessions.open(token)
             with session.change():
                 session.clear()
+            return session.token, []
 
         def stop(token: str | None) -> None:
             sessions.open(token).cancel.set()
@@ -325,7 +306,7 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
             changed = event(guarded(change), token, [token, conversation], **warned)
             changed.success(**replying)
         conversation.undo(guarded(undo), token, [conversation, box], **quick, **private)
-        conversation.clear(guarded(clear), token, None, **quick, **private)
+        clear.click(guarded(wipe), token, [token, conversation], js=_ASK_TO_CLEAR, **warned)
         box.stop(guarded(stop), token, None, **quick, **private)
         save.click(guarded(save_zip), token, zipped, **quick, **private).success(
             None, js="() => document.querySelector('#zipped')?.click()", **private

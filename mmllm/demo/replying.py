@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from mmllm.conversation import ContentPart, Message, Text
+from mmllm.conversation import Audio, ContentPart, Medium, Message, Text
 from mmllm.demo.sessions import PATIENCE, BrowserSession, Piece, Turn
 from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
@@ -95,9 +95,18 @@ def follow_reply(session: BrowserSession) -> Iterator[list[Piece]]:
 def _turn(parts: dict[int, ContentPart], reply: Reply | None, request: dict[str, Any]) -> Turn:
     """The turn of a reply; of a stopped reply, the parts that were generated."""
     message = Message("assistant", tuple(parts[place] for place in sorted(parts)))
+    sizes = dict.fromkeys(filter(None, map(_size, message.media)))
     if reply is None:
-        return Turn(message, request.get("seed"), "stopped")
-    notes = [f"{reply.timings.total:.1f} s", *reply.notes]
+        return Turn(message, request.get("seed"), " · ".join([*sizes, "stopped"]))
+    notes = [*sizes, f"{reply.timings.total:.1f} s", *reply.notes]
     if reply.finish == "length":
         notes.append("cut at the limit of tokens")
     return Turn(message, reply.seed, " · ".join(notes))
+
+
+def _size(medium: Medium) -> str:
+    """The width and height of an image or video in words; "" for audio."""
+    if isinstance(medium, Audio):
+        return ""
+    height, width = medium.to_numpy().shape[-3:-1]
+    return f"{width} x {height} pixels"

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from mmllm.demo.about import is_mini
 from mmllm.demo.messages import MODALITY_NAMES
 from mmllm.demo.sessions import check_text
 from mmllm.errors import ConfigError, quoted
@@ -44,6 +45,9 @@ _WIDGETS: dict[str, Callable[..., Any]] = {
 }
 """An option of a decoder -> its widget, given the least and the usual value. The options
 that are not here are for programs."""
+_WITHOUT_EFFECT_ON_MINI = {"init_media", "strength", "seconds", "frames", "fps", "height", "width"}
+"""Options that mini's decoders take and that do not help: they were trained at one size, and follow
+the caption wherever they start from."""
 _READ: dict[str, Callable[[Any], Any]] = {
     "seed": int,
     "negative_prompt": check_text,
@@ -94,6 +98,19 @@ def _check_cost(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"{what}: expected at most {most:g}, got {value:g}")
 
 
+def _show_while(choice: Any, value: str, widget: Any) -> None:
+    """Show a widget only while a radio button stands at `value`."""
+    widget.visible = choice.value == value
+    choice.change(
+        lambda chosen: gr.update(visible=chosen == value),
+        choice,
+        widget,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
 def _stops(text: str) -> list[str]:
     stops = [line for line in check_text(text).splitlines() if line]
     if len(stops) > MAX_STOPS:
@@ -129,9 +146,16 @@ def build_settings(chat: Chat) -> SettingsPanel:
         for modality, key in outputs.items():
             decoder = chat.model.decoders[key]
             with gr.Accordion(f"{MODALITY_NAMES[modality].capitalize()}s", open=False):
-                for option in filter(_WIDGETS.__contains__, decoder.request_options):
-                    widget = _WIDGETS[option](decoder.min_steps, getattr(decoder.config, option))
-                    add(widget, "decoders", modality, option)
+                options = [name for name in decoder.request_options if name in _WIDGETS]
+                made = {
+                    name: _WIDGETS[name](decoder.min_steps, getattr(decoder.config, name))
+                    for name in options
+                    if not (is_mini(chat) and name in _WITHOUT_EFFECT_ON_MINI)
+                }
+                for name, widget in made.items():
+                    add(widget, "decoders", modality, name)
+                if {"init_media", "strength"} <= made.keys():
+                    _show_while(made["init_media"], "last", made["strength"])
         with gr.Accordion("Words", open=False):
             add(
                 gr.Slider(

@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from mmllm.demo import Demo
+from mmllm.demo.sessions import Turn
+
 
 def say(page: Any, text: str) -> None:
     page.fill("#message textarea", text)
@@ -52,6 +55,12 @@ def set_up(page: Any, **wishes: str) -> None:
     page.get_by_role("tab", name="Chat").click()
 
 
+def choose(page: Any, menu: str, item: str) -> None:
+    """One item of a menu beside the message box."""
+    page.get_by_role("button", name=menu, exact=True).click()
+    page.get_by_role("button", name=item, exact=True).click()
+
+
 def shot(page: Any, name: str) -> None:
     """Save a picture of the page where MMLLM_SHOTS says, for those who want to look."""
     if folder := os.environ.get("MMLLM_SHOTS"):
@@ -69,4 +78,13 @@ def check_accessibility(page: Any) -> None:
         for entry in found
         if entry["impact"] in ("serious", "critical")
     ]
-    assert bad == []
+    assert bad == [], bad  # not rewritten by pytest here
+
+
+def shown(demo: Demo, page: Any, *turns: Turn) -> None:
+    """Show a page whose conversation is `turns`."""
+    page.goto(demo.url)
+    page.wait_for_selector("#message textarea:enabled")  # its session is open
+    demo.sessions.all[-1].turns += turns
+    page.reload()
+    page.wait_for_selector("#conversation .bot.message .note")

@@ -6,17 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmllm.conversation import assistant, user
 from mmllm.demo import Demo
+from mmllm.demo.sessions import Turn
 from mmllm.model import AnyToAny
 from tests.decoders import tiny
 from tests.demo.browser import (
     another_answer,
     answers,
     check_accessibility,
+    choose,
     press,
     say,
     set_up,
     shot,
+    shown,
 )
 from tests.demo.samples import Steps
 
@@ -32,7 +36,6 @@ def test_the_whole_of_it_in_a_real_browser(
     page.wait_for_selector("#conversation .example img")
     shot(page, "empty")
     check_accessibility(page)
-    page.get_by_text("Camera, save, load").click()
     say(page, "hello")
     answers(page, 1)
 
@@ -44,7 +47,7 @@ def test_the_whole_of_it_in_a_real_browser(
     say(page, "what is that?")
     page.wait_for_selector("text=neither an image, audio nor a video")
     page.locator(".toast-close").first.click()
-    page.set_input_files("#keep input[type=file]", bad.rename(tmp_path / "bad.zip"))
+    page.set_input_files("#more-menu input[type=file]", bad.rename(tmp_path / "bad.zip"))
     page.wait_for_selector("text=File is not a zip file")
     page.locator(".toast-close").first.click()
     assert page.input_value("#message textarea") == "what is that?"
@@ -80,7 +83,6 @@ def test_the_whole_of_it_in_a_real_browser(
     answers(page, 2)
     page.wait_for_selector("#conversation .bot.message [data-testid^=waveform]")
     shot(page, "again")
-    page.get_by_text("Camera, save, load").click()
 
     # Stopped in the midst of denoising: what was said stays, and the engine is free at once.
     denoising = Steps(tiny_model, "image")
@@ -120,12 +122,17 @@ def test_the_whole_of_it_in_a_real_browser(
 
     # Saved, cleared, loaded.
     with page.expect_download() as saved:
-        page.get_by_role("button", name="Save conversation").click()
+        choose(page, "More", "Save conversation")
     assert saved.value.suggested_filename == "conversation.zip"
     saved.value.save_as(tmp_path / "saved.zip")
-    press(page, "Clear")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    choose(page, "More", "Clear conversation")  # not meant
+    page.wait_for_timeout(500)
+    assert page.locator("#conversation .bot.message").count() == 3
+    page.once("dialog", lambda dialog: dialog.accept())
+    choose(page, "More", "Clear conversation")
     page.wait_for_selector("#conversation .example")
-    page.set_input_files("#keep input[type=file]", tmp_path / "saved.zip")
+    page.set_input_files("#more-menu input[type=file]", tmp_path / "saved.zip")
     answers(page, 3)
     page.get_by_role("tab", name="About").click()
     page.wait_for_selector("text=How it was trained")
@@ -134,11 +141,13 @@ def test_the_whole_of_it_in_a_real_browser(
 
     # A picture by the camera stands beside the message that is being written.
     page.get_by_role("tab", name="Chat").click()
+    choose(page, "Attach", "Camera")
     page.locator("#camera").get_by_text("Click to Access Webcam").click()
     page.wait_for_function("document.querySelector('#camera video')?.currentTime > 0.5")
     page.locator("#camera button[aria-label='capture photo']").click()
     page.wait_for_selector("#message .thumbnail-item")
     shot(page, "camera")
+    page.keyboard.press("Escape")
     say(page, "what is this?")
     page.wait_for_function(
         "() => [...document.querySelectorAll('#conversation .user.message img')]"
@@ -151,9 +160,111 @@ def test_the_whole_of_it_in_a_real_browser(
     phone.goto(demo.url)
     phone.wait_for_selector("#conversation .example")
     shot(phone, "phone-empty")
+    for control in ("Attach", "Submit", "More"):  # nothing that is needed is below the fold
+        place = phone.get_by_role("button", name=control, exact=True).bounding_box()
+        assert place["y"] + place["height"] <= 740
+    assert phone.evaluate("document.documentElement.scrollHeight") <= 740
     set_up(phone, image="always")
     phone.get_by_text("Play the sound of a bell.").click()
     answers(phone, 1)
     phone.wait_for_selector("#conversation .bot.message img")
     assert phone.evaluate("document.documentElement.scrollWidth") <= 360
     shot(phone, "phone")
+
+
+CODE = """def f(x):
+    if x < 3:
+        return "<b>"
+"""
+REPLY = f"""Two lines
+  and **no** <b>HTML</b>, ![a cat](http://elsewhere.example/cat.png)
+
+```python
+{CODE}```
+"""
+
+
+def test_replies_are_markdown_and_what_was_written_stays_as_it_was(
+    demo: Demo, browse: Callable[..., Any]
+) -> None:
+    page = browse(1280, 800)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    shown(demo, page, Turn(user(f"# {REPLY}")), Turn(assistant(REPLY), 7, "1.0 s"))
+    assert page.inner_text("#conversation .user.message .chatbot") == f"# {REPLY}".strip()
+    answer = page.locator("#conversation .bot.message")
+    assert answer.locator("pre").inner_text() == CODE
+    assert answer.locator("strong").inner_text() == "no"
+    assert "Two lines\n  and no <b>HTML</b>, !a cat" in answer.inner_text()
+    assert answer.locator("img, b").count() == 0  # the fixture sees that nothing was fetched
+    answer.hover()
+    for name, copied in (("Copy code", CODE), ("Copy", REPLY)):
+        answer.get_by_role("button", name=name, exact=True).click()
+        assert page.evaluate("navigator.clipboard.readText()").strip() == copied.strip()
+    shot(page, "markdown")
+    check_accessibility(page)
+
+    # The box in which a message is edited is as wide as the conversation.
+    page.locator("#conversation .user-row").hover()
+    press(page, "Edit")
+    box = page.locator("#conversation textarea")
+    whole = page.locator("#conversation .message-wrap").bounding_box()["width"]
+    assert box.bounding_box()["width"] > 0.8 * whole
+    assert box.input_value() == f"# {REPLY}".strip()
+
+
+def test_pictures_are_shown_at_an_honest_size(demo: Demo, browse: Callable[..., Any]) -> None:
+    page = browse(1280, 800)
+    shown(demo, page, Turn(user("hello")), Turn(assistant("hello"), 7, "1.0 s"))
+    set_up(page, image="always")
+    say(page, "draw")
+    assert "16 x 16 pixels" in answers(page, 2).inner_text()
+    style = "e => [getComputedStyle(e).imageRendering, e.getBoundingClientRect().width]"
+    image = "#conversation .bot.message .image-frame img"
+    page.wait_for_function(f"() => document.querySelector('{image}')?.matches('.small')")
+    assert page.eval_on_selector(image, style) == ["pixelated", 256]
+    page.locator("#conversation .bot-row").last.hover()
+    page.get_by_role("button", name="Fullscreen").click()
+    page.wait_for_function("document.fullscreenElement")
+    page.wait_for_timeout(200)
+    rendering, width = page.eval_on_selector(image, style)
+    assert rendering == "pixelated"
+    assert width > 600
+
+
+def test_everything_is_reached_by_keyboard(demo: Demo, browse: Callable[..., Any]) -> None:
+    page = browse(1280, 800)
+    page.goto(demo.url)
+    page.wait_for_selector("#conversation .example")
+    page.wait_for_selector("#message textarea:enabled")
+
+    def focused() -> str:
+        """Press Tab; the name of what has the focus, which can be seen."""
+        page.keyboard.press("Tab")
+        name, outline = page.evaluate(
+            "(e => [e.ariaLabel || e.placeholder || e.innerText.trim(),"
+            " getComputedStyle(e).outlineStyle])(document.activeElement)"
+        )
+        assert outline == "solid"
+        return name
+
+    reached = [focused() for _ in range(11)]
+    assert reached[:3] == ["Chat", "Settings", "About"]
+    assert reached[-4:] == ["Attach", "Type a message", "Submit", "More"]
+    assert all(name.startswith("Select example") for name in reached[3:-4])
+    page.keyboard.press("Enter")
+    assert [focused() for _ in range(3)] == [
+        "Save conversation",
+        "Load conversation",
+        "Clear conversation",
+    ]
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "more"
+    assert page.locator("#more-menu").is_hidden()
+
+    page.focus("#attach")
+    page.keyboard.press("Enter")
+    assert [focused() for _ in range(3)] == ["File", "Camera", "Microphone"]
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Start recording").wait_for()
+    log = page.locator("#conversation [role=log]")  # replies are announced as they grow
+    assert log.get_attribute("aria-live") == "polite"
