@@ -6,31 +6,36 @@ import base64
 import html
 import json
 import platform
-import re
 import resource
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from mmllm.gallery import SavedMessage, comparison_html, page_html, read_gallery
+from mmllm.training.curves import loss_names, panels, title_of
 from mmllm.utils import files
 
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate")
 _SAMPLES = 4
-"""Galleries of samples on the page: the first and the last ones."""
+"""Steps whose samples are on the page, the first and the last among them."""
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left}
-td{font-variant-numeric:tabular-nums}img{max-width:100%}pre{background:#f4f4f4;padding:1rem;
-overflow:auto}iframe{width:100%;height:420px;border:1px solid #ddd;border-radius:8px}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,18rem),1fr));gap:.5rem}
+.grid img{width:100%}
+@media (prefers-color-scheme:dark){.grid img{filter:invert(1) hue-rotate(180deg)}}
+.facts{border-collapse:collapse}.facts td,.facts th{padding:.15rem .9rem .15rem 0;text-align:left}
+.facts td{font-variant-numeric:tabular-nums}pre{overflow:auto;font-size:13px}
+summary{cursor:pointer;margin-top:1.5rem;font-size:1.15rem;font-weight:600}
 """
 
 
 def write_report(output: Path, rows: list[dict[str, Any]], batch_size: int) -> Path:
-    """Write report.html from the metrics, curves, samples, config and skipped items of a run.
+    """Write report.html: losses, samples over the steps, speed and memory, skipped items, config.
 
     Args:
         output: folder of the run.
@@ -40,71 +45,98 @@ def write_report(output: Path, rows: list[dict[str, Any]], batch_size: int) -> P
     Returns:
         The page.
     """
-    steps = [row for row in rows if "seconds" in row]
-    seconds = [row["seconds"] for row in steps]
-    last = steps[-1] if steps else {}
-    held = [row for row in rows if any(name.startswith("validation/") for name in row)]
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    parts = [f"<style>{_STYLE}</style>"]
+    if loss_names(rows):
+        parts += ["<h2>Losses</h2>", _losses(rows)]
+    if samples := _samples(output / "samples"):
+        parts += ["<h2>Samples over the steps</h2>", comparison_html(samples)]
     facts = {
-        "steps": len(steps),
+        "steps": len(seconds),
         "time in steps": f"{sum(seconds) / 60:.1f} min",
-        "a step, median": f"{statistics.median(seconds):.2f} s" if seconds else "",
-        "conversations a second": f"{batch_size * len(steps) / max(sum(seconds), 1e-9):.1f}",
+        "median time of a step": f"{statistics.median(seconds):.2f} s" if seconds else "",
+        "conversations a second": f"{batch_size * len(seconds) / max(sum(seconds), 1e-9):.1f}",
         "peak memory of this process": f"{_peak_memory() / 2**30:.2f} GiB",
-        **{f"last {name}": f"{value:.4f}" for name, value in _losses(last).items()},
-        **{name: f"{value:.4f}" for name, value in _losses(held[-1] if held else {}).items()},
     }
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    parts = [_table(facts)]
-    if (output / "curves.png").is_file():
-        parts += ["<h2>Losses</h2>", f'<img alt="losses" src="{_data(output / "curves.png")}">']
-    pages = sorted((output / "samples").glob("step-*/index.html"))
-    for page in [*pages[:1], *pages[1:][-(_SAMPLES - 1) :]]:
-        inside = html.escape(_inlined(page), quote=True)
-        parts += [f"<h2>Samples, {page.parent.name}</h2>", f'<iframe srcdoc="{inside}"></iframe>']
+    parts += ["<h2>Speed and memory</h2>", _table(facts.items())]
     skipped = output / "skipped.json"
     if skipped.is_file():
         items = json.loads(skipped.read_text(encoding="utf-8"))
         parts += [f"<h2>Skipped items: {len(items)}</h2>"]
-        parts += [_table({row["item"]: row["error"] for row in items[:100]})]
+        parts += [_table((row["item"], row["error"]) for row in items[:100])]
     config = (output / "config.yaml").read_text(encoding="utf-8")
-    parts += ["<h2>Versions</h2>", _table(versions)]
-    parts += ["<h2>Config</h2>", f"<pre>{html.escape(config)}</pre>"]
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    parts += [
+        f"<details><summary>Versions</summary>{_table(versions.items())}</details>",
+        f"<details><summary>Config</summary><pre>{html.escape(config)}</pre></details>",
+    ]
     page = output / "report.html"
-    title = html.escape(output.name)
-    files.atomic_write(
-        page,
-        f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-        f"<h1>{title}</h1>{''.join(parts)}",
-    )
+    files.atomic_write(page, page_html(output.name, "".join(parts)))
     return page
 
 
-def _losses(row: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name not in ("step", "seconds")}
-
-
-def _table(rows: dict[str, Any]) -> str:
-    lines = (
-        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in rows.items()
+def _losses(rows: list[dict[str, Any]]) -> str:
+    """Return the curves in a grid, and a table of their ends."""
+    grid = "".join(
+        f'<img alt="curve of {html.escape(title)}" src="{_data_uri("image/svg+xml", image)}">'
+        for title, image in panels(rows).items()
     )
-    return f"<table>{''.join(lines)}</table>"
+    lines: list[tuple[str, ...]] = [("loss", "first step", "last step", "held out, last")]
+    for name in loss_names(rows):
+        values = [row[name] for row in rows if name in row]
+        held_out = [row[f"validation/{name}"] for row in rows if f"validation/{name}" in row]
+        shown = [f"{value:.3f}" for value in (values[0], values[-1], *held_out[-1:])]
+        lines.append((title_of(name), *shown))
+    return f'<div class="grid">{grid}</div>{_table(lines)}'
 
 
-def _data(path: Path) -> str:
-    """A file as a data URI."""
+def _samples(folder: Path) -> dict[str, list[Sequence[SavedMessage]]]:
+    """Return the heading of a step -> its samples with their media embedded, of steps that are
+    evenly spaced and answered the same prompts as the last one."""
+    galleries = {step: read_gallery(step) for step in sorted(folder.glob("step-*"))}
+
+    def prompts(gallery: Sequence[Sequence[SavedMessage]]) -> list[str]:
+        return [
+            "".join(part.get("text", part.get("modality", "")) for part in messages[0]["parts"])
+            for messages in gallery
+        ]
+
+    last = prompts(list(galleries.values())[-1]) if galleries else []
+    alike = [step for step, gallery in galleries.items() if last and prompts(gallery) == last]
+    chosen = dict.fromkeys(np.linspace(0, len(alike) - 1, _SAMPLES).round().astype(int))
+    return {
+        f"step {int(step.name.removeprefix('step-'))}": [
+            [_embedded(step, message) for message in messages] for messages in galleries[step]
+        ]
+        for step in (alike[index] for index in chosen if alike)
+    }
+
+
+def _embedded(folder: Path, message: SavedMessage) -> SavedMessage:
+    """Return a message of a gallery with data URIs instead of the names of files."""
     kinds = {".png": "image/png", ".webp": "image/webp", ".wav": "audio/wav"}
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f"data:{kinds[path.suffix]};base64,{content}"
+
+    def embed(part: Mapping[str, Any]) -> dict[str, Any]:
+        named = {key: folder / part[key] for key in ("file", "spectrogram") if key in part}
+        uris = {key: _data_uri(kinds[f.suffix], f.read_bytes()) for key, f in named.items()}
+        return {**part, **uris}
+
+    return {**message, "parts": [embed(part) for part in message["parts"]]}
 
 
-def _inlined(page: Path) -> str:
-    """A gallery page with its media embedded."""
+def _table(rows: Any) -> str:
+    """Return rows of cells as an HTML table; the first cell of each is its heading."""
+    lines = (
+        f'<tr><th scope="row">{html.escape(str(name))}</th>'
+        + "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
+        + "</tr>"
+        for name, *values in rows
+    )
+    return f'<div class="scroll"><table class="facts">{"".join(lines)}</table></div>'
 
-    def embed(match: re.Match[str]) -> str:
-        return f'src="{_data(page.parent / match[1])}"'
 
-    return re.sub(r'src="([\w-]+\.(?:png|webp|wav))"', embed, page.read_text(encoding="utf-8"))
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _peak_memory() -> int:

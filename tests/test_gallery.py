@@ -1,0 +1,69 @@
+"""Pages of conversations: who speaks, what is shown and how large, on what screens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmllm.conversation import Image, assistant, user
+from mmllm.gallery import GalleryEntry, read_gallery, write_comparison, write_gallery
+from tests.samples import clip, picture, sound
+
+
+def entries(word: str) -> list[GalleryEntry]:
+    return [
+        GalleryEntry((user("draw <b>"), assistant(word, picture(64))), "made & shown"),
+        GalleryEntry((user(Image(caption="a cat"), "play"), assistant(sound(), clip()))),
+    ]
+
+
+def test_a_gallery_says_who_speaks_and_how_large_media_are(tmp_path: Path) -> None:
+    page = write_gallery(tmp_path / "new", "A <title>", entries("here"), "An intro.").read_text()
+    assert "<title>A &lt;title&gt;</title>" in page
+    assert "<p>An intro.</p>" in page
+    assert re.findall(r'<p class="speaker">(.*?)</p>', page) == ["You", "Model"] * 2
+    assert "draw &lt;b&gt;" in page
+    assert "made &amp; shown" in page
+    assert "[image: a cat]" in page
+    assert page.count("4 x 4 pixels") == 2
+    named = re.findall(r'src="(.*?)"', page)
+    assert sorted(named) == ["000-1-1.png", "001-1-0.png", "001-1-0.wav", "001-1-1.webp"]
+    assert all((tmp_path / "new" / file).is_file() for file in named)
+
+
+def test_programs_read_what_a_gallery_holds(tmp_path: Path) -> None:
+    write_gallery(tmp_path, "x", entries("here"))
+    first, second = read_gallery(tmp_path)
+    assert first[1]["parts"][0] == {"text": "here"}
+    assert first[1]["parts"][1]["size"] == [4, 4]
+    assert second[1]["parts"][0]["file"] == "001-1-0.wav"
+    assert read_gallery(tmp_path / "elsewhere") == []
+
+
+def test_two_models_stand_side_by_side(tmp_path: Path, browse: Callable[..., Any]) -> None:
+    columns = {"yours": entries("one"), "shipped mini": entries("two")}
+    file = write_comparison(tmp_path, "Both", columns)
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page = browse(width, 800)
+        page.emulate_media(color_scheme=scheme)
+        page.goto(file.as_uri())
+        cells = page.locator("tbody tr").first.locator("th, td")
+        assert [cells.nth(i).inner_text().split("\n")[0] for i in range(3)] == [
+            *("draw <b>", "one", "two")
+        ]
+        tops = {cells.nth(i).bounding_box()["y"] for i in range(3)}
+        assert len(tops) == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (max(map(int, re.findall(r"\d+", dark))) < 60) == (scheme == "dark")
+
+        # A click, or the keyboard, enlarges an image without blur, and makes it small again.
+        image = page.locator("td img").first
+        before = image.bounding_box()["width"]
+        page.locator("td .zoom").first.press("Enter")
+        assert image.bounding_box()["width"] > 1.3 * before
+        assert image.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
+        page.keyboard.press("Enter")
+        assert image.bounding_box()["width"] == before
