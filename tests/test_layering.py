@@ -327,6 +327,12 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
     assert {name: places for name, places in homes.items() if len(places) > 1} == {}
 
 
+def test_no_file_is_longer_than_400_lines() -> None:
+    schemas = "server.schemas"  # a list
+    lines = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
+    assert {name: num for name, num in lines.items() if num > 400 and name != schemas} == {}
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_modules_pull_in_nothing_heavy(name: str) -> None:
     reached, waiting = set(), [name]

@@ -93,7 +93,7 @@ def test_a_private_name_is_found_however_it_is_reached(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from mmllm.media.image import to_rgb",
+        "from mmllm.media.rgb import to_rgb",
         "model.__class__",
         "torch._dynamo.reset()",
         "reply._repr_html_()",

@@ -195,7 +195,7 @@ def test_a_picture_of_pillow_is_what_its_file_is():
 def test_large_pictures_are_converted_in_strips(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
     whole = Image.from_pil(PILImage.fromarray(pixels)).to_numpy()
-    monkeypatch.setattr("mmllm.media.image.STRIP_PIXELS", 7 * 40)
+    monkeypatch.setattr("mmllm.media.rgb.STRIP_PIXELS", 7 * 40)
     assert np.array_equal(Image.from_pil(PILImage.fromarray(pixels)).to_numpy(), whole)
 
 

@@ -1,0 +1,75 @@
+"""The contract of input projections, and what all of them share.
+
+Legend: M media, L encoder tokens, C encoder width, N tokens per medium, D LLM width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class InputProjection(nn.Module):
+    """Base of all input projections: an encoder's features to embeddings of the LLM.
+
+    Args:
+        feature_shape: (L, C) of the encoder.
+        width: D, the width of the LLM's embeddings.
+        num_tokens: N, embeddings per medium.
+        dropout: dropout of the features.
+        scale: the root mean square of the LLM's embeddings.
+        bare: whether to leave out norm, positions and scale.
+    """
+
+    num_tokens: int
+    """N"""
+    words: int | None = None
+    """K, of a projection that classifies media into words."""
+
+    def __init__(
+        self,
+        feature_shape: tuple[int, int],
+        width: int,
+        num_tokens: int,
+        dropout: float,
+        scale: float,
+        *,
+        bare: bool = False,
+    ):
+        super().__init__()
+        length, channels = feature_shape
+        self.num_tokens = num_tokens
+        self.feature_shape = feature_shape
+        self.dropout = nn.Dropout(dropout)
+        self.bare = bare
+        if not bare:
+            self.norm = nn.LayerNorm(channels)
+            self.position = nn.Parameter(torch.zeros(length, channels))
+            self.gain = nn.Parameter(torch.full((width,), float(scale)))
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the embeddings that stand for media in the LLM's input.
+
+        Args:
+            features: float[M, L, C] of M >= 1 media.
+            mask: bool[M, L], True for tokens that count; None: all.
+
+        Returns:
+            float[M, N, D].
+        """
+        raise NotImplementedError
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """Check, normalise and add positions: float[M, L, C] -> float[M, L, C]."""
+        if features.shape[1:] != torch.Size(self.feature_shape):
+            raise ValueError(
+                f"input projection: expected features [M, {self.feature_shape[0]}, "
+                f"{self.feature_shape[1]}], got {list(features.shape)}; was it trained with "
+                "another encoder?"
+            )
+        return self.dropout(features if self.bare else self.norm(features) + self.position)
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Scale to the RMS of LLM embeddings: float[M, N, D] -> float[M, N, D]."""
+        return tokens if self.bare else F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
