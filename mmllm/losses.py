@@ -43,10 +43,12 @@ class Loss(Protocol):
     @property
     def name(self) -> str:
         """The name of its metric, such as `align/image`."""
+        ...
 
     @property
     def weight(self) -> float:
         """The factor of this loss in the sum that is minimised."""
+        ...
 
     def num_targets(self, batch: Batch) -> int:
         """Return how many targets `compute` sums over; known before the forward pass."""

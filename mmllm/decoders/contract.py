@@ -74,12 +74,12 @@ class DecoderContract(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the pipeline is, or will be."""
+        """The device on which the pipeline is, or will be."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the pipeline's weights."""
+        """The dtype of the pipeline's weights."""
 
     @property
     @abstractmethod
@@ -88,7 +88,17 @@ class DecoderContract(ABC):
 
     @abstractmethod
     def component_config(self, name: str) -> dict[str, Any]:
-        """The JSON config of one component of the pipeline, read without loading weights."""
+        """Read the JSON config of one component of the pipeline, without loading weights.
+
+        Args:
+            name: the component, such as "vae".
+
+        Returns:
+            The config.
+
+        Raises:
+            AssetError: the pipeline has no such component, or its config cannot be read.
+        """
 
     # --- Required ------------------------------------------------------------------------------
 
@@ -99,7 +109,14 @@ class DecoderContract(ABC):
 
     @abstractmethod
     def encode_prompt(self, captions: Sequence[str]) -> Condition:
-        """Run the pipeline's text encoders: M captions -> {name: [M, *condition_shapes[name]]}."""
+        """Run the pipeline's text encoders.
+
+        Args:
+            captions: M captions.
+
+        Returns:
+            {name: [M, *condition_shapes[name]]}.
+        """
 
     @abstractmethod
     def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -116,65 +133,127 @@ class DecoderContract(ABC):
 
     @abstractmethod
     def to_tensor(self, medium: Any) -> Tensor:
-        """A medium of `modality` -> one input of the codec, on the CPU. Whatever is raised becomes
-        a MediaError."""
+        """Convert a medium to one input of the codec, on the CPU. Any exception becomes a
+        MediaError.
+
+        Args:
+            medium: a medium of `modality`.
+        """
 
     @abstractmethod
     def to_media(self, output: Any) -> list[Medium]:
-        """The output of the pipeline's call -> M media."""
+        """Convert the output of the pipeline's call to M media.
+
+        Args:
+            output: what the pipeline returned.
+        """
 
     # --- Optional: configuration ----------------------------------------------------------------
 
     def configure(self) -> None:  # noqa: B027 (optional)
-        """Derive attributes from `self.config` and the configs of the components. Runs in the
-        constructor and for every call with options; raises ConfigError for what the pipeline
-        cannot generate. Must not load weights."""
+        """Derive attributes from `self.config` and the configs of the components.
+
+        It runs in the constructor and for every call with options, and must not load weights.
+
+        Raises:
+            ConfigError: the pipeline cannot generate what the config asks for.
+        """
 
     def output_spec(self) -> dict[str, float]:
-        """What is known beforehand of the generated media: `height` and `width` in pixels,
-        `seconds`."""
+        """Return what is known beforehand of the generated media.
+
+        Returns:
+            `height` and `width` in pixels, `seconds`; those that apply.
+        """
         return {}
 
     def on_loaded(self, pipeline: Any) -> None:  # noqa: B027 (optional)
-        """Repair or complete a pipeline that was just loaded."""
+        """Repair or complete a pipeline that was just loaded.
+
+        Args:
+            pipeline: the pipeline of diffusers, changed in place.
+        """
 
     # --- Optional: text ---------------------------------------------------------------------------
 
     def clean_prompt(self, caption: str) -> str:
-        """A caption as the pipeline passes it to its tokenizer."""
+        """Return a caption as the pipeline passes it to its tokenizer.
+
+        Args:
+            caption: the caption.
+        """
         return caption
 
     def encode_negative_prompt(self, caption: str) -> Condition:
-        """The condition of the negative prompt, [1, ...]."""
+        """Run the pipeline's text encoders on the negative prompt.
+
+        Args:
+            caption: the negative prompt, which may be empty.
+
+        Returns:
+            The condition, one row per tensor.
+        """
         return self.encode_prompt([caption])
 
     # --- Optional: latents ------------------------------------------------------------------------
 
     def encode_latents(self, samples: Tensor) -> Tensor:
-        """Outputs of `to_tensor`, stacked [M, ...] -> the codec's latents: the mode of its
-        distribution, so that a medium always has the same latents."""
+        """Encode samples with the codec.
+
+        Args:
+            samples: outputs of `to_tensor`, stacked: [M, ...].
+
+        Returns:
+            The mode of the codec's distribution, so that a medium always has the same latents.
+        """
         return self.pipeline.vae.encode(samples).latent_dist.mode()
 
     def normalize_latents(self, latents: Tensor) -> Tensor:
-        """The codec's latents -> as the denoiser takes them, [M, *S]."""
+        """Scale the codec's latents as the denoiser takes them.
+
+        Args:
+            latents: [M, ...] of the codec.
+
+        Returns:
+            [M, *S].
+        """
         return latents * self.pipeline.vae.config.scaling_factor
 
     def decode_preview(self, latents: Tensor) -> list[Medium] | None:
-        """Intermediate latents as the pipeline holds them -> M small images; None: no previews."""
+        """Decode intermediate latents cheaply.
+
+        Args:
+            latents: as the pipeline holds them.
+
+        Returns:
+            M small images; None: no previews.
+        """
         return None
 
     # --- Optional: arguments of the pipeline's call -----------------------------------------------
 
     @abstractmethod
     def prepare_condition(self, condition: Condition) -> Condition:
-        """The condition on the pipeline's device and in its dtype, masks binary."""
+        """Move a condition to the pipeline's device and dtype, and make its masks binary.
+
+        Args:
+            condition: as `encode_prompt` or an output projection gives it.
+        """
 
     def condition_kwargs(self, condition: Condition) -> dict[str, Any]:
-        """The condition by the names of the pipeline's arguments."""
+        """Return the condition by the names of the pipeline's arguments.
+
+        Args:
+            condition: as `encode_prompt` or an output projection gives it.
+        """
         return self.prepare_condition(condition)
 
     def negative_kwargs(self, negative: Condition) -> dict[str, Any]:
-        """The negative condition by the names of the pipeline's arguments."""
+        """Return the negative condition by the names of the pipeline's arguments.
+
+        Args:
+            negative: as `encode_negative_prompt` gives it, with the rows of the condition.
+        """
         return {
             f"negative_{name}": value for name, value in self.condition_kwargs(negative).items()
         }
@@ -189,10 +268,16 @@ class DecoderContract(ABC):
         return {"guidance_scale": scale, **(self.negative_kwargs(negative()) if scale > 1 else {})}
 
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """All other arguments: size, length, frame rate."""
+        """Return all other arguments of the pipeline's call: size, length, frame rate."""
         return {}
 
     def prepare_img2img(self, media: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-        """M media of `init_modality` -> the pipeline that starts from them, and the arguments that
-        it is called with in addition. Needed where `init_modality` is set."""
+        """Prepare sampling that starts from media. Needed where `init_modality` is set.
+
+        Args:
+            media: M media of `init_modality`.
+
+        Returns:
+            The pipeline that starts from them, and the additional arguments of its call.
+        """
         raise NotImplementedError

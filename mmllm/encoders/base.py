@@ -45,7 +45,17 @@ class ModalityEncoder(nn.Module):
     limited to them. None for other modalities."""
 
     def preprocess(self, medium: Medium) -> Tensor:
-        """A medium -> float[*S], on the CPU, in data workers. Raises MediaError."""
+        """Convert a medium to one sample, on the CPU, in data workers.
+
+        Args:
+            medium: a medium of the encoder's modality.
+
+        Returns:
+            float[*S].
+
+        Raises:
+            MediaError: the medium has another modality, or cannot be read or converted.
+        """
         name, expected = type(self).__module__.rpartition(".")[2], MEDIA[self.modality]
         if not isinstance(medium, expected):
             raise MediaError(f"{name}: expected {expected.__name__}, got {medium!r}")
@@ -53,11 +63,25 @@ class ModalityEncoder(nn.Module):
             return self.to_tensor(medium)
 
     def to_tensor(self, medium: Any) -> Tensor:
-        """A medium of this modality -> float[*S]. Whatever is raised becomes a MediaError."""
+        """Convert a medium to one sample; a family writes this. Any exception becomes a MediaError.
+
+        Args:
+            medium: a medium of the encoder's modality, decoded on first use.
+
+        Returns:
+            float[*S].
+        """
         raise NotImplementedError
 
     def forward(self, samples: Tensor) -> Features:
-        """float[M, *S] -> Features of float[M, L, C]; M >= 1."""
+        """Compute the features of a batch of samples; a family writes this.
+
+        Args:
+            samples: float[M, *S] of M >= 1 media, on the encoder's device.
+
+        Returns:
+            Features with tokens float[M, L, C].
+        """
         raise NotImplementedError
 
     @property
@@ -72,7 +96,17 @@ class ModalityEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, media: list[Medium]) -> Features:
-        """Preprocess and encode a batch of media."""
+        """Preprocess and encode a batch of media.
+
+        Args:
+            media: M >= 1 media of the encoder's modality.
+
+        Returns:
+            Features with tokens float[M, L, C], on the encoder's device.
+
+        Raises:
+            MediaError: a medium cannot be read.
+        """
         device = next(self.parameters()).device
         return self(torch.stack([self.preprocess(medium) for medium in media]).to(device))
 

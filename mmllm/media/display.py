@@ -27,9 +27,11 @@ class SavableMedium(Protocol):
     @property
     def caption(self) -> str | None:
         """A description of the content, or None."""
+        ...
 
     def save(self, path: str | Path) -> Path:
         """Write the medium to a file, whose suffix selects the format; return the path."""
+        ...
 
 
 def to_bytes(medium: SavableMedium, suffix: str | None = None) -> bytes:

@@ -98,7 +98,14 @@ class OutputProjection(UsesKernels, nn.Module):
         )
 
     def forward(self, signals: Tensor) -> dict[str, Tensor]:
-        """Hidden states of the K signal tokens plus their embeddings -> the condition."""
+        """Compute the conditions of media.
+
+        Args:
+            signals: float[M, K, D], hidden states of the K signal tokens plus their embeddings.
+
+        Returns:
+            float[M, *shape] of each tensor of the condition, by name.
+        """
         media = signals.shape[0]
         memory = (
             self.inward(signals) if self.bare else self.inward(self.norm(signals)) + self.position
