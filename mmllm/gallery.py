@@ -144,7 +144,12 @@ def comparison_html(columns: Mapping[str, Sequence[Sequence[SavedMessage]]]) -> 
 
 
 def entry_html(messages: Sequence[SavedMessage], note: str = "") -> str:
-    """Return the HTML of a conversation, each message under the name of its speaker."""
+    """Return the HTML of a conversation, each message under the name of its speaker.
+
+    Args:
+        messages: the messages as `write_gallery` saved them.
+        note: a line of text below the conversation; empty: none.
+    """
     names = {"user": "You", "assistant": "Model", "system": "System"}
     lines = [
         f'<p class="speaker">{names[message["role"]]}</p>{message_html(message)}'
@@ -159,7 +164,13 @@ def message_html(message: SavedMessage) -> str:
 
 
 def page_html(title: str, body: str, intro: str = "") -> str:
-    """Return a whole page: light and dark, for large and small screens, without other files."""
+    """Return a whole page: light and dark, for large and small screens, without other files.
+
+    Args:
+        title: the page's title, as text.
+        body: the HTML of its contents.
+        intro: a paragraph of text below the title; empty: none.
+    """
     intro = f"<p>{html.escape(intro)}</p>" if intro else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -170,7 +181,12 @@ def page_html(title: str, body: str, intro: str = "") -> str:
 
 
 def spectrogram(audio: Audio) -> Image:
-    """A log-frequency-free picture of a sound: time to the right, frequency upwards, in dB."""
+    """Return a spectrogram as an image: time to the right, linear frequency upwards, 70 dB of
+    range.
+
+    Args:
+        audio: the audio, whose channels are averaged.
+    """
     samples = audio.to_numpy().mean(axis=0)
     size, hop = 512, 256
     frames = max(1 + (len(samples) - size) // hop, 1)
