@@ -161,6 +161,11 @@ class AnyToAny(nn.Module):
         if compile_layers:
             self.llm.compile_layers()
 
+    def load_encoders(self) -> None:
+        """Read the weights of encoders that would read them on first use. Raises AssetError."""
+        for encoder in self.encoders.values():
+            encoder.load()  # pyright: ignore[reportCallIssue]
+
     def unload_encoders(self) -> None:
         """Free the encoders' weights; only features that were computed before can be used then."""
         unloaded = {key: UnloadedEncoder(encoder) for key, encoder in self.encoders.items()}  # pyright: ignore

@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "media",
         "model",
         "reasoning",
+        "weights",  # those of encoders are read on first use
     },
     "training": {
         "checkpoints",

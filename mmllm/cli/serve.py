@@ -44,6 +44,7 @@ def demo(
     console.note(f"loading {model}")
     limit_malloc_arenas()
     chat = mmllm.load(model, device=device, dtype=dtype)
+    chat.model.load_encoders()
     with Demo(chat, card=card_of(model), host=host, port=port, share=share) as page:
         console.echo(page.url)
         if page.shared_url:
@@ -127,5 +128,6 @@ def serve(
     console.note(f"loading {model}")
     limit_malloc_arenas()
     chat = mmllm.load(model, device=device, dtype=dtype, prefixes=prefix_cache_size)
+    chat.model.load_encoders()
     console.echo(f"{listener.address(socket)}/v1")
     listener.uvicorn_server(build_app(chat, settings)).run(sockets=[socket])

@@ -188,7 +188,8 @@ def resolve_folder(weights: str) -> Path:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(weights, use_safetensors=True))
+        with quiet_libraries("diffusers"):
+            return Path(DiffusionPipeline.download(weights, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise AssetError(
             f"decoders weights: {weights!r} is no folder here and cannot be fetched from the hub: "

@@ -90,6 +90,9 @@ class ModalityEncoder(nn.Module):
         fingerprints compute equal features, and share cached ones."""
         raise NotImplementedError
 
+    def load(self) -> None:
+        """Read the weights now, where they would be read on first use. Raises AssetError."""
+
     def freeze(self) -> ModalityEncoder:
         """Disable gradients of the weights, and put layers in evaluation mode."""
         return self.requires_grad_(False).eval()
@@ -107,6 +110,7 @@ class ModalityEncoder(nn.Module):
         Raises:
             MediaError: a medium cannot be read.
         """
+        self.load()
         device = next(self.parameters()).device
         return self(torch.stack([self.preprocess(medium) for medium in media]).to(device))
 

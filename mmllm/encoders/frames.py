@@ -62,6 +62,9 @@ class FramesEncoder(ModalityEncoder):
         facts = ["frames", self.config.frames, "middles", self.image_encoder.fingerprint]
         return fingerprint(facts)
 
+    def load(self) -> None:
+        self.image_encoder.load()
+
     def to_tensor(self, medium: Video) -> Tensor:
         """A video -> float[N, *S]; a video of fewer frames repeats them."""
 

@@ -9,14 +9,16 @@ Legend: M media, L tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +28,10 @@ from mmllm.encoders.loading import ModelFolder, first_line
 from mmllm.encoders.pooling import block_number
 from mmllm.errors import AssetError, MediaError
 from mmllm.utils.hashing import fingerprint, sha256_file
+from mmllm.weights import are_weights_deferred
+
+_LOADING = threading.Lock()
+"""Held while an encoder reads its weights on first use: threads share a model."""
 
 
 @dataclass(frozen=True)
@@ -208,22 +214,57 @@ class AssetEncoder(ModalityEncoder):
     """Identifies the preprocessing in the fingerprint."""
 
     def __init__(self, config: Any, folder: Path | None) -> None:
-        """Read `model.safetensors` of the folder; without a folder the network is on the meta
-        device. Raises AssetError for a file that does not fit."""
+        """Read `model.safetensors` of the folder, now or on first use (`load_on_first_use`);
+        without a folder the network is on the meta device. Raises AssetError for a file that
+        cannot be read or does not fit."""
         super().__init__()
         self.config = config
-        with torch.device("meta" if folder is None else "cpu"):
-            self.build_network()
         self._weights = "left out"
-        self.freeze()
+        self._unread: Path | None = None
+        self._moves: list[Callable[[Tensor], Tensor]] = []
         if folder is None:
+            with torch.device("meta"):
+                self.build_network()
+            self.freeze()
             return
         file = folder / "model.safetensors"
-        try:
+        if are_weights_deferred():
+            with self._wrap_errors(file), safe_open(file, framework="pt"):
+                self._unread = file
+            self.register_forward_pre_hook(_load_first)
+        else:
+            self._read(file)
+        self._weights = sha256_file(file)
+
+    def load(self) -> None:
+        with _LOADING:
+            if self._unread is None:
+                return
+            # Weights created in inference mode could never take part in a training step.
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                self._read(self._unread)
+                self._unread = None
+                while self._moves:
+                    self._apply(self._moves.pop(0))
+
+    def _read(self, file: Path) -> None:
+        self.build_network()
+        self.freeze()
+        with self._wrap_errors(file):
             self.load_tensors(load_file(file))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the weights, those that are not read yet when they are."""
+        if self._unread is not None:
+            self._moves.append(fn)
+        return super()._apply(fn, recurse)
+
+    @contextmanager
+    def _wrap_errors(self, file: Path) -> Iterator[None]:
+        try:
+            yield
         except (OSError, SafetensorError, RuntimeError) as error:
             raise AssetError(f"{file}: not the weights of {self.architecture}: {error}") from error
-        self._weights = sha256_file(file)
 
     @property
     def architecture(self) -> str:
@@ -243,6 +284,11 @@ class AssetEncoder(ModalityEncoder):
         facts = {key: value for key, value in asdict(self.config).items() if key != "weights"}
         facts |= {"component": self.component, "weights": self._weights, "layer": self.layer}
         return fingerprint(facts | {"preprocessing": self.preprocessing})
+
+
+def _load_first(encoder: AssetEncoder, _: Any) -> None:
+    """A forward pre-hook."""
+    encoder.load()
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

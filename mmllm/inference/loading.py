@@ -15,6 +15,7 @@ from mmllm.kernels.devices import best_device, parse_device
 from mmllm.kernels.precision import fast_dtype, parse_dtype
 from mmllm.model import AnyToAny
 from mmllm.utils.quiet import quiet_libraries
+from mmllm.weights import load_on_first_use
 
 
 def load(
@@ -38,7 +39,7 @@ def load(
     auto = dtype in (None, "auto")
     precision = fast_dtype(device.partition(":")[0]) if auto else parse_dtype(dtype)
     configs.trust(trust)
-    with quiet_libraries():
+    with quiet_libraries("transformers"):
         model = _load_model(source, precision, device)
     return Chat(model, prefixes=prefixes)
 
@@ -50,4 +51,6 @@ def _load_model(source: str | Path, precision: torch.dtype, device: str) -> AnyT
         licences.check(system)
         return models.build(system, dtype=precision, device=device)
     checkpoint = checkpoints.open_checkpoint(source)
-    return checkpoints.load_model(checkpoint, dtype=precision, device=device)
+    # What its encoders are is compared with the checkpoint by the hashes of their files.
+    with load_on_first_use():
+        return checkpoints.load_model(checkpoint, dtype=precision, device=device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmllm.kernels.backend import UsesKernels
 from mmllm.kernels.prepacked_linear import FrozenLinear
+from mmllm.utils.imports import deferred_imports
 
 
 def plain_adapter(module: Any) -> tuple[nn.Linear, Tensor, Tensor, float] | None:
@@ -47,7 +48,8 @@ def plain_adapter(module: Any) -> tuple[nn.Linear, Tensor, Tensor, float] | None
 def fused_lora_linear() -> type[nn.Module]:
     """Return a subclass of peft's LoRA layer for `nn.Linear` that trains in fewer passes. (It is
     made in a function because importing peft takes a second.)"""
-    from peft.tuners.lora.layer import Linear
+    with deferred_imports("bitsandbytes"):  # which takes longer than peft
+        from peft.tuners.lora.layer import Linear
 
     class FusedLoRALinear(UsesKernels, Linear):
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

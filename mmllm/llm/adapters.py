@@ -7,8 +7,9 @@ refused, because no checkpoint holds those.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from mmllm.errors import CheckpointError, ConfigError, quoted
 from mmllm.utils import sandbox
 from mmllm.utils.hints import did_you_mean
+from mmllm.utils.imports import deferred_imports
 from mmllm.weights import copy_tensors, save_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -75,7 +77,8 @@ def attach_lora(
     Raises:
         ConfigError: peft does not have, or refuses, an option.
     """
-    from peft import get_peft_model
+    with deferred_imports("bitsandbytes"):  # which takes longer than peft
+        from peft import get_peft_model
 
     config = _peft_config(options)
     _check_patterns(options, model)
@@ -84,7 +87,8 @@ def attach_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            adapted: Any = get_peft_model(model, config)
+            with _without_bitsandbytes():
+                adapted: Any = get_peft_model(model, config)
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"llm.lora: peft refuses it: {error}") from error
     adapted.peft_config["default"].base_model_name_or_path = base_name
@@ -161,6 +165,21 @@ def adapters_disabled(model: Any) -> Iterator[None]:
     finally:
         for weight, requires_grad in before:
             weight.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    """Keep peft from importing bitsandbytes to see whether a layer is of it: as long as nothing has
+    imported it, none is."""
+    from peft.tuners.lora import model as library
+
+    probes = ("is_bnb_available", "is_bnb_4bit_available")
+    with ExitStack() as stack:
+        if "bitsandbytes" not in sys.modules:
+            for probe in probes:
+                stack.callback(setattr, library, probe, getattr(library, probe))
+                setattr(library, probe, lambda: False)
+        yield
 
 
 def _check_patterns(options: LoraOptions, model: nn.Module) -> None:

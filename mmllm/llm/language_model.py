@@ -113,10 +113,10 @@ class LanguageModel(UsesKernels, nn.Module):
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
-    @property
+    @cached_property
     def embedding_scale(self) -> float:
         """Root mean square of embedded tokens, the scale that projected media take; 1 for a table
-        on the meta device."""
+        on the meta device. Computed once, of the frozen table as it was loaded."""
         if self.embedding.weight.is_meta:
             return 1.0
         table = self.embedding.weight.float().square().mean().sqrt().item()

@@ -6,6 +6,7 @@ Code that lies with weights is never run, and pickles are never read.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.logit_check import check_logit_transform
 from mmllm.llm.templates import check_template
 from mmllm.utils import sandbox
+from mmllm.utils.imports import deferred_imports
 from mmllm.weights import are_weights_skipped, locate, remote_code_disabled
 
 if TYPE_CHECKING:
@@ -105,9 +107,11 @@ def local_tokenizer(weights: str) -> tuple[PreTrainedTokenizerBase, frozenset[in
 def _build(
     config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype, device: str
 ) -> LanguageModel:
+    sandbox.start()  # for the chat template, meanwhile
+    with deferred_imports("scipy.optimize"):  # for losses of object detection
+        importlib.import_module("transformers.modeling_utils")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    sandbox.start()  # for the chat template, meanwhile
     is_gguf = "gguf_file" in source
     options = {
         "dtype": dtype,

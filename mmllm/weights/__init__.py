@@ -9,16 +9,24 @@ from mmllm.weights.foreign import (
     remote_code_disabled,
     resolve_inside,
 )
-from mmllm.weights.locating import are_weights_skipped, locate, skip_weights
+from mmllm.weights.locating import (
+    are_weights_deferred,
+    are_weights_skipped,
+    load_on_first_use,
+    locate,
+    skip_weights,
+)
 from mmllm.weights.tensors import copy_tensors, save_tensors, tensor_shapes
 
 __all__ = [
     "PICKLE_SUFFIXES",
+    "are_weights_deferred",
     "are_weights_skipped",
     "check_attention",
     "check_links",
     "check_parameter_count",
     "copy_tensors",
+    "load_on_first_use",
     "locate",
     "remote_code_disabled",
     "resolve_inside",

@@ -109,6 +109,7 @@ def check_parameter_count(
         CheckpointError: It describes much more than the weights hold, or names code of a hub.
     """
     import torch
+    from transformers.initialization import no_init_weights
 
     tree = json.loads(config.read_text(encoding="utf-8"))
     check_attention(tree, config)
@@ -129,7 +130,7 @@ def check_parameter_count(
             )
     if "quantization_config" in tree:
         return
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         described = sum(parameter.numel() for parameter in build().parameters())
     held = sum(map(math.prod, shapes))
     if described > 2 * held:

@@ -14,6 +14,7 @@ CONFIG_FOLDERS = (_PACKAGE.parent / "configs" / "parts", _PACKAGE / "configs" / 
 """JSON configs of the recipes' parts, in a checkout and in an installed package."""
 
 _skipping: ContextVar[bool] = ContextVar("skip_weights", default=False)
+_on_first_use: ContextVar[bool] = ContextVar("load_on_first_use", default=False)
 
 
 @contextmanager
@@ -26,6 +27,22 @@ def skip_weights() -> Iterator[None]:
         yield
     finally:
         _skipping.reset(token)
+
+
+@contextmanager
+def load_on_first_use() -> Iterator[None]:
+    """Build frozen parts that check their files now and read the weights when they first compute,
+    where a part can do so. A reply without media thus waits for no encoder."""
+    token = _on_first_use.set(True)
+    try:
+        yield
+    finally:
+        _on_first_use.reset(token)
+
+
+def are_weights_deferred() -> bool:
+    """Whether weights are to be read on first use."""
+    return _on_first_use.get()
 
 
 def are_weights_skipped() -> bool:

@@ -18,6 +18,7 @@ from mmllm.encoders.efficientnet import EfficientNetConfig
 from mmllm.encoders.frames import FramesConfig
 from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.mini import assets
+from mmllm.weights import load_on_first_use
 
 SMALL = EfficientNetConfig(size=96, grid=2)
 
@@ -43,6 +44,35 @@ def disc(size: int = 96, x: int = 24, y: int = 24) -> np.ndarray:
 def chirp(seconds: float = 2.5, rate: int = 44_100) -> np.ndarray:
     time = np.arange(round(seconds * rate)) / rate
     return (0.4 * np.sin(2 * np.pi * (300 * time + 900 * time**2)) * np.exp(-time)).astype("f4")
+
+
+def test_weights_read_on_first_use_give_the_same_features(eye):
+    with load_on_first_use():
+        lazy = efficientnet.build(SMALL).double()
+    assert (list(lazy.parameters()), lazy.fingerprint) == ([], eye.fingerprint)
+    samples = torch.stack([eye.preprocess(Image.from_numpy(disc()))])
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        tokens = lazy(samples).tokens
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(tokens, efficientnet.build(SMALL).double()(samples).tokens)
+    assert not any(weight.requires_grad or weight.is_inference() for weight in lazy.parameters())
+
+
+def test_a_video_is_encoded_by_weights_read_on_first_use():
+    config = FramesConfig(encoder={"type": "efficientnet", "size": 96}, frames=2)
+    video = Video(array=np.stack([disc()] * 2), fps=4)
+    with load_on_first_use():
+        lazy = frames.build(config)
+    assert torch.equal(lazy.encode([video]).tokens, frames.build(config).encode([video]).tokens)
+
+
+@pytest.mark.parametrize("content", [b"", None], ids=["cut off", "absent"])
+def test_a_damaged_file_is_refused_before_its_first_use(tmp_path, content):
+    if content is not None:
+        (tmp_path / "model.safetensors").write_bytes(content)
+    with load_on_first_use(), pytest.raises(AssetError, match="not the weights of tf_efficientnet"):
+        efficientnet.build(replace(SMALL, weights=str(tmp_path)))
 
 
 # --- pictures -----------------------------------------------------------------------------------
