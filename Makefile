@@ -49,6 +49,7 @@ lock: $(INSTALLED)  ## choose the newest versions that pyproject.toml allows
 
 # --- the demo: three stages, evaluation, gallery ------------------------------------------------
 
+# Bars on a terminal say by MMLLM_PART which part of all this is being done (mmllm/utils/progress.py).
 demo: $(RUN)/evaluation.json $(RUN)/gallery/index.html  ## fetch, train, evaluate, show
 	@echo
 	@echo "Look:  $(RUN)/gallery/index.html"
@@ -62,15 +63,16 @@ $(RUN)/assets: | $(INSTALLED)
 	@touch $@
 
 # A stage that was interrupted goes on where it stopped; one that is finished is left alone.
+# Its number is the first character of its name.
 $(RUN)/%.trained: configs/mini/%.yaml | $(RUN)/assets
-	$(LAUNCH) train/train.py $< --resume
+	MMLLM_PART=$(firstword $(subst _, ,$*))/5 $(LAUNCH) train/train.py $< --resume
 	@touch $@
 
 $(RUN)/2_decoder_alignment.trained: $(RUN)/1_encoder_alignment.trained
 $(RUN)/3_instruction_tuning.trained: $(RUN)/2_decoder_alignment.trained
 
 $(RUN)/evaluation.json: $(RUN)/$(LAST).trained
-	$(BIN)/mmllm evaluate $(RUN)/$(LAST) --short-run --json $@ \
+	MMLLM_PART=4/5 $(BIN)/mmllm evaluate $(RUN)/$(LAST) --short-run --json $@ \
 		--baseline mmllm/mini/evaluation.json
 
 $(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py

@@ -36,9 +36,10 @@ def evaluate(
     short_run: Annotated[
         bool, typer.Option("--short-run", help="Thresholds of a few minutes' training.")
     ] = False,
+    whole_table: Annotated[bool, typer.Option("--all", help="Print every metric.")] = False,
     trust: Trust = None,
 ) -> None:
-    """Measure a model on held-out items and print the table."""
+    """Measure a model on held-out items and print how well it does each thing."""
     from mmllm import evaluation
 
     check_at_least_one(limit=limit)
@@ -50,6 +51,7 @@ def evaluate(
         limit=limit,
         gallery=gallery,
         short_run=short_run,
+        whole_table=whole_table,
     )
     if summary:
         replace(report, items=(), baseline=None).save(summary)

@@ -10,6 +10,18 @@ from typing import Any
 
 from mmllm.evaluation.metrics import Metric
 
+MODEL = "mini"
+"""Name of the model that is shipped."""
+
+_ABILITIES = {
+    "sees": "image->text",
+    "hears": "audio->text",
+    "draws": "text->image",
+    "sounds": "text->audio",
+    "animates": "text->video",
+}
+"""What a person would call a task -> the task whose accuracy says how well it is done."""
+
 _RENAMED_KEYS = {
     "report": {"figures": "metrics", "beside": "baseline"},
     "metric": {"row": "name", "bar": "threshold"},
@@ -76,6 +88,41 @@ class EvaluationReport:
             baseline=cls._from_tree(tree["baseline"]) if tree["baseline"] else None,
         )
 
+    def summary(self, *, short_run: bool = False) -> str:
+        """What the model can do, a line each, and how many thresholds it misses.
+
+        Args:
+            short_run: it was trained for minutes, so that missed thresholds are no surprise.
+        """
+        head = ["", "task", self.model, *([self.baseline_name] if self.baseline else []), "needs"]
+        lines = []
+        for ability, task in _ABILITIES.items():
+            metric = self.metric(task)
+            if metric is not None:
+                other = self.baseline and self.baseline.metric(task)
+                values = [
+                    metric.value,
+                    *([other.value if other else None] if self.baseline else []),
+                ]
+                shown = ["" if value is None else _number(value) for value in values]
+                lines.append([ability, task, *shown, metric.threshold.partition(" ")[0]])
+        checked = [metric for metric in self.metrics if metric.met is not None]
+        missed = [metric.name for metric in checked if not metric.met]
+        verdict = f"{len(missed)} of {len(checked)} thresholds are missed"
+        if missed and short_run:
+            verdict += (
+                ", as expected after minutes of training (docs/mini.md has the shipped model's)"
+            )
+        if missed:
+            verdict += f": {', '.join(missed)}"
+        return f"{_aligned([head, *lines])}\n{verdict}. --all prints every metric."
+
+    @property
+    def baseline_name(self) -> str:
+        """The head of the baseline's column."""
+        assert self.baseline is not None
+        return f"shipped {MODEL}" if self.baseline.model == MODEL else self.baseline.model
+
     def table(self) -> str:
         """The metrics as aligned text, one line each; the baseline's values in the last column."""
         head = ["metric", "n", "value", "95 %", "threshold", "met"]
@@ -91,7 +138,7 @@ class EvaluationReport:
             for metric in self.metrics
         ]
         if self.baseline:
-            head.append(self.baseline.model)
+            head.append(self.baseline_name)
             for line, metric in zip(lines, self.metrics, strict=True):
                 other = self.baseline.metric(metric.name)
                 line.append(_number(other.value) if other else "")

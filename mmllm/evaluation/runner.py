@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from mmllm import console
 from mmllm.conversation import Message, Text
@@ -25,6 +24,7 @@ from mmllm.evaluation.tasks import TASKS
 from mmllm.gallery import GalleryEntry, write_gallery
 from mmllm.inference.chat import Chat
 from mmllm.inference.loading import load
+from mmllm.utils.progress import progress_bar
 from mmllm.version import __version__
 
 _OTHER_TASKS = ("perplexity", "batch of 8")
@@ -40,8 +40,9 @@ def evaluate(
     limit: int | None = None,
     gallery: Path | None = None,
     short_run: bool = False,
+    whole_table: bool = False,
 ) -> EvaluationReport:
-    """Measure a model, print the table, and write JSON and a gallery where requested.
+    """Measure a model, print the main results, and write JSON and a gallery where requested.
 
     Args:
         model: a name, a checkpoint or run folder, or a YAML.
@@ -53,6 +54,7 @@ def evaluate(
         limit: items per task at most, for a quick look.
         gallery: folder for a page of test items and responses.
         short_run: use the thresholds of a few minutes' training.
+        whole_table: print every metric, as where `tasks` are given.
 
     Returns:
         The report, the baseline's inside it.
@@ -68,7 +70,7 @@ def evaluate(
         report = replace(report, baseline=saved or measure(baseline, resources)[0])
     if json_path:
         report.save(json_path)
-    console.echo(report.table())
+    console.echo(report.table() if whole_table or tasks else report.summary(short_run=short_run))
     if gallery:
         write_gallery(gallery, f"{model}: held-out items", _gallery_entries(report, responses))
     return report
@@ -91,7 +93,7 @@ def measure(
     chat = load(model)
     measurement = ModelMeasurement(resources, model, chat)
     total = sum(len(resources.items_of(task)) for task in tasks)
-    with tqdm(total=total, unit="item", desc=model, disable=None) as bar:  # None: on terminals
+    with progress_bar("evaluation", total=total, unit="item") as bar:
         for task in tasks:
             bar.set_description(f"{model} {task.name}")
             measurement.measure_task(task, bar)

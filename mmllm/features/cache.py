@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
-from tqdm import tqdm
 
 from mmllm.conversation import Medium
 from mmllm.data.rendering import Rendered
@@ -25,6 +24,7 @@ from mmllm.kernels.devices import to_device
 from mmllm.media import Embedded
 from mmllm.model import AnyToAny
 from mmllm.utils.hashing import sha256
+from mmllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -164,13 +164,8 @@ class FeatureCache:
         to_encode = list(media.values())[first::step]
         to_latents = list(latent_media.values())[first::step]
         to_embed = list(captions.values())[first::step]
-        with tqdm(
-            total=len(to_encode) + len(to_latents) + len(to_embed),
-            desc="frozen parts",
-            unit="item",
-            disable=not progress or None,  # None: shown on terminals only
-            leave=False,
-        ) as bar:
+        total = len(to_encode) + len(to_latents) + len(to_embed)
+        with progress_bar("frozen parts", total=total, unit="item", show=progress) as bar:
             for key, group in _grouped(to_encode):
                 bad += self._encode(key, group, skip_bad=True, tick=bar.update)
             for key, group in _grouped(to_embed):

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmllm.utils.quiet import without_bars
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,9 +27,10 @@ def convert_smollm2(file: Path, folder: Path) -> None:
         "trust_remote_code": False,
     }
     # `dequantize` must be asked for: by default the weights stay packed in GGUF blocks.
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
+    with without_bars("transformers.modeling_gguf_pytorch_utils"):
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
     # A model that remembers its quantisation refuses to be saved.
     model.hf_quantizer = None  # pyright: ignore[reportArgumentType]
     for memory in ("quantization_config", "_pre_quantization_dtype"):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from itertools import islice
@@ -20,6 +21,8 @@ from mmllm.utils import files
 
 logger = logging.getLogger(__name__)
 
+LOG_SECONDS = 300.0
+"""Time between two lines of `Journal.log_progress`."""
 ALLOWED_SKIPS = 10
 """Skipped items below which a run never ends: early on, one is a large fraction of all."""
 
@@ -64,6 +67,7 @@ class Journal:
         self.skipped: Counter[tuple[str, str]] = Counter()  # (name, error) -> draws
         self._recent: deque[dict[str, float]] = deque(maxlen=20)
         self._waiting: tuple[int, Losses, float] | None = None
+        self._logged = time.monotonic()
         self._file = output / "metrics.jsonl"
         if main:
             with write_errors(self._file):
@@ -190,6 +194,13 @@ class Journal:
             recent = [values[name] for values in self._recent if name in values]
             means[name] = f"{sum(recent) / len(recent):.3f}"
         return means
+
+    def log_progress(self, done: int) -> None:
+        """Log the means over the last steps, every few minutes, where no bar shows them."""
+        if self._recent and time.monotonic() - self._logged >= LOG_SECONDS:
+            self._logged = time.monotonic()
+            means = "  ".join(f"{name} {value}" for name, value in self.latest().items())
+            logger.info("step %d of %d  %s", done, self.stage.steps, means)
 
     def curves(self) -> None:
         """curves.png: one panel a loss, training and held out."""

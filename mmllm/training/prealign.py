@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mmllm.config import PrealignConfig, StageConfig
 from mmllm.conversation import Medium
@@ -39,6 +38,7 @@ from mmllm.features.cache import FeatureCache, medium_identity
 from mmllm.kernels.devices import to_device
 from mmllm.losses import alignment_distance
 from mmllm.model import AnyToAny
+from mmllm.utils.progress import progress_bar
 
 Reply = tuple[int, ...]
 Autocast = Callable[[], AbstractContextManager]
@@ -151,15 +151,12 @@ def _signals(
     """The present LLM's hidden states at every signal span of `items`, by output key."""
     found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {key: [] for key in keys}
     items = sorted(items, key=len) if keys else []
-    bar = tqdm(
-        range(0, len(items), BATCH_SIZE),
-        desc="pre-alignment: hidden states",
-        unit="batch",
-        disable=not fit.progress,
-        leave=False,
+    starts = range(0, len(items), BATCH_SIZE)
+    bar = progress_bar(
+        "pre-alignment: hidden states", total=len(starts), unit="batch", show=fit.progress
     )
-    with _evaluating(model):
-        for start in bar:
+    with _evaluating(model), bar as shown:
+        for start in starts:
             group = items[start : start + BATCH_SIZE]
             batch = collate(
                 group,
@@ -173,6 +170,7 @@ def _signals(
             for key in keys:
                 if len(signals[key]):
                     found[key].append((signals[key], batch.outputs[key].targets))
+            shown.update()
     return {
         key: _Signals(
             torch.cat([states for states, _ in parts]),
@@ -215,22 +213,21 @@ class _Fit:
         )
         projection.train()
         value = torch.zeros(())
-        bar = tqdm(
-            range(options.steps),
-            desc=f"pre-alignment: {name}",
-            unit="step",
-            disable=not self.progress,
-            leave=False,
+        warmup = 0.05 * options.steps + 1
+        bar = progress_bar(
+            f"pre-alignment: {name}", total=options.steps, unit="step", show=self.progress
         )
-        for step in bar:
-            rate = min(1.0, (step + 1) / (0.05 * options.steps + 1)) * (1 - step / options.steps)
-            optimizer.param_groups[0]["lr"] = options.learning_rate * rate
-            with self.autocast():
-                value = loss(torch.randperm(num, generator=generator)[: options.batch_size])
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
+        with bar as shown:
+            for step in range(options.steps):
+                rate = min(1.0, (step + 1) / warmup) * (1 - step / options.steps)
+                optimizer.param_groups[0]["lr"] = options.learning_rate * rate
+                with self.autocast():
+                    value = loss(torch.randperm(num, generator=generator)[: options.batch_size])
+                optimizer.zero_grad()
+                value.backward()
+                nn.utils.clip_grad_norm_(weights, 1.0)
+                optimizer.step()
+                shown.update()
         optimizer.zero_grad()
         return value.item()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from mmllm import checkpoints
 from mmllm import config as configs
@@ -36,6 +36,10 @@ from mmllm.training.processes import choose_precision, make_accelerator, uses_li
 from mmllm.training.resume import CheckpointSaver, StartingPoint
 from mmllm.training.trainable import ParameterGroup, choose_trainable, replaceable_decoders
 from mmllm.utils import files
+from mmllm.utils.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +102,14 @@ class TrainingRun:
         """
         return done % every == 0 or done == self.stage.steps
 
-    def progress_bar(self) -> tqdm:
-        """Return a progress bar over the steps, which starts at the first step of this run."""
-        return tqdm(
+    def progress_bar(self) -> AbstractContextManager[tqdm]:
+        """A bar over the steps, while the returned context is open."""
+        return progress_bar(
+            self.stage.name,
             total=self.stage.steps,
             initial=self.start,
-            desc=self.stage.name,
             unit="step",
-            disable=not self.progress,
+            show=self.progress,
         )
 
     def align_projections(self, options: PrealignConfig, *, inputs: bool = True) -> None:

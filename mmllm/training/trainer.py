@@ -89,6 +89,8 @@ def run_steps(training: TrainingRun) -> None:
             journal.step(step, losses, data.skipped, seconds=time.perf_counter() - began)
             bar.set_postfix(journal.latest(), refresh=False)
             bar.update()
+            if bar.disable:
+                journal.log_progress(step + 1)
             done = step + 1
             for callback in CALLBACKS:
                 callback(training, done)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _PIPELINES = "diffusers.pipelines.pipeline_utils"
 
@@ -47,6 +49,18 @@ def quiet_libraries(
             stack.callback(logger.removeFilter, keep)
             logger.addFilter(keep)
         yield
+
+
+@contextlib.contextmanager
+def without_bars(module: str) -> Iterator[None]:
+    """Hide the progress bars in the block of a module that uses `tqdm` by itself."""
+    imported: Any = importlib.import_module(module)
+    shown = imported.tqdm
+    imported.tqdm = functools.partial(shown, disable=True)
+    try:
+        yield
+    finally:
+        imported.tqdm = shown
 
 
 class _Keep(logging.Filter):

@@ -57,6 +57,22 @@ def test_table_shows_thresholds_and_the_baseline() -> None:
     assert third.split() == ["video->text", "4", "1.000", "0.510-1.000"]
 
 
+def test_the_summary_is_a_line_for_each_ability_and_what_was_missed() -> None:
+    head, _, draws, verdict = _report().summary(short_run=True).splitlines()
+    assert head.split() == ["task", "mini", "other", "needs"]
+    assert draws.split() == ["draws", "text->image", "0.500", "0.250", "0.600"]
+    assert verdict.startswith("1 of 2 thresholds are missed, as expected after minutes of training")
+    assert verdict.endswith(": text->image. --all prints every metric.")
+    assert "expected" not in _report().summary()
+
+
+def test_the_baseline_that_is_shipped_is_called_so() -> None:
+    shipped = EvaluationReport.load(Path(mmllm.__file__).parent / "mini" / "evaluation.json")
+    report = EvaluationReport("runs/mini", _report().metrics, baseline=shipped)
+    assert report.table().splitlines()[0].endswith("  shipped mini")
+    assert "shipped mini" in report.summary().splitlines()[0]
+
+
 def test_met_is_false_as_soon_as_one_threshold_is_missed() -> None:
     report = _report()
     assert not report.met
