@@ -99,6 +99,7 @@ ALLOWED: dict[str, set[str]] = {
         "inference",
         "mini",
         "model",
+        "reasoning",
     },
     "demo": {
         "conversation",
@@ -131,6 +132,7 @@ ALLOWED: dict[str, set[str]] = {
         "media",
         "mini",
         "planning",
+        "reasoning",
         "server",
         "terminal",
         "training",

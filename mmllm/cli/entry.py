@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mmllm import console
-from mmllm.cli import cache, chat, convert, data, evaluate, plan, serve, teach, tools, train
+from mmllm.cli import cache, chat, convert, data, evaluate, plan, reason, serve, teach, tools, train
 from mmllm.cli.renamed import with_present_names
 from mmllm.errors import MmllmError
 
@@ -79,6 +79,9 @@ def common(
 
 convert_app = typer.Typer(help="Import what others have trained.", no_args_is_help=True)
 convert_app.command("nextgpt")(convert.nextgpt)
+reason_app = typer.Typer(help="Programs that use a language model as a part.", no_args_is_help=True)
+reason_app.command("search")(reason.search)
+reason_app.command("cipher")(reason.cipher)
 data_app = typer.Typer(help="Inspect the data of a stage.", no_args_is_help=True)
 data_app.command("check")(data.check)
 
@@ -97,3 +100,4 @@ app.command()(tools.assets)
 app.command()(tools.version)
 app.add_typer(convert_app, name="convert")
 app.add_typer(data_app, name="data")
+app.add_typer(reason_app, name="reason")

@@ -97,8 +97,12 @@ class EvaluationResources:
 
     def items_of(self, task: Task) -> list[EvalItem]:
         """The items that a task is measured on."""
-        num = min(task.max_items, self.limit or task.max_items)
+        num = self.num_items(task.max_items)
         return evenly_spaced(self.items.get(task.name, []), num)
+
+    def num_items(self, max_items: int) -> int:
+        """The number of items of a task that has `max_items` at most."""
+        return min(max_items, self.limit or max_items)
 
 
 def _read_json(file: Path) -> Any:

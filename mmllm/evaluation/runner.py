@@ -16,6 +16,7 @@ import torch
 from mmllm import console
 from mmllm.conversation import Message, Text
 from mmllm.errors import ConfigError
+from mmllm.evaluation import reasoning
 from mmllm.evaluation.measurement import ModelMeasurement
 from mmllm.evaluation.prompts import EvalResponse
 from mmllm.evaluation.report import EvaluationReport
@@ -46,7 +47,8 @@ def evaluate(
 
     Args:
         model: a name, a checkpoint or run folder, or a YAML.
-        tasks: names of tasks, or their beginning ("routing"); all unless given.
+        tasks: names of tasks, or their beginning ("routing"); unless given, all but those of
+            `reasoning`.
         json_path: where the report is written.
         baseline: a second model, measured alike, or the JSON file of a report. Its values are the
             last column. What it reports of a frozen part that both models have is not measured
@@ -92,7 +94,9 @@ def measure(
     tasks = [task for task in TASKS if task.name in resources.selected]
     chat = load(model)
     measurement = ModelMeasurement(resources, model, chat)
+    programs = {name: row for name, row in reasoning.ROWS.items() if name in resources.selected}
     total = sum(len(resources.items_of(task)) for task in tasks)
+    total += sum(resources.num_items(row[1]) for row in programs.values())
     with progress_bar("evaluation", total=total, unit="item") as bar:
         for task in tasks:
             bar.set_description(f"{model} {task.name}")
@@ -102,6 +106,10 @@ def measure(
         if "batch of 8" in resources.selected:
             bar.set_description(f"{model} batch of 8")
             measurement.measure_batching()
+        for name, (measure_row, num) in programs.items():
+            bar.set_description(f"{model} {name}")
+            num = resources.num_items(num)
+            measurement.metrics += measure_row(chat, resources.data, num, bar.update)
     facts = _facts(chat) | {"seconds": round(time.perf_counter() - start, 1)}
     items = tuple(asdict(scored) for scored in measurement.scored)
     report = EvaluationReport(model, tuple(measurement.finished_metrics()), items, facts)
@@ -110,11 +118,14 @@ def measure(
 
 def _selected_tasks(names: Sequence[str] | None) -> list[str]:
     """The tasks with these names or these beginnings of names, in the order of the table."""
-    known = [task.name for task in TASKS] + list(_OTHER_TASKS)
-    for name in names or ():
+    default = [task.name for task in TASKS] + list(_OTHER_TASKS)
+    if names is None:
+        return default
+    known = default + list(reasoning.ROWS)
+    for name in names:
         if not any(_selects(name, task) for task in known):
             raise ConfigError(f"evaluate: unknown task {name!r}; known are {', '.join(known)}")
-    return [task for task in known if names is None or any(_selects(name, task) for name in names)]
+    return [task for task in known if any(_selects(name, task) for name in names)]
 
 
 def _selects(name: str, task: str) -> bool:

@@ -1,0 +1,93 @@
+"""`mmllm reason`: searches from the command line, their files, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+import mmllm
+from mmllm.cli import FAILED, main
+from mmllm.reasoning import ScriptedModel
+from mmllm.reasoning.problems.cipher import encode
+from tests.reasoning.optimizers import descend
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(text: str, rng: random.Random) -> str:
+        return descend(text, rng) if "w=" in text else "nothing"
+
+    def likelihood(_: str, reply: str) -> float:
+        return sum(letter in "etaoin" for letter in reply)
+
+    monkeypatch.setattr(mmllm, "load", lambda *_: ScriptedModel(rule, likelihood))
+
+
+def test_a_search_prints_what_it_found_and_the_baselines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: tmp_path / name for name in ("run.jsonl", "result.json", "curve.png")}
+    arguments = ["reason", "search", "regression", "--steps", "8", "--seed", "1"]
+    arguments += ["--record", str(files["run.jsonl"]), "--json", str(files["result.json"])]
+    assert main([*arguments, "--curve", str(files["curve.png"])]) == 0
+    out, err = capsys.readouterr()
+    assert "linear regression (15, 14), strategy opro: [15, 14] (a solution" in out
+    assert "random search at" in out
+    assert "hill climbing at" in out
+    assert "best of step" not in err  # no table without a terminal
+    tree = json.loads(files["result.json"].read_text())
+    assert tree["best"]["candidate"] == "[15, 14]"
+    assert [entry["name"] for entry in tree["baselines"]] == ["random search", "hill climbing"]
+    assert files["curve.png"].read_bytes().startswith(b"\x89PNG")
+    assert len(files["run.jsonl"].read_text().splitlines()) == tree["usage"]["calls"]
+    before = {name: file.read_bytes() for name, file in files.items()}
+    assert main([*arguments, "--curve", str(files["curve.png"])]) == 0  # from the record
+    assert {name: file.read_bytes() for name, file in files.items()} == before
+
+
+@pytest.mark.parametrize("problem", ["salesman", "blocksworld", "arithmetic"])
+def test_every_problem_can_be_searched(problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reason", "search", problem, "--steps", "2", "--max-calls", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "ended after 1 steps (budget)" in out
+    assert "answers in a row were unusable" in out
+
+
+def test_a_terminal_sees_a_line_per_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    main(["reason", "search", "regression", "--target", "36", "-1", "--steps", "3"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [["1", "8/8"], ["2", "8/8"], ["3", "8/8"]]
+
+
+def test_a_cipher_is_decoded(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "the queen was not amused at all"
+    assert main(["reason", "cipher", encode(text, 7), "--shift", "7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"generate and test: {text} (shift 7)", "asked directly: nothing"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps: expected at least 1, got 0"),
+        (["--max-calls", "0"], "--max-calls: expected at least 1, got 0"),
+        (["--json", "/dev/null/x.json"], "--json /dev/null/x.json: cannot be written"),
+        (["--curve", "curve.xyz"], "--curve curve.xyz: cannot be written"),
+    ],
+)
+def test_mistakes_are_reported_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["reason", "search", "regression", "--steps", "1", *arguments]) == FAILED
+    assert message in capsys.readouterr().err
