@@ -82,6 +82,8 @@ convert_app.command("nextgpt")(convert.nextgpt)
 reason_app = typer.Typer(help="Programs that use a language model as a part.", no_args_is_help=True)
 reason_app.command("search")(reason.search)
 reason_app.command("cipher")(reason.cipher)
+reason_app.command("read")(reason.read)
+reason_app.command("focus")(reason.focus)
 data_app = typer.Typer(help="Inspect the data of a stage.", no_args_is_help=True)
 data_app.command("check")(data.check)
 

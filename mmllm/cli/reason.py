@@ -60,7 +60,9 @@ def search(
     ] = None,
     steps: Annotated[int, typer.Option(help="Calls of the model.")] = 20,
     samples: Annotated[int, typer.Option(help="Replies per call.")] = 8,
-    keep: Annotated[int, typer.Option(help="Candidates that the prompt shows.")] = 20,
+    keep: Annotated[
+        int | None, typer.Option(help="Candidates that the prompt shows (opro 20, critique 4).")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Of one reply.")] = 128,
     seed: Seed = 0,
@@ -131,6 +133,108 @@ def cipher(
         console.echo(f"asked directly: {decode_directly(asked, text, shift)}")
 
 
+def read(
+    file: Annotated[Path, typer.Argument(help="A text in UTF-8.")],
+    question: Annotated[str, typer.Argument(help="A question about it.")],
+    model: Model = "mini",
+    name: Name = "mini",
+    api_key: ApiKey = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A possible answer (repeatable).")
+    ] = None,
+    choose: Annotated[
+        Literal["likelihood", "written"] | None,
+        typer.Option(help="How the way is chosen; likelihood for a local model, else written."),
+    ] = None,
+    no_reasoning: Annotated[
+        bool, typer.Option("--no-reasoning", help="Written choices without reasoning.")
+    ] = False,
+    segment_tokens: Annotated[int, typer.Option(help="Tokens of a segment.")] = 500,
+    trees: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep trees there (.mmllm-trees).")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also answer from the whole text, summaries, …")
+    ] = False,
+    context: Annotated[int, typer.Option(help="Tokens of a text in --compare.")] = 1500,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    record: Record = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Answer a question about a long text by a walk through a tree of summaries."""
+    from dataclasses import asdict
+
+    from mmllm.reasoning import TreeOptions, build_tree, walk
+    from mmllm.reasoning.reading import BASELINES, answer_by_baselines
+
+    check_at_least_one(context=context)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: no text can be read from it: {error}") from error
+    is_local = not is_url(model)
+    options = TreeOptions(segment_tokens=segment_tokens)
+    asked = _open_model(model, name, api_key, max_calls, max_tokens, record)
+    tree = build_tree(
+        asked,
+        text,
+        options,
+        folder=trees or Path(".mmllm-trees"),
+        on_progress=lambda _: console.status(f"summaries: {asked.usage.calls}"),
+    )
+    console.status()
+    found = walk(
+        asked,
+        tree,
+        question,
+        choose=choose or ("likelihood" if is_local else "written"),
+        options=option or (),
+        reason=not no_reasoning,
+    )
+    console.echo(found.answer if found.answer is not None else f"no answer: {found.note}")
+    nodes = " > ".join(map(str, found.path))
+    console.note(f"read {found.read_fraction:.0%} of the text; path {nodes} of {len(tree.nodes)}")
+    answers: dict[str, str | None] = {}
+    if compare:
+        names = [entry for entry in BASELINES if is_local or entry != "likelihood"]
+        answers = answer_by_baselines(
+            asked, tree, question, options=option or (), context=context, names=names
+        )
+        for entry, answer in answers.items():
+            console.echo(f"{entry}: {'exceeds the context' if answer is None else answer}")
+    if json_file:
+        _write_json(json_file, {**asdict(found), "baselines": answers})
+
+
+def focus(
+    text: Annotated[str, typer.Argument(help="A message with a question, opinions and all.")],
+    model: Model = "mini",
+    name: Name = "mini",
+    api_key: ApiKey = None,
+    attend: Annotated[
+        Literal["rewrite", "sentences"], typer.Option(help="How it is decided what counts.")
+    ] = "rewrite",
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    record: Record = None,
+) -> None:
+    """Answer a message from what should count in it alone (System 2 Attention)."""
+    from mmllm import reasoning
+    from mmllm.conversation import Text, message
+
+    asked = _open_model(model, name, api_key, max_calls, max_tokens, record)
+    focused = reasoning.focus(asked, [message("user", Text(text))], attend=attend)
+    console.note(focused[-1].text)
+    (completion,) = asked.complete(focused, temperature=0.0)
+    console.echo(completion.text)
+
+
+def is_url(source: str) -> bool:
+    """Whether a model is named by the URL of an API."""
+    return source.startswith(("http://", "https://"))
+
+
 def _open_model(
     source: str,
     name: str,
@@ -145,7 +249,7 @@ def _open_model(
 
     check_at_least_one(max_calls=max_calls, max_tokens=max_tokens)
     model: ChatModel
-    if source.startswith(("http://", "https://")):
+    if is_url(source):
         model = OpenAIModel(source, name, api_key=api_key)
     else:
         console.note(f"loading {source}")

@@ -33,7 +33,7 @@ _SENTENCE = re.compile(r"[A-Z][a-z ,;'-]{20,38}[.!?](?=\s)")
 OnProgress = Callable[[int], object]
 
 
-def measure_cipher(
+def _measure_cipher(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """Caesar ciphers of sentences, all 25 shifts in turn: asked directly, and by generate and
@@ -57,7 +57,7 @@ def measure_cipher(
     yield with_threshold(metric, MIN_TESTED)
 
 
-def measure_blocksworld(
+def _measure_blocksworld(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """Instances of 3 to 5 blocks: solved with the verifier's critique in 2 calls of 4 plans, and by
@@ -88,7 +88,7 @@ def measure_blocksworld(
     yield accuracy_metric("reasoning/blocksworld, solved by random plans", by_chance, start)
 
 
-def measure_optimizer(
+def _measure_optimizer(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """The model as the optimizer of a linear regression, (15, 14), in 15 steps of 8 samples; hill
@@ -112,15 +112,22 @@ def measure_optimizer(
 
 
 ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
-    "reasoning/cipher": (measure_cipher, NUM_CIPHERS),
-    "reasoning/blocksworld": (measure_blocksworld, NUM_BLOCKSWORLDS),
-    "reasoning/optimizer": (measure_optimizer, NUM_OPTIMIZATIONS),
+    "reasoning/cipher": (_measure_cipher, NUM_CIPHERS),
+    "reasoning/blocksworld": (_measure_blocksworld, NUM_BLOCKSWORLDS),
+    "reasoning/optimizer": (_measure_optimizer, NUM_OPTIMIZATIONS),
 }
-"""Name of a task -> what measures it, and the number of items."""
+"""Name of a task -> what measures it, called with (model, folder of mini's data, number of items,
+function that takes the number of items done), and the number of items."""
 
 
 def sample_sentences(text: str, num: int, seed: int = 0) -> list[str]:
-    """`num` different sentences of 22 to 40 characters, without digits or quotation marks."""
+    """Draw different sentences of 22 to 40 characters, without digits or quotation marks.
+
+    Args:
+        text: the text that holds them.
+        num: how many, at most.
+        seed: of the draw.
+    """
     found = sorted(set(_SENTENCE.findall(" ".join(text.split()))))
     return random.Random(seed).sample(found, min(num, len(found)))
 

@@ -8,11 +8,14 @@ reply.image.save("apple.png")
 from __future__ import annotations
 
 import asyncio
+import inspect
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+from mmllm.conversation import Message
 from mmllm.features.cache import FeatureCache
 from mmllm.inference.cancel import CancelToken
 from mmllm.inference.engine import Engine
@@ -33,6 +36,7 @@ from mmllm.inference.settings import resolve_settings
 from mmllm.inference.streaming import iterate_events, iterate_events_async
 from mmllm.inference.text_model import model_fingerprint, score_replies
 from mmllm.model import AnyToAny
+from mmllm.reasoning.verified import DEFAULT_TRIES, Verifier, verified_reply
 
 if TYPE_CHECKING:
     from mmllm.reasoning.models import Completion
@@ -73,6 +77,10 @@ class Chat:
         decoders: DecoderOptions | None = None,
         on_step: OnStep | None = None,
         cancel: threading.Event | None = None,
+        verify: Verifier | str | None = None,
+        tries: int = DEFAULT_TRIES,
+        feedback: bool = False,
+        think_first: bool = False,
         **options: Unpack[ChatOptions],
     ) -> Reply:
         """Reply to one conversation.
@@ -87,6 +95,13 @@ class Chat:
             decoders: by modality, options of its decoder; see `reply_many`.
             on_step: called with (output key, step, steps) while media are made.
             cancel: ends the work when it is set, from any thread.
+            verify: checks the reply, which is made again with the next seed until it is accepted.
+                A function of the reply that returns True, or what is wrong as text; "judge" (of the
+                concepts of mini's data); "look-again" (the model must recognise what it made).
+                `reply.verification` says how many tries it took, and why.
+            tries: replies at most, with `verify`.
+            feedback: whether a reply that was not accepted is sent back with what is wrong.
+            think_first: whether the model first writes what it will make, as a turn of its own.
             **options: fields of mmllm.inference.sampling.Sampling (max_new_tokens, temperature, …),
                 `system` for a system message's text, and media of the last message by modality:
                 `image="cat.png"`.
@@ -98,15 +113,34 @@ class Chat:
             Cancelled: after `cancel` was set.
         """
         sampling: dict[str, Any] = {**options}
-        return self._reply(
-            [as_messages(conversation, *parts, **pop_inputs(sampling))],
-            seeds=None if seed is None else [seed],
-            sink=self._sink(on_step),
-            cancel=CancelToken(cancel),
-            modalities=modalities,
-            decoders=decoders,
-            sampling=sampling,
-        )[0]
+        messages = as_messages(conversation, *parts, **pop_inputs(sampling))
+
+        def answer(
+            messages: Sequence[Message], seed: int | None, choices: Modalities | None = modalities
+        ) -> Reply:
+            return self._reply(
+                [messages],
+                seeds=None if seed is None else [seed],
+                sink=self._sink(on_step),
+                cancel=CancelToken(cancel),
+                modalities=choices,
+                decoders=decoders,
+                sampling=sampling,
+            )[0]
+
+        if verify is None and not think_first:
+            return answer(messages, seed)
+        text_only: Modalities = dict.fromkeys(self.model.renderer.output_keys, "forbid")
+        return verified_reply(
+            answer,
+            lambda messages, seed: answer(messages, seed, text_only),
+            messages,
+            seed=random.randrange(2**31) if seed is None else seed,
+            verify=verify,
+            tries=tries,
+            feedback=feedback,
+            think_first=think_first,
+        )
 
     __call__ = reply
 
@@ -118,9 +152,12 @@ class Chat:
         Args:
             conversation: as in `reply`.
             *parts: as in `reply`.
-            **options: as in `reply`.
+            **options: as in `reply`; `verify` may be a coroutine function.
         """
         cancel = options.setdefault("cancel", threading.Event())
+        verify = options.get("verify")
+        if inspect.iscoroutinefunction(verify):
+            options["verify"] = _run_in(asyncio.get_running_loop(), verify)
         try:
             return await asyncio.to_thread(self.reply, conversation, *parts, **options)
         except asyncio.CancelledError:
@@ -327,3 +364,8 @@ class Chat:
 
     def _sink(self, on_step: OnStep | None) -> EventSink:
         return step_sink(on_step, self.model.renderer.output_keys) if on_step else ignore
+
+
+def _run_in(loop: asyncio.AbstractEventLoop, verify: Callable[[Any], Any]) -> Verifier:
+    """A verifier that runs a coroutine function in an event loop, and waits in its own thread."""
+    return lambda reply: asyncio.run_coroutine_threadsafe(verify(reply), loop).result()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmllm.conversation import Audio, Image, Medium, Message, Text, Video
 from mmllm.errors import MediaError
+
+if TYPE_CHECKING:
+    from mmllm.reasoning.verified import Verification
 
 M = TypeVar("M", bound=Medium)
 
@@ -60,6 +63,7 @@ class Reply:
         notes: what the caller should know, e.g. that the context was full.
         usage: numbers of tokens.
         timings: seconds.
+        verification: how many tries `reply(…, verify=…)` took, and why; None without it.
     """
 
     message: Message
@@ -69,6 +73,7 @@ class Reply:
     notes: tuple[str, ...] = ()
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings, compare=False)
+    verification: Verification | None = None
 
     def __repr__(self) -> str:
         media = f", media={self.media}" if self.media else ""

@@ -8,6 +8,9 @@ are verified from outside, reading of what exceeds the context.
     search_loop          prompt from history -> completions -> candidates -> evaluation -> history
     problems             what is searched for, with sound evaluations
     baselines, report    random search and hill climbing at equal evaluations; the report
+    verified             replies that are made again until a check accepts them
+    tree, walk, reading  MemWalker: texts that exceed the context
+    system2_attention    conversations without what should not count
 
 `mmllm.Chat` is a ChatModel. Nothing here imports torch.
 """
@@ -24,6 +27,10 @@ from mmllm.reasoning.models import (
 from mmllm.reasoning.recorder import Recorder
 from mmllm.reasoning.scripted import ScriptedModel
 from mmllm.reasoning.search_loop import Evaluation, Problem, SearchResult, search
+from mmllm.reasoning.system2_attention import focus
+from mmllm.reasoning.tree import SummaryTree, TreeOptions, build_tree
+from mmllm.reasoning.verified import ReplyVerdict, Verification
+from mmllm.reasoning.walk import walk
 
 __all__ = [
     "Budget",
@@ -36,7 +43,14 @@ __all__ = [
     "OpenAIModel",
     "Problem",
     "Recorder",
+    "ReplyVerdict",
     "ScriptedModel",
     "SearchResult",
+    "SummaryTree",
+    "TreeOptions",
+    "Verification",
+    "build_tree",
+    "focus",
     "search",
+    "walk",
 ]

@@ -38,7 +38,14 @@ class BaselineResult:
 def baselines(
     problem: Problem[Any], result: SearchResult, *, repeats: int = REPEATS, seed: int = 0
 ) -> list[BaselineResult]:
-    """Both baselines, with as many evaluations as `result` has, its starts included."""
+    """Run both baselines, with as many evaluations as a search took, its starts included.
+
+    Args:
+        problem: what was searched for.
+        result: what was found by a language model.
+        repeats: runs of each baseline.
+        seed: of these runs.
+    """
     num = max(len(result.evaluated), 1)
     return [
         _run("random search", random_search, problem, num, repeats, seed),
@@ -47,7 +54,12 @@ def baselines(
 
 
 def random_search(problem: Problem[Any], num: int, rng: random.Random) -> tuple[list[float], bool]:
-    """Evaluate the starts, then `num` candidates in all drawn at random.
+    """Evaluate the starts, then candidates drawn at random.
+
+    Args:
+        problem: what is searched for.
+        num: evaluations at most.
+        rng: source of randomness.
 
     Returns:
         The values in order, and whether the last one is of a solution.
@@ -64,7 +76,16 @@ def random_search(problem: Problem[Any], num: int, rng: random.Random) -> tuple[
 
 
 def hill_climbing(problem: Problem[Any], num: int, rng: random.Random) -> tuple[list[float], bool]:
-    """Evaluate the starts, then neighbors of the best candidate so far; returns as above."""
+    """Evaluate the starts, then neighbors of the best candidate so far.
+
+    Args:
+        problem: what is searched for.
+        num: evaluations at most.
+        rng: source of randomness.
+
+    Returns:
+        The values in order, and whether the last one is of a solution.
+    """
     values: list[float] = []
     starts = problem.start(rng) or [problem.random(rng)]
     best, best_value = starts[0], float("inf")

@@ -115,8 +115,8 @@ class CallUsage:
 class Budget:
     """A ChatModel that counts what is asked of another one, and keeps it within limits.
 
-    A call that could exceed a limit is not made. Of tokens it is assumed that every sample is as
-    long as it may be; `max_new_tokens` is lowered to what is left, so the limit can be reached.
+    A call that could exceed a limit, if every sample were as long as it may be, is not made. Calls
+    are never changed, so that a record of them fits a later run with a larger budget.
 
     Attributes:
         model: the model that answers.
@@ -157,11 +157,7 @@ class Budget:
     ) -> list[Completion]:
         """See ChatModel. Raises BudgetError, too."""
         num_prompt = self.count_tokens(conversation)
-        self._check(num_prompt + n)
-        if self.max_tokens is not None:
-            max_new_tokens = min(
-                max_new_tokens, (self.max_tokens - self.usage.tokens - num_prompt) // n
-            )
+        self._check(num_prompt + n * max_new_tokens)
         self._count(calls=1)
         try:
             completions = self.model.complete(
@@ -203,7 +199,7 @@ class Budget:
             )
         if self.max_tokens is not None and self.usage.tokens + num_tokens > self.max_tokens:
             raise BudgetError(
-                f"the next call takes {num_tokens} tokens or more, but of the budget of "
+                f"the next call may take {num_tokens} tokens, but of the budget of "
                 f"{self.max_tokens} tokens {self.usage.tokens} are spent; allow more with "
                 "max_tokens"
             )

@@ -27,7 +27,12 @@ def step_line(result: SearchResult) -> str:
 
 
 def summary(result: SearchResult, baselines: Sequence[BaselineResult]) -> str:
-    """The result and the baselines as text of several lines."""
+    """The result and the baselines as text of several lines.
+
+    Args:
+        result: what was found.
+        baselines: at as many evaluations.
+    """
     found = "nothing"
     if result.best:
         is_solution = "a solution" if result.best.is_solved else "no solution"
@@ -49,7 +54,12 @@ def summary(result: SearchResult, baselines: Sequence[BaselineResult]) -> str:
 
 
 def as_json(result: SearchResult, baselines: Sequence[BaselineResult]) -> dict[str, Any]:
-    """All that the result holds, as plain data."""
+    """All that the result holds, as plain data.
+
+    Args:
+        result: what was found.
+        baselines: at as many evaluations.
+    """
     return {
         **asdict(result),
         "best": asdict(result.best) if result.best else None,
@@ -60,6 +70,11 @@ def as_json(result: SearchResult, baselines: Sequence[BaselineResult]) -> dict[s
 
 def write_curve(result: SearchResult, baselines: Sequence[BaselineResult], path: Path) -> None:
     """Draw the least value so far against evaluations, of the search and of the baselines.
+
+    Args:
+        result: what was found.
+        baselines: at as many evaluations.
+        path: the file; its suffix is the format.
 
     Raises:
         OSError, ValueError: the file cannot be written, or has a suffix that matplotlib lacks.

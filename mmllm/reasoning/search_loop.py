@@ -26,6 +26,7 @@ _STREAK = 3
 """Unusable answers, or failed calls, in a row that are reported."""
 
 Strategy = Literal["opro", "critique"]
+_KEEP: dict[str, int] = {"opro": 20, "critique": 4}
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,22 @@ class Evaluation:
 
 
 class Problem(Protocol[C]):
-    """What is searched for: candidates of type C, and how they are written, read and evaluated.
-
-    Attributes:
-        name: for reports.
-        introduction: what is asked of the model, before the candidates so far.
-        instruction: asks for a new candidate and its format, after them.
-    """
+    """What is searched for: candidates of type C, and how they are written, read and evaluated."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The problem's name in reports."""
+        ...
 
     @property
-    def introduction(self) -> str: ...
+    def introduction(self) -> str:
+        """What is asked of the model, before the candidates so far."""
+        ...
 
     @property
-    def instruction(self) -> str: ...
+    def instruction(self) -> str:
+        """What asks for a new candidate, and for its format, after the candidates so far."""
+        ...
 
     def start(self, rng: random.Random) -> list[C]:
         """Candidates that are evaluated before the model is asked; may be none."""
@@ -74,7 +75,12 @@ class Problem(Protocol[C]):
         ...
 
     def show_evaluated(self, candidate: C, value: float) -> str:
-        """The candidate with its value, as the prompt of strategy opro lists it."""
+        """The candidate with its value, as the prompt of strategy opro lists it.
+
+        Args:
+            candidate: the candidate.
+            value: its value.
+        """
         ...
 
     def evaluate(self, candidate: C) -> Evaluation:
@@ -86,7 +92,12 @@ class Problem(Protocol[C]):
         ...
 
     def neighbor(self, candidate: C, rng: random.Random) -> C:
-        """A candidate near another one, for hill climbing."""
+        """A candidate near another one, for hill climbing.
+
+        Args:
+            candidate: the other one.
+            rng: source of randomness.
+        """
         ...
 
 
@@ -164,7 +175,7 @@ def search(
     strategy: Strategy = "opro",
     steps: int = 20,
     samples: int = 8,
-    keep: int = 20,
+    keep: int | None = None,
     temperature: float = 1.0,
     max_new_tokens: int = 128,
     seed: int = 0,
@@ -182,7 +193,8 @@ def search(
         strategy: how the prompt shows the history.
         steps: calls at most.
         samples: replies per call.
-        keep: candidates that the prompt shows: the best ones for opro, the last ones for critique.
+        keep: candidates that the prompt shows: the best 20 for opro, and the last 4 for critique,
+            unless given.
         temperature: of the sampling.
         max_new_tokens: of one reply.
         seed: of the starts and of all samples.
@@ -191,11 +203,12 @@ def search(
     Raises:
         ConfigError: an option is out of range or unknown.
     """
+    if strategy not in _PROMPTS:
+        raise ConfigError(f"strategy: expected opro or critique, got {quoted(strategy)}")
+    keep = _KEEP[strategy] if keep is None else keep
     for name, value in (("steps", steps), ("samples", samples), ("keep", keep)):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
-    if strategy not in _PROMPTS:
-        raise ConfigError(f"strategy: expected opro or critique, got {quoted(strategy)}")
     model = model if isinstance(model, Budget) else Budget(model)
     result = SearchResult(problem.name, strategy)
     for candidate in problem.start(random.Random(seed)):
@@ -279,7 +292,7 @@ def _add(result: SearchResult, attempt: Attempt) -> None:
 # --- prompts ------------------------------------------------------------------------------------
 
 
-def opro_prompt(problem: Problem[Any], result: SearchResult, keep: int) -> list[Message]:
+def _opro_prompt(problem: Problem[Any], result: SearchResult, keep: int) -> list[Message]:
     """The meta-prompt of OPRO: the best `keep` different candidates, best last."""
     best: dict[str, float] = {}
     for attempt in sorted(result.evaluated, key=lambda attempt: attempt.value or 0.0):
@@ -293,7 +306,7 @@ def opro_prompt(problem: Problem[Any], result: SearchResult, keep: int) -> list[
     return [user("\n\n".join([problem.introduction, *lines, problem.instruction]))]
 
 
-def critique_prompt(problem: Problem[Any], result: SearchResult, keep: int) -> list[Message]:
+def _critique_prompt(problem: Problem[Any], result: SearchResult, keep: int) -> list[Message]:
     """A conversation: the task, and the last `keep` steps' best replies, each with its critique."""
     messages = [user(f"{problem.introduction}\n\n{problem.instruction}")]
     steps = sorted({attempt.step for attempt in result.attempts if attempt.step})
@@ -312,6 +325,6 @@ def _rank(value: float | None) -> float:
 
 
 _PROMPTS: dict[str, Callable[[Problem[Any], SearchResult, int], list[Message]]] = {
-    "opro": opro_prompt,
-    "critique": critique_prompt,
+    "opro": _opro_prompt,
+    "critique": _critique_prompt,
 }

@@ -13,6 +13,7 @@ from mmllm.cli import FAILED, main
 from mmllm.reasoning import ScriptedModel
 from mmllm.reasoning.problems.cipher import encode
 from tests.reasoning.optimizers import descend
+from tests.reasoning.test_walk import NAMES, TEXT, scripted
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +92,40 @@ def test_mistakes_are_reported_in_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["reason", "search", "regression", "--steps", "1", *arguments]) == FAILED
     assert message in capsys.readouterr().err
+
+
+def test_a_text_is_read_and_its_tree_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scripted()
+    monkeypatch.setattr(mmllm, "load", lambda *_: model)
+    monkeypatch.chdir(tmp_path)
+    book, result = tmp_path / "book.txt", tmp_path / "result.json"
+    book.write_text(TEXT, encoding="utf-8")
+    command = ["reason", "read", str(book), "Who keeps clocks?", "--segment-tokens", "40"]
+    command += [word for name in NAMES for word in ("--option", name)]
+    assert main([*command, "--compare", "--json", str(result)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Eli"
+    assert lines[-2:] == ["lexical: Eli", "likelihood: Eli"]
+    assert json.loads(result.read_text())["stopped"] == "answered"
+    num_calls = len(model.conversations)
+    assert main(command) == 0
+    assert len(model.conversations) == num_calls  # no summary was written again
+    assert len(list((tmp_path / ".mmllm-trees").iterdir())) == 1
+    assert main(["reason", "read", "nothing.txt", "Who?"]) == FAILED
+    assert "nothing.txt: no text can be read from it" in capsys.readouterr().err
+
+
+def test_a_message_is_answered_from_what_should_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(text: str, rng: random.Random) -> str:
+        return "Where is Paris?" if "Text by User" in text else f"answer to: {text.split('?')[0]}"
+
+    monkeypatch.setattr(mmllm, "load", lambda *_: ScriptedModel(rule))
+    assert main(["reason", "focus", "Where is Paris? I think it is in Spain."]) == 0
+    out, err = capsys.readouterr()
+    assert out == "answer to: Where is Paris\n"
+    assert "Where is Paris?\n\nAnswer in an unbiased way." in err
+    assert "Spain" not in err

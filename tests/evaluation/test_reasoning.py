@@ -39,7 +39,7 @@ def test_ciphers_are_counted_by_shift() -> None:
     assert found["asked directly, shifts 1, 3, 13"].n == 6
     tested = found["generate and test"]
     assert (tested.n, tested.met) == (50, tested.value >= 0.95)
-    assert tested.value > 0.8
+    assert tested.value > 0.6
 
 
 def test_no_wrong_plan_comes_out_of_a_model_that_writes_wrong_ones() -> None:

@@ -51,8 +51,19 @@ class ActionError(ValueError):
 
 
 def execute(state: State, held: str | None, action: Action) -> tuple[dict[str, str], str | None]:
-    """The state and the held block after an action. Raises ActionError with the precondition that
-    fails."""
+    """Execute an action.
+
+    Args:
+        state: the state.
+        held: the block in the hand, if any.
+        action: the action.
+
+    Returns:
+        The state and the held block after it.
+
+    Raises:
+        ActionError: a precondition does not hold; the message says which.
+    """
     blocks = {*state, *([held] if held else [])}
     if action.block not in blocks or action.other not in {*blocks, TABLE}:
         unknown = action.block if action.block not in blocks else action.other
@@ -79,7 +90,12 @@ def execute(state: State, held: str | None, action: Action) -> tuple[dict[str, s
 
 
 def executable(state: State, held: str | None) -> list[Action]:
-    """All actions that can be executed."""
+    """All actions that can be executed.
+
+    Args:
+        state: the state.
+        held: the block in the hand, if any.
+    """
     if held:
         clear = [block for block in state if block not in state.values()]
         return [Action("put-down", held), *(Action("stack", held, block) for block in clear)]

@@ -33,7 +33,11 @@ class Decoding:
 
 
 def encode(text: str, shift: int) -> str:
-    """Replace each of the 26 letters by the one `shift` places later; -shift decodes.
+    """Replace each of the 26 letters by a later one; the negative shift decodes.
+
+    Args:
+        text: the text; other characters stay.
+        shift: by how many places.
 
     Example:
         >>> encode("Hello, Zoe!", 1)
@@ -50,7 +54,14 @@ def encode(text: str, shift: int) -> str:
 def decode_directly(
     model: ChatModel, ciphertext: str, shift: int, *, max_new_tokens: int = 64
 ) -> str:
-    """Ask the model to decode, with the shift named and an example of it; returns its reply."""
+    """Ask the model to decode, with the shift named and an example of it; returns its reply.
+
+    Args:
+        model: asked, greedily.
+        ciphertext: the encoded text.
+        shift: by which it was encoded.
+        max_new_tokens: of the reply.
+    """
     example = "Stay here!"
     question = (
         f"Rot-{shift} is a cipher in which each letter is shifted {shift} positions forward in the "
@@ -67,6 +78,11 @@ def decode_by_test(
 ) -> Decoding:
     """Decode by every shift, and let the model's likelihood choose: one call of `score`.
 
+    Args:
+        model: gives the likelihoods.
+        ciphertext: the encoded text.
+        shifts: the candidates.
+
     Raises:
         ConfigError: the model gives no likelihoods.
         CallError: the call failed.
@@ -78,7 +94,12 @@ def decode_by_test(
 
 
 def matches(decoded: str, text: str) -> bool:
-    """Whether a decoded text has the letters of the original, in any case and punctuation."""
+    """Whether a decoded text has the letters of the original, in any case and punctuation.
+
+    Args:
+        decoded: the decoded text.
+        text: the original.
+    """
     one, other = (
         [letter for letter in entry.lower() if letter in string.ascii_lowercase]
         for entry in (decoded, text)
