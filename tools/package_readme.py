@@ -1,6 +1,6 @@
 """The README as a package index shows it: a build hook of hatchling, named in pyproject.toml.
 
-An index has none of the repository's files beside it, so pictures and links to them are left out.
+An index has none of the files of the repository, so pictures and links to them are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PackageReadme(MetadataHookInterface):
 
 
 def without_files(text: str) -> str:
-    """Return Markdown without pictures and links that lead to files beside it.
+    """Return Markdown without pictures and links that lead to files.
 
     Example:
         >>> without_files("See [the docs](docs/a.md) and [PyTorch](https://pytorch.org).")

@@ -1,4 +1,4 @@
-"""Small commands: `mmllm provenance`, `mmllm assets` and `mmllm version`."""
+"""Small commands: `mmllm provenance`, `mmllm assets`, `mmllm concepts`, `mmllm version`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def assets(
         else:
             raise ConfigError(f"unknown asset {name!r}; known are {', '.join(store.ASSETS)}")
     console.note(f"kept in {store.cache_folder()}")
+
+
+def concepts() -> None:
+    """List the things that `mini` knows by name: what it draws, plays and animates."""
+    from mmllm.mini.concepts import known_concepts
+
+    verbs = {"image": "names and draws", "audio": "hears and plays", "video": "animates"}
+    for modality, names in known_concepts().items():
+        console.echo(f"{verbs[modality]} ({len(names)}): {', '.join(names)}\n")
 
 
 def version() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mmllm.demo.messages import MODALITY_NAMES
 from mmllm.inference.chat import Chat
-from mmllm.mini import locate
+from mmllm.mini.concepts import known_concepts
 
 _KNOWS = """## What it knows
 
@@ -91,15 +89,12 @@ def is_mini(chat: Chat) -> bool:
 
 
 def _known() -> dict[str, str]:
-    """List the concepts of mini's data as text: all, those with audio, those with video."""
-    concepts = json.loads((locate("data") / "concepts.json").read_text(encoding="utf-8"))
-
-    def names(kept: Callable[[dict[str, Any]], Any]) -> str:
-        return ", ".join(sorted(concept["label"] for concept in concepts if kept(concept)))
-
+    """The fields of `_KNOWS`."""
+    known = known_concepts()
+    names = {modality: ", ".join(entries) for modality, entries in known.items()}
     return {
-        "num": str(len(concepts)),
-        "pictures": names(lambda concept: True),
-        "sounds": names(lambda concept: concept["sound"]),
-        "clips": names(lambda concept: concept["clip"]),
+        "num": str(len(known["image"])),
+        "pictures": names["image"],
+        "sounds": names["audio"],
+        "clips": names["video"],
     }

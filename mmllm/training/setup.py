@@ -225,8 +225,22 @@ def build_training(
     _prepare_features(training, precompute, progress)
     if stage.prealign and start == 0:
         training.align_projections(stage.prealign)
+    elif start == 0 and stage.init_from is None:
+        _warn_about_words(model)
     training.wrapped, training.optimizer = accelerator.prepare(model, optimizer)
     return training
+
+
+def _warn_about_words(model: AnyToAny) -> None:
+    """Warn of projections of type `words` that train from random words: they learn little."""
+    for key, projection in model.input_projections.items():
+        trains = any(parameter.requires_grad for parameter in projection.parameters())
+        if trains and getattr(projection, "words", None):
+            logger.warning(
+                "input_projections.%s: a projection of type `words` learns little without "
+                "pre-alignment; add `prealign: {steps: 300}` to the stage (docs/training.md)",
+                key,
+            )
 
 
 def _prepare_features(training: TrainingRun, precompute: bool, progress: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from mmllm.config import PrealignConfig
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
 from mmllm.projections.input import WordsConfig, WordsProjection
+from mmllm.training import trainer
 from mmllm.training.feed import open_sources, render_all_items
 from mmllm.training.prealign import prealign, spell_replies
 from mmllm.training.trainable import choose_trainable
@@ -87,3 +90,11 @@ def _with_words(tree: dict, words: int):
     return config.parse_system(
         {**tree, "input_projections": {**tree["input_projections"], "image": kind}}
     )
+
+
+@pytest.mark.parametrize("prealign", [None, {"steps": 1}])
+def test_words_without_prealignment_are_warned_of(make_run, system_tree, caplog, prealign):
+    run = make_run(steps=1, prealign=prealign, losses={"text": 1.0})
+    trainer.train(replace(run, system=_with_words(system_tree, 64)))
+    warned = [record for record in caplog.records if "without pre-alignment" in record.getMessage()]
+    assert len(warned) == (0 if prealign else 1)
