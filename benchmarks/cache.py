@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import random
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 
 from mmllm.conversation import Medium
 from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.features import index as indices
+from mmllm.features.index import Index
 from mmllm.features.store import FeatureStore
 
 ITEMS = (10_000, 1_000_000)
@@ -59,6 +63,39 @@ def reading(options: Options) -> Iterator[Row]:
     )
     detail = f"{read:,.0f} items/s against {needed:.0f} items/s"
     yield Row("cache read / step's need", repeats / timing.ratio, 10, "at least", detail=detail)
+
+
+def index(options: Options) -> Iterator[Row]:
+    """Look-ups of a million records in the index of the cache, against the same in SQLite."""
+    names = [hashlib.sha256(number.to_bytes(8, "little")).hexdigest() for number in range(ITEMS[1])]
+    asked = random.Random(0).choices(names, k=20_000)
+    numbers = np.arange(len(names))
+    with tempfile.TemporaryDirectory() as folder:
+        fields = {"file": ("<u4", numbers * 0), "offset": ("<u8", numbers * 1024)}
+        indices.write(Path(folder, "ours.index"), [indices.records(names, fields)], {})
+        own = Index(Path(folder, "ours.index"))
+        other = sqlite3.connect(Path(folder, "other.sqlite"))
+        other.execute("create table records(name blob primary key, file, place) without rowid")
+        rows = sorted((bytes.fromhex(name)[:16], 0, i * 1024) for i, name in enumerate(names))
+        other.executemany("insert into records values (?, ?, ?)", rows)
+        other.commit()
+
+        def look_up() -> None:
+            for name in asked:
+                (record,) = own[name]
+                assert record["offset"] % 1024 == 0
+
+        def select() -> None:
+            query = "select file, place from records where name = ?"
+            for name in asked:
+                ((_, place),) = other.execute(query, (bytes.fromhex(name)[:16],)).fetchall()
+                assert place % 1024 == 0
+
+        timing = timed(look_up, select, options)
+        yield Row("index / SQLite", timing.ratio, 3)
+        per_look_up = statistics.median(timing.ours) / len(asked) * 1e6
+        yield Row("one look-up", per_look_up, unit="us", detail=str(timing))
+        other.close()
 
 
 def memory(options: Options) -> Iterator[Row]:
@@ -169,4 +206,4 @@ def build(config: SyntheticConfig) -> SyntheticEncoder:
 
 
 if __name__ == "__main__":
-    sys.exit(pairs.main(__doc__, {"reading": reading, "memory": memory}))
+    sys.exit(pairs.main(__doc__, {"reading": reading, "index": index, "memory": memory}))
