@@ -19,11 +19,11 @@ LAUNCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet \
 # Everything here works without a model hub, so none is asked.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo mini test test-gpu check lint types docs site dist format install lock clean
+.PHONY: help demo mini test test-reference test-gpu check lint types docs site dist format install lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 # --- installation -------------------------------------------------------------------------------
 
@@ -108,6 +108,10 @@ WORKERS ?= 2
 
 test: lint types  ## everything that must pass before a change is merged
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+test-reference: $(INSTALLED)  ## the same tests without fast paths: torch, transformers, peft
+	MMLLM_KERNELS=reference OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
+		-n $(WORKERS) --dist worksteal
 
 test-gpu: $(INSTALLED)  ## the checks for a machine with a CUDA device: under five minutes
 	$(BIN)/python -m pytest -m gpu -rA tests/gpu
