@@ -21,10 +21,10 @@ TREES = {path: ast.parse(text) for path, text in FILES.items()}
 CLASSES = {
     node.name: node
     for tree in TREES.values()
-    for node in ast.walk(tree)
+    for node in tree.body
     if isinstance(node, ast.ClassDef)
 }
-"""Class names are unique in mmllm."""
+"""The classes of mmllm by name, which is unique."""
 OTHERS = {"cli", "demo", "mini", "server"}
 """Packages that are no Python interface: of commands, routes and pages the options are documented
 where their users see them."""
@@ -67,16 +67,39 @@ def bases(cls: ast.ClassDef) -> set[str]:
     return names
 
 
+def methods(cls: ast.ClassDef) -> set[str]:
+    """The names of a class's methods, those of its bases included."""
+    own = {node.name for node in cls.body if isinstance(node, Function)}
+    return own.union(*(methods(CLASSES[name]) for name in known_bases(cls)))
+
+
+def fields(cls: ast.ClassDef) -> set[str]:
+    """The names of a class's attributes, which may stand for a protocol's properties."""
+    named = (node for line in cls.body for node in ast.walk(line) if isinstance(node, ast.Name))
+    stored = (node for node in ast.walk(cls) if isinstance(node, ast.Attribute))
+    names = [(node.id, node.ctx) for node in named] + [(node.attr, node.ctx) for node in stored]
+    return {name for name, context in names if isinstance(context, ast.Store)}
+
+
+def known_bases(cls: ast.ClassDef) -> set[str]:
+    return (bases(cls) & CLASSES.keys()) - {cls.name}
+
+
 def is_described_elsewhere(cls: ast.ClassDef | None, function: Function) -> bool:
     """Whether the parameters belong to a contract: a base class, a protocol, autograd, `build`."""
     if cls is None:
         return function.name == BUILDER
-    own = bases(cls)
-    contracts = [CLASSES[name] for name in own if name in CLASSES]
-    contracts += [other for other in CLASSES.values() if "Protocol" in bases(other)]
+    if "Protocol" in bases(cls):
+        return False
+    contracts = [CLASSES[name] for name in known_bases(cls)]
+    contracts += [
+        other
+        for other in CLASSES.values()
+        if "Protocol" in bases(other) and methods(other) <= methods(cls) | fields(cls)
+    ]
     names = {node.name for base in contracts for node in base.body if isinstance(node, Function)}
-    is_autograd = "Function" in own and function.name in ("forward", "backward")
-    return cls not in contracts and (function.name in names or is_autograd)
+    is_autograd = "Function" in bases(cls) and function.name in ("forward", "backward")
+    return function.name in names or is_autograd
 
 
 INTERFACE = [
