@@ -75,8 +75,9 @@ $(RUN)/evaluation.json: $(RUN)/$(LAST).trained
 	MMLLM_PART=4/5 $(BIN)/mmllm evaluate $(RUN)/$(LAST) --short-run --json $@ \
 		--baseline mmllm/mini/evaluation.json
 
-$(RUN)/gallery/index.html: $(RUN)/$(LAST).trained demos/gallery.py
-	$(BIN)/python demos/gallery.py --model $(RUN)/$(LAST) --folder $(RUN)/gallery
+$(RUN)/gallery/index.html: $(RUN)/evaluation.json demos/gallery.py
+	$(BIN)/python demos/gallery.py --model $(RUN)/$(LAST) --compare mini \
+		--scores $(RUN)/evaluation.json --folder $(RUN)/gallery
 
 # --- the shipped model --------------------------------------------------------------------------
 

@@ -19,17 +19,17 @@ from mmllm.gallery import GalleryEntry, write_comparison
 PROMPTS = (
     "Draw a red apple.",
     "Draw a cat.",
-    "Show me a picture of a rocket.",
+    "Show me a rocket.",
     "Please draw a guitar.",
     "Animate a rocket.",
-    "Animate a heart.",
-    "Play the sound of a bell.",
+    "Animate a ghost.",
+    "Play the sound of a church bell.",
     "Play the sound of a flute.",
-    "Draw a guitar and play its sound.",
+    "Draw a drum and let me hear it.",
     "Describe what an apple looks like.",
     "What is the capital of France?",
 )
-"""What the data of the demo can teach."""
+"""Of things that are in the data of the demo."""
 QUESTION = "What is this?"
 ABILITIES = {
     "names what it sees": "image->text",

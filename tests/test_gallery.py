@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmllm.conversation import Image, assistant, user
+from mmllm.evaluation.report import EvaluationReport
 from mmllm.gallery import GalleryEntry, read_gallery, write_comparison, write_gallery
 from tests.samples import clip, picture, sound
+
+ROOT = Path(__file__).parent.parent
 
 
 def entries(word: str) -> list[GalleryEntry]:
@@ -67,3 +72,31 @@ def test_two_models_stand_side_by_side(tmp_path: Path, browse: Callable[..., Any
         assert image.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
         page.keyboard.press("Enter")
         assert image.bounding_box()["width"] == before
+
+
+def demo() -> dict[str, Any]:
+    """The names of demos/gallery.py."""
+    return runpy.run_path(str(ROOT / "demos" / "gallery.py"), run_name="demos.gallery")
+
+
+def test_the_demos_headline_is_what_was_measured() -> None:
+    headline = demo()["headline"](ROOT / "mmllm" / "mini" / "evaluation.json")
+    report = EvaluationReport.load(ROOT / "mmllm" / "mini" / "evaluation.json")
+    assert f"draws what is asked: {report.metric('text->image').value:.0%}" in headline
+    assert headline.count("%") == 5 * (2 if report.baseline else 1)
+
+
+def test_the_demos_prompts_are_of_things_that_are_in_its_data() -> None:
+    data = ROOT / "mmllm" / "mini" / "data"
+    concepts = json.loads((data / "concepts.json").read_text(encoding="utf-8"))
+    drawn = {concept["label"] for concept in concepts}
+    animated = {concept["label"] for concept in concepts if concept["clip"]}
+    heard = {folder.name.replace("-", " ") for folder in (data / "sounds").iterdir()}
+    asked = re.compile(
+        r"(Draw|Show me|Please draw|Animate|Play the sound of) an? (.*?)(?:\.| and )"
+    )
+    found = [match.groups() for prompt in demo()["PROMPTS"] if (match := asked.match(prompt))]
+    assert len(found) >= 8
+    for verb, thing in found:
+        known = {"Animate": animated, "Play the sound of": heard}.get(verb, drawn)
+        assert thing in known
