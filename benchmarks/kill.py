@@ -62,8 +62,8 @@ def main() -> int:
 
 def finished(command: list[str], output: Path, delay: float | None) -> bool:
     """Go on with a run; False if it had to be killed, after `delay` seconds."""
-    told = output.with_suffix(".stderr")
-    process = start([*command, f"stage.output={output}", "--resume"], told)
+    log = output.with_suffix(".stderr")
+    process = start([*command, f"stage.output={output}", "--resume"], log)
     try:
         code = process.wait(delay)
     except subprocess.TimeoutExpired:
@@ -71,13 +71,13 @@ def finished(command: list[str], output: Path, delay: float | None) -> bool:
         process.wait()
         return False
     if code:
-        raise SystemExit(told.read_text())
+        raise SystemExit(log.read_text())
     return True
 
 
-def start(arguments: list[str], told: Path) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Start a Python program, its stderr in a file."""
-    with told.open("wb") as stderr:
+    with log.open("wb") as stderr:
         return subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=stderr
         )
