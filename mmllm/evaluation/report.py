@@ -89,33 +89,35 @@ class EvaluationReport:
         )
 
     def summary(self, *, short_run: bool = False) -> str:
-        """What the model can do, a line each, and how many thresholds it misses.
+        """What the model can do, a line each, and which thresholds it misses.
 
         Args:
             short_run: it was trained for minutes, so that missed thresholds are no surprise.
+
+        Returns:
+            Aligned text; with a baseline the model's own column is headed "yours".
         """
-        head = ["", "task", self.model, *([self.baseline_name] if self.baseline else []), "needs"]
-        lines = []
+        reports = {self.model: self}
+        if self.baseline:
+            reports = {"yours": self, self.baseline_name: self.baseline}
+        lines = [["", "task", *reports, "threshold"]]
         for ability, task in _ABILITIES.items():
-            metric = self.metric(task)
-            if metric is not None:
-                other = self.baseline and self.baseline.metric(task)
-                values = [
-                    metric.value,
-                    *([other.value if other else None] if self.baseline else []),
-                ]
-                shown = ["" if value is None else _number(value) for value in values]
-                lines.append([ability, task, *shown, metric.threshold.partition(" ")[0]])
+            own = self.metric(task)
+            if own is not None:
+                metrics = [report.metric(task) for report in reports.values()]
+                values = [_number(metric.value) if metric else "" for metric in metrics]
+                lines.append([ability, task, *values, own.threshold.partition(" ")[0]])
+        return f"{_aligned(lines)}\n{self._verdict(short_run)}\n--all prints every metric."
+
+    def _verdict(self, short_run: bool) -> str:
+        """How many thresholds are missed, and which."""
         checked = [metric for metric in self.metrics if metric.met is not None]
         missed = [metric.name for metric in checked if not metric.met]
-        verdict = f"{len(missed)} of {len(checked)} thresholds are missed"
-        if missed and short_run:
-            verdict += (
-                ", as expected after minutes of training (docs/mini.md has the shipped model's)"
-            )
-        if missed:
-            verdict += f": {', '.join(missed)}"
-        return f"{_aligned([head, *lines])}\n{verdict}. --all prints every metric."
+        if not missed:
+            return f"All {len(checked)} thresholds are met."
+        expected = ", as expected after minutes of training (see docs/mini.md)" if short_run else ""
+        names = "; ".join(missed)
+        return f"{len(missed)} of {len(checked)} thresholds are missed{expected}: {names}."
 
     @property
     def baseline_name(self) -> str:

@@ -58,12 +58,21 @@ def test_table_shows_thresholds_and_the_baseline() -> None:
 
 
 def test_the_summary_is_a_line_for_each_ability_and_what_was_missed() -> None:
-    head, _, draws, verdict = _report().summary(short_run=True).splitlines()
-    assert head.split() == ["task", "mini", "other", "needs"]
+    head, _, draws, verdict, more = _report().summary(short_run=True).splitlines()
+    assert head.split() == ["task", "yours", "other", "threshold"]
     assert draws.split() == ["draws", "text->image", "0.500", "0.250", "0.600"]
     assert verdict.startswith("1 of 2 thresholds are missed, as expected after minutes of training")
-    assert verdict.endswith(": text->image. --all prints every metric.")
+    assert verdict.endswith(": text->image.")
+    assert more == "--all prints every metric."
     assert "expected" not in _report().summary()
+
+
+def test_a_model_alone_that_misses_nothing() -> None:
+    report = EvaluationReport("mini", (Metric("text->audio", 4, 0.9, 0.5, 1.0, "0.500", True),))
+    head, _, sounds, verdict, _ = report.summary(short_run=True).splitlines()
+    assert head.split() == ["task", "mini", "threshold"]
+    assert sounds.split() == ["sounds", "text->audio", "0.900", "0.500"]
+    assert verdict == "All 1 thresholds are met."
 
 
 def test_the_baseline_that_is_shipped_is_called_so() -> None:
