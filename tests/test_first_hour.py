@@ -35,6 +35,28 @@ ROWS: dict[str, list[str]] = {
     "D3: no folder of the author's machine": [
         "mini/test_shipped.py::test_nothing_that_ships_names_a_folder_of_the_machine_that_made_it"
     ],
+    "D1: the gallery shows the shipped model too, and asks what the data can answer": [
+        "test_gallery.py::test_two_models_stand_side_by_side",
+        "test_gallery.py::test_the_demos_headline_is_what_was_measured",
+        "test_gallery.py::test_the_demos_prompts_are_of_things_that_are_in_its_data",
+    ],
+    "D6: report.html tells the story first": [
+        "training/test_report.py::test_the_page_tells_losses_then_samples_then_speed_and_folds_the_rest",
+        "training/test_report.py::test_samples_of_the_same_prompts_stand_side_by_side",
+        "training/test_report.py::test_losses_have_names_for_readers_and_stand_by_modality",
+        "training/test_report.py::test_curves_are_a_grid",
+    ],
+    # --- the page in the browser ----------------------------------------------------------------
+    "W2: errors are seen; W4: Retry; W6: thumbnails; W7: two menus; W8: clear asks": [
+        "demo/test_page.py::test_the_whole_of_it_in_a_real_browser",
+        "demo/test_page.py::test_everything_is_reached_by_keyboard",
+    ],
+    "W3: code keeps its indentation; W5: quiet notes": [
+        "demo/test_page.py::test_replies_are_markdown_and_what_was_written_stays_as_it_was",
+        "demo/test_markdown.py::test_code_stays_as_it_was_also_while_it_is_being_written",
+    ],
+    "W8: images at their size": ["demo/test_page.py::test_pictures_are_shown_at_an_honest_size"],
+    "W11: About says what it knows": ["demo/test_mini.py::test_mini_is_accessible"],
     # --- chat in the terminal -------------------------------------------------------------------
     "C6: words stream, pictures show, one folder": [
         "cli/test_terminal_chat.py::test_talking_at_a_terminal",
