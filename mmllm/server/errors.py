@@ -177,7 +177,10 @@ def drop_unknown(errors: Sequence[Any], body: Any) -> list[str]:
 def _message(error: Mapping[str, Any]) -> str:
     kind, more = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return "unknown or unsupported field: leave it out"
+        return (
+            "unknown or unsupported field: leave it out, or start the server with --lenient, which "
+            "drops such fields and names them in its response"
+        )
     if kind == "union_tag_not_found":
         return f"expected an object with the field {more['discriminator']}"
     if kind == "union_tag_invalid":

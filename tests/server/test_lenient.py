@@ -58,6 +58,7 @@ def test_unknown_fields_are_dropped_and_named(lenient: Served, http: httpx2.Clie
         refused = http.post("/v1/chat/completions", json={**CHAT, name: value})
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == name
+        assert "--lenient" in refused.json()["error"]["message"]
 
 
 def test_fields_within_fields_are_named_by_their_paths(lenient: Served) -> None:
