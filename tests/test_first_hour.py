@@ -32,8 +32,29 @@ ROWS: dict[str, list[str]] = {
         "test_package.py::test_the_wheel_holds_what_is_imported_and_named",
     ],
     # --- make demo ------------------------------------------------------------------------------
+    "D1: the gallery shows a short run as the product": [
+        "test_gallery.py::test_two_models_stand_side_by_side",
+        "test_gallery.py::test_the_demos_headline_is_what_was_measured",
+        "test_gallery.py::test_the_demos_prompts_are_of_things_that_are_in_its_data",
+    ],
+    "D2, D4: NO without a reason, a table of 49 rows": [
+        "evaluation/test_report.py::test_the_summary_is_a_line_for_each_ability_and_what_was_missed"
+    ],
+    "D5: 1,334 redrawn bars, no time left": [
+        "utils/test_progress.py::test_one_line_of_a_terminal_is_redrawn",
+        "utils/test_progress.py::test_a_file_gets_no_bar",
+        "training/test_output.py::test_a_file_gets_few_lines_and_no_bar",
+        "training/test_output.py::test_a_terminal_has_one_bar_at_a_time",
+    ],
+    "D6: a report of 7,000 pixels of config": [
+        "training/test_report.py::"
+        "test_the_page_tells_losses_then_samples_then_speed_and_folds_the_rest",
+        "training/test_report.py::test_samples_of_the_same_prompts_stand_side_by_side",
+        "training/test_report.py::test_losses_have_names_for_readers_and_stand_by_modality",
+    ],
     "D3: no folder of the author's machine": [
-        "mini/test_shipped.py::test_nothing_that_ships_names_a_folder_of_the_machine_that_made_it"
+        "evaluation/test_report.py::test_the_baseline_that_is_shipped_is_called_so",
+        "mini/test_shipped.py::test_nothing_that_ships_names_a_folder_of_the_machine_that_made_it",
     ],
     "D1: the gallery shows the shipped model too, and asks what the data can answer": [
         "test_gallery.py::test_two_models_stand_side_by_side",
@@ -70,6 +91,21 @@ ROWS: dict[str, list[str]] = {
     "C11: --version, and one way to name a model": [
         "cli/test_entry.py::test_the_version_is_an_option_too",
         "cli/test_entry.py::test_which_model_is_asked_what",
+    ],
+    # --- chat in the browser --------------------------------------------------------------------
+    "W2: errors that nobody sees": ["demo/test_page.py::test_the_whole_of_it_in_a_real_browser"],
+    "W3: code without its indentation": [
+        "demo/test_markdown.py::test_line_breaks_and_spaces_of_plain_text_stay",
+        "demo/test_markdown.py::test_code_stays_as_it_was_also_while_it_is_being_written",
+        "demo/test_page.py::test_replies_are_markdown_and_what_was_written_stays_as_it_was",
+    ],
+    "W4: Retry repeats itself": ["demo/test_page.py::test_the_whole_of_it_in_a_real_browser"],
+    "W5, W6, W7: seeds, the start page, the menus": [
+        "demo/test_page.py::test_the_whole_of_it_in_a_real_browser",
+        "demo/test_page.py::test_everything_is_reached_by_keyboard",
+    ],
+    "W8: pictures blown up and blurred": [
+        "demo/test_page.py::test_pictures_are_shown_at_an_honest_size"
     ],
     # --- Python ---------------------------------------------------------------------------------
     "chat.reply('Draw a cat') and all other first lines": [
