@@ -5,14 +5,13 @@ Only numbers of steps are made smaller.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -56,14 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(line: str, home: Path) -> str:
     words = shlex.split(line)
     program = {"mmllm": ["-m", "mmllm"], "python": []}[words[0]]
-    done = subprocess.run(
-        [sys.executable, *program, *words[1:]],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = processes.run([*program, *words[1:]], cwd=home, timeout=500)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +21,7 @@ from mmllm.encoders import pooling
 from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.features.cache import FeatureCache
 from mmllm.features.store import FeatureStore
+from tests import processes
 from tests.encoders import twins
 from tests.encoders.twins import TWINS
 
@@ -120,9 +119,7 @@ def test_fingerprints_are_the_same_in_another_process(folders, built):
     )
     some = ["clip", "whisper"]
     arguments = [word for name in some for word in (name, str(folders(name)))]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
-    )
+    done = processes.run(["-c", program, *arguments])
     assert done.stdout.split() == [built(name).fingerprint for name in some]
 
 
