@@ -107,8 +107,12 @@ mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: wh
 # about 2.5 GB.
 WORKERS ?= 2
 
-test: lint types  ## everything that must pass before a change is merged
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+test: lint  ## everything that must pass before a change is merged
+	@mkdir -p build
+	@$(BIN)/pyright > build/types.txt & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal; tests=$$?; \
+	wait $$types; types=$$?; echo "pyright, meanwhile:"; cat build/types.txt; \
+	exit $$((tests + types))
 
 test-reference: $(INSTALLED)  ## the same tests without fast paths: torch, transformers, peft
 	MMLLM_KERNELS=reference OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
