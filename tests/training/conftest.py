@@ -11,6 +11,8 @@ import pytest
 from mmllm import config
 from mmllm.config import RunConfig
 from mmllm.conversation import Audio, Image, Video
+from mmllm.training import journal
+from mmllm.utils import files
 
 
 @pytest.fixture
@@ -36,8 +38,24 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_run(system_tree: dict, data: Path, tmp_path: Path):
-    """`make_run(output="a", steps=3)`: a stage that trains everything on both directions."""
+def drawn_curves() -> None:
+    """For a test of curves.png: `make_run` leaves it as it is."""
+
+
+@pytest.fixture
+def make_run(
+    system_tree: dict,
+    data: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """`make_run(output="a", steps=3)`: a stage that trains everything on both directions.
+
+    Its curves.png is empty: matplotlib would take longer than all else in a run of a few steps.
+    """
+    if "drawn_curves" not in request.fixturenames:
+        monkeypatch.setattr(journal, "plot_curves", lambda file, _: files.atomic_write(file, b""))
 
     def make(**changes) -> RunConfig:
         both = {

@@ -294,7 +294,7 @@ def test_space_for_a_checkpoint_is_asked_for_before_the_first_step(
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "report.html", "skipped.json"])
 def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
-    make_run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    drawn_curves, make_run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The disk fills up when the run is under way; its checkpoints so far are whole."""
     for shown in ("0.png", "1.wav", "2.webp"):

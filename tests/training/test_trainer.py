@@ -135,7 +135,9 @@ def test_training_in_a_thread_leaves_the_signals_alone(make_run, tmp_path: Path)
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_losses_fall_and_the_saved_model_answers_alike(make_run, tmp_path: Path) -> None:
+def test_losses_fall_and_the_saved_model_answers_alike(
+    drawn_curves, make_run, tmp_path: Path
+) -> None:
     table = {"*_projections.*": 1e-2, "llm.*": 1e-2}
     run = make_run(steps=30, save_steps=30, gradient_accumulation_steps=1, learning_rates=table)
     train(run, progress=False)
