@@ -23,6 +23,9 @@ WORKERS = """
 import sys
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from mmllm.cli import main
+from mmllm.training import journal
+
+journal.plot_curves = lambda *_: None  # see make_run
 
 def work():
     sys.exit(main(["train", *sys.argv[2:]]))
