@@ -77,9 +77,9 @@ def trained(
     waits: list[Counter[str]] = []
     take, clip = trainer.training_step, Accelerator.clip_grad_norm_
 
-    def watched_step(*arguments: Any) -> Any:
+    def watched_step(*arguments: Any, **options: Any) -> Any:
         with waiting() as counted:
-            found = take(*arguments)
+            found = take(*arguments, **options)
         waits.append(counted)
         return found
 

@@ -126,9 +126,9 @@ def test_batches_come_from_pinned_memory(make_run, on_device, device, monkeypatc
     on_device(device)
     pinned, take = [], trainer.training_step
 
-    def watched(accelerator, wrapped, optimizer, data, *rest):
+    def watched(accelerator, wrapped, optimizer, data, *rest, **options):
         pinned.extend(micro.ids.is_pinned() for micro in data.microbatches)
-        return take(accelerator, wrapped, optimizer, data, *rest)
+        return take(accelerator, wrapped, optimizer, data, *rest, **options)
 
     monkeypatch.setattr(trainer, "training_step", watched)
     for workers in (0, 2):
