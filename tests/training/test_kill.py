@@ -25,7 +25,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.dump(run)))
     monkeypatch.setattr(sys, "argv", ["kill.py", str(file), "--kills", "3"])
-    monkeypatch.setattr(kill, "start", lambda arguments, told: Process(arguments, stderr=told))
+    monkeypatch.setattr(kill, "start", lambda arguments, log: Process(arguments, stderr=log))
     code = kill.main()
     printed = capsys.readouterr().out
     assert code == 0, printed
