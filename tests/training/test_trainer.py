@@ -424,7 +424,14 @@ def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(make_run, tmp_path
     assert curve[best.step] == min(curve.values())
     assert len(list((output / "checkpoints").iterdir())) == 1
     page = (output / "report.html").read_text()
-    for word in ("text: cross-entropy", "step 2", "step 4", "data:image/png", "Config", "torch"):
+    for word in (
+        "text: cross-entropy",
+        "step 2",
+        "step 4",
+        "data:image/svg+xml",
+        "Config",
+        "torch",
+    ):
         assert word in page, word
     assert not re.search(r'src="(?!data:)', page)
 
