@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 from mmllm.conversation import Message, assistant, user
-from mmllm.errors import ConfigError, quoted
+from mmllm.errors import ConfigError, ContextError, quoted
 from mmllm.reasoning.models import Budget, BudgetError, CallError, CallUsage, ChatModel
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ class SearchResult:
         strategy: name of the strategy.
         attempts: all starts and replies, in order.
         num_steps: steps that were begun.
-        stopped: why it ended: "solved", "steps" or "budget"; empty while it goes on.
+        stopped: why it ended: "solved", "steps", "budget" (spent) or "context" (the prompt exceeds
+            it); empty while it goes on.
         notes: what the user should know: failed calls, unusable answers.
         usage: what was asked of the model.
     """
@@ -140,7 +141,7 @@ class SearchResult:
     strategy: str
     attempts: list[Attempt] = field(default_factory=list)
     num_steps: int = 0
-    stopped: Literal["solved", "steps", "budget", ""] = ""
+    stopped: Literal["solved", "steps", "budget", "context", ""] = ""
     notes: list[str] = field(default_factory=list)
     usage: CallUsage = field(default_factory=CallUsage)
 
@@ -230,6 +231,10 @@ def search(
         except BudgetError:
             result.num_steps -= 1
             result.stopped = "budget"
+            break
+        except ContextError as error:  # nothing that was found is lost by it
+            result.notes.append(f"step {result.num_steps}: {error}; or lower keep")
+            result.stopped = "context"
             break
         for completion in completions:
             attempt = _attempt(problem, result.num_steps, completion.text)

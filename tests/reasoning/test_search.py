@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mmllm.conversation import Message
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, ContextError
 from mmllm.reasoning import Budget, BudgetError, CallError, Completion, Recorder, ScriptedModel
 from mmllm.reasoning.baselines import baselines, hill_climbing, random_search, running_best
 from mmllm.reasoning.problems import Arithmetic, Blocksworld, LinearRegression, TravellingSalesman
@@ -125,6 +125,19 @@ def test_a_spent_budget_ends_the_search_with_what_was_found() -> None:
     with suppress(BudgetError):
         model.complete(model.model.conversations[0])  # pyright: ignore
     assert model.usage.calls == 2
+
+
+def test_a_prompt_that_exceeds_the_context_ends_the_search_with_what_was_found() -> None:
+    class Short(ScriptedModel):
+        def complete(self, conversation: Sequence[Message], **options: Any) -> list[Completion]:
+            if len(self.conversations) == 2:
+                raise ContextError("the prompt takes 99 tokens")
+            return super().complete(conversation, **options)
+
+    result = search(Short(descend), LinearRegression(36, -1), steps=9)
+    assert result.stopped == "context"
+    assert len(result.attempts) == 5 + 16
+    assert result.notes == ["step 3: the prompt takes 99 tokens; or lower keep"]
 
 
 @pytest.mark.parametrize("option", [{"steps": 0}, {"samples": 0}, {"keep": 0}])
