@@ -42,7 +42,7 @@ audio{width:100%;min-width:12rem;height:2.5rem;margin-top:.3rem}
 .scroll{overflow-x:auto}.scroll:focus-visible{outline:2px solid #4a6cf7}
 .compared{border-collapse:collapse;width:100%}.compared tbody th{width:22%;font-weight:400}
 .compared th,.compared td{text-align:left;vertical-align:top;padding:.6rem;min-width:9rem;
-border-top:1px solid var(--line)}
+border-top:1px solid var(--line);overflow-wrap:anywhere}
 @media (max-width:40rem){body{margin:1rem auto}.compared th,.compared td{padding:.3rem}}
 """
 _SCRIPT = "addEventListener('click',e=>e.target.closest('.zoom')?.classList.toggle('large'))"

@@ -83,7 +83,7 @@ def _plot(axis: Any, rows: list[dict[str, Any]], name: str) -> None:
     steps = [row["step"] for row in rows if name in row]
     values = [row[name] for row in rows if name in row]
     axis.plot(steps, values, linewidth=0.6, alpha=0.5)
-    axis.plot(steps, _smooth(values), linewidth=1.4, label="training")
+    axis.plot(steps, _smooth(values), "." * (len(values) == 1) or "-", label="training")
     validation = [row for row in rows if f"validation/{name}" in row]
     if validation:
         axis.plot(
@@ -95,6 +95,7 @@ def _plot(axis: Any, rows: list[dict[str, Any]], name: str) -> None:
         )
     axis.set_title(title_of(name))
     axis.set_xlabel("step")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize="small")
 
 
@@ -108,7 +109,8 @@ def _saved(figure: Any, suffix: str) -> bytes:
     return image.getvalue()
 
 
-def _smooth(values: list[float], reach: int = 10) -> list[float]:
-    """Means of each value and its neighbours, `reach` on either side at most."""
+def _smooth(values: list[float]) -> list[float]:
+    """Means of each value and its neighbours, up to ten on either side, fewer of a short run."""
+    reach = min(10, len(values) // 8)
     around = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
     return [sum(near) / len(near) for near in around]
