@@ -10,11 +10,11 @@ FROM python:3.11-slim AS build
 ARG TORCH_INDEX=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/venv/bin:$PATH
 WORKDIR /src
+RUN python -m venv /opt/venv
 
 # Packages first: a change of the code alone does not install them again.
 COPY pyproject.toml requirements.lock ./
-RUN python -m venv /opt/venv \
-    && python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*project['dependencies'], *project['optional-dependencies']['server'], 'hatchling', sep='\n')" \
     > wanted.txt \
     && sed --quiet --regexp-extended 's/^([a-z0-9.-]+)(\[.*\])?(==[^\\]*).*/\1\3/p' requirements.lock \

@@ -143,6 +143,9 @@ def test_a_dockerfile_installs_the_locked_versions(name: str) -> None:
     """The `sed` of the Dockerfile finds each version of requirements.lock, without its hashes."""
     (run,) = [rest for word, rest in instructions(name) if word == "RUN" and "sed" in rest]
     assert "--constraint versions.txt" in run
+    # A shell remembers where it found `python`: the environment is made by a command before.
+    (made,) = [rest for word, rest in instructions(name) if word == "RUN" and "-m venv" in rest]
+    assert made == "python -m venv /opt/venv"
     pattern, replacement = re.findall(r"'s/(.*?)/(\\1\\3)/p'", run)[0]
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").split("\n")
     versions = [re.sub(pattern, replacement, line) for line in lock if re.match(pattern, line)]
