@@ -84,6 +84,7 @@ def write_gallery(
     Returns:
         The path of the page.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     saved = [_save(folder, f"{number:03d}", entry) for number, entry in enumerate(entries)]
     articles = [f"<article>{entry_html(messages, note)}</article>" for messages, note in saved]
     (folder / SAVED).write_text(json.dumps(saved), encoding="utf-8")
@@ -108,6 +109,7 @@ def write_comparison(
     Returns:
         The path of the page, index.html.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     saved = {
         heading: [
             _save(folder, f"{column}-{number:03d}", entry)[0]
@@ -202,7 +204,6 @@ def spectrogram(audio: Audio) -> Image:
 
 def _save(folder: Path, name: str, entry: GalleryEntry) -> tuple[list[SavedMessage], str]:
     """Save the media of an entry; return it with the names of their files."""
-    folder.mkdir(parents=True, exist_ok=True)
     messages: list[SavedMessage] = []
     for turn, message in enumerate(entry.messages):
         parts = [

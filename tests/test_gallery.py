@@ -45,6 +45,8 @@ def test_programs_read_what_a_gallery_holds(tmp_path: Path) -> None:
     assert first[1]["parts"][1]["size"] == [4, 4]
     assert second[1]["parts"][0]["file"] == "001-1-0.wav"
     assert read_gallery(tmp_path / "elsewhere") == []
+    assert write_gallery(tmp_path / "empty", "x", []).is_file()
+    assert read_gallery(tmp_path / "empty") == []
 
 
 def test_two_models_stand_side_by_side(tmp_path: Path, browse: Callable[..., Any]) -> None:
