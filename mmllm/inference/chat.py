@@ -63,6 +63,18 @@ class Chat:
         self.engine = Engine(model, PrefixCache(prefixes))
         self._features = FeatureCache(model, enabled=False)
 
+    @classmethod
+    def from_pretrained(cls, source: str = "mini", **options: Any) -> Chat:
+        """Load a model: the name that transformers has for `mmllm.load`.
+
+        Args:
+            source: as for `mmllm.load`.
+            options: as for `mmllm.load`.
+        """
+        from mmllm.inference.loading import load
+
+        return load(source, **options)
+
     def __repr__(self) -> str:
         reads = ", ".join(["text", *self.model.renderer.input_keys])
         makes = ", ".join(["text", *self.model.renderer.output_keys])

@@ -11,13 +11,15 @@ from mmllm.errors import ConfigError
 
 
 def parse_dtype(name: torch.dtype | str) -> torch.dtype:
-    """Return float32, bfloat16 or float16, given its name or itself.
+    """Return float32, bfloat16 or float16, given its name, its short name or itself.
 
     Raises:
         ConfigError: For any other dtype.
     """
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    short = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}
     name = str(name).removeprefix("torch.")
+    name = short.get(name, name)
     if name not in dtypes:
         raise ConfigError(f"dtype: expected {', '.join(dtypes)}, got {name!r}")
     return dtypes[name]

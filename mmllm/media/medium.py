@@ -54,6 +54,20 @@ class Medium:
             object.__setattr__(self, "source", None)
             object.__setattr__(self, "array", array)
 
+    @classmethod
+    def open(cls, source: Any) -> Self:
+        """Make a medium of a source, as the constructor does, and decode it.
+
+        Args:
+            source: see `source`.
+
+        Raises:
+            MediaError: the source cannot be read as this medium.
+        """
+        medium = cls(source)
+        medium.to_numpy()
+        return medium
+
     def _check_data(self, data: Any) -> np.ndarray:
         """Return the array of decoded data that was given as source. Raises TypeError for other
         types, MediaError for invalid data."""
