@@ -111,7 +111,7 @@ ROWS: dict[str, list[str]] = {
     "chat.reply('Draw a cat') and all other first lines": [
         "test_first_lines.py::test_a_first_line_does_what_is_meant",
         "test_first_lines.py::test_another_names_the_way",
-        "test_first_lines.py::test_there_are_ninety_two",
+        "test_first_lines.py::test_there_are_ninety_two_and_more",
     ],
     "a Message, a str, a list, a call": [
         "inference/test_inputs.py::test_words_however_they_are_given",

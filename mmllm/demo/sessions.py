@@ -281,7 +281,7 @@ class SessionStore:
             for session in list(self._sessions.values()):
                 if session.replying.locked():
                     continue
-                if session.used < late:
+                if session.used < late or not session.folder.is_dir():
                     self._drop(session)
                 else:
                     session.drop_unsaid(self.expires)
@@ -315,7 +315,7 @@ class SessionStore:
     def _watch(self) -> None:
         while self.root.exists():
             time.sleep(min(self.expires / 4, 60.0))
-            if self.root.exists():
+            with contextlib.suppress(FileNotFoundError):  # the folder goes when the page ends
                 self.sweep()
 
 

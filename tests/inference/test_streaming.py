@@ -253,7 +253,8 @@ def test_text_ends_before_a_stop_string(tiny_model: AnyToAny) -> None:
     assert whole.ids[: len(reply.ids)] == reply.ids
     assert len(reply.ids) < len(whole.ids)
     assert len(reply.media) == 1, "what is forced is still made"
-    for wrong in ("never", [""]):
+    assert list(chat.stream(PROMPT, stop=stop, **options))[-1].reply.ids == reply.ids
+    for wrong in (7, [""]):
         with pytest.raises(ConfigError, match="stop: expected a list"):
             chat.reply(PROMPT, stop=wrong)
 

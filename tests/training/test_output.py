@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterator
 
@@ -46,6 +47,8 @@ def test_a_file_gets_few_lines_and_no_bar(make_run, capsys, caplog, monkeypatch)
 def test_a_terminal_has_one_bar_at_a_time(make_run, monkeypatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
+    # A command that ran in this process before has sent log records there.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     train(make_run(prealign=ALIGNED, realign=ALIGNED))
     written = terminal.getvalue()
     assert "\n" not in written
