@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import json
 import shlex
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mmllm.decoders.schedules import with_solver
 from mmllm.errors import AssetError, ConfigError, quoted, wrap_errors
 from mmllm.utils.quiet import quiet_libraries
 from mmllm.weights import (
+    LOADING,
     PICKLE_SUFFIXES,
     are_weights_skipped,
     check_attention,
@@ -34,9 +34,6 @@ _CONVERT = (
 
 _CODECS = "mmllm.mini.codecs"
 """The module with codecs that diffusers does not have."""
-
-_LOADING = threading.Lock()
-"""Held while a pipeline loads, because its libraries patch torch.nn for all threads meanwhile."""
 
 
 class PipelineRuntime:
@@ -83,7 +80,7 @@ class PipelineRuntime:
     def pipeline(self) -> Any:
         """The diffusers pipeline, loaded once."""
         if self._pipeline is None:
-            with _LOADING:
+            with LOADING:
                 if self._pipeline is None:  # else another thread was first
                     self._load()
         return self._pipeline
@@ -123,7 +120,7 @@ class PipelineRuntime:
             parts, options = cls._get_signature_keys(cls)
             components = {name: own.components[name] for name in parts if name in own.components}
             settings = {name: own.config[name] for name in options if name in own.config}
-            with _LOADING, _quiet():
+            with LOADING, _quiet():
                 self._img2img = cls(**components, **settings)
             self._img2img.set_progress_bar_config(disable=True)
         return self._img2img
@@ -351,7 +348,7 @@ def _from_config(cls: Any, folder: str) -> torch.nn.Module:
 def _quiet() -> contextlib.AbstractContextManager[None]:
     """Suppress progress bars, and the warnings that a codec is mmllm's own or that diffusers stops
     developing a pipeline. Other warnings, such as of weights that do not fit, stay. These switches
-    are the whole process's: within the package one thread at a time uses them (_LOADING)."""
+    are the whole process's: within the package one thread at a time uses them (LOADING)."""
     return quiet_libraries(errors_only=False, drop=_is_expected)
 
 

@@ -9,7 +9,6 @@ Legend: M media, L tokens, C channels.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,10 +27,7 @@ from mmllm.encoders.loading import ModelFolder, first_line
 from mmllm.encoders.pooling import block_number
 from mmllm.errors import AssetError, MediaError
 from mmllm.utils.hashing import fingerprint, sha256_file
-from mmllm.weights import are_weights_deferred
-
-_LOADING = threading.Lock()
-"""Held while an encoder reads its weights on first use: threads share a model."""
+from mmllm.weights import LOADING, are_weights_deferred
 
 
 @dataclass(frozen=True)
@@ -237,7 +233,7 @@ class AssetEncoder(ModalityEncoder):
         self._weights = sha256_file(file)
 
     def load(self) -> None:
-        with _LOADING:
+        with LOADING:
             if self._unread is None:
                 return
             # Weights created in inference mode could never take part in a training step.

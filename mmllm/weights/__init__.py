@@ -10,6 +10,7 @@ from mmllm.weights.foreign import (
     resolve_inside,
 )
 from mmllm.weights.locating import (
+    LOADING,
     are_weights_deferred,
     are_weights_skipped,
     load_on_first_use,
@@ -19,6 +20,7 @@ from mmllm.weights.locating import (
 from mmllm.weights.tensors import copy_tensors, save_tensors, tensor_shapes
 
 __all__ = [
+    "LOADING",
     "PICKLE_SUFFIXES",
     "are_weights_deferred",
     "are_weights_skipped",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from time import sleep
 
 import numpy as np
 import pytest
 import torch
+from accelerate import init_empty_weights
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -18,7 +21,7 @@ from mmllm.encoders.efficientnet import EfficientNetConfig
 from mmllm.encoders.frames import FramesConfig
 from mmllm.errors import AssetError, ConfigError, MediaError
 from mmllm.mini import assets
-from mmllm.weights import load_on_first_use
+from mmllm.weights import LOADING, load_on_first_use
 
 SMALL = EfficientNetConfig(size=96, grid=2)
 
@@ -65,6 +68,26 @@ def test_a_video_is_encoded_by_weights_read_on_first_use():
     with load_on_first_use():
         lazy = frames.build(config)
     assert torch.equal(lazy.encode([video]).tokens, frames.build(config).encode([video]).tokens)
+
+
+def test_weights_are_not_read_while_a_pipeline_loads(eye):
+    """Meanwhile every new parameter of the process is on the meta device."""
+    with load_on_first_use():
+        lazy = efficientnet.build(SMALL)
+    samples = torch.stack([eye.preprocess(Image.from_numpy(disc()))])
+    loading = threading.Event()
+
+    def load_pipeline() -> None:
+        with LOADING, init_empty_weights():
+            loading.set()
+            sleep(0.5)
+
+    other = threading.Thread(target=load_pipeline)
+    other.start()
+    loading.wait()
+    tokens = lazy(samples).tokens
+    other.join()
+    assert torch.equal(tokens, eye(samples).tokens)
 
 
 @pytest.mark.parametrize("content", [b"", None], ids=["cut off", "absent"])
