@@ -104,8 +104,8 @@ mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: wh
 # --- checks -------------------------------------------------------------------------------------
 
 # Tests are many small tensors, which gain nothing from threads; processes share them out. Each takes
-# about 2.5 GB. One more than cores, as some tests wait for other processes, browsers and time limits.
-WORKERS ?= 3
+# about 2.5 GB. A third one gains nothing on two cores: a few long tests at the end decide (measured).
+WORKERS ?= 2
 
 test: lint  ## everything that must pass before a change is merged
 	@mkdir -p build
