@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from mmllm.mini.world.rendering import SIDE, render
 from mmllm.mini.world.scenes import draw_training_scene
-from tools.mini.world.run import Progress, Run, train
+from tools.mini.world.run import Run, parse_run, train
 
 logger = logging.getLogger("mini_codec")
 
@@ -133,19 +133,10 @@ def measure(model: Any, sheet: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the codec of mini's images and videos.")
     parser.add_argument("--out", type=Path, required=True, help="an existing run goes on")
-    parser.add_argument("--minutes", type=float, default=60, help="in all")
-    parser.add_argument("--steps", type=int, help="instead of minutes")
-    parser.add_argument("--every", type=float, default=10, help="minutes between checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    arguments, progress = parse_run(parser, minutes=60)
     arguments.out.mkdir(parents=True, exist_ok=True)
     model: Any = codec()
     model = model.train().to(memory_format=torch.channels_last)
-    progress = Progress(arguments.minutes, arguments.steps, arguments.seed)
     run = Run(arguments.out, model, progress, LEARNING_RATE, averaging=0.998)
     train(run, Loss(model, arguments.seed), ship, arguments.every)
 

@@ -33,7 +33,7 @@ from mmllm.mini.world.captions import caption
 from mmllm.mini.world.rendering import SIDE
 from mmllm.mini.world.scenes import draw_heldout_scene
 from tools.mini.world import pool
-from tools.mini.world.run import Progress, Run, train
+from tools.mini.world.run import Run, parse_run, train
 from tools.mini.world.text import CaptionReader, CaptionStates, standardised
 
 logger = logging.getLogger("image_decoder")
@@ -187,15 +187,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="an existing one goes on")
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--codec", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=120, help="in all")
-    parser.add_argument("--steps", type=int, help="instead of minutes")
-    parser.add_argument("--every", type=float, default=10, help="minutes between checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    arguments, progress = parse_run(parser, minutes=120)
     arguments.run.mkdir(parents=True, exist_ok=True)
     captions = pool.captions(arguments.pool)
     sheet = Sheet(arguments.codec, captions)
@@ -203,7 +195,7 @@ def main() -> None:
     run = Run(
         arguments.run,
         transformer,
-        Progress(arguments.minutes, arguments.steps, arguments.seed),
+        progress,
         LEARNING_RATE,
         paces=lambda name: 2.0 if re.search(TEXT_PATH, name) else 1.0,
         weight_decay=0.01,

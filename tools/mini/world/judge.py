@@ -27,7 +27,7 @@ from torch.nn import functional
 from mmllm.evaluation.scene_judge import CELL, GRID, OWN, Detector, SceneJudge, shows
 from mmllm.mini.world.rendering import Placed, ground_of, paint, place
 from mmllm.mini.world.scenes import Scene, draw
-from tools.mini.world.run import Progress, Run, train
+from tools.mini.world.run import Run, parse_run, train
 
 logger = logging.getLogger("scene_judge")
 
@@ -127,15 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the judge of scenes.")
     parser.add_argument("--run", type=Path, required=True, help="an existing one goes on")
     parser.add_argument("--codec", type=Path, help="without one, nothing goes through a codec")
-    parser.add_argument("--minutes", type=float, default=30, help="in all")
-    parser.add_argument("--steps", type=int, help="instead of minutes")
-    parser.add_argument("--every", type=float, default=10, help="minutes between checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    arguments, progress = parse_run(parser, minutes=30)
     arguments.run.mkdir(parents=True, exist_ok=True)
     codec: Any = AutoencoderDC.from_pretrained(arguments.codec) if arguments.codec else None
     detector: Any = Detector()
@@ -143,7 +135,7 @@ def main() -> None:
     run = Run(
         arguments.run,
         detector,
-        Progress(arguments.minutes, arguments.steps, arguments.seed),
+        progress,
         LEARNING_RATE,
     )
     train(run, Loss(detector, codec, arguments.seed), ship, arguments.every)

@@ -7,7 +7,9 @@ rate of a run by the clock depends on the clock). Nothing on disk is a pickle.
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import math
 import signal
 import time
@@ -171,3 +173,27 @@ def train(
     bar.close()
     run.save()
     look(run)
+
+
+def parse_run(
+    parser: argparse.ArgumentParser, minutes: float
+) -> tuple[argparse.Namespace, Progress]:
+    """Add the options of every run, parse the command line and set up what a run needs.
+
+    Args:
+        parser: With the options of one training.
+        minutes: How long a run lasts by default.
+
+    Returns:
+        The arguments, and the progress of a run that begins.
+    """
+    parser.add_argument("--minutes", type=float, default=minutes, help="in all")
+    parser.add_argument("--steps", type=int, help="instead of minutes")
+    parser.add_argument("--every", type=float, default=10, help="minutes between checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    return arguments, Progress(arguments.minutes, arguments.steps, arguments.seed)
