@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -17,6 +18,12 @@ from mmllm import config, model
 from mmllm.kernels.backend import ENVIRONMENT_VARIABLE
 from mmllm.model import AnyToAny
 from tests import parts
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of garbage collections: they took a seventh of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

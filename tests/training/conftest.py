@@ -11,7 +11,7 @@ import pytest
 from mmllm import config
 from mmllm.config import RunConfig
 from mmllm.conversation import Audio, Image, Video
-from mmllm.training import journal
+from mmllm.training import journal, report
 from mmllm.utils import files
 
 
@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def drawn_curves() -> None:
-    """For a test of curves.png: `make_run` leaves it as it is."""
+    """For a test of curves.png or of report.html's panels: `make_run` leaves them as they are."""
 
 
 @pytest.fixture
@@ -52,9 +52,10 @@ def make_run(
 ):
     """`make_run(output="a", steps=3)`: a stage that trains everything on both directions.
 
-    Its curves.png is empty: matplotlib would take longer than all else in a run of a few steps.
+    Its curves are not drawn: matplotlib would take longer than all else in a run of a few steps.
     """
     if "drawn_curves" not in request.fixturenames:
+        monkeypatch.setattr(report, "panels", lambda _: {})
         monkeypatch.setattr(journal, "plot_curves", lambda file, _: files.atomic_write(file, b""))
 
     def make(**changes) -> RunConfig:

@@ -23,9 +23,10 @@ WORKERS = """
 import sys
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from mmllm.cli import main
-from mmllm.training import journal
+from mmllm.training import journal, report
 
 journal.plot_curves = lambda *_: None  # see make_run
+report.panels = lambda _: {}
 
 def work():
     sys.exit(main(["train", *sys.argv[2:]]))
