@@ -66,11 +66,14 @@ def reply(prompt: str, start: float) -> None:
         times = os.times()
         marks.append((time.time(), times.user + times.system))
 
-    from mmllm.inference.events import TextDelta
-    from mmllm.inference.loading import load
+    from mmllm.utils.garbage import no_collection
 
-    mark()
-    chat = load("mini")
+    with no_collection():  # as `mmllm.load` does
+        from mmllm.inference.events import TextDelta
+        from mmllm.inference.loading import load
+
+        mark()
+        chat = load("mini")
     mark()
     for event in chat.stream(prompt, seed=0):
         if isinstance(event, TextDelta):

@@ -18,6 +18,7 @@ from mmllm.errors import (
 )
 from mmllm.inference.inputs import assistant, system, user
 from mmllm.inference.replies import Reply
+from mmllm.utils.garbage import no_collection
 from mmllm.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def load(
         print(chat.reply("hello"))
         ```
     """
-    from mmllm.inference.loading import load as load_chat
+    with no_collection():
+        from mmllm.inference.loading import load as load_chat
 
-    return load_chat(source, device=device, dtype=dtype, prefixes=prefixes, trust=trust)
+        return load_chat(source, device=device, dtype=dtype, prefixes=prefixes, trust=trust)
 
 
 def __getattr__(name: str) -> Any:
