@@ -49,6 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "convert": {"checkpoints", "config", "weights"},
     # Programs over any chat model, which is a protocol: it needs no model of ours.
     "reasoning": {"conversation"},
+    # Looks inside a model, whatever calls it.
+    "insight": {"weights"},
     "inference": {
         "checkpoints",
         "config",

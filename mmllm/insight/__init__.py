@@ -1,0 +1,1 @@
+"""What goes on inside a model, over text and all media at once."""
