@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     prefixes: int = 0,
+    memory: bool | Mapping[str, int] | None = None,
     trust: Collection[str] = (),
 ) -> Chat:
     """Load a model to talk to.
@@ -66,6 +67,8 @@ def load(
         dtype: float32, bfloat16 or float16; None or auto: bfloat16 where the device computes it
             fast, else float32.
         prefixes: how many conversations' key-value caches are kept for their next turns.
+        memory: True for conversations longer than the model's context, or options of
+            `llm.memory` by name ({"window": 1024}); False for none; None: what its config says.
         trust: your own modules ("my_encoder") and template files that the checkpoint may use. No
             other code of a checkpoint is run.
 
@@ -85,7 +88,9 @@ def load(
     with no_collection():
         from mmllm.inference.loading import load as load_chat
 
-        return load_chat(source, device=device, dtype=dtype, prefixes=prefixes, trust=trust)
+        return load_chat(
+            source, device=device, dtype=dtype, prefixes=prefixes, memory=memory, trust=trust
+        )
 
 
 def __getattr__(name: str) -> Any:

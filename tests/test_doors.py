@@ -4,6 +4,7 @@ read a conversation as training reads it."""
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], SequenceStat
     requested: list[tuple[list[int], SequenceState]] = []
     generate = Engine.generate
 
-    def noted(engine: Engine, prefill: Prefill, poll: Any) -> None:
-        pairs = zip(prefill.prompts, prefill.sequences, strict=True)
-        requested.extend((prompt.ids, sequence) for prompt, sequence in pairs)
-        generate(engine, prefill, poll)
+    def noted(engine: Engine, prefills: Sequence[Prefill], poll: Any) -> None:
+        for prefill in prefills:
+            pairs = zip(prefill.prompts, prefill.sequences, strict=True)
+            requested.extend((prompt.ids, sequence) for prompt, sequence in pairs)
+        generate(engine, prefills, poll)
 
     monkeypatch.setattr(Engine, "generate", noted)
     return requested

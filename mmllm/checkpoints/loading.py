@@ -15,6 +15,7 @@ from mmllm import licences
 from mmllm import model as models
 from mmllm.checkpoints.contents import fingerprints, saved_parameters, saved_sizes
 from mmllm.checkpoints.manifest import Checkpoint, verify
+from mmllm.config import SystemConfig
 from mmllm.errors import CheckpointError, quoted, wrap_errors
 from mmllm.model import AnyToAny
 from mmllm.weights import copy_tensors
@@ -25,12 +26,17 @@ _REMEDY = "was it trained with another LLM, encoder, decoder or projection?"
 
 
 def load_model(
-    source: Checkpoint, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    source: Checkpoint,
+    system: SystemConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> AnyToAny:
     """Build the checkpoint's system and load what was trained.
 
     Args:
         source: The checkpoint.
+        system: Its system with other options of how it runs; None: its own.
         dtype: Of the frozen language model.
         device: Where the model goes.
 
@@ -40,7 +46,7 @@ def load_model(
             accepted.
     """
     with wrap_errors(CheckpointError, source.folder):
-        system, sizes = source.system(), saved_sizes(source)
+        system, sizes = system or source.system(), saved_sizes(source)
         licences.check(system)
         model = models.build(system, dtype=dtype, device=device, sizes=sizes)
         load_weights(model, source)

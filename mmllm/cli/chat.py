@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mmllm import console
-from mmllm.cli.options import Device, DType, Trust, check_at_least_one, expand_user, is_trained
+from mmllm.cli.options import (
+    Device,
+    DType,
+    Memory,
+    Trust,
+    check_at_least_one,
+    expand_user,
+    is_trained,
+)
 from mmllm.errors import ConfigError
 from mmllm.utils.hints import nearest
 
@@ -61,6 +69,7 @@ def chat(
     no_preview: Annotated[
         bool, typer.Option("--no-preview", help="Show no pictures in the terminal.")
     ] = False,
+    memory: Memory = False,
     device: Device = None,
     dtype: DType = None,
     trust: Trust = None,
@@ -81,7 +90,7 @@ def chat(
     import mmllm
 
     console.note(f"loading {model}")
-    loaded = mmllm.load(model, device=device, dtype=dtype, prefixes=1)
+    loaded = mmllm.load(model, device=device, dtype=dtype, prefixes=1, memory=memory or None)
     terminal_chat = TerminalChat(loaded, options, out, previews=not no_preview)
     if prompt is None and not media:
         terminal_chat.run()

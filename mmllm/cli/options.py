@@ -39,6 +39,11 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML of one s
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
 DType = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
 
+Memory = Annotated[
+    bool,
+    typer.Option("--memory", help="Conversations longer than the model's context (llm.memory)."),
+]
+
 
 def one_model(argument: str | None, option: str | None) -> str:
     """The model that was named as an argument or as --model; `mini` unless given."""

@@ -10,6 +10,7 @@ from mmllm import console
 from mmllm.cli.options import (
     Device,
     DType,
+    Memory,
     ModelArgument,
     ModelOption,
     Trust,
@@ -94,6 +95,7 @@ def serve(
     prefix_cache_size: Annotated[
         int, typer.Option(help="Conversations whose caches are kept for their next turns.")
     ] = 0,
+    memory: Memory = False,
     device: Device = None,
     dtype: DType = None,
     trust: Trust = None,
@@ -127,7 +129,13 @@ def serve(
 
     console.note(f"loading {model}")
     limit_malloc_arenas()
-    chat = mmllm.load(model, device=device, dtype=dtype, prefixes=prefix_cache_size)
+    chat = mmllm.load(
+        model,
+        device=device,
+        dtype=dtype,
+        prefixes=prefix_cache_size,
+        memory=memory or None,
+    )
     chat.model.load_encoders()
     console.echo(f"{listener.address(socket)}/v1")
     listener.uvicorn_server(build_app(chat, settings)).run(sockets=[socket])

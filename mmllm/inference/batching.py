@@ -19,7 +19,7 @@ from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered
 from mmllm.inference.cache_group import CacheGroup
 from mmllm.inference.outputs import GenerationOutput
-from mmllm.inference.prefill import Prefill, prepare_prefill
+from mmllm.inference.prefill import Prefill, prepare_prefills
 from mmllm.inference.prefix_cache import PrefixCache
 from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
@@ -38,7 +38,8 @@ class ContinuousBatcher:
     Sequences join between steps, and leave when they are done. Used by one thread at a time.
 
     Caches of models with sliding windows or recurrent states cannot be joined: sequences that join
-    later take steps of their own, and those of one prefill leave together.
+    later take steps of their own, and those of one prefill leave together. With `llm.memory` every
+    sequence has a cache of its own; the weights are still read once for all.
     """
 
     def __init__(self, model: AnyToAny, prefix_cache: PrefixCache | None = None):
@@ -69,11 +70,11 @@ class ContinuousBatcher:
         for group in self._groups:
             if group.last is not None:
                 self._sample(group, group.last)
-        self._groups = [group for group in self._groups if group.sequences]
+        self._groups = [part for group in self._groups for part in group.separated()]
         if self._groups:
             self._forward(self._groups)
         self.remove_done()
-        if self._groups and self._groups[0].cache.croppable:
+        if self._groups and self._groups[0].can_grow:
             first, *others = self._groups
             for group in others:
                 first.concat(group)
@@ -162,7 +163,8 @@ def generate(
         for setting, generator in zip(settings, generators, strict=True)
     ]
     batcher = ContinuousBatcher(model, prefix_cache)
-    batcher.join(prepare_prefill(model, prompts, features, sequences, prefix_cache))
+    for prefill in prepare_prefills(model, prompts, features, sequences, prefix_cache):
+        batcher.join(prefill)
     while batcher.sequences:
         batcher.step()
     return [sequence.output for sequence in sequences]

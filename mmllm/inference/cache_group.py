@@ -76,6 +76,9 @@ class CacheGroup:
         width = embeds.shape[1]
         for sequence, prompt in zip(prefill.sequences, cycle(prefill.prompts), strict=False):
             sequence.position = len(prompt)
+        for prompt in prefill.prompts:
+            for place in prompt.inputs:
+                cache.keep_whole(place.start, place.start + place.length)
         for row, prompt in enumerate(prefill.prompts):
             # From padding on the right to padding on the left: decoding appends on the right.
             shift = width - (len(prompt) - prefill.num_cached)
@@ -84,6 +87,27 @@ class CacheGroup:
         mask = F.pad(mask, (prefill.num_cached, 0), value=True)
         prompts = ForwardRequest(embeds, positions + prefill.num_cached, mask, cache)
         return cls(prefill.sequences, mask, cache, prompts)
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether sequences of other groups can be appended."""
+        return self.cache.croppable and self.cache.reads_all
+
+    def separated(self) -> list[CacheGroup]:
+        """One group for each sequence, if the cache is one of which only parts are read; else this
+        one, if it has sequences."""
+        if self.cache.reads_all or len(self.sequences) < 2 or self.last is None:
+            return [self] if self.sequences else []
+        return [
+            CacheGroup(
+                [sequence],
+                self.mask[row : row + 1],
+                self.cache.select_row(row, self.mask[row]),
+                None,
+                self.last[row : row + 1],
+            )
+            for row, sequence in enumerate(self.sequences)
+        ]
 
     def concat(self, other: CacheGroup) -> None:
         """Append the sequences of another group. Both have been prefilled."""
@@ -117,7 +141,7 @@ class CacheGroup:
         """The prompts, or the `next_ids` of every sequence, with a draft if it is a single one."""
         if self.prompts:
             return GroupStep(self.prompts, [[] for _ in self.sequences], [])
-        is_single = len(self.sequences) == 1 and self.cache.croppable
+        is_single = len(self.sequences) == 1 and self.can_grow
         draft = self.sequences[0].propose_draft() if is_single else []
         ids = [[*sequence.next_ids, *chain(*draft)] for sequence in self.sequences]
         width = max(map(len, ids))

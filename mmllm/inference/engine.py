@@ -9,7 +9,7 @@ compute and memory are shared, have one together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mmllm.conversation import Medium
 from mmllm.inference.batching import ContinuousBatcher
@@ -44,23 +44,23 @@ class Engine:
         """Requests for media that no decoder has begun with."""
         return sum(len(queue.requests) for queue in list(self._queues.values()))
 
-    def generate(self, prefill: Prefill, poll: Callable[[], bool]) -> None:
+    def generate(self, prefills: Sequence[Prefill], poll: Callable[[], bool]) -> None:
         """Generate sequences until `poll` says that they are done.
 
         Args:
-            prefill: the prompts.
+            prefills: the prompts.
             poll: called between steps; returns whether to end, and may raise to leave.
         """
         with self._text.changed:
-            self._entering.append(prefill)
+            self._entering += prefills
         try:
             self._text.wait(poll)
         finally:
             with self._text.changed:
-                for sequence in prefill.sequences:
-                    sequence.done = True
-                if prefill in self._entering:
-                    self._entering.remove(prefill)
+                for prefill in prefills:
+                    for sequence in prefill.sequences:
+                        sequence.done = True
+                self._entering = [entry for entry in self._entering if entry not in prefills]
                 if not self._text.is_busy:  # else the thread at work does so
                     self._batcher.remove_done()
 

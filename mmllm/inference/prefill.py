@@ -85,6 +85,34 @@ def prepare_prefill(
     return Prefill(list(sequences), list(prompts), batch, num_cached, cache)
 
 
+def prepare_prefills(
+    model: AnyToAny,
+    prompts: Sequence[Rendered],
+    features: FeatureProvider,
+    sequences: Sequence[SequenceState],
+    prefix_cache: PrefixCache | None = None,
+) -> list[Prefill]:
+    """Prepare prompts that enter one batch, or, with `llm.memory`, each by itself: a cache of which
+    only parts are read belongs to one conversation.
+
+    Args:
+        model: the model.
+        prompts: as `prepare_prefill` takes them.
+        features: gives the encoders' inputs.
+        sequences: one per prompt.
+        prefix_cache: as `prepare_prefill` takes it.
+
+    Raises:
+        MediaError: for a medium that cannot be decoded.
+    """
+    if model.llm.config.memory is None or _are_same(prompts):
+        return [prepare_prefill(model, prompts, features, sequences, prefix_cache)]
+    return [
+        prepare_prefill(model, [prompt], features, [sequence], prefix_cache)
+        for prompt, sequence in zip(prompts, sequences, strict=True)
+    ]
+
+
 def _are_same(prompts: Sequence[Rendered]) -> bool:
     """Whether all prompts have the same ids and hold the very same media objects."""
     first = prompts[0]

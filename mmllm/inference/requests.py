@@ -32,7 +32,7 @@ from mmllm.inference.engine import Engine
 from mmllm.inference.events import EventSink, MediumReady
 from mmllm.inference.media_queue import MediaRequest, MediaThreads, RenderedMedia
 from mmllm.inference.outputs import Piece, SignalSpan
-from mmllm.inference.prefill import Prefill, prepare_prefill
+from mmllm.inference.prefill import Prefill, prepare_prefills
 from mmllm.inference.prefix_cache import cache_keys
 from mmllm.inference.replies import Reply, Timings, Usage
 from mmllm.inference.sequence import SequenceState
@@ -98,7 +98,7 @@ class ReplyRequest:
         self._notes: list[tuple[str, ...]] = []
         self._sequences: dict[SequenceState, list[int]] = {}
         """Sequence -> the conversations that it answers."""
-        self._prefill: Prefill | None = None
+        self._prefills: list[Prefill] = []
         self._pieces: deque[tuple[SequenceState, Piece]] = deque()
         """New pieces; whichever thread takes the engine's step appends to it."""
         self._batched: list[PendingMedium] = []
@@ -118,8 +118,7 @@ class ReplyRequest:
         with self._threads:
             try:
                 self.poll()
-                assert self._prefill is not None
-                self._engine.generate(self._prefill, lambda: self.poll() != "text")
+                self._engine.generate(self._prefills, lambda: self.poll() != "text")
                 while self.poll() != "done":
                     wait(self._rendering, return_when=FIRST_COMPLETED)
             except BaseException:
@@ -175,7 +174,7 @@ class ReplyRequest:
                 self._pieces,
             )
             self._sequences[sequence] = group
-        self._prefill = prepare_prefill(
+        self._prefills = prepare_prefills(
             self._model,
             [self._prompts[group[0]] for group in self._sequences.values()],
             self._features,

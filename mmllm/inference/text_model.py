@@ -59,6 +59,8 @@ def score_replies(
             )
         unsupervised = [UNSUPERVISED] * num_prompt
         items.append(replace(item, labels=unsupervised + item.labels[num_prompt:]))
+    if model.llm.config.memory is not None:
+        return _score_with_memory(model, features, items, num_prompt)
     scores: list[float] = []
     while len(scores) < len(items):
         scores += _score(model, features, _next_group(items[len(scores) :], num_prompt))
@@ -89,6 +91,32 @@ def _score(model: AnyToAny, features: FeatureProvider, items: Sequence[Rendered]
     counts = [sum(label != UNSUPERVISED for label in item.labels) for item in items]
     nll = llm.token_nll(states, batch.labels).double().cpu().split(counts)
     return [-part.sum().item() for part in nll]
+
+
+def _score_with_memory(
+    model: AnyToAny, features: FeatureProvider, items: Sequence[Rendered], num_prompt: int
+) -> list[float]:
+    """Score replies one by one, each behind the prompt's cache: what generation reads of the prompt
+    is read here, too."""
+    llm, first = model.llm, items[0]
+    prompt = Rendered(first.ids[:num_prompt], first.labels[:num_prompt], first.inputs)
+    batch = collate([prompt], features, model.batch_layout, targets=False).to(model.device)
+    cache = llm.new_cache()
+    for place in prompt.inputs:
+        cache.keep_whole(place.start, place.start + place.length)
+    last = llm(model.embed(batch), positions=batch.positions, cache=cache)[0, -1:]
+    scores = []
+    for item in items:
+        ids, labels = torch.tensor([item.ids[num_prompt:], item.labels[num_prompt:]]).to(
+            last.device
+        )
+        positions = torch.arange(num_prompt, len(item), device=last.device)[None]
+        fork = cache.prefix(num_prompt)
+        states = torch.cat([last, llm(llm.embed(ids[None]), positions=positions, cache=fork)[0]])
+        is_target = labels != UNSUPERVISED
+        nll = llm.token_nll(states[:-1][is_target], labels[is_target])
+        scores.append(-nll.double().sum().item())
+    return scores
 
 
 def model_fingerprint(model: AnyToAny) -> str:

@@ -87,9 +87,13 @@ class _RequestAttention:
             for heads in (q, k, v)
         )  # [B, H, W, E]
         keys, values = self.cache.layers[index].update(k, v)
-        if self.single_query:
+        mask, is_causal = self.mask, self.is_causal
+        if not self.cache.reads_all:
+            keys, values, mask = self.cache.layers[index].retrieve(q)
+            is_causal = False
+        if self.single_query and mask is None:
             return _single_query_attention(q, keys, values, scale).view(self.num_positions, -1)
-        attended = _sdpa(q, keys, values, self.mask, self.is_causal, scale)
+        attended = _sdpa(q, keys, values, mask, is_causal, scale)
         return attended.transpose(1, 2).reshape(self.num_positions, -1)
 
 

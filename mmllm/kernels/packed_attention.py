@@ -36,6 +36,7 @@ def packed_sdpa_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     pack_layout: PackLayout | None = None,
+    retrieval: Any = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention, by the signature of transformers' attention functions.
@@ -48,11 +49,14 @@ def packed_sdpa_forward(
         attention_mask: only used without a layout.
         pack_layout: the segments of the pack; None computes transformers' `sdpa` of a padded batch
             float[B, H, S, E].
+        retrieval: a cache that chooses what the queries read (mmllm.llm.memory).
         **options: `scaling`, `sliding_window` and others that transformers passes.
 
     Returns:
         float[1, T, H, E], and None in place of attention weights.
     """
+    if retrieval is not None:
+        key, value, attention_mask = retrieval.layers[module.layer_idx].retrieve(query)
     if pack_layout is None:
         return _sdpa_forward(module, query, key, value, attention_mask, **options)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))

@@ -39,29 +39,36 @@ class DecoderForward:
         base_model: The transformers model.
         attention: `llm.attention` of the config; only with sdpa can packs share a prefix.
         backend: The kernels to begin with.
+        retrieves: Whether attention reads parts of a cache (mmllm.llm.memory), which that of
+            transformers cannot.
 
     Attributes:
         supports_prefix_packing: Whether packed sequences can share a prefix: every layer has to be
             attention, full or sliding.
     """
 
-    def __init__(self, base_model: Any, attention: str, backend: Backend):
+    def __init__(
+        self, base_model: Any, attention: str, backend: Backend, *, retrieves: bool = False
+    ):
         self.base_model = base_model
+        self._retrieves = retrieves
+        self._attention = attention
         config = base_model.config.get_text_config()
         types = set(getattr(config, "layer_types", None) or ["full_attention"])
         is_attention = types <= packed_attention.SUPPORTED_LAYER_TYPES
         self.supports_prefix_packing = attention == "sdpa" and is_attention
-        self.backend: Backend = "reference"
+        self.backend = backend
         self.use_kernels(backend)
 
     def use_kernels(self, backend: Backend) -> None:
         """Switch between the kernels, transformers' attention function included."""
-        if self.supports_prefix_packing and backend != self.backend:
-            name = "sdpa"
-            if backend == "auto":
-                packed_attention.register_attention()
-                name = packed_attention.ATTENTION_NAME
+        name = "sdpa"
+        if backend == "auto" or self._retrieves:
+            packed_attention.register_attention()
+            name = packed_attention.ATTENTION_NAME
+        if self.supports_prefix_packing and name != self._attention:
             self.base_model.set_attn_implementation(name)
+            self._attention = name
         self.backend = backend
 
     @property
@@ -92,6 +99,14 @@ class DecoderForward:
         Returns:
             float[B, T, D].
         """
+        if chunk := _chunk_length(cache, embeds):
+            assert positions is not None
+            parts = [slice(start, start + chunk) for start in range(0, embeds.shape[1], chunk)]
+            states = [
+                self.decoder_forward(embeds[:, part], positions=positions[:, part], cache=cache)
+                for part in parts
+            ]
+            return torch.cat(states, dim=1)
         backbone = self.backbone
         recomputes = backbone.training and bool(self.base_model.is_activation_checkpointing)
         if seq_lens and self.supports_prefix_packing:
@@ -160,6 +175,8 @@ class DecoderForward:
     ) -> Tensor:
         """Compute by transformers' layers: float[B, T, D] -> float[B, T, D]. `mask` is bool[B, T (+
         cached)], or has four dimensions and is passed on; `options` are transformers'."""
+        if not getattr(cache, "reads_all", True):
+            options["retrieval"] = cache
         if cache is not None and mask is not None and mask.device.type == "cpu" and mask.all():
             mask = None  # else transformers would wait for the device to find out
         if mask is not None and mask.ndim == 2:
@@ -186,6 +203,12 @@ class DecoderForward:
     @cached_property
     def _packed_stack(self) -> PackedDecoderStack | None:
         return PackedDecoderStack.build(self.backbone)
+
+
+def _chunk_length(cache: Any, embeds: Tensor) -> int | None:
+    """Return how many positions of float[B, T, D] a cache takes at a time; None: all."""
+    length = getattr(cache, "chunk_length", None)
+    return length if length and embeds.shape[1] > length else None
 
 
 def head_linear(module: Any, hidden: Tensor, backend: Backend) -> Tensor:

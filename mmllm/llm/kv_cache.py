@@ -113,10 +113,16 @@ class KVCache(DynamicCache):
     with one cannot be cropped (`croppable`). transformers' `crop(-n)` removes the last n positions.
     """
 
+    reads_all = True
+    """Whether a position attends to all before it, so that rows can be joined and drafts verified
+    without a change of the result."""
+    chunk_length: int | None = None
+    """Most positions that are computed together; None: any number."""
+
     def __init__(self, config: Any):
         super().__init__(config=config)
         self.layers = [
-            PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in self.layers
+            self.new_layer() if type(layer) is DynamicLayer else layer for layer in self.layers
         ]
         self.stack: Any = None
         """The decoder stack that extends this cache in place of the model's own forward, if any."""
@@ -128,12 +134,26 @@ class KVCache(DynamicCache):
     @property
     def croppable(self) -> bool:
         """Whether rows and positions can be removed."""
-        return bool(self.layers) and all(type(layer) is PreallocatedLayer for layer in self.layers)
+        return bool(self.layers) and all(
+            isinstance(layer, PreallocatedLayer) for layer in self.layers
+        )
+
+    def new_layer(self) -> PreallocatedLayer:
+        """An empty layer with an unbounded past."""
+        return PreallocatedLayer()
+
+    def keep_whole(self, start: int, end: int) -> None:
+        """Say which positions are one medium, before they are computed.
+
+        Args:
+            start: the first of them.
+            end: the position after the last.
+        """
 
     def prefix(self, length: int) -> KVCache:
         """The first `length` positions of all rows. Shares memory until one of the two is
         extended."""
-        return self._map(lambda states: states[..., :length, :])
+        return self.mapped(lambda states: states[..., :length, :])
 
     def select_row(self, index: int, real: Tensor) -> KVCache:
         """Return a copy of one row, without its padding.
@@ -147,7 +167,7 @@ class KVCache(DynamicCache):
         def select(states: Tensor) -> Tensor:
             return states[index : index + 1].index_select(2, to_device(positions, states.device))
 
-        return self._map(select)
+        return self.mapped(select)
 
     def select_rows(self, rows: list[int], start: int) -> None:
         """Keep only some rows, in place.
@@ -172,13 +192,17 @@ class KVCache(DynamicCache):
         """The layers of a croppable cache; typed Any, for transformers' keys may be None."""
         return list(self.layers)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> KVCache:
-        """A new cache whose keys and values are `function` of this one's."""
-        mapped = object.__new__(KVCache)
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> KVCache:
+        """A new cache whose keys and values are a function of this one's.
+
+        Args:
+            function: float[B, H, T, C] -> the same of other rows, or of fewer positions.
+        """
+        mapped = object.__new__(type(self))
         mapped.__dict__.update(self.__dict__)
         mapped.layers = []
         for layer in self._layers():
-            copy = PreallocatedLayer()
+            copy = self.new_layer()
             copy.lazy_initialization(layer.keys, layer.values)
             copy.replace(function(layer.keys), function(layer.values))
             mapped.layers.append(copy)

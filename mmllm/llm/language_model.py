@@ -69,7 +69,9 @@ class LanguageModel(UsesKernels, nn.Module):
         self.logit_transform = LogitTransform.of(self.base_model.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
         self.kernels = resolve_backend()
-        self._layers = DecoderForward(self.base_model, config.attention, self.kernels)
+        self._layers = DecoderForward(
+            self.base_model, config.attention, self.kernels, retrieves=config.memory is not None
+        )
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -95,7 +97,9 @@ class LanguageModel(UsesKernels, nn.Module):
 
     @property
     def max_length(self) -> int:
-        """Tokens that fit: the config's figure within the model's own limit."""
+        """Tokens that fit: the config's figure within the model's own limit, or the memory's."""
+        if self.config.memory is not None:
+            return self.config.memory.max_length
         limit = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
         return min(self.config.max_length, limit or self.config.max_length)
 
@@ -290,12 +294,13 @@ class LanguageModel(UsesKernels, nn.Module):
             for each in requests
         ]
 
-    def new_cache(self) -> KVCache:
+    def new_cache(self, **memory: int) -> KVCache:
         """An empty key-value cache for generation, with the decoder stack that extends it: of the
-        weights as they are now."""
-        from mmllm.llm.kv_cache import KVCache
+        weights as they are now. `memory`: options of `llm.memory`, in place of the config's."""
+        from mmllm.llm.memory import MemoryOptions, new_cache
 
-        cache = KVCache(self.base_model.config)
+        options = MemoryOptions(**memory) if memory else self.config.memory
+        cache = new_cache(self.base_model, options)
         cache.hooks = ForwardHooks(self.model)
         cache.stack = self._layers.build_cached_stack() if cache.croppable else None
         return cache

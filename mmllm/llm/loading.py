@@ -21,6 +21,7 @@ from mmllm.llm.adapters import LoraOptions
 from mmllm.llm.folder_checks import check_contents, check_file_names
 from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.logit_check import check_logit_transform
+from mmllm.llm.memory import MemoryOptions, check_memory
 from mmllm.llm.templates import check_template
 from mmllm.utils import sandbox
 from mmllm.utils.imports import deferred_imports
@@ -46,6 +47,8 @@ class CausalLMConfig:
         dtype: the dtype of the frozen weights; null: what the stage or the caller chooses.
         quantization: the frozen linear layers in 4 bits (NF4 with its constants quantised too, as
             in QLoRA, Dettmers et al. 2023) or 8 bits, by bitsandbytes.
+        memory: conversations beyond the model's own context, of which every step reads the parts
+            that fit best (mmllm.llm.memory); null: every step reads all.
         device_map: "auto", or module -> device: the model spread over devices, by accelerate.
     """
 
@@ -59,6 +62,7 @@ class CausalLMConfig:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     device_map: Mapping[str, int | str] | str | None = None
+    memory: MemoryOptions | None = None
 
 
 def build(
@@ -151,6 +155,8 @@ def _build(
     if "device_map" not in options:
         model = model.to(device)  # pyright: ignore[reportArgumentType] - its wrapper's signature
     llm = LanguageModel(config, model, tokenizer)
+    if config.memory is not None:
+        check_memory(llm.base_model, config.attention)
     check_logit_transform(llm.base_model, llm.logit_transform)
     check_template(llm.chat_template, tokenizer)
     return llm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,9 +123,9 @@ def test_a_request_goes_from_state_to_state(tiny_model: AnyToAny, num: int) -> N
     talks = [[user("one")], [user("two")]][:num]
     generate, render = chat.engine.generate, chat.engine.render_media
 
-    def polled(prefill: Prefill, poll: Callable[[], bool]) -> None:
+    def polled(prefills: Sequence[Prefill], poll: Callable[[], bool]) -> None:
         states.append(request.state)
-        generate(prefill, poll)
+        generate(prefills, poll)
         states.append(request.state)
 
     def noted(wanted: MediaRequest) -> Any:
