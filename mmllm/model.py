@@ -22,6 +22,7 @@ from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder, UnloadedEncoder
 from mmllm.errors import AssetError, ConfigError, wrap_errors
 from mmllm.kernels.backend import use_kernels
+from mmllm.kernels.forward_hooks import has_forward_hooks
 from mmllm.llm.language_model import LanguageModel
 
 PROJECTIONS = ("input_projections", "output_projections")
@@ -192,8 +193,7 @@ class AnyToAny(nn.Module):
         )
 
     def kl_to_base(self, ids: Tensor) -> Tensor:
-        """KL(base LLM || adapted LLM) at every position of text windows: int[W, S] ->
-        float32[W * S]."""
+        """KL(base LLM || adapted LLM) of text windows: int[W, S] -> float32[W * S]."""
         embeds = self.llm.embed(ids)
         with torch.no_grad(), self.llm.adapters_disabled():
             base = self.llm.forward_windows(embeds)
@@ -207,6 +207,7 @@ class AnyToAny(nn.Module):
             positions=batch.positions,
             prefix_len=batch.prefix_len,
             seq_lens=batch.seq_lens,
+            sources=batch.sources if has_forward_hooks(self.llm) else None,
         )
 
     def signals(self, batch: Batch) -> dict[str, Tensor]:
@@ -384,8 +385,7 @@ def _parts(group: str, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _zero_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """float[0, *shape] that depends on every parameter of `module`: each gets a zero gradient, so
-    that DDP's reducer never waits for a batch without a modality."""
+    """float[0, *shape] that depends on every parameter: DDP never waits for a lacking modality."""
     total = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
     return total * total.new_zeros(0, *shape)
 

@@ -10,6 +10,27 @@ that has begun always completes, so that its other tokens are never predicted. L
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the embeddings of one forward pass of the LLM stand for. Nothing is computed from it: it
+    is for forward hooks, which see the embeddings alone (mmllm.insight).
+
+    Attributes:
+        ids: int[B, T]: a token id; for an embedding of the n-th encoder `placeholder_id` + n; -1 at
+            padding.
+        owners: an object per row; a row of a later pass that has the same one continues it. Empty
+            where no pass continues another.
+    """
+
+    ids: Tensor
+    owners: tuple[object, ...] = ()
 
 
 class TokenSpace:

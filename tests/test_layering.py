@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "tokens": set(),
-    "kernels": set(),
+    "kernels": {"tokens"},  # what embeddings stand for
     "console": set(),
     "utils": set(),
     "config": {"weights"},
@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     # Programs over any chat model, which is a protocol: it needs no model of ours.
     "reasoning": {"conversation"},
     # Looks inside a model, whatever calls it.
-    "insight": {"weights"},
+    "insight": {"encoders", "model", "tokens", "weights"},
     "inference": {
         "checkpoints",
         "config",
@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "media",
         "model",
         "reasoning",
+        "tokens",
         "weights",  # those of encoders are read on first use
     },
     "training": {

@@ -18,6 +18,7 @@ from mmllm.conversation import Medium
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import UNSUPERVISED, Rendered, common_prefix_length
 from mmllm.kernels.devices import to_device
+from mmllm.tokens import Sources
 
 PACK_MULTIPLE = 16
 """The length of a pack is a multiple of this: bfloat16 matrix products on CPUs are slower for other
@@ -97,6 +98,17 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to `device`."""
         return _map_tensors(self, lambda tensor: to_device(tensor, device))
+
+    @property
+    def sources(self) -> Sources:
+        """What stands at each position."""
+        flat = self.ids.flatten().clone()
+        for number, media in enumerate(self.inputs.values()):
+            flat[media.token_indices] += number
+        if self.padding:
+            flat[-self.padding :] = -1
+        ids = flat.view_as(self.ids)
+        return Sources(ids if self.mask is None else ids.masked_fill(~self.mask, -1))
 
     def pin_memory(self) -> Batch:
         """Copy every tensor to page-locked memory, from which CUDA copies asynchronously."""

@@ -23,6 +23,7 @@ from mmllm.inference.speculative import verify_draft
 from mmllm.kernels.cached_attention import ForwardRequest
 from mmllm.kernels.devices import to_device
 from mmllm.model import AnyToAny
+from mmllm.tokens import Sources
 
 
 @dataclass
@@ -72,7 +73,7 @@ class CacheGroup:
         batch = prefill.batch.to(model.device)
         embeds, mask, positions = model.embed(batch), prefill.batch.mask, batch.positions
         assert mask is not None  # prompts are padded, not packed
-        mask = mask.clone()
+        mask, sources = mask.clone(), prefill.batch.sources.ids
         width = embeds.shape[1]
         for sequence, prompt in zip(prefill.sequences, cycle(prefill.prompts), strict=False):
             sequence.position = len(prompt)
@@ -82,10 +83,13 @@ class CacheGroup:
         for row, prompt in enumerate(prefill.prompts):
             # From padding on the right to padding on the left: decoding appends on the right.
             shift = width - (len(prompt) - prefill.num_cached)
-            for padded in (embeds, mask, positions):
+            for padded in (embeds, mask, positions, sources):
                 padded[row] = padded[row].roll(shift, dims=0)
         mask = F.pad(mask, (prefill.num_cached, 0), value=True)
-        prompts = ForwardRequest(embeds, positions + prefill.num_cached, mask, cache)
+        owners = tuple(prefill.sequences[: len(prefill.prompts)])
+        prompts = ForwardRequest(
+            embeds, positions + prefill.num_cached, mask, cache, Sources(sources, owners)
+        )
         return cls(prefill.sequences, mask, cache, prompts)
 
     @property
@@ -154,7 +158,9 @@ class CacheGroup:
                 mask[row, -count:] = True
         self.mask = torch.cat([self.mask, mask], dim=1)
         tokens, positions = to_device(inputs, model.device)
-        request = ForwardRequest(model.llm.embed(tokens), positions, self.mask, self.cache)
+        embeds = model.llm.embed(tokens)
+        sources = Sources(inputs[0].masked_fill(~mask, -1), tuple(self.sequences))
+        request = ForwardRequest(embeds, positions, self.mask, self.cache, sources)
         return GroupStep(request, ids, draft)
 
     def accept(self, model: AnyToAny, step: GroupStep, states: Tensor) -> None:

@@ -14,6 +14,7 @@ from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.inference.prefix_cache import PrefixCache, cache_keys
 from mmllm.inference.sequence import SequenceState
+from mmllm.kernels.forward_hooks import ForwardHooks
 from mmllm.model import AnyToAny
 
 _MIN_PREFIX_SHARE = 8
@@ -60,14 +61,16 @@ def prepare_prefill(
     Raises:
         MediaError: for a medium that cannot be decoded.
     """
+    is_hooked = model.llm.is_hooked
     for sequence, prompt in zip(sequences, prompts, strict=True):
         sequence.draft.extend(prompt.ids)
+        sequence.may_draft = not is_hooked
     if model.llm.supports_cache_crop and _are_same(prompts):
         prompts = prompts[:1]
     num_cached, cache = 0, None
-    if prefix_cache is not None and not model.llm.is_hooked:
+    if prefix_cache is not None and not is_hooked:
         num_cached = _shared_prefix_length(model, prompts)
-        if prefix_cache.max_entries and len(prompts) == 1:
+        if prefix_cache.max_entries and len(prompts) == 1 and not _reads_hooked(model, prompts[0]):
             keys = cache_keys(prompts[0])
             if len(sequences) == 1:
                 sequences[0].cache_keys = keys
@@ -111,6 +114,15 @@ def prepare_prefills(
         prepare_prefill(model, [prompt], features, [sequence], prefix_cache)
         for prompt, sequence in zip(prompts, sequences, strict=True)
     ]
+
+
+def _reads_hooked(model: AnyToAny, prompt: Rendered) -> bool:
+    """Whether a hook may look into what encodes the media of a prompt, or alter it."""
+    return any(
+        ForwardHooks(module).may_alter_outputs
+        for key in {place.key for place in prompt.inputs}
+        for module in (model.encoders[key], model.input_projections[key])
+    )
 
 
 def _are_same(prompts: Sequence[Rendered]) -> bool:

@@ -39,6 +39,8 @@ class SequenceState:
         cache_keys: what was fed, by position (`prefix_cache.cache_keys`); empty for a sequence
             whose key-value cache is not to be kept.
         draft: the ids of the conversation, `next_ids` included, to draft from.
+        may_draft: whether drafts are proposed; not while a forward hook is on the LLM, which is to
+            see no position that is rejected.
         pending_forced: output keys whose forced media have not been generated yet, in order.
         forbidden: output keys that must not be sampled.
     """
@@ -63,6 +65,7 @@ class SequenceState:
         self.next_ids: list[int] = []
         self.cache_keys: list[Hashable] = []
         self.draft = PromptLookupDraft()
+        self.may_draft = True
         self._events = events
         self._generated_ids: set[int] = set()
         self._has_stopped = False
@@ -119,7 +122,7 @@ class SequenceState:
     def propose_draft(self) -> list[list[int]]:
         """Pieces that may be sampled after `next_ids`, as their ids: tokens that followed the same
         ids before, or the span of the next forced medium."""
-        if not self.next_ids or not self.sampling.num_draft_tokens:
+        if not (self.next_ids and self.may_draft and self.sampling.num_draft_tokens):
             return []
         if self._text_is_over:
             return [self.tokens.signal_ids(key) for key in self.pending_forced[1:2]]

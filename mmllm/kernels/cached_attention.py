@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mmllm.kernels.devices import to_device
 from mmllm.kernels.inference_layer import InferenceLayer
+from mmllm.tokens import Sources
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,20 @@ class ForwardRequest:
         mask: bool[B, T], True for tokens and False for padding, those in the cache included; best
             on the CPU. None: no padding.
         cache: The key-value cache of all positions before the new ones.
+        sources: What the embeddings stand for.
     """
 
     embeds: Tensor
     positions: Tensor
     mask: Tensor | None
     cache: Any
+    sources: Sources | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All but the embeddings, as the forward pass of a model takes them."""
+        names = ("mask", "positions", "cache", "sources")
+        return {name: getattr(self, name) for name in names}
 
 
 class CachedAttention:

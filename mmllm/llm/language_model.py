@@ -37,7 +37,7 @@ from mmllm.kernels.registry import (
 from mmllm.llm import adapters
 from mmllm.llm.signal_tokens import append_signal_logits, embed_tokens, init_signal_tables
 from mmllm.llm.templates import chat_template
-from mmllm.tokens import TokenSpace
+from mmllm.tokens import Sources, TokenSpace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,6 +240,7 @@ class LanguageModel(UsesKernels, nn.Module):
         cache: Any = None,
         prefix_len: int = 0,
         seq_lens: Sequence[int] = (),
+        sources: Sources | None = None,
     ) -> Tensor:
         """Compute the last hidden states, after the final norm.
 
@@ -255,6 +256,7 @@ class LanguageModel(UsesKernels, nn.Module):
                 other, conversations of these lengths that all begin with them. Where
                 `supports_prefix_packing` is False the prefix has to be empty, and transformers
                 separates the conversations by their `positions`, which restart at 0.
+            sources: What the embeddings stand for; only hooks on this module read it.
 
         Returns:
             float[B, T, D].
@@ -289,10 +291,7 @@ class LanguageModel(UsesKernels, nn.Module):
             states = self._layers.forward_requests(requests)
             if states is not None:
                 return states
-        return [
-            self(each.embeds, mask=each.mask, positions=each.positions, cache=each.cache)
-            for each in requests
-        ]
+        return [self(each.embeds, **each.options) for each in requests]
 
     def new_cache(self, **memory: int) -> KVCache:
         """An empty key-value cache for generation, with the decoder stack that extends it: of the
