@@ -1,7 +1,4 @@
-"""Rows of `mmllm evaluate MODEL --tasks reasoning`: what a model does inside mmllm.reasoning.
-
-They are measured only where they are asked for: some take many minutes on a CPU.
-"""
+"""Rows of searches: ciphers, plans and the model as an optimizer, each beside its control."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ _SENTENCE = re.compile(r"[A-Z][a-z ,;'-]{20,38}[.!?](?=\s)")
 OnProgress = Callable[[int], object]
 
 
-def _measure_cipher(
+def measure_cipher(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """Caesar ciphers of sentences, all 25 shifts in turn: asked directly, and by generate and
@@ -57,7 +54,7 @@ def _measure_cipher(
     yield with_threshold(metric, MIN_TESTED)
 
 
-def _measure_blocksworld(
+def measure_blocksworld(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """Instances of 3 to 5 blocks: solved with the verifier's critique in 2 calls of 4 plans, and by
@@ -88,7 +85,7 @@ def _measure_blocksworld(
     yield accuracy_metric("reasoning/blocksworld, solved by random plans", by_chance, start)
 
 
-def _measure_optimizer(
+def measure_optimizer(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """The model as the optimizer of a linear regression, (15, 14), in 15 steps of 8 samples; hill
@@ -109,15 +106,6 @@ def _measure_optimizer(
     yield accuracy_metric("reasoning/optimizer, optimum found by hill climbing", climbed, start)
     yield accuracy_metric("reasoning/optimizer, optimum found by random search", by_chance, start)
     yield accuracy_metric("reasoning/optimizer, valid answers", _validity(results), start)
-
-
-ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
-    "reasoning/cipher": (_measure_cipher, NUM_CIPHERS),
-    "reasoning/blocksworld": (_measure_blocksworld, NUM_BLOCKSWORLDS),
-    "reasoning/optimizer": (_measure_optimizer, NUM_OPTIMIZATIONS),
-}
-"""Name of a task -> what measures it, called with (model, folder of mini's data, number of items,
-function that takes the number of items done), and the number of items."""
 
 
 def sample_sentences(text: str, num: int, seed: int = 0) -> list[str]:

@@ -11,7 +11,8 @@ from mmllm import mini
 from mmllm.errors import ConfigError
 from mmllm.evaluation import evaluate
 from mmllm.evaluation.metrics import Metric
-from mmllm.evaluation.reasoning import ROWS, sample_sentences
+from mmllm.evaluation.reasoning import ROWS
+from mmllm.evaluation.reasoning.searching import sample_sentences
 from mmllm.evaluation.tasks import TASKS
 from mmllm.reasoning import ScriptedModel
 from tests.reasoning.optimizers import descend

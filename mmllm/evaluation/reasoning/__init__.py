@@ -1,0 +1,26 @@
+"""Rows of `mmllm evaluate MODEL --tasks reasoning`: what a model does inside mmllm.reasoning.
+
+They are measured only where they are asked for: some take many minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mmllm.evaluation.metrics import Metric
+from mmllm.evaluation.reasoning.searching import (
+    NUM_BLOCKSWORLDS,
+    NUM_CIPHERS,
+    NUM_OPTIMIZATIONS,
+    measure_blocksworld,
+    measure_cipher,
+    measure_optimizer,
+)
+
+ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
+    "reasoning/cipher": (measure_cipher, NUM_CIPHERS),
+    "reasoning/blocksworld": (measure_blocksworld, NUM_BLOCKSWORLDS),
+    "reasoning/optimizer": (measure_optimizer, NUM_OPTIMIZATIONS),
+}
+"""Name of a task -> what measures it, called with (model, folder of mini's data, number of items,
+function that takes the number of items done), and the number of items."""
