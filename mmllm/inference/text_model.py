@@ -20,7 +20,7 @@ from mmllm.model import AnyToAny
 from mmllm.utils.hashing import sha256
 
 MAX_POSITIONS = 4096
-"""Positions of one forward pass in `score_replies`."""
+"""Positions of the replies in one forward pass of `score_replies`."""
 
 
 @torch.inference_mode()
@@ -68,8 +68,9 @@ def score_replies(
 
 
 def _next_group(items: Sequence[Rendered], num_prompt: int) -> Sequence[Rendered]:
-    """As many of the first items as fit into one forward pass; at least one."""
-    num, total = 0, num_prompt
+    """As many of the first items as one forward pass takes; at least one. The prompt does not
+    count, so that a long one is computed once for all replies, too."""
+    num = total = 0
     for item in items:
         total += len(item) - num_prompt
         if num and total > MAX_POSITIONS:
