@@ -9,7 +9,7 @@ are verified from outside, reading of what exceeds the context.
     problems             what is searched for, with sound evaluations
     baselines, report    random search and hill climbing at equal evaluations; the report
     verified             replies that are made again until a check accepts them
-    tree, walk, reading  MemWalker: texts that exceed the context
+    sources, tree, walk, reading  MemWalker: texts, clips and sounds that exceed the context
     system2_attention    conversations without what should not count
 
 `mmllm.Chat` is a ChatModel. Nothing here imports torch.
@@ -27,6 +27,7 @@ from mmllm.reasoning.models import (
 from mmllm.reasoning.recorder import Recorder
 from mmllm.reasoning.scripted import ScriptedModel
 from mmllm.reasoning.search_loop import Evaluation, Problem, SearchResult, search
+from mmllm.reasoning.sources import LongMedium
 from mmllm.reasoning.system2_attention import focus
 from mmllm.reasoning.tree import SummaryTree, TreeOptions, build_tree
 from mmllm.reasoning.verified import ReplyVerdict, Verification
@@ -40,6 +41,7 @@ __all__ = [
     "ChatModel",
     "Completion",
     "Evaluation",
+    "LongMedium",
     "OpenAIModel",
     "Problem",
     "Recorder",

@@ -1,9 +1,10 @@
-"""Other ways to answer a question about a long text, to compare a walk with.
+"""Other ways to answer a question about a long text, clip or sound, to compare a walk with.
 
-- whole: the whole text in the prompt, if it fits;
-- truncated: its beginning, as much as fits;
+- whole: all of it in the prompt, if it fits;
+- truncated: the beginning of a text, as much as fits;
 - flat: the summaries of all segments, as many as fit;
-- lexical: the segment that shares the rarest words with the question;
+- lexical: the segment that shares the rarest words with the question (of a clip or a sound, its
+  summary);
 - likelihood: the segment under which the question is likeliest, without a tree.
 """
 
@@ -13,34 +14,45 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from mmllm.conversation import user
+from mmllm.conversation import Message, user
 from mmllm.errors import ContextError
 from mmllm.reasoning.models import ChatModel
+from mmllm.reasoning.sources import LongText
 from mmllm.reasoning.tree import SummaryTree
-from mmllm.reasoning.walk import answer_from, question_likelihood
+from mmllm.reasoning.walk import QUESTION_PROMPT, answer_from
 
 _WORD = re.compile(r"[^\W_]+")
 
-
-def _read_whole(model: ChatModel, tree: SummaryTree, question: str, context: int) -> str | None:
-    """The whole text; None if it exceeds `context` tokens."""
-    return tree.text if model.count_tokens([user(tree.text)]) <= context else None
+Prompt = Callable[..., Message]
+"""The words behind what is shown (`after`) -> a user message."""
 
 
-def _read_truncated(model: ChatModel, tree: SummaryTree, question: str, context: int) -> str:
-    """The beginning of the text, up to `context` tokens."""
-    fits, exceeds = 0, len(tree.text) + 1
+def _read_whole(model: ChatModel, tree: SummaryTree, question: str, context: int) -> Prompt | None:
+    """All of it; None if it exceeds `context` tokens."""
+    whole = partial(tree.message, tree.root)
+    return whole if model.count_tokens([whole()]) <= context else None
+
+
+def _read_truncated(
+    model: ChatModel, tree: SummaryTree, question: str, context: int
+) -> Prompt | None:
+    """The beginning of a text, up to `context` tokens; None for a clip or a sound."""
+    if not isinstance(tree.source, LongText):
+        return None
+    text = tree.source.text
+    fits, exceeds = 0, len(text) + 1
     while exceeds - fits > 1:
         middle = (fits + exceeds) // 2
-        if model.count_tokens([user(tree.text[:middle])]) <= context:
+        if model.count_tokens([user(text[:middle])]) <= context:
             fits = middle
         else:
             exceeds = middle
-    return tree.text[:fits]
+    return partial(tree.source.message, 0, fits)
 
 
-def _read_flat(model: ChatModel, tree: SummaryTree, question: str, context: int) -> str:
+def _read_flat(model: ChatModel, tree: SummaryTree, question: str, context: int) -> Prompt:
     """The summaries of the first segments, up to `context` tokens."""
     kept: list[str] = []
     for index in tree.segments:
@@ -48,37 +60,59 @@ def _read_flat(model: ChatModel, tree: SummaryTree, question: str, context: int)
         if model.count_tokens([user("\n\n".join(longer))]) > context:
             break
         kept = longer
-    return "\n\n".join(kept)
+    joined = "\n\n".join(kept)
+    return lambda after: user(f"{joined}{after}")
 
 
-def _read_lexical(model: ChatModel, tree: SummaryTree, question: str, context: int) -> str:
-    """The segment with the largest summed inverse document frequency of the question's words."""
-    texts = [tree.text_of(index) for index in tree.segments]
-    words = [_words(text) for text in texts]
+def _read_lexical(model: ChatModel, tree: SummaryTree, question: str, context: int) -> Prompt:
+    return partial(tree.message, lexical_segment(tree, question))
+
+
+def _read_likelihood(model: ChatModel, tree: SummaryTree, question: str, context: int) -> Prompt:
+    (index,) = likeliest_segments(model, tree, [question])
+    return partial(tree.message, index)
+
+
+def lexical_segment(tree: SummaryTree, question: str) -> int:
+    """The segment with the largest summed inverse document frequency of the question's words.
+
+    Args:
+        tree: the tree.
+        question: the question.
+    """
+    words = [_words(tree.text_of(index)) for index in tree.segments]
     counts = Counter(word for entry in words for word in entry)
     wanted = _words(question)
     scores = [
-        sum(math.log((len(texts) + 1) / counts[word]) for word in sorted(entry & wanted))
+        sum(math.log((len(words) + 1) / counts[word]) for word in sorted(entry & wanted))
         for entry in words
     ]
-    return texts[scores.index(max(scores))]
+    return tree.segments[scores.index(max(scores))]
 
 
-def _read_likelihood(model: ChatModel, tree: SummaryTree, question: str, context: int) -> str:
-    """The segment under which the question is likeliest."""
-    texts = [tree.text_of(index) for index in tree.segments]
-    scores = [question_likelihood(model, text, question) for text in texts]
-    return texts[scores.index(max(scores))]
+def likeliest_segments(model: ChatModel, tree: SummaryTree, questions: Sequence[str]) -> list[int]:
+    """For each question the segment under which it is likeliest; every segment is read once.
+
+    Args:
+        model: gives the likelihoods.
+        tree: the tree.
+        questions: the questions.
+    """
+    scores = [
+        model.score([tree.message(index, after=QUESTION_PROMPT)], questions)
+        for index in tree.segments
+    ]
+    return [tree.segments[column.index(max(column))] for column in zip(*scores, strict=True)]
 
 
-BASELINES: dict[str, Callable[[ChatModel, SummaryTree, str, int], str | None]] = {
+BASELINES: dict[str, Callable[[ChatModel, SummaryTree, str, int], Prompt | None]] = {
     "whole": _read_whole,
     "truncated": _read_truncated,
     "flat": _read_flat,
     "lexical": _read_lexical,
     "likelihood": _read_likelihood,
 }
-"""Name -> the text from which the question is answered; None where there is none."""
+"""Name -> what the question is answered from; None where there is nothing."""
 
 
 def answer_by_baselines(
@@ -91,11 +125,11 @@ def answer_by_baselines(
     names: Sequence[str] = tuple(BASELINES),
     max_new_tokens: int = 64,
 ) -> dict[str, str | None]:
-    """The answer of each baseline; None where its text exceeds the context.
+    """The answer of each baseline; None where what it reads exceeds the context.
 
     Args:
         model: the model.
-        tree: the text and its tree.
+        tree: the text, clip or sound and its tree.
         question: the question.
         options: possible answers; see `answer_from`.
         context: tokens that a text may take.
@@ -104,10 +138,13 @@ def answer_by_baselines(
     """
     answers: dict[str, str | None] = {}
     for name in names:
-        text = BASELINES[name](model, tree, question, context)
+        shown = BASELINES[name](model, tree, question, context)
         try:
-            answers[name] = text and answer_from(
-                model, text, question, options=options, max_new_tokens=max_new_tokens
+            answers[name] = shown and answer_from(
+                model,
+                shown(after=f"\n\n{question}"),
+                options=options,
+                max_new_tokens=max_new_tokens,
             )
         except ContextError:
             answers[name] = None

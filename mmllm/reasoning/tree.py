@@ -1,40 +1,40 @@
-"""A tree of summaries over a long text (MemWalker, Chen et al. 2023, arXiv:2310.05029).
+"""A tree of summaries over a long text, clip or sound (MemWalker, Chen et al. 2023,
+arXiv:2310.05029).
 
-The text is cut into segments, each is summarised, and the summaries of neighbouring nodes are
-summarised again, up to a root. A tree does not depend on any question; it is a file, named by the
-hashes of its text, its model and its options.
+It is cut into segments, each is summarised, and the summaries of neighbouring nodes are summarised
+again, up to a root. A tree does not depend on any question; it is a file, named by the hashes of
+what it is of, its model and its options.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmllm.conversation import user
+from mmllm.conversation import Message, user
 from mmllm.errors import ConfigError, brief_reason
 from mmllm.reasoning.models import ChatModel
+from mmllm.reasoning.sources import LongText, Readable, Source, as_source
 from mmllm.utils.files import atomic_write, write_errors
-from mmllm.utils.hashing import fingerprint, sha256
+from mmllm.utils.hashing import fingerprint
 
 _FORMAT = 1
-SEGMENT_PROMPT = "Summarize the above text comprehensively into a fluent passage."
 SUMMARY_PROMPT = "Compress each summary into a much shorter summary, and join them into a passage."
 
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A part of the text.
+    """A part of what the tree is of.
 
     Attributes:
-        start: index of its first character.
-        end: index behind its last character.
+        start: index of its first character, frame or sample.
+        end: index behind its last one.
         summary: what the model wrote of it.
-        children: indices of the nodes below, in the order of the text; none for a segment.
+        children: indices of the nodes below, in order; none for a segment.
     """
 
     start: int
@@ -48,7 +48,7 @@ class TreeOptions:
     """How a tree is built.
 
     Attributes:
-        segment_tokens: tokens of a segment, at most.
+        segment_tokens: tokens of a segment of a text, at most.
         num_children: summaries that are summarised together, at most.
         summary_tokens: tokens of a summary, at most.
     """
@@ -65,16 +65,16 @@ class TreeOptions:
 
 @dataclass(frozen=True)
 class SummaryTree:
-    """A text and its tree.
+    """A long text, clip or sound, and its tree.
 
     Attributes:
-        text: the text.
+        source: what the tree is of.
         nodes: all nodes; the segments come first, in order, and the root is the last one.
         model: fingerprint of the model that wrote the summaries.
         options: how it was built.
     """
 
-    text: str
+    source: Source
     nodes: tuple[TreeNode, ...]
     model: str
     options: TreeOptions
@@ -86,18 +86,37 @@ class SummaryTree:
 
     @property
     def segments(self) -> list[int]:
-        """Indices of the segments, in the order of the text."""
+        """Indices of the segments, in order."""
         return [index for index, node in enumerate(self.nodes) if not node.children]
 
     def text_of(self, index: int) -> str:
-        """The part of the text that a node stands for."""
-        return self.text[self.nodes[index].start : self.nodes[index].end].strip()
+        """The part of a text that a node stands for; of a clip or a sound, its summary."""
+        node = self.nodes[index]
+        if isinstance(self.source, LongText):
+            return self.source.text[node.start : node.end].strip()
+        return node.summary
+
+    def message(self, index: int, before: str = "", after: str = "") -> Message:
+        """A user message that shows what a node stands for.
+
+        Args:
+            index: of the node.
+            before: the words before it.
+            after: the words behind it.
+        """
+        return self.source.message(
+            self.nodes[index].start, self.nodes[index].end, before=before, after=after
+        )
+
+    def place_of(self, index: int) -> str:
+        """Where a node lies, in words: "8.0 s to 10.0 s"."""
+        return self.source.place(self.nodes[index].start, self.nodes[index].end)
 
     def save(self, path: Path) -> None:
-        """Write the tree, without the text. Raises ConfigError."""
+        """Write the tree, without what it is of. Raises ConfigError."""
         tree = {
             "format": _FORMAT,
-            "text": sha256(self.text),
+            self.source.kind: self.source.digest,
             "model": self.model,
             "options": asdict(self.options),
             "nodes": [asdict(node) for node in self.nodes],
@@ -109,75 +128,78 @@ class SummaryTree:
 
 def build_tree(
     model: ChatModel,
-    text: str,
+    source: Readable,
     options: TreeOptions | None = None,
     *,
     folder: Path | None = None,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> SummaryTree:
-    """Build the tree of a text, or read it from a folder.
+    """Build the tree of a text, a clip or a sound, or read it from a folder.
 
     Args:
-        model: writes the summaries, greedily.
-        text: the text.
+        model: writes the summaries, greedily; of a segment of a clip or a sound it says what it
+            sees or hears.
+        source: a text, a Video or an Audio; `LongMedium` with segments of another length.
         options: sizes of segments, groups and summaries.
-        folder: where trees are kept; a tree of the same text, model and options is not built again.
+        folder: where trees are kept; a tree of the same source, model and options is not built
+            again.
         on_progress: called with the number of summaries after each one.
 
     Raises:
         ConfigError: the text is empty, or a file cannot be read or written.
+        MediaError: a medium cannot be read.
         CallError, BudgetError: as the model raises them; with a Recorder the next try goes on.
     """
     options = options or TreeOptions()
-    if not text.strip():
-        raise ConfigError("the text is empty: there is nothing to read")
-    path = folder and folder / f"{_tree_name(model, text, options)}.json"
+    source = as_source(source)
+    path = folder and folder / f"{_tree_name(model, source, options)}.json"
     if path and path.exists():
-        return load_tree(path, model, text, options)
+        return load_tree(path, model, source, options)
     nodes: list[TreeNode] = []
-    for start, end in split_text(model, text, options.segment_tokens):
-        summary = _summary(model, text[start:end], SEGMENT_PROMPT, options)
-        nodes.append(TreeNode(start, end, summary))
+    for start, end in source.segments(model, options.segment_tokens):
+        message = source.message(start, end, after=f"\n\n{source.prompt}")
+        nodes.append(TreeNode(start, end, _summary(model, message, options)))
         on_progress(1)
     level = list(range(len(nodes)))
     while len(level) > 1:
         above = []
         for group in _groups(level, options.num_children):
-            joined = "\n\n".join(nodes[index].summary for index in group)
-            summary = _summary(model, joined, SUMMARY_PROMPT, options)
+            summaries = [nodes[index].summary for index in group]
+            summary = _joined(model, source, summaries, options)
             first, last = nodes[group[0]], nodes[group[-1]]
             nodes.append(TreeNode(first.start, last.end, summary, tuple(group)))
             above.append(len(nodes) - 1)
             on_progress(1)
         level = above
-    tree = SummaryTree(text, tuple(nodes), model.fingerprint, options)
+    tree = SummaryTree(source, tuple(nodes), model.fingerprint, options)
     if path:
         tree.save(path)
     return tree
 
 
-def _tree_name(model: ChatModel, text: str, options: TreeOptions) -> str:
+def _tree_name(model: ChatModel, source: Source, options: TreeOptions) -> str:
     """The name of a tree's file: a hash of all that it depends on."""
-    return fingerprint([_FORMAT, sha256(text), model.fingerprint, asdict(options)])
+    return fingerprint([_FORMAT, source.digest, model.fingerprint, asdict(options)])
 
 
 def load_tree(
-    path: Path, model: ChatModel, text: str, options: TreeOptions | None = None
+    path: Path, model: ChatModel, source: Readable, options: TreeOptions | None = None
 ) -> SummaryTree:
-    """Read a tree, for the text and the model that it was built of.
+    """Read a tree, for the source and the model that it was built of.
 
     Args:
         path: the file.
-        model: the model that will read the text.
-        text: the text.
+        model: the model that will read the source.
+        source: the text, clip or sound.
         options: those that the tree must have been built with; None for any.
 
     Raises:
-        ConfigError: the file is no tree, or that of another text, model or options.
+        ConfigError: the file is no tree, or that of another source, model or options.
     """
+    source = as_source(source)
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        expected = {"format": _FORMAT, "text": sha256(text), "model": model.fingerprint}
+        expected = {"format": _FORMAT, source.kind: source.digest, "model": model.fingerprint}
         for name, value in expected.items():
             if tree[name] != value:
                 raise ConfigError(
@@ -186,55 +208,14 @@ def load_tree(
                 )
         found = TreeOptions(**tree["options"])
         nodes = tuple(_node(entry) for entry in tree["nodes"])
-        _check(nodes, len(text))
+        _check(nodes, len(source))
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: no tree can be read from it: {brief_reason(error)}") from error
     if options is not None and found != options:
         raise ConfigError(f"{path}: the tree has other options: {found}; build a new one")
-    return SummaryTree(text, nodes, tree["model"], found)
-
-
-def split_text(model: ChatModel, text: str, num_tokens: int) -> Iterator[tuple[int, int]]:
-    """Cut a text into segments, at paragraphs where possible, else at sentences, else at words.
-
-    Args:
-        model: counts tokens.
-        text: the text.
-        num_tokens: tokens of a segment, at most.
-
-    Yields:
-        Start and end of each segment, in characters.
-    """
-    overhead = model.count_tokens([user("")])
-    start = end = count = 0
-    for piece_end, piece_count in _pieces(model, text, num_tokens, overhead):
-        if count and count + piece_count > num_tokens:
-            yield start, end
-            start, count = end, 0
-        end, count = piece_end, count + piece_count
-    if text[start:end].strip():
-        yield start, end
-
-
-_CUTS = (re.compile(r"\n\s*\n+"), re.compile(r"(?<=[.!?])\s+"), re.compile(r"\s+"))
-
-
-def _pieces(
-    model: ChatModel, text: str, num_tokens: int, overhead: int, start: int = 0, depth: int = 0
-) -> Iterator[tuple[int, int]]:
-    """(end in characters, tokens) of the pieces of a text that begins at `start`, in order."""
-    place = 0
-    ends = [match.end() for match in _CUTS[depth].finditer(text)] if depth < len(_CUTS) else []
-    for end in [*ends, len(text)]:
-        piece = text[place:end]
-        count = max(model.count_tokens([user(piece)]) - overhead, 1) if piece else 0
-        if count > num_tokens and depth + 1 < len(_CUTS):
-            yield from _pieces(model, piece, num_tokens, overhead, start + place, depth + 1)
-        elif piece:
-            yield start + end, count
-        place = end
+    return SummaryTree(source, nodes, tree["model"], found)
 
 
 def _groups(level: list[int], size: int) -> list[list[int]]:
@@ -245,11 +226,19 @@ def _groups(level: list[int], size: int) -> list[list[int]]:
     return [level[start:end] for start, end in pairwise(bounds)]
 
 
-def _summary(model: ChatModel, text: str, prompt: str, options: TreeOptions) -> str:
+def _joined(model: ChatModel, source: Source, summaries: list[str], options: TreeOptions) -> str:
+    """One summary of several; what was seen or heard is only listed while the list is short."""
+    if not isinstance(source, LongText):
+        listed = " ".join(summaries)
+        if model.count_tokens([user(listed)]) <= options.summary_tokens:
+            return listed
+    joined = "\n\n".join(summaries)
+    return _summary(model, user(f"{joined.strip()}\n\n{SUMMARY_PROMPT}"), options)
+
+
+def _summary(model: ChatModel, message: Message, options: TreeOptions) -> str:
     (completion,) = model.complete(
-        [user(f"{text.strip()}\n\n{prompt}")],
-        temperature=0.0,
-        max_new_tokens=options.summary_tokens,
+        [message], temperature=0.0, max_new_tokens=options.summary_tokens
     )
     return completion.text.strip()
 
@@ -266,6 +255,6 @@ def _check(nodes: tuple[TreeNode, ...], length: int) -> None:
         raise ValueError("there are no nodes")
     for index, node in enumerate(nodes):
         if not 0 <= node.start <= node.end <= length:
-            raise ValueError(f"node {index} lies outside the text")
+            raise ValueError(f"node {index} lies outside")
         if not all(isinstance(child, int) and 0 <= child < index for child in node.children):
             raise ValueError(f"node {index} has children that do not come before it")

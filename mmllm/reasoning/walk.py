@@ -1,5 +1,7 @@
 """Walks through a tree of summaries to the segment that answers a question (MemWalker).
 
+The tree may be that of a text, a clip or a sound.
+
 At every inner node one child is chosen, at a segment the model answers or goes back; a child that
 was left is not chosen again. Working memory holds the summaries on the way. The choice is
 
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmllm.conversation import user
+from mmllm.conversation import Message, user
 from mmllm.errors import ConfigError, quoted
 from mmllm.reasoning.models import ChatModel
 from mmllm.reasoning.tree import SummaryTree
@@ -38,7 +40,7 @@ class Walk:
         answer: the answer; None if none was found.
         path: nodes in the order in which they were visited, from the root.
         segments: segments that were read, in order; the last one gave the answer.
-        read_fraction: characters of these segments, of the whole text.
+        read_fraction: length of these segments, of the whole.
         num_returns: how often a node was left without an answer.
         invalid: outputs that were no action.
         stopped: why it ended: "answered", "invalid" (three unusable outputs) or "exhausted" (no
@@ -109,8 +111,11 @@ def walk(
     found = walker.walk
     found.stopped = found.stopped or "exhausted"
     read = sum(tree.nodes[index].end - tree.nodes[index].start for index in set(found.segments))
-    found.read_fraction = read / len(tree.text)
+    found.read_fraction = read / len(tree.source)
     return found
+
+
+QUESTION_PROMPT = "\n\nWrite a question about this text."
 
 
 def question_likelihood(model: ChatModel, text: str, question: str) -> float:
@@ -121,32 +126,25 @@ def question_likelihood(model: ChatModel, text: str, question: str) -> float:
         text: the text; empty for the likelihood without any.
         question: the question.
     """
-    prompt = f"{text}\n\nWrite a question about this text." if text else "Write a question."
+    prompt = f"{text}{QUESTION_PROMPT}" if text else "Write a question."
     return model.score([user(prompt)], [question])[0]
 
 
 def answer_from(
-    model: ChatModel,
-    text: str,
-    question: str,
-    *,
-    options: Sequence[str] = (),
-    max_new_tokens: int = 64,
+    model: ChatModel, prompt: Message, *, options: Sequence[str] = (), max_new_tokens: int = 64
 ) -> str:
-    """Answer a question from a text.
+    """Answer a question.
 
     Args:
         model: answers, greedily.
-        text: the text.
-        question: the question.
+        prompt: what is known, and the question.
         options: possible answers, of which the likeliest is chosen; none: the model writes one.
         max_new_tokens: of what it writes.
     """
-    prompt = [user(f"{text}\n\n{question}".strip())]
     if options:
-        scores = model.score(prompt, options)
+        scores = model.score([prompt], options)
         return options[scores.index(max(scores))]
-    return model.complete(prompt, temperature=0.0, max_new_tokens=max_new_tokens)[0].text.strip()
+    return model.complete([prompt], temperature=0.0, max_new_tokens=max_new_tokens)[0].text.strip()
 
 
 @dataclass
@@ -193,45 +191,44 @@ class _Walker:
             ]
             return children[scores.index(max(scores))]
         prompt = _triage_prompt(self.walk.question, summaries, reason=self.reason)
-        action = self._act(prompt, range(_GO_BACK, len(children)))
+        action = self._act(user(prompt), range(_GO_BACK, len(children)))
         return None if action is None or action == _GO_BACK else children[action]
 
     def _read(self, index: int, memory: list[str]) -> bool:
         """Answer from a segment, unless it is not about the question."""
-        text = self.tree.text_of(index)
         self.walk.segments.append(index)
         background = self._fitting(memory)
         if self.choose == "likelihood":
-            about = question_likelihood(self.model, text, self.walk.question)
+            prompt = self.tree.message(index, after=QUESTION_PROMPT)
+            (about,) = self.model.score([prompt], [self.walk.question])
             if about <= question_likelihood(self.model, "", self.walk.question):
                 return False
-            self._answer("\n\n".join([*background, text]))
+            self._answer(index, background)
             return True
-        prompt = _segment_prompt(self.walk.question, background, text, reason=self.reason)
+        before, after = _segment_prompt(self.walk.question, background, reason=self.reason)
+        prompt = self.tree.message(index, before=before, after=after)
         action = self._act(prompt, (_GO_BACK, _COMMIT))
         if action == _COMMIT:
             written = _ANSWER.search(self.output)
             if written and written[1].strip() and not self.options:
                 self.walk.answer, self.walk.stopped = written[1].strip(), "answered"
             else:
-                self._answer("\n\n".join([*background, text]))
+                self._answer(index, background)
         return self.walk.stopped != ""
 
-    def _answer(self, text: str) -> None:
+    def _answer(self, index: int, background: list[str]) -> None:
+        before = "".join(f"{summary}\n\n" for summary in background)
+        prompt = self.tree.message(index, before=before, after=f"\n\n{self.walk.question}")
         self.walk.answer = answer_from(
-            self.model,
-            text,
-            self.walk.question,
-            options=self.options,
-            max_new_tokens=self.max_new_tokens,
+            self.model, prompt, options=self.options, max_new_tokens=self.max_new_tokens
         )
         self.walk.stopped = "answered"
 
-    def _act(self, prompt: str, allowed: Sequence[int]) -> int | None:
+    def _act(self, prompt: Message, allowed: Sequence[int]) -> int | None:
         """The action that the model writes; None after three unusable outputs in a row."""
         while True:
             (completion,) = self.model.complete(
-                [user(prompt)],
+                [prompt],
                 temperature=1.0 if self.num_invalid else 0.0,
                 max_new_tokens=self.max_new_tokens,
                 seed=self.num_invalid,
@@ -275,13 +272,13 @@ def _triage_prompt(question: str, summaries: Sequence[str], *, reason: bool) -> 
     )
 
 
-def _segment_prompt(question: str, background: Sequence[str], text: str, *, reason: bool) -> str:
-    """The paper's prompt at a segment."""
+def _segment_prompt(question: str, background: Sequence[str], *, reason: bool) -> tuple[str, str]:
+    """The paper's prompt at a segment: what comes before the segment, and what comes behind it."""
     known = "Background information:\n" + "\n\n".join(background) + "\n\n" if background else ""
     form = "Reasoning: ...\n" if reason else ""
     return (
-        f"Read the text in triple quotes and answer a question.\n{known}Main text:\n'''{text}'''\n"
-        f"{question}\nIf the answer CANNOT be inferred from the text above, reply with action -1. "
-        "If the answer CAN be inferred from the text above, reply with action -2, and also provide "
-        f"the final answer, in this format:\n{form}Action: -2 or -1\nAnswer: ..."
+        f"Read the text in triple quotes and answer a question.\n{known}Main text:\n'''",
+        f"'''\n{question}\nIf the answer CANNOT be inferred from the text above, reply with action "
+        "-1. If the answer CAN be inferred from the text above, reply with action -2, and also "
+        f"provide the final answer, in this format:\n{form}Action: -2 or -1\nAnswer: ...",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import re
@@ -13,13 +12,7 @@ import pytest
 from mmllm.errors import ConfigError, ContextError
 from mmllm.reasoning import Budget, BudgetError, Recorder, ScriptedModel
 from mmllm.reasoning.reading import answer_by_baselines
-from mmllm.reasoning.tree import (
-    SummaryTree,
-    TreeOptions,
-    build_tree,
-    load_tree,
-    split_text,
-)
+from mmllm.reasoning.tree import SummaryTree, TreeOptions, build_tree, load_tree
 from mmllm.reasoning.walk import Walk, walk
 
 NAMES = ["Ada", "Ben", "Cy", "Dee", "Eli", "Fay", "Gus", "Hal", "Ida"]
@@ -66,17 +59,6 @@ def test_segments_are_the_text_cut_at_paragraphs(tree: SummaryTree) -> None:
     assert [len(node.children) for node in tree.nodes] == [0] * 9 + [3] * 4
     assert tree.nodes[tree.root].summary.count("keeps") == 9
     assert (tree.nodes[tree.root].start, tree.nodes[tree.root].end) == (0, len(TEXT))
-
-
-@pytest.mark.parametrize("num_tokens", [16, 23, 40, 100, 10_000])
-@pytest.mark.parametrize("text", [TEXT, "word " * 300, "One two three. " * 50, "x" * 500, "a\n\nb"])
-def test_segments_cover_the_text_within_their_limit(text: str, num_tokens: int) -> None:
-    model = scripted()
-    bounds = list(split_text(model, text, num_tokens))
-    assert bounds[0][0] == 0
-    assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
-    assert not text[bounds[-1][1] :].strip()
-    assert all(len(text[start:end].split()) <= num_tokens for start, end in bounds)
 
 
 @pytest.mark.parametrize("num", [1, 2, 8, 9, 17, 65])
@@ -209,7 +191,7 @@ class Writer:
 
     def walk(self, tree: SummaryTree, **options) -> Walk:
         model = ScriptedModel(self, likelihood)
-        own = SummaryTree(tree.text, tree.nodes, model.fingerprint, tree.options)
+        own = SummaryTree(tree.source, tree.nodes, model.fingerprint, tree.options)
         return walk(model, own, "Who keeps bees?", choose="written", **options)
 
 
