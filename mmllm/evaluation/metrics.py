@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ class Metric:
             ("decoder/image, top 1").
         n: number of items, or of tokens for perplexity.
         value: an accuracy from 0 to 1, a ratio or a difference.
-        low: lower end of an accuracy's 95 % Wilson interval.
+        low: lower end of the 95 % interval: Wilson's for an accuracy, the normal
+            one for a difference.
         high: its upper end.
         threshold: what the value must reach, as text; empty without one.
         met: whether it does; None without a threshold, or where the threshold is a fraction of a
@@ -48,6 +50,27 @@ def accuracy_metric(name: str, correct: Sequence[bool], start: float) -> Metric:
     return Metric(
         name, n, count / max(n, 1), low, high, seconds=round(time.perf_counter() - start, 2)
     )
+
+
+def difference_metric(
+    name: str, one: Sequence[float], other: Sequence[float], start: float
+) -> Metric:
+    """The mean difference of paired values, with its normal 95 % interval.
+
+    Args:
+        name: the metric's name.
+        one: one value per item.
+        other: those that are subtracted, of the same items.
+        start: `time.perf_counter()` when the measurement began.
+    """
+    differences = [float(a) - float(b) for a, b in zip(one, other, strict=True)]
+    n = len(differences)
+    value = sum(differences) / max(n, 1)
+    low = high = None
+    if n > 1:
+        half_width = 1.959964 * statistics.stdev(differences) / math.sqrt(n)
+        low, high = value - half_width, value + half_width
+    return Metric(name, n, value, low, high, seconds=round(time.perf_counter() - start, 2))
 
 
 def with_threshold(metric: Metric, threshold: float, note: str = "") -> Metric:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from mmllm.errors import ConfigError, RowError, quoted
 from mmllm.model import AnyToAny
 
 MAX_NEW_TOKENS = 40
+T = TypeVar("T")
 
 
 class RepliesInBatches(Protocol):
@@ -137,7 +138,7 @@ def _item_of(row: Mapping[str, Any], folder: Path) -> EvalItem:
     )
 
 
-def evenly_spaced(items: Sequence[EvalItem], num: int) -> list[EvalItem]:
+def evenly_spaced(items: Sequence[T], num: int) -> list[T]:
     """Return items at even distances in a list.
 
     Args:

@@ -136,7 +136,7 @@ class LongMedium:
         """See Source."""
         return "What do you see?" if isinstance(self.medium, Video) else "What do you hear?"
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """See Source."""
         return sha256(f"{self._rate} {self.seconds} {sha256(self._array.tobytes())}")

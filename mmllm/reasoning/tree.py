@@ -227,10 +227,11 @@ def _groups(level: list[int], size: int) -> list[list[int]]:
 
 
 def _joined(model: ChatModel, source: Source, summaries: list[str], options: TreeOptions) -> str:
-    """One summary of several; what was seen or heard is only listed while the list is short."""
+    """One summary of several; of a clip or a sound a list of them, while it is short."""
     if not isinstance(source, LongText):
         listed = " ".join(summaries)
-        if model.count_tokens([user(listed)]) <= options.summary_tokens:
+        num_tokens = model.count_tokens([user(listed)]) - model.count_tokens([user("")])
+        if num_tokens <= options.summary_tokens:
             return listed
     joined = "\n\n".join(summaries)
     return _summary(model, user(f"{joined.strip()}\n\n{SUMMARY_PROMPT}"), options)

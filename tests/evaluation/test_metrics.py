@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmllm.evaluation.metrics import Metric, wilson_interval, with_threshold
+from mmllm.evaluation.metrics import Metric, difference_metric, wilson_interval, with_threshold
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,12 @@ def test_a_threshold_that_is_a_fraction_of_nothing_is_not_met(
     value: float, threshold: float, met: bool
 ) -> None:
     assert with_threshold(Metric("r", 10, value), threshold).met is met
+
+
+def test_a_difference_is_that_of_pairs() -> None:
+    one, other = [True, True, False, True] * 25, [False, True, False, True] * 25
+    metric = difference_metric("gain", one, other, 0.0)
+    assert (metric.n, metric.value) == (100, 0.25)
+    assert metric.low == pytest.approx(0.25 - 1.96 * 0.4352 / 10, abs=1e-3)
+    assert metric.high == pytest.approx(0.25 + 1.96 * 0.4352 / 10, abs=1e-3)
+    assert difference_metric("gain", [True], [False], 0.0).low is None

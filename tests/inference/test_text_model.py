@@ -76,6 +76,20 @@ def test_many_replies_are_scored_in_several_passes(
     assert chat.score(PROMPTS[0], REPLIES) == pytest.approx(together, abs=1e-4)
 
 
+def test_a_prompt_longer_than_a_pass_is_computed_once(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = [user("one two three four " * 12)]
+    chat = Chat(tiny_model)
+    expected = [chat.score(prompt, [reply])[0] for reply in REPLIES]
+    passes = []
+    hidden = tiny_model.hidden
+    monkeypatch.setattr(tiny_model, "hidden", lambda batch: passes.append(batch) or hidden(batch))
+    monkeypatch.setattr("mmllm.inference.text_model.MAX_POSITIONS", chat.count_tokens(prompt) - 1)
+    assert chat.score(prompt, REPLIES) == pytest.approx(expected, abs=1e-3)
+    assert len(passes) == 1
+
+
 def test_what_cannot_be_scored_is_refused(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     with pytest.raises(ConfigError, match="a list of one or more replies"):

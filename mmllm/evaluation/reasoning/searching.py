@@ -1,4 +1,4 @@
-"""Rows of searches: ciphers, plans and the model as an optimizer, each beside its control."""
+"""Rows of searches: ciphers, plans and the model as an optimizer, each with its control."""
 
 from __future__ import annotations
 
@@ -34,7 +34,14 @@ def measure_cipher(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """Caesar ciphers of sentences, all 25 shifts in turn: asked directly, and by generate and
-    test."""
+    test.
+
+    Args:
+        model: what is measured.
+        data: folder of mini's data.
+        num: number of sentences.
+        on_progress: called with the number of items done.
+    """
     start = time.perf_counter()
     sentences = sample_sentences((data / "text" / "alice.txt").read_text(encoding="utf-8"), num)
     direct: dict[bool, list[bool]] = {True: [], False: []}
@@ -58,7 +65,14 @@ def measure_blocksworld(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """Instances of 3 to 5 blocks: solved with the verifier's critique in 2 calls of 4 plans, and by
-    as many random executable plans; and the plans that came out although they were wrong."""
+    as many random executable plans; and the plans that came out although they were wrong.
+
+    Args:
+        model: what is measured.
+        data: folder of mini's data.
+        num: number of instances.
+        on_progress: called with the number of items done.
+    """
     start = time.perf_counter()
     solved, wrong, by_chance = [], [], []
     steps, samples = 2, 4
@@ -89,7 +103,14 @@ def measure_optimizer(
     model: ChatModel, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """The model as the optimizer of a linear regression, (15, 14), in 15 steps of 8 samples; hill
-    climbing and random search at as many evaluations of the same instances."""
+    climbing and random search at as many evaluations of the same instances.
+
+    Args:
+        model: what is measured.
+        data: folder of mini's data.
+        num: number of runs.
+        on_progress: called with the number of items done.
+    """
     start = time.perf_counter()
     solved, climbed, by_chance = [], [], []
     results = []
