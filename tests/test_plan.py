@@ -240,6 +240,18 @@ def test_time_disk_and_processes_follow_the_stage(run: RunConfig) -> None:
         planning.plan_stage(model, run, processes=3)
 
 
+def test_the_cache_is_counted_in_its_type_for_the_items_that_there_are(run: RunConfig) -> None:
+    model = models.build(run.system, dtype=torch.bfloat16, meta=True)
+    missing = {name: replace(entry, file="not/here.json") for name, entry in run.stage.data.items()}
+    stage = replace(run.stage, cache="folder", steps=100, data=missing)
+    drawn = planning.plan_stage(model, replace(run, stage=stage))
+    some = planning.plan_stage(model, replace(run, stage=stage), num_items=10)
+    assert all(count > 10 for count in drawn.items.values())
+    assert some.items == dict.fromkeys(parts.KEYS, 10)
+    rounded = replace(run, stage=replace(stage, cache_dtype="bfloat16"))
+    assert 2 * planning.plan_stage(model, rounded, num_items=10).cache == some.cache
+
+
 def test_what_a_stage_does_not_need_is_not_counted(run: RunConfig) -> None:
     model = models.build(run.system, dtype=torch.bfloat16, meta=True)
     complete = replace(run.stage, cache="folder", cache_complete=True)
@@ -260,7 +272,8 @@ def test_the_command_shows_all_of_it(
     path = tmp_path / "1_stage.yaml"
     path.write_text(yaml.safe_dump(config.dump(run)))
     assert main(["plan", str(path), "stage.steps=3", "--flops", "1e9"]) == 0
-    shown = capsys.readouterr().out
+    shown, warnings = capsys.readouterr()
+    assert warnings == ""
     for word in (
         "decoders.video",
         "transformer",
@@ -284,6 +297,7 @@ def test_the_command_shows_all_of_it(
         (["system.llm.weights=nobody/nothing"], "the configs of 'nobody/nothing' are not at hand"),
         (["--flops", "0"], "--flops: expected more than 0"),
         (["--num-processes", "0"], "--num-processes: expected at least 1"),
+        (["--items", "0"], "--items: expected at least 1"),
         (["stage.stpes=1"], "did you mean 'steps'"),
     ],
 )

@@ -26,6 +26,14 @@ def plan(
     flops: Annotated[
         float | None, typer.Option(metavar="RATE", help="Operations a second that a device does.")
     ] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Items of each dataset whose file is not here yet, for the size of the cache; "
+            "without it, as many as the steps draw.",
+        ),
+    ] = None,
     trust: Trust = None,
 ) -> None:
     """Show parameters, licences, memory, disk and time; needs no weights, GPU or network."""
@@ -39,7 +47,7 @@ def plan(
     if len(configs) > 1:
         raise ConfigError(f"expected one CONFIG and KEY=VALUE, got {', '.join(configs)}")
     config = _config_of(one_model(configs[0] if configs else None, model))
-    result = planning.plan(config, overrides, processes=num_processes)
+    result = planning.plan(config, overrides, processes=num_processes, num_items=items)
     for line in planning.render(result, flops=flops):
         console.echo(line)
 

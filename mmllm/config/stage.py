@@ -121,6 +121,7 @@ class StageConfig:
         num_workers: processes that prepare batches in advance (0: the training process does).
         cache: where features of frozen parts are kept: `memory`, `none`, or a folder that outlives
             the run and may be shared (mmllm.features.store).
+        cache_dtype: how features and conditions are kept there; bfloat16 takes half the space.
         cache_complete: the folder holds everything: nothing is computed, and no encoder stays in
             memory.
         seed: of initialisation, order of the data, dropout and noise.
@@ -165,6 +166,7 @@ class StageConfig:
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     num_workers: int = 0
     cache: str = "memory"
+    cache_dtype: Literal["float32", "bfloat16"] = "float32"
     cache_complete: bool = False
     seed: int = 0
     save_steps: int = 200

@@ -115,6 +115,10 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
                 if "audio" in inputs:
                     gr.Button("Microphone", size="sm", elem_id="microphone")
             with gr.Column(elem_id="more-menu", elem_classes="menu", min_width=0):
+                chips = [
+                    gr.Button(text, size="sm", icon=str(thumbnail), elem_classes="example-chip")
+                    for text, thumbnail, _ in examples
+                ]
                 save = gr.Button("Save conversation", size="sm")
                 load = gr.UploadButton(
                     "Load conversation", size="sm", file_types=[".zip"], elem_id="load"
@@ -172,14 +176,17 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
             files = [*value.get("files", ()), *([path] if path else ())]
             return None, {"text": value.get("text", ""), "files": files}
 
-        def example(token: str | None, chosen: gr.SelectData) -> tuple[Any, ...]:
-            text, thumbnail, is_sent = examples[chosen.index]
+        def example(token: str | None, index: int) -> tuple[Any, ...]:
+            text, thumbnail, is_sent = examples[index]
             session = sessions.open(token)
             files = []
             if is_sent:
                 files = [session.new_file(thumbnail.suffix)]
                 shutil.copyfile(thumbnail, files[0])
             return take(session.token, {"text": text, "files": files})
+
+        def selected(token: str | None, chosen: gr.SelectData) -> tuple[Any, ...]:
+            return example(token, chosen.index)
 
         def again(token: str | None) -> tuple[Any, ...]:
             session = sessions.open(token)
@@ -300,8 +307,12 @@ def build(chat: Chat, sessions: SessionStore, *, card: str) -> gr.Blocks:
         if "image" in inputs:
             camera.input(guarded(photograph), [camera, box], [camera, box], **quick, **private)
         box.submit(guarded(take), [token, box], sent, **warned).success(**replying)
-        chosen = conversation.example_select(guarded(example), token, sent, **warned)
-        chosen.success(**replying)
+        conversation.example_select(guarded(selected), token, sent, **warned).success(**replying)
+        for index, chip in enumerate(chips):
+            clicked = chip.click(
+                guarded(functools.partial(example, index=index)), token, sent, **warned
+            )
+            clicked.success(**replying)
         for event, change in ((conversation.retry, again), (conversation.edit, edit)):
             changed = event(guarded(change), token, [token, conversation], **warned)
             changed.success(**replying)

@@ -46,6 +46,7 @@ class FeatureCache:
         enabled: whether outputs are kept; if not, samples go through the encoders in every step.
         denoise: whether latents are needed, for the denoising loss.
         store: the cache on disk; None keeps all outputs in memory.
+        dtype: of features and conditions as they are kept; what is returned is float32.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class FeatureCache:
         enabled: bool = True,
         denoise: bool = False,
         store: FeatureStore | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         self.model = model
         self.enabled = enabled
         self.denoise = denoise
         self.store = store
+        self.dtype = dtype
         self._namespaces: dict[
             tuple[str, str], MutableMapping[str, FeatureTensors] | Namespace
         ] = {}
@@ -75,7 +78,7 @@ class FeatureCache:
         entries = self._entries(FEATURES, key, names, lambda: self._encode(key, media))
         masks = [entry["mask"] for entry in entries if "mask" in entry]
         return {
-            "features": torch.stack([entry["tokens"] for entry in entries]),
+            "features": torch.stack([entry["tokens"] for entry in entries]).float(),
             "feature_mask": torch.stack(masks) if masks else None,
         }
 
@@ -84,7 +87,9 @@ class FeatureCache:
         captions = [_caption(medium) for medium in media]
         names = [_hash(caption) for caption in captions]
         entries = self._entries(CONDITIONS, key, names, lambda: self._embed(key, captions))
-        return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
+        return {
+            name: torch.stack([entry[name] for entry in entries]).float() for name in entries[0]
+        }
 
     def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
         """See FeatureProvider. A batch in which a medium has no data has no denoising loss."""
@@ -242,7 +247,7 @@ class FeatureCache:
                     bad.append((repr(missing[name]), str(error)))
             if samples:
                 features = encoder(to_device(torch.stack(samples), self.model.device))
-                tensors = {"tokens": features.tokens.float().cpu()}
+                tensors = {"tokens": features.tokens.to(self.dtype).cpu()}
                 if features.mask is not None:
                     tensors["mask"] = features.mask.cpu()
                 for row, name in enumerate(kept):
@@ -263,7 +268,7 @@ class FeatureCache:
             group = missing[start : start + _BATCH]
             self._may_compute(CONDITIONS, key, repr(group[0]))
             condition = self.model.decoders[key].encode_captions(group)
-            tensors = {name: value.float().cpu() for name, value in condition.items()}
+            tensors = {name: value.to(self.dtype).cpu() for name, value in condition.items()}
             for row, caption in enumerate(group):
                 namespace[_hash(caption)] = {
                     name: value[row].clone() for name, value in tensors.items()
@@ -293,10 +298,13 @@ class FeatureCache:
         return self._namespaces[kind, key]
 
     def _part(self, kind: str, key: str) -> tuple[str, str]:
-        """Return the path of a frozen component in the system config, and its fingerprint."""
+        """Return the path of a frozen component in the system config, and its fingerprint, with the
+        type of what is kept if it is not float32."""
         part = (self.model.encoders if kind == FEATURES else self.model.decoders)[key]
         group = "encoders" if kind == FEATURES else "decoders"
-        return f"{group}.{key}", str(part.fingerprint)
+        rounded = self.dtype != torch.float32 and kind != LATENTS
+        suffix = f"-{str(self.dtype).removeprefix('torch.')}" if rounded else ""
+        return f"{group}.{key}", f"{part.fingerprint}{suffix}"
 
     def _may_compute(self, kind: str, key: str, what: str) -> None:
         if get_worker_info() is not None and self.model.device.type != "cpu":

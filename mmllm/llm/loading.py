@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -165,7 +165,8 @@ def _build(
 def _build_on_meta(
     config: CausalLMConfig, source: dict[str, Any], dtype: torch.dtype
 ) -> LanguageModel:
-    """The model on the meta device, with an empty tokenizer: nothing will be rendered."""
+    """The model on the meta device, with an empty tokenizer: nothing will be rendered, so it has no
+    template of its own either."""
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -180,7 +181,7 @@ def _build_on_meta(
             model_config, dtype=dtype, attn_implementation=config.attention
         )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-    return LanguageModel(config, model, tokenizer)
+    return LanguageModel(replace(config, chat_template="plain"), model, tokenizer)
 
 
 def _source(weights: str) -> dict[str, Any]:

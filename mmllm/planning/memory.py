@@ -17,7 +17,7 @@ from mmllm.errors import ConfigError
 from mmllm.kernels.linear_cross_entropy import CHUNK_SIZE
 from mmllm.llm.language_model import LanguageModel
 from mmllm.model import AnyToAny
-from mmllm.planning.parts import FLOAT_BYTES, llm_shape, trains_through_llm
+from mmllm.planning.parts import llm_shape, trains_through_llm
 from mmllm.training.feed import open_sources
 from mmllm.training.trainable import ParameterGroup
 
@@ -122,27 +122,31 @@ def measure(module: nn.Module, *inputs: Tensor) -> tuple[int, float]:
     return sum(t.untyped_storage().nbytes() for t in saved.values()), counter.get_total_flops()
 
 
-def cache_size(model: AnyToAny, stage: StageConfig) -> tuple[dict[str, int], int]:
+def cache_size(
+    model: AnyToAny, stage: StageConfig, num_items: int | None = None
+) -> tuple[dict[str, int], int]:
     """Estimate the feature cache of a stage, from above. Latents are not counted.
 
-    A dataset whose file exists is counted; another has as many items as the stage draws from
-    it. An item is one medium and its caption: of pairs the one that they ask for, else the largest.
-    A caption that occurs again is kept once.
+    A dataset whose file exists is counted; another has `num_items`, but at most as many as the
+    stage draws from it. An item is one medium and its caption: of pairs the one that they ask for,
+    else the largest. A caption that occurs again is kept once.
 
     Args:
         model: the model, whose encoders and decoders give the shapes.
         stage: the stage with its datasets.
+        num_items: items of a dataset whose file is not here.
 
     Returns:
-        Items by dataset, and bytes of their features: float32 [L, C] of an encoder, float32
-            conditions of a decoder.
+        Items by dataset, and bytes of their features: [L, C] of an encoder, and the conditions of a
+            decoder, in `stage.cache_dtype`.
     """
+    number_bytes = getattr(torch, stage.cache_dtype).itemsize
     feature_bytes = {
-        str(encoder.modality): FLOAT_BYTES * math.prod(encoder.feature_shape)  # pyright: ignore
+        str(encoder.modality): number_bytes * math.prod(encoder.feature_shape)  # pyright: ignore
         for encoder in model.encoders.values()
     }
     condition_bytes = {
-        decoder.modality: FLOAT_BYTES * sum(map(math.prod, decoder.condition_shapes.values()))
+        decoder.modality: number_bytes * sum(map(math.prod, decoder.condition_shapes.values()))
         for decoder in model.decoders.values()
     }
     shares = {name: entry.share for name, entry in stage.data.items()}
@@ -152,7 +156,7 @@ def cache_size(model: AnyToAny, stage: StageConfig) -> tuple[dict[str, int], int
             items[name] = len(open_sources({name: entry}, "stage.data")[name])
         except ConfigError:
             drawn = stage.steps * stage.batch_size * shares[name] / sum(shares.values())
-            items[name] = round(drawn)
+            items[name] = min(round(drawn), num_items or round(drawn))
         direction, modality = (getattr(entry, n, None) for n in ("direction", "modality"))
         sides = {
             "understand": [feature_bytes],

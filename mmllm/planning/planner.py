@@ -83,13 +83,20 @@ class Plan:
     stages: list[StagePlan] = field(default_factory=list)
 
 
-def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1) -> Plan:
+def plan(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    processes: int = 1,
+    num_items: int | None = None,
+) -> Plan:
     """Plan a stage, a system or a recipe.
 
     Args:
         path: a stage's YAML, a system's YAML, or a folder with a YAML a stage.
         overrides: `dotted.key=value` each, of the stages.
         processes: how many share the stage's batch (DDP: each holds the whole model).
+        num_items: items of each dataset whose file is not here; None: as many as its stage draws.
 
     Raises:
         ConfigError: parts that do not fit, or a batch that cannot be divided.
@@ -97,6 +104,8 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
     """
     if processes < 1:
         raise ConfigError(f"--num-processes: expected at least 1, got {processes}")
+    if num_items is not None and num_items < 1:
+        raise ConfigError(f"--items: expected at least 1, got {num_items}")
     path = Path(path)
     files = sorted(path.glob(STAGES)) if path.is_dir() else [path]
     if not files:
@@ -119,18 +128,21 @@ def plan(path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1)
     for run in runs:
         if model is None or run.system != model.config:
             model = models.build(run.system, dtype=dtype_of(run.stage), meta=True)
-        stages.append(plan_stage(model, run, processes=processes))
+        stages.append(plan_stage(model, run, processes=processes, num_items=num_items))
     assert model is not None
     return Plan(runs[-1].system, parts_of(model), licences.of_parts(runs[-1].system), stages)
 
 
-def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StagePlan:
+def plan_stage(
+    model: AnyToAny, run: RunConfig, *, processes: int = 1, num_items: int | None = None
+) -> StagePlan:
     """Estimate the memory, time and disk of a stage per process.
 
     Args:
         model: the model of `run.system`, on the meta device.
         run: the stage and the system that it trains.
         processes: how many processes share the batch.
+        num_items: items of each dataset whose file is not here; None: as many as are drawn.
 
     Raises:
         ConfigError: the batch cannot be divided among processes and accumulation steps.
@@ -167,7 +179,7 @@ def plan_stage(model: AnyToAny, run: RunConfig, *, processes: int = 1) -> StageP
         "projections, rows, LoRA": adapters,
     }
     microbatches = stage.gradient_accumulation_steps * processes * stage.steps
-    items, cache = cache_size(model, stage)
+    items, cache = cache_size(model, stage, num_items)
     return StagePlan(
         stage=stage,
         processes=processes,

@@ -43,6 +43,7 @@ def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FeatureCache:
         enabled=stage.cache != "none",
         denoise=bool(stage.losses.get("denoise")),
         store=FeatureStore(stage.cache, complete=stage.cache_complete) if on_disk else None,
+        dtype=getattr(torch, stage.cache_dtype),
     )
 
 

@@ -252,6 +252,8 @@ def test_everything_is_reached_by_keyboard(demo: Demo, browse: Callable[..., Any
     assert reached[-4:] == ["Attach", "Type a message", "Submit", "More"]
     assert all(name.startswith("Select example") for name in reached[3:-4])
     page.keyboard.press("Enter")
+    examples = [name.partition(": ")[2] for name in reached[3:-4]]
+    assert [focused() for _ in examples] == examples  # here they stay
     assert [focused() for _ in range(3)] == [
         "Save conversation",
         "Load conversation",
@@ -268,3 +270,11 @@ def test_everything_is_reached_by_keyboard(demo: Demo, browse: Callable[..., Any
     page.get_by_role("button", name="Start recording").wait_for()
     log = page.locator("#conversation [role=log]")  # replies are announced as they grow
     assert log.get_attribute("aria-live") == "polite"
+
+    page.keyboard.press("Escape")
+    page.reload()
+    say(page, "hello")
+    answers(page, 1)
+    page.click("#more")
+    page.locator("#more-menu .example-chip").first.click()
+    answers(page, 2)

@@ -66,6 +66,24 @@ def test_training_from_the_cache_gives_the_same_losses_and_runs_no_frozen_part(
     assert cached == remembered == fresh
 
 
+def test_features_in_bfloat16_take_half_the_space_and_are_their_own(make_run, tmp_path: Path):
+    folder, losses_of = tmp_path / "cache", {"text": 1.0, "align": 1.0}
+    exact = losses(train(make_run(output="exact", losses=losses_of), progress=False))
+    half = {"cache": str(folder), "cache_dtype": "bfloat16", "losses": losses_of}
+    fill_cache(make_run(**half), progress=False)
+    kinds = {
+        shard.parent.name.partition("-")[0]: {tensor.dtype for tensor in load_file(shard).values()}
+        for shard in folder.rglob("*.safetensors")
+    }
+    assert kinds == {"features": {torch.bfloat16}, "conditions": {torch.bfloat16}}
+    run = make_run(output="half", cache_complete=True, **half)
+    for row, rounded in zip(exact, losses(train(run, progress=False)), strict=True):
+        assert rounded == pytest.approx(row, rel=0.02)
+    other = make_run(output="other", cache=str(folder), cache_complete=True, losses=losses_of)
+    with pytest.raises(CacheError, match=r"fingerprint .*-bfloat16"):
+        train(other, progress=False)
+
+
 def test_the_denoising_loss_takes_latents_from_the_cache(make_run, filled, monkeypatch):
     fresh = losses(train(make_run(output="fresh"), progress=False))
     assert any("denoise" in name for row in fresh for name in row)
