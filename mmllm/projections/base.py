@@ -1,9 +1,12 @@
-"""The contract of input projections, and what all of them share.
+"""The contracts of input and of output projections, and what all of a kind share.
 
-Legend: M media, L encoder tokens, C encoder width, N tokens per medium, D LLM width.
+Legend: M media, L encoder tokens, C encoder width, N tokens per medium, K signal tokens, D LLM
+width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -73,3 +76,29 @@ class InputProjection(nn.Module):
     def finish(self, tokens: Tensor) -> Tensor:
         """Scale to the RMS of LLM embeddings: float[M, N, D] -> float[M, N, D]."""
         return tokens if self.bare else F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
+
+
+class OutputProjection(nn.Module):
+    """Base of all output projections: hidden states of signal tokens to a decoder's condition.
+
+    Args:
+        signal_tokens: K, the signal tokens of a medium.
+        condition_shapes: shape of each tensor of the condition, by name.
+    """
+
+    def __init__(self, signal_tokens: int, condition_shapes: Mapping[str, tuple[int, ...]]):
+        super().__init__()
+        self.signal_tokens = signal_tokens
+        self.condition_shapes = dict(condition_shapes)
+
+    def forward(self, signals: Tensor) -> dict[str, Tensor]:
+        """Compute the conditions of media.
+
+        Args:
+            signals: float[M, K, D] of M >= 1 media, hidden states of the signal tokens plus their
+                embeddings.
+
+        Returns:
+            float[M, *shape] of each tensor of the condition, by name.
+        """
+        raise NotImplementedError

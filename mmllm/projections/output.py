@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmllm.errors import ConfigError
 from mmllm.kernels.backend import UsesKernels, resolve_backend
 from mmllm.kernels.short_attention import short_attention
+from mmllm.projections.base import OutputProjection
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class TransformerConfig:
     bare: bool = False
 
 
-class OutputProjection(UsesKernels, nn.Module):
-    """float[M, K, D] -> {name: float[M, *condition_shapes[name]]}; M >= 1.
+class TransformerProjection(UsesKernels, OutputProjection):
+    """The transformer that `TransformerConfig` describes.
 
     One decoder predicts all tensors of the condition: a sequence [P, E] has P queries, a vector [E]
     has one. Queries are initialised randomly: equal queries would stay equal.
@@ -56,15 +57,13 @@ class OutputProjection(UsesKernels, nn.Module):
     def __init__(
         self, config: TransformerConfig, condition_shapes: Mapping[str, tuple[int, ...]], width: int
     ):
-        super().__init__()
+        super().__init__(config.signal_tokens, condition_shapes)
         self.use_kernels(resolve_backend())
         inner = config.width
         if inner % config.heads:
             raise ConfigError(
                 f"output projection: width {inner} is not a multiple of heads {config.heads}"
             )
-        self.signal_tokens = config.signal_tokens
-        self.condition_shapes = dict(condition_shapes)
         self.inward = nn.Linear(width, inner)
         self.bare = config.bare
         if not config.bare:
@@ -98,14 +97,6 @@ class OutputProjection(UsesKernels, nn.Module):
         )
 
     def forward(self, signals: Tensor) -> dict[str, Tensor]:
-        """Compute the conditions of media.
-
-        Args:
-            signals: float[M, K, D], hidden states of the K signal tokens plus their embeddings.
-
-        Returns:
-            float[M, *shape] of each tensor of the condition, by name.
-        """
         media = signals.shape[0]
         memory = (
             self.inward(signals) if self.bare else self.inward(self.norm(signals)) + self.position
@@ -122,7 +113,7 @@ class OutputProjection(UsesKernels, nn.Module):
 
 def build(
     config: TransformerConfig, *, condition_shapes: Mapping[str, tuple[int, ...]], width: int
-) -> OutputProjection:
+) -> TransformerProjection:
     """Build the projection of signal hidden states to a decoder's condition.
 
     Args:
@@ -130,7 +121,7 @@ def build(
         condition_shapes: (P, E) of each tensor of the condition, or (E,) of a pooled one, by name.
         width: D, the width of the LLM's hidden states.
     """
-    return OutputProjection(config, condition_shapes, width)
+    return TransformerProjection(config, condition_shapes, width)
 
 
 def _num_queries(shape: tuple[int, ...]) -> int:

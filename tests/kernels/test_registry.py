@@ -29,7 +29,7 @@ from mmllm.kernels import (
 )
 from mmllm.kernels.backend import ENVIRONMENT_VARIABLE, resolve_backend, use_kernels
 from mmllm.llm.language_model import LanguageModel
-from mmllm.projections.output import OutputProjection, TransformerConfig
+from mmllm.projections.output import TransformerProjection, TransformerConfig
 from tests.llm.families import FAMILIES
 
 KERNELS: list[tuple[Any, str]] = [
@@ -152,7 +152,7 @@ def test_the_reference_calls_no_kernel(
         monkeypatch.setenv(ENVIRONMENT_VARIABLE, "reference")
     llm = build(folders("smollm"))
     shapes = {"prompt_embeds": (3, 4)}
-    projection = OutputProjection(
+    projection = TransformerProjection(
         TransformerConfig(2, 8, 1, 1, 2, 8), condition_shapes=shapes, width=4
     )
     for module in (llm, projection):
@@ -167,7 +167,7 @@ def test_the_reference_calls_no_kernel(
         assert expected - called == {"MathAttention.apply"}  # of batches; packs have their own
 
 
-def run_everything(llm: LanguageModel, projection: OutputProjection) -> None:
+def run_everything(llm: LanguageModel, projection: TransformerProjection) -> None:
     pack(llm)
     generate(llm)
     hidden = torch.randn(5, llm.width, requires_grad=True)
