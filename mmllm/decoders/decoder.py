@@ -17,12 +17,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmllm.config import RENAMED_OPTIONS
 from mmllm.conversation import MEDIA, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.callbacks import callback_kwargs, step_of_batch
+from mmllm.decoders.condition import binary_mask, check_condition
 from mmllm.decoders.config import CALL_OPTIONS, SAMPLING_FIELDS, DecoderConfig
 from mmllm.decoders.contract import Condition, DecoderContract, OnPreview, OnStep
 from mmllm.decoders.img2img import check_init_media, check_strength
@@ -222,7 +222,7 @@ class ModalityDecoder(DecoderContract):
         position."""
         ready = {name: value.to(self.device, self.dtype) for name, value in condition.items()}
         for name in self.masks.values():
-            ready[name] = _binary(ready[name])
+            ready[name] = binary_mask(ready[name])
         return ready
 
     def preprocess(self, medium: Medium) -> Tensor:
@@ -266,7 +266,7 @@ class ModalityDecoder(DecoderContract):
         latents, noise, times = (
             tensor.to(self.device, torch.float32) for tensor in (latents, noise, times)
         )
-        self._check_condition(condition, len(latents))
+        check_condition(self, condition, len(latents))
         step = add_training_noise(self.pipeline.scheduler, latents, noise, times)
         predicted = self.denoise(
             self.prepare_condition(condition), step.inputs.to(self.dtype), step.timesteps
@@ -317,7 +317,7 @@ class ModalityDecoder(DecoderContract):
     ) -> list[Medium]:
         """`sample` by the options in `self.config`."""
         num, config = len(generators), self.config
-        self._check_condition(condition, num)
+        check_condition(self, condition, num)
         if init_media is not None and self.init_one_by_one and num > 1:
             return [
                 medium
@@ -367,18 +367,6 @@ class ModalityDecoder(DecoderContract):
             condition[sequence] = condition[sequence] * condition[mask][..., None]
         return condition
 
-    def _check_condition(self, condition: Condition, num: int) -> None:
-        """Raise ValueError unless the condition has exactly the tensors of `condition_shapes`, one
-        row per medium, at least one row."""
-        got = {name: tuple(value.shape) for name, value in condition.items()}
-        expected = {name: (num, *shape) for name, shape in self.condition_shapes.items()}
-        if num < 1 or got != expected:
-            raise ValueError(
-                f"{self.modality}: expected a condition {expected} for {num} media, by the configs "
-                f"in {self.folder}, got {got}; was the output projection trained for another "
-                "decoder, or is a generator missing?"
-            )
-
 
 @functools.cache
 def _current_name(option: str) -> str:
@@ -386,13 +374,3 @@ def _current_name(option: str) -> str:
     if option in RENAMED_OPTIONS:
         logger.warning("decoder option %s is now called %s", option, RENAMED_OPTIONS[option])
     return RENAMED_OPTIONS.get(option, option)
-
-
-def _binary(mask: Tensor) -> Tensor:
-    """float[M, P] -> 0 or 1. If no value is above 0.5, the highest position is kept, because
-    attention over no position is not defined. The result is tied to its input by a gradient of
-    zero, so that a distributed reducer never waits for the parameters that predict the mask."""
-    real = mask > 0.5
-    best = F.one_hot(mask.argmax(-1), mask.shape[-1]).bool()
-    real = real | (best & ~real.any(-1, keepdim=True))
-    return real.to(mask.dtype) + 0.0 * mask

@@ -1,0 +1,45 @@
+"""Conditions before a pipeline takes them: their shapes are checked, their masks made binary.
+
+Legend: M media, P positions of a sequence.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmllm.decoders.contract import Condition, DecoderContract
+
+
+def check_condition(decoder: DecoderContract, condition: Condition, num: int) -> None:
+    """Check that a condition has exactly the tensors of `condition_shapes`, one row per medium.
+
+    Args:
+        decoder: the decoder that is to take it.
+        condition: the condition.
+        num: M.
+
+    Raises:
+        ValueError: it has other tensors or shapes, or M is 0.
+    """
+    got = {name: tuple(value.shape) for name, value in condition.items()}
+    expected = {name: (num, *shape) for name, shape in decoder.condition_shapes.items()}
+    if num < 1 or got != expected:
+        raise ValueError(
+            f"{decoder.modality}: expected a condition {expected} for {num} media, by the configs "
+            f"in {decoder.folder}, got {got}; was the output projection trained for another "
+            "decoder, or is a generator missing?"
+        )
+
+
+def binary_mask(mask: Tensor) -> Tensor:
+    """Round a predicted mask to 0 or 1: float[M, P] -> float[M, P].
+
+    If no value is above 0.5, the highest position is kept, because attention over no position is
+    not defined. The result is tied to its input by a gradient of zero, so that a distributed
+    reducer never waits for the parameters that predict the mask.
+    """
+    real = mask > 0.5
+    best = F.one_hot(mask.argmax(-1), mask.shape[-1]).bool()
+    real = real | (best & ~real.any(-1, keepdim=True))
+    return real.to(mask.dtype) + 0.0 * mask
