@@ -171,6 +171,9 @@ def _weights(system: SystemConfig) -> Iterator[tuple[str, str]]:
     for kind in ("encoders", "decoders"):
         for key, entry in getattr(system, kind).items():
             yield f"{kind}.{key}", _name(entry)
+    for key, entry in system.output_projections.items():
+        if getattr(entry, "weights", None):  # a connector that starts from a language model
+            yield f"output_projections.{key}", _name(entry)
 
 
 def _name(entry: Any) -> str:

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmllm.config import DenoiseConfig
 from mmllm.data.batch import Batch
 from mmllm.decoders.decoder import ModalityDecoder
+from mmllm.decoders.times import UNIFORM, TimeDistribution, time_distribution
 from mmllm.kernels.devices import to_device
 from mmllm.model import AnyToAny, Output
+from mmllm.projections.base import OutputProjection
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,23 @@ class Denoise:
     """The frozen decoder's own training loss under the projected condition of one output.
 
     Noise and time are drawn for each medium from its own seed, so that the loss of an item does not
-    depend on its batch or process.
+    depend on its batch or process; so is, in training, which media get the projection's null
+    condition in place of their own.
+
+    Attributes:
+        key: the output.
+        decoder: of the output.
+        projection: of the output.
+        times: the distribution of noise levels.
+        min_snr: gamma of min-SNR weighting; None: all noise levels count alike.
     """
 
     key: str
     weight: float
     decoder: ModalityDecoder
+    projection: OutputProjection
+    times: TimeDistribution = UNIFORM
+    min_snr: float | None = None
 
     @property
     def name(self) -> str:
@@ -153,13 +167,37 @@ class Denoise:
         if media.latents is None:
             zeros = (value.sum() * 0.0 for value in condition.values())
             return LossTerm(sum(zeros, torch.zeros(())), 0)
-        noise, times = draw_noise(media.latents, media.seeds)
-        losses = self.decoder.denoising_loss(condition, media.latents, noise=noise, times=times)
+        noise, times = draw_noise(media.latents, media.seeds, self.times)
+        losses = self.decoder.denoising_loss(
+            self._drop(condition, media.seeds),
+            media.latents,
+            noise=noise,
+            times=times,
+            min_snr=self.min_snr,
+        )
         return LossTerm(losses.sum(), self.num_targets(batch))
+
+    def _drop(self, condition: dict[str, Tensor], seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Put the null condition in place of that of a share of the media, in training."""
+        null = self.projection.null_condition(len(seeds))
+        if null is None or not self.projection.training:
+            return condition
+        is_dropped = draw_dropped(seeds, self.projection.condition_dropout)
+        rows = {
+            name: to_device(is_dropped, value.device).view(-1, *[1] * (value.ndim - 1))
+            for name, value in condition.items()
+        }
+        return {
+            name: null[name].float().where(rows[name], value) for name, value in condition.items()
+        }
 
 
 def build_losses(
-    model: AnyToAny, weights: Mapping[str, float], *, align_loss: str = "mse"
+    model: AnyToAny,
+    weights: Mapping[str, float],
+    *,
+    align_loss: str = "mse",
+    denoise: DenoiseConfig | None = None,
 ) -> list[Loss]:
     """The losses of a stage.
 
@@ -167,6 +205,7 @@ def build_losses(
         model: its outputs are what `align` and `denoise` are computed for.
         weights: `text`, `kl`, `align`, `denoise` -> weight, as in `StageConfig.losses`.
         align_loss: distance of `align`: mse, smooth_l1 or cosine.
+        denoise: noise levels of `denoise`; None: drawn uniformly, and all count alike.
     """
     losses: list[Loss] = []
     if "text" in weights:
@@ -178,7 +217,13 @@ def build_losses(
         if "align" in weights:
             losses.append(Align(key, weights["align"], decoder.masks, align_loss))
         if weights.get("denoise"):
-            losses.append(Denoise(key, weights["denoise"], decoder))
+            times, min_snr = UNIFORM, None
+            if denoise:
+                times, min_snr = time_distribution(decoder, denoise), denoise.min_snr
+            projection = model.output_projection(key)
+            losses.append(
+                Denoise(key, weights["denoise"], decoder, projection, times, min_snr=min_snr)
+            )
     return losses
 
 
@@ -265,12 +310,15 @@ def alignment_distance(
     return total
 
 
-def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+def draw_noise(
+    latents: Tensor, seeds: Sequence[int], distribution: TimeDistribution = UNIFORM
+) -> tuple[Tensor, Tensor]:
     """Draw the noise and the time of each row from its own seed, whatever the batch.
 
     Args:
         latents: float[M, ...], whose shape, dtype and device the noise has.
         seeds: one for each row.
+        distribution: of times.
 
     Returns:
         Noise like `latents`, and times float[M] in (0, 1).
@@ -280,11 +328,22 @@ def draw_noise(latents: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         noise.append(torch.randn(latents.shape[1:], generator=generator))
-        times.append(torch.rand((), generator=generator))
+        times.append(distribution.draw(generator))
     return (
         to_device(torch.stack(noise), latents.device).to(latents.dtype),
         to_device(torch.stack(times).clamp(1e-3, 1 - 1e-3), latents.device),
     )
+
+
+def draw_dropped(seeds: Sequence[int], share: float) -> Tensor:
+    """Draw which rows lose their condition, each from its own seed: bool[M].
+
+    Args:
+        seeds: one for each row.
+        share: the probability.
+    """
+    draws = [torch.rand((), generator=torch.Generator().manual_seed(~seed)) for seed in seeds]
+    return torch.stack(draws) < share
 
 
 def _distance(value: Tensor, target: Tensor, distance: str, name: str) -> Tensor:

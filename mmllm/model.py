@@ -12,18 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmllm import config as configs
 from mmllm import weights
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, BatchLayout, InputMedia
-from mmllm.data.rendering import Renderer
+from mmllm.data.rendering import Renderer, first_of_each_modality
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder, UnloadedEncoder
 from mmllm.errors import AssetError, ConfigError, wrap_errors
 from mmllm.kernels.backend import use_kernels
 from mmllm.kernels.forward_hooks import has_forward_hooks
 from mmllm.llm.language_model import LanguageModel
+from mmllm.projections.base import OutputProjection, zero_rows
 
 PROJECTIONS = ("input_projections", "output_projections")
 """The groups of modules that train around the LLM."""
@@ -34,7 +36,7 @@ class Output:
     """What one forward pass computes.
 
     Attributes:
-        hidden: float[B, T, D], last hidden states.
+        hidden: float[B, T, D], last hidden states, and those of tapped layers.
         token_nll: float32[P], -log p of the supervised tokens.
         conditions: float[M, ...] by output key and tensor name.
         kl_to_base: float32[W * S] for a batch with text windows (`AnyToAny.kl_to_base`), else None.
@@ -86,7 +88,10 @@ class AnyToAny(nn.Module):
                 groups = dict(
                     zip(PROJECTIONS, _projections(config, llm, encoders, decoders), strict=True)
                 )
-            needed = {group: _num_parameters(modules) for group, modules in groups.items()}
+            needed = {
+                group: sum(parameter.numel() for parameter in modules.parameters())
+                for group, modules in groups.items()
+            }
             _check_sizes({**needed, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -94,18 +99,21 @@ class AnyToAny(nn.Module):
                 config, llm, encoders, decoders
             )
         llm.add_signal_tokens(signal_tokens, torch.Generator().manual_seed(seed))
+        llm.tap_layers(
+            layer for key in decoders for layer in self.output_projection(key).llm_layers
+        )
         self.requires_grad_(False)
         self.renderer = Renderer(
             llm.tokenizer,
             llm.tokens,
             end_ids=llm.end_ids,
-            input_keys=_first_of_each_modality(
+            input_keys=first_of_each_modality(
                 {
                     key: (encoder.modality, (key, self.input_projections[key].num_tokens))
                     for key, encoder in encoders.items()
                 }
             ),
-            output_keys=_first_of_each_modality(
+            output_keys=first_of_each_modality(
                 {key: (decoder.modality, key) for key, decoder in decoders.items()}
             ),
             template=llm.chat_template,
@@ -131,12 +139,18 @@ class AnyToAny(nn.Module):
     @property
     def batch_layout(self) -> BatchLayout:
         """What `collate` needs to know of the model."""
+        words = {key: self.output_projection(key).num_words for key in self.output_projections}
         return BatchLayout(
             self.num_input_tokens,
             self.num_signal_tokens,
             pad_id=self.llm.pad_id,
             supports_prefix_packing=self.llm.supports_prefix_packing,
+            num_words={key: num for key, num in words.items() if num},
         )
+
+    def output_projection(self, key: str) -> OutputProjection:
+        """The projection in front of a decoder."""
+        return self.output_projections[key]  # pyright: ignore[reportReturnType]
 
     def trainable_candidates(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that may train, by the names of `StageConfig.learning_rates`:
@@ -187,7 +201,7 @@ class AnyToAny(nn.Module):
                 flat[batch.target_indices], batch.labels, liger=liger_loss
             ),
             conditions=self.condition(
-                {key: flat[media.token_indices] for key, media in batch.outputs.items()},
+                {key: media.select_states(flat) for key, media in batch.outputs.items()},
             ),
             kl_to_base=None if batch.text_windows is None else self.kl_to_base(batch.text_windows),
         )
@@ -200,7 +214,7 @@ class AnyToAny(nn.Module):
         return self.llm.kl_divergence(self.llm.forward_windows(embeds), base)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The LLM's last hidden states: float[B, T, D]."""
+        """The LLM's last hidden states, and those of tapped layers: float[B, T, D * (1 + n)]."""
         return self.llm(
             self.embed(batch),
             mask=batch.mask,
@@ -211,10 +225,10 @@ class AnyToAny(nn.Module):
         )
 
     def signals(self, batch: Batch) -> dict[str, Tensor]:
-        """The input of the output projections for a batch: float32[M, K, D] by key."""
+        """The input of the output projections for a batch: float32[M, W + K, D * n] by key."""
         flat = self.hidden(batch).flatten(0, 1)
         return {
-            key: self.add_signal_embeddings(key, flat[media.token_indices])
+            key: self.add_signal_embeddings(key, media.select_states(flat))
             for key, media in batch.outputs.items()
         }
 
@@ -248,7 +262,7 @@ class AnyToAny(nn.Module):
         """
         projection = self.input_projections[key]
         if len(media.token_indices) == 0:  # frozen encoders and attention kernels refuse zero rows
-            return _zero_rows(projection, (self.num_input_tokens[key], self.llm.width))
+            return zero_rows(projection, (self.num_input_tokens[key], self.llm.width))
         if media.features is not None:
             features = Features(media.features, media.feature_mask)
         elif media.samples is not None:
@@ -259,32 +273,37 @@ class AnyToAny(nn.Module):
         return projection(features.tokens, features.mask)
 
     def add_signal_embeddings(self, key: str, states: Tensor) -> Tensor:
-        """Add the signal tokens' embeddings to their hidden states.
+        """Add the signal tokens' embeddings to their last hidden states, and select the layers that
+        the output projection reads.
 
-        NExT-GPT's code does so too; it gives the new embeddings a short path to the loss.
+        NExT-GPT's code adds them too; it gives the new embeddings a short path to the loss.
 
         Args:
             key: the modality of the decoder.
-            states: float[M, K, D], hidden states of signal spans.
+            states: float[M, W + K, D * (1 + tapped layers)], hidden states of words and signal
+                spans.
 
         Returns:
-            float32[M, K, D].
+            float32[M, W + K, D * n], the input of the output projection.
         """
-        rows = self.llm.tokens.signal_rows(key)
-        return (states + self.llm.signal_embeddings[rows]).float()
+        embeddings = self.llm.signal_embeddings[self.llm.tokens.signal_rows(key)]
+        words, more = states.shape[1] - len(embeddings), states.shape[2] - self.llm.width
+        if words or more:
+            embeddings = F.pad(embeddings, (0, more, words, 0))
+        layers = self.output_projection(key).llm_layers
+        return self.llm.select_layers(states + embeddings, layers).float()
 
     def condition(self, signals: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Hidden states of signal spans, float[M, K, D] by key -> the decoders' conditions."""
+        """Hidden states of words and signal spans, float[M, W + K, …] by key -> the decoders'
+        conditions."""
         conditions = {}
         for key, states in signals.items():
-            projection = self.output_projections[key]
-            if len(states) == 0:
-                conditions[key] = {
-                    name: _zero_rows(projection, shape)
-                    for name, shape in projection.condition_shapes.items()  # pyright: ignore
-                }
-                continue
-            conditions[key] = projection(self.add_signal_embeddings(key, states))
+            projection = self.output_projection(key)
+            conditions[key] = (
+                projection(self.add_signal_embeddings(key, states))
+                if len(states)
+                else projection.no_conditions()
+            )
         return conditions
 
 
@@ -359,11 +378,6 @@ def _projections(
     return nn.ModuleDict(inputs), nn.ModuleDict(outputs)
 
 
-def _num_parameters(module: nn.Module) -> int:
-    """How many numbers a module has."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _check_sizes(needed: Mapping[str, int], sizes: Mapping[str, int]) -> None:
     """Raise ConfigError where a config describes more numbers than a checkpoint holds."""
     for group, count in needed.items():
@@ -382,19 +396,3 @@ def _parts(group: str, entries: Mapping[str, Any]) -> dict[str, Any]:
         with wrap_errors(AssetError, f"{group}.{key} cannot be opened"):
             parts[key] = configs.build(entry)
     return parts
-
-
-def _zero_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """float[0, *shape] that depends on every parameter: DDP never waits for a lacking modality."""
-    total = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
-    return total * total.new_zeros(0, *shape)
-
-
-def _first_of_each_modality(parts: Mapping[str, tuple[str, object]]) -> dict:
-    """{key: (modality, value)} -> {modality: value}; the first key of a modality wins."""
-    first: dict[str, object] = {}
-    for modality, value in parts.values():
-        first.setdefault(modality, value)
-    if not all(isinstance(modality, str) for modality in first):
-        raise ConfigError("a component has no modality")
-    return first

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "mini": {"conversation"},  # its world composes conversations
     "gallery": {"conversation"},
     # The parts, which do not know one another.
-    "projections": {"kernels"},
+    "projections": {"kernels", "weights"},
     "llm": {"kernels", "tokens", "weights"},
     # `frames` wraps the encoder that its config names, so it builds one.
     "encoders": {"config", "conversation", "media", "mini", "weights"},
@@ -41,10 +41,19 @@ ALLOWED: dict[str, set[str]] = {
     # `checking` decodes media and shows samples.
     "data": {"conversation", "gallery", "kernels", "media", "tokens", "weights"},
     # What joins them.
-    "model": {"config", "data", "decoders", "encoders", "kernels", "llm", "weights"},
+    "model": {
+        "config",
+        "data",
+        "decoders",
+        "encoders",
+        "kernels",
+        "llm",
+        "projections",
+        "weights",
+    },
     # Runs the frozen parts of a model once per item.
     "features": {"conversation", "data", "kernels", "media", "model", "weights"},
-    "losses": {"data", "decoders", "kernels", "model"},
+    "losses": {"config", "data", "decoders", "kernels", "model", "projections"},
     "checkpoints": {"config", "licences", "llm", "mini", "model", "weights"},
     "convert": {"checkpoints", "config", "weights"},
     # Programs over any chat model, which is a protocol: it needs no model of ours.

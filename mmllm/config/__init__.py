@@ -17,6 +17,8 @@ from mmllm.config.registry import COMPONENTS, build, component_class, dump, pars
 from mmllm.config.renamed import RENAMED, RENAMED_OPTIONS, RENAMED_PARAMETERS
 from mmllm.config.run import RunConfig, load_run, override, parse_run, read_yaml
 from mmllm.config.stage import (
+    DenoiseConfig,
+    EMAConfig,
     KLConfig,
     PrealignConfig,
     SamplesConfig,
@@ -34,6 +36,8 @@ __all__ = [
     "RENAMED_OPTIONS",
     "RENAMED_PARAMETERS",
     "ConfigError",
+    "DenoiseConfig",
+    "EMAConfig",
     "KLConfig",
     "PrealignConfig",
     "RunConfig",

@@ -41,6 +41,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     },
     "output_projections": {
         "transformer": "mmllm.projections.output:TransformerConfig",
+        "connector": "mmllm.projections.connector:ConnectorConfig",
     },
     "decoders": {
         "pixart": "mmllm.decoders.pixart:PixArtConfig",

@@ -88,6 +88,43 @@ class KLConfig:
 
 
 @dataclass(frozen=True)
+class DenoiseConfig:
+    """The noise levels of the loss `denoise`, and how much each of them counts.
+
+    Attributes:
+        times: how noise levels are drawn between 0 and 1, which is noise. uniform; logit_normal,
+            the sigmoid of a normal variable (Esser et al. 2024, sec. 3.1); shifted, uniform and
+            then moved towards noise by `shift` (sec. 5.3.2); auto, by the decoder's scheduler: for
+            flow matching logit_normal and then shifted, else uniform.
+        mean: of the normal variable.
+        std: standard deviation of the normal variable.
+        shift: null is that of the decoder's own scheduler where `times` shifts, else 1.
+        min_snr: gamma of min-SNR weighting (Hang et al. 2023), 5 in the paper; null: every noise
+            level counts alike.
+    """
+
+    times: Literal["uniform", "logit_normal", "shifted", "auto"] = "auto"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float | None = None
+    min_snr: float | None = None
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """An exponential moving average of what trains (Polyak and Juditsky 1992).
+
+    The averages are validated, sampled from and saved as the model of a checkpoint; the trained
+    values lie in its training state. The decay rises as (1 + step) / (10 + step) up to `decay`.
+
+    Attributes:
+        decay: the share of the average that a step keeps.
+    """
+
+    decay: float = 0.999
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage of training: what trains, on which data, by which losses.
 
@@ -133,6 +170,8 @@ class StageConfig:
         prealign: training of the projections alone before the first step.
         realign: training of the output projections alone after the last step.
         kl: text of the loss `kl`.
+        denoise: noise levels of the loss `denoise`; null: drawn uniformly, and all count alike.
+        ema: a moving average of what trains, which is saved and used in its place.
         best: a held-out loss (`validation/text`): the model with the lowest is kept in
             `output`/best, in addition to the last checkpoints.
         trackers: accelerate's (tensorboard, trackio, wandb, …); metrics.jsonl and report.html are
@@ -176,6 +215,8 @@ class StageConfig:
     prealign: PrealignConfig | None = None
     realign: PrealignConfig | None = None
     kl: KLConfig | None = None
+    denoise: DenoiseConfig | None = None
+    ema: EMAConfig | None = None
     best: str | None = None
     trackers: tuple[str, ...] = ()
     validation: ValidationConfig | None = None
@@ -222,6 +263,13 @@ def _check(stage: StageConfig) -> None:
         raise ConfigError(
             "stage.losses.kl is the weight of what stage.kl describes: give both or neither"
         )
+    _check_denoise(stage)
+    if stage.ema and not 0 < stage.ema.decay < 1:
+        raise ConfigError(f"stage.ema.decay: expected between 0 and 1, got {stage.ema.decay:g}")
+    if stage.ema and stage.realign:
+        raise ConfigError(
+            "stage.realign trains after the last step, stage.ema averages steps: drop one"
+        )
     for name in (
         *("steps", "batch_size", "gradient_accumulation_steps", "max_length"),
         *("save_steps", "save_total_limit"),
@@ -249,3 +297,19 @@ def _check(stage: StageConfig) -> None:
             f"stage.batch_size {stage.batch_size} is not a multiple of "
             f"stage.gradient_accumulation_steps {stage.gradient_accumulation_steps}"
         )
+
+
+def _check_denoise(stage: StageConfig) -> None:
+    """Raise ConfigError for options of the loss `denoise` that are out of range or without use."""
+    options = stage.denoise
+    if options is None:
+        return
+    if "denoise" not in stage.losses:
+        raise ConfigError(
+            "stage.denoise describes the loss denoise, which stage.losses has not: give it a "
+            "weight there, or drop stage.denoise"
+        )
+    for name in ("std", "shift", "min_snr"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"stage.denoise.{name}: expected above 0, got {value:g}")

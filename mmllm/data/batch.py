@@ -6,9 +6,9 @@ K signal tokens per medium, P supervised positions, S samples shape, L feature t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ class OutputMedia:
 
     Attributes:
         token_indices: int[M, K], positions of their signal tokens in the flattened B * T positions.
+        word_indices: int[M, W], likewise of the last W text tokens of the reply in front of each
+            medium, -1 where there are fewer; None for output projections that read none.
         targets: caption embeddings that the projected signal states are aligned with, by tensor
             name.
         latents: float[M, …], targets of the denoising loss, or None without that loss.
@@ -58,9 +60,20 @@ class OutputMedia:
     """
 
     token_indices: Tensor
+    word_indices: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     latents: Tensor | None = None
     seeds: tuple[int, ...] = ()
+
+    def select_states(self, hidden: Tensor) -> Tensor:
+        """Select the states that the output projection reads: float[B * T, D] -> float[M, W + K,
+        D], with zeros where a reply has fewer than W words."""
+        states = hidden[self.token_indices]
+        if self.word_indices is None:
+            return states
+        words = hidden[self.word_indices.clamp_min(0)]
+        is_present = (self.word_indices >= 0)[..., None]
+        return torch.cat([words.where(is_present, words.new_zeros(())), states], dim=1)
 
 
 @dataclass
@@ -125,12 +138,14 @@ class BatchLayout:
         num_signal_tokens: K by decoder key, likewise.
         pad_id: token id of padding.
         supports_prefix_packing: whether packed conversations can share a prefix.
+        num_words: W by decoder key, for decoders whose output projection reads words of the reply.
     """
 
     num_input_tokens: Mapping[str, int]
     num_signal_tokens: Mapping[str, int]
     pad_id: int = 0
     supports_prefix_packing: bool = False
+    num_words: Mapping[str, int] = field(default_factory=dict)
 
 
 def collate(
@@ -199,6 +214,10 @@ def collate(
         key: _output_media(items, offsets, key, width, provider if targets else None, seeds)
         for key, width in layout.num_signal_tokens.items()
     }
+    for key, num in layout.num_words.items():
+        outputs[key].word_indices = _word_indices(
+            items, offsets, key, num, shared=prefix_len if pack else 0
+        )
     return Batch(
         ids=ids.view(rows, total),
         mask=None if pack else mask.view(rows, total),
@@ -266,6 +285,33 @@ def _output_media(
         latents=provider.latents(key, media),
         seeds=tuple(noise_seeds),
     )
+
+
+def _word_indices(
+    items: Sequence[Rendered], offsets: Sequence[int], key: str, num: int, *, shared: int
+) -> Tensor:
+    """Return the flat positions of the last `num` text tokens in front of each medium of decoder
+    `key`: int[M, num], -1 where its reply has fewer. The first `shared` positions of all items are
+    those of the first."""
+    rows: list[list[int]] = []
+    for item, offset in zip(items, offsets, strict=True):
+        for span in item.outputs:
+            if span.key != key:
+                continue
+            words = list(islice(_reply_before(item, span.start), num))[::-1]
+            flat = [index if index < shared else offset + index for index in words]
+            rows.append([-1] * (num - len(flat)) + flat)
+    return torch.tensor(rows, dtype=torch.long).view(-1, num)
+
+
+def _reply_before(item: Rendered, end: int) -> Iterator[int]:
+    """Yield the positions of a reply's text tokens that lie directly in front of a medium, the last
+    one first."""
+    first = max((span.start + span.length for span in item.outputs if span.start < end), default=0)
+    for index in range(end - 1, first - 1, -1):
+        if item.labels[index] != item.ids[index]:  # no longer the reply
+            return
+        yield index
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

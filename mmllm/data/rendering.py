@@ -348,6 +348,17 @@ class Renderer:
         rendered.labels += ids[:supervised] + [UNSUPERVISED] * (len(ids) - supervised)
 
 
+def first_of_each_modality(parts: Mapping[str, tuple[str, object]]) -> dict:
+    """{key: (modality, value)} -> {modality: value}; the first key of a modality wins. Raises
+    ConfigError for a part without a modality."""
+    first: dict[str, object] = {}
+    for modality, value in parts.values():
+        first.setdefault(modality, value)
+    if not all(isinstance(modality, str) for modality in first):
+        raise ConfigError("a component has no modality")
+    return first
+
+
 def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return the length of the longest common prefix of two sequences.
 

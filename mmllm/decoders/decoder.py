@@ -244,7 +244,13 @@ class ModalityDecoder(DecoderContract):
     # --- Training --------------------------------------------------------------------------------
 
     def denoising_loss(
-        self, condition: Condition, latents: Tensor, *, noise: Tensor, times: Tensor
+        self,
+        condition: Condition,
+        latents: Tensor,
+        *,
+        noise: Tensor,
+        times: Tensor,
+        min_snr: float | None = None,
     ) -> Tensor:
         """The pipeline's own training loss, per medium: float[M].
 
@@ -257,6 +263,7 @@ class ModalityDecoder(DecoderContract):
             latents: float[M, *S], normalised.
             noise: float[M, *S].
             times: float[M] in (0, 1), 1 = noise.
+            min_snr: gamma of min-SNR weighting (Hang et al. 2023); None: no weights.
         """
         if self.config.offload != "none" and torch.is_grad_enabled():
             raise ConfigError(
@@ -272,7 +279,8 @@ class ModalityDecoder(DecoderContract):
             self.prepare_condition(condition), step.inputs.to(self.dtype), step.timesteps
         )
         predicted = predicted[:, : latents.shape[1]]  # some models also predict a variance
-        return (predicted.float() - step.target).square().flatten(1).mean(1)
+        losses = (predicted.float() - step.target).square().flatten(1).mean(1)
+        return losses if min_snr is None else losses * step.min_snr_weights(min_snr)
 
     # --- Sampling --------------------------------------------------------------------------------
 
@@ -285,6 +293,7 @@ class ModalityDecoder(DecoderContract):
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
         options: Mapping[str, Any] | None = None,
+        negative: Condition | None = None,
     ) -> list[Medium]:
         """Run the pipeline on a batch of conditions.
 
@@ -295,6 +304,8 @@ class ModalityDecoder(DecoderContract):
             on_step: called after every step; may raise Cancelled.
             on_preview: called a few times with images, by decoders that have previews.
             options: overrides of the config for this call; see `with_overrides`.
+            negative: M conditions to guide away from, unless `options` have a negative prompt;
+                None: that of the config's negative prompt.
 
         Returns:
             M media of `modality`.
@@ -304,7 +315,9 @@ class ModalityDecoder(DecoderContract):
             ValueError: for a condition of another decoder, or a wrong number of initial media.
         """
         decoder = self.with_overrides(**(options or {}))
-        return decoder._sample(condition, generators, init_media, on_step, on_preview)
+        if (options or {}).get("negative_prompt"):
+            negative = None
+        return decoder._sample(condition, generators, init_media, on_step, on_preview, negative)
 
     @torch.no_grad()
     def _sample(
@@ -314,10 +327,13 @@ class ModalityDecoder(DecoderContract):
         init_media: Sequence[Medium] | None,
         on_step: OnStep | None,
         on_preview: OnPreview | None,
+        negative: Condition | None,
     ) -> list[Medium]:
         """`sample` by the options in `self.config`."""
         num, config = len(generators), self.config
-        check_condition(self, condition, num)
+        for each in (condition, negative):
+            if each is not None:
+                check_condition(self, each, num)
         if init_media is not None and self.init_one_by_one and num > 1:
             return [
                 medium
@@ -328,6 +344,7 @@ class ModalityDecoder(DecoderContract):
                     init_media[row : row + 1],
                     on_step and step_of_batch(on_step, row, num),
                     None,
+                    negative and {name: value[row : row + 1] for name, value in negative.items()},
                 )
             ]
         with self.runtime.scheduler_scope(self._solver()), self.runtime.offload_scope():
@@ -341,7 +358,9 @@ class ModalityDecoder(DecoderContract):
             kwargs = self.pipeline_kwargs()
             if init_kwargs:  # some img2img pipelines take size and length from the medium
                 kwargs = {name: value for name, value in kwargs.items() if name in parameters}
-            guidance = self.guidance_kwargs(config.guidance, lambda: self.unconditional(num))
+            guidance = self.guidance_kwargs(
+                config.guidance, lambda: negative or self.unconditional(num)
+            )
             strength = init_kwargs.get("strength", 1.0)
             one_generator = bool(init_kwargs) and self.init_one_by_one
             with step_cache(pipeline, config.cache, config.cache_threshold):

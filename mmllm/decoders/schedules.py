@@ -60,11 +60,31 @@ class DenoisingExample:
         inputs: float[M, *S], noisy latents as the pipeline would pass them.
         timesteps: [M], as the pipeline would pass them.
         target: float[M, *S], what the denoiser is to predict.
+        kind: the `prediction_type` of the target; that of EDM is v_prediction, to a factor.
+        snr: float[M], the signal-to-noise ratio of the inputs.
     """
 
     inputs: Tensor
     timesteps: Tensor
     target: Tensor
+    kind: str
+    snr: Tensor
+
+    def min_snr_weights(self, gamma: float) -> Tensor:
+        """Compute the weights float[M] of the squared error to `target` by which each sample counts
+        as min(SNR, gamma) in the error of x0 (Hang et al. 2023, sec. 3.4).
+
+        Args:
+            gamma: the SNR from which on samples count alike.
+        """
+        if self.kind == "epsilon":
+            return (gamma / self.snr).clamp(max=1)
+        weights = self.snr.clamp(max=gamma)
+        if self.kind == "v_prediction":
+            return weights / (self.snr + 1)
+        if self.kind == "flow_prediction":
+            return weights / (self.snr.sqrt() + 1).square()
+        return weights
 
 
 def add_training_noise(
@@ -93,7 +113,11 @@ def add_training_noise(
         kind = config.get("prediction_type", "flow_prediction")
         target = _target(scheduler, kind, FLOW, latents, noise)
         return DenoisingExample(
-            (1 - wide) * latents + wide * noise, times * config.num_train_timesteps, target
+            (1 - wide) * latents + wide * noise,
+            times * config.num_train_timesteps,
+            target,
+            kind,
+            ((1 - times) / times).square(),
         )
     if hasattr(scheduler, "precondition_outputs"):
         return _preconditioned(scheduler, latents, noise, wide)
@@ -109,7 +133,13 @@ def add_training_noise(
     target = _target(
         scheduler, config.prediction_type, VARIANCE_PRESERVING, latents, noise, alpha, sigma
     )
-    return DenoisingExample(alpha * latents + sigma * noise, steps, target)
+    return DenoisingExample(
+        alpha * latents + sigma * noise,
+        steps,
+        target,
+        config.prediction_type,
+        (alpha / sigma).square().flatten(),
+    )
 
 
 def find_solver(
@@ -185,6 +215,8 @@ def _preconditioned(
         scheduler.precondition_inputs(noisy, sigma),
         scheduler.precondition_noise(sigma).flatten(),
         (latents - skipped) / scale,
+        "v_prediction",
+        (config.sigma_data / sigma).square().flatten(),
     )
 
 

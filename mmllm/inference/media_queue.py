@@ -36,7 +36,7 @@ class MediaRequest:
     Attributes:
         key: the decoder's output key.
         modality: the decoder's modality.
-        states: hidden states of their signal spans, float[M, K, D].
+        states: hidden states of their words and signal spans, float[M, W + K, D].
         generators: one for each.
         init_media: what they start from; None: from noise alone.
         options: what else `decoder.sample` is called with.
@@ -188,6 +188,7 @@ class DecoderQueue(CooperativeScheduler):
                     request.show(shown)
 
         states = torch.cat([request.states for request in batch])
+        projection = self.model.output_projection(first.key)
         return self.model.decoders[first.key].sample(
             self.model.condition({first.key: states})[first.key],
             generators=[generator for request in batch for generator in request.generators],
@@ -197,6 +198,7 @@ class DecoderQueue(CooperativeScheduler):
             on_step=on_step,
             on_preview=on_preview if any(request.previews for request in batch) else None,
             options=first.options,
+            negative=projection.null_condition(len(states)),
         )
 
 

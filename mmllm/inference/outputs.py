@@ -18,7 +18,8 @@ class SignalSpan:
 
     Attributes:
         key: the output key.
-        states: float[K, D], their hidden states.
+        states: float[W + K, D], their hidden states, behind those of W words of the reply that the
+            output projection reads too (0 for most).
     """
 
     key: str

@@ -308,7 +308,9 @@ class ReplyRequest:
                     prompt=len(self._prompts[number]),
                     cached=outputs[number].num_cached,
                     text=len(outputs[number].ids),
-                    signals=sum(len(span.states) for span in outputs[number].spans),
+                    signals=sum(
+                        self._model.num_signal_tokens[span.key] for span in outputs[number].spans
+                    ),
                 ),
                 timings=timings,
             )

@@ -67,6 +67,9 @@ class SequenceState:
         self.draft = PromptLookupDraft()
         self.may_draft = True
         self._events = events
+        self._num_words = model.batch_layout.num_words
+        self._words = deque[Tensor](maxlen=max(self._num_words.values(), default=0))
+        """States of the last text tokens since a medium, for projections that read them."""
         self._generated_ids: set[int] = set()
         self._has_stopped = False
         self._text_is_over = False
@@ -132,7 +135,8 @@ class SequenceState:
 
     def accept(self, states: Tensor) -> None:
         """Record that `next_ids` were fed and gave the hidden states float[len(next_ids), D], which
-        are kept if the ids are a signal span. What follows is still to be sampled."""
+        are kept if the ids are a signal span, or words that its projection reads. What follows is
+        still to be sampled."""
         ids, self.next_ids = self.next_ids, []
         self.position += len(ids)
         if self.cache_keys:
@@ -141,13 +145,24 @@ class SequenceState:
         if key is not None:
             if key in self.pending_forced:
                 self.pending_forced.remove(key)
-            self.append(SignalSpan(key, states.clone()))
+            self.append(SignalSpan(key, self._with_words(key, states)))
+            self._words.clear()
+        elif self._words.maxlen:
+            self._words.extend(states.clone())
 
     def append(self, piece: Piece) -> None:
         """Add a piece to the output and to the queue of events."""
         self.output.pieces.append(piece)
         if self._events is not None:
             self._events.append((self, piece))
+
+    def _with_words(self, key: str, states: Tensor) -> Tensor:
+        """Put the states of the words that a projection reads in front of those of a signal span,
+        and zeros where there are too few: float[K, D] -> float[W + K, D]."""
+        num = self._num_words.get(key, 0)
+        words = list(self._words)[max(len(self._words) - num, 0) :]
+        padding = states.new_zeros(num - len(words), states.shape[1])
+        return torch.cat([padding, *(word[None] for word in words), states])
 
     def _ids_of(self, index: int) -> list[int]:
         """The ids that a sampled index begins; none at the end."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmllm.kernels.cached_attention import CachedAttention, ForwardRequest, concat
@@ -39,6 +40,7 @@ def run_layers(
     x: Tensor,
     positions: Tensor,
     attend: Callable[..., Tensor],
+    tapped_layers: Sequence[int] = (),
 ) -> Tensor:
     """Compute all layers, and the norm behind the last.
 
@@ -50,18 +52,22 @@ def run_layers(
         positions: int[N].
         attend: (index, layer, q, k, v) -> float[N, H * E], of rotated queries float[N, H, E], keys
             and values float[N, K, E].
+        tapped_layers: layers, from 1, whose states are appended to the last ones.
 
     Returns:
-        float[N, D].
+        float[N, D * (1 + tapped layers)].
     """
     cos, sin = rope_cos_sin(rotary, x, positions)
     next_norms = [*(layer.input_norm for layer in layers[1:]), final_norm]
     h = layers[0].input_norm(x)
+    tapped: dict[int, Tensor] = {}
     for index, (layer, next_norm) in enumerate(zip(layers, next_norms, strict=True)):
         attended = attend(index, layer, *layer.qkv(h, cos, sin))
         x, h = layer.add_attention(x, attended)
         x, h = layer.add_mlp(x, h, next_norm)
-    return h
+        if index + 1 in tapped_layers:
+            tapped[index + 1] = x
+    return torch.cat([h, *(tapped[layer] for layer in tapped_layers)], dim=-1) if tapped else h
 
 
 class CachedDecoderStack:
@@ -87,15 +93,24 @@ class CachedDecoderStack:
             return None
         return cls(readable, RMSNorm.of(decoder.norm), decoder.rotary_emb)
 
-    def __call__(self, requests: Sequence[ForwardRequest]) -> list[Tensor]:
+    def __call__(
+        self, requests: Sequence[ForwardRequest], tapped_layers: Sequence[int] = ()
+    ) -> list[Tensor]:
         """Compute the last hidden states float[B, W, D] of each request and extend its cache. The
-        weights are read once for all requests."""
+        weights are read once for all requests.
+
+        Args:
+            requests: embeddings and caches.
+            tapped_layers: layers whose states are appended (`run_layers`).
+        """
         attention = CachedAttention(requests)
         x = concat([request.embeds.flatten(0, 1) for request in requests])
         positions = concat([request.positions.flatten() for request in requests])
-        states = run_layers(self.layers, self.norm, self.rotary, x, positions, attention)
+        states = run_layers(
+            self.layers, self.norm, self.rotary, x, positions, attention, tapped_layers
+        )
         by_request = zip(requests, states.split(attention.sizes), strict=True)
-        return [part.view(request.embeds.shape) for request, part in by_request]
+        return [part.view(*request.embeds.shape[:2], -1) for request, part in by_request]
 
 
 class PackedDecoderStack:
@@ -125,8 +140,21 @@ class PackedDecoderStack:
         pairs = zip(self.layers, self.decoder.layers, strict=False)
         return all(layer.is_of(module) for layer, module in pairs)
 
-    def __call__(self, embeds: Tensor, positions: Tensor, layout: PackLayout) -> Tensor:
-        """Compute the last hidden states of a pack: float[1, T, D], int[1, T] -> float[1, T, D]"""
+    def __call__(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        layout: PackLayout,
+        tapped_layers: Sequence[int] = (),
+    ) -> Tensor:
+        """Compute the last hidden states of a pack: float[1, T, D], int[1, T] -> float[1, T, D]
+
+        Args:
+            embeds: the embeddings of the pack.
+            positions: their position ids.
+            layout: its sequences.
+            tapped_layers: layers whose states are appended (`run_layers`).
+        """
 
         def attend(_index: int, layer: TrainingLayer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             module = layer.module.self_attn
@@ -135,7 +163,10 @@ class PackedDecoderStack:
             return packed_attention(module, q, k, v, layout, **options).flatten(1)
 
         rotary, norm = self.decoder.rotary_emb, self.decoder.norm
-        return run_layers(self.layers, norm, rotary, embeds[0], positions[0], attend)[None]
+        states = run_layers(
+            self.layers, norm, rotary, embeds[0], positions[0], attend, tapped_layers
+        )
+        return states[None]
 
 
 def is_supported(decoder: Any) -> bool:

@@ -45,6 +45,8 @@ class DecoderForward:
     Attributes:
         supports_prefix_packing: Whether packed sequences can share a prefix: every layer has to be
             attention, full or sliding.
+        tapped_layers: Layers, from 1, whose states are appended to the last ones: all states that
+            are returned are then float[..., D * (1 + layers)], the last ones first.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DecoderForward:
         types = set(getattr(config, "layer_types", None) or ["full_attention"])
         is_attention = types <= packed_attention.SUPPORTED_LAYER_TYPES
         self.supports_prefix_packing = attention == "sdpa" and is_attention
+        self.tapped_layers: tuple[int, ...] = ()
         self.backend = backend
         self.use_kernels(backend)
 
@@ -115,7 +118,7 @@ class DecoderForward:
             return self._forward_pack(embeds, positions, prefix_len, seq_lens, recomputes)
         if stack := self._cached_stack(cache):
             assert positions is not None
-            return stack([ForwardRequest(embeds, positions, mask, cache)])[0]
+            return stack([ForwardRequest(embeds, positions, mask, cache)], self.tapped_layers)[0]
         # Layers that run again for their gradient cannot extend a cache.
         if prefix_len == 0 or recomputes or self.backend == "reference":
             return self._forward_batch(embeds, mask, positions, cache)
@@ -127,7 +130,7 @@ class DecoderForward:
         """Compute the hidden states float[B, W, D] of each request by one decoder stack, which
         reads the weights once for all; None where there is no such stack."""
         stack = self._cached_stack(requests[-1].cache)
-        return stack(requests) if stack else None
+        return stack(requests, self.tapped_layers) if stack else None
 
     def build_cached_stack(self) -> CachedDecoderStack | None:
         """Build the stack that extends a new cache, of the weights as they are now; None where
@@ -147,7 +150,7 @@ class DecoderForward:
         layout = PackLayout.build(seq_lens, prefix_len, embeds.device)
         stack = self._packed_stack
         if stack and positions is not None and not recomputes and stack.supports(embeds):
-            return stack(embeds, positions, layout)
+            return stack(embeds, positions, layout, self.tapped_layers)
         mask = packed_attention.placeholder_mask(embeds)
         return self._forward_batch(embeds, mask, positions, pack_layout=layout)
 
@@ -181,15 +184,21 @@ class DecoderForward:
             mask = None  # else transformers would wait for the device to find out
         if mask is not None and mask.ndim == 2:
             mask = to_device(mask, embeds.device).long()
-        states = self.backbone(
+        output = self.backbone(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            output_hidden_states=bool(self.tapped_layers) or None,
             **options,
-        ).last_hidden_state
-        return states.to(embeds.device)  # the last device, of a model that is spread over several
+        )
+        # On the last device, of a model that is spread over several.
+        states = output.last_hidden_state.to(embeds.device)
+        if not self.tapped_layers:
+            return states
+        tapped = [output.hidden_states[layer].to(embeds.device) for layer in self.tapped_layers]
+        return torch.cat([states, *tapped], dim=-1)
 
     def _cached_stack(self, cache: Any) -> CachedDecoderStack | None:
         """Return the decoder stack that extends a cache in place of the model's own forward; none

@@ -36,6 +36,7 @@ from mmllm.kernels.registry import (
 )
 from mmllm.llm import adapters
 from mmllm.llm.signal_tokens import append_signal_logits, embed_tokens, init_signal_tables
+from mmllm.llm.tapped_states import TappedStates
 from mmllm.llm.templates import chat_template
 from mmllm.tokens import Sources, TokenSpace
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from mmllm.llm.loading import CausalLMConfig
 
 
-class LanguageModel(UsesKernels, nn.Module):
+class LanguageModel(TappedStates, UsesKernels, nn.Module):
     """A frozen causal LM that takes embeddings, with signal tokens and adapters that may train.
 
     Attributes:
@@ -69,7 +70,7 @@ class LanguageModel(UsesKernels, nn.Module):
         self.logit_transform = LogitTransform.of(self.base_model.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
         self.kernels = resolve_backend()
-        self._layers = DecoderForward(
+        self.decoder_forward = DecoderForward(
             self.base_model, config.attention, self.kernels, retrieves=config.memory is not None
         )
 
@@ -83,7 +84,7 @@ class LanguageModel(UsesKernels, nn.Module):
     @property
     def backbone(self) -> Any:
         """The layers below the head, from embeddings to hidden states (transformers' decoder)."""
-        return self._layers.backbone
+        return self.decoder_forward.backbone
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -135,7 +136,7 @@ class LanguageModel(UsesKernels, nn.Module):
     def supports_prefix_packing(self) -> bool:
         """Whether packed conversations can share a prefix: with sdpa, where every layer is
         attention, full or sliding."""
-        return self._layers.supports_prefix_packing
+        return self.decoder_forward.supports_prefix_packing
 
     @property
     def is_quantized(self) -> bool:
@@ -242,7 +243,7 @@ class LanguageModel(UsesKernels, nn.Module):
         seq_lens: Sequence[int] = (),
         sources: Sources | None = None,
     ) -> Tensor:
-        """Compute the last hidden states, after the final norm.
+        """Compute the last hidden states, after the final norm; behind them those of tapped layers.
 
         Args:
             embeds: float[B, T, D].
@@ -261,7 +262,7 @@ class LanguageModel(UsesKernels, nn.Module):
         Returns:
             float[B, T, D].
         """
-        return self._layers.decoder_forward(
+        return self.decoder_forward.decoder_forward(
             embeds,
             mask=mask,
             positions=positions,
@@ -288,7 +289,7 @@ class LanguageModel(UsesKernels, nn.Module):
             float[B, W, D] for each request.
         """
         if len(requests) > 1 and not has_forward_hooks(self):
-            states = self._layers.forward_requests(requests)
+            states = self.decoder_forward.forward_requests(requests)
             if states is not None:
                 return states
         return [self(each.embeds, **each.options) for each in requests]
@@ -301,7 +302,7 @@ class LanguageModel(UsesKernels, nn.Module):
         options = MemoryOptions(**memory) if memory else self.config.memory
         cache = new_cache(self.base_model, options)
         cache.hooks = ForwardHooks(self.model)
-        cache.stack = self._layers.build_cached_stack() if cache.croppable else None
+        cache.stack = self.decoder_forward.build_cached_stack() if cache.croppable else None
         return cache
 
     @cached_property
@@ -315,11 +316,12 @@ class LanguageModel(UsesKernels, nn.Module):
     # --- from hidden states to logits and losses ------------------------------------------------
 
     def head(self, hidden: Tensor) -> Tensor:
-        """float[P, D] -> logits float[P, V + O], text tokens first.
+        """float[P, D] -> logits float[P, V + O], text tokens first. Tapped layers are ignored.
 
         Gather the supervised positions first: one contiguous product over few rows is many times
         faster than the head over a whole batch.
         """
+        hidden = self.last_states(hidden)
         module = self.base_model.get_output_embeddings()
         text = head_linear(module, hidden, self.kernels)
         text = text[..., : self.tokens.vocab_size].to(hidden.device)
@@ -338,7 +340,7 @@ class LanguageModel(UsesKernels, nn.Module):
         Returns:
             float32[P], -ln p.
         """
-        return self._loss_head(liger).token_nll(hidden, labels)
+        return self._loss_head(liger).token_nll(self.last_states(hidden), labels)
 
     def kl_divergence(self, hidden: Tensor, base_hidden: Tensor) -> Tensor:
         """KL(base || adapted) of the next token, from the hidden states of both.
@@ -352,7 +354,8 @@ class LanguageModel(UsesKernels, nn.Module):
         Returns:
             float32[P].
         """
-        return self._loss_head().kl_divergence(hidden, base_hidden)
+        states, base_states = self.last_states(hidden), self.last_states(base_hidden)
+        return self._loss_head().kl_divergence(states, base_states)
 
     # --- how it runs ----------------------------------------------------------------------------
 
@@ -370,7 +373,7 @@ class LanguageModel(UsesKernels, nn.Module):
     def use_kernels(self, backend: Backend) -> None:
         """Take the fast paths, or the reference (mmllm.kernels.backend), from the next call on."""
         super().use_kernels(backend)
-        self._layers.use_kernels(backend)
+        self.decoder_forward.use_kernels(backend)
 
     def _loss_head(self, liger: bool = False) -> FrozenHead | ReferenceHead:
         return linear_cross_entropy(

@@ -85,9 +85,10 @@ def projections(model: AnyToAny, stage: StageConfig, rows: int) -> tuple[int, fl
         features = torch.empty(rows, *encoder.feature_shape, device="meta")  # pyright: ignore
         inputs.append(measure(model.input_projections[key], features))
     if {"align", "denoise"} & stage.losses.keys():
-        for key, projection in model.output_projections.items():
-            width = model.num_signal_tokens[key]
-            signals = torch.empty(rows, width, model.llm.width, device="meta", requires_grad=True)
+        for projection in map(model.output_projection, model.output_projections):
+            length = projection.signal_tokens + projection.num_words
+            width = model.llm.width * max(len(projection.llm_layers), 1)
+            signals = torch.empty(rows, length, width, device="meta", requires_grad=True)
             outputs.append(measure(projection, signals))
     (input_bytes, input_flops), (output_bytes, output_flops) = max(inputs), max(outputs)
     return input_bytes + output_bytes, input_flops + output_flops

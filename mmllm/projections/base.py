@@ -84,21 +84,63 @@ class OutputProjection(nn.Module):
     Args:
         signal_tokens: K, the signal tokens of a medium.
         condition_shapes: shape of each tensor of the condition, by name.
+        llm_layers: the n layers of the LLM after which states are read; empty: the last state.
+        num_words: W, the words of the reply that are read in front of the signal tokens.
     """
 
-    def __init__(self, signal_tokens: int, condition_shapes: Mapping[str, tuple[int, ...]]):
+    condition_dropout: float = 0.0
+    """Share of media that the denoising loss conditions on `null_condition`."""
+
+    def __init__(
+        self,
+        signal_tokens: int,
+        condition_shapes: Mapping[str, tuple[int, ...]],
+        *,
+        llm_layers: tuple[int, ...] = (),
+        num_words: int = 0,
+    ):
         super().__init__()
         self.signal_tokens = signal_tokens
         self.condition_shapes = dict(condition_shapes)
+        self.llm_layers = llm_layers
+        self.num_words = num_words
 
     def forward(self, signals: Tensor) -> dict[str, Tensor]:
         """Compute the conditions of media.
 
         Args:
-            signals: float[M, K, D] of M >= 1 media, hidden states of the signal tokens plus their
+            signals: float[M, W + K, n * D] of M >= 1 media: hidden states of the last W words of
+                the reply, zeros in front where there are fewer, and of the signal tokens plus their
                 embeddings.
 
         Returns:
             float[M, *shape] of each tensor of the condition, by name.
         """
         raise NotImplementedError
+
+    def no_conditions(self) -> dict[str, Tensor]:
+        """Return the conditions float[0, *shape] of no media (`zero_rows`)."""
+        return {name: zero_rows(self, shape) for name, shape in self.condition_shapes.items()}
+
+    def null_condition(self, num: int) -> dict[str, Tensor] | None:
+        """Return the learned condition of no caption, to guide away from; None if there is none.
+
+        Args:
+            num: M.
+
+        Returns:
+            float[M, *shape] by name.
+        """
+        return None
+
+
+def zero_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Return float[0, *shape] that depends on every parameter of a module: each gets a zero
+    gradient, so that DDP's reducer never waits for a batch without a modality.
+
+    Args:
+        module: the module.
+        shape: of one row.
+    """
+    total = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+    return total * total.new_zeros(0, *shape)

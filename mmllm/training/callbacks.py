@@ -30,17 +30,18 @@ def measure_validation(training: TrainingRun, done: int) -> None:
     options, stage = training.stage.validation, training.stage
     if options is None or training.validation is None or not training.is_due(options.every, done):
         return
-    losses = validate(
-        training.accelerator,
-        training.wrapped,
-        training.validation,
-        training.losses,
-        options.batches,
-        liger_loss=training.liger_loss,
-    )
-    training.journal.validation(done, losses)
-    if stage.best and training.is_main and training.journal.is_best(stage.best, done):
-        training.saver.save_best(done)
+    with training.averaged():
+        losses = validate(
+            training.accelerator,
+            training.wrapped,
+            training.validation,
+            training.losses,
+            options.batches,
+            liger_loss=training.liger_loss,
+        )
+        training.journal.validation(done, losses)
+        if stage.best and training.is_main and training.journal.is_best(stage.best, done):
+            training.saver.save_best(done)
 
 
 def sample(training: TrainingRun, done: int) -> None:
@@ -52,7 +53,8 @@ def sample(training: TrainingRun, done: int) -> None:
     """
     options = training.stage.samples
     if options and training.is_main and training.is_due(options.every, done):
-        write_samples(training.model, options, training.saver.lock.folder, done)
+        with training.averaged():
+            write_samples(training.model, options, training.saver.lock.folder, done)
 
 
 CALLBACKS: tuple[Callable[[TrainingRun, int], None], ...] = (realign, measure_validation, sample)

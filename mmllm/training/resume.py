@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mmllm import config as configs
 from mmllm.config import StageConfig
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.model import AnyToAny
+from mmllm.training.ema import MovingAverage
 from mmllm.training.lock import RunLock
 from mmllm.training.optimizer import state_tensors
 from mmllm.training.trainable import ParameterGroup
@@ -99,27 +101,33 @@ class CheckpointSaver:
     stage: StageConfig
     resolved_settings: dict[str, Any]
     lock: RunLock
+    average: MovingAverage | None = None
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of a step, with the optimizer's state, and delete the oldest."""
+        """Write the checkpoint of a step, with the optimizer's state, and delete the oldest. With a
+        moving average, the model is the averaged one."""
         output = self.lock.folder
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.lock.check()
-            checkpoints.save(
-                checkpoints.step_folder(output, step),
-                self.model,
-                step=step,
-                stage=self.stage,
-                training={"step": step},
-                tensors=state_tensors(self.optimizer, self.groups),
-                resolved_settings=self.resolved_settings,
-            )
+            tensors = state_tensors(self.optimizer, self.groups)
+            if self.average:
+                tensors |= self.average.trained_tensors()
+            with self.average.applied() if self.average else nullcontext():
+                checkpoints.save(
+                    checkpoints.step_folder(output, step),
+                    self.model,
+                    step=step,
+                    stage=self.stage,
+                    training={"step": step},
+                    tensors=tensors,
+                    resolved_settings=self.resolved_settings,
+                )
             checkpoints.prune(output, self.stage.save_total_limit, step)
         self.accelerator.wait_for_everyone()
 
     def save_best(self, step: int) -> None:
-        """Write the model alone to `output`/best."""
+        """Write the model alone to `output`/best; the caller has put averages into it."""
         self.lock.check()
         checkpoints.save(
             self.lock.folder / "best",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from mmllm.data.text_corpus import TextCorpus
 from mmllm.features.cache import FeatureCache
 from mmllm.losses import Loss, build_losses
 from mmllm.model import AnyToAny
+from mmllm.training.connectors import prepare_connectors, report_gates
+from mmllm.training.ema import MovingAverage, without_trained
 from mmllm.training.feed import (
     StepData,
     TrainingStepDataset,
@@ -64,6 +66,7 @@ class TrainingRun:
         cache: features of the frozen parts.
         journal: metrics, curves and skipped items.
         saver: writes checkpoints.
+        average: the moving average of what trains, if the stage keeps one.
         progress: whether this process shows progress bars.
     """
 
@@ -82,6 +85,7 @@ class TrainingRun:
     cache: FeatureCache
     journal: Journal
     saver: CheckpointSaver
+    average: MovingAverage | None
     progress: bool
 
     @property
@@ -133,11 +137,17 @@ class TrainingRun:
         )
         self.journal.prealigned(scores)
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which the model has its averaged weights, if the stage keeps averages."""
+        return self.average.applied() if self.average else nullcontext()
+
     def finish(self) -> None:
         """Write what is pending and leave the process group."""
         if self.cache.store:
             self.cache.store.flush()
         self.journal.finish()
+        if self.is_main:
+            report_gates(self.model)
         self.accelerator.wait_for_everyone()
         # DDP's wrapper must go before the process group: its destructor, as the group's last
         # holder, would wait with Python's lock for a thread that may wait for that lock.
@@ -176,13 +186,16 @@ def build_training(
         compile_layers=stage.compile,
     )
     optimizer = make_optimizer(stage, groups)
-    start = 0
+    start = source.step if source and begin.resumes else 0
+    average = MovingAverage(stage.ema, groups, step=start) if stage.ema else None
     if source and begin.resumes:
         _, tensors = checkpoints.training_state(source)
-        load_state_tensors(optimizer, groups, stage, tensors, source.folder)
-        start = source.step
-    if accelerator.is_main_process:  # weights and two moments in float32
-        checkpoints.require_free_space(output, 3 * 4 * sum(group.size for group in groups))
+        load_state_tensors(optimizer, groups, stage, without_trained(tensors), source.folder)
+        if average:
+            average.load_trained(tensors, source.folder)
+    if accelerator.is_main_process:  # weights, perhaps their averages, two moments in float32
+        size = sum(group.size for group in groups)
+        checkpoints.require_free_space(output, (4 if average else 3) * 4 * size)
 
     mixture = Mixture(open_sources(stage.data, "stage.data"), stage.seed)
     cache = build_feature_cache(model, stage)
@@ -212,23 +225,40 @@ def build_training(
         wrapped=model,
         groups=groups,
         optimizer=optimizer,
-        losses=build_losses(model, stage.losses, align_loss=stage.align_loss),
+        losses=build_losses(
+            model, stage.losses, align_loss=stage.align_loss, denoise=stage.denoise
+        ),
         liger_loss=liger_loss,
         mixture=mixture,
         dataset=dataset,
         validation=validation,
         cache=cache,
         journal=journal,
-        saver=CheckpointSaver(accelerator, model, optimizer, groups, stage, settings, lock),
+        saver=CheckpointSaver(
+            accelerator, model, optimizer, groups, stage, settings, lock, average
+        ),
+        average=average,
         progress=progress and is_main,
     )
     _prepare_features(training, precompute, progress)
+    if start == 0:
+        _prepare_connectors(training)
     if stage.prealign and start == 0:
         training.align_projections(stage.prealign)
     elif start == 0 and stage.init_from is None:
         _warn_about_words(model)
     training.wrapped, training.optimizer = accelerator.prepare(model, optimizer)
     return training
+
+
+def _prepare_connectors(training: TrainingRun) -> None:
+    """Measure what new connectors read, on the first batches."""
+    steps = training.dataset.steps(0, training.stage.steps)
+    prepare_connectors(
+        training.model,
+        (batch for data in steps for batch in data.microbatches),
+        training.accelerator.autocast,  # pyright: ignore[reportArgumentType] - its default
+    )
 
 
 def _warn_about_words(model: AnyToAny) -> None:

@@ -85,6 +85,8 @@ def run_steps(training: TrainingRun) -> None:
                 stage.max_grad_norm,
                 liger_loss=training.liger_loss,
             )
+            if training.average:
+                training.average.update()
             journal.flush()  # writes the previous step's losses while this step runs
             journal.step(step, losses, data.skipped, seconds=time.perf_counter() - began)
             bar.set_postfix(journal.latest(), refresh=False)

@@ -29,7 +29,7 @@ from mmllm.kernels import (
 )
 from mmllm.kernels.backend import ENVIRONMENT_VARIABLE, resolve_backend, use_kernels
 from mmllm.llm.language_model import LanguageModel
-from mmllm.projections.output import TransformerProjection, TransformerConfig
+from mmllm.projections.output import TransformerConfig, TransformerProjection
 from tests.llm.families import FAMILIES
 
 KERNELS: list[tuple[Any, str]] = [
