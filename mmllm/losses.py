@@ -167,15 +167,27 @@ class Denoise:
         if media.latents is None:
             zeros = (value.sum() * 0.0 for value in condition.values())
             return LossTerm(sum(zeros, torch.zeros(())), 0)
-        noise, times = draw_noise(media.latents, media.seeds, self.times)
-        losses = self.decoder.denoising_loss(
-            self._drop(condition, media.seeds),
-            media.latents,
+        losses = self.of_media(condition, media.latents, media.seeds)
+        return LossTerm(losses.sum(), self.num_targets(batch))
+
+    def of_media(
+        self, condition: dict[str, Tensor], latents: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
+        """Compute the loss of each medium: float[M].
+
+        Args:
+            condition: float32[M, …] by name.
+            latents: float[M, …].
+            seeds: M seeds of noise, time and dropped conditions.
+        """
+        noise, times = draw_noise(latents, seeds, self.times)
+        return self.decoder.denoising_loss(
+            self._drop(condition, seeds),
+            latents,
             noise=noise,
             times=times,
             min_snr=self.min_snr,
         )
-        return LossTerm(losses.sum(), self.num_targets(batch))
 
     def _drop(self, condition: dict[str, Tensor], seeds: Sequence[int]) -> dict[str, Tensor]:
         """Put the null condition in place of that of a share of the media, in training."""

@@ -136,6 +136,7 @@ ALLOWED: dict[str, set[str]] = {
         "conversation",
         "convert",
         "data",
+        "decoders",  # which of them a pipeline's folder needs
         "demo",
         "evaluation",
         "features",

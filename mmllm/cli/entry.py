@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from mmllm import console
-from mmllm.cli import cache, chat, convert, data, evaluate, plan, reason, serve, teach, tools, train
+from mmllm.cli import (
+    cache,
+    chat,
+    convert,
+    data,
+    evaluate,
+    plan,
+    reason,
+    serve,
+    swap,
+    teach,
+    tools,
+    train,
+)
 from mmllm.cli.renamed import with_present_names
 from mmllm.errors import MmllmError
 
@@ -89,6 +102,7 @@ data_app.command("check")(data.check)
 
 app.command()(train.train)
 app.command()(teach.teach)
+app.command()(swap.swap)
 app.command()(plan.plan)
 app.command()(cache.cache)
 app.command()(chat.chat)

@@ -110,7 +110,7 @@ class Connector(UsesKernels, OutputProjection):
 
     def forward(self, signals: Tensor) -> dict[str, Tensor]:
         media = len(signals)
-        layers = signals.unflatten(-1, self.shift.shape)  # [M, S, n, D]
+        layers = signals.reshape(media, -1, *self.shift.shape)  # [M, S, n, D]
         is_absent = (signals == 0).all(-1) if self.num_words else None  # [M, S]
         layers = F.rms_norm((layers - self.shift) * self.scale, layers.shape[-1:])
         x = self.inward(self._mix(layers)) + self.position
@@ -119,14 +119,16 @@ class Connector(UsesKernels, OutputProjection):
             is_absent = F.pad(is_absent, (0, len(self.more)))
         with short_attention(x, self.kernels):
             states = self.encode(x, is_absent)[:, self.num_words :]
-        condition, vectors = {}, 0
+        condition: dict[str, Tensor] = {}
+        vectors = 0
         for name, shape in self.condition_shapes.items():
             if length := _length(name, shape):
                 own = states[:, :length]
             else:
                 vectors += 1
                 own = states[:, -vectors]
-            condition[name] = self.heads[name](own).reshape(media, *shape)
+            value: Tensor = self.heads[name](own)
+            condition[name] = value.reshape(media, *shape)
         return self._tied(condition)
 
     def null_condition(self, num: int) -> dict[str, Tensor] | None:
@@ -144,28 +146,35 @@ class Connector(UsesKernels, OutputProjection):
         empty where a single layer is read."""
         if len(self.llm_layers) < 2:
             return {}
-        rows = self.gates.detach().float().softmax(-1).tolist()
+        shares: Any = self.gates.detach().float().softmax(-1)
+        rows: list[list[float]] = shares.tolist()
         return dict(zip(("signal tokens", "words"), rows, strict=False))
 
     @torch.no_grad()
-    def standardize(self, signals: Tensor, targets: Mapping[str, Tensor]) -> None:
-        """Set the norms and the heads by what was measured, before the first step: the channels of
-        the states that are read are standardised, and conditions begin around the mean of captions'
-        embeddings, with their standard deviation.
+    def standardize(self, signals: Tensor) -> None:
+        """Standardise the channels of the states that are read, before the first step.
 
         Args:
             signals: float[M, S, n * D], states as `forward` gets them.
-            targets: the captions' own conditions float[M, …] by name; those of unused positions
-                are 0.
         """
         states = signals.flatten(0, 1)
-        states = states[(states != 0).any(-1)].unflatten(-1, self.shift.shape).float()
+        states = states[(states != 0).any(-1)].reshape(-1, *self.shift.shape).float()
         self.shift.copy_(states.mean(0))
         self.scale.copy_(1 / states.std(0).clamp_min(1e-6))
-        for name, shape in self.condition_shapes.items():
-            if name.endswith("mask") or name not in targets:
+
+    @torch.no_grad()
+    def start_at_captions(self, targets: Mapping[str, Tensor]) -> None:
+        """Let the conditions of new heads begin around the mean of captions' embeddings, with their
+        standard deviation.
+
+        Args:
+            targets: the captions' own conditions float[M, …] by name, of the heads that are new;
+                those of unused positions are 0.
+        """
+        for name, target in targets.items():
+            if name.endswith("mask"):
                 continue
-            rows = targets[name].float().reshape(-1, shape[-1])
+            rows = target.float().reshape(-1, self.condition_shapes[name][-1])
             rows = rows[(rows != 0).any(-1)]
             if len(rows) > 1:
                 head: Any = self.heads[name]
@@ -251,7 +260,9 @@ def build(
 
 def _length(name: str, shape: tuple[int, ...]) -> int:
     """Positions of a sequence or of its mask; 0 for a pooled vector."""
-    return math.prod(shape[:-1]) if len(shape) > 1 else shape[0] if name.endswith("mask") else 0
+    if name.endswith("mask"):
+        return math.prod(shape)
+    return math.prod(shape[:-1]) if len(shape) > 1 else 0
 
 
 def _head(name: str, shape: tuple[int, ...], width: int) -> nn.Linear:
@@ -300,12 +311,17 @@ def _from_language_model(config: ConnectorConfig, weights: str) -> tuple[nn.Modu
     from transformers import AutoConfig, AutoModel
 
     where = f"output_projections: connector: weights {quoted(weights)}"
-    source = {"pretrained_model_name_or_path": locate(weights, where), "trust_remote_code": False}
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": locate(weights, where),
+        "trust_remote_code": False,
+    }
+    configs: Any = AutoConfig
+    models: Any = AutoModel
     is_meta = torch.get_default_device().type == "meta" or are_weights_skipped()
     quiet = quiet_libraries("transformers")  # the layers that are not used
     with wrap_errors(CheckpointError, f"{where} cannot be loaded"), remote_code_disabled(), quiet:
-        whole = AutoConfig.from_pretrained(**source).get_text_config()
-        kinds = list(getattr(whole, "layer_types", None) or ())
+        whole: Any = configs.from_pretrained(**source).get_text_config()
+        kinds: list[str] = list(getattr(whole, "layer_types", None) or ())
         odd = sorted(set(kinds) - _ATTENTION)
         if odd:
             raise ConfigError(
@@ -324,9 +340,9 @@ def _from_language_model(config: ConnectorConfig, weights: str) -> tuple[nn.Modu
         whole.attention_dropout = config.dropout
         scale = 1.0
         if is_meta:
-            model = AutoModel.from_config(whole, attn_implementation="sdpa")
+            model = models.from_config(whole, attn_implementation="sdpa")
         else:
-            model = AutoModel.from_pretrained(
+            model = models.from_pretrained(
                 **source,
                 config=whole,
                 dtype=torch.float32,

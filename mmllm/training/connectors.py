@@ -49,9 +49,10 @@ def prepare_connectors(
             break
     for key, connector in connectors.items():
         if parts := states[key]:
+            connector.standardize(torch.cat(parts))
             rows = targets[key]
-            connector.standardize(
-                torch.cat(parts), {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+            connector.start_at_captions(
+                {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
             )
         if connector.condition_dropout:
             connector.set_null_condition(model.decoders[key].unconditional(1))

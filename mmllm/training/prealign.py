@@ -20,29 +20,31 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.config import PrealignConfig, StageConfig
 from mmllm.conversation import Medium
-from mmllm.data.batch import collate
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache, medium_identity
 from mmllm.kernels.devices import to_device
 from mmllm.losses import alignment_distance
 from mmllm.model import AnyToAny
-from mmllm.utils.progress import progress_bar
+from mmllm.training.projection_fit import (
+    Autocast,
+    ProjectionFit,
+    collect_states,
+    evaluating,
+    trains,
+)
 
 Reply = tuple[int, ...]
-Autocast = Callable[[], AbstractContextManager]
-BATCH_SIZE = 32
 
 
 def prealign(
@@ -74,7 +76,7 @@ def prealign(
         By name, the accuracy of an input projection (share of media whose nearest reply is their
         own) or the last loss of an output projection.
     """
-    items, fit = list(items), _Fit(options, stage.seed, autocast, progress)
+    items, fit = list(items), ProjectionFit(options, stage.seed, autocast, progress)
     scores = _prealign_inputs(model, items, cache, fit) if inputs else {}
     return scores | _prealign_outputs(model, items, cache, stage.align_loss, fit)
 
@@ -83,13 +85,13 @@ def _prealign_inputs(
     model: AnyToAny,
     items: list[Rendered],
     cache: FeatureCache,
-    fit: _Fit,
+    fit: ProjectionFit,
 ) -> dict[str, float]:
     scores = {}
     for key, pairs in _pairs(model, items).items():
         replies = list(dict.fromkeys(reply for _, reply in pairs))
         projection: Any = model.input_projections[key]
-        if not _trains(projection) or len(replies) < 2:
+        if not trains(projection) or len(replies) < 2:
             continue
         place = {reply: index for index, reply in enumerate(replies)}
         media = [medium for medium, _ in pairs]
@@ -102,7 +104,7 @@ def _prealign_inputs(
 
         name = f"input_projections.{key}"
         fit(name, projection, len(media), loss)
-        with torch.no_grad(), _evaluating(projection):
+        with torch.no_grad(), evaluating(projection):
             near = [matcher.nearest(media[i : i + 64]) for i in range(0, len(media), 64)]
         scores[name] = (torch.cat(near).cpu() == owners).float().mean().item()
     return scores
@@ -113,14 +115,14 @@ def _prealign_outputs(
     items: list[Rendered],
     cache: FeatureCache,
     distance: str,
-    fit: _Fit,
+    fit: ProjectionFit,
 ) -> dict[str, float]:
-    keys = [key for key, module in model.output_projections.items() if _trains(module)]
+    keys = [key for key, module in model.output_projections.items() if trains(module)]
     with_outputs = [item for item in items if item.outputs]
     limit = fit.options.conversations
     if limit is not None and limit < len(with_outputs):
         with_outputs = random.Random(fit.seed).sample(with_outputs, limit)
-    signals = _signals(model, with_outputs, cache, keys, fit)
+    signals = collect_states(model, with_outputs, cache, keys, fit)
     scores = {}
     for key, kept in signals.items():
         projection, masks = model.output_projections[key], model.decoders[key].masks
@@ -134,102 +136,6 @@ def _prealign_outputs(
         name = f"output_projections.{key}"
         scores[name] = fit(name, projection, len(kept.states), loss)
     return scores
-
-
-@dataclass
-class _Signals:
-    """Training data of one output projection: `states` float[M, K, D], `targets` by name."""
-
-    states: Tensor
-    targets: dict[str, Tensor] = field(default_factory=dict)
-
-
-@torch.no_grad()
-def _signals(
-    model: AnyToAny, items: list[Rendered], cache: FeatureCache, keys: list[str], fit: _Fit
-) -> dict[str, _Signals]:
-    """The present LLM's hidden states at every signal span of `items`, by output key."""
-    found: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {key: [] for key in keys}
-    items = sorted(items, key=len) if keys else []
-    starts = range(0, len(items), BATCH_SIZE)
-    bar = progress_bar(
-        "pre-alignment: hidden states", total=len(starts), unit="batch", show=fit.progress
-    )
-    with _evaluating(model), bar as shown:
-        for start in starts:
-            group = items[start : start + BATCH_SIZE]
-            batch = collate(
-                group,
-                cache,
-                model.batch_layout,
-                pack=model.llm.supports_prefix_packing,
-                seeds=[0] * len(group),
-            ).to(model.device)
-            with fit.autocast():
-                signals = model.signals(batch)
-            for key in keys:
-                if len(signals[key]):
-                    found[key].append((signals[key], batch.outputs[key].targets))
-            shown.update()
-    return {
-        key: _Signals(
-            torch.cat([states for states, _ in parts]),
-            {name: torch.cat([t[name] for _, t in parts]) for name in parts[0][1]},
-        )
-        for key, parts in found.items()
-        if parts
-    }
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Fits one projection after another with the same options."""
-
-    options: PrealignConfig
-    seed: int
-    autocast: Autocast
-    progress: bool
-
-    def __call__(
-        self, name: str, projection: nn.Module, num: int, loss: Callable[[Tensor], Tensor]
-    ) -> float:
-        """Train a projection with AdamW, a warm-up and a linear decay to zero.
-
-        Args:
-            name: for the progress bar.
-            projection: what is trained.
-            num: how many items there are.
-            loss: of a batch of item indices.
-
-        Returns:
-            The last loss.
-        """
-        options = self.options
-        generator = torch.Generator().manual_seed(self.seed)
-        torch.manual_seed(self.seed)  # dropout
-        weights = [weight for weight in projection.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(
-            weights, lr=options.learning_rate, betas=(0.9, 0.98), fused=True
-        )
-        projection.train()
-        value = torch.zeros(())
-        warmup = 0.05 * options.steps + 1
-        bar = progress_bar(
-            f"pre-alignment: {name}", total=options.steps, unit="step", show=self.progress
-        )
-        with bar as shown:
-            for step in range(options.steps):
-                rate = min(1.0, (step + 1) / warmup) * (1 - step / options.steps)
-                optimizer.param_groups[0]["lr"] = options.learning_rate * rate
-                with self.autocast():
-                    value = loss(torch.randperm(num, generator=generator)[: options.batch_size])
-                optimizer.zero_grad()
-                value.backward()
-                nn.utils.clip_grad_norm_(weights, 1.0)
-                optimizer.step()
-                shown.update()
-        optimizer.zero_grad()
-        return value.item()
 
 
 def spell_replies(model: AnyToAny, replies: list[Reply], num_tokens: int) -> Tensor:
@@ -366,18 +272,3 @@ def _pairs(model: AnyToAny, items: Iterable[Rendered]) -> dict[str, list[tuple[M
     for (key, _, _), pair in found.items():
         grouped.setdefault(key, []).append(pair)
     return grouped
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(weight.requires_grad for weight in module.parameters())
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Context in which a module has no dropout."""
-    was = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was)

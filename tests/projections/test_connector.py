@@ -264,7 +264,8 @@ def test_standardising_takes_out_scales_and_starts_at_the_mean_caption() -> None
     targets["embeds"][:, 4:] = 0  # unused positions
     targets["attention_mask"][:, 4:] = 0
     assert own.is_new
-    own.standardize(signals, targets)
+    own.standardize(signals)
+    own.start_at_captions(targets)
     assert not own.is_new
     read = (signals - own.shift) * own.scale
     torch.testing.assert_close(read.mean((0, 1)), torch.zeros(8), rtol=0, atol=1e-3)
