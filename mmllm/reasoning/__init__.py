@@ -10,6 +10,7 @@ are verified from outside, reading of what exceeds the context.
     baselines, report    random search and hill climbing at equal evaluations; the report
     verified             replies that are made again until a check accepts them
     sources, tree, walk, reading  MemWalker: texts, clips and sounds that exceed the context
+    wording              which wording of a request serves a model best
     system2_attention    conversations without what should not count
 
 `mmllm.Chat` is a ChatModel. Nothing here imports torch.
@@ -32,6 +33,7 @@ from mmllm.reasoning.system2_attention import focus
 from mmllm.reasoning.tree import SummaryTree, TreeOptions, build_tree
 from mmllm.reasoning.verified import ReplyVerdict, Verification
 from mmllm.reasoning.walk import walk
+from mmllm.reasoning.wording import best_wording, grammar
 
 __all__ = [
     "Budget",
@@ -51,8 +53,10 @@ __all__ = [
     "SummaryTree",
     "TreeOptions",
     "Verification",
+    "best_wording",
     "build_tree",
     "focus",
+    "grammar",
     "search",
     "walk",
 ]
