@@ -87,6 +87,17 @@ def with_threshold(metric: Metric, threshold: float, note: str = "") -> Metric:
     return replace(metric, threshold=f"{threshold:.3f}{note}", met=met)
 
 
+def with_gain(metric: Metric, threshold: float = 0.0) -> Metric:
+    """Return a copy of a difference that must reach a threshold, with its interval above 0.
+
+    Args:
+        metric: the difference.
+        threshold: the value that it must reach.
+    """
+    met = metric.low is not None and metric.low > 0 and metric.value >= threshold
+    return replace(metric, threshold=f">= {threshold:.3f}, interval above 0", met=met)
+
+
 def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Return the confidence interval of a proportion (Wilson 1927).
 

@@ -2,7 +2,13 @@
 
 import pytest
 
-from mmllm.evaluation.metrics import Metric, difference_metric, wilson_interval, with_threshold
+from mmllm.evaluation.metrics import (
+    Metric,
+    difference_metric,
+    wilson_interval,
+    with_gain,
+    with_threshold,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,4 +44,8 @@ def test_a_difference_is_that_of_pairs() -> None:
     assert (metric.n, metric.value) == (100, 0.25)
     assert metric.low == pytest.approx(0.25 - 1.96 * 0.4352 / 10, abs=1e-3)
     assert metric.high == pytest.approx(0.25 + 1.96 * 0.4352 / 10, abs=1e-3)
-    assert difference_metric("gain", [True], [False], 0.0).low is None
+    assert with_gain(metric, 0.2).met
+    assert not with_gain(metric, 0.3).met
+    alone = difference_metric("gain", [True], [False], 0.0)
+    assert alone.low is None
+    assert not with_gain(alone).met

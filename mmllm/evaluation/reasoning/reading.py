@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmllm.conversation import Message
-from mmllm.evaluation.metrics import Metric, accuracy_metric, difference_metric
+from mmllm.evaluation.metrics import Metric, accuracy_metric, difference_metric, with_gain
 from mmllm.evaluation.reasoning.planted import NAMES, long_texts
 from mmllm.evaluation.reasoning.searching import OnProgress
 from mmllm.inference.chat import Chat
@@ -78,11 +78,7 @@ def measure_memwalker(
             on_progress(1)
     row = "reasoning/memwalker"
     metric = difference_metric(f"{row}, walk - whole", right["walk"], right["whole"], start)
-    yield replace(
-        metric,
-        threshold=f">= {MIN_GAIN}",
-        met=metric.value >= MIN_GAIN and metric.low is not None and metric.low > 0,
-    )
+    yield with_gain(metric, MIN_GAIN)
     yield accuracy_metric(f"{row}, walk by likelihood", right["walk"], start)
     yield accuracy_metric(f"{row}, walk ends at the right segment", right["ends"], start)
     yield accuracy_metric(f"{row}, whole text", right["whole"], start)
