@@ -59,7 +59,15 @@ ALLOWED: dict[str, set[str]] = {
     # Programs over any chat model, which is a protocol: it needs no model of ours.
     "reasoning": {"conversation"},
     # Looks inside a model, whatever calls it.
-    "insight": {"encoders", "model", "tokens", "weights"},
+    "insight": {
+        "conversation",
+        "data",
+        "encoders",
+        "features",
+        "model",
+        "tokens",
+        "weights",
+    },
     "inference": {
         "checkpoints",
         "config",
@@ -109,6 +117,7 @@ ALLOWED: dict[str, set[str]] = {
         "features",
         "gallery",
         "inference",
+        "insight",
         "mini",
         "model",
         "reasoning",

@@ -52,6 +52,28 @@ def accuracy_metric(name: str, correct: Sequence[bool], start: float) -> Metric:
     )
 
 
+def mean_metric(name: str, values: Sequence[float], start: float) -> Metric:
+    """The mean of values, with its normal 95 % interval.
+
+    Args:
+        name: the metric's name.
+        values: one per item.
+        start: `time.perf_counter()` when the measurement began.
+
+    Example:
+        >>> metric = mean_metric("loss", [1.0, 2.0, 3.0, 2.0], 0.0)
+        >>> metric.value, round(metric.low, 2), round(metric.high, 2)
+        (2.0, 1.2, 2.8)
+    """
+    n = len(values)
+    value = sum(values) / max(n, 1)
+    low = high = None
+    if n > 1:
+        half_width = 1.959964 * statistics.stdev(values) / math.sqrt(n)
+        low, high = value - half_width, value + half_width
+    return Metric(name, n, value, low, high, seconds=round(time.perf_counter() - start, 2))
+
+
 def difference_metric(
     name: str, one: Sequence[float], other: Sequence[float], start: float
 ) -> Metric:
@@ -64,13 +86,7 @@ def difference_metric(
         start: `time.perf_counter()` when the measurement began.
     """
     differences = [float(a) - float(b) for a, b in zip(one, other, strict=True)]
-    n = len(differences)
-    value = sum(differences) / max(n, 1)
-    low = high = None
-    if n > 1:
-        half_width = 1.959964 * statistics.stdev(differences) / math.sqrt(n)
-        low, high = value - half_width, value + half_width
-    return Metric(name, n, value, low, high, seconds=round(time.perf_counter() - start, 2))
+    return mean_metric(name, differences, start)
 
 
 def with_threshold(metric: Metric, threshold: float, note: str = "") -> Metric:

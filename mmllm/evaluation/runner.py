@@ -16,7 +16,7 @@ import torch
 from mmllm import console
 from mmllm.conversation import Message, Text
 from mmllm.errors import ConfigError
-from mmllm.evaluation import reasoning
+from mmllm.evaluation import insight, reasoning
 from mmllm.evaluation.measurement import ModelMeasurement
 from mmllm.evaluation.prompts import EvalResponse
 from mmllm.evaluation.report import EvaluationReport
@@ -29,6 +29,8 @@ from mmllm.utils.progress import progress_bar
 from mmllm.version import __version__
 
 _OTHER_TASKS = ("perplexity", "batch of 8")
+_PROGRAMS = reasoning.ROWS | insight.ROWS
+"""Rows that are measured only where they are asked for."""
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "timm", "scikit-learn", "numpy")
 
 
@@ -48,7 +50,7 @@ def evaluate(
     Args:
         model: a name, a checkpoint or run folder, or a YAML.
         tasks: names of tasks, or their beginning ("routing"); unless given, all but those of
-            `reasoning`.
+            `reasoning` and `insight`.
         json_path: where the report is written.
         baseline: a second model, measured alike, or the JSON file of a report. Its values are the
             last column. What it reports of a frozen part that both models have is not measured
@@ -94,7 +96,7 @@ def measure(
     tasks = [task for task in TASKS if task.name in resources.selected]
     chat = load(model)
     measurement = ModelMeasurement(resources, model, chat)
-    programs = {name: row for name, row in reasoning.ROWS.items() if name in resources.selected}
+    programs = {name: row for name, row in _PROGRAMS.items() if name in resources.selected}
     total = sum(len(resources.items_of(task)) for task in tasks)
     total += sum(resources.num_items(row[1]) for row in programs.values())
     with progress_bar("evaluation", total=total, unit="item") as bar:
@@ -121,7 +123,7 @@ def _selected_tasks(names: Sequence[str] | None) -> list[str]:
     default = [task.name for task in TASKS] + list(_OTHER_TASKS)
     if names is None:
         return default
-    known = default + list(reasoning.ROWS)
+    known = default + list(_PROGRAMS)
     for name in names:
         if not any(_selects(name, task) for task in known):
             raise ConfigError(f"evaluate: unknown task {name!r}; known are {', '.join(known)}")

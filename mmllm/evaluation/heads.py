@@ -1,0 +1,152 @@
+"""Rows `insight/heads` and `insight/copying` of `mmllm evaluate`: what induction heads do for text,
+and for pictures and sounds that a sequence gives names to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmllm.data.sources import parse_json, read_text
+from mmllm.evaluation.judges import open_item, read_items
+from mmllm.evaluation.metrics import Metric, accuracy_metric, mean_metric, with_threshold
+from mmllm.features.cache import FeatureCache
+from mmllm.insight.heads import head_table, repeat_losses
+from mmllm.insight.learning import Example, Part, copying, template_task
+
+NUM_HEADS, NUM_COPYING_HEADS = 5, 10
+"""Heads that are ablated, those that match prefixes best."""
+PAIRS = (
+    ("text", "text"),
+    ("image", "image"),
+    ("audio", "audio"),
+    ("text", "image"),
+    ("image", "text"),
+    ("image", "audio"),
+    ("audio", "image"),
+    ("audio", "text"),
+)
+"""What is shown with its label, and what is asked for: of one modality another style or take."""
+_ABLATED_PAIRS = PAIRS[:3]
+_MIN_RISE, _MAX_CONTROL_RISE = 5.0, 1.0
+_MIN_COPYING, _MAX_ABLATED = 0.45, 0.30
+_MIN_SHARE = 0.5
+_SHOWN_STYLE, _ASKED_STYLE = "fluent-3d", "twemoji"
+_SHOWN_TAKE, _ASKED_TAKE = 0, 6
+
+OnProgress = Callable[[int], object]
+
+
+def measure_heads(chat: Any, data: Path, num: int, on_progress: OnProgress) -> Iterator[Metric]:
+    """How much the loss of repeated random tokens rises without the strongest heads, and without as
+    many others of the same layers; the label of a line by the kinds of its words.
+
+    Args:
+        chat: the model.
+        data: the folder of mini's data.
+        num: number of items.
+        on_progress: called with the number of items done.
+    """
+    start = time.perf_counter()
+    table = head_table(chat)
+    top = table.top(NUM_HEADS)
+    plain = repeat_losses(chat, num)
+    yield mean_metric("insight/heads, loss of repeated tokens", plain.tolist(), start)
+    for name, heads in ((_names(top), top), ("others of the layers", table.controls(top))):
+        start = time.perf_counter()
+        rise = (repeat_losses(chat, num, heads=heads) - plain).tolist()
+        metric = mean_metric(f"insight/heads, rise of that loss without {name}", rise, start)
+        if heads is top:
+            yield with_threshold(metric, _MIN_RISE)
+        else:
+            yield _at_most(metric, _MAX_CONTROL_RISE)
+    on_progress(num)
+    start = time.perf_counter()
+    result = template_task(chat)
+    yield accuracy_metric("insight/heads, (month)(animal), label", result.correct, start)
+    best, chance = result.best(), f"chance {result.chance:.2f}"
+    name = f"insight/heads, (month)(animal), attention of {best} on the kind of line, {chance}"
+    yield with_threshold(mean_metric(name, result.shares[best], start), _MIN_SHARE)
+
+
+def measure_copying(chat: Any, data: Path, num: int, on_progress: OnProgress) -> Iterator[Metric]:
+    """The label of a thing that was shown before in another style, take or modality, right of 4;
+    without the strongest induction heads of text, and without as many others of their layers.
+
+    Args:
+        chat: the model.
+        data: the folder of mini's data.
+        num: number of items.
+        on_progress: called with the number of items done.
+    """
+    table = head_table(chat)
+    top = table.top(NUM_COPYING_HEADS)
+    conditions = {
+        "": [],
+        f", without {NUM_COPYING_HEADS} induction heads": top,
+        f", without {NUM_COPYING_HEADS} others": table.controls(top),
+    }
+    features = FeatureCache(chat.model)
+    for pair in PAIRS:
+        examples = paired_examples(data, *pair)
+        for note, heads in conditions.items():
+            if heads and pair not in _ABLATED_PAIRS:
+                continue
+            start = time.perf_counter()
+            correct = copying(chat, examples, num=num, heads=heads, features=features)
+            metric = accuracy_metric(f"insight/copying, {'->'.join(pair)}{note}", correct, start)
+            if pair in (("image", "image"), ("audio", "audio")):
+                is_ablated = heads is top
+                metric = (
+                    _at_most(metric, _MAX_ABLATED)
+                    if is_ablated
+                    else with_threshold(metric, _MIN_COPYING)
+                )
+            yield metric
+    on_progress(num)
+
+
+def paired_examples(data: Path, shown: str, asked: str) -> list[Example]:
+    """The concepts of mini's data in two forms.
+
+    Args:
+        data: the folder of mini's data.
+        shown: "text" or a modality.
+        asked: likewise.
+    """
+    forms = {kind: _forms(data, kind) for kind in (shown, asked)}
+    names = sorted(forms[shown].keys() & forms[asked].keys())
+    return [Example(name, forms[shown][name][0], forms[asked][name][1]) for name in names]
+
+
+def _forms(data: Path, kind: str) -> dict[str, tuple[Part, Part]]:
+    """Concept, by the name of its picture -> how it is shown, and how it is asked for."""
+    if kind == "text":
+        concepts = parse_json(read_text(data / "concepts.json"))
+        return {c["id"]: (c["label"], c["label"]) for c in concepts if c["split"] == "train"}
+    field, first, second = ("style", _SHOWN_STYLE, _ASKED_STYLE)
+    names: dict[str, str] = {}
+    if kind == "audio":
+        field, first, second = ("take", _SHOWN_TAKE, _ASKED_TAKE)
+        sounds = parse_json(read_text(data / "sounds.json.gz"))["concepts"]
+        names = {sound["id"]: sound.get("picture") or sound["id"] for sound in sounds}
+    found: dict[Any, dict[str, Part]] = {first: {}, second: {}}
+    for item in read_items(data, kind):
+        if item[field] in found and item["split"] != "heldout_concept":
+            name = str(names.get(item["concept"], item["concept"]))
+            found[item[field]].setdefault(name, open_item(data, item))
+    return {
+        name: (found[first][name], found[second][name])
+        for name in found[first]
+        if name in found[second]
+    }
+
+
+def _names(heads: list[Any]) -> str:
+    return " ".join(map(str, heads))
+
+
+def _at_most(metric: Metric, limit: float) -> Metric:
+    return replace(metric, threshold=f"<= {limit:.2f}", met=metric.value <= limit)

@@ -1,0 +1,20 @@
+"""Rows of `mmllm evaluate MODEL --tasks insight`: what goes on inside a model.
+
+They are measured only where they are asked for: some take many minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mmllm.evaluation.heads import measure_copying, measure_heads
+from mmllm.evaluation.metrics import Metric
+from mmllm.evaluation.steering import measure_steering
+
+ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
+    "insight/heads": (measure_heads, 100),
+    "insight/copying": (measure_copying, 200),
+    "insight/steering": (measure_steering, 40),
+}
+"""Name of a task -> what measures it, and the number of items; as mmllm.evaluation.reasoning.ROWS,
+but called with the chat."""

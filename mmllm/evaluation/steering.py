@@ -1,0 +1,130 @@
+"""Row `insight/steering` of `mmllm evaluate`: what is drawn, played and animated under an edit of
+the few positions of the language model that stand for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmllm.conversation import Medium, user
+from mmllm.data.sources import parse_json, read_text
+from mmllm.evaluation.judges import Judge, build_judge
+from mmllm.evaluation.metrics import Metric, accuracy_metric, with_threshold
+from mmllm.insight.hooks import Edit, edit
+from mmllm.insight.positions import Positions
+from mmllm.insight.sites import model_of
+from mmllm.insight.steering import Direction, reply_states, steering
+
+DEPTH = 0.8
+"""The layer that is edited, as a share of all layers: concepts stand in the states of signal tokens
+only late."""
+_MIN_STEERED, _MAX_RANDOM = 0.9, 0.05
+REQUESTS = {
+    "image": "Draw {}.",
+    "audio": "Play the sound of {}.",
+    "video": "Animate {}.",
+}
+
+OnProgress = Callable[[int], object]
+
+
+def measure_steering(chat: Any, data: Path, num: int, on_progress: OnProgress) -> Iterator[Metric]:
+    """Ask for one thing, and add the difference of the states of another one at the signal
+    positions: how often the judge finds the other; with a random direction of the same size too.
+
+    Args:
+        chat: the model.
+        data: the folder of mini's data.
+        num: number of items.
+        on_progress: called with the number of items done.
+    """
+    model = model_of(chat)
+    site = f"layers.{round(len(model.llm.backbone.layers) * DEPTH)}"
+    for modality in model.renderer.output_keys:
+        start = time.perf_counter()
+        judge = build_judge(modality, data=data)
+        asked, wanted = _pairs(judge, data, modality, num)
+        conversations = [[user(REQUESTS[modality].format(thing))] for _, thing in asked]
+        others = [[user(REQUESTS[modality].format(thing))] for _, thing in wanted]
+        states = reply_states(chat, site, [*conversations, *others], media=modality)
+        directions = [
+            Direction(site, other - own)
+            for own, other in zip(states[: len(asked)], states[len(asked) :], strict=True)
+        ]
+        for note, steered in (
+            ("difference", directions),
+            ("random", [one.random(seed) for seed, one in enumerate(directions)]),
+        ):
+            media = _steered_media(chat, site, conversations, steered, modality)
+            nearest = [ranked[0] for ranked in judge.rank(media)]
+            hits = [found == name for found, (name, _) in zip(nearest, wanted, strict=True)]
+            metric = accuracy_metric(f"insight/steering, {modality}, {note}", hits, start)
+            if note == "difference":
+                yield with_threshold(metric, _MIN_STEERED)
+            else:
+                limit = f"<= {_MAX_RANDOM}"
+                yield replace(metric, threshold=limit, met=metric.value <= _MAX_RANDOM)
+            start = time.perf_counter()
+    on_progress(num)
+
+
+def _pairs(
+    judge: Judge, data: Path, modality: str, num: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(concept, name with its article) of what is asked for and of what is wanted instead: spread
+    over the judge's concepts, and another one for each."""
+    if modality == "audio":
+        rows = parse_json(read_text(data / "sounds.json.gz"))["concepts"]
+        things = {row["id"]: row["thing"] for row in rows}
+    else:
+        things = {
+            row["id"]: row["caption"] for row in parse_json(read_text(data / "concepts.json"))
+        }
+    names = [name for name in judge.concepts if name in things]
+    chosen = [names[round(at)] for at in np.linspace(0, len(names) - 1, min(num, len(names)))]
+    pairs = [(name, things[name]) for name in chosen]
+    half = len(pairs) // 2
+    return pairs, [*pairs[half:], *pairs[:half]]
+
+
+def _steered_media(
+    chat: Any,
+    site: str,
+    conversations: Sequence[Any],
+    directions: Sequence[Direction],
+    modality: str,
+) -> list[Medium]:
+    """The medium of each reply, each conversation steered in its own direction."""
+    edits = [steering(chat, direction, 1.0, "signal") for direction in directions]
+    modalities: Any = dict.fromkeys(model_of(chat).renderer.output_keys, "forbid")
+    modalities[modality] = "force"
+    with edit(chat, site, _by_conversation(edits)):
+        replies = chat.reply_many(
+            conversations,
+            modalities=modalities,
+            temperature=0.0,
+            max_new_tokens=40,
+            seeds=list(range(len(conversations))),
+        )
+    return [reply.media[0] for reply in replies]
+
+
+def _by_conversation(edits: Sequence[Edit]) -> Edit:
+    """One edit that treats each conversation by its own."""
+
+    def function(states: Tensor, at: Positions) -> Tensor:
+        edited = states.clone()
+        for number in np.unique(at.conversation):
+            own = at.conversation == number
+            where = torch.from_numpy(own).to(states.device)
+            edited[where] = edits[number](states[where], at[own])
+        return edited
+
+    return function
