@@ -167,12 +167,13 @@ def test_what_the_readme_says_of_media_holds() -> None:
 @pytest.mark.parametrize("block", list(blocks("yaml")), ids=lambda block: block[:12])
 def test_yaml_examples_use_known_keys(block: str) -> None:
     tree = yaml.safe_load(block)
-    assert tree.keys() <= {"system", "stage", "encoders", "decoders"}
+    groups = ("encoders", "decoders", "output_projections")
+    assert tree.keys() <= {"system", "stage", *groups}
     assert tree.get("stage", {}).keys() <= set(inspect.signature(StageConfig).parameters)
-    for room in ("encoders", "decoders"):
-        for key, entry in tree.get(room, {}).items():
+    for group in groups:
+        for key, entry in tree.get(group, {}).items():
             if ":" not in entry["type"]:  # an own one: its page has a test of its own
-                parse_component(room, entry, f"{room}.{key}")
+                parse_component(group, entry, f"{group}.{key}")
     for key, entry in tree.get("stage", {}).get("data", {}).items():
         parse_component("data", entry, f"data.{key}")
 
