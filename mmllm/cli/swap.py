@@ -45,6 +45,9 @@ def swap(
     denoise_steps: Annotated[int, typer.Option(help="Of the denoising loss, after those.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Media of a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="The peak of the schedule.")] = 1e-3,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Keep nothing of the former output projection.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of what is held out, the order and the noise.")] = 0,
     device: Device = None,
     trust: Trust = None,
@@ -78,6 +81,7 @@ def swap(
             denoise_steps=denoise_steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            keep=not fresh,
             seed=seed,
         ),
         device=device or "cpu",

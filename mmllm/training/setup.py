@@ -252,10 +252,13 @@ def build_training(
 
 
 def _prepare_connectors(training: TrainingRun) -> None:
-    """Measure what new connectors read, on the first batches."""
-    steps = training.dataset.steps(0, training.stage.steps)
+    """Measure what new connectors read, on the first batches; each process on all of them, so that
+    all get the same, whatever their number."""
+    model, mixture, stage = training.model, training.mixture, training.stage
+    whole = TrainingStepDataset(model.renderer, model.batch_layout, mixture, training.cache, stage)
+    steps = whole.steps(0, stage.steps)
     prepare_connectors(
-        training.model,
+        model,
         (batch for data in steps for batch in data.microbatches),
         training.accelerator.autocast,  # pyright: ignore[reportArgumentType] - its default
     )

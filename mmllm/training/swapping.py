@@ -57,6 +57,7 @@ class SwapOptions:
         batch_size: media of a step.
         learning_rate: the peak of the schedule.
         variants: phrasings of each item.
+        keep: begin with the former projection's tensors where names and shapes are the same.
         seed: of what is held out, the order and the noise.
     """
 
@@ -65,6 +66,7 @@ class SwapOptions:
     batch_size: int = 128
     learning_rate: float = 1e-3
     variants: int = 2
+    keep: bool = True
     seed: int = 0
 
 
@@ -104,8 +106,7 @@ class Swap:
         num_media: media that the projection was fitted to.
         num_held_out: media that were measured.
         former: quality of the former projection for the former decoder.
-        unfitted: of the new projection before it was fitted.
-        fitted: and after.
+        unfitted: of the new projection before it was fitted; `fitted`: after.
         seconds: that fitting took, the language model's pass and captions included.
     """
 
@@ -193,9 +194,9 @@ def _swap(
     known = _collect(model, key, held_out, fit, denoise=True)
     former = measure(model, key, known)
 
-    shapes = model.output_projection(key).condition_shapes
+    shapes = model.output_projection(key).condition_shapes if options.keep else {}
     began = time.perf_counter()
-    replace_decoder(model, key, config, seed=options.seed)
+    replace_decoder(model, key, config, keep=options.keep, seed=options.seed)
     states = _collect(model, key, train, fit, denoise=options.denoise_steps > 0)
     measured = _collect(model, key, held_out, fit, denoise=True)
     projection = model.output_projection(key)
@@ -220,15 +221,16 @@ def _swap(
     )
 
 
-def replace_decoder(model: AnyToAny, key: str, config: Any, *, seed: int = 0) -> None:
+def replace_decoder(
+    model: AnyToAny, key: str, config: Any, *, keep: bool = True, seed: int = 0
+) -> None:
     """Put another decoder into a model, with a projection of the same kind in front of it.
-
-    The former projection's tensors are kept where names and shapes are the same.
 
     Args:
         model: changed in place.
         key: of the decoder.
         config: of the new decoder.
+        keep: begin with the former projection's tensors where names and shapes are the same.
         seed: of the new tensors.
 
     Raises:
@@ -251,7 +253,7 @@ def replace_decoder(model: AnyToAny, key: str, config: Any, *, seed: int = 0) ->
     own = dict(projection.named_parameters())
     with torch.no_grad():
         for name, value in former.named_parameters():
-            if name in own and own[name].shape == value.shape:
+            if keep and name in own and own[name].shape == value.shape:
                 own[name].copy_(value)
     decoder.to(model.device)
     model.decoders[key].release()
@@ -320,17 +322,18 @@ def _split(items: Sequence[Rendered], key: str, seed: int) -> tuple[list[Rendere
 def _collect(
     model: AnyToAny, key: str, items: list[Rendered], fit: ProjectionFit, *, denoise: bool
 ) -> SignalStates:
-    cache = FeatureCache(model, denoise=denoise)
-    return collect_states(model, items, cache, [key], fit)[key]
+    return collect_states(model, items, FeatureCache(model, denoise=denoise), [key], fit)[key]
 
 
 def _begin(
     model: AnyToAny, key: str, states: SignalStates, former: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Let the heads of a connector that the former one had not begin at the captions' mean."""
+    """Standardise a fresh connector; heads that the former had not begin at the captions' mean."""
     projection = model.output_projection(key)
     if not isinstance(projection, Connector):
         return
+    if projection.is_new:
+        projection.standardize(states.states)
     projection.start_at_captions(
         {
             name: value

@@ -78,6 +78,11 @@ def test_the_same_decoder_begins_as_it_was(make_run, tmp_path: Path) -> None:
         source, {"image": config}, tmp_path / "same", options=SwapOptions(steps=1), progress=False
     )
     assert swap.unfitted.explained == pytest.approx(swap.former.explained, abs=1e-6)
+    options = SwapOptions(steps=1, keep=False)
+    (swap,) = swap_decoders(
+        source, {"image": config}, tmp_path / "fresh", options=options, progress=False
+    )
+    assert abs(swap.unfitted.explained - swap.former.explained) > 1e-3
 
 
 def test_what_cannot_be_swapped_is_said(
