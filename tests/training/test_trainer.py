@@ -378,7 +378,7 @@ def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, mon
     monkeypatch.setattr(
         model.llm, "forward", lambda *args, **kwargs: spoken.append(1) or run_over(*args, **kwargs)
     )
-    monkeypatch.setattr("mmllm.training.prealign.BATCH_SIZE", 1)
+    monkeypatch.setattr("mmllm.training.projection_fit.BATCH_SIZE", 1)
     few = PrealignConfig(steps=1, conversations=3)
     prealign(model, items, FeatureCache(model), run.stage, few, inputs=False, progress=False)
     assert len(spoken) == 3 < sum(bool(item.outputs) for item in items)
