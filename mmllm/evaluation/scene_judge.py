@@ -1,4 +1,4 @@
-"""A judge of scenes: a small detector that finds the things of an image, with colours and places.
+"""A judge of scenes: a small detector that finds the things of an image: colours, places and sizes.
 
 It is trained from pixels on renderings of mini's world (`tools/mini/world/judge.py`) and shares
 nothing with mini. What an image shows is compared with what was asked for by `shows`.
@@ -8,9 +8,11 @@ Dimensions: B images of P x P pixels, G x G cells of 8 pixels, N things, C colou
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmllm.mini.world.rendering import SIDE
-from mmllm.mini.world.scenes import Group, Scene
+from mmllm.mini.world.rendering import SIDE, place
+from mmllm.mini.world.scenes import GROUNDS, Group, Scene, Size
 from mmllm.mini.world.things import COLOURS, things
 
 CELL = 8
@@ -30,6 +32,8 @@ OWN = "own"
 """The colour class of things that keep the colours they have."""
 EMPTY = -4.0
 """Logit of a middle before anything is seen: nearly every cell is empty."""
+UNIT = 56.0
+"""Pixels of a side of 1: about that of one of two things."""
 _THRESHOLD = 0.4
 
 
@@ -44,6 +48,8 @@ class Found:
     """Middle in pixels, from the left."""
     y: float
     """Middle in pixels, from the top."""
+    side: float
+    """Of its sprite, in pixels."""
     confidence: float
 
 
@@ -75,21 +81,23 @@ class Detector(nn.Module):
             nn.Conv2d(64, width, 4, stride=2, padding=1),
         )
         self.body = nn.Sequential(*(Residual(width, (1, 2, 1, 4)[i % 4]) for i in range(blocks)))
-        self.head = nn.Conv2d(width, 1 + len(self.names) + len(self.colours), 1, bias=False)
+        self.head = nn.Conv2d(width, 2 + len(self.names) + len(self.colours), 1, bias=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of cells.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What has its middle in each cell.
 
         Args:
             images: float[B, 3, P, P] in -1..1.
 
         Returns:
-            Of a middle being there, float[B, G, G]; of things, float[B, N, G, G]; of colours,
-            float[B, C, G, G].
+            Logits of a middle being there, float[B, G, G]; log of its side in UNIT,
+            float[B, G, G]; logits of things, float[B, N, G, G], and of colours, float[B, C, G, G].
         """
         maps = self.head(functional.silu(self.body(self.stem(images))))
-        presence, names, colours = maps.split([1, len(self.names), len(self.colours)], dim=1)
-        return presence[:, 0] + EMPTY, names, colours
+        presence, side, names, colours = maps.split(
+            [1, 1, len(self.names), len(self.colours)], dim=1
+        )
+        return presence[:, 0] + EMPTY, side[:, 0], names, colours
 
 
 class SceneJudge:
@@ -117,22 +125,48 @@ class SceneJudge:
             images: uint8[B, P, P, 3].
         """
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        presence, names, colours = self.detector(pixels)
-        presence = presence.sigmoid()
-        highest = functional.max_pool2d(presence[:, None], 3, stride=1, padding=1)[:, 0]
-        peaks = (presence == highest) & (presence > _THRESHOLD)
+        presence, side, names, colours = self.detector(pixels)
         found: list[list[Found]] = [[] for _ in images]
-        for image, row, column in peaks.nonzero().tolist():
+        for image, row, column, confidence in peaks(presence):
             found[image].append(
                 Found(
                     self.detector.names[int(names[image, :, row, column].argmax())],
                     self.detector.colours[int(colours[image, :, row, column].argmax())],
                     (column + 0.5) * CELL,
                     (row + 0.5) * CELL,
-                    presence[image, row, column].item(),
+                    UNIT * side[image, row, column].exp().item(),
+                    confidence,
                 )
             )
         return found
+
+
+def peaks(presence: Tensor) -> list[tuple[int, int, int, float]]:
+    """The cells that are more likely than their neighbours to have a middle, and likely enough.
+
+    Args:
+        presence: logits, float[B, G, G].
+
+    Returns:
+        Image, row, column and probability of each.
+    """
+    probability = presence.sigmoid()
+    highest = functional.max_pool2d(probability[:, None], 3, stride=1, padding=1)[:, 0]
+    cells = ((probability == highest) & (probability > _THRESHOLD)).nonzero().tolist()
+    return [
+        (image, row, column, probability[image, row, column].item()) for image, row, column in cells
+    ]
+
+
+def find_ground(image: NDArray[np.uint8]) -> str:
+    """The background of an image, one of GROUNDS: the nearest to the colour of most of its border.
+
+    Args:
+        image: uint8[P, P, 3].
+    """
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    colour = np.median(border, axis=0) / 255
+    return min(GROUNDS, key=lambda name: float(np.abs(colour - GROUNDS[name]).sum()))
 
 
 @dataclass(frozen=True)
@@ -145,11 +179,13 @@ class Verdict:
     """Those, and each where it belongs."""
     colours: bool
     """Those, in the right colours."""
+    sizes: bool
+    """Those, small or big as each should be."""
 
     @property
     def everything(self) -> bool:
         """Whether all is as it was asked for."""
-        return self.things and self.places and self.colours
+        return self.things and self.places and self.colours and self.sizes
 
 
 def shows(found: Sequence[Found], scene: Scene) -> Verdict:
@@ -157,22 +193,44 @@ def shows(found: Sequence[Found], scene: Scene) -> Verdict:
 
     Args:
         found: the things that the judge detects, with colours and places.
-        scene: what was asked for. A colour that it leaves open may be any; places are compared by
-            the middles of groups.
+        scene: what was asked for. A colour or size that it leaves open may be any; places are
+            compared by the middles of groups.
     """
     wanted = Counter[str]()
     for group in scene.groups:
         wanted[group.thing] += group.count
     right = Counter(item.thing for item in found) == wanted
     if not right:
-        return Verdict(False, False, False)
+        return Verdict(False, False, False, False)
     colours = all(
         group.colour in (None, item.colour)
         for group in scene.groups
         for item in found
         if item.thing == group.thing
     )
-    return Verdict(True, _in_place(found, scene), colours)
+    sizes = all(
+        _size(found, scene, index) == group.size
+        for index, group in enumerate(scene.groups)
+        if group.size
+    )
+    return Verdict(True, _in_place(found, scene), colours, sizes)
+
+
+def _size(found: Sequence[Found], scene: Scene, index: int) -> Size | None:
+    """The size of a group: that whose renderings have the nearest sides."""
+    group = scene.groups[index]
+    sides = [item.side for item in found if item.thing == group.thing]
+    side = math.prod(sides) ** (1 / len(sides))
+
+    def distance(size: Size | None) -> float:
+        groups = list(scene.groups)
+        groups[index] = replace(group, size=size)
+        placed = place(replace(scene, groups=tuple(groups)), random.Random(0))
+        rendered = next(item.side for item in placed if item.thing == group.thing)
+        return abs(math.log(side / rendered))
+
+    sizes: tuple[Size | None, ...] = ("small", None, "big")
+    return min(sizes, key=distance)
 
 
 def _in_place(found: Sequence[Found], scene: Scene) -> bool:

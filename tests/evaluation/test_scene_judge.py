@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmllm.evaluation.scene_judge import OWN, Detector, Found, SceneJudge, shows
-from mmllm.mini.world.rendering import SIDE
-from mmllm.mini.world.scenes import Group, Scene
+from mmllm.evaluation.scene_judge import OWN, Detector, Found, SceneJudge, find_ground, shows
+from mmllm.mini.world.rendering import SIDE, render
+from mmllm.mini.world.scenes import GROUNDS, Group, Scene
 
 CAT, DOG, CAR, TREE = (Group(thing) for thing in ("cat", "dog", "car", "tree"))
 LEFT = Scene((CAT, DOG), "left")
 
 
-def found(thing: str, x: float, y: float, colour: str = OWN) -> Found:
-    return Found(thing, colour, x, y, 0.9)
+def found(thing: str, x: float, y: float, colour: str = OWN, side: float = 56) -> Found:
+    return Found(thing, colour, x, y, side, 0.9)
 
 
 def test_things_in_their_places() -> None:
@@ -56,6 +59,28 @@ def test_colours_and_numbers() -> None:
     assert shows([found("cat", 32, 64, "blue")], Scene((CAT,))).everything
 
 
+def test_sizes_are_those_of_renderings_of_the_scene() -> None:
+    for size, side in (("small", 44), (None, 88), ("big", 112)):
+        alone = [found("cat", 64, 64, side=side)]
+        for asked in ("small", "big"):
+            assert shows(alone, Scene((Group("cat", size=asked),))).sizes == (size == asked)
+        assert shows(alone, Scene((CAT,))).everything
+    both = [found("cat", 32, 64, side=33), found("dog", 96, 64, side=63)]
+    small, big = Group("cat", size="small"), Group("dog", size="big")
+    assert shows(both, Scene((small, big), "left")).everything
+    assert not shows(both, Scene((replace(small, size="big"), big), "left")).sizes
+
+
+def test_the_ground_is_that_of_the_border() -> None:
+    for name, colour in GROUNDS.items():
+        scene = Scene((Group("cat"),), "alone", name)
+        image = render(scene, random.Random(0))
+        assert find_ground(image) == name, colour
+    corner = image.copy()
+    corner[:60, :60] = 0
+    assert find_ground(corner) == "pink"
+
+
 def test_more_than_two() -> None:
     row = [found("cat", 20, 64), found("dog", 64, 64), found("car", 108, 64)]
     assert shows(row, Scene((CAT, DOG, CAR), "row")).places
@@ -83,8 +108,9 @@ def test_peaks_become_things() -> None:
     def head(states: torch.Tensor) -> torch.Tensor:
         maps = torch.full((len(states), detector.head.out_channels, 16, 16), -6.0)
         maps[0, 0, 3, 5] = 6.0
-        maps[0, 1 + detector.names.index("dog"), 3, 5] = 1.0
-        maps[0, 1 + len(detector.names) + detector.colours.index("blue"), 3, 5] = 1.0
+        maps[0, 1, 3, 5] = 0.5
+        maps[0, 2 + detector.names.index("dog"), 3, 5] = 1.0
+        maps[0, 2 + len(detector.names) + detector.colours.index("blue"), 3, 5] = 1.0
         return maps
 
     detector.head.forward = head  # pyright: ignore[reportAttributeAccessIssue]
@@ -92,6 +118,7 @@ def test_peaks_become_things() -> None:
     assert second == []
     assert [(item.thing, item.colour) for item in first] == [("dog", "blue")]
     assert (first[0].x, first[0].y) == (44, 28)
+    assert first[0].side == pytest.approx(56 * math.exp(0.5))
     assert first[0].confidence == pytest.approx(0.881, abs=1e-3)
 
 

@@ -4,7 +4,7 @@
 
 Held-out combinations are in its training: it measures, and is measured itself on renderings of
 another seed. A part of the images goes through the codec, so that a decoder's best possible image
-is read as well as a rendering; others are blurred or noisy.
+is read as well as a rendering; others are blurred or noisy. Some things fill the whole image.
 
 Dimensions: B images of P x P pixels, G x G cells.
 """
@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +26,34 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mmllm.evaluation.scene_judge import CELL, GRID, OWN, Detector, SceneJudge, shows
-from mmllm.mini.world.rendering import Placed, ground_of, paint, place
+from mmllm.evaluation.scene_judge import CELL, GRID, OWN, UNIT, Detector, SceneJudge, shows
+from mmllm.mini.world.rendering import SIDE, Placed, ground_of, paint, place
 from mmllm.mini.world.scenes import Scene, draw
 from tools.mini.world.run import Run, parse_run, train
 
 logger = logging.getLogger("scene_judge")
 
 BATCH, LEARNING_RATE = 32, 2e-3
+FILLED = 0.25
+"""Share of single things that fill the image, as those of a decoder without scenes do."""
 KINDS = ("thing", "colour", "count", "pair", "pair, colours", "groups", "three", "four")
 
 
-def drawn(kind: str, rng: random.Random) -> tuple[Scene, list[Placed], Tensor]:
-    """A scene, where its things stand, and its image as float[3, P, P] in -1..1."""
+def drawn(
+    kind: str, rng: random.Random, filled: bool = False
+) -> tuple[Scene, list[Placed], Tensor]:
+    """A scene, where its things stand, and its image as float[3, P, P] in -1..1.
+
+    Args:
+        kind: Of the scene.
+        rng: Draws it.
+        filled: Whether some of the things that are alone fill the image.
+    """
     scene = draw(kind, rng)
     placed = list(place(scene, rng))
+    if filled and len(placed) == 1 and rng.random() < FILLED:
+        side = 2 * rng.randint(56, 64)
+        placed = [replace(placed[0], x=SIDE / 2, y=SIDE / 2, side=side)]
     pixels = torch.from_numpy(paint(placed, ground_of(scene)))
     return scene, placed, pixels.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -52,13 +67,15 @@ class Loss:
     def __call__(self, step: int, share: float) -> Tensor:
         rng = random.Random(f"{self.seed}/{step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        scenes = [drawn(rng.choice(KINDS), rng) for _ in range(BATCH)]
+        scenes = [drawn(rng.choice(KINDS), rng, filled=True) for _ in range(BATCH)]
         images = self.damaged(torch.stack([image for _, _, image in scenes]), rng, generator)
         with torch.autocast("cpu", torch.bfloat16):
-            presence, names, colours = self.detector(images.to(memory_format=torch.channels_last))
+            presence, sides, names, colours = self.detector(
+                images.to(memory_format=torch.channels_last)
+            )
         target = torch.zeros(BATCH, GRID, GRID)
         near = torch.zeros(BATCH, GRID, GRID)  # next to a middle: neither wanted nor punished
-        places, things, paints = [], [], []
+        places, widths, things, paints = [], [], [], []
         for index, (_, placed, _) in enumerate(scenes):
             for item in placed:
                 row = min(max(int(item.y / CELL), 0), GRID - 1)
@@ -66,6 +83,7 @@ class Loss:
                 near[index, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 1
                 target[index, row, column] = 1
                 places.append((index, row, column))
+                widths.append(math.log(item.side / UNIT))
                 things.append(self.detector.names.index(item.thing))
                 paints.append(self.detector.colours.index(item.colour or OWN))
         probability = presence.float().sigmoid()
@@ -80,7 +98,8 @@ class Loss:
         painted = functional.cross_entropy(
             colours.float()[batch, :, row, column], torch.tensor(paints)
         )
-        return focal + named + painted
+        sized = functional.l1_loss(sides.float()[batch, row, column], torch.tensor(widths))
+        return focal + named + painted + sized
 
     @torch.no_grad()
     def damaged(self, images: Tensor, rng: random.Random, generator: torch.Generator) -> Tensor:
