@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmllm.conversation import Medium, assistant, user
-from mmllm.evaluation import batching, perplexity, tasks
+from mmllm.evaluation import batching, everyday, perplexity, tasks
 from mmllm.evaluation.judges import motion
 from mmllm.evaluation.metrics import Metric, accuracy_metric, with_threshold
 from mmllm.evaluation.probe import probe
@@ -136,6 +136,33 @@ class ModelMeasurement:
                 self._add_differences(agreement)
             else:
                 self.metrics.append(metric)
+
+    def measure_requests(
+        self, requests: Sequence[EvalItem], judges: everyday.Judges, bar: Any
+    ) -> None:
+        """Ask everyday requests and score the replies; those without a judge are left out.
+
+        Args:
+            requests: items of `everyday.read_requests`.
+            judges: by modality.
+            bar: tqdm's progress bar, which counts items.
+        """
+        start = time.perf_counter()
+        with captions_blocked(self.chat.model):
+            responses = generate_responses(self.chat, requests, on_progress=bar.update)
+        scored = everyday.score_requests(responses, judges)
+        if len(scored) < len(requests):
+            missing = [name for name in everyday.MEDIA_RULES if name not in judges]
+            logger.warning(
+                "everyday: %d of %d requests left out: no judge of %s",
+                len(requests) - len(scored),
+                len(requests),
+                " and ".join(missing),
+            )
+        ids = {entry.id for entry in scored}
+        self.responses += [response for response in responses if response.item.id in ids]
+        self.scored += scored
+        self.metrics += everyday.request_metrics(scored, requests, start)
 
     def finished_metrics(self) -> list[Metric]:
         """All metrics, judges first, with the thresholds of the table."""

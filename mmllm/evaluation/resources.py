@@ -10,6 +10,7 @@ from typing import Any
 
 from mmllm import mini
 from mmllm.data.sources import read_text
+from mmllm.evaluation import everyday
 from mmllm.evaluation.judges import Judge, altered_items, build_judge
 from mmllm.evaluation.labels import LabelMatcher
 from mmllm.evaluation.metrics import Metric, accuracy_metric, with_threshold
@@ -99,6 +100,13 @@ class EvaluationResources:
         """The items that a task is measured on."""
         num = self.num_items(task.max_items)
         return evenly_spaced(self.items.get(task.name, []), num)
+
+    def requests(self) -> list[EvalItem]:
+        """The everyday requests of the selected kinds."""
+        chosen = [task for task in everyday.TASKS if task in self.selected]
+        by_task = everyday.read_requests(self.data) if chosen else {}
+        num = self.num_items(everyday.NUM_OF_A_KIND)
+        return [item for task in chosen for item in evenly_spaced(by_task[task], num)]
 
     def num_items(self, max_items: int) -> int:
         """The number of items of a task that has `max_items` at most."""

@@ -16,7 +16,8 @@ import torch
 from mmllm import console
 from mmllm.conversation import Message, Text
 from mmllm.errors import ConfigError
-from mmllm.evaluation import insight, reasoning
+from mmllm.evaluation import everyday, insight, reasoning
+from mmllm.evaluation.everyday_judges import load_judges
 from mmllm.evaluation.measurement import ModelMeasurement
 from mmllm.evaluation.prompts import EvalResponse
 from mmllm.evaluation.report import EvaluationReport
@@ -50,7 +51,7 @@ def evaluate(
     Args:
         model: a name, a checkpoint or run folder, or a YAML.
         tasks: names of tasks, or their beginning ("routing"); unless given, all but those of
-            `reasoning` and `insight`.
+            `reasoning`, `insight` and `everyday`.
         json_path: where the report is written.
         baseline: a second model, measured alike, or the JSON file of a report. Its values are the
             last column. What it reports of a frozen part that both models have is not measured
@@ -65,6 +66,7 @@ def evaluate(
 
     Raises:
         ConfigError: for an unknown task or a file that is not a report.
+        AssetError: where everyday requests are asked for and there is no judge of them.
     """
     selected = _selected_tasks(tasks)
     saved = _load_report(baseline) if baseline and baseline.endswith(".json") else None
@@ -94,11 +96,13 @@ def measure(
     """
     start = time.perf_counter()
     tasks = [task for task in TASKS if task.name in resources.selected]
+    requests = resources.requests()
+    judges = load_judges() if requests else {}
     chat = load(model)
     measurement = ModelMeasurement(resources, model, chat)
     programs = {name: row for name, row in _PROGRAMS.items() if name in resources.selected}
     total = sum(len(resources.items_of(task)) for task in tasks)
-    total += sum(resources.num_items(row[1]) for row in programs.values())
+    total += sum(resources.num_items(row[1]) for row in programs.values()) + len(requests)
     with progress_bar("evaluation", total=total, unit="item") as bar:
         for task in tasks:
             bar.set_description(f"{model} {task.name}")
@@ -108,6 +112,9 @@ def measure(
         if "batch of 8" in resources.selected:
             bar.set_description(f"{model} batch of 8")
             measurement.measure_batching()
+        if requests:
+            bar.set_description(f"{model} everyday")
+            measurement.measure_requests(requests, judges, bar)
         for name, (measure_row, num) in programs.items():
             bar.set_description(f"{model} {name}")
             num = resources.num_items(num)
@@ -123,7 +130,7 @@ def _selected_tasks(names: Sequence[str] | None) -> list[str]:
     default = [task.name for task in TASKS] + list(_OTHER_TASKS)
     if names is None:
         return default
-    known = default + list(_PROGRAMS)
+    known = [*default, *everyday.TASKS, *_PROGRAMS]
     for name in names:
         if not any(_selects(name, task) for task in known):
             raise ConfigError(f"evaluate: unknown task {name!r}; known are {', '.join(known)}")

@@ -14,18 +14,14 @@ from typing import Any
 import pytest
 
 from mmllm import mini
+from mmllm.evaluation.everyday import KINDS, MEDIA_RULES, NUM_OF_A_KIND, scene_of, words_are_right
 from mmllm.mini.world.clips import FRAMES, Clip, render_clip
 from mmllm.mini.world.rendering import SIDE, render
-from mmllm.mini.world.scenes import MOST, Group, Layout, Scene, combinations, is_heldout
+from mmllm.mini.world.scenes import MOST, Group, Scene, combinations, is_heldout
 from mmllm.mini.world.things import things
 
 DATA = mini.FOLDER / "data"
-KINDS = (
-    *("plain", "polite", "typo", "compound", "count", "relation", "colour", "negation"),
-    *("follow-up", "memory", "self", "sound", "clip", "reading", "unknown"),
-)
 GROUPS_OF_LAYOUT = {"alone": 1, "left": 2, "above": 2, "pair": 2, "row": 3, "over": 3, "corners": 4}
-MEDIA_RULES = ("image", "audio", "video")
 
 Request = dict[str, Any]
 REQUESTS: list[Request] = [
@@ -65,31 +61,8 @@ def media_of(request: Request) -> Iterator[tuple[str, Any]]:
             yield from medium.items()
 
 
-def scene_of(description: Request) -> Scene:
-    """The scene, what is free filled in."""
-    groups = tuple(Group(**group) for group in description["groups"])
-    free: dict[int, Layout] = {1: "alone", 2: "pair", 3: "row", 4: "corners"}
-    layout = description.get("layout") or free[len(groups)]
-    return Scene(groups, layout, description.get("ground"))
-
-
-def words_are_right(expect: Request, reply: str) -> bool:
-    """The rule for the words of a reply, as the data's README has it."""
-    if "any" in expect:
-        return any(words_are_right(part, reply) for part in expect["any"])
-    rule = expect.get("text") or expect.get("honest")
-    if rule is None:
-        return False
-    words = reply.lower().replace("\u2019", "'")
-    found = [
-        any(re.search(pattern, words, re.DOTALL) for pattern in rule.get(name, ()))
-        for name in ("any", "none")
-    ]
-    return found == [True, False]
-
-
 def test_three_hundred_requests_twenty_of_each_kind() -> None:
-    assert Counter(row["kind"] for row in REQUESTS) == dict.fromkeys(KINDS, 20)
+    assert Counter(row["kind"] for row in REQUESTS) == dict.fromkeys(KINDS, NUM_OF_A_KIND)
     ids = [row["id"] for row in REQUESTS]
     assert ids == [f"{kind}-{number:02d}" for kind in KINDS for number in range(1, 21)]
 
