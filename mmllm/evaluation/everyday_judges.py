@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from mmllm import mini
-from mmllm.conversation import Image, Medium
+from mmllm.conversation import Audio, Image, Medium, Video
 from mmllm.errors import AssetError
+from mmllm.evaluation.clip_judge import ClipJudge, MovingThing
 from mmllm.evaluation.everyday import MediumJudge, scene_of
 from mmllm.evaluation.scene_judge import Found, SceneJudge, find_ground, shows
+from mmllm.evaluation.soundscape_judge import SoundscapeJudge
+from mmllm.mini.world.clips import FRAMES
 from mmllm.mini.world.rendering import SIDE
+from mmllm.mini.world.sounds import RATE, SAMPLES, Layout, Soundscape
 
 FOLDER = mini.FOLDER / "judges"
 
@@ -58,6 +62,88 @@ class ImageJudge:
         return {item.thing for item in self._scenes.find(_pixels(medium)[None])[0]}
 
 
+class FindsMotions(Protocol):
+    """The one method of `ClipJudge` that judging a video calls."""
+
+    def find(self, clips: NDArray[np.uint8]) -> Sequence[Sequence[MovingThing]]:
+        """The things of each clip, uint8[B, F, H, W, 3]."""
+        ...
+
+
+class VideoJudge:
+    """Judges videos by the things and motions that a judge of clips finds in them.
+
+    Args:
+        clips: finds things and motions.
+    """
+
+    def __init__(self, clips: FindsMotions):
+        self._clips = clips
+
+    def shows(self, medium: Medium, rule: Mapping[str, Any]) -> bool:
+        """See MediumJudge: `thing`, `motion` and perhaps `colour`."""
+        return any(
+            (item.thing, item.motion) == (rule["thing"], rule["motion"])
+            and rule.get("colour") in (None, item.colour)
+            for item in self._found(medium)
+        )
+
+    def names(self, medium: Medium) -> set[str]:
+        """See MediumJudge."""
+        return {item.thing for item in self._found(medium)}
+
+    def _found(self, medium: Medium) -> Sequence[MovingThing]:
+        assert isinstance(medium, Video)
+        return self._clips.find(medium.sample_frames(FRAMES)[None])[0]
+
+
+class NamesSounds(Protocol):
+    """The one method of `SoundscapeJudge` that judging audio calls."""
+
+    def find(self, waves: NDArray[np.float32]) -> Sequence[Soundscape]:
+        """What sounds in each recording, float32[B, S]."""
+        ...
+
+
+class AudioJudge:
+    """Judges audio by what a judge of soundscapes names in it.
+
+    Args:
+        soundscapes: names sounds.
+    """
+
+    def __init__(self, soundscapes: NamesSounds):
+        self._soundscapes = soundscapes
+
+    def shows(self, medium: Medium, rule: Mapping[str, Any]) -> bool:
+        """See MediumJudge: `sounds`, `order`, `level`, `pitch` and `repeated`."""
+        found = self._found(medium)
+        names, asked = [voice.sound for voice in found.voices], list(rule["sounds"])
+        order = rule.get("order")
+        if order != "sequence":
+            names.sort()
+            asked.sort()
+        if names != asked or (order and found.layout != _LAYOUTS[order]):
+            return False
+        return (
+            all(rule.get("level") in (None, voice.loudness) for voice in found.voices)
+            and all(rule.get("pitch") in (None, voice.pitch) for voice in found.voices)
+            and all(voice.times > 1 or not rule.get("repeated") for voice in found.voices)
+        )
+
+    def names(self, medium: Medium) -> set[str]:
+        """See MediumJudge."""
+        return {voice.sound for voice in self._found(medium).voices}
+
+    def _found(self, medium: Medium) -> Soundscape:
+        assert isinstance(medium, Audio)
+        wave = medium.resample(RATE).to_numpy()[0, :SAMPLES]
+        return self._soundscapes.find(np.pad(wave, (0, SAMPLES - len(wave)))[None])[0]
+
+
+_LAYOUTS: dict[str, Layout] = {"sequence": "then", "together": "together"}
+
+
 def _pixels(medium: Medium) -> NDArray[np.uint8]:
     """An image at the size of a rendering, uint8[P, P, 3]."""
     assert isinstance(medium, Image)
@@ -66,6 +152,8 @@ def _pixels(medium: Medium) -> NDArray[np.uint8]:
 
 _LOADERS: dict[str, tuple[str, Callable[[Path], MediumJudge]]] = {
     "image": ("scene", lambda file: ImageJudge(SceneJudge.load(file))),
+    "audio": ("soundscape", lambda file: AudioJudge(SoundscapeJudge.load(file))),
+    "video": ("clip", lambda file: VideoJudge(ClipJudge.load(file))),
 }
 """Modality -> name of its judge, and how its file becomes one."""
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,16 @@ from mmllm import mini
 from mmllm.conversation import MEDIA, Audio, Conversation, Image, Medium, Message, assistant, user
 from mmllm.errors import AssetError
 from mmllm.evaluation import everyday, runner
+from mmllm.evaluation.clip_judge import MovingThing
 from mmllm.evaluation.everyday import TASKS, is_right, needed_judges, read_requests
-from mmllm.evaluation.everyday_judges import ImageJudge, load_judges
+from mmllm.evaluation.everyday_judges import AudioJudge, ImageJudge, VideoJudge, load_judges
+from mmllm.evaluation.measurement import ModelMeasurement
 from mmllm.evaluation.prompts import EvalItem, EvalResponse, generate_responses
+from mmllm.evaluation.resources import EvaluationResources
 from mmllm.evaluation.scene_judge import OWN, Found
+from mmllm.mini.world.clips import FRAMES
 from mmllm.mini.world.rendering import SIDE
+from mmllm.mini.world.sounds import RATE, SAMPLES, Soundscape, Voice
 from tests.evaluation.scripted import ScriptedChat
 
 REQUESTS = read_requests(mini.FOLDER / "data")
@@ -150,6 +156,27 @@ def test_what_needs_a_missing_judge_is_left_out_whatever_the_reply_is() -> None:
     assert metrics[0].threshold == "0.650 of 20"
 
 
+def test_one_request_of_each_kind_is_measured_and_what_is_left_out_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    chat = ScriptedChat(lambda _: assistant("Here is a cat.", CAT))
+    chat.model = SimpleNamespace(decoders={})  # pyright: ignore[reportAttributeAccessIssue]
+    measurement = ModelMeasurement(EvaluationResources(TASKS, 1), "scripted", chat)
+    requests = measurement.resources.requests()
+    assert [item.task for item in requests] == [*TASKS]
+    counted: list[int] = []
+    bar = SimpleNamespace(update=counted.append)
+    measurement.measure_requests(requests, {"image": CaptionJudge()}, bar)
+    assert sum(counted) == 15
+    assert "2 of 15 requests left out: no judge of audio and video" in caplog.text
+    names = [metric.name for metric in measurement.finished_metrics()]
+    assert names == [
+        *(t for t in TASKS if t not in ("everyday/sound", "everyday/clip")),
+        "everyday",
+    ]
+    assert len(measurement.scored) == len(measurement.responses) == 13
+
+
 class Finds:
     """Finds the same things in every image."""
 
@@ -175,6 +202,65 @@ def test_images_are_judged_by_what_is_found_in_them() -> None:
     assert not judge.shows(white, {"groups": [{"thing": "dog", "colour": "red"}, groups[1]]})
     assert judge.shows(white, {"without": ["spider"]})
     assert not judge.shows(white, {"without": ["dog"]})
+
+
+@pytest.mark.parametrize(
+    ("rule", "right"),
+    [
+        ({"thing": "cat", "motion": "up"}, True),
+        ({"thing": "cat", "motion": "up", "colour": "red"}, True),
+        ({"thing": "cat", "motion": "up", "colour": "blue"}, False),
+        ({"thing": "cat", "motion": "down"}, False),
+        ({"thing": "dog", "motion": "up"}, False),
+    ],
+)
+def test_videos_are_judged_by_thing_motion_and_colour(rule: dict[str, Any], right: bool) -> None:
+    class Judge:
+        def find(self, clips: np.ndarray) -> list[list[MovingThing]]:
+            assert clips.shape == (1, FRAMES, 4, 4, 3)
+            return [[MovingThing("cat", "red", "up", 64, 64, 0.9)]]
+
+    judge = VideoJudge(Judge())
+    assert judge.shows(medium("video", ""), rule) == right
+    assert judge.names(medium("video", "")) == {"cat"}
+
+
+SOFT_CAT, TWICE = Soundscape((Voice("cat", "soft", "low"),)), Soundscape((Voice("cat", times=2),))
+THEN = Soundscape((Voice("cat"), Voice("rain")), "then")
+TOGETHER = Soundscape((Voice("cat"), Voice("rain")), "together")
+
+
+@pytest.mark.parametrize(
+    ("found", "rule", "right"),
+    [
+        (SOFT_CAT, {"sounds": ["cat"]}, True),
+        (SOFT_CAT, {"sounds": ["cat"], "level": "soft", "pitch": "low"}, True),
+        (SOFT_CAT, {"sounds": ["cat"], "level": "loud"}, False),
+        (SOFT_CAT, {"sounds": ["cat"], "pitch": "high"}, False),
+        (SOFT_CAT, {"sounds": ["cat"], "repeated": True}, False),
+        (TWICE, {"sounds": ["cat"], "repeated": True}, True),
+        (SOFT_CAT, {"sounds": ["rain"]}, False),
+        (THEN, {"sounds": ["cat"]}, False),
+        (THEN, {"sounds": ["cat", "rain"], "order": "sequence"}, True),
+        (THEN, {"sounds": ["rain", "cat"], "order": "sequence"}, False),
+        (THEN, {"sounds": ["cat", "rain"], "order": "together"}, False),
+        (TOGETHER, {"sounds": ["rain", "cat"], "order": "together"}, True),
+        (TOGETHER, {"sounds": ["rain", "cat"]}, True),
+    ],
+)
+def test_audio_is_judged_by_sounds_order_and_how_they_are(
+    found: Soundscape, rule: dict[str, Any], right: bool
+) -> None:
+    class Judge:
+        def find(self, waves: np.ndarray) -> list[Soundscape]:
+            assert waves.shape == (1, SAMPLES)
+            return [found]
+
+    judge = AudioJudge(Judge())
+    for num in (8, SAMPLES + 8):
+        sound = Audio.from_numpy(np.zeros((2, num), np.float32), RATE)
+        assert judge.shows(sound, rule) == right
+        assert judge.names(sound) == {voice.sound for voice in found.voices}
 
 
 def test_without_weights_the_task_says_how_to_train_a_judge(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tools.mini.world import codec, image_decoder, judge, pool
+from mmllm.evaluation.everyday_judges import load_judges
+from tools.mini.world import clip_judge, codec, image_decoder, judge, pool, soundscape_judge
 from tools.mini.world.run import Progress, Run, train
 from tools.mini.world.text import CaptionStates, standardised
 
@@ -43,18 +48,68 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None
     assert [file.name for file in (tmp_path / "parts").glob("state-*")] == ["state-12.safetensors"]
 
 
-def test_the_judge_learns_where_things_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "BATCH", 6)
-    torch.manual_seed(0)
+Loss = Callable[[int, float], torch.Tensor]
+
+
+def scene_loss() -> tuple[nn.Module, Loss]:
     detector = judge.Detector(width=32, blocks=1)
-    loss = judge.Loss(detector, None, seed=0)
-    optimizer = torch.optim.Adam(detector.parameters(), 3e-3)
+    return detector, judge.Loss(detector, None, seed=0)
+
+
+def clip_loss() -> tuple[nn.Module, Loss]:
+    detector = clip_judge.ClipDetector(width=32, blocks=1)
+    return detector, clip_judge.Loss(detector, seed=0)
+
+
+def soundscape_loss() -> tuple[nn.Module, Loss]:
+    classifier = soundscape_judge.SoundscapeClassifier(width=16).eval()  # without dropout
+    return classifier, soundscape_judge.Loss(classifier, seed=0)
+
+
+@pytest.mark.parametrize("make", [scene_loss, clip_loss, soundscape_loss])
+def test_a_judge_learns(
+    make: Callable[[], tuple[nn.Module, Loss]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (judge, clip_judge, soundscape_judge):
+        monkeypatch.setattr(module, "BATCH", 6)
+    torch.manual_seed(0)
+    model, loss = make()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     first = loss(0, 0.0)
     for _ in range(12):
         optimizer.zero_grad()
         loss(0, 0.0).backward()
         optimizer.step()
     assert loss(0, 0.0).item() < 0.8 * first.item()
+    assert loss(1, 0.0).item() != loss(0, 0.0).item()
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "modality"),
+    [
+        (judge, "scene", "image"),
+        (clip_judge, "clip", "video"),
+        (soundscape_judge, "soundscape", "audio"),
+    ],
+)
+def test_a_judge_is_trained_measured_and_read_again(
+    tool: Any, name: str, modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step by the command; its folder is one of judges."""
+    monkeypatch.setattr(tool, "BATCH", 3)
+    monkeypatch.setattr(tool, "NUM_MEASURED", 4)
+    threads = str(torch.get_num_threads())
+    for _ in range(2):  # the second time it is complete already
+        command = ["judge", "--run", str(tmp_path), "--steps", "1", "--threads", threads]
+        monkeypatch.setattr(sys, "argv", command)
+        tool.main()
+    scores = json.loads((tmp_path / f"{name}.json").read_text())
+    assert len(scores) > 3
+    assert all(0 <= value <= 1 for value in scores.values())
+    card = (tmp_path / f"{name}.md").read_text()
+    assert f"python -m {tool.__name__}`: 1 steps" in card
+    assert (tmp_path / f"{name}.safetensors").stat().st_size < 4 * 2**20
+    assert load_judges(tmp_path).keys() == {modality}
 
 
 def test_a_run_needs_a_length() -> None:

@@ -1,39 +1,41 @@
 """Trains the judge of scenes: a detector of things, from renderings of all that can be drawn.
 
-    python -m tools.mini.world.judge --run runs/judge --codec runs/decoders/codec --minutes 30
+    python -m tools.mini.world.judge --run runs/judge-scene --codec runs/decoders/codec --minutes 30
 
 Held-out combinations are in its training: it measures, and is measured itself on renderings of
 another seed. A part of the images goes through the codec, so that a decoder's best possible image
 is read as well as a rendering; others are blurred or noisy. Some things fill the whole image.
 
-Dimensions: B images of P x P pixels, G x G cells.
+Dimensions: P x P pixels.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderDC
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mmllm.evaluation.scene_judge import CELL, GRID, OWN, UNIT, Detector, SceneJudge, shows
+from mmllm.evaluation.scene_judge import OWN, UNIT, Detector, SceneJudge, Verdict, shows
 from mmllm.mini.world.rendering import SIDE, Placed, ground_of, paint, place
 from mmllm.mini.world.scenes import Scene, draw
+from tools.mini.world.detection import at_places, blurred, class_loss, middles_loss, place_of
+from tools.mini.world.judge_weights import ship
 from tools.mini.world.run import Run, parse_run, train
 
-logger = logging.getLogger("scene_judge")
-
 BATCH, LEARNING_RATE = 32, 2e-3
+THROUGH_CODEC = 5
+"""Images of a batch that go through the codec, which costs more than the detector does."""
+NUM_MEASURED = 100
+"""Renderings of each kind that a judge is measured on."""
 FILLED = 0.25
 """Share of single things that fill the image, as those of a decoder without scenes do."""
 KINDS = ("thing", "colour", "count", "pair", "pair, colours", "groups", "three", "four")
@@ -59,7 +61,7 @@ def drawn(
 
 
 class Loss:
-    """The loss of a step: focal for middles (Lin et al. 2017), cross-entropy at them."""
+    """The loss of a step: of middles, and of what the things at them are."""
 
     def __init__(self, detector: Detector, codec: Any, seed: int):
         self.detector, self.codec, self.seed = detector, codec, seed
@@ -73,73 +75,75 @@ class Loss:
             presence, sides, names, colours = self.detector(
                 images.to(memory_format=torch.channels_last)
             )
-        target = torch.zeros(BATCH, GRID, GRID)
-        near = torch.zeros(BATCH, GRID, GRID)  # next to a middle: neither wanted nor punished
-        places, widths, things, paints = [], [], [], []
-        for index, (_, placed, _) in enumerate(scenes):
-            for item in placed:
-                row = min(max(int(item.y / CELL), 0), GRID - 1)
-                column = min(max(int(item.x / CELL), 0), GRID - 1)
-                near[index, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 1
-                target[index, row, column] = 1
-                places.append((index, row, column))
-                widths.append(math.log(item.side / UNIT))
-                things.append(self.detector.names.index(item.thing))
-                paints.append(self.detector.colours.index(item.colour or OWN))
-        probability = presence.float().sigmoid()
-        wrong = torch.where(target > 0, 1 - probability, probability)
-        entropy = functional.binary_cross_entropy_with_logits(
-            presence.float(), target, reduction="none"
+        items = [(index, item) for index, (_, placed, _) in enumerate(scenes) for item in placed]
+        places = [place_of(index, item.x, item.y) for index, item in items]
+        things = [self.detector.names.index(item.thing) for _, item in items]
+        paints = [self.detector.colours.index(item.colour or OWN) for _, item in items]
+        widths = torch.tensor([math.log(item.side / UNIT) for _, item in items])
+        return (
+            middles_loss(presence, places)
+            + class_loss(names, places, things)
+            + class_loss(colours, places, paints)
+            + functional.l1_loss(at_places(sides[:, None], places)[:, 0], widths)
         )
-        weight = torch.where((near > 0) & (target == 0), 0.0, 1.0)
-        focal = (weight * wrong.square() * entropy).sum() / len(places)
-        batch, row, column = (torch.tensor(list(axis)) for axis in zip(*places, strict=True))
-        named = functional.cross_entropy(names.float()[batch, :, row, column], torch.tensor(things))
-        painted = functional.cross_entropy(
-            colours.float()[batch, :, row, column], torch.tensor(paints)
-        )
-        sized = functional.l1_loss(sides.float()[batch, row, column], torch.tensor(widths))
-        return focal + named + painted + sized
 
     @torch.no_grad()
     def damaged(self, images: Tensor, rng: random.Random, generator: torch.Generator) -> Tensor:
-        """A third through the codec, a third blurred or noisy, a third as rendered."""
+        """A few through the codec, a third blurred and noisy, the rest as rendered."""
         third = BATCH // 3
         if self.codec is not None:
-            latents = self.codec.encode(images[:third]).latent
-            shaken = torch.randn(latents.shape, generator=generator) * latents.std()
-            images[:third] = self.codec.decode(latents + 0.15 * rng.random() * shaken).sample
-        blurred = functional.avg_pool2d(images[third : 2 * third], 3, stride=1, padding=1)
-        noise = torch.randn(blurred.shape, generator=generator)
-        images[third : 2 * third] = blurred + 0.1 * rng.random() * noise
+            with torch.autocast("cpu", torch.bfloat16):
+                latents = self.codec.encode(images[:THROUGH_CODEC]).latent
+                shaken = torch.randn(latents.shape, generator=generator) * latents.std()
+                made = self.codec.decode(latents + 0.15 * rng.random() * shaken).sample
+            images[:THROUGH_CODEC] = made.float()
+        images[third : 2 * third] = blurred(images[third : 2 * third], rng, generator)
         return images.clamp(-1, 1)
 
 
-def measure(judge: SceneJudge, count: int = 100) -> dict[str, float]:
-    """Share of renderings of another seed that are read wholly right, by kind."""
+def measure(file: Path) -> dict[str, float]:
+    """Share of renderings of another seed that are read wholly right, by kind, and of all of them
+    by attribute.
+
+    Args:
+        file: Weights of a judge.
+    """
+    judge = SceneJudge.load(file)
     scores = {}
+    verdicts: list[Verdict] = []
+    num_found = num_things = 0
     for kind in KINDS:
         rng = random.Random(f"measure {kind}")
-        scenes = [drawn(kind, rng) for _ in range(count)]
+        scenes = [drawn(kind, rng) for _ in range(NUM_MEASURED)]
         images = torch.stack([image for _, _, image in scenes])
         pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         found = judge.find(pixels)
-        right = [
-            shows(seen, scene).everything for seen, (scene, _, _) in zip(found, scenes, strict=True)
-        ]
-        scores[kind] = sum(right) / count
+        read = [shows(seen, scene) for seen, (scene, _, _) in zip(found, scenes, strict=True)]
+        scores[kind] = sum(verdict.everything for verdict in read) / NUM_MEASURED
+        verdicts += read
+        for seen, (_, placed, _) in zip(found, scenes, strict=True):
+            names, wanted = ([item.thing for item in some] for some in (seen, placed))
+            num_found += (Counter(names) & Counter(wanted)).total()
+            num_things += max(len(names), len(wanted))
+    scores["each thing"] = num_found / num_things
+    for name in ("things", "places", "colours", "sizes"):
+        right = [getattr(verdict, name) for verdict in verdicts]
+        scores[f"all kinds: {name}"] = sum(right) / len(right)
     return scores
 
 
-def ship(run: Run) -> None:
-    """Write the averaged weights in half precision, and how well they read renderings."""
-    detector = Detector()
-    run.load_averages(detector)
-    state = {name: weight.half().contiguous() for name, weight in detector.state_dict().items()}
-    save_file(state, run.folder / "judge.safetensors")
-    scores = measure(SceneJudge.load(run.folder / "judge.safetensors"))
-    (run.folder / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-    logger.info("%d steps, %s", run.progress.step, scores)
+def look(run: Run) -> None:
+    """Write the weights, their scores and the card."""
+    ship(
+        run,
+        Detector(),
+        "scene",
+        measure,
+        what="Finds the things of an image with their colours, places and sizes.",
+        source="renderings of scenes (`mmllm/mini/world/`), held-out combinations included, with "
+        "`--codec` a sixth of them through a codec; sprites: Fluent Emoji, (c) Microsoft, MIT",
+        command="python -m tools.mini.world.judge",
+    )
 
 
 def main() -> None:
@@ -157,7 +161,7 @@ def main() -> None:
         progress,
         LEARNING_RATE,
     )
-    train(run, Loss(detector, codec, arguments.seed), ship, arguments.every)
+    train(run, Loss(detector, codec, arguments.seed), look, arguments.every)
 
 
 if __name__ == "__main__":
