@@ -18,6 +18,7 @@ from mmllm.cli import (
     convert,
     data,
     evaluate,
+    insight_features,
     plan,
     reason,
     serve,
@@ -97,6 +98,8 @@ reason_app.command("search")(reason.search)
 reason_app.command("cipher")(reason.cipher)
 reason_app.command("read")(reason.read)
 reason_app.command("focus")(reason.focus)
+insight_app = typer.Typer(help="Look inside a model.", no_args_is_help=True)
+insight_app.command("features")(insight_features.features)
 data_app = typer.Typer(help="Inspect the data of a stage.", no_args_is_help=True)
 data_app.command("check")(data.check)
 
@@ -117,4 +120,5 @@ app.command()(tools.concepts)
 app.command()(tools.version)
 app.add_typer(convert_app, name="convert")
 app.add_typer(data_app, name="data")
+app.add_typer(insight_app, name="insight")
 app.add_typer(reason_app, name="reason")

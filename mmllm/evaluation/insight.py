@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from mmllm.evaluation.dictionaries import measure_concepts, measure_dictionary
 from mmllm.evaluation.heads import measure_copying, measure_heads
 from mmllm.evaluation.metrics import Metric
 from mmllm.evaluation.steering import measure_steering
@@ -15,6 +16,8 @@ ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
     "insight/heads": (measure_heads, 100),
     "insight/copying": (measure_copying, 200),
     "insight/steering": (measure_steering, 40),
+    "insight/sae": (measure_dictionary, 100),
+    "insight/concepts": (measure_concepts, 50),
 }
 """Name of a task -> what measures it, and the number of items; as mmllm.evaluation.reasoning.ROWS,
 but called with the chat."""
