@@ -32,13 +32,18 @@ from tools.mini.world.judge_weights import ship
 from tools.mini.world.run import Run, parse_run, train
 
 BATCH, LEARNING_RATE = 32, 2e-3
-THROUGH_CODEC = 5
-"""Images of a batch that go through the codec, which costs more than the detector does."""
+THROUGH_CODEC = BATCH // 3
+"""Images that go through the codec in one batch of three: it costs more than the detector does."""
 NUM_MEASURED = 100
 """Renderings of each kind that a judge is measured on."""
 FILLED = 0.25
 """Share of single things that fill the image, as those of a decoder without scenes do."""
-KINDS = ("thing", "colour", "count", "pair", "pair, colours", "groups", "three", "four")
+KINDS = {
+    "thing": 1, "colour": 3, "count": 1, "pair": 1, "pair, colours": 3, "groups": 1, "three": 1,
+    "four": 1,
+}  # fmt: skip
+"""Kinds of scenes, and how many of each are drawn: there are six times as many things with a colour
+as without."""
 
 
 def drawn(
@@ -69,7 +74,8 @@ class Loss:
     def __call__(self, step: int, share: float) -> Tensor:
         rng = random.Random(f"{self.seed}/{step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        scenes = [drawn(rng.choice(KINDS), rng, filled=True) for _ in range(BATCH)]
+        kinds = rng.choices(list(KINDS), list(KINDS.values()), k=BATCH)
+        scenes = [drawn(kind, rng, filled=True) for kind in kinds]
         images = self.damaged(torch.stack([image for _, _, image in scenes]), rng, generator)
         with torch.autocast("cpu", torch.bfloat16):
             presence, sides, names, colours = self.detector(
@@ -89,9 +95,9 @@ class Loss:
 
     @torch.no_grad()
     def damaged(self, images: Tensor, rng: random.Random, generator: torch.Generator) -> Tensor:
-        """A few through the codec, a third blurred and noisy, the rest as rendered."""
+        """In some batches a third through the codec; in all a third blurred and noisy."""
         third = BATCH // 3
-        if self.codec is not None:
+        if self.codec is not None and rng.random() < 1 / 3:
             with torch.autocast("cpu", torch.bfloat16):
                 latents = self.codec.encode(images[:THROUGH_CODEC]).latent
                 shaken = torch.randn(latents.shape, generator=generator) * latents.std()
@@ -141,7 +147,7 @@ def look(run: Run) -> None:
         measure,
         what="Finds the things of an image with their colours, places and sizes.",
         source="renderings of scenes (`mmllm/mini/world/`), held-out combinations included, with "
-        "`--codec` a sixth of them through a codec; sprites: Fluent Emoji, (c) Microsoft, MIT",
+        "`--codec` a ninth of them through a codec; sprites: Fluent Emoji, (c) Microsoft, MIT",
         command="python -m tools.mini.world.judge",
     )
 
