@@ -15,6 +15,7 @@ from mmllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmllm.reasoning.models import Budget
+    from mmllm.reasoning.sources import Readable
 
 Model = Annotated[
     str,
@@ -134,7 +135,7 @@ def cipher(
 
 
 def read(
-    file: Annotated[Path, typer.Argument(help="A text in UTF-8.")],
+    file: Annotated[Path, typer.Argument(help="A text in UTF-8, a clip or a sound.")],
     question: Annotated[str, typer.Argument(help="A question about it.")],
     model: Model = "mini",
     name: Name = "mini",
@@ -149,7 +150,10 @@ def read(
     no_reasoning: Annotated[
         bool, typer.Option("--no-reasoning", help="Written choices without reasoning.")
     ] = False,
-    segment_tokens: Annotated[int, typer.Option(help="Tokens of a segment.")] = 500,
+    segment_tokens: Annotated[int, typer.Option(help="Tokens of a segment of a text.")] = 500,
+    segment_seconds: Annotated[
+        float, typer.Option(help="Seconds of a segment of a clip or a sound.")
+    ] = 2.0,
     trees: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep trees there (.mmllm-trees).")
     ] = None,
@@ -162,23 +166,20 @@ def read(
     record: Record = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Answer a question about a long text by a walk through a tree of summaries."""
+    """Answer a question about a long text, clip or sound by a walk through a tree of summaries."""
     from dataclasses import asdict
 
     from mmllm.reasoning import TreeOptions, build_tree, walk
     from mmllm.reasoning.reading import BASELINES, answer_by_baselines
 
     check_at_least_one(context=context)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: no text can be read from it: {error}") from error
+    source = _open_source(file, segment_seconds)
     is_local = not is_url(model)
     options = TreeOptions(segment_tokens=segment_tokens)
     asked = _open_model(model, name, api_key, max_calls, max_tokens, record)
     tree = build_tree(
         asked,
-        text,
+        source,
         options,
         folder=trees or Path(".mmllm-trees"),
         on_progress=lambda _: console.status(f"summaries: {asked.usage.calls}"),
@@ -194,7 +195,9 @@ def read(
     )
     console.echo(found.answer if found.answer is not None else f"no answer: {found.note}")
     nodes = " > ".join(map(str, found.path))
-    console.note(f"read {found.read_fraction:.0%} of the text; path {nodes} of {len(tree.nodes)}")
+    console.note(f"read {found.read_fraction:.0%} of it; path {nodes} of {len(tree.nodes)}")
+    if found.segments:
+        console.note(f"last segment: {tree.place_of(found.segments[-1])}")
     answers: dict[str, str | None] = {}
     if compare:
         names = [entry for entry in BASELINES if is_local or entry != "likelihood"]
@@ -228,6 +231,21 @@ def focus(
     console.note(focused[-1].text)
     (completion,) = asked.complete(focused, temperature=0.0)
     console.echo(completion.text)
+
+
+def _open_source(file: Path, seconds: float) -> Readable:
+    """The text, clip or sound of a file, by its suffix."""
+    from mmllm.conversation import Audio, Video
+    from mmllm.inference.inputs import MEDIA_SUFFIXES
+    from mmllm.reasoning import LongMedium
+
+    kind = MEDIA_SUFFIXES.get(file.suffix.lower())
+    if kind in ("Audio", "Video"):
+        return LongMedium((Audio if kind == "Audio" else Video)(file), seconds)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: no text can be read from it: {error}") from error
 
 
 def is_url(source: str) -> bool:

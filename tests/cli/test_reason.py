@@ -13,6 +13,7 @@ from mmllm.cli import FAILED, main
 from mmllm.reasoning import ScriptedModel
 from mmllm.reasoning.problems.cipher import encode
 from tests.reasoning.optimizers import descend
+from tests.reasoning.test_sources import SOUND, perceiving
 from tests.reasoning.test_walk import NAMES, TEXT, scripted
 
 
@@ -92,6 +93,23 @@ def test_mistakes_are_reported_in_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["reason", "search", "regression", "--steps", "1", *arguments]) == FAILED
     assert message in capsys.readouterr().err
+
+
+def test_a_sound_is_read_by_segments_of_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmllm, "load", lambda *_: perceiving())
+    file, result = tmp_path / "long.wav", tmp_path / "result.json"
+    SOUND.save(file)
+    command = ["reason", "read", str(file), "When is the thing4 there?", "--segment-seconds", "1"]
+    command += ["--trees", str(tmp_path / "trees"), "--json", str(result), "--compare"]
+    assert main(command) == 0
+    assert "last segment: 4.0 s to 5.0 s" in capsys.readouterr().err
+    tree = json.loads(result.read_text())
+    assert tree["segments"] == [4]
+    assert (tree["baselines"]["lexical"], tree["baselines"]["truncated"]) == ("thing4", None)
+    assert main([*command[:4], "--segment-seconds", "0"]) == FAILED
+    assert "seconds: expected more than 0" in capsys.readouterr().err
 
 
 def test_a_text_is_read_and_its_tree_kept(
