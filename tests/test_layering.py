@@ -151,6 +151,7 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
         "evaluation",
         "features",
+        "gallery",
         "inference",
         "insight",
         "kernels",

@@ -18,6 +18,7 @@ from mmllm.cli import (
     convert,
     data,
     evaluate,
+    insight,
     insight_features,
     plan,
     reason,
@@ -100,6 +101,8 @@ reason_app.command("read")(reason.read)
 reason_app.command("focus")(reason.focus)
 insight_app = typer.Typer(help="Look inside a model.", no_args_is_help=True)
 insight_app.command("features")(insight_features.features)
+insight_app.command("heads")(insight.heads)
+insight_app.command("steer")(insight.steer)
 data_app = typer.Typer(help="Inspect the data of a stage.", no_args_is_help=True)
 data_app.command("check")(data.check)
 

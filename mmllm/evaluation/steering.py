@@ -20,11 +20,8 @@ from mmllm.evaluation.metrics import Metric, accuracy_metric, with_threshold
 from mmllm.insight.hooks import Edit, edit
 from mmllm.insight.positions import Positions
 from mmllm.insight.sites import model_of
-from mmllm.insight.steering import Direction, reply_states, steering
+from mmllm.insight.steering import MAX_NEW_TOKENS, Direction, late_site, reply_states, steering
 
-DEPTH = 0.8
-"""The layer that is edited, as a share of all layers: concepts stand in the states of signal tokens
-only late."""
 _MIN_STEERED, _MAX_RANDOM = 0.9, 0.05
 REQUESTS = {
     "image": "Draw {}.",
@@ -46,7 +43,7 @@ def measure_steering(chat: Any, data: Path, num: int, on_progress: OnProgress) -
         on_progress: called with the number of items done.
     """
     model = model_of(chat)
-    site = f"layers.{round(len(model.llm.backbone.layers) * DEPTH)}"
+    site = late_site(chat)
     for modality in model.renderer.output_keys:
         start = time.perf_counter()
         judge = build_judge(modality, data=data)
@@ -110,7 +107,7 @@ def _steered_media(
             conversations,
             modalities=modalities,
             temperature=0.0,
-            max_new_tokens=40,
+            max_new_tokens=MAX_NEW_TOKENS,
             seeds=list(range(len(conversations))),
         )
     return [reply.media[0] for reply in replies]

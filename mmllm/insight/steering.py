@@ -29,7 +29,11 @@ from mmllm.insight.hooks import Edit, edit, look
 from mmllm.insight.positions import GROUPS, Positions
 from mmllm.insight.sites import model_of
 
-_MAX_NEW_TOKENS = 40
+MAX_NEW_TOKENS = 40
+"""Of replies whose states are recorded: those that are steered have to be as long at most, because
+a medium that is forced comes behind the text."""
+_DEPTH = 0.8
+"""Concepts stand in the states of signal tokens only late."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,16 @@ class Direction:
         return Direction(self.site, noise * scale)
 
 
+def late_site(chat: Any) -> str:
+    """The residual stream behind four fifths of the layers, where replies are steered best.
+
+    Args:
+        chat: what `mmllm.load` gives, or a model.
+    """
+    num_layers = len(model_of(chat).llm.backbone.layers)
+    return f"layers.{min(round(num_layers * _DEPTH), num_layers - 1)}"
+
+
 def reply_states(chat: Any, site: str, conversations: Sequence[Any], *, media: str) -> list[Tensor]:
     """Record the states of the signal span of the medium that is made in each reply.
 
@@ -78,7 +92,7 @@ def reply_states(chat: Any, site: str, conversations: Sequence[Any], *, media: s
             modalities=modalities,
             render_media=False,
             temperature=0.0,
-            max_new_tokens=_MAX_NEW_TOKENS,
+            max_new_tokens=MAX_NEW_TOKENS,
             seeds=[0] * len(conversations),
         )
     at, states = seen.positions, seen[site].float()
