@@ -100,6 +100,8 @@ class RetrievalLayer(PreallocatedLayer):
         self.table = table
         self.means: Tensor | None = None
         """float[K, blocks so far, E], of keys that are not rotated."""
+        self.num_read = 0
+        """Positions that the last call of `retrieve` read."""
 
     def replace(self, keys: Tensor, values: Tensor) -> None:
         """Hold other tensors; see `PreallocatedLayer.replace`."""
@@ -123,6 +125,7 @@ class RetrievalLayer(PreallocatedLayer):
         first_query = keys.shape[1] - width
         blocks = self.table.before_window(first_query + 1)
         if blocks is None:
+            self.num_read = keys.shape[1]
             return self.keys, self.values, _causal(width, keys.shape[1], device)
         chosen = self._choose(queries[0], first_query, blocks)  # [K, M]
         starts, lengths = (part.to(device)[chosen] for part in (blocks.starts, blocks.lengths))
@@ -137,6 +140,7 @@ class RetrievalLayer(PreallocatedLayer):
         read = values[heads, index].flatten(1, 2)
         values = torch.cat([values[:, : blocks.first], read, values[:, blocks.end :]], dim=1)
         mask = _causal(width, keys.shape[1], device)
+        self.num_read = keys.shape[1]
         if not blocks.are_equal:
             is_read = torch.ones(len(keys), 1, keys.shape[1], dtype=torch.bool, device=device)
             padded = (offsets < lengths[..., None]).flatten(1)
