@@ -20,6 +20,7 @@ from mmllm.cli import (
     evaluate,
     insight,
     insight_features,
+    insight_anomalies,
     plan,
     reason,
     serve,
@@ -103,6 +104,7 @@ insight_app = typer.Typer(help="Look inside a model.", no_args_is_help=True)
 insight_app.command("features")(insight_features.features)
 insight_app.command("heads")(insight.heads)
 insight_app.command("steer")(insight.steer)
+insight_app.command("anomalies")(insight_anomalies.anomalies)
 data_app = typer.Typer(help="Inspect the data of a stage.", no_args_is_help=True)
 data_app.command("check")(data.check)
 

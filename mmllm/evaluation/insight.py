@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mmllm.evaluation.dictionaries import measure_concepts, measure_dictionary
+from mmllm.evaluation.anomalies import measure_anomalies
 from mmllm.evaluation.heads import measure_copying, measure_heads
 from mmllm.evaluation.memory import measure_memory
 from mmllm.evaluation.metrics import Metric
@@ -19,6 +20,7 @@ ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
     "insight/steering": (measure_steering, 40),
     "insight/sae": (measure_dictionary, 100),
     "insight/concepts": (measure_concepts, 50),
+    "insight/anomaly": (measure_anomalies, 24),
     "insight/memory": (measure_memory, 100),
 }
 """Name of a task -> what measures it, and the number of items; as mmllm.evaluation.reasoning.ROWS,

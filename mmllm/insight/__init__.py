@@ -8,6 +8,7 @@
 The ordinary user pays nothing for it: `import mmllm` does not import this package.
 """
 
+from mmllm.insight.anomaly import Anomaly, AnomalyDetector
 from mmllm.insight.heads import Head, HeadTable, ablated, attention_patterns, head_table
 from mmllm.insight.hooks import Recording, edit, look
 from mmllm.insight.learning import Example, copying, template_task
@@ -16,6 +17,8 @@ from mmllm.insight.sites import sites
 from mmllm.insight.steering import Direction, difference, perplexity_rise, steer
 
 __all__ = [
+    "Anomaly",
+    "AnomalyDetector",
     "Direction",
     "Example",
     "Head",
