@@ -119,7 +119,8 @@ def _perplexity(llm: Any, texts: Sequence[Tensor], length: int, num: int) -> Ite
         nll = []
         for memory in ({}, READ[length]):
             reading = read_text(llm, window, length // 2, PIECE, **memory)
-            nll.append(llm.token_nll(reading.states[:-1], window[length // 2 + 1 :]).double())
+            targets = window[length // 2 + 1 :].to(reading.states.device)
+            nll.append(llm.token_nll(reading.states[:-1], targets).double().cpu())
             shares.append(reading.share)
         differences.append(nll[1] - nll[0])
     difference = torch.cat(differences)

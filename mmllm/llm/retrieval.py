@@ -169,11 +169,12 @@ class RetrievalLayer(PreallocatedLayer):
             start = int(blocks.starts[known])
             keys = self.keys[0, :, start : blocks.end]
             positions = torch.arange(start, blocks.end, device=keys.device)
-            keys = self._shift(keys, -positions[None])
+            keys = self._shift(keys.float(), -positions[None])
             lengths = blocks.lengths[known:].to(keys.device)
             owner = torch.arange(num - known, device=keys.device).repeat_interleave(lengths)
             means = keys.new_zeros(len(keys), num - known, keys.shape[-1])
             means = means.index_add_(1, owner, keys) / lengths[:, None]
+            means = means.to(self.keys.dtype)
             self.means = means if self.means is None else torch.cat([self.means, means], dim=1)
         assert self.means is not None
         return self.means[:, :num]
