@@ -89,7 +89,7 @@ class AnomalyDetector:
         if self.modality not in model.renderer.input_keys:
             raise ConfigError(f"anomalies: this model has no encoder of kind {self.modality}")
         self._key, _ = model.renderer.input_keys[self.modality]
-        self._encoder = model.encoders[self._key]
+        self._encoder: Any = model.encoders[self._key]
         self._encoder.load()
         self.stages = tuple(stages) or middle_stages(self._encoder)
         raw = self._stage_maps(normal)

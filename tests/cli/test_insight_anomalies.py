@@ -22,6 +22,7 @@ def test_the_oddest_comes_first(
 ) -> None:
     tiny_model.encoders["image"] = ConvEncoder("image")
     chat = Chat(tiny_model)
+    monkeypatch.setattr(chat, "score", lambda *_: [-2.5])
     monkeypatch.setattr(mmllm, "load", lambda *_, **__: chat)
     usual, asked, report = tmp_path / "usual", tmp_path / "asked", tmp_path / "report.json"
     for folder in (usual, asked):
@@ -40,7 +41,7 @@ def test_the_oddest_comes_first(
     found = json.loads(report.read_text(encoding="utf-8"))
     assert found["b.png"]["score"] > found["a.png"]["score"]
     assert len(found["b.png"]["map"]) == 16
-    assert found["a.png"]["surprisal"] > 0
+    assert found["a.png"]["surprisal"] == 2.5
 
 
 @pytest.mark.parametrize(
