@@ -22,8 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmllm import console
+
 DIMENSIONS, EXAMPLES = 4, 12
 BATCH, STEPS, LEARNING_RATE = 64, 8_000, 2e-3
+SEQUENCES = 2_000
+"""Functions of each kind that a model is asked about."""
 TRAINED = {"linear": ["linear"], "sine": ["sine"], "mixture": ["linear", "sine"]}
 """Name of a model -> the families that it is trained on, in equal parts."""
 
@@ -95,7 +99,10 @@ def train(families: list[str], seed: int, steps: int) -> InContextLearner:
     generator = torch.Generator().manual_seed(seed)
     model = InContextLearner()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # warm-up over 5 %, then half a cosine
+        optimizer,
+        lambda step: min(1, 20 * (step + 1) / steps) * (1 + math.cos(math.pi * step / steps)) / 2,
+    )
     for _ in range(steps):
         x = torch.randn(BATCH, EXAMPLES, DIMENSIONS, generator=generator)
         parts = x.chunk(len(families))
@@ -111,22 +118,22 @@ def train(families: list[str], seed: int, steps: int) -> InContextLearner:
 
 
 @torch.inference_mode()
-def errors(model: InContextLearner, family: Family, num: int = 2_000) -> Tensor:
-    """Squared error of each prediction over the variance of f(x): float[num, N]; 1 is what saying 0
-    costs."""
+def errors(model: InContextLearner, family: Family) -> Tensor:
+    """Squared error of each prediction over the variance of f(x): float[SEQUENCES, N]; 1 is what
+    saying 0 costs."""
     generator = torch.Generator().manual_seed(10_000)
-    x = torch.randn(num, EXAMPLES, DIMENSIONS, generator=generator)
+    x = torch.randn(SEQUENCES, EXAMPLES, DIMENSIONS, generator=generator)
     y = family(x, generator)
     return (model(x, y) - y).square() / y.square().mean()
 
 
 @torch.inference_mode()
-def least_squares(family: Family, num: int = 2_000) -> Tensor:
+def least_squares(family: Family) -> Tensor:
     """The same of the least-squares fit of a linear function to the pairs so far."""
     generator = torch.Generator().manual_seed(10_000)
-    x = torch.randn(num, EXAMPLES, DIMENSIONS, generator=generator)
+    x = torch.randn(SEQUENCES, EXAMPLES, DIMENSIONS, generator=generator)
     y = family(x, generator)
-    guesses = [torch.zeros(num)]
+    guesses = [torch.zeros(SEQUENCES)]
     for n in range(1, EXAMPLES):
         weights = torch.linalg.pinv(x[:, :n]) @ y[:, :n, None]
         guesses.append((x[:, n : n + 1] @ weights)[:, 0, 0])
@@ -149,6 +156,7 @@ def measure(seed: int, steps: int, folder: Path) -> dict[str, dict[str, list[lis
             model = InContextLearner().eval()
             model.load_state_dict(load_file(path))
         else:
+            console.echo(f"seed {seed}: {name}, {steps} steps")
             model = train(families, seed, steps)
             save_file(model.state_dict(), path)
         results[name] = {
@@ -232,8 +240,8 @@ def main() -> None:
         f"<table><tr><th></th>{heads}</tr>{''.join(rows)}</table>",
         encoding="utf-8",
     )
-    for _name in findings[0]:
-        pass
+    for name in findings[0]:
+        console.echo(f"{name:46} " + " ".join(f"{finding[name]:.2f}" for finding in findings))
 
 
 if __name__ == "__main__":
