@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.conversation import Audio, Image, Medium, Video
-from mmllm.evaluation.metrics import Metric
+from mmllm.evaluation.metrics import Metric, mean_metric, with_threshold
 from mmllm.insight.anomaly import AnomalyDetector, odds_of_no, question, surprisal_of
 
 OnProgress = Callable[[int], object]
@@ -73,7 +73,8 @@ def measure_anomalies(chat: Any, data: Path, num: int, on_progress: OnProgress) 
             on_progress(1)
     for name, values in by_name.items():
         n = len(values) if name.endswith("where") else counts[name.partition(",")[0]]
-        yield mean_metric(f"insight/anomaly, {name}", values, n, start, BARS.get(name))
+        metric = replace(mean_metric(f"insight/anomaly, {name}", values, start), n=n)
+        yield with_threshold(metric, BARS[name]) if name in BARS else metric
         start = time.perf_counter()
     yield from _named_class(chat, data, trained, pictures)
 
@@ -217,26 +218,6 @@ def auroc_error(value: float, num_odd: int, num_normal: int) -> float:
     q1, q2, square = value / (2 - value), 2 * value**2 / (1 + value), value**2
     spread_ = value * (1 - value) + (num_odd - 1) * (q1 - square) + (num_normal - 1) * (q2 - square)
     return math.sqrt(max(spread_, 0) / (num_odd * num_normal))
-
-
-def mean_metric(
-    name: str, values: Sequence[float], n: int, start: float, bar: float | None
-) -> Metric:
-    """The mean over concepts with its 95 % interval.
-
-    Args:
-        name: of the metric.
-        values: one of each concept.
-        n: items behind them.
-        start: `time.perf_counter()` when the measurement began.
-        bar: what the mean must reach, if anything.
-    """
-    numbers = np.array(values)
-    mean = float(numbers.mean())
-    half = 1.96 * float(numbers.std(ddof=1)) / math.sqrt(len(numbers)) if len(numbers) > 1 else 1.0
-    seconds = round(time.perf_counter() - start, 2)
-    metric = Metric(name, n, mean, max(mean - half, 0), min(mean + half, 1), seconds=seconds)
-    return metric if bar is None else replace(metric, threshold=f"{bar:.3f}", met=mean >= bar)
 
 
 def spread(ids: Sequence[str], num: int) -> list[str]:
