@@ -21,6 +21,7 @@ from mmllm.cli import (
     insight,
     insight_features,
     insight_anomalies,
+    insight_features,
     plan,
     reason,
     serve,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from mmllm.evaluation.dictionaries import measure_concepts, measure_dictionary
 from mmllm.evaluation.anomalies import measure_anomalies
+from mmllm.evaluation.dictionaries import measure_concepts, measure_dictionary
 from mmllm.evaluation.heads import measure_copying, measure_heads
 from mmllm.evaluation.memory import measure_memory
 from mmllm.evaluation.metrics import Metric
