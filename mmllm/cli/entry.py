@@ -19,7 +19,6 @@ from mmllm.cli import (
     data,
     evaluate,
     insight,
-    insight_features,
     insight_anomalies,
     insight_features,
     plan,
