@@ -49,11 +49,11 @@ def measure_steering(chat: Any, data: Path, num: int, on_progress: OnProgress) -
         judge = build_judge(modality, data=data)
         asked, wanted = _pairs(judge, data, modality, num)
         conversations = [[user(REQUESTS[modality].format(thing))] for _, thing in asked]
-        others = [[user(REQUESTS[modality].format(thing))] for _, thing in wanted]
-        states = reply_states(chat, site, [*conversations, *others], media=modality)
+        recorded = reply_states(chat, site, conversations, media=modality)
+        states = {name: part for (name, _), part in zip(asked, recorded, strict=True)}
         directions = [
-            Direction(site, other - own)
-            for own, other in zip(states[: len(asked)], states[len(asked) :], strict=True)
+            Direction(site, states[other] - states[own])
+            for (own, _), (other, _) in zip(asked, wanted, strict=True)
         ]
         for note, steered in (
             ("difference", directions),
@@ -75,8 +75,8 @@ def measure_steering(chat: Any, data: Path, num: int, on_progress: OnProgress) -
 def _pairs(
     judge: Judge, data: Path, modality: str, num: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(concept, name with its article) of what is asked for and of what is wanted instead: spread
-    over the judge's concepts, and another one for each."""
+    """(concept, name with its article) of what is asked for, spread over the judge's concepts, and
+    of what is wanted instead: another one of these for each."""
     if modality == "audio":
         rows = parse_json(read_text(data / "sounds.json.gz"))["concepts"]
         things = {row["id"]: row["thing"] for row in rows}
