@@ -32,6 +32,7 @@ from mmllm.insight.dictionary.autoencoder import Origin, SparseAutoencoder
 from mmllm.insight.dictionary.storage import CONFIG, load_dictionary, save_dictionary
 from mmllm.insight.dictionary.training import DictionaryConfig, train_dictionary
 from mmllm.model import AnyToAny
+from mmllm.utils import files
 from mmllm.utils.hashing import fingerprint
 
 _WINDOW = 160
@@ -200,9 +201,9 @@ class DictionaryStudy:
             dictionary.check_origin(self.origin.model, self.site)
             return dictionary
         sample = train.sampler(config.batch_size, balance=self.balance, seed=config.seed)
-        dictionary = train_dictionary(
-            config, sample, self.origin, folder=self.folder / f"training-{name}"
-        )
+        training = self.folder / f"training-{name}"
+        dictionary = train_dictionary(config, sample, self.origin, folder=training)
+        files.remove(training)
         save_dictionary(dictionary, folder, about)
         return dictionary
 
