@@ -85,7 +85,7 @@ def detector_input(clips: NDArray[np.uint8]) -> Tensor:
     Args:
         clips: uint8[B, F, H, W, 3].
     """
-    frames = torch.from_numpy(clips).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+    frames = torch.tensor(clips).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
     if frames.shape[-2:] != (SEEN, SEEN):
         frames = functional.interpolate(frames, (SEEN, SEEN), mode="bilinear", antialias=True)
     return frames.unflatten(0, clips.shape[:2])

@@ -124,7 +124,7 @@ class SceneJudge:
         Args:
             images: uint8[B, P, P, 3].
         """
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         presence, side, names, colours = self.detector(pixels)
         found: list[list[Found]] = [[] for _ in images]
         for image, row, column, confidence in peaks(presence):
