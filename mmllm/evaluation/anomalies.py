@@ -108,7 +108,13 @@ def _named_class(
 
 def picture_set(data: Path, concept: str, draw: np.random.Generator) -> Any:
     """8 normal pictures, 8 more, 12 with a defect, and where it is bool[H, W]: a hole, a blot, a
-    piece of another place, or a scratch."""
+    piece of another place, or a scratch.
+
+    Args:
+        data: the folder of mini's data.
+        concept: whose picture is meant.
+        draw: source of randomness.
+    """
     whole = Image(data / "pictures" / "fluent-3d" / f"{concept}.webp").to_pil().resize((SIDE, SIDE))
     pixels = np.asarray(whole)
 
@@ -140,7 +146,13 @@ def picture_set(data: Path, concept: str, draw: np.random.Generator) -> Any:
 
 def sound_set(data: Path, concept: str, draw: np.random.Generator) -> Any:
     """Half of the takes, the others, and these with a click, a gap, noise, hum, or at another
-    pitch."""
+    pitch.
+
+    Args:
+        data: the folder of mini's data.
+        concept: whose sound is meant.
+        draw: source of randomness.
+    """
     takes = [Audio(path) for path in sorted((data / "sounds" / concept).glob("*.ogg"))]
     bank, more = takes[::2], takes[1::2]
     odd = []
@@ -162,7 +174,13 @@ def sound_set(data: Path, concept: str, draw: np.random.Generator) -> Any:
 
 
 def clip_set(data: Path, concept: str, draw: np.random.Generator) -> Any:
-    """6 normal clips, 6 more, and 12 that stand still, run backwards, or have two parts swapped."""
+    """6 normal clips, 6 more, and 12 that stand still, run backwards, or have two parts swapped.
+
+    Args:
+        data: the folder of mini's data.
+        concept: whose clip is meant.
+        draw: source of randomness.
+    """
     clip = Video(data / "clips" / f"{concept}.webp").decoded()
     frames, fps = clip.to_numpy(), clip.fps or 8.0
 
@@ -179,7 +197,12 @@ def clip_set(data: Path, concept: str, draw: np.random.Generator) -> Any:
 
 
 def raw_distance(medium: Medium, bank: Sequence[Medium]) -> float:
-    """The mean absolute difference from the nearest normal medium, sample by sample."""
+    """The mean absolute difference from the nearest normal medium, sample by sample.
+
+    Args:
+        medium: an image, a sound or a clip.
+        bank: normal media of its kind.
+    """
     values = medium.to_numpy().astype(np.float32)
     distances = []
     for normal in bank:
