@@ -202,7 +202,7 @@ def names(
     loaded: dict[str, Any] = {}
     shown: list[Any] = []
 
-    def load_model(checkpoint: Any, **options: Any) -> Any:
+    def load_model(checkpoint: Any, system: Any, **options: Any) -> Any:
         loaded.update(options)
         return mini.model
 

@@ -227,10 +227,14 @@ class AssetEncoder(ModalityEncoder):
         if are_weights_deferred():
             with self._wrap_errors(file), safe_open(file, framework="pt"):
                 self._unread = file
-            self.register_forward_pre_hook(_load_first)
         else:
             self._read(file)
         self._weights = sha256_file(file)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._unread is not None:  # not by a hook: hooks keep a prompt out of the prefix cache
+            self.load()
+        return super().__call__(*args, **options)
 
     def load(self) -> None:
         with LOADING:
@@ -280,11 +284,6 @@ class AssetEncoder(ModalityEncoder):
         facts = {key: value for key, value in asdict(self.config).items() if key != "weights"}
         facts |= {"component": self.component, "weights": self._weights, "layer": self.layer}
         return fingerprint(facts | {"preprocessing": self.preprocessing})
-
-
-def _load_first(encoder: AssetEncoder, _: Any) -> None:
-    """A forward pre-hook."""
-    encoder.load()
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

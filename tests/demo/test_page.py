@@ -165,7 +165,7 @@ def test_the_whole_of_it_in_a_real_browser(
         assert place["y"] + place["height"] <= 740
     assert phone.evaluate("document.documentElement.scrollHeight") <= 740
     set_up(phone, image="always")
-    phone.get_by_text("Play the sound of a bell.").click()
+    phone.locator("#conversation .example", has_text="Play the sound of a bell.").click()
     answers(phone, 1)
     phone.wait_for_selector("#conversation .bot.message img")
     assert phone.evaluate("document.documentElement.scrollWidth") <= 360

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -134,8 +134,8 @@ def test_a_reply_keeps_the_order_of_text_and_media(
     one, two = (chat.model.renderer.encode_text(text) for text in ("one", "two"))
     spans = [SignalSpan("image", torch.zeros(4, 32)), SignalSpan("audio", torch.zeros(3, 32))]
 
-    def generate_these(prefill: Prefill, poll: Callable[[], bool]) -> None:
-        (sequence,) = prefill.sequences
+    def generate_these(prefills: Sequence[Prefill], poll: Callable[[], bool]) -> None:
+        ((sequence,),) = (prefill.sequences for prefill in prefills)
         for piece in [*one, spans[0], *two, spans[1]]:
             sequence.append(piece)
             assert not poll()

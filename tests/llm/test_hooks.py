@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -25,9 +25,9 @@ def said(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
     sequences: list[SequenceState] = []
     generate = Engine.generate
 
-    def noted(engine: Engine, prefill: Prefill, poll: Any) -> None:
-        sequences.extend(prefill.sequences)
-        generate(engine, prefill, poll)
+    def noted(engine: Engine, prefills: Sequence[Prefill], poll: Any) -> None:
+        sequences.extend(sequence for prefill in prefills for sequence in prefill.sequences)
+        generate(engine, prefills, poll)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "generate", noted)

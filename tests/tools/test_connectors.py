@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from mmllm.evaluation.scene_judge import SceneJudge
 from tools.mini.world import connectors
@@ -31,6 +33,14 @@ TINY = {
         WEIGHTED,
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """Other trainings of this process may have chosen another precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_candidates_are_trained_judged_and_not_trained_again(

@@ -409,7 +409,9 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
     assert main(["export", str(output), str(tmp_path)]) == FAILED
 
 
-def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(make_run, tmp_path: Path) -> None:
+def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(
+    drawn_curves, make_run, tmp_path: Path
+) -> None:
     held = make_run().stage.data["understand-image"]
     validation = {"every": 1, "batches": 1, "data": {"pictures": config.dump(held)}}
     samples = {"every": 2, "prompts": ["draw"]}
