@@ -6,8 +6,8 @@ A small transformer reads x1, f(x1), x2, f(x2), ... and predicts f at every x (G
 is trained on linear functions, on sinusoids, or on both, and then asked about functions of either
 kind, about sums of both, and about kinds that it has never seen (Yadlowsky et al. 2023): within the
 mixture it is as good as a model of one family alone; between the families and outside it fails.
-Writes runs/mixtures/{mixtures.json,curves.png,index.html}. A seed takes about ten minutes on two
-CPU cores; started again, it goes on with what is there.
+Writes runs/mixtures/{mixtures.json,curves.png,index.html}. A seed is 24,000 steps of a
+small model; started again, it goes on with what is there.
 """
 
 import argparse
