@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -43,10 +44,8 @@ class StubServer:
                     stub.headers.append(dict(self.headers))
                     answers = stub.answers
                     answer = answers.pop(0) if len(answers) > 1 else answers[0]
-                try:
+                with contextlib.suppress(OSError):
                     answer(self, body)
-                except OSError:
-                    pass
 
             def log_message(self, *_: object) -> None:
                 pass
