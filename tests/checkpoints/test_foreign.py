@@ -61,7 +61,7 @@ def foreign(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def seal(folder: Path) -> None:
-    """Make the manifest fit what was done to the files, as whoever did it would."""
+    """Update the manifest to match the modified files, as an attacker would."""
     file = folder / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["files"] = {
@@ -78,13 +78,13 @@ def seal(folder: Path) -> None:
 def refused(folder: Path, match: str) -> MmllmError:
     """The one error of loading it."""
     began = time.monotonic()
-    with pytest.raises(MmllmError, match=match) as told:
+    with pytest.raises(MmllmError, match=match) as caught:
         mmllm.load(str(folder), device="cpu", dtype="float32")
     assert time.monotonic() - began < SECONDS
-    assert len(str(told.value)) < 2000
+    assert len(str(caught.value)) < 2000
     assert not Path("ran").exists()
-    assert "secret" not in str(told.value)
-    return told.value
+    assert "secret" not in str(caught.value)
+    return caught.value
 
 
 def change_config(folder: Path, change: Callable[[dict], Any]) -> None:
@@ -440,7 +440,7 @@ FILES = ("rows.safetensors", "input_projections.safetensors", "llm/model.safeten
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("content", TENSORS.values(), ids=TENSORS)
-def test_damaged_tensors_are_told_with_their_file(foreign, file, content) -> None:
+def test_damaged_tensors_are_reported_with_their_file(foreign, file, content) -> None:
     folder = foreign("merged")
     (folder / file).write_bytes(content)
     seal(folder)
@@ -470,7 +470,7 @@ NUMBERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     ],
 )
 @pytest.mark.parametrize(("change", "message"), NUMBERS.values(), ids=NUMBERS)
-def test_numbers_that_are_none_are_told_by_name(foreign, file, change, message) -> None:
+def test_values_that_are_not_finite_are_reported_by_name(foreign, file, change, message) -> None:
     folder = foreign("adapted")
     last = sorted(load_file(folder / file))[-1]
     change_tensors(folder / file, lambda all_: all_.update({last: change(all_[last]).contiguous()}))
@@ -652,10 +652,10 @@ def test_a_tokenizer_that_cannot_be_is_an_error_or_works(foreign, change) -> Non
         chat = mmllm.load(str(folder), device="cpu")
         chat.reply([mmllm.user("aaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 3)], max_new_tokens=1)
     except MmllmError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
-    assert len(told) < 2000
+        message = ""
+    assert len(message) < 2000
     assert time.monotonic() - began < SECONDS
 
 
@@ -824,8 +824,8 @@ def test_an_encoders_folder_that_somebody_spoilt(tmp_path, monkeypatch, kind, ch
     if change is ENCODERS["code"] and kind == "whisper":
         twin.build(tmp_path)  # its class is mmllm's choice
     else:
-        with pytest.raises(MmllmError) as told:
+        with pytest.raises(MmllmError) as caught:
             twin.build(tmp_path)
-        assert len(str(told.value)) < 2000
+        assert len(str(caught.value)) < 2000
     assert time.monotonic() - began < SECONDS
     assert not Path("ran").exists()

@@ -55,7 +55,7 @@ def source(kind: str, **fields: Any) -> Any:
     return open_sources({"data": entry}, "stage")["data"]
 
 
-def said(messages: Sequence[Message]) -> list[tuple[str, list[str]]]:
+def contents(messages: Sequence[Message]) -> list[tuple[str, list[str]]]:
     """[(role, [text, or modality=caption])]."""
     return [
         (

@@ -15,7 +15,7 @@ from mmllm.data.formats.pairs import PairsConfig
 from mmllm.data.mixture import Draw, LengthGroups, Mixture, balance_by_length
 
 
-def said(message: Message) -> list[str]:
+def contents(message: Message) -> list[str]:
     return [part.text if isinstance(part, Text) else part.modality for part in message.parts]
 
 
@@ -40,8 +40,8 @@ def test_pairs_reply_with_the_caption_the_medium_or_a_sentence(pairs, direction,
         PairsConfig(pairs, direction, ("{label}?",), "image", replies), where="data"
     )
     asked, answered = source.conversation(0, np.random.default_rng(0))
-    assert said(answered) == expected
-    assert "apple?" in said(asked)
+    assert contents(answered) == expected
+    assert "apple?" in contents(asked)
 
 
 def test_dialogues_put_text_and_medium_in_either_order_if_asked(tmp_path: Path):
@@ -57,8 +57,8 @@ def test_dialogues_put_text_and_medium_in_either_order_if_asked(tmp_path: Path):
             DialoguesConfig(str(tmp_path / "rows.jsonl"), either_order=either), where="data"
         )
         talks = [source.conversation(0, np.random.default_rng(seed)) for seed in range(20)]
-        orders[either] = {tuple(said(asked)) for asked, _ in talks}
-        assert {tuple(said(answered)) for _, answered in talks} == {("Here.", "image")}
+        orders[either] = {tuple(contents(asked)) for asked, _ in talks}
+        assert {tuple(contents(answered)) for _, answered in talks} == {("Here.", "image")}
     assert orders[False] == {("image", "What is this?")}
     assert orders[True] == {("image", "What is this?"), ("What is this?", "image")}
 

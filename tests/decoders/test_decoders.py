@@ -486,7 +486,7 @@ def test_fingerprints_follow_content_not_place(folders, tmp_path):
     assert config.build(longer).fingerprint != prints["image"]
 
 
-def test_bad_input_is_told_apart(make, folders, tmp_path):
+def test_each_bad_input_has_its_own_error(make, folders, tmp_path):
     decoder = make("image")
     condition = decoder.encode_captions(CAPTIONS)
     with pytest.raises(ValueError, match="a generator missing"):

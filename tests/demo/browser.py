@@ -31,7 +31,7 @@ def answers(page: Any, count: int) -> Any:
 @contextlib.contextmanager
 def another_answer(page: Any, count: int) -> Iterator[None]:
     """Within it something is pressed that replaces the last of `count` answers; then wait until
-    another stands there. The old one looks finished all the while; seeds tell them apart."""
+    another stands there. The old one looks finished all the while; their seeds differ."""
     old = answers(page, count).inner_text()
     yield
     page.wait_for_function(
@@ -56,7 +56,7 @@ def set_up(page: Any, **wishes: str) -> None:
 
 
 def choose(page: Any, menu: str, item: str) -> None:
-    """One item of a menu beside the message box."""
+    """Choose an item of a menu next to the message box."""
     page.get_by_role("button", name=menu, exact=True).click()
     page.get_by_role("button", name=item, exact=True).click()
 

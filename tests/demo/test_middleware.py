@@ -76,10 +76,10 @@ def test_the_demo_answers_to_its_own_page_only(
     async def page(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse("the page")(scope, receive, send)
 
-    said: list[Any] = []
+    sent_messages: list[Any] = []
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent_messages.append(message)
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -88,9 +88,9 @@ def test_the_demo_answers_to_its_own_page_only(
     pairs = [(name.encode(), value.encode()) for name, value in given.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": pairs}
     asyncio.run(OriginMiddleware(page, allowed_hosts("127.0.0.1"), sessions)(scope, receive, send))
-    assert said[0]["status"] == status
+    assert sent_messages[0]["status"] == status
     if status != 200:
-        assert re.fullmatch(rb"[ -~]{10,200}", said[1]["body"])
+        assert re.fullmatch(rb"[ -~]{10,200}", sent_messages[1]["body"])
 
 
 def upload(demo: Demo, *files: bytes, **headers: str) -> tuple[int, str]:

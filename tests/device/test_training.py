@@ -16,7 +16,7 @@ from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.training.precompute import fill_cache
 from mmllm.training.trainer import dry_run
 from tests import parts
-from tests.device.training import STAGES, OnDevice, Told, assert_alike, on_device, trained
+from tests.device.training import STAGES, OnDevice, TrainingResult, assert_alike, on_device, trained
 from tests.second_device import host_waits
 from tests.training.conftest import data, make_run
 
@@ -34,7 +34,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def on_both(make_run, on_device: OnDevice, second: torch.device, **changes: Any) -> list[Told]:
+def on_both(
+    make_run, on_device: OnDevice, second: torch.device, **changes: Any
+) -> list[TrainingResult]:
     """The same run on the CPU and on the second device."""
     found = []
     for device in (CPU, second):
@@ -93,9 +95,9 @@ def test_caches_are_the_cpus(make_run, on_device, second, tmp_path: Path) -> Non
         fill_cache(make_run(cache=str(folder)), progress=False)
     for cache in ("cache-cpu", "cache-second"):
         complete = {"cache": str(tmp_path / cache), "cache_complete": True, "losses": losses}
-        told = trained(make_run(output=f"from-{cache}", steps=2, **complete), host_waits)
-        assert told.losses == other.losses
-        assert sum(told.waits, Counter()) == Counter()
+        reading = trained(make_run(output=f"from-{cache}", steps=2, **complete), host_waits)
+        assert reading.losses == other.losses
+        assert sum(reading.waits, Counter()) == Counter()
     changes = {"cache": str(tmp_path / "new"), "losses": losses}
     filling = trained(make_run(output="fills", steps=2, **changes), host_waits)
     assert filling.losses == other.losses
@@ -111,9 +113,9 @@ def test_a_run_goes_on_on_the_other_device(make_run, on_device, second, begins) 
     for device, steps in ((first, 2), (then, 4)):
         on_device(device)
         run = make_run(output="moved", steps=steps, **constant)
-        told = trained(run, host_waits, resume=steps == 4)
+        resumed = trained(run, host_waits, resume=steps == 4)
     whole.norms = whole.norms[2:]
-    assert_alike(whole, told)
+    assert_alike(whole, resumed)
 
 
 def test_resuming_there_is_exact(make_run, on_device, second) -> None:
@@ -122,10 +124,10 @@ def test_resuming_there_is_exact(make_run, on_device, second) -> None:
     whole = trained(make_run(output="whole", steps=4, **constant), host_waits)
     for steps in (2, 4):
         run = make_run(output="parts", steps=steps, **constant)
-        told = trained(run, host_waits, resume=steps == 4)
-    assert told.losses == whole.losses
+        resumed = trained(run, host_waits, resume=steps == 4)
+    assert resumed.losses == whole.losses
     for name, value in whole.weights.items():
-        assert torch.equal(told.weights[name], value), name
+        assert torch.equal(resumed.weights[name], value), name
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])

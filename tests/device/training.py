@@ -55,9 +55,9 @@ def _forget() -> None:
 
 
 @dataclass
-class Told:
-    """What a run told: `losses` and gradient `norms` by step, what it kept, and what its steps
-    waited for."""
+class TrainingResult:
+    """What a run gave: `losses` and gradient `norms` by step, its weights, and what the host waited
+    for in its steps."""
 
     folder: Path
     losses: list[float]
@@ -71,7 +71,7 @@ def trained(
     waiting: Callable[[], AbstractContextManager[Counter[str]]],
     *,
     resume: bool = False,
-) -> Told:
+) -> TrainingResult:
     """`trainer.train`, watched. `waiting` counts what the host waits for inside it."""
     norms: list[Any] = []
     waits: list[Counter[str]] = []
@@ -91,7 +91,9 @@ def trained(
         patch.setattr(trainer, "training_step", watched_step)
         patch.setattr(Accelerator, "clip_grad_norm_", watched_norm)
         folder = trainer.train(run, resume=resume, progress=False)
-    return Told(folder, curve(folder), [float(norm) for norm in norms], weights(folder), waits)
+    return TrainingResult(
+        folder, curve(folder), [float(norm) for norm in norms], weights(folder), waits
+    )
 
 
 def curve(folder: Path) -> list[float]:
@@ -104,7 +106,7 @@ def curve(folder: Path) -> list[float]:
 _NO_LOSS = ("step", "seconds")
 
 
-def assert_alike(one: Told, other: Told, tolerance: float = 1e-4) -> None:
+def assert_alike(one: TrainingResult, other: TrainingResult, tolerance: float = 1e-4) -> None:
     """The same losses, norms and weights."""
     assert one.losses
     assert one.losses == pytest.approx(other.losses, rel=tolerance, abs=tolerance)
