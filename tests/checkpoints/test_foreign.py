@@ -470,7 +470,7 @@ NUMBERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     ],
 )
 @pytest.mark.parametrize(("change", "message"), NUMBERS.values(), ids=NUMBERS)
-def test_values_that_are_not_finite_are_reported_by_name(foreign, file, change, message) -> None:
+def test_invalid_values_are_reported_by_name(foreign, file, change, message) -> None:
     folder = foreign("adapted")
     last = sorted(load_file(folder / file))[-1]
     change_tensors(folder / file, lambda all_: all_.update({last: change(all_[last]).contiguous()}))

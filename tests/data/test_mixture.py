@@ -135,6 +135,6 @@ def test_dealing_goes_by_the_order_of_equals_and_asks_each_length_once():
     dealt = balance_by_length(draws, 3, lambda draw: asked.append(draw) or 7)
     assert [[draw.index for draw in part] for part in dealt] == [[0, 3], [1, 4], [2, 5]]
     assert asked == draws
-    # The part with the longest gets what the other one has no room for.
+    # The part with the longest conversation gets those that do not fit into the other.
     one = balance_by_length(draws[:4], 2, lambda draw: [9, 1, 1, 1][draw.index])
     assert [[draw.index for draw in part] for part in one] == [[0, 3], [1, 2]]

@@ -70,9 +70,7 @@ def test_what_is_moved_to_the_cpu_or_to_mps_is_there_at_once(monkeypatch) -> Non
     assert waits == [True, True, False]
 
 
-def test_training_is_refused_with_settings_of_accelerate_that_are_not_supported(
-    make_run, monkeypatch
-):
+def test_unsupported_settings_of_accelerate_are_refused(make_run, monkeypatch):
     run = make_run()
     for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         with monkeypatch.context() as patch:

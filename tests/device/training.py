@@ -91,9 +91,8 @@ def trained(
         patch.setattr(trainer, "training_step", watched_step)
         patch.setattr(Accelerator, "clip_grad_norm_", watched_norm)
         folder = trainer.train(run, resume=resume, progress=False)
-    return TrainingResult(
-        folder, curve(folder), [float(norm) for norm in norms], weights(folder), waits
-    )
+    norms = [float(norm) for norm in norms]
+    return TrainingResult(folder, curve(folder), norms, weights(folder), waits)
 
 
 def curve(folder: Path) -> list[float]:

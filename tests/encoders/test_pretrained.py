@@ -489,7 +489,7 @@ def test_an_unknown_family_suggests_the_near_one():
         config.parse_component("encoders", {"type": "wisper"}, "encoders.audio")
 
 
-# --- what cannot be meant -----------------------------------------------------------------------
+# --- invalid configurations ---------------------------------------------------------------------
 
 
 def test_what_a_model_does_not_have(built):

@@ -254,9 +254,7 @@ def without_checksums(cache: Path) -> int:
     return len(shards)
 
 
-def test_a_cache_of_an_earlier_version_is_read_and_reported_as_not_compared(
-    make_run, filled, capsys
-):
+def test_an_earlier_cache_without_checksums_is_read_and_reported(make_run, filled, capsys):
     fresh = losses(train(make_run(output="fresh"), progress=False))
     count = without_checksums(filled)
     run = make_run(output="cached", cache=str(filled), cache_complete=True)

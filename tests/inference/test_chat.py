@@ -184,7 +184,7 @@ def test_captions_never_cross(tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPa
     assert sorted(medium.modality for medium in reply.media) == ["audio", "image", "video"]
 
 
-def test_context_overflow_is_said_or_refused(make_model: Callable[..., AnyToAny]) -> None:
+def test_context_overflow_is_noted_or_refused(make_model: Callable[..., AnyToAny]) -> None:
     chat = Chat(make_model())
     history = [user("one " * 20), assistant("two " * 20)] * 10
     reply = chat.reply([*history, user("three")], seed=0, max_new_tokens=2)
@@ -260,7 +260,7 @@ def test_a_temperature_divides_what_lies_below_the_largest_logit(tiny_model: Any
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_are_told_and_chosen_from_by_nobody(
+def test_logits_that_are_not_finite_are_an_error_and_never_sampled_from(
     tiny_model: AnyToAny, temperature: float
 ) -> None:
     """As float16 gives them where it overflows; the engine serves the next one."""

@@ -47,7 +47,7 @@ def same(one: Reply, other: Reply) -> bool:
     return one.ids == other.ids and one.text == other.text
 
 
-# --- what is said -------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_sounds_and_clips_of_arrays() -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_names_the_way(chat: Chat, given: Any, message: str) -> None:
+def test_invalid_input_is_refused_with_a_remedy(chat: Chat, given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chat.reply(given)
 
 
-def test_missing_files_are_told_of(chat: Chat) -> None:
+def test_missing_files_are_named(chat: Chat) -> None:
     with pytest.raises(MediaError, match=r"absent\.png"):
         chat.reply("what?", Path("absent.png"))
 
@@ -301,8 +301,8 @@ def test_notebooks_show_replies_and_media(chat: Chat) -> None:
     assert "data:image/png;base64," in shown
     sound = Audio("absent.wav")._repr_mimebundle_()
     assert "absent.wav" in sound["text/html"]
-    said = ChatSession(chat, [user("<b>one</b>")])._repr_mimebundle_()
-    assert "&lt;b&gt;one" in said["text/html"]
+    session = ChatSession(chat, [user("<b>one</b>")])
+    assert "&lt;b&gt;one" in session._repr_mimebundle_()["text/html"]
 
 
 # --- conversations and asyncio ------------------------------------------------------------------

@@ -64,10 +64,10 @@ def test_a_seeds_picture_in_a_batch_is_the_one_it_gives_alone(
     assert np.abs(pixels(batch[0]) - pixels(batch[1])).max() > 20
 
 
-def test_what_is_alike_is_told_by_what_it_shows(
+def test_prompts_are_shared_only_where_their_media_are_equal(
     tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts with the same words and other media are others; what is drawn is drawn for each."""
+    """Equal words with different media are different prompts; media are generated for each seed."""
     sizes: list[int] = []
     join = ContinuousBatcher.join
     monkeypatch.setattr(
@@ -92,7 +92,7 @@ def test_what_is_alike_is_told_by_what_it_shows(
     assert sizes == [3, 1, 1, 1, 1, 2]
 
 
-def test_of_three_seeds_all_media_are_told_of(tiny_model: AnyToAny) -> None:
+def test_steps_are_reported_for_the_media_of_all_seeds(tiny_model: AnyToAny) -> None:
     steps: list[tuple[str, int, int]] = []
     replies = Chat(tiny_model).reply_many(
         [ASKED] * 3, seeds=[0, 1, 0], on_step=lambda *step: steps.append(step), **OPTIONS

@@ -188,7 +188,7 @@ def test_a_reply_is_seen_from_the_first_position_to_the_last(chat: Chat) -> None
     )
 
 
-def test_conversations_of_a_batch_are_told_from_one_another(chat: Chat) -> None:
+def test_positions_of_a_batch_name_their_conversation(chat: Chat) -> None:
     talks = [[user("hello")], [user(picture(40), "what is this? one two")], [user(sound(0.2))]]
     with insight.look(chat, "layers.1") as seen:
         chat.reply_many(talks, seeds=[0, 1, 2], max_new_tokens=5, modalities=FORCED)
@@ -355,7 +355,7 @@ def test_an_edited_encoder_is_asked_again_and_leaves_nothing_in_the_prefix_cache
 ) -> None:
     chat = Chat(tiny_model, prefixes=2)
     talk = [user(picture(40), "what is this?")]
-    num_shared = len(tiny_model.renderer.prefix_ids)
+    prefix_len = len(tiny_model.renderer.prefix_ids)
 
     def made() -> tuple[int, Tensor]:
         """How much of the prompt was cached, and the condition of the picture."""
@@ -364,13 +364,13 @@ def test_an_edited_encoder_is_asked_again_and_leaves_nothing_in_the_prefix_cache
         return reply.usage.cached, seen["output_projections.image"]
 
     _, before = made()
-    assert made()[0] > num_shared  # the conversation is kept
+    assert made()[0] > prefix_len  # the conversation is kept
     with insight.look(chat, name) as seen:
-        assert made()[0] <= num_shared
+        assert made()[0] <= prefix_len
     with insight.edit(chat, name, lambda states, _: 9 * states.flip(-1)):
         with insight.look(chat, name) as seen_edited:
             cached, edited = made()
-        assert cached <= num_shared
+        assert cached <= prefix_len
     torch.testing.assert_close(seen_edited[name], 9 * seen[name].flip(-1))
     assert not edited.allclose(before, atol=1e-4)
     torch.testing.assert_close(made()[1], before, atol=1e-5, rtol=1e-5)

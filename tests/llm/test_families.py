@@ -138,7 +138,7 @@ def test_a_prompt_is_the_beginning_of_what_is_learned(name, folders) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_system_words_are_said_in_every_family(name, folders) -> None:
+def test_a_system_message_is_rendered_in_every_family(name, folders) -> None:
     """Mistral's template refuses the role: the words then open the first turn."""
     whole = joined(name, folders(name))
     rendered = whole.renderer.render([system("Be brief."), *TALK[:1]], add_generation_prompt=True)
@@ -163,8 +163,11 @@ def test_a_template_of_ones_own_is_a_file(folders, tmp_path: Path) -> None:
     assert whole.llm.tokenizer.decode(ids) == (
         "<user>What is this?<|eot_id|><assistant>a red apple<|eot_id|>"
     )
-    for wrong, said in (("vicunna", "expected plain, vicuna or a"), ("no.jinja", "cannot be read")):
-        with pytest.raises(ConfigError, match=said):
+    for wrong, message in (
+        ("vicunna", "expected plain, vicuna or a"),
+        ("no.jinja", "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             joined("llama3", folders("llama3"), chat_template=wrong)
 
 

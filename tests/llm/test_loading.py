@@ -187,7 +187,7 @@ def test_a_gguf_file_is_the_model_that_was_written(tmp_path: Path) -> None:
         with_outputs(tmp_path / "gguf" / "broken.gguf")
 
 
-def test_a_folder_without_safetensors_is_told_apart(tmp_path):
+def test_a_folder_without_safetensors_is_refused_with_a_remedy(tmp_path):
     whole = parts.write_llm(tmp_path / "whole")
     pickled = Path(shutil.copytree(whole, tmp_path / "pickled"))
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")

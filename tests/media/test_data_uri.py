@@ -76,7 +76,7 @@ def test_long_texts_take_a_moment(letter: str) -> None:
     assert time.perf_counter() - began < 5
 
 
-def test_base64_is_told_from_a_name() -> None:
+def test_base64_is_distinguished_from_a_name() -> None:
     assert data_uri.looks_like_base64(PLAIN)
     assert data_uri.looks_like_base64("/9j/" + PLAIN)
     assert data_uri.looks_like_base64(base64.encodebytes(DATA).decode())

@@ -52,10 +52,10 @@ def test_what_is_decoded_is_what_the_library_decodes_here(
         "bytes": path.read_bytes(),
         "embedded": Embedded(f"{name} of a row", path.read_bytes),
     }[form]
-    given = type(medium)(source=source, caption="said")
+    given = type(medium)(source=source, caption="a cat")
     here, there = given.decoded(), given.decoded(isolated.decode)
     assert type(there) is type(here)
-    assert (there.source, there.caption) == (source, "said")
+    assert (there.source, there.caption) == (source, "a cat")
     assert there.provenance == here.provenance
     assert np.array_equal(there.to_numpy(), here.to_numpy())
     assert there.to_numpy().dtype == here.to_numpy().dtype

@@ -141,7 +141,7 @@ def test_sounds_and_clips_are_of_the_world(kind: str) -> None:
 
 @each_kind
 def test_words_are_judged_as_meant(kind: str) -> None:
-    """Three right replies and two wrong ones stand beside every rule for words."""
+    """Every rule for words comes with three right replies and two wrong ones."""
     for row in of_kind(kind):
         expect = row["expect"]
         judged = [rule for name, rule in rules(expect) if name in ("text", "honest")]

@@ -86,13 +86,13 @@ def test_packed_padded_and_single_batches_give_the_same_losses(make_connected, k
     model.llm.use_kernels(kernels)
     padded = terms_of(model, batch_of(model, MIXED))
     packed = terms_of(model, batch_of(model, MIXED, pack=True))
-    apart = [
+    single = [
         terms_of(model, batch_of(model, [conversation], seeds=[seed]))
         for seed, conversation in enumerate(MIXED)
     ]
     for name, term in padded.items():
         torch.testing.assert_close(packed[name].total, term.total, rtol=0, atol=1e-4)
-        total = sum(each[name].total for each in apart)
+        total = sum(each[name].total for each in single)
         torch.testing.assert_close(torch.as_tensor(total), term.total, rtol=0, atol=1e-4)
 
 
@@ -133,15 +133,15 @@ def test_tapped_states_are_those_of_transformers(make_connected) -> None:
 def test_a_reply_reads_the_states_that_training_reads(make_connected, kernels) -> None:
     model = make_connected()
     model.llm.use_kernels(kernels)
-    said = [user("draw a red apple")]
-    prompt = model.renderer.render(said, add_generation_prompt=True)
+    conversation = [user("draw a red apple")]
+    prompt = model.renderer.render(conversation, add_generation_prompt=True)
     sampling = Sampling(
         max_new_tokens=5, modalities={"image": "force", "audio": "force", "video": "forbid"}
     )
     (output,) = generate(model, [prompt], FeatureCache(model), sampling=sampling)
     ids: list[int] = list(prompt.ids)
     labels = [-100] * len(ids)
-    whole = model.renderer.render([*said, assistant("x", picture(1, caption="a dog"))])
+    whole = model.renderer.render([*conversation, assistant("x", picture(1, caption="a dog"))])
     whole.ids, whole.labels, whole.outputs = ids, labels, list[object]()
     for piece in output.pieces:
         if isinstance(piece, int):

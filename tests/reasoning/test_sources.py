@@ -38,7 +38,7 @@ def described(part: Text | Medium) -> str:
 
 
 class Perceiving(ScriptedModel):
-    """A scripted model that is told in words what the media show."""
+    """A scripted model that reads a description in place of each medium."""
 
     def complete(self, conversation: Sequence[Message], **options):
         return super().complete([_in_words(conversation[-1])], **options)
