@@ -24,7 +24,11 @@ from tests.server.files import IMAGE, PNG, file_of
 
 FILES = {"image": "png", "audio": "wav", "video": "mp4"}
 ALL = {"image": "force", "audio": "force", "video": "force"}
-SAID = [user(Image(PNG), "what is this?"), assistant("one two"), user("draw it, three four")]
+CONVERSATION = [
+    user(Image(PNG), "what is this?"),
+    assistant("one two"),
+    user("draw it, three four"),
+]
 
 
 @pytest.fixture
@@ -44,12 +48,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], SequenceStat
 
 
 def by_python(chat: Chat, options: dict[str, Any]) -> list[str | bytes]:
-    return files_of(chat.reply(SAID, **options).message)
+    return files_of(chat.reply(CONVERSATION, **options).message)
 
 
 def by_the_demo(chat: Chat, options: dict[str, Any], folder: Path) -> list[str | bytes]:
     session = BrowserSession("x", folder)
-    session.turns = [Turn(user(session.keep(Image(PNG)), "what is this?")), *map(Turn, SAID[1:])]
+    session.turns = [
+        Turn(user(session.keep(Image(PNG)), "what is this?")),
+        *map(Turn, CONVERSATION[1:]),
+    ]
     list(stream_reply(chat, session, options))
     return files_of(session.turns[-1].message)
 
@@ -113,5 +120,6 @@ def test_all_doors_give_the_same_ids_and_media(
     for ids, other in others:
         assert ids == prompt
         assert other.output.ids == row.output.ids
-    learned = tiny_model.renderer.render([*SAID, assistant("five six")])  # as training renders it
+    # As training renders it.
+    learned = tiny_model.renderer.render([*CONVERSATION, assistant("five six")])
     assert learned.ids[: len(prompt)] == prompt

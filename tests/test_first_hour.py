@@ -140,7 +140,7 @@ ROWS: dict[str, list[str]] = {
     ],
     "a library that prints": ["inference/test_inputs.py::test_loading_as_a_library_prints_nothing"],
     # --- server ---------------------------------------------------------------------------------
-    "size, quality, style": ["server/test_lenient.py::test_a_picture_of_another_size_is_told_of"],
+    "size, quality, style": ["server/test_lenient.py::test_a_picture_of_another_size_is_reported"],
     "pictures for clients that know only content": [
         "server/test_media_in_content.py::test_content_holds_the_files",
         "server/test_clients.py::test_recorded_requests_show_a_picture",
@@ -153,7 +153,7 @@ ROWS: dict[str, list[str]] = {
     ],
     "responses, transcriptions, edits": [
         "server/test_responses.py::test_a_picture_in_and_a_picture_out",
-        "server/test_chat.py::test_what_is_heard_is_told_in_words",
+        "server/test_chat.py::test_a_transcription_describes_the_sound",
         "server/test_edits.py::test_an_edit_is_a_reply_that_starts_from_the_picture",
         "server/test_clients.py::test_open_webui_hears_speaks_and_edits",
     ],

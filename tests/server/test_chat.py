@@ -22,12 +22,12 @@ FORMATS = {"image": "png", "audio": "wav", "video": "mp4"}
 ALL = {"image": "force", "audio": "force", "video": "force"}
 OPTIONS: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 12}
 ASKED = [{"role": "user", "content": [IMAGE, TEXT, AUDIO, VIDEO]}]
-SAID = [user(Image(PNG), TEXT["text"], Audio(WAV), Video(MP4))]
+CONVERSATION = [user(Image(PNG), TEXT["text"], Audio(WAV), Video(MP4))]
 
 
-def replied(chat: Chat, said: list, **options: Any) -> Reply:
+def replied(chat: Chat, conversation: list, **options: Any) -> Reply:
     settings = {"seed": 3, "temperature": 1.0, "max_new_tokens": 12, **options}
-    return chat.reply(said, **settings)
+    return chat.reply(conversation, **settings)
 
 
 def files_of(parts: list[dict[str, Any]]) -> list[str | bytes]:
@@ -55,7 +55,7 @@ def test_a_reply_is_that_of_the_python_api_to_the_byte(chat: Chat, client: opena
     response = client.chat.completions.create(
         model="tiny", messages=ASKED, extra_body={"modalities": ALL}, **OPTIONS
     )
-    reply = replied(chat, SAID, modalities=ALL)
+    reply = replied(chat, CONVERSATION, modalities=ALL)
     message = response.choices[0].message
     assert files_of(message.parts) == expected(reply)
     assert len(reply.media) == 3
@@ -78,7 +78,7 @@ def test_a_reply_is_that_of_the_python_api_to_the_byte(chat: Chat, client: opena
 
 def test_a_stream_adds_up_to_the_whole_reply(chat: Chat, client: openai.OpenAI) -> None:
     """By the client's own helper, which merges deltas by their index."""
-    reply = replied(chat, SAID, modalities=ALL)
+    reply = replied(chat, CONVERSATION, modalities=ALL)
     steps: dict[int, list[int]] = {}
     with client.chat.completions.stream(
         model="tiny",
@@ -134,14 +134,14 @@ def test_a_reply_sent_back_is_part_of_the_conversation(
         extra_body={"modalities": only},
         **OPTIONS,
     )
-    said = first.choices[0].message
+    message = first.choices[0].message
     earlier: Any = {
-        "as it came": said,
-        "content parts": {"role": "assistant", "content": said.parts},
+        "as it came": message,
+        "content parts": {"role": "assistant", "content": message.parts},
         "openai's fields": {
             "role": "assistant",
-            "content": said.content,
-            "images": said.images,
+            "content": message.content,
+            "images": message.images,
             "tool_calls": None,
             "refusal": None,
         },
@@ -208,15 +208,15 @@ def test_modalities_and_options_reach_the_engine(
     assert files_of(response.json()["choices"][0]["message"]["parts"]) == expected(reply)
 
 
-def test_a_seed_is_drawn_and_told(http: httpx2.Client) -> None:
+def test_a_seed_is_drawn_and_reported(http: httpx2.Client) -> None:
     body = {"messages": [{"role": "user", "content": "one"}], "temperature": 2.0, "max_tokens": 8}
-    told = [http.post("/v1/chat/completions", json=body).json() for _ in range(2)]
-    assert told[0]["mmllm"]["seed"] != told[1]["mmllm"]["seed"]
-    again = http.post("/v1/chat/completions", json={**body, "seed": told[0]["mmllm"]["seed"]})
-    assert again.json()["choices"] == told[0]["choices"]
+    replies = [http.post("/v1/chat/completions", json=body).json() for _ in range(2)]
+    assert replies[0]["mmllm"]["seed"] != replies[1]["mmllm"]["seed"]
+    again = http.post("/v1/chat/completions", json={**body, "seed": replies[0]["mmllm"]["seed"]})
+    assert again.json()["choices"] == replies[0]["choices"]
 
 
-def test_a_full_context_is_told(http: httpx2.Client) -> None:
+def test_a_full_context_is_reported(http: httpx2.Client) -> None:
     old = [{"role": "user", "content": "one two three " * 24} for _ in range(3)]
     body = {"messages": [*old, {"role": "user", "content": "what?"}], "max_tokens": 4}
     response = http.post("/v1/chat/completions", json=body)
@@ -297,11 +297,13 @@ def test_sounds(chat: Chat, client: openai.OpenAI) -> None:
         assert response.content == file_of(made(chat, "audio", "rain", 7, seconds=0.1), kind)
 
 
-def test_what_is_heard_is_told_in_words(chat: Chat, client: openai.OpenAI) -> None:
-    heard = client.audio.transcriptions.create(model="tiny", file=("rain.wav", WAV), language="en")
+def test_a_transcription_describes_the_sound(chat: Chat, client: openai.OpenAI) -> None:
+    transcription = client.audio.transcriptions.create(
+        model="tiny", file=("rain.wav", WAV), language="en"
+    )
     forbidden = dict.fromkeys(ALL, "forbid")
     reply = chat.reply([user(Audio(WAV), "What do you hear?")], modalities=forbidden)
-    assert heard.text == reply.text
+    assert transcription.text == reply.text
     asked = client.audio.transcriptions.create(
         model="tiny", file=("rain.wav", WAV), prompt="two", response_format="text"
     )

@@ -164,7 +164,7 @@ def test_clips_are_forgotten_when_their_time_is_up(serve: Callable[..., Served])
         wait_for(lambda: http.get(f"/v1/videos/{key}").status_code == 404)
 
 
-def test_too_many_connections_are_told_so(serve: Callable[..., Served]) -> None:
+def test_too_many_connections_are_refused_with_a_reason(serve: Callable[..., Served]) -> None:
     served = serve(max_requests=1)
     asked = body("draw", modalities=PICTURE, decoders=LONG, stream=True)
     with (
@@ -212,12 +212,12 @@ def test_closing_stops_what_runs_and_drops_what_waits(chat: Chat) -> None:
         running.replies.result(0)
 
 
-def test_a_short_prompt_beside_a_long_one_is_not_cut_short(chat: Chat) -> None:
+def test_a_short_prompt_in_a_batch_with_a_long_one_is_not_cut_short(chat: Chat) -> None:
     """The context's end is each conversation's own."""
-    said = [[user("one")], [user("one two three four " * 9)]]
+    conversations = [[user("one")], [user("one two three four " * 9)]]
     forbidden = dict.fromkeys(("image", "audio", "video"), "forbid")
     options: dict[str, Any] = {"max_new_tokens": 250, "temperature": 2.0, "modalities": forbidden}
-    alone = [chat.reply(entry, seed=5, **options) for entry in said]
+    alone = [chat.reply(entry, seed=5, **options) for entry in conversations]
     assert alone[1].usage.prompt + alone[1].usage.text <= chat.model.llm.max_length
-    together = chat.reply_many(said, seeds=[5, 5], **options)
+    together = chat.reply_many(conversations, seeds=[5, 5], **options)
     assert [reply.ids for reply in together] == [reply.ids for reply in alone]

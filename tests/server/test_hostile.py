@@ -134,18 +134,18 @@ def test_a_body_that_is_no_json(http: httpx2.Client, data: bytes) -> None:
     assert "the body is not" in error["message"]
 
 
-@pytest.mark.parametrize(("opening", "end"), [("[", "]"), ('{"a":', "}")])
-def test_nesting_is_let_in_or_told_at_every_depth(opening: str, end: str) -> None:
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_is_parsed_or_refused_at_every_depth(start: str, end: str) -> None:
     """Depths that are just read, and then too deep for the check of characters."""
-    told = set()
+    errors = set()
     for depth in range(900, 1000):
-        inner = opening * depth + '"\\u0041"' + end * depth
+        inner = start * depth + '"\\u0041"' + end * depth
         data = f'{{"messages": [{{"role": "user", "content": "x"}}], "metadata": {inner}}}'
         try:
             bodies.parsed(api.ChatRequest, data.encode())
         except ApiError as error:
-            told.add((error.status, error.message))
-    assert told == {(400, "the body is not JSON that can be meant: it is nested too deeply")}
+            errors.add((error.status, error.message))
+    assert errors == {(400, "the body is not JSON that can be meant: it is nested too deeply")}
 
 
 def test_names_of_hosts_paths_and_methods_are_cut(http: httpx2.Client) -> None:
@@ -163,7 +163,7 @@ def test_names_of_hosts_paths_and_methods_are_cut(http: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "param", "said"),
+    ("change", "param", "message"),
     [
         ({"content": {"a": 1}}, "messages.0.content", "expected a string or a list, got {'a': 1}"),
         ({"content": [5]}, "messages.0.content.0", "expected an object, got 5"),
@@ -189,15 +189,15 @@ def test_names_of_hosts_paths_and_methods_are_cut(http: httpx2.Client) -> None:
     ],
 )
 def test_errors_speak_of_json_and_of_fields_that_exist(
-    http: httpx2.Client, change: dict, param: str, said: str
+    http: httpx2.Client, change: dict, param: str, message: str
 ) -> None:
     error = error_of(http.post(CHAT, json={"messages": [{"role": "user", **change}]}))
     assert error["param"] == param
-    assert said in error["message"]
+    assert message in error["message"]
     assert "dictionary" not in error["message"]
 
 
-def test_a_clip_given_as_a_picture_is_told_in_words_of_the_api(http: httpx2.Client) -> None:
+def test_a_clip_given_as_a_picture_is_reported_in_terms_of_the_api(http: httpx2.Client) -> None:
     gif = data_uri(many_frames(3, 8), "image/gif")
     error = error_of(http.post(CHAT, json=asking({**IMAGE, "image_url": {"url": gif}})))
     assert "send it as `video_url`" in error["message"]
@@ -359,7 +359,7 @@ def test_frames_are_read_once_and_the_answer_is_that_of_the_python_api(
 
 
 def test_all_requests_share_what_their_media_may_take(serve: Callable[..., Served]) -> None:
-    """One that is alone is let in; beside another there is no room for it."""
+    """One request alone is accepted; while another runs, it exceeds the limit."""
     served = serve(max_total_decoded_bytes=40)
     asked = asking(IMAGE, modalities={"image": "force"}, decoders={"image": {"steps": 200}})
     with served.http() as http, ThreadPoolExecutor(1) as pool:
@@ -403,7 +403,7 @@ def test_half_a_header_is_not_waited_for(serve: Callable[..., Served], sent: byt
         client.sendall(sent)
         if sent.endswith(b"/hea"):
             answer = client.recv(4096)
-            while not answer.endswith(b"}"):  # head and body may come apart
+            while not answer.endswith(b"}"):  # head and body may arrive separately
                 answer += client.recv(4096)
             assert answer.startswith(b"HTTP/1.1 200")
         began = time.monotonic()

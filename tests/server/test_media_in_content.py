@@ -32,14 +32,14 @@ def extra(media: str | None, **more: Any) -> dict[str, Any]:
 def shown(content: str, served: Served) -> list[str | bytes]:
     """The texts and files of `content`, in order; URLs are fetched without a token."""
     found: list[str | bytes] = []
-    for modality, said in markdown.split(content):
+    for modality, part in markdown.split(content):
         if modality is None:
-            found.append(said)
-        elif said.startswith("data:"):
-            found.append(base64.b64decode(said.partition(",")[2]))
+            found.append(part)
+        elif part.startswith("data:"):
+            found.append(base64.b64decode(part.partition(",")[2]))
         else:
             with served.http() as http:
-                found.append(http.get(said).raise_for_status().content)
+                found.append(http.get(part).raise_for_status().content)
     return found
 
 
@@ -102,9 +102,13 @@ def test_what_was_shown_is_part_of_the_next_turn(
     )
     if as_list:
         content = [{"type": "text", "text": content}]
-    said = [*ASKED, {"role": "assistant", "content": content}, {"role": "user", "content": "two"}]
+    messages = [
+        *ASKED,
+        {"role": "assistant", "content": content},
+        {"role": "user", "content": "two"},
+    ]
     second = client.chat.completions.create(
-        messages=said, extra_body={"modalities": ["text"]}, **OPTIONS
+        messages=messages, extra_body={"modalities": ["text"]}, **OPTIONS
     )
     parts = [part for part in first.message.parts if getattr(part, "text", None) != ""]
     history = [user("one two three"), assistant(*parts), user("two")]
@@ -116,9 +120,9 @@ def test_what_was_shown_is_part_of_the_next_turn(
 
 def test_a_forgotten_file_is_one_clear_error(client: openai.OpenAI, served: Served) -> None:
     url = f"{served.url}/made/{'a' * 32}.png"
-    said = [*ASKED, {"role": "assistant", "content": f"![picture]({url})"}, *ASKED]
+    messages = [*ASKED, {"role": "assistant", "content": f"![picture]({url})"}, *ASKED]
     with pytest.raises(openai.BadRequestError, match="kept no longer") as caught:
-        client.chat.completions.create(messages=said, **OPTIONS)
+        client.chat.completions.create(messages=messages, **OPTIONS)
     assert caught.value.param == "messages.1.content.image_url.url"
     assert caught.value.code == "invalid_url"
 
@@ -193,13 +197,13 @@ def test_text_and_media_come_back_as_they_were(parts: list) -> None:
         else:
             written += content.medium(place, markdown.link(*part))
     back = [
-        said if modality is None else (modality, said) for modality, said in markdown.split(written)
+        part if modality is None else (modality, part) for modality, part in markdown.split(written)
     ]
     assert back == [part for part in parts if part]
 
 
-def test_many_openings_of_links_are_read_at_once() -> None:
+def test_many_unfinished_links_are_read_in_linear_time() -> None:
     text = "[clip](data:" * 1_000_000
     began = time.monotonic()
-    assert "".join(said for _, said in markdown.split(text)) == text
+    assert "".join(part for _, part in markdown.split(text)) == text
     assert time.monotonic() - began < 10

@@ -54,7 +54,7 @@ def fetched(url: str, *, hosts: set[str], **changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("http://other.example/x.png", "not one that this server may fetch"),
         ("http://media.example:81/x.png", "not one that this server may fetch"),
@@ -70,12 +70,14 @@ def fetched(url: str, *, hosts: set[str], **changes: Any) -> bytes:
         ("http://media.example/\r\nx: y", "http"),
     ],
 )
-def test_urls_that_are_not_looked_up(url: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_that_are_not_looked_up(
+    url: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: Any, **__: Any) -> list:
         raise AssertionError("looked up")
 
     monkeypatch.setattr(socket, "getaddrinfo", never)
-    with pytest.raises(ApiError, match=said) as caught:
+    with pytest.raises(ApiError, match=message) as caught:
         fetched(url, hosts={"media.example"})
     assert (caught.value.status, caught.value.param) == (400, "url")
 

@@ -144,7 +144,7 @@ def test_what_cannot_be_done_is_named(
     assert response.json()["error"]["param"] == param
 
 
-def test_sounds_are_heard(chat: Chat, http: httpx2.Client) -> None:
+def test_sounds_are_read(chat: Chat, http: httpx2.Client) -> None:
     data = base64.b64encode(WAV).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     body = {"input": [{"role": "user", "content": [part]}], "modalities": ["text"]}

@@ -85,7 +85,7 @@ def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "param", "said"),
+    ("change", "param", "message"),
     [
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
@@ -127,17 +127,17 @@ def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
         ({"audio": {"format": "aac"}}, "audio.format", "'flac' or 'mp3'"),
     ],
 )
-def test_a_request_that_cannot_be_meant(
-    http: httpx2.Client, change: dict, param: str | None, said: str
+def test_invalid_requests(
+    http: httpx2.Client, change: dict, param: str | None, message: str
 ) -> None:
     error = error_of(http.post(CHAT, json={**asking(TEXT), **change}))
     assert error["param"] == param
-    assert said in error["message"]
+    assert message in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said"),
+    ("path", "body", "message"),
     [
         ("/v1/images/generations", {"prompt": "x", "size": "1x"}, "size"),
         ("/v1/images/generations", {"prompt": "x", "response_format": "uri"}, "b64_json"),
@@ -159,13 +159,13 @@ def test_a_request_that_cannot_be_meant(
     ],
 )
 def test_the_other_endpoints_refuse_too(
-    http: httpx2.Client, path: str, body: dict, said: str
+    http: httpx2.Client, path: str, body: dict, message: str
 ) -> None:
-    assert said in error_of(http.post(path, json=body))["message"]
+    assert message in error_of(http.post(path, json=body))["message"]
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         ({"image_url": {"url": "data:image/png;base64,####"}}, "not valid base64"),
         ({"image_url": {"url": "data:image/png,abc"}}, "expected data:TYPE;base64"),
@@ -180,15 +180,15 @@ def test_the_other_endpoints_refuse_too(
         ({"video_url": {"url": data_uri(MP4[:500], "video/mp4")}}, "video_url"),
     ],
 )
-def test_broken_media(http: httpx2.Client, part: dict, said: str) -> None:
+def test_broken_media(http: httpx2.Client, part: dict, message: str) -> None:
     kind = next(iter(part))
     error = error_of(http.post(CHAT, json=asking(TEXT, {"type": kind, **part})))
-    assert said in error["message"] + str(error["param"])
+    assert message in error["message"] + str(error["param"])
     assert error["param"].startswith(f"messages.0.content.1.{kind}")
 
 
 @pytest.mark.parametrize(
-    ("limits", "part", "said"),
+    ("limits", "part", "message"),
     [
         ({"pixels": 1000}, IMAGE, "pixels"),
         ({"seconds": 0.001}, AUDIO, "seconds"),
@@ -197,7 +197,7 @@ def test_broken_media(http: httpx2.Client, part: dict, said: str) -> None:
     ],
 )
 def test_large_media_are_refused_by_their_headers(
-    serve: Callable[..., Served], limits: dict, part: dict, said: str
+    serve: Callable[..., Served], limits: dict, part: dict, message: str
 ) -> None:
     from dataclasses import replace
 
@@ -207,9 +207,9 @@ def test_large_media_are_refused_by_their_headers(
         part = {"type": "image_url", "image_url": {"url": url}}
     served = serve(input_limits=replace(ServerSettings().input_limits, **limits))
     with served.http() as http:
-        message = error_of(http.post(CHAT, json=asking(part)))["message"]
-    assert said in message
-    assert "mmllm.media" not in message, "that remedy is for Python programs"
+        error = error_of(http.post(CHAT, json=asking(part)))
+    assert message in error["message"]
+    assert "mmllm.media" not in error["message"], "that remedy is for Python programs"
 
 
 def test_all_media_of_a_request_share_what_may_be_decoded(serve: Callable[..., Served]) -> None:
@@ -271,7 +271,7 @@ def test_bodies_that_are_no_request(http: httpx2.Client, body: bytes) -> None:
     error_of(http.post(CHAT, content=body, headers={"content-type": "application/json"}))
 
 
-def test_a_fault_of_the_server_is_logged_and_not_told(
+def test_a_fault_of_the_server_is_logged_and_not_disclosed(
     chat: Chat,
     http: httpx2.Client,
     monkeypatch: pytest.MonkeyPatch,
