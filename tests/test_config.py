@@ -1,4 +1,4 @@
-"""Strict configuration: every shipped YAML parses, and what cannot be meant is refused by name."""
+"""Strict configuration: every shipped YAML parses, and errors name the invalid key."""
 
 from __future__ import annotations
 
@@ -238,9 +238,9 @@ def test_a_document_that_would_hurt_is_one_short_error(
     tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=message) as told:
+    with pytest.raises(ConfigError, match=message) as caught:
         config.load_run(tmp_path / "run.yaml")
-    assert len(str(told.value)) < 1000
+    assert len(str(caught.value)) < 1000
 
 
 def test_bytes_that_are_no_text_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -255,9 +255,9 @@ def test_a_huge_value_is_cut_in_its_message() -> None:
     tree = config.read_yaml(ROOT / "configs/mini/1_encoder_alignment.yaml")
     for place in ("steps", "schedule", "data", "learning_rates", "x" * 100_000):
         for value in ("y" * 100_000, [["z"] * 1000] * 1000):
-            with pytest.raises(MmllmError) as told:
+            with pytest.raises(MmllmError) as caught:
                 config.parse_run({**tree, "stage": {**tree["stage"], place: value}})
-            assert len(str(told.value)) < 1500
+            assert len(str(caught.value)) < 1500
 
 
 OWN = """

@@ -90,26 +90,26 @@ def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
 
 @pytest.mark.parametrize("pack", [False, True])
 @torch.no_grad()
-def test_what_nothing_is_learnt_from_is_left_out(tiny_model: AnyToAny, pack: bool) -> None:
+def test_tokens_that_no_target_reads_are_left_out(tiny_model: AnyToAny, pack: bool) -> None:
     """The end of a last turn is predicted and not read; what counts stays what it was."""
     whole = batch_of(tiny_model, MIXED, pack=pack, targets=False)
-    learnt = batch_of(tiny_model, MIXED, pack=pack)
+    trimmed = batch_of(tiny_model, MIXED, pack=pack)
     lengths = [tiny_model.renderer.render(talk) for talk in MIXED]
     assert all(0 < item.num_used_tokens < len(item) for item in lengths)
     ends = sum(len(item) - item.num_used_tokens for item in lengths)
     if pack:
-        real = [batch.ids.shape[1] - batch.padding for batch in (whole, learnt)]
+        real = [batch.ids.shape[1] - batch.padding for batch in (whole, trimmed)]
         assert real[0] - real[1] == ends
     else:
-        assert learnt.ids.shape[1] == max(item.num_used_tokens for item in lengths)
-    assert learnt.labels.equal(whole.labels)
+        assert trimmed.ids.shape[1] == max(item.num_used_tokens for item in lengths)
+    assert trimmed.labels.equal(whole.labels)
     states = [
-        tiny_model(batch).hidden.flatten(0, 1)[batch.target_indices] for batch in (whole, learnt)
+        tiny_model(batch).hidden.flatten(0, 1)[batch.target_indices] for batch in (whole, trimmed)
     ]
     assert torch.allclose(*states, atol=1e-4)
     for key, media in whole.outputs.items():
         one = tiny_model(whole).hidden.flatten(0, 1)[media.token_indices]
-        other = tiny_model(learnt).hidden.flatten(0, 1)[learnt.outputs[key].token_indices]
+        other = tiny_model(trimmed).hidden.flatten(0, 1)[trimmed.outputs[key].token_indices]
         assert torch.allclose(one, other, atol=1e-4)
 
 
@@ -181,7 +181,7 @@ def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) ->
 def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
     tiny_model: AnyToAny,
 ) -> None:
-    """What is supervised lies in the opening that they share, and counts for each of them."""
+    """The supervised tokens lie in the shared prefix, and count for each of the conversations."""
     talk = [MIXED[3]] * 3
     padded, packed = (batch_of(tiny_model, talk, pack=pack) for pack in (False, True))
     length = padded.ids.shape[1]
@@ -192,7 +192,7 @@ def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
     assert torch.allclose(*found, atol=1e-4)
 
 
-def test_a_shared_opening_is_computed_once_and_changes_nothing(tiny_model: AnyToAny) -> None:
+def test_a_shared_prefix_is_computed_once_and_changes_nothing(tiny_model: AnyToAny) -> None:
     choose_trainable(tiny_model, EVERYTHING)
     for _, parameter in tiny_model.llm.lora_parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -374,6 +374,6 @@ def test_recomputed_activations_give_the_same_loss_and_gradients(make_model) -> 
         model.train()
         found.append((gradients_of(model, batch), len(calls)))
     (wanted, once), (same, again) = found
-    assert again == once  # the opening apart, then all rows; or all of it, and all of it once more
+    assert again == once  # the prefix, then all rows; or all of it, and all of it once more
     for name, value in wanted.items():
         torch.testing.assert_close(same[name], value, msg=name, rtol=1e-4, atol=1e-6)

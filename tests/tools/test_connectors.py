@@ -93,7 +93,7 @@ def test_candidates_are_of_the_registry(system_tree: dict, tmp_path: Path) -> No
             assert run.system.output_projections["image"].signal_tokens >= 8
 
 
-def test_every_held_out_scene_is_said_in_its_reply() -> None:
+def test_the_reply_of_every_held_out_scene_holds_its_caption() -> None:
     scenes = connectors.heldout(2)
     assert len(scenes) == 2 * len(connectors.KINDS)
     for _, _, (request, reply) in scenes:

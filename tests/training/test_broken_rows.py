@@ -224,7 +224,7 @@ def test_a_broken_row_costs_itself(kind: str, make_run, tmp_path: Path, caplog):
     assert {row["item"] for row in rows} == {name for name, _ in found}
     assert {(row["item"], row["error"]) for row in rows} >= of_rows
     assert (output / "checkpoints" / "step-00000002").is_dir()
-    told = [record for record in caplog.records if record.msg.startswith("skipped ")]
-    assert len(told) == len(rows), "each is named once, however often it is drawn"
+    records = [record for record in caplog.records if record.msg.startswith("skipped ")]
+    assert len(records) == len(rows), "each is named once, however often it is drawn"
     total = sum(row["times"] for row in rows)
     assert f"{total} of {2 * run.stage.batch_size} items drawn" in caplog.text

@@ -59,10 +59,10 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_costs_nothing(
     monkeypatch.setattr(checkpoints, "save", limited)
     with pytest.raises(CheckpointError) as caught:
         train(make_run(output="parts"), progress=False)
-    told = str(caught.value)
-    assert "\n" not in told
-    assert told.startswith(f"{saved[1]}: cannot be written: ")
-    assert "File too large" in told
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{saved[1]}: cannot be written: ")
+    assert "File too large" in message
     assert drafts(tmp_path / "parts") == []
     assert [path.name for path in saved[0].parent.iterdir()] == ["step-00000002"]
 
@@ -102,7 +102,7 @@ def test_every_kind_of_failure_keeps_what_was_there(make_run, tmp_path: Path, er
     assert drafts(tmp_path) == []
 
 
-def test_a_programming_error_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+def test_a_programming_error_is_not_reported_as_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(KeyError), files.write_errors(tmp_path, CheckpointError, ""):
         raise KeyError("x")
     with (
@@ -169,7 +169,7 @@ def test_without_a_whole_checkpoint_a_run_is_not_begun_again_over_it(
 
 
 def test_a_model_is_not_loaded_from_damaged_weights(trained: Path) -> None:
-    """Whoever names the checkpoint itself is told the same."""
+    """The same error where the checkpoint itself is named."""
     folder = trained / "checkpoints/step-00000004"
     DAMAGES["zeroed"](folder / "training/optimizer.safetensors")
     checkpoints.load_model(checkpoints.open_checkpoint(folder))  # it needs none of it
@@ -262,16 +262,18 @@ def test_drafts_of_the_dead_are_swept_and_those_of_the_living_are_not(
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000005"]
 
 
-@pytest.mark.parametrize(("code", "said"), [(errno.EROFS, "Read-only"), (errno.ENOSPC, "No space")])
-def test_a_folder_that_takes_nothing_is_told_before_the_model_is_loaded(
-    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+@pytest.mark.parametrize(
+    ("code", "message"), [(errno.EROFS, "Read-only"), (errno.ENOSPC, "No space")]
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
 ) -> None:
     monkeypatch.setattr(models, "build", None)
     run = make_run(output="full/run")
     for folder in (tmp_path / "full", tmp_path / "full" / "run"):
         with refused_writes(folder, code), pytest.raises(ConfigError) as caught:
             train(run, progress=False)
-        assert str(caught.value).startswith(f"{run.stage.output}: cannot be written: {said}")
+        assert str(caught.value).startswith(f"{run.stage.output}: cannot be written: {message}")
         assert "stage.output=" in str(caught.value)
         folder.mkdir()
     (tmp_path / "file").write_text("no folder")
@@ -293,7 +295,7 @@ def test_space_for_a_checkpoint_is_asked_for_before_the_first_step(
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "report.html", "skipped.json"])
-def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
+def test_a_report_that_cannot_be_written_is_named_with_its_path(
     drawn_curves, make_run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The disk fills up when the run is under way; its checkpoints so far are whole."""

@@ -67,8 +67,8 @@ def talks(batch: Batch) -> list[Talk]:
     """The conversations of a batch, in its order."""
     if batch.mask is not None:
         return [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, batch.mask, strict=True)]
-    opening, *own = batch.ids[0].split([batch.prefix_len, *batch.seq_lens])
-    return [(*opening.tolist(), *ids.tolist()) for ids in own[: -1 if batch.padding else None]]
+    prefix, *own = batch.ids[0].split([batch.prefix_len, *batch.seq_lens])
+    return [(*prefix.tolist(), *ids.tolist()) for ids in own[: -1 if batch.padding else None]]
 
 
 def shares(make_feed: Callable[..., TrainingStepDataset], world: int, step: int, **changes) -> list:
@@ -94,7 +94,7 @@ def test_packs_are_shared_out_by_length_and_hold_the_same_batch(make_feed, world
         packed = shares(make_feed, world, step, pack=True)
         padded = shares(make_feed, world, step, pack=False)
         for (every,), ranks, slices in zip(whole, packed, padded, strict=True):
-            assert len(set(every)) > BATCH // 4, "the test cannot tell conversations apart"
+            assert len(set(every)) > BATCH // 4, "too few conversations differ for this test"
             assert sorted(talk for own in ranks for talk in own) == sorted(every)
             assert [len(own) for own in ranks] == [BATCH // 2 // world] * world
             dealt.append(excess(ranks))

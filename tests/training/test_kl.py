@@ -97,8 +97,8 @@ def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
     for row in ids:
         with torch.no_grad(), model.llm.adapters_disabled():
             base = logits(row)[:, : model.llm.tokens.vocab_size].log_softmax(-1)
-        said = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocab_size]
-        wanted.append((base.exp() * (base - said)).sum(-1))
+        adapted = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocab_size]
+        wanted.append((base.exp() * (base - adapted)).sum(-1))
     found, wanted = model.kl_to_base(ids), torch.cat(wanted)
     assert wanted.max() > 0.01
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""One trainer a run folder: who holds it is told, who is dead does not, here and elsewhere."""
+"""One trainer per run folder: a live holder is named, a dead process holds none, on any machine."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def test_a_second_trainer_is_refused_by_name_before_anything_is_loaded(
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError) as caught:
         train(make_run(), resume=True, progress=False)
-    told = str(caught.value)
-    assert told.startswith(f"{tmp_path / 'run'}: process {holder.pid} on ")
-    assert "trains into this folder" in told
-    assert "stage.output=" in told
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'run'}: process {holder.pid} on ")
+    assert "trains into this folder" in message
+    assert "stage.output=" in message
     assert sorted(tmp_path.rglob("*")) == before
     holder.communicate()  # its input ends, and so does its hold
     with RunLock(tmp_path / "run"):

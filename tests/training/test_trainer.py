@@ -298,7 +298,7 @@ def _not_a_number(loss: TextNLL, output: Output, batch: Batch) -> LossTerm:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prealignment_trains_the_projections_alone(make_run, dtype):
-    """Clips of noise look all the same to the tiny encoder: pictures and sounds must be told."""
+    """Clips of noise are all alike to the tiny encoder; images and sounds must be recognised."""
     run = make_run()
     options = PrealignConfig(steps=150, batch_size=4, learning_rate=1e-2)
     cast = functools.partial(torch.autocast, "cpu", dtype, enabled=dtype == torch.bfloat16)
@@ -324,10 +324,10 @@ def test_prealignment_trains_the_projections_alone(make_run, dtype):
     assert found[0]["input_projections.image"] == found[0]["input_projections.audio"] == 1.0
     for name, weight in weights[0].items():
         assert torch.equal(weight, weights[1][name]), name
-    untouched = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
-    choose_trainable(untouched, {"*_projections.*": 1e-3})
+    untrained = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
+    choose_trainable(untrained, {"*_projections.*": 1e-3})
     none = PrealignConfig(steps=1, batch_size=4, learning_rate=0.0)
-    start = prealign(untouched, items, FeatureCache(untouched), run.stage, none, progress=False)
+    start = prealign(untrained, items, FeatureCache(untrained), run.stage, none, progress=False)
     for key in parts.KEYS:
         name = f"output_projections.{key}"
         assert found[0][name] < 0.5 * start[name]
@@ -401,7 +401,7 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
         assert torch.equal(weight, dict(given.trainable_candidates())[name]), name
     assert not (tmp_path / "given" / "training").exists()
     modes = {file.stat().st_mode for file in (tmp_path / "given").rglob("*") if file.is_file()}
-    assert len(modes) == 1, "whoever may read the config may read the weights"
+    assert len(modes) == 1, "the weights have the file mode of the config"
     small = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
     assert main(["export", str(output), str(tmp_path / "given")]) == 0  # float16, over the first
     half = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
@@ -439,14 +439,14 @@ def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"best": "validation/text"}, "stage.validation: give one"),
         ({"trackers": ["no_such_tracker"]}, "no_such_tracker"),
     ],
 )
-def test_what_cannot_be_tracked_is_refused(make_run, changes, said) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_tracked_is_refused(make_run, changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
         train(make_run(**changes), progress=False)
 
 
@@ -487,7 +487,7 @@ def test_an_optimiser_of_bitsandbytes_resumes_exactly(make_run, tmp_path: Path, 
         assert torch.equal(value, parts_[entry]), entry
 
 
-def test_an_optimiser_that_is_not_installed_is_told(make_run, monkeypatch) -> None:
+def test_an_optimiser_that_is_not_installed_is_refused(make_run, monkeypatch) -> None:
     find = importlib.util.find_spec
     missing = {"bitsandbytes", "liger_kernel"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in missing else find(n))
