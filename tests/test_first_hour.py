@@ -47,8 +47,7 @@ ROWS: dict[str, list[str]] = {
         "training/test_output.py::test_a_terminal_has_one_bar_at_a_time",
     ],
     "D6: a report of 7,000 pixels of config": [
-        "training/test_report.py::"
-        "test_the_page_tells_losses_then_samples_then_speed_and_folds_the_rest",
+        "training/test_report.py::test_the_report_shows_losses_samples_and_speed_first",
         "training/test_report.py::test_samples_of_the_same_prompts_stand_side_by_side",
         "training/test_report.py::test_losses_have_names_for_readers_and_stand_by_modality",
     ],
@@ -62,7 +61,7 @@ ROWS: dict[str, list[str]] = {
         "test_gallery.py::test_the_demos_prompts_are_of_things_that_are_in_its_data",
     ],
     "D6: report.html tells the story first": [
-        "training/test_report.py::test_the_page_tells_losses_then_samples_then_speed_and_folds_the_rest",
+        "training/test_report.py::test_the_report_shows_losses_samples_and_speed_first",
         "training/test_report.py::test_samples_of_the_same_prompts_stand_side_by_side",
         "training/test_report.py::test_losses_have_names_for_readers_and_stand_by_modality",
         "training/test_report.py::test_curves_are_a_grid",
@@ -110,7 +109,7 @@ ROWS: dict[str, list[str]] = {
     # --- Python ---------------------------------------------------------------------------------
     "chat.reply('Draw a cat') and all other first lines": [
         "test_first_lines.py::test_a_first_line_does_what_is_meant",
-        "test_first_lines.py::test_another_names_the_way",
+        "test_first_lines.py::test_unsupported_first_lines_name_the_remedy",
         "test_first_lines.py::test_there_are_ninety_two_and_more",
     ],
     "a Message, a str, a list, a call": [
@@ -118,8 +117,8 @@ ROWS: dict[str, list[str]] = {
         "inference/test_inputs.py::test_a_chat_can_be_called",
     ],
     "the name of a file read as text": [
-        "inference/test_inputs.py::test_a_name_of_a_file_asks_what_is_meant",
-        "inference/test_inputs.py::test_urls_of_media_ask_what_is_meant",
+        "inference/test_inputs.py::test_a_file_name_as_text_is_refused_with_a_remedy",
+        "inference/test_inputs.py::test_media_urls_as_text_are_refused_with_a_remedy",
     ],
     "Pillow, Path, ndarray, OpenAI's dicts": [
         "inference/test_inputs.py::test_pictures_however_they_are_given"
@@ -130,13 +129,13 @@ ROWS: dict[str, list[str]] = {
     "Jupyter": ["inference/test_inputs.py::test_notebooks_show_replies_and_media"],
     "max_tokens, steps, system, image": [
         "inference/test_inputs.py::test_common_names_of_options_are_understood",
-        "inference/test_inputs.py::test_other_options_name_the_way",
+        "inference/test_inputs.py::test_unsupported_options_are_refused_with_a_remedy",
         "inference/test_inputs.py::test_a_system_message_and_media_by_keyword",
     ],
     "modalities=['image']": ["inference/test_inputs.py::test_modalities_by_list_and_by_name"],
     "device='auto', 'cuda' without one": [
         "inference/test_inputs.py::test_devices_and_types_as_torch_names_them",
-        "test_first_lines.py::test_another_names_the_way",
+        "test_first_lines.py::test_unsupported_first_lines_name_the_remedy",
     ],
     "a library that prints": ["inference/test_inputs.py::test_loading_as_a_library_prints_nothing"],
     # --- server ---------------------------------------------------------------------------------

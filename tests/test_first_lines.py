@@ -246,7 +246,9 @@ def test_a_first_line_does_what_is_meant(
 
 
 @pytest.mark.parametrize(("line", "message"), NAMED, ids=[line for line, _ in NAMED])
-def test_another_names_the_way(line: str, message: str, names: dict[str, Any]) -> None:
+def test_unsupported_first_lines_name_the_remedy(
+    line: str, message: str, names: dict[str, Any]
+) -> None:
     if "cuda" in line and torch.cuda.is_available():
         line = line.replace("cuda", "cuda:99")
     with pytest.raises(MmllmError, match=message):

@@ -178,7 +178,7 @@ def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) ->
         assert torch.allclose(term.total, padded[name].total, atol=1e-4), name
 
 
-def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
+def test_equal_conversations_share_almost_all_of_a_pack(
     tiny_model: AnyToAny,
 ) -> None:
     """The supervised tokens lie in the shared prefix, and count for each of the conversations."""
@@ -253,7 +253,7 @@ def test_text_loss_equals_the_language_models_own(tiny_model: AnyToAny) -> None:
         ),
     ],
 )
-def test_exactly_the_stages_table_trains(
+def test_exactly_the_parameters_of_the_table_train(
     make_model: Callable[..., AnyToAny], table: dict[str, float], trained: list[str]
 ) -> None:
     model = make_model()
@@ -309,7 +309,7 @@ def test_noise_belongs_to_the_item(tiny_model: AnyToAny) -> None:
     assert not torch.equal(noise[0], noise[1])
 
 
-def test_weigh_divides_by_the_count_over_all_processes() -> None:
+def test_total_loss_divides_by_the_count_over_all_processes() -> None:
     one = {"text": LossTerm(torch.tensor(6.0), 3), "align/image": LossTerm(torch.tensor(0.0), 0)}
     weighted = [losses.TextNLL(1.0), losses.Align("image", 2.0, masks={})]
     assert losses.total_loss(weighted, one, {"text": 6, "align/image": 4}) == 1.0

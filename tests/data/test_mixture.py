@@ -129,7 +129,7 @@ def test_draws_are_dealt_evenly():
         assert spread[0] <= min(spread[1], 0.05 * sum(lengths) / parts)
 
 
-def test_dealing_goes_by_the_order_of_equals_and_asks_each_length_once():
+def test_equal_lengths_keep_their_order_and_each_length_is_computed_once():
     draws = [Draw("talks", index, seed=index) for index in range(6)]
     asked = []
     dealt = balance_by_length(draws, 3, lambda draw: asked.append(draw) or 7)

@@ -373,7 +373,7 @@ def test_prompts_of_a_file_are_a_list_of_texts(text: str, tmp_path: Path):
 # --- base64 -------------------------------------------------------------------------------------
 
 
-def test_base64_stands_wherever_a_file_is_named(tmp_path: Path):
+def test_base64_is_accepted_in_place_of_any_file_name(tmp_path: Path):
     data = picture(tmp_path / "a.png", 30).read_bytes()
     uri = f"data:image/png;base64,{base64.encodebytes(data).decode()}"
     shown = [{"type": "image", "file": uri, "image": uri}]
@@ -471,7 +471,7 @@ def test_a_path_that_is_a_column_instead_of_a_template_is_refused(tmp_path: Path
         answers("table", tmp_path / "a.csv", **{**TABLE, "path": "image"})
 
 
-def test_a_developer_is_the_system(tmp_path: Path):
+def test_the_developer_role_is_the_system(tmp_path: Path):
     rows = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     rows.append({"role": "assistant", "content": "Hi."})
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": rows}))

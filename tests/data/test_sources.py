@@ -245,7 +245,7 @@ def encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def test_messages_in_the_words_of_openai(tmp_path: Path):
+def test_messages_in_the_format_of_openai(tmp_path: Path):
     picture(tmp_path / "a.png", 30)
     data = encoded(sound(tmp_path / "a.wav"))
     content = [

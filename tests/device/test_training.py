@@ -47,7 +47,9 @@ def on_both(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_the_cpus_and_waits_for_nothing(make_run, on_device, second, kind: str) -> None:
+def test_a_step_equals_the_cpus_without_synchronising(
+    make_run, on_device, second, kind: str
+) -> None:
     cpu, other = on_both(make_run, on_device, second, **KINDS[kind])
     assert_alike(cpu, other)
     assert len(other.waits) == 2
@@ -55,7 +57,9 @@ def test_a_step_is_the_cpus_and_waits_for_nothing(make_run, on_device, second, k
 
 
 @pytest.mark.parametrize("pack", [False, True])
-def test_retention(make_run, on_device, second, tmp_path: Path, pack: bool) -> None:
+def test_the_kl_loss_equals_the_cpus(
+    make_run, on_device, second, tmp_path: Path, pack: bool
+) -> None:
     plain = tmp_path / "plain.jsonl"
     plain.write_text(json.dumps({"text": "one two three four five six " * 9}))
     kl = {"file": str(plain), "length": 8, "batch_size": 4}
@@ -85,7 +89,7 @@ def test_validation_and_what_comes_with_it(make_run, on_device, second) -> None:
     assert list(other.folder.glob("samples/step-*/*.html"))
 
 
-def test_caches_are_the_cpus(make_run, on_device, second, tmp_path: Path) -> None:
+def test_caches_equal_the_cpus(make_run, on_device, second, tmp_path: Path) -> None:
     """What one device has filled the other one trains from, complete: bit for bit alike."""
     losses = {"text": 1.0, "align": 1.0}  # to denoise, a decoder would be loaded within a step
     memory, other = on_both(make_run, on_device, second, losses=losses)
@@ -163,7 +167,7 @@ def test_a_dry_run_takes_a_step(make_run, on_device, second) -> None:
     dry_run(make_run(num_workers=1), progress=False)
 
 
-def test_bfloat16_takes_no_wait_more(make_run, on_device, second) -> None:
+def test_bfloat16_adds_no_synchronisation(make_run, on_device, second) -> None:
     cpu, other = on_both(make_run, on_device, second, precision="bf16", pack=True)
     assert cpu.losses == pytest.approx(other.losses, rel=0.05)
     assert sum(other.waits, Counter()) == Counter()

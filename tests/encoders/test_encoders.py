@@ -170,7 +170,7 @@ def test_fingerprints_tell_what_changes_features(eye, tmp_path):
     assert len(prints) == 4
 
 
-def test_what_cannot_be_meant(eye, encoder, tmp_path):
+def test_invalid_settings_weights_and_media_are_refused(eye, encoder, tmp_path):
     for fields in ({"size": 100}, {"size": 96, "grid": 4}, {"grid": 0}):
         with pytest.raises(ConfigError):
             EfficientNetConfig(**fields)

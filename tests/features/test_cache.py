@@ -124,7 +124,7 @@ def test_filling_again_or_in_two_processes_computes_nothing_twice(make_run, tmp_
     assert all(namespace.duplicates == 0 for namespace in sizes.values())
 
 
-def test_a_damaged_shard_is_passed_over_found_and_pruned(make_run, filled, capsys):
+def test_a_damaged_shard_is_skipped_reported_and_pruned(make_run, filled, capsys):
     shard = next(filled.glob("features-*/*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-8])
     (shard.parent / "killed.partial").write_bytes(b"half")
@@ -189,7 +189,7 @@ def test_damaged_tensors_are_computed_again_or_reported_where_that_is_not_allowe
 
 
 @pytest.mark.parametrize("what", ["zeroed", "half zeroed", "cut", "empty"])
-def test_a_shard_whose_header_is_damaged_too_is_passed_over(make_run, filled, what: str):
+def test_a_shard_with_a_damaged_header_is_skipped(make_run, filled, what: str):
     shard = shard_of(filled, "features")
     DAMAGES[what](shard)
     fresh = losses(train(make_run(output="fresh"), progress=False))
@@ -227,7 +227,7 @@ def test_a_header_that_means_nothing_is_a_damaged_shard(filled, caplog, header):
     assert [path for path, _ in maintenance.verify(filled)[0]] == [shard]
 
 
-def test_no_tensor_passes_for_another(tmp_path: Path):
+def test_checksums_cover_name_dtype_and_shape(tmp_path: Path):
     """The checksum is of the name, the type and the shape, too."""
     namespace = FeatureStore(tmp_path).namespace("features", "encoders.image", "f")
     namespace["a"] = {"tokens": torch.ones(2, 3), "mask": torch.ones(3, dtype=torch.bool)}
@@ -315,7 +315,7 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(make_run, filled,
         assert losses(train(run, progress=False)) == fresh
 
 
-def test_a_cache_that_cannot_take_what_is_missing_says_so(make_run, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_refused(make_run, tmp_path: Path):
     cache = tmp_path / "cache"
     cache.mkdir()
     run = make_run(cache=str(cache))
@@ -368,7 +368,7 @@ def test_filling_needs_a_folder(make_run):
         fill_cache(make_run(), progress=False)
 
 
-def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
+def test_pipelines_are_unloaded_after_their_captions_are_encoded(make_run):
     run = make_run(losses=LOSSES)
     model = models.build(run.system)
     work = FeatureCache(model)

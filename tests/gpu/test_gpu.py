@@ -59,7 +59,7 @@ def assert_media_alike(found: Medium, wanted: Medium) -> float:
 
 
 @pytest.mark.parametrize("modality", ASKED)
-def test_a_reply_is_the_cpus(chats, device, note, modality: str) -> None:
+def test_a_reply_equals_the_cpus(chats, device, note, modality: str) -> None:
     forced = {} if modality == "text" else {modality: "force"}
     options = {"seed": 1, "modalities": forced, "decoders": FEW, "max_new_tokens": 32}
     question = [user(ASKED[modality])]

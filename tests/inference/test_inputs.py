@@ -117,7 +117,7 @@ def test_pictures_however_they_are_given(
     assert same(chat.reply([{"role": "user", "content": content}], **QUICK), expected)
 
 
-def test_a_name_of_a_file_asks_what_is_meant(chat: Chat, red: Path) -> None:
+def test_a_file_name_as_text_is_refused_with_a_remedy(chat: Chat, red: Path) -> None:
     for ask in (lambda: user("what?", str(red)), lambda: chat.reply("what?", str(red))):
         with pytest.raises(ConfigError, match=r"is the name of a file: write Image\("):
             ask()
@@ -195,7 +195,9 @@ def test_common_names_of_options_are_understood(chat: Chat) -> None:
     ],
     ids=repr,
 )
-def test_other_options_name_the_way(chat: Chat, options: dict[str, Any], message: str) -> None:
+def test_unsupported_options_are_refused_with_a_remedy(
+    chat: Chat, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         chat.reply("one two", **options)
 
@@ -222,7 +224,7 @@ def test_a_system_message_and_media_by_keyword(chat: Chat, red: Path) -> None:
         chat.reply_many(["one"], **wrong)
 
 
-def test_urls_of_media_ask_what_is_meant() -> None:
+def test_media_urls_as_text_are_refused_with_a_remedy() -> None:
     with pytest.raises(ConfigError, match=r"nothing is fetched: download it and write Image\("):
         user("what?", "https://example.org/cat.jpg?size=2")
     assert user("see https://example.org/cat.jpg").text.startswith("see https")
@@ -387,7 +389,7 @@ def test_devices_and_types_as_torch_names_them(system_tree: dict, tmp_path: Path
     assert mmllm.load(path, device=torch.device("cpu")).reply("one", **QUICK).ids
 
 
-def test_the_package_names_what_people_look_for() -> None:
+def test_the_package_exports_the_everyday_names() -> None:
     for name in ("Chat", "Reply", "load", "user", "system", "assistant", "Image", "Text"):
         assert hasattr(mmllm, name)
         assert name in mmllm.__all__

@@ -168,7 +168,7 @@ def test_a_reply_is_what_its_parts_give_one_by_one(tiny_model: AnyToAny) -> None
     assert (reply.image.to_numpy() == medium.to_numpy()).all()
 
 
-def test_all_that_happens_goes_to_one_sink(tiny_model: AnyToAny) -> None:
+def test_all_events_go_to_one_sink(tiny_model: AnyToAny) -> None:
     """For several conversations, with their numbers; a sink that raises ends the request."""
     events: list[tuple[int, Event]] = []
     chat = Chat(tiny_model)
@@ -194,7 +194,7 @@ def test_all_that_happens_goes_to_one_sink(tiny_model: AnyToAny) -> None:
     assert chat.engine.is_idle
 
 
-def test_a_token_is_cancelled_by_itself_or_by_the_callers_event() -> None:
+def test_a_cancel_token_is_set_by_itself_or_by_the_callers_event() -> None:
     event = threading.Event()
     own, others = CancelToken(event), CancelToken(event)
     own.check()

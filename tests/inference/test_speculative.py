@@ -119,7 +119,7 @@ def inclined(model: AnyToAny, key: str) -> None:
     ],
     ids=str,
 )
-def test_guesses_change_nothing(make_model: Callable[..., AnyToAny], options: dict) -> None:
+def test_draft_tokens_change_no_reply(make_model: Callable[..., AnyToAny], options: dict) -> None:
     passes, runs = {0: 0, 5: 0}, 0
     for seed in range(3):
         model = make_model(seed)
@@ -160,7 +160,7 @@ def test_what_is_kept_for_later_turns_holds_no_draft_tokens(tiny_model: AnyToAny
         assert torch.allclose(one.values, two.values, atol=1e-4)
 
 
-def test_a_negative_number_of_guesses_is_refused() -> None:
+def test_a_negative_number_of_draft_tokens_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="num_draft_tokens: expected a whole number of at least 0, got -1"
     ):

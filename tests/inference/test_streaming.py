@@ -56,7 +56,7 @@ def close(one: Reply, other: Reply) -> bool:
     )
 
 
-def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
+def test_a_stream_equals_the_reply(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     events = list(chat.stream(PROMPT, **OPTIONS))
     last = events[-1]
@@ -166,7 +166,7 @@ def until(events, kind: type, count: int = 1) -> Event:
     ("kind", "count"), [(TextDelta, 1), (TextDelta, 3), (MediumStarted, 1), (Progress, 4)]
 )
 @pytest.mark.parametrize("handle", [False, True])
-def test_a_cancelled_stream_leaves_the_engine_free_and_as_new(
+def test_a_cancelled_stream_leaves_the_engine_idle_and_unchanged(
     tiny_model: AnyToAny, kind: type, count: int, handle: bool
 ) -> None:
     chat = Chat(tiny_model)
@@ -206,7 +206,7 @@ def test_cancelled_streams_leave_no_thread_and_no_tensor(tiny_model: AnyToAny) -
     assert held() == before
 
 
-def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path: Path) -> None:
+def test_errors_are_raised_in_the_stream(tiny_model: AnyToAny, tmp_path: Path) -> None:
     chat = Chat(tiny_model)
     with pytest.raises(ConfigError, match="unknown modality 'smell'"):
         list(chat.stream(PROMPT, modalities={"smell": "force"}))
@@ -216,7 +216,7 @@ def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path:
     assert chat.engine.is_idle
 
 
-def test_threads_wait_for_one_another(tiny_model: AnyToAny) -> None:
+def test_concurrent_streams_equal_single_replies(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     expected = [chat.reply(PROMPT, **{**OPTIONS, "seed": seed}) for seed in range(3)]
     replies: dict[int, Reply] = {}
@@ -417,7 +417,7 @@ def test_the_shared_prefix_is_computed_once_for_all_requests(
     assert not alike(bare, adapted)
 
 
-def test_what_differs_is_not_taken_for_what_was_seen(
+def test_the_prefix_cache_distinguishes_media_and_text(
     make_model: Callable[..., AnyToAny], tmp_path: Path
 ) -> None:
     """Another picture in the same place, another picture in the same file, an edited question."""

@@ -241,7 +241,7 @@ def test_a_product_of_any_number_of_rows_is_the_plain_one(rows) -> None:
 @pytest.mark.usefixtures("auto_kernels")
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "smollm"])
 @torch.no_grad()
-def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) -> None:
+def test_fused_products_follow_the_weights(name, folders) -> None:
     """Of weights that do not train, queries, keys and values are one product, adapters merged."""
     torch.manual_seed(0)
     llm = with_outputs(folders(name))
@@ -278,7 +278,7 @@ def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) ->
 
 @pytest.mark.usefixtures("auto_kernels")
 @torch.inference_mode()
-def test_what_the_lean_stack_does_not_know_runs_as_before(folders) -> None:
+def test_unsupported_layers_run_unchanged(folders) -> None:
     folder = folders("smollm")
     assert with_outputs(folder, attention="eager").new_cache().stack is None
     dora = with_outputs(folder, lora={"rank": 2, "options": {"use_dora": True}})

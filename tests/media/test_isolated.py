@@ -101,7 +101,7 @@ def test_what_takes_too_long_is_ended(slow: bytes) -> None:
     assert Image(_png()).decoded(isolated.decode).to_numpy().shape == (24, 40, 3)
 
 
-def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
+def test_a_cancelled_caller_stops_the_decoding(slow: bytes) -> None:
     gone = threading.Event()
     timer = threading.Timer(0.3, gone.set)
     timer.start()
@@ -111,7 +111,7 @@ def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
+def test_slow_clips_do_not_delay_images(slow: bytes) -> None:
     gone = threading.Event()
 
     def look() -> None:
@@ -131,7 +131,7 @@ def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
-def test_a_process_that_breaks_down_costs_its_file_only(slow: bytes) -> None:
+def test_a_crashed_process_costs_its_file_only(slow: bytes) -> None:
     isolated.start()
     before = set(isolated.STARTED)
 

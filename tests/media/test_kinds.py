@@ -167,7 +167,7 @@ def test_depths_and_clear_colours(data, expected):
     assert np.unique(Image(data).to_numpy()).tolist() == [expected]
 
 
-def test_floats_that_are_no_numbers_are_refused():
+def test_non_finite_floats_are_refused():
     with pytest.raises(MediaError, match="not numbers"):
         Image(saved(PILImage.new("F", (2, 2), float("nan")), "TIFF")).decoded()
 
@@ -213,7 +213,7 @@ def test_exif_of_an_odd_type_leaves_the_picture_alone(tag):
     assert np.array_equal(Image(data).to_numpy(), gradient())
 
 
-def test_remarks_of_others_are_no_marks():
+def test_foreign_metadata_is_no_provenance():
     for remark in (None, 5, ("a",), b"\xff", "[" * 100_000, "x" * 3_000_000, '{"mmllm": 5}'):
         assert provenance.from_comment(remark) is None
         assert provenance.from_xmp(remark) is None

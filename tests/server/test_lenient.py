@@ -164,7 +164,7 @@ def test_mp3_of_many_channels_is_one_clear_error() -> None:
         Audio.from_numpy(np.zeros((3, 8000), np.float32), 8000).to_bytes("mp3")
 
 
-def test_web_pages_may_ask_where_it_is_allowed(
+def test_cors_is_allowed_for_configured_origins(
     serve: Callable[..., Served], http: httpx2.Client
 ) -> None:
     page = "http://localhost:3000"

@@ -158,7 +158,7 @@ def test_files_are_bounded_in_number_bytes_and_time() -> None:
     assert short.size == 0
 
 
-def test_the_way_of_showing_is_checked(client: openai.OpenAI) -> None:
+def test_the_media_option_is_checked(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(messages=ASKED, extra_body=extra("html"), **OPTIONS)
     assert caught.value.param == "mmllm.media"

@@ -136,7 +136,7 @@ def test_an_output_sent_back_is_part_of_the_conversation(chat: Chat, client: ope
         ({"input": [{"role": "user", "content": [BROKEN]}]}, "input.0.content.0.image_url.url"),
     ],
 )
-def test_what_cannot_be_done_is_named(
+def test_unsupported_fields_are_named(
     http: httpx2.Client, change: dict[str, Any], param: str
 ) -> None:
     response = http.post("/v1/responses", json={"input": "x", **change})

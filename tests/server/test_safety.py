@@ -38,7 +38,7 @@ def error_of(response: httpx2.Response, status: int = 400) -> dict[str, Any]:
 # --- who may ask --------------------------------------------------------------------------------
 
 
-def test_a_token_is_asked_for_before_the_body_is_read(serve: Callable[..., Served]) -> None:
+def test_a_token_is_required_before_the_body_is_read(serve: Callable[..., Served]) -> None:
     served = serve(token="s3cret")
     with served.http() as http:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}):
@@ -54,7 +54,7 @@ def test_a_token_is_asked_for_before_the_body_is_read(serve: Callable[..., Serve
         served.openai("other").models.list()
 
 
-def test_a_local_server_answers_to_local_names_only(http: httpx2.Client, served: Served) -> None:
+def test_a_local_server_accepts_local_host_names_only(http: httpx2.Client, served: Served) -> None:
     """A web page could make its own name resolve to 127.0.0.1."""
     port = served.url.rpartition(":")[2]
     assert (
@@ -66,7 +66,7 @@ def test_a_local_server_answers_to_local_names_only(http: httpx2.Client, served:
     assert http.get("/v1/models", headers={"host": f"LOCALHOST:{port}"}).status_code == 200
 
 
-def test_a_web_page_cannot_ask_without_being_asked_itself(http: httpx2.Client) -> None:
+def test_web_pages_of_other_origins_cannot_send_requests(http: httpx2.Client) -> None:
     """Text that a page may post anywhere is not taken for JSON, and no origin is let in."""
     body = b'{"messages": [{"role": "user", "content": "one"}]}'
     response = http.post(CHAT, content=body, headers={"content-type": "text/plain"})
@@ -227,7 +227,7 @@ def test_all_media_of_a_request_share_what_may_be_decoded(serve: Callable[..., S
         assert "4 pictures, sounds and clips, more than 3" in error["message"]
 
 
-def test_a_large_or_slow_body_is_not_waited_for(serve: Callable[..., Served]) -> None:
+def test_large_and_slow_bodies_are_refused(serve: Callable[..., Served]) -> None:
     served = serve(max_body_bytes=1000, max_body_seconds=0.5)
     with served.http() as http:
         error_of(http.post(CHAT, json=asking({"type": "text", "text": "x" * 1000})), 413)
@@ -267,7 +267,7 @@ def test_paths_and_methods(http: httpx2.Client, method: str, path: str, status: 
         b"\xff\xfe\x00",
     ],
 )
-def test_bodies_that_are_no_request(http: httpx2.Client, body: bytes) -> None:
+def test_bodies_that_are_not_requests(http: httpx2.Client, body: bytes) -> None:
     error_of(http.post(CHAT, content=body, headers={"content-type": "application/json"}))
 
 

@@ -156,9 +156,7 @@ def test_a_run_goes_on_from_the_whole_checkpoint_as_if_it_were_the_newest(
         assert found[name] == data, name
 
 
-def test_without_a_whole_checkpoint_a_run_is_not_begun_again_over_it(
-    trained: Path, make_run
-) -> None:
+def test_a_run_without_an_intact_checkpoint_is_not_overwritten(trained: Path, make_run) -> None:
     for file in trained.glob("checkpoints/*/rows.safetensors"):
         DAMAGES["zeroed"](file)
     before = contents(trained)
@@ -232,7 +230,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(tmp_path: Path) -
     assert aside == 1, "the moment between the two renames was not met"
 
 
-def test_drafts_of_the_dead_are_swept_and_those_of_the_living_are_not(
+def test_partial_files_of_dead_processes_are_removed_and_others_kept(
     trained: Path, make_run, tmp_path: Path
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -87,7 +87,7 @@ def excess(ranks: list[list[Talk]]) -> float:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_packs_are_shared_out_by_length_and_hold_the_same_batch(make_feed, world: int) -> None:
+def test_packs_are_balanced_by_length_and_hold_the_same_batch(make_feed, world: int) -> None:
     dealt, sliced = [], []
     for step in range(STEPS):
         whole = shares(make_feed, 1, step, pack=True)
@@ -105,7 +105,9 @@ def test_packs_are_shared_out_by_length_and_hold_the_same_batch(make_feed, world
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("world", [1, 2])
-def test_slices_go_by_the_global_order(make_feed, world: int, pack: bool) -> None:
+def test_unbalanced_batches_are_slices_in_the_global_order(
+    make_feed, world: int, pack: bool
+) -> None:
     """Where nothing is packed or there is one process; talks end before what closes a turn."""
     feed = make_feed()
     order = [tuple(feed.render(draw).ids) for draw in feed.mixture.batch(1, BATCH)]
@@ -134,7 +136,9 @@ def test_conversations_are_rendered_once(
     assert len(rendered) == len(set(rendered)) == expected
 
 
-def test_neighbours_deal_among_themselves(make_feed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_are_balanced_within_groups_of_ranks(
+    make_feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(feeding, "BALANCED_RANKS", 2)
     found = shares(make_feed, 3, 0, pack=True)
     for ranks, slices in zip(found, shares(make_feed, 3, 0, pack=False), strict=True):
@@ -143,7 +147,7 @@ def test_neighbours_deal_among_themselves(make_feed, monkeypatch: pytest.MonkeyP
         assert ranks[2] == slices[2], "the last one is alone"
 
 
-def test_what_cannot_be_read_is_skipped_by_the_one_that_has_it(
+def test_unreadable_items_are_skipped_by_the_rank_that_has_them(
     make_feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feeding, "BALANCED_RANKS", 2)

@@ -83,7 +83,7 @@ def test_a_second_trainer_is_refused_by_name_before_anything_is_loaded(
         pass
 
 
-def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_trainer_is_stale(holder, tmp_path: Path) -> None:
     """Also while its parent has not yet asked for its exit code."""
     holder.kill()
     deadline = time.monotonic() + 30
@@ -95,7 +95,7 @@ def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None
     assert drafts(tmp_path) == []
 
 
-def test_a_process_that_came_later_to_the_same_number_holds_nothing(tmp_path: Path) -> None:
+def test_the_lock_of_a_reused_process_id_is_stale(tmp_path: Path) -> None:
     if not files.process_start_time(os.getpid()):
         pytest.skip("this system does not tell when a process began; its signs of life do")
     own = RunLock(tmp_path).own
@@ -106,7 +106,7 @@ def test_a_process_that_came_later_to_the_same_number_holds_nothing(tmp_path: Pa
         RunLock(tmp_path).__enter__()
 
 
-def test_a_silent_process_elsewhere_holds_nothing_and_one_that_gives_signs_does(
+def test_the_lock_of_another_machine_is_held_while_its_heartbeat_is_fresh(
     tmp_path: Path, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "old"
@@ -141,7 +141,7 @@ def test_a_silent_process_elsewhere_holds_nothing_and_one_that_gives_signs_does(
 
 
 @pytest.mark.parametrize("content", [b"", bytes(200), b"{}", b"[1]", b"\xff\xfe", b'{"pid": "x"}'])
-def test_a_lock_that_says_nothing_holds_while_it_is_fresh(
+def test_an_unreadable_lock_is_held_while_it_is_fresh(
     tmp_path: Path, quick: None, content: bytes
 ) -> None:
     path = tmp_path / lock.NAME
@@ -151,7 +151,7 @@ def test_a_lock_that_says_nothing_holds_while_it_is_fresh(
     assert not path.exists()
 
 
-def test_the_holder_gives_signs_of_life_and_puts_back_a_lock_that_was_deleted(
+def test_the_holder_sends_heartbeats_and_restores_a_deleted_lock(
     tmp_path: Path, quick: None
 ) -> None:
     path = tmp_path / lock.NAME
@@ -187,7 +187,7 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
     assert kept["token"] == "another", "the other one's lock is not its own to delete"
 
 
-def test_two_that_find_a_stale_lock_do_not_both_get_the_folder(tmp_path: Path, quick: None) -> None:
+def test_a_stale_lock_is_taken_over_by_one_of_two_trainers(tmp_path: Path, quick: None) -> None:
     """One is slower: when it sets the stale lock aside, it is the quick one's that it gets."""
     left_by(tmp_path, seconds_ago=3600)
     slow = RunLock(tmp_path)

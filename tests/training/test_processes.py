@@ -104,7 +104,7 @@ def test_two_processes_have_the_losses_of_one(make_run, tmp_path: Path, cache: s
         assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
 
 
-def test_a_process_that_sees_no_media_at_all_holds_nobody_up(make_run, tmp_path: Path) -> None:
+def test_processes_without_media_do_not_block_the_others(make_run, tmp_path: Path) -> None:
     """One process speaks of pictures while the other has only words, step after step."""
     talk = tmp_path / "talk.jsonl"
     row = {

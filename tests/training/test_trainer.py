@@ -235,7 +235,7 @@ def test_too_many_bad_items_end_the_run_with_the_list(make_run, data: Path, tmp_
     assert (tmp_path / "run" / "skipped.json").is_file()
 
 
-def test_a_damaged_checkpoint_is_passed_over(make_run, tmp_path: Path, caplog) -> None:
+def test_a_damaged_checkpoint_is_skipped(make_run, tmp_path: Path, caplog) -> None:
     train(make_run(steps=4), progress=False)
     newest = tmp_path / "run" / "checkpoints" / "step-00000004"
     (newest / "rows.safetensors").write_bytes(b"half")
@@ -368,7 +368,9 @@ def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run
         assert aligned["with"][name] < 0.7 * aligned["without"][name], name
 
 
-def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, monkeypatch):
+def test_prealignment_runs_the_model_on_the_configured_number_of_conversations(
+    make_run, monkeypatch
+):
     run = make_run()
     model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
     choose_trainable(model, {"output_projections.*": 1e-3})
@@ -409,7 +411,7 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
     assert main(["export", str(output), str(tmp_path)]) == FAILED
 
 
-def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(
+def test_the_best_model_is_kept_and_a_report_is_written(
     drawn_curves, make_run, tmp_path: Path
 ) -> None:
     held = make_run().stage.data["understand-image"]
@@ -514,7 +516,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     assert not torch.equal(weight, moved)
 
 
-def test_liger_is_used_where_it_can_run(monkeypatch) -> None:
+def test_liger_is_used_where_it_is_supported(monkeypatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for installed in (False, True):
         found = object() if installed else None
@@ -539,7 +541,7 @@ def test_compiling_compiles_every_layer_and_renames_nothing(make_run, monkeypatc
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("pack", [False, True])
-def test_compiled_training_has_the_losses_of_the_other_and_is_resumed(
+def test_compiled_training_has_the_same_losses_and_is_resumed(
     make_run, tmp_path: Path, pack: bool
 ) -> None:
     plain = loss_curve(train(make_run(output="plain", pack=pack), progress=False))
