@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,18 +10,17 @@ import torch
 from torch.nn import functional as F
 
 from mmllm import losses
-from mmllm.conversation import Message, assistant, user
-from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
+from mmllm.conversation import user
+from mmllm.data.batch import PACK_MULTIPLE, Batch
 from mmllm.errors import CheckpointError
-from mmllm.features.cache import FeatureCache
 from mmllm.kernels import linear_cross_entropy
 from mmllm.kernels.prepacked_linear import FrozenLinear
 from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.training.trainable import choose_trainable
+from tests.batches import MIXED, batch_of, loss_of, terms_of
 from tests.samples import clip, picture, sound
 
-WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
 EVERYTHING = {
     "input_projections.*": 1e-3,
     "output_projections.*": 1e-3,
@@ -29,38 +28,6 @@ EVERYTHING = {
     "llm.signal_head": 1e-3,
     "llm.lora.*": 1e-3,
 }
-MIXED = [
-    [user(picture(30), "what is this?"), assistant("a red apple")],
-    [user("draw"), assistant("here", picture(90, caption="a red apple"))],
-    [
-        user(sound(0.5), "and", clip(60), "and", picture(200)),
-        assistant("one", sound(0.1, caption="a violin"), "two", clip(9, caption="a rocket")),
-        user("hello"),
-        assistant("three four"),
-    ],
-    [user("hello"), assistant("one two three")],
-]
-
-
-def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **options) -> Batch:
-    options.setdefault("seeds", list(range(len(conversations))))
-    return collate(
-        [model.renderer.render(conversation) for conversation in conversations],
-        FeatureCache(model, denoise=True),
-        model.batch_layout,
-        **options,
-    )
-
-
-def terms_of(model: AnyToAny, batch: Batch) -> dict[str, LossTerm]:
-    return losses.compute(losses.build_losses(model, WEIGHTS), model(batch), batch)
-
-
-def loss_of(model: AnyToAny, batch: Batch) -> torch.Tensor:
-    """The scalar that a single process differentiates."""
-    weighted = losses.build_losses(model, WEIGHTS)
-    terms = losses.compute(weighted, model(batch), batch)
-    return losses.total_loss(weighted, terms, losses.num_targets(weighted, [batch]))
 
 
 def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:

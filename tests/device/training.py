@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mmllm.config import RunConfig
 from mmllm.training import trainer
-from tests.training.test_trainer import weights
+from tests.training.runs import metrics, weights
 
 OnDevice = Callable[[torch.device], None]
 ALL = {"*_projections.*": 1e-3, "llm.*": 1e-3}
@@ -97,8 +96,7 @@ def trained(
 
 def curve(folder: Path) -> list[float]:
     """Losses by step, held-out ones between them."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = metrics(folder)
     return [value for row in rows for name, value in sorted(row.items()) if name not in _NO_LOSS]
 
 

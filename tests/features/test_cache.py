@@ -31,6 +31,7 @@ from mmllm.training.trainer import train
 from tests import parts
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
 from tests.training.conftest import data, make_run
+from tests.training.runs import metrics
 
 __all__ = ["data", "make_run"]
 
@@ -38,8 +39,7 @@ LOSSES = {"text": 1.0, "align": 1.0}
 
 
 def losses(output: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in metrics(output)]
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.inference.text_stream import TextStream
 from mmllm.model import AnyToAny
+from tests.batches import batch_of
 from tests.inference.prompts import ALL, PROMPTS, eager
-from tests.test_model import batch_of
 
 
 def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> None:

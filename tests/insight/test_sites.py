@@ -18,8 +18,8 @@ from mmllm.inference.replies import Reply
 from mmllm.insight import Positions
 from mmllm.kernels.backend import use_kernels
 from mmllm.model import AnyToAny
+from tests.batches import MIXED, batch_of
 from tests.samples import clip, picture, sound
-from tests.test_model import MIXED, batch_of
 
 LLM_SITES = ("embeddings", "layers.0", "layers.1.attention", "layers.1.heads", "hidden")
 FORCED = {"image": "force", "audio": "forbid", "video": "forbid"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,19 +10,18 @@ import torch
 from transformers import AutoModel
 
 from mmllm import config, losses
-from mmllm.conversation import Message, assistant, user
-from mmllm.data.batch import Batch, collate
+from mmllm.conversation import assistant, user
+from mmllm.data.batch import collate
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.features.cache import FeatureCache
 from mmllm.inference.batching import generate
 from mmllm.inference.sampling import Sampling
-from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.projections.connector import Connector, ConnectorConfig, build
 from mmllm.training.trainable import choose_trainable
+from tests.batches import batch_of, loss_of, terms_of
 from tests.samples import clip, picture, sound
 
-WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
 EVERYTHING = {"*_projections.*": 1e-3, "llm.*": 1e-3}
 MIXED = [
     [user(picture(30), "what is this?"), assistant("a red apple")],
@@ -41,20 +40,6 @@ MIXED = [
 SHAPES = {"embeds": (6, 10), "attention_mask": (6,), "pooled": (5,)}
 
 
-def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **options) -> Batch:
-    options.setdefault("seeds", list(range(len(conversations))))
-    return collate(
-        [model.renderer.render(conversation) for conversation in conversations],
-        FeatureCache(model, denoise=True),
-        model.batch_layout,
-        **options,
-    )
-
-
-def terms_of(model: AnyToAny, batch: Batch) -> dict[str, LossTerm]:
-    return losses.compute(losses.build_losses(model, WEIGHTS), model(batch), batch)
-
-
 def small(**options) -> ConnectorConfig:
     return ConnectorConfig(
         **{"signal_tokens": 4, "width": 16, "heads": 2, "layers": 2, "feed_forward": 32, **options}
@@ -70,10 +55,7 @@ def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(make_connected
     for conversations in ([MIXED[0]], [MIXED[1]], MIXED):
         model = make_connected(condition_dropout=0.5)
         groups = choose_trainable(model, EVERYTHING)
-        weighted = losses.build_losses(model, WEIGHTS)
-        batch = batch_of(model.train(), conversations)
-        terms = losses.compute(weighted, model(batch), batch)
-        losses.total_loss(weighted, terms, losses.num_targets(weighted, [batch])).backward()
+        loss_of(model, batch_of(model.train(), conversations)).backward()
         for group in groups:
             for name, parameter in group.parameters.items():
                 assert parameter.grad is not None, name

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from mmllm.evaluation.scene_judge import SceneJudge
+from tests.training.runs import metrics
 from tools.mini.world import connectors
 from tools.mini.world.connectors import ALIGN, DENOISE, WEIGHTED, Budget, Candidate
 from tools.mini.world.judge import Detector
@@ -59,8 +60,7 @@ def test_candidates_are_trained_judged_and_not_trained_again(
     assert table.count("\n") == 5
     assert "0.00 (0.00 to 0.43)" in table  # none of five
     second = tmp_path / "words-aligned-first" / "stage-2"
-    rows_of = [json.loads(row) for row in (second / "metrics.jsonl").read_text().splitlines()]
-    assert "denoise/image" in rows_of[0]
+    assert "denoise/image" in metrics(second)[0]
 
     def trained_again(*arguments, **options):
         raise AssertionError

@@ -22,6 +22,7 @@ from mmllm.training import journal, trainer
 from mmllm.training.trainer import train
 from mmllm.utils import files
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
+from tests.training.runs import loss_curve
 
 FILES = (
     "rows.safetensors",
@@ -36,12 +37,6 @@ FILES = (
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def curve(folder: Path) -> list[float]:
-    return [
-        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]
-    ]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line_and_costs_nothing(
@@ -68,7 +63,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_costs_nothing(
 
     monkeypatch.setattr(checkpoints, "save", save)
     train(make_run(output="parts"), resume=True, progress=False)
-    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert loss_curve(tmp_path / "parts") == loss_curve(tmp_path / "whole")
     one, other = (
         contents(tmp_path / name / "checkpoints/step-00000004") for name in ("whole", "parts")
     )
@@ -146,10 +141,10 @@ def test_a_run_goes_on_from_the_whole_checkpoint_as_if_it_were_the_newest(
     trained: Path, make_run, tmp_path: Path
 ) -> None:
     wanted = contents(trained / "checkpoints/step-00000004")
-    losses = curve(trained)
+    losses = loss_curve(trained)
     DAMAGES["zeroed"](trained / "checkpoints/step-00000004/rows.safetensors")
     train(make_run(steps=4), resume=True, progress=False)
-    assert curve(trained) == losses
+    assert loss_curve(trained) == losses
     found = contents(trained / "checkpoints/step-00000004")
     assert found.keys() == wanted.keys()
     for name, data in wanted.items():

@@ -11,7 +11,7 @@ from mmllm import checkpoints
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.training import callbacks, trainer
 from mmllm.training.trainer import train
-from tests.training.test_trainer import loss_curve, weights
+from tests.training.runs import loss_curve, weights
 
 TABLE = {"output_projections.image.*": 1e-2, "llm.signal_embeddings": 1e-2}
 

@@ -15,6 +15,7 @@ import yaml
 from mmllm import config
 from tests import processes
 from tests.processes import ROOT
+from tests.training.runs import metrics
 
 LOSSES = ("loss", "text", "align", "denoise", "kl")
 
@@ -81,8 +82,7 @@ def launch(shape: str, run: config.RunConfig, folder: Path) -> list[dict[str, fl
 
 
 def losses(run: config.RunConfig) -> list[dict[str, float]]:
-    lines = (Path(run.stage.output) / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = metrics(Path(run.stage.output))
     return [{k: v for k, v in row.items() if k.startswith(LOSSES)} for row in rows]
 
 

@@ -16,7 +16,7 @@ from mmllm.inference.chat import Chat
 from mmllm.training.swapping import SwapOptions, swap_decoders
 from mmllm.training.trainer import train
 from tests.decoders import tiny
-from tests.training.test_trainer import weights
+from tests.training.runs import weights
 
 
 @pytest.fixture(scope="module")

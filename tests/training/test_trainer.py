@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mmllm import checkpoints, config
 from mmllm import model as models
@@ -38,19 +37,7 @@ from mmllm.training.resume import CheckpointSaver
 from mmllm.training.trainable import choose_trainable
 from mmllm.training.trainer import train
 from tests import parts
-
-
-def loss_curve(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = checkpoints.open_checkpoint(folder).folder
-    found = {}
-    for file in sorted(newest.rglob("*.safetensors")):
-        found |= {f"{file.stem}/{name}": value for name, value in load_file(file).items()}
-    return found
+from tests.training.runs import loss_curve, metrics, weights
 
 
 def test_resume_equals_a_run_that_never_stopped(
@@ -421,8 +408,9 @@ def test_the_best_model_is_kept_and_a_report_is_written(
         steps=4, validation=validation, best="validation/text", samples=samples, save_total_limit=1
     )
     output = train(run, progress=False)
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    curve = {row["step"]: row["validation/text"] for row in rows if "validation/text" in row}
+    curve = {
+        row["step"]: row["validation/text"] for row in metrics(output) if "validation/text" in row
+    }
     best = checkpoints.open_checkpoint(output / "best")
     assert len(curve) == 4
     assert curve[best.step] == min(curve.values())
