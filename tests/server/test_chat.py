@@ -10,45 +10,17 @@ import httpx2
 import openai
 import pytest
 
-from mmllm.conversation import Audio, Image, Medium, Text, Video, assistant, system, user
+from mmllm.conversation import Audio, Image, Medium, Video, assistant, system, user
 from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
-from mmllm.inference.replies import Reply
 from mmllm.media import read_provenance
 from tests.server.conftest import Served
+from tests.server.exchange import ALL, files_in, files_of, replied
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, file_of
 
-FORMATS = {"image": "png", "audio": "wav", "video": "mp4"}
-ALL = {"image": "force", "audio": "force", "video": "force"}
 OPTIONS: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 12}
 ASKED = [{"role": "user", "content": [IMAGE, TEXT, AUDIO, VIDEO]}]
 CONVERSATION = [user(Image(PNG), TEXT["text"], Audio(WAV), Video(MP4))]
-
-
-def replied(chat: Chat, conversation: list, **options: Any) -> Reply:
-    settings = {"seed": 3, "temperature": 1.0, "max_new_tokens": 12, **options}
-    return chat.reply(conversation, **settings)
-
-
-def files_of(parts: list[dict[str, Any]]) -> list[str | bytes]:
-    """Parts of a response -> texts, and the bytes of files."""
-    found: list[str | bytes] = []
-    for part in parts:
-        inside = part[part["type"]]
-        if part["type"] == "text":
-            found.append(inside)
-        elif part["type"] == "input_audio":
-            found.append(base64.b64decode(inside["data"]))
-        else:
-            found.append(base64.b64decode(inside["url"].partition(",")[2]))
-    return found
-
-
-def expected(reply: Reply) -> list[str | bytes]:
-    return [
-        part.text if isinstance(part, Text) else file_of(part, FORMATS[part.modality])
-        for part in reply.message.parts
-    ]
 
 
 def test_a_reply_is_that_of_the_python_api_to_the_byte(chat: Chat, client: openai.OpenAI) -> None:
@@ -57,7 +29,7 @@ def test_a_reply_is_that_of_the_python_api_to_the_byte(chat: Chat, client: opena
     )
     reply = replied(chat, CONVERSATION, modalities=ALL)
     message = response.choices[0].message
-    assert files_of(message.parts) == expected(reply)
+    assert files_in(message.parts) == files_of(reply.message)
     assert len(reply.media) == 3
     assert message.content == reply.text
     assert message.images == [
@@ -71,7 +43,7 @@ def test_a_reply_is_that_of_the_python_api_to_the_byte(chat: Chat, client: opena
     assert response.usage.prompt_tokens == reply.usage.prompt
     assert response.usage.completion_tokens == len(reply.ids) + 4 + 3 + 5
     assert response.mmllm["seed"] == 3
-    mark = read_provenance(files_of(message.images)[0])
+    mark = read_provenance(files_in(message.images)[0])
     assert mark
     assert (mark["seed"], mark["model"]) == (3, "tiny")
 
@@ -94,11 +66,11 @@ def test_a_stream_adds_up_to_the_whole_reply(chat: Chat, client: openai.OpenAI) 
         if progress:
             steps.setdefault(progress["part"], []).append(progress["step"])
     message = whole.choices[0].message
-    assert files_of(message.parts) == expected(reply)
+    assert files_in(message.parts) == files_of(reply.message)
     assert message.content == reply.text
     assert message.audio
-    assert base64.b64decode(message.audio.data) in expected(reply)
-    assert files_of(message.images)[0] in expected(reply)
+    assert base64.b64decode(message.audio.data) in files_of(reply.message)
+    assert files_in(message.images)[0] in files_of(reply.message)
     assert list(steps.values()) == [[1, 2]] * 3
     assert whole.usage
     assert whole.usage.prompt_tokens == reply.usage.prompt
@@ -160,7 +132,7 @@ def test_a_reply_sent_back_is_part_of_the_conversation(
     parts = before.parts if form != "openai's fields" else (before.text, *before.media)
     turns = [user("draw"), assistant(*parts), user("what did you draw?")]
     reply = replied(chat, turns, modalities=only)
-    assert files_of(second.choices[0].message.parts) == expected(reply)
+    assert files_in(second.choices[0].message.parts) == files_of(reply.message)
     assert second.usage
     assert second.usage.prompt_tokens == reply.usage.prompt
     alone = replied(chat, turns[-1:], modalities=only)
@@ -205,7 +177,7 @@ def test_modalities_and_options_reach_the_engine(
         repetition_penalty=1.1,
         max_media=2,
     )
-    assert files_of(response.json()["choices"][0]["message"]["parts"]) == expected(reply)
+    assert files_in(response.json()["choices"][0]["message"]["parts"]) == files_of(reply.message)
 
 
 def test_a_seed_is_drawn_and_reported(http: httpx2.Client) -> None:
@@ -236,7 +208,7 @@ def test_choices_are_the_replies_of_their_seeds(chat: Chat, client: openai.OpenA
     )
     assert [choice.index for choice in response.choices] == [0, 1, 2]
     (first, *_) = response.choices
-    assert files_of(first.message.parts) == expected(replied(chat, [user("one two")]))
+    assert files_in(first.message.parts) == files_of(replied(chat, [user("one two")]).message)
     alone = [replied(chat, [user("one two")], seed=seed) for seed in (3, 4, 5)]
     assert [choice.message.content for choice in response.choices] == [one.text for one in alone]
     assert response.usage

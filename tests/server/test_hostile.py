@@ -26,8 +26,8 @@ from mmllm.server.middleware import AdmissionMiddleware
 from mmllm.server.settings import ServerSettings
 from tests.media.samples import many_frames
 from tests.server.conftest import Served
+from tests.server.exchange import CHAT, asking, error_of
 from tests.server.files import AUDIO, IMAGE, PNG, TEXT, WAV, data_uri
-from tests.server.test_safety import CHAT, asking, error_of
 
 PATIENCE = 5.0
 """Seconds, generous, for what takes no time and once took minutes."""

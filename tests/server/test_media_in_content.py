@@ -19,7 +19,7 @@ from mmllm.server import markdown
 from mmllm.server.generated_files import GeneratedFiles
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
-from tests.server.test_chat import ALL, expected, files_of, replied
+from tests.server.exchange import ALL, files_in, files_of, replied
 
 ASKED = [{"role": "user", "content": "one two three"}]
 OPTIONS: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 12, "model": "tiny"}
@@ -44,7 +44,7 @@ def shown(content: str, served: Served) -> list[str | bytes]:
 
 
 def wanted(reply: Reply) -> list[str | bytes]:
-    return [part for part in expected(reply) if part != ""]
+    return [part for part in files_of(reply.message) if part != ""]
 
 
 @pytest.mark.parametrize("media", ["markdown", "urls"])
@@ -65,7 +65,7 @@ def test_content_holds_the_files(
         assert shown(message.content, served) == wanted(reply)
         assert len(re.findall(r"!\[picture\]\(", message.content)) == 1
         assert ("data:image/png" in message.content) == (media == "markdown")
-        assert files_of(message.parts) == expected(reply)
+        assert files_in(message.parts) == files_of(reply.message)
         deltas = [
             chunk.choices[0].delta
             for chunk in client.chat.completions.create(

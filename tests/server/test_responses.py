@@ -12,8 +12,8 @@ import pytest
 from mmllm.conversation import Image, Text, assistant, system, user
 from mmllm.inference.chat import Chat
 from mmllm.inference.replies import Reply
+from tests.server.exchange import ALL, replied
 from tests.server.files import IMAGE, PNG, WAV, file_of
-from tests.server.test_chat import ALL, replied
 
 OPTIONS: dict[str, Any] = {"model": "tiny", "temperature": 1.0, "max_output_tokens": 12}
 EXTRA: dict[str, Any] = {"seed": 3}

@@ -18,22 +18,8 @@ from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
+from tests.server.exchange import CHAT, asking, error_of
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, WAV, data_uri, file_of
-
-CHAT = "/v1/chat/completions"
-
-
-def asking(*parts: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": list(parts)}], "max_tokens": 2, **options}
-
-
-def error_of(response: httpx2.Response, status: int = 400) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert "Traceback" not in error["message"]
-    return error
-
 
 # --- who may ask --------------------------------------------------------------------------------
 
