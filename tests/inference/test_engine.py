@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from mmllm.conversation import Audio, Message, assistant, user
+from mmllm.conversation import Message, assistant, user
 from mmllm.decoders.contract import Cancelled
 from mmllm.features.cache import FeatureCache
 from mmllm.inference import batching
@@ -25,6 +24,7 @@ from mmllm.inference.replies import Reply
 from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.model import AnyToAny
+from tests.inference.comparing import close
 from tests.inference.prompts import ALL, PROMPTS, eager
 
 LENGTHS = (3, 9, 5)
@@ -114,15 +114,6 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.join()
     return found
-
-
-def close(one: Reply, other: Reply) -> bool:
-    """The same ids, and media that differ by rounding only."""
-    return one.ids == other.ids and all(
-        np.abs(a.to_numpy().astype(float) - b.to_numpy()).max()
-        <= (1e-4 if isinstance(a, Audio) else 1)
-        for a, b in zip(one.media, other.media, strict=True)
-    )
 
 
 def test_concurrent_calls_of_all_kinds_equal_single_ones(tiny_model: AnyToAny) -> None:

@@ -1,4 +1,4 @@
-"""The first lines of Python that people write work, or name the way."""
+"""The first lines of Python that people write: they work, or the error names the remedy."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mmllm.inference.events import Done
 from mmllm.inference.replies import Reply
 from mmllm.inference.session import ChatSession
 from mmllm.model import AnyToAny
+from tests.inference.comparing import same
 
 QUICK: Any = {"seed": 3, "max_new_tokens": 6}
 RED = (200, 10, 10)
@@ -41,10 +42,6 @@ def red(tmp_path: Path) -> Path:
     path = tmp_path / "red.png"
     PILImage.new("RGB", (32, 32), RED).save(path)
     return path
-
-
-def same(one: Reply, other: Reply) -> bool:
-    return one.ids == other.ids and one.text == other.text
 
 
 # --- messages -----------------------------------------------------------------------------------

@@ -25,35 +25,13 @@ from mmllm.inference.prefix_cache import PrefixCache
 from mmllm.inference.replies import Reply
 from mmllm.inference.sampling import Sampling
 from mmllm.model import AnyToAny
+from tests.inference.comparing import close, same
 from tests.inference.prompts import eager
 from tests.samples import clip, picture, sound
 
 ALL = {"image": "force", "audio": "force", "video": "force"}
 OPTIONS = {"seed": 3, "modalities": ALL, "max_new_tokens": 12, "temperature": 1.0}
 PROMPT = [user(picture(40), "what is this? one two three four")]
-
-
-def same(one: Reply, other: Reply) -> bool:
-    """The same ids, words and media, to the byte."""
-    return (
-        one.ids == other.ids
-        and [type(part) for part in one.message.parts]
-        == [type(part) for part in other.message.parts]
-        and one.text == other.text
-        and all(
-            np.array_equal(a.to_numpy(), b.to_numpy())
-            for a, b in zip(one.media, other.media, strict=True)
-        )
-    )
-
-
-def close(one: Reply, other: Reply) -> bool:
-    """The same ids, and media that differ by rounding only."""
-    return one.ids == other.ids and all(
-        np.abs(a.to_numpy().astype(float) - b.to_numpy()).max()
-        <= (1e-4 if a.modality == "audio" else 1)
-        for a, b in zip(one.media, other.media, strict=True)
-    )
 
 
 def test_a_stream_equals_the_reply(tiny_model: AnyToAny) -> None:
