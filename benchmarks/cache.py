@@ -111,7 +111,7 @@ def memory(options: Options) -> Iterator[Row]:
 
 
 def _in_a_process(work, folder: Path, number: int) -> float:
-    """What a new process says of its work."""
+    """The number that `work` sends from a new process."""
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
     process = context.Process(target=work, args=(folder, number, its))

@@ -221,7 +221,7 @@ def part(draw: random.Random) -> dict[str, Any]:
 
 
 def body(draw: random.Random, path: str) -> dict[str, Any]:
-    """A request that can be meant, for very little work."""
+    """A valid request that takes little work."""
     seed = {"seed": draw.randrange(2**31)}
     decoder = {"decoder": {"steps": 2}}
     if path == IMAGES:
@@ -254,7 +254,7 @@ def body(draw: random.Random, path: str) -> dict[str, Any]:
 
 
 def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The path of everything inside."""
+    """The path of every value inside a JSON tree."""
     if path:
         yield path
     if isinstance(tree, dict | list):
@@ -263,7 +263,7 @@ def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def mutated(tree: Any, draw: random.Random) -> Any:
-    """Some things missing, doubled, of another type or name, or at the edge of what they may be."""
+    """A copy in which some values are missing, repeated, of another type or name, or extreme."""
     tree = copy.deepcopy(tree)
     for _ in range(draw.choice([1, 1, 2, 3])):
         found = list(places(tree))
@@ -473,7 +473,7 @@ async def send(host: str, port: int, asked: Asked) -> Answer:
 
 
 def faults(answer: Answer) -> list[str]:
-    """What is wrong with an answer: it must be none of the server's faults, and soon."""
+    """What is wrong with a response: a server error, or a late one."""
     found = []
     if answer.status >= 500:
         found.append(f"status {answer.status}")

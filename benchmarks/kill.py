@@ -84,7 +84,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def state(run: Path) -> str:
-    """What a killed run has left."""
+    """The checkpoints of a killed run, by name."""
     names = sorted(path.name for path in (run / "checkpoints").glob("*"))
     return ", ".join(names) or "no checkpoint"
 

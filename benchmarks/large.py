@@ -58,7 +58,7 @@ NARROW = {
 
 
 class Large(Stage):
-    """A stage of modern-8b, ready to take steps on packs that are made up."""
+    """A stage of modern-8b, ready to take steps on synthetic packs."""
 
     def __init__(self, number: int) -> None:
         allocator.keep_freed_memory()

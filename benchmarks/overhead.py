@@ -134,7 +134,7 @@ def _loading(weights: str, options: Options) -> Row:
 
 
 def python(*arguments: str) -> None:
-    """Run an interpreter of its own."""
+    """Run a new Python interpreter."""
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 

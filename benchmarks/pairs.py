@@ -129,7 +129,7 @@ def main(
 
 
 def _seconds(work: Work, calls: int) -> tuple[float, float]:
-    """Of one call, the mean of so many: what counts and what does not."""
+    """Mean seconds of a call: those that count, and those that do not."""
     gc.collect()
     began = time.perf_counter()
     aside = sum(work() or 0.0 for _ in range(calls))

@@ -156,7 +156,7 @@ def bandwidth() -> float:
 
 
 def silent(work: Callable[[], Any]) -> Callable[[], None]:
-    """Work whose result nobody looks at."""
+    """Run work without its output."""
 
     def run() -> None:
         work()
@@ -248,7 +248,7 @@ def tenth_turn(options: Options) -> list[Row]:
 
     def first_token(chat: Chat) -> Callable[[], float]:
         def ask() -> float:
-            """An answer that is not awaited is not kept, so that each try is the first."""
+            """A reply that is closed early is not kept in the prefix cache: each try is the first."""
             events = chat.stream(talk, seed=0, modalities=TEXT)
             next(event for event in events if isinstance(event, TextDelta))
             there = time.perf_counter()

@@ -58,7 +58,7 @@ def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
 @pytest.mark.parametrize("pack", [False, True])
 @torch.no_grad()
 def test_tokens_that_no_target_reads_are_left_out(tiny_model: AnyToAny, pack: bool) -> None:
-    """The end of a last turn is predicted and not read; what counts stays what it was."""
+    """The end of the last turn is predicted and never read; targets and states stay equal."""
     whole = batch_of(tiny_model, MIXED, pack=pack, targets=False)
     trimmed = batch_of(tiny_model, MIXED, pack=pack)
     lengths = [tiny_model.renderer.render(talk) for talk in MIXED]
@@ -93,7 +93,7 @@ def test_every_output_reads_its_own_states(tiny_model: AnyToAny) -> None:
 
 
 def test_generation_leaves_the_attention_of_other_threads_alone(tiny_model: AnyToAny) -> None:
-    """The choice of a kernel is the process's: the LLM reads on while a medium is projected."""
+    """Attention kernels are chosen per process, and the LLM runs on while a medium is projected."""
     seen = []
     projection = tiny_model.output_projections["audio"]
     projection.encoder.register_forward_hook(

@@ -47,7 +47,7 @@ def whole(system_tree: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture
 def foreign(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`foreign("merged")`: a copy that may be spoilt, as the working folder."""
+    """`foreign("merged")`: a copy that a test may change, as the working folder."""
     monkeypatch.setattr(TRUSTED, "names", set())
 
     def copy(kind: str) -> Path:
@@ -76,7 +76,7 @@ def seal(folder: Path) -> None:
 
 
 def refused(folder: Path, match: str) -> MmllmError:
-    """The one error of loading it."""
+    """The error of loading a folder, which must be short, quick and run no code."""
     began = time.monotonic()
     with pytest.raises(MmllmError, match=match) as caught:
         mmllm.load(str(folder), device="cpu", dtype="float32")

@@ -161,7 +161,7 @@ def test_what_an_encoding_lacks_is_replaced(system_tree: dict, tmp_path: Path) -
 
 
 class Person:
-    """Somebody at a pseudo-terminal, who reads and types."""
+    """A user at a pseudo-terminal, who reads and types."""
 
     def __init__(self, master: int):
         self._master = master

@@ -64,7 +64,7 @@ def test_dialogues_put_text_and_medium_in_either_order_if_asked(tmp_path: Path):
 
 
 class Sized:
-    """A source that is nothing but lengths."""
+    """A source of which only lengths are known."""
 
     def __init__(self, lengths: list[int], share: float):
         self.lengths, self.share = lengths, share
@@ -84,7 +84,7 @@ def test_groups_of_like_length_hold_what_was_drawn_and_pad_little():
         return sources[draw.source].lengths[draw.index]
 
     def padding(order: Mixture | LengthGroups) -> float:
-        """Padded positions a real one, in micro-batches of four."""
+        """Padded positions per real position, in micro-batches of four."""
         parts = [
             [length(draw) for draw in order.batch(step, 8)[start : start + 4]]
             for step in range(20)

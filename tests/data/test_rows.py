@@ -23,7 +23,7 @@ ASK = {"modality": "image", "direction": "understand", "prompts": ["What?"]}
 
 
 def answers(kind: str, file: Path, **fields: Any) -> list[Any]:
-    """Of each row: what the assistant says, or the error's message."""
+    """The assistant's text of each row, or the error message."""
     rows = source(kind, file=str(file), **fields)
     return [_answer(rows, index) for index in range(len(rows))]
 
@@ -209,7 +209,7 @@ def test_a_speaker_may_be_anything_but_unknown(tmp_path: Path):
 
 @pytest.mark.parametrize("text", [" " * 300_000, "<image>" * 40_000, "<image> " * 40_000])
 def test_long_texts_are_read_once(text: str, tmp_path: Path):
-    """No pattern looks for the end of each tag or blank anew."""
+    """In linear time: no pattern searches the rest of the text at each tag or blank."""
     turns = [{"from": "human", "value": f"?{text}?"}, {"from": "gpt", "value": "7"}]
     rows = [{"conversations": turns}, {"conversation": turns}]
     nextgpt = source("nextgpt", file=write_json(tmp_path / "rows.json", rows))

@@ -40,7 +40,7 @@ DRAW = {"prompts": ["Make {caption}."], "direction": "generate", "replies": ["He
 
 
 def only(kind: str, row: Any, tmp_path: Path, **fields: Any) -> list[tuple[str, list[str]]]:
-    """What the one row of a .json file says."""
+    """The contents of the conversation of a .json file with one row."""
     file = write_json(tmp_path / "rows.json", [row])
     return contents(source(kind, file=file, **fields).conversation(0, RNG(0)))
 

@@ -90,7 +90,7 @@ def test_validation_and_what_comes_with_it(make_run, on_device, second) -> None:
 
 
 def test_caches_equal_the_cpus(make_run, on_device, second, tmp_path: Path) -> None:
-    """What one device has filled the other one trains from, complete: bit for bit alike."""
+    """A cache that one device has filled gives the other one bit-identical losses."""
     losses = {"text": 1.0, "align": 1.0}  # to denoise, a decoder would be loaded within a step
     memory, other = on_both(make_run, on_device, second, losses=losses)
     for device in (CPU, second):

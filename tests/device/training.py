@@ -37,7 +37,7 @@ STAGES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnDevice]:
-    """`on_device(device)`: what trains from here on trains there. accelerate takes it for the best
+    """`on_device(device)`: trainings from here on run there. accelerate takes it for the best
     device of this machine, which it keeps for the whole process."""
 
     def choose(device: torch.device) -> None:
@@ -71,7 +71,7 @@ def trained(
     *,
     resume: bool = False,
 ) -> TrainingResult:
-    """`trainer.train`, watched. `waiting` counts what the host waits for inside it."""
+    """`trainer.train`, with its norms and host waits recorded by `waiting`."""
     norms: list[Any] = []
     waits: list[Counter[str]] = []
     take, clip = trainer.training_step, Accelerator.clip_grad_norm_
@@ -95,7 +95,7 @@ def trained(
 
 
 def curve(folder: Path) -> list[float]:
-    """Losses by step, held-out ones between them."""
+    """Losses by step, held-out losses included."""
     rows = metrics(folder)
     return [value for row in rows for name, value in sorted(row.items()) if name not in _NO_LOSS]
 

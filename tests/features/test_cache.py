@@ -151,7 +151,7 @@ def shard_of(cache: Path, kind: str) -> Path:
 
 
 def damage_data(shard: Path, damage) -> None:
-    """Damage what stands behind the header, which stays as it is."""
+    """Damage the data of a shard and keep its header."""
     whole = shard.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     shard.write_bytes(whole[start:])
@@ -166,7 +166,7 @@ def damage_data(shard: Path, damage) -> None:
 def test_damaged_tensors_are_computed_again_or_reported_where_that_is_not_allowed(
     make_run, filled, capsys, reread, kind: str, what: str
 ):
-    """A power loss leaves shards of the right size with nothing in them; a bad disk turns bits."""
+    """A power loss leaves shards of the right size that hold zeros; a bad disk flips bits."""
     fresh = losses(train(make_run(output="fresh", steps=2), progress=False))
     shard = shard_of(filled, kind)
     damage_data(shard, DAMAGES[what])

@@ -235,7 +235,7 @@ def test_ligers_kernel_has_the_loss_of_ours(make_run, on_device, device, waiting
 
 
 def test_a_model_trained_there_answers_here(make_run, on_device, device, waiting) -> None:
-    """A checkpoint knows no device."""
+    """A checkpoint does not depend on the device."""
     on_device(device)
     folder = trained(make_run(steps=2), waiting).folder
     checkpoint = checkpoints.open_checkpoint(folder)

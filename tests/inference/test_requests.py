@@ -118,7 +118,7 @@ def request_of(
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_a_request_goes_from_state_to_state(tiny_model: AnyToAny, num: int) -> None:
-    """And each medium is made where its state says: while the text goes on, or in one batch."""
+    """Media are made in the state that fits the request: during the text, or in one batch."""
     chat, states, rendered = Chat(tiny_model), [], []
     talks = [[user("one")], [user("two")]][:num]
     generate, render = chat.engine.generate, chat.engine.render_media

@@ -19,7 +19,7 @@ LAST = {"image": {"init_media": "last"}}
 
 
 def asked(tiny_model: AnyToAny, monkeypatch) -> dict[str, list[list[Medium] | None]]:
-    """What each decoder was given to start from, call by call."""
+    """The `init_media` of each call of each decoder."""
     calls: dict[str, list[list[Medium] | None]] = {}
     for key, decoder in tiny_model.decoders.items():
 

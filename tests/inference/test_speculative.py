@@ -55,7 +55,7 @@ def test_nothing_is_proposed_without_a_match() -> None:
 
 
 def counted(model: AnyToAny) -> list[int]:
-    """How many positions each of the LLM's passes reads, from now on."""
+    """The number of positions that each forward pass of the LLM reads, from now on."""
     widths: list[int] = []
     forward = model.llm.forward
 
@@ -95,7 +95,7 @@ def assert_same(one: GenerationOutput, other: GenerationOutput) -> None:
 
 
 def inclined(model: AnyToAny, key: str) -> None:
-    """Make runs of `key` the likeliest choice but one, everywhere."""
+    """Make signal spans of `key` the second-likeliest choice everywhere."""
     head = model.llm.head
 
     def biased(hidden: torch.Tensor) -> torch.Tensor:

@@ -132,7 +132,7 @@ def test_previews_change_nothing_but_the_events(tiny_model: AnyToAny) -> None:
 
 
 def until(events, kind: type, count: int = 1) -> Event:
-    """Read on until `kind` came `count` times."""
+    """The event of the `count`-th time that `kind` comes."""
     for event in events:
         count -= isinstance(event, kind)
         if count == 0:
@@ -283,7 +283,7 @@ def test_a_wrong_option_is_refused_before_anything_is_computed(
 
 
 def talk(chat: Chat, turns: Sequence[Message], **options) -> list[Reply]:
-    """Say the turns one after the other, each after the reply to the one before."""
+    """The replies to turns that are sent one after the other."""
     conversation: list[Message] = []
     replies = []
     for number, turn in enumerate(turns):

@@ -31,7 +31,7 @@ def chat(tiny_model: AnyToAny) -> Chat:
 
 
 def kinds_of(model: AnyToAny, conversation: list[Message], **options: Any) -> list[str]:
-    """What stands at each position, from the spans of the rendered conversation."""
+    """The kind of each position, from the spans of the rendered conversation."""
     rendered = model.renderer.render(conversation, **options)
     kinds = ["text"] * len(rendered)
     for span in rendered.inputs:

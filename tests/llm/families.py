@@ -73,7 +73,7 @@ GEMMA = (
 
 @dataclass(frozen=True)
 class Family:
-    """`config`: class of transformers and what is its own; `words`: the tokenizer's kind; `ends`:
+    """`config`: class of transformers and its own settings; `words`: the tokenizer's kind; `ends`:
     the token that ends a turn; `llm`: what a user writes into the config for it."""
 
     config: str

@@ -55,7 +55,7 @@ def rules(expect: Request) -> Iterator[tuple[str, Any]]:
 
 
 def media_of(request: Request) -> Iterator[tuple[str, Any]]:
-    """Every (modality, description) that the turns show."""
+    """The (modality, description) of each medium in the turns."""
     for turn in request["turns"]:
         for medium in turn.get("media", ()):
             yield from medium.items()

@@ -27,7 +27,7 @@ Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 
 
 class StubServer:
-    """A server whose answers are taken from a list, the last one again and again."""
+    """A server whose responses are taken from a list, the last one repeatedly."""
 
     def __init__(self, *answers: Answer):
         self.answers = list(answers)
@@ -85,7 +85,7 @@ def completes(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
 
 
 def drips(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    """Sends a byte now and then, so that no single read times out."""
+    """Send a byte now and then, so that no single read times out."""
     handler.send_response(200)
     handler.end_headers()
     for _ in range(100):

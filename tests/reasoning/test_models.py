@@ -40,7 +40,7 @@ class FailingModel(ScriptedModel):
 
 
 def run(model: ChatModel, num: int = 7) -> list[object]:
-    """A little program: `num` calls, every second one scored, too."""
+    """A program of `num` calls, every second one of which is scored, too."""
     found: list[object] = []
     for number in range(num):
         prompt = [user("word " * number)]

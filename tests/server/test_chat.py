@@ -225,7 +225,7 @@ def test_choices_are_the_replies_of_their_seeds(chat: Chat, client: openai.OpenA
 
 
 def made(chat: Chat, modality: str, prompt: str, seed: int, **decoder: Any) -> Medium:
-    """The medium that the Python API makes of a prompt."""
+    """The medium that the Python API generates for a prompt."""
     choices = {**dict.fromkeys(ALL, "forbid"), modality: "force"}
     reply = chat.reply(
         [user(prompt)],

@@ -1,4 +1,4 @@
-"""One engine for all: shared batches, cancelling, the bounded line, the end."""
+"""One engine for all requests: shared batches, cancelling, the bounded queue, shutdown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @contextmanager
 def sent(served: Served, asked: dict[str, Any]) -> Iterator[None]:
-    """A request of a client that hangs up at the end of the block, whatever it got by then."""
+    """A request of a client that disconnects at the end of the block."""
     text = json.dumps(asked).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
@@ -213,7 +213,7 @@ def test_closing_cancels_running_and_queued_requests(chat: Chat) -> None:
 
 
 def test_a_short_prompt_in_a_batch_with_a_long_one_is_not_cut_short(chat: Chat) -> None:
-    """The context's end is each conversation's own."""
+    """The context's limit holds for each conversation by itself."""
     conversations = [[user("one")], [user("one two three four " * 9)]]
     forbidden = dict.fromkeys(("image", "audio", "video"), "forbid")
     options: dict[str, Any] = {"max_new_tokens": 250, "temperature": 2.0, "modalities": forbidden}

@@ -1,4 +1,4 @@
-"""Requests that are meant to hurt: each is answered or refused soon, and nobody else waits."""
+"""Hostile requests: each is answered or refused soon, and delays no other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENCE = 5.0
 
 @contextmanager
 def health_watched(served: Served) -> Iterator[list[float]]:
-    """The seconds of every /health that was asked meanwhile."""
+    """The response times of /health, which is requested throughout the block, in seconds."""
     taken: list[float] = []
     over = threading.Event()
 
@@ -77,7 +77,7 @@ def content(*parts: Any) -> dict[str, Any]:
     ],
 )
 def test_urls_are_parsed_in_linear_time(served: Served, url: str) -> None:
-    """A pattern with two ways of reading a letter took the square of the letters' number."""
+    """An ambiguous pattern took quadratic time."""
     began = time.monotonic()
     with health_watched(served) as taken, served.http() as http:
         error = error_of(http.post(CHAT, json=asking(IMAGE, {**IMAGE, "image_url": {"url": url}})))
@@ -138,7 +138,7 @@ def test_bodies_that_are_not_json(http: httpx2.Client, data: bytes) -> None:
 
 @pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
 def test_nesting_is_parsed_or_refused_at_every_depth(start: str, end: str) -> None:
-    """Depths that are just read, and then too deep for the check of characters."""
+    """Depths at the limit of the JSON parser, and of the check of characters after it."""
     errors = set()
     for depth in range(900, 1000):
         inner = start * depth + '"\\u0041"' + end * depth
@@ -259,7 +259,7 @@ def test_numbers_at_the_edge_are_refused(http: httpx2.Client, options: dict, par
 def test_default_frames_and_sizes_count_towards_the_output_limit(
     serve: Callable[..., Served],
 ) -> None:
-    """A size is let in as far as all frames of that size are, also where none were asked for."""
+    """Width x height x frames is limited, also where one of them is the decoder's default."""
     with serve(max_output_volume=1000).http() as http:
         for options in ({"width": 16, "height": 16}, {"frames": 9}):
             error = error_of(http.post(CHAT, json=asking(TEXT, decoders={"video": options})))
@@ -311,7 +311,7 @@ def test_a_clip_that_takes_too_long_is_refused(serve: Callable[..., Served], slo
 def test_slow_clips_do_not_delay_other_requests(
     serve: Callable[..., Served], slow: dict, stays: bool
 ) -> None:
-    """Neither those of clients who wait for them, nor of those who hang up at once."""
+    """Neither those of clients that wait, nor of clients that disconnect at once."""
     served = serve(input_limits=replace(ServerSettings().input_limits, decoding_seconds=60.0))
     text = json.dumps(asking(slow)).encode()
     head = (
@@ -491,7 +491,7 @@ def test_idle_connections_are_closed_for_new_ones(serve: Callable[..., Served]) 
 
 
 def test_unfinished_bodies_are_dropped_for_new_ones(serve: Callable[..., Served]) -> None:
-    """They share what they may take; who began first and is not done yet is given up."""
+    """Bodies share a limit of memory; the oldest unfinished one is dropped."""
     served = serve(max_total_body_bytes=300_000)
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"

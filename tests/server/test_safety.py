@@ -53,7 +53,7 @@ def test_a_local_server_accepts_local_host_names_only(http: httpx2.Client, serve
 
 
 def test_web_pages_of_other_origins_cannot_send_requests(http: httpx2.Client) -> None:
-    """Text that a page may post anywhere is not taken for JSON, and no origin is let in."""
+    """text/plain, which a page may post anywhere, is not read as JSON, and no origin is allowed."""
     body = b'{"messages": [{"role": "user", "content": "one"}]}'
     response = http.post(CHAT, content=body, headers={"content-type": "text/plain"})
     assert "application/json" in error_of(response)["message"]

@@ -106,7 +106,7 @@ READERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def broken(row: Any) -> Iterator[Any]:
-    """The row with each value at each place in it, and without what stands there."""
+    """The row with each value at each path, and without the value of that path."""
     for *path, last in places(row):
         for value in VALUES:
             changed = inner = copy.deepcopy(row)
@@ -122,7 +122,7 @@ def broken(row: Any) -> Iterator[Any]:
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The way to every value inside one."""
+    """The path of every value inside a row."""
     if not isinstance(value, dict | list):
         return
     for key, entry in value.items() if isinstance(value, dict) else enumerate(value):

@@ -1,4 +1,4 @@
-"""Training that meets a bad disk: one clear line, nothing lost, nothing left lying about."""
+"""Training on a bad disk: one clear error, nothing lost, no drafts left."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_model_is_not_loaded_from_damaged_weights(trained: Path) -> None:
 
 
 def test_pruning_keeps_what_was_just_written(tmp_path: Path) -> None:
-    """A later checkpoint was damaged, or the run would have gone on from it."""
+    """A later checkpoint must be damaged, or the run would have resumed from it."""
     for step in (2, 4, 6, 90):
         checkpoints.step_folder(tmp_path, step).mkdir(parents=True)
     checkpoints.prune(tmp_path, keep=1, step=6)
@@ -291,7 +291,7 @@ def test_space_for_a_checkpoint_is_asked_for_before_the_first_step(
 def test_a_report_that_cannot_be_written_is_named_with_its_path(
     drawn_curves, make_run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The disk fills up when the run is under way; its checkpoints so far are whole."""
+    """The disk fills up during the run; its checkpoints so far are intact."""
     for shown in ("0.png", "1.wav", "2.webp"):
         (data.parent / shown).write_bytes(b"")
     file = tmp_path / "run" / name

@@ -81,7 +81,7 @@ def shares(make_feed: Callable[..., TrainingStepDataset], world: int, step: int,
 
 
 def excess(ranks: list[list[Talk]]) -> float:
-    """How much longer the longest share is than their mean."""
+    """How much longer the longest share is than the mean, as a fraction of the mean."""
     tokens = [sum(map(len, own)) for own in ranks]
     return max(tokens) / np.mean(tokens) - 1
 

@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left_by(path: Path, seconds_ago: float, **changes) -> Holder:
-    """A lock that lies in a folder since so long, of a process on another machine."""
+    """Write the lock of a process on another machine, of this age."""
     here = RunLock(path).own
     found = replace(here, host="node-7", pid=4242, table="0000ffff", token="another", **changes)
     path.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def test_the_holder_sends_heartbeats_and_restores_a_deleted_lock(
 def test_a_trainer_whose_folder_was_taken_writes_no_more(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was suspended for long; the other one has gone on from its checkpoint."""
+    """It was suspended for long, and another trainer has resumed from its checkpoint."""
     step, taken = trainer.training_step, []
 
     def suspended(*arguments, **options):
@@ -188,7 +188,7 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
 
 
 def test_a_stale_lock_is_taken_over_by_one_of_two_trainers(tmp_path: Path, quick: None) -> None:
-    """One is slower: when it sets the stale lock aside, it is the quick one's that it gets."""
+    """The slower trainer would move the lock of the quicker one instead of the stale lock."""
     left_by(tmp_path, seconds_ago=3600)
     slow = RunLock(tmp_path)
     stale = slow.path.read_bytes()

@@ -105,7 +105,7 @@ def test_two_processes_have_the_losses_of_one(make_run, tmp_path: Path, cache: s
 
 
 def test_processes_without_media_do_not_block_the_others(make_run, tmp_path: Path) -> None:
-    """One process speaks of pictures while the other has only words, step after step."""
+    """In each step one process has images and the other one only text."""
     talk = tmp_path / "talk.jsonl"
     row = {
         "messages": [

@@ -21,7 +21,7 @@ from tests.training.runs import weights
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of another class, whose conditions have other shapes."""
+    """A pipeline of another class, with conditions of other shapes."""
     folder = tmp_path_factory.mktemp("other") / "sd"
     return tiny.save("stable_diffusion", folder)
 

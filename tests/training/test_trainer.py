@@ -78,7 +78,7 @@ def handlers() -> Iterator[None]:
 
 
 def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    """Each step gets the next of these signals."""
+    """Send the process the next of these signals in each step."""
     step, left = trainer.training_step, list(numbers)
 
     def interrupted(*arguments, **options):
@@ -486,7 +486,7 @@ def test_an_optimiser_that_is_not_installed_is_refused(make_run, monkeypatch) ->
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
-    """Decided on the device: neither the weights nor the count of steps nor the moments move."""
+    """Decided on the device: weights, the step count and Adam's moments stay unchanged."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     weight.grad = torch.ones(3)
