@@ -255,7 +255,7 @@ def test_unsupported_first_lines_name_the_remedy(
         type_in(line, names)
 
 
-def test_there_are_ninety_two_and_more() -> None:
+def test_there_are_at_least_ninety_two_lines() -> None:
     lines = [line for line, _ in [*LINES, *NAMED]]
     assert len(set(lines)) == len(lines) >= 92
     assert len(LINES) / len(lines) >= 0.9

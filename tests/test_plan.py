@@ -301,7 +301,7 @@ def test_the_command_shows_all_of_it(
         (["stage.stpes=1"], "did you mean 'steps'"),
     ],
 )
-def test_what_cannot_be_planned_is_one_message(
+def test_an_invalid_plan_is_one_error_message(
     arguments: list[str],
     message: str,
     run: RunConfig,
@@ -377,7 +377,7 @@ def test_licences_are_strict(system_tree: dict, changes: dict, message: str) -> 
         licences.check(config.parse_system({**system_tree, **changes}))
 
 
-def test_own_parts_say_their_own(system_tree: dict) -> None:
+def test_custom_parts_declare_their_licence(system_tree: dict) -> None:
     changes: dict[str, Any] = {"licences": {"encoders.image": "CC-BY-NC-SA-4.0"}}
     with pytest.raises(ConfigError, match=r"encoders\.image"):
         licences.check(config.parse_system({**system_tree, **changes}))

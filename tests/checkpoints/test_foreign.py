@@ -115,7 +115,7 @@ def test_an_intact_checkpoint_loads_and_replies(foreign) -> None:
         shutil.rmtree(folder)
 
 
-def test_types_of_its_own_are_not_imported(foreign, monkeypatch) -> None:
+def test_its_own_types_are_not_imported(foreign, monkeypatch) -> None:
     monkeypatch.setattr(TRUSTED, "components", set())
     folder = foreign("merged")
     monkeypatch.syspath_prepend(str(folder))
@@ -139,7 +139,7 @@ def test_types_of_its_own_are_not_imported(foreign, monkeypatch) -> None:
     assert "evil_part" not in sys.modules
 
 
-def test_types_inside_of_types_are_not_imported_either(foreign) -> None:
+def test_nested_types_are_not_imported_either(foreign) -> None:
     folder = foreign("merged")
     Path("evil_part.py").write_text(RUN)
     inner = {"type": "frames", "encoder": {"type": "evil_part:X"}}

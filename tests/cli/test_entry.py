@@ -284,7 +284,7 @@ def test_chat_says_when_there_is_nothing_to_write(
 
 
 @pytest.mark.usefixtures("tiny_chat")
-def test_talking_in_turns(
+def test_a_chat_of_several_turns(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = iter(

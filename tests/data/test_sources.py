@@ -317,7 +317,7 @@ def test_messages_in_the_convention_of_datasets_take_media_from_columns(tmp_path
         ({"type": "image", "image": 7}, RowError),
     ],
 )
-def test_parts_that_cannot_be_had_are_refused(part, error, tmp_path: Path):
+def test_unavailable_parts_are_refused(part, error, tmp_path: Path):
     messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "x"}]
     with pytest.raises(error):
         only("messages", {"messages": messages}, tmp_path)

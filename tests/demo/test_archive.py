@@ -209,7 +209,7 @@ def test_a_bad_zip_is_refused_and_nothing_is_left_of_it(
     assert sum(written) <= 2 * len(wav(60))
 
 
-def test_halves_of_characters_do_not_stay(sessions: SessionStore) -> None:
+def test_lone_surrogates_are_removed(sessions: SessionStore) -> None:
     session = sessions.open(None)
     unpack(session, sent(sessions, "odd.zip", zipped(turned({"text": "a\ud800b"}, note="\udfffc"))))
     assert (session.turns[0].message.text, session.turns[0].note) == ("a?b", "?c")

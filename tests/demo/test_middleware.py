@@ -112,7 +112,7 @@ def stored(demo: Demo) -> set[Path]:
     return {path for path in demo.sessions.root.rglob("*") if path.is_file()}
 
 
-def test_what_is_sent_and_not_used_is_bounded(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_uploads_are_bounded(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     own = stored(demo)  # the images of the start page
     assert upload(demo, b"x", host="evil.example")[0] == 403
     assert upload(demo, b"x", origin="http://evil.example")[0] == 403

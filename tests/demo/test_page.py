@@ -28,7 +28,7 @@ WAVE = "e => e.shadowRoot?.querySelector('canvas')?.width > 0"
 """That a sound was decoded and is drawn."""
 
 
-def test_the_whole_of_it_in_a_real_browser(
+def test_the_whole_page_in_a_real_browser(
     demo: Demo, browse: Callable[..., Any], tiny_model: AnyToAny, tmp_path: Path
 ) -> None:
     page = browse(1100, 850)

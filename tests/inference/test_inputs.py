@@ -63,7 +63,7 @@ def red(tmp_path: Path) -> Path:
     ],
     ids=repr,
 )
-def test_words_however_they_are_given(chat: Chat, given: Any) -> None:
+def test_text_is_accepted_in_every_form(chat: Chat, given: Any) -> None:
     assert same(chat.reply(given, **QUICK), chat.reply([user("one two")], **QUICK))
 
 
@@ -102,7 +102,7 @@ def data_uri(path: Path) -> str:
     ],
     ids=lambda make: inspect.getsource(make).strip()[:60],
 )
-def test_pictures_however_they_are_given(
+def test_images_are_accepted_in_every_form(
     chat: Chat, red: Path, picture: Callable[[Path], Any]
 ) -> None:
     expected = chat.reply([user("what is this?", Image(red))], **QUICK)

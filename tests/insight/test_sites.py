@@ -95,7 +95,7 @@ def test_a_name_that_does_not_exist_names_the_near_one(chat: Chat, name: str, me
         pass
 
 
-def test_something_else_than_a_model_is_refused(chat: Chat) -> None:
+def test_other_objects_than_models_are_refused(chat: Chat) -> None:
     with pytest.raises(ConfigError, match=r"what mmllm\.load gives"):
         insight.sites("mini")
     with insight.look(chat, "layers.0") as seen, pytest.raises(ConfigError, match="no positions"):

@@ -130,7 +130,7 @@ def test_rendered_ids_are_those_of_the_whole_text(name, folders) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_prompt_is_the_beginning_of_what_is_learned(name, folders) -> None:
+def test_a_prompt_is_a_prefix_of_the_training_text(name, folders) -> None:
     """What the model reads before a reply is what stood before it in training."""
     renderer = joined(name, folders(name)).renderer
     prompt = renderer.render(TALK[:1], add_generation_prompt=True)
@@ -153,7 +153,7 @@ def test_a_tokenizer_without_a_template_is_rendered_plainly_and_says_so(folders,
     assert text.replace("<s> ", "<s>") == "<s>user: What is this?\nassistant: a red apple</s>\n"
 
 
-def test_a_template_of_ones_own_is_a_file(folders, tmp_path: Path) -> None:
+def test_a_custom_template_is_a_file(folders, tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text(
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"

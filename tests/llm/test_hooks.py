@@ -172,7 +172,7 @@ def test_a_hook_that_is_added_during_a_reply_is_called_from_there_on(chat: Chat)
     assert len(kept) == (0 if calls else 1)  # what a hook may have changed is not kept
 
 
-def test_training_hears_of_hooks_on_the_head(tiny_model: AnyToAny) -> None:
+def test_hooks_on_the_head_are_called_in_training(tiny_model: AnyToAny) -> None:
     llm, calls = tiny_model.llm, []
     hidden, labels = torch.randn(5, llm.width), torch.arange(5)
     plain = llm.token_nll(hidden, labels)

@@ -67,7 +67,7 @@ def test_the_limit_holds_before_anything_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("letter", ["a", ";", ";a=", " ", "data:", "%", "/"])
-def test_long_texts_take_a_moment(letter: str) -> None:
+def test_long_texts_are_parsed_in_linear_time(letter: str) -> None:
     """What a backtracking pattern needed minutes for."""
     began = time.perf_counter()
     for text in (f"data:{letter * 1_000_000}", f"data:;base64,{letter * 1_000_000}!"):

@@ -93,7 +93,7 @@ def test_limits_hold_there_too(tmp_path: Path) -> None:
         Image(tmp_path / "b.png").decoded(isolated.decode)
 
 
-def test_what_takes_too_long_is_ended(slow: bytes) -> None:
+def test_decoding_is_stopped_at_its_time_limit(slow: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(OversizedMediaError, match=r"not decoded within 0.3 s; make it smaller"):
         isolated.sample_frames(slow, 8, seconds=0.3)

@@ -163,7 +163,7 @@ def grey_png(depth: int, colour: int, values: bytes, clear: bytes, side: int = 1
         (grey_png(8, 0, b"\x07", b"\0\x07"), 255),
     ],
 )
-def test_depths_and_clear_colours(data, expected):
+def test_bit_depths_and_transparent_colours(data, expected):
     assert np.unique(Image(data).to_numpy()).tolist() == [expected]
 
 

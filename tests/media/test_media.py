@@ -166,7 +166,7 @@ def test_unusual_rates_and_odd_sides_can_be_saved(tmp_path, suffix):
     assert back.audio.to_numpy().shape[1] / back.audio.sample_rate == pytest.approx(0.2, abs=0.01)
 
 
-def test_sound_is_not_dropped_in_silence(tmp_path, caplog):
+def test_audio_is_never_dropped_silently(tmp_path, caplog):
     clip = Video.from_numpy(steps(), 10.0, audio=Audio.from_numpy(tone(), 16_000))
     clip.save(tmp_path / "a.webp")
     assert "holds no audio" in caplog.text

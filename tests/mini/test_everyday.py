@@ -140,7 +140,7 @@ def test_sounds_and_clips_are_of_the_world(kind: str) -> None:
 
 
 @each_kind
-def test_words_are_judged_as_meant(kind: str) -> None:
+def test_text_rules_accept_right_replies_and_reject_wrong_ones(kind: str) -> None:
     """Every rule for words comes with three right replies and two wrong ones."""
     for row in of_kind(kind):
         expect = row["expect"]

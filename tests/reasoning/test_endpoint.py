@@ -222,7 +222,7 @@ def test_a_busy_server_is_asked_again_as_it_wishes(serve, pauses: list[float]) -
     assert pauses == [3.0, 1.0, 2.0]
 
 
-def test_retries_end(serve, pauses: list[float]) -> None:
+def test_retries_are_bounded(serve, pauses: list[float]) -> None:
     server = serve(sends(b"busy", 503))
     with pytest.raises(CallError, match="HTTP status 503: 'busy'"):
         OpenAIModel(server.url, "m", retries=2).complete(PROMPT)

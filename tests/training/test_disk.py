@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_found_by_its_hashes_whatever_the_damage(
     assert tried == 41
 
 
-def test_a_run_goes_on_from_the_whole_checkpoint_as_if_it_were_the_newest(
+def test_a_run_resumes_from_the_newest_intact_checkpoint(
     trained: Path, make_run, tmp_path: Path
 ) -> None:
     wanted = contents(trained / "checkpoints/step-00000004")
@@ -316,7 +316,7 @@ def test_a_report_that_cannot_be_written_is_named_with_its_path(
     assert str(caught.value) == f"{file}: cannot be written: No space left on device; {remedy}"
 
 
-def test_lines_that_a_power_loss_has_cut_are_not_read(make_run, tmp_path: Path) -> None:
+def test_damaged_lines_of_metrics_are_dropped(make_run, tmp_path: Path) -> None:
     rows = [{"step": step, "seconds": 1.0, "loss": 2.0} for step in (1, 2, 3)]
     lines = [json.dumps(row).encode() for row in rows]
     odd = [b"\0" * 30, b"\0\0" + lines[0], b'{"step": 2, "lo', b"[1]", b'{"seconds": 1}', b"\xff}"]

@@ -93,7 +93,7 @@ def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 @pytest.mark.parametrize(
     "before", [signal.default_int_handler, signal.SIG_DFL, lambda number, frame: None]
 )
-def test_ctrl_c_saves_after_the_step_in_hand(
+def test_ctrl_c_saves_after_the_current_step(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers, number, before
 ) -> None:
     signal.signal(number, before)
@@ -157,7 +157,7 @@ def test_a_stage_starts_from_the_one_before(make_run, tmp_path: Path) -> None:
         train(make_run(output="three", init_from=str(tmp_path / "absent")), progress=False)
 
 
-def test_mini_is_a_name_wherever_a_checkpoint_is_meant(
+def test_mini_is_accepted_as_a_checkpoint_everywhere(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = train(make_run(output="shipped", steps=1), progress=False)
@@ -378,7 +378,7 @@ def test_prealignment_without_a_memory_of_features_is_refused(make_run):
         make_run(prealign={"steps": 1}, cache="none")
 
 
-def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path: Path, capsys):
+def test_an_exported_model_has_the_weights_and_no_training_state(make_run, tmp_path: Path, capsys):
     output = train(make_run(steps=1), progress=False)
     assert main(["export", str(output), str(tmp_path / "given"), "--dtype", "float32"]) == 0
     assert "step 1" in capsys.readouterr().out
