@@ -248,7 +248,7 @@ def tenth_turn(options: Options) -> list[Row]:
 
     def first_token(chat: Chat) -> Callable[[], float]:
         def ask() -> float:
-            """A reply that is closed early is not kept in the prefix cache: each try is the first."""
+            """A reply that is closed early is not kept in the prefix cache, so each try is new."""
             events = chat.stream(talk, seed=0, modalities=TEXT)
             next(event for event in events if isinstance(event, TextDelta))
             there = time.perf_counter()

@@ -378,7 +378,7 @@ def test_licences_are_strict(system_tree: dict, changes: dict, message: str) -> 
 
 
 def test_custom_parts_declare_their_licence(system_tree: dict) -> None:
-    changes: dict[str, Any] = {"licences": {"encoders.image": "CC-BY-NC-SA-4.0"}}
+    changes = {"licences": {"encoders.image": "CC-BY-NC-SA-4.0"}}
     with pytest.raises(ConfigError, match=r"encoders\.image"):
         licences.check(config.parse_system({**system_tree, **changes}))
     changes["accept_licences"] = ["CC-BY-NC-SA-4.0"]

@@ -13,7 +13,7 @@ from mmllm.reasoning import Budget, BudgetError, Recorder, ScriptedModel
 from mmllm.reasoning.reading import answer_by_baselines
 from mmllm.reasoning.tree import SummaryTree, TreeOptions, build_tree, load_tree
 from mmllm.reasoning.walk import Walk, walk
-from tests.reasoning.readers import NAMES, TEXT, likelihood, scripted, write
+from tests.reasoning.readers import NAMES, TEXT, THINGS, likelihood, scripted, write
 
 OPTIONS = TreeOptions(segment_tokens=40, num_children=3, summary_tokens=60)
 
