@@ -12,7 +12,7 @@ from typing import Any
 from mmllm.data.batch import Batch, collate
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered, common_prefix_length
-from mmllm.inference.prefix_cache import PrefixCache, cache_keys
+from mmllm.inference.prefix_cache import PrefixCache, cache_keys, reader_versions
 from mmllm.inference.sequence import SequenceState
 from mmllm.kernels.forward_hooks import ForwardHooks
 from mmllm.model import AnyToAny
@@ -71,7 +71,7 @@ def prepare_prefill(
     if prefix_cache is not None and not is_hooked:
         num_cached = _shared_prefix_length(model, prompts)
         if prefix_cache.max_entries and len(prompts) == 1 and not _reads_hooked(model, prompts[0]):
-            keys = cache_keys(prompts[0])
+            keys = cache_keys(prompts[0], reader_versions(model, prompts[0]))
             if len(sequences) == 1:
                 sequences[0].cache_keys = keys
             length, match = prefix_cache.longest_match(model, keys)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mmllm.conversation import Medium
 from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.features.cache import medium_identity
 from mmllm.kernels.devices import to_device
+from mmllm.kernels.prepacked_linear import tensor_versions
 from mmllm.model import AnyToAny
 
 
@@ -32,8 +34,10 @@ class PrefixCache:
     one computes only what is new, media included; and of the shared prefix of all conversations
     (the beginning of the chat template and the system prompt). Threads may share one.
 
-    A cache serves the version of the model that computed it. While a forward hook is registered on
-    the model nothing is inserted or matched, so that the hook is called for every position.
+    A cache serves the version of the model that computed it: of its LLM, and at the positions of a
+    medium of the encoder and input projection that read it (`cache_keys`). While a forward hook is
+    registered on the model nothing is inserted or matched, so that the hook is called for every
+    position.
 
     A cache takes as much memory as its conversation's positions; one whose conversation another
     one continues is dropped. Caches of models with sliding windows or recurrent states cannot be
@@ -113,15 +117,46 @@ class PrefixCache:
             self._entries = []
 
 
-def cache_keys(prompt: Rendered) -> list[Hashable]:
+def cache_keys(prompt: Rendered, readers: Mapping[str, Hashable] | None = None) -> list[Hashable]:
     """What stands at each position of a prompt: a token id, or (medium, offset) for a placeholder,
-    where equal media have equal names."""
+    where media have equal names if they are equal and read by the same weights.
+
+    Args:
+        prompt: the prompt.
+        readers: key of an encoder -> the version of what reads its media (`reader_versions`).
+    """
     keys: list[Hashable] = list(prompt.ids)
     for place in prompt.inputs:
-        name = (place.key, _media_key(place.medium))
+        name = (place.key, (readers or {}).get(place.key), _media_key(place.medium))
         for offset in range(place.length):
             keys[place.start + offset] = (name, offset)
     return keys
+
+
+def reader_versions(model: AnyToAny, prompt: Rendered) -> dict[str, Hashable]:
+    """Key of each encoder that reads media of a prompt -> a hash that changes when one of its
+    weights, or of its input projection's, is modified in place or replaced. Weights that would be
+    read on first use are read.
+
+    Args:
+        model: the model.
+        prompt: the prompt.
+    """
+    versions: dict[str, Hashable] = {}
+    for key in {place.key for place in prompt.inputs}:
+        encoder: Any = model.encoders[key]
+        encoder.load()
+        readers = (encoder, model.input_projections[key])
+        versions[key] = hash(tuple(tensor_versions(_tensors_of(reader)) for reader in readers))
+    return versions
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module and those inside it."""
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                yield tensor
 
 
 def _media_key(medium: Medium) -> Hashable:

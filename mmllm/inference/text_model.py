@@ -6,21 +6,28 @@ Legend: P supervised positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from mmllm import checkpoints
 from mmllm.conversation import Message, assistant
 from mmllm.data.batch import collate
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import UNSUPERVISED, Rendered
 from mmllm.errors import ConfigError, ContextError
 from mmllm.model import AnyToAny
-from mmllm.utils.hashing import sha256
+from mmllm.utils.hashing import fingerprint, sha256
 
 MAX_POSITIONS = 4096
 """Positions of the replies in one forward pass of `score_replies`."""
+_COMPUTE = ("llm", "encoders", "input_projections", "decoders", "output_projections")
+"""Groups of a config that determine what is computed."""
+_NUM_VALUES = 256
+"""Values of each frozen weight that a fingerprint reads, evenly spaced."""
 
 
 @torch.inference_mode()
@@ -121,9 +128,52 @@ def _score_with_memory(
 
 
 def model_fingerprint(model: AnyToAny) -> str:
-    """A hash of what the model computes text with: its config and all that was trained."""
-    digests = [sha256(repr(model.config))]
-    for name, parameter in model.trainable_candidates():
-        values = parameter.detach().float().cpu().contiguous().numpy()
-        digests.append(sha256(name.encode() + values.tobytes()))
-    return sha256("".join(digests))[:16]
+    """A hash of what the model computes text with: values of its config other than the defaults,
+    its frozen weights, and all that was trained.
+
+    Names, licences, paths and kernels are no part of it, and a key that a later version adds to the
+    config is none as long as it has its default.
+
+    Args:
+        model: the model.
+    """
+    config = {group: _chosen(getattr(model.config, group)) for group in _COMPUTE}
+    parts = checkpoints.fingerprints(model)
+    weights = [_digest(name, tensor) for name, tensor in model.llm.base_model.named_parameters()]
+    trained = [
+        sha256(name.encode() + parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        for name, parameter in model.trainable_candidates()
+    ]
+    return fingerprint([config, parts, model.llm.chat_template, weights, trained])
+
+
+def _chosen(config: Any) -> Any:
+    """The values of a config that are not its defaults. Weights are identified by content."""
+    if dataclasses.is_dataclass(config):
+        values = {
+            entry.name: value
+            for entry in dataclasses.fields(config)
+            if (value := getattr(config, entry.name)) != _default(entry)
+        }
+        return {"type": type(config).__name__, **_chosen(values)}
+    if isinstance(config, Mapping):
+        return {key: _chosen(value) for key, value in config.items() if key != "weights"}
+    if isinstance(config, list | tuple):
+        return list(map(_chosen, config))
+    return config
+
+
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    if entry.default_factory is not dataclasses.MISSING:
+        return entry.default_factory()
+    return entry.default
+
+
+def _digest(name: str, tensor: torch.Tensor) -> str:
+    """A hash of evenly spaced values of a weight, rounded so that the dtype it was loaded in does
+    not matter."""
+    flat = tensor.detach().flatten()
+    if flat.is_meta:
+        return name
+    values = flat[:: max(1, len(flat) // _NUM_VALUES)].to("cpu", torch.bfloat16).float()
+    return sha256(name.encode() + values.numpy().tobytes())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import fields, replace
+
 import pytest
 import torch
 
@@ -9,8 +13,8 @@ from mmllm.conversation import assistant, user
 from mmllm.errors import ConfigError, ContextError
 from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
-from tests.batches import batch_of
 from tests.inference.prompts import PROMPTS
+from tests.test_model import batch_of
 
 REPLIES = ["one", "one two three four", "red apple", ""]
 
@@ -100,10 +104,44 @@ def test_what_cannot_be_scored_is_refused(tiny_model: AnyToAny) -> None:
         chat.score(PROMPTS[0], ["one " * 300])
 
 
-def test_the_fingerprint_is_that_of_the_weights(tiny_model: AnyToAny) -> None:
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda model: model.llm.signal_embeddings,
+        lambda model: model.llm.backbone.layers[1].mlp.up_proj.weight,
+        lambda model: next(model.input_projections["image"].parameters()),
+    ],
+    ids=["trained rows", "frozen layer", "projection"],
+)
+def test_the_fingerprint_is_that_of_the_weights(
+    tiny_model: AnyToAny, find: Callable[[AnyToAny], torch.Tensor]
+) -> None:
     chat = Chat(tiny_model)
     before = chat.fingerprint
     assert before == chat.fingerprint
     with torch.no_grad():
-        tiny_model.llm.signal_embeddings[0, 0] += 1
+        find(tiny_model).flatten()[0] += 1
     assert chat.fingerprint != before
+
+
+def test_the_fingerprint_is_that_of_what_a_config_sets(tiny_model: AnyToAny) -> None:
+    """A key that a later version adds, at its default, does not make stored work foreign."""
+    config, chat = tiny_model.config, Chat(tiny_model)
+    before = chat.fingerprint
+    added = dataclasses.make_dataclass(
+        type(config.llm).__name__,
+        [("added", int, dataclasses.field(default=3))],
+        bases=(type(config.llm),),
+        frozen=True,
+    )
+    values = {entry.name: getattr(config.llm, entry.name) for entry in fields(config.llm)}
+
+    def with_llm(llm: object, **options: object) -> str:
+        tiny_model.config = replace(config, llm=llm, **options)
+        return chat.fingerprint
+
+    assert with_llm(config.llm, name="another", licences={"llm": "MIT"}) == before
+    assert with_llm(added(**values)) == before
+    assert with_llm(added(**{**values, "weights": "another/path"})) == before
+    assert with_llm(added(**values, added=4)) != before
+    assert with_llm(replace(config.llm, attention="eager")) != before
