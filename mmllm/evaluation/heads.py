@@ -1,5 +1,6 @@
-"""Rows `insight/heads` and `insight/copying` of `mmllm evaluate`: what induction heads do for text,
-and for pictures and sounds that a sequence gives names to."""
+"""Rows `insight/heads`, `insight/heads/text` and `insight/copying` of `mmllm evaluate`: what
+induction heads do for repeated tokens, for plain text, and for pictures and sounds that a sequence
+gives names to."""
 
 from __future__ import annotations
 
@@ -9,12 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mmllm.data.sources import parse_json, read_text
 from mmllm.evaluation.judges import open_item, read_items
-from mmllm.evaluation.metrics import Metric, accuracy_metric, mean_metric, with_threshold
+from mmllm.evaluation.metrics import (
+    Metric,
+    accuracy_metric,
+    difference_metric,
+    mean_metric,
+    with_threshold,
+)
 from mmllm.features.cache import FeatureCache
-from mmllm.insight.heads import head_table, repeat_losses
+from mmllm.insight.heads import (
+    ablated,
+    head_table,
+    in_context_scores,
+    repeat_losses,
+    start_ids,
+    token_losses,
+)
 from mmllm.insight.learning import Example, Part, copying, template_task
+from mmllm.insight.sites import model_of
 
 NUM_HEADS, NUM_COPYING_HEADS = 5, 10
 """Heads that are ablated, those that match prefixes best."""
@@ -35,6 +53,15 @@ _MIN_COPYING, _MAX_ABLATED = 0.45, 0.30
 _MIN_SHARE = 0.5
 _SHOWN_STYLE, _ASKED_STYLE = "fluent-3d", "twemoji"
 _SHOWN_TAKE, _ASKED_TAKE = 0, 6
+
+WINDOW = 512
+"""Tokens of a window of text, the first of which is the start token."""
+BANDS = ((1, 8), (9, 32), (33, 64), (65, 128), (129, 256), (257, 511))
+"""First and last position of tokens whose loss is averaged."""
+_EARLY, _LATE = (50, 50), (500, 500)
+"""The positions of Olsson et al. 2022; single tokens differ much from window to window, so that
+bands of them are compared as well."""
+_EARLY_BAND, _LATE_BAND = (33, 64), (401, 511)
 
 OnProgress = Callable[[int], object]
 
@@ -69,6 +96,62 @@ def measure_heads(chat: Any, data: Path, num: int, on_progress: OnProgress) -> I
     best, chance = result.best(), f"chance {result.chance:.2f}"
     name = f"insight/heads, (month)(animal), attention of {best} on the kind of line, {chance}"
     yield with_threshold(mean_metric(name, result.shares[best], start), _MIN_SHARE)
+
+
+def measure_text_learning(
+    chat: Any, data: Path, num: int, on_progress: OnProgress
+) -> Iterator[Metric]:
+    """The loss of plain text by position, and by how much it is lower late in a window than early;
+    with all heads, without the strongest induction heads, and without as many others of the same
+    layers.
+
+    Args:
+        chat: the model.
+        data: the folder of mini's data.
+        num: windows of text at most.
+        on_progress: called with the number of windows done.
+    """
+    table, ids = head_table(chat), text_windows(chat, data, num)
+    top = table.top(NUM_HEADS)
+    conditions = {"": [], f", without {_names(top)}": top}
+    conditions[f", without {NUM_HEADS} others"] = table.controls(top)
+    plain: dict[str, list[float]] = {}
+    for note, heads in conditions.items():
+        start = time.perf_counter()
+        with ablated(chat, heads):
+            losses = token_losses(chat, ids)
+        values = {
+            f"loss of text at positions {_span(band)}": losses[:, slice(*_columns(band))].mean(1)
+            for band in BANDS
+        }
+        for late, early in ((_LATE, _EARLY), (_LATE_BAND, _EARLY_BAND)):
+            name = f"in-context learning, loss at {_span(late)} less {_span(early)}"
+            values[name] = in_context_scores(losses, _columns(late), _columns(early))
+        for name, value in values.items():
+            own = value.tolist()
+            yield mean_metric(f"insight/heads/text, {name}{note}", own, start)
+            if heads and name.startswith("in-context"):
+                change = f"insight/heads/text, change of {name}{note}"
+                yield difference_metric(change, own, plain[name], start)
+            plain.setdefault(name, own)
+    on_progress(num)
+
+
+def text_windows(chat: Any, data: Path, num: int) -> Tensor:
+    """Windows of mini's plain texts, evenly spaced, each behind a start token: int[W, WINDOW].
+
+    Args:
+        chat: the model.
+        data: the folder of mini's data.
+        num: W, at most.
+    """
+    llm, found = model_of(chat).llm, []
+    for file in sorted((data / "text").glob("*.txt")):
+        ids = llm.tokenizer(read_text(file), add_special_tokens=False, verbose=False)["input_ids"]
+        found += list(torch.tensor(ids).unfold(0, WINDOW - 1, WINDOW - 1))
+    num = min(num, len(found))
+    rows = torch.stack([found[index * len(found) // num] for index in range(num)])
+    return torch.cat([torch.tensor([start_ids(chat)] * len(rows)), rows], dim=1)
 
 
 def measure_copying(chat: Any, data: Path, num: int, on_progress: OnProgress) -> Iterator[Metric]:
@@ -142,6 +225,16 @@ def _forms(data: Path, kind: str) -> dict[str, tuple[Part, Part]]:
         for name in found[first]
         if name in found[second]
     }
+
+
+def _columns(positions: tuple[int, int]) -> tuple[int, int]:
+    """First and last position of tokens -> the columns of their losses, the last not included."""
+    return positions[0] - 1, positions[1]
+
+
+def _span(positions: tuple[int, int]) -> str:
+    first, last = positions
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def _names(heads: list[Any]) -> str:
