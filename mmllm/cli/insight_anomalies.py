@@ -11,6 +11,7 @@ import typer
 from mmllm import console
 from mmllm.cli.options import Device, DType, Trust
 from mmllm.errors import ConfigError
+from mmllm.utils.files import write_errors
 
 if TYPE_CHECKING:
     from mmllm.conversation import Medium
@@ -35,6 +36,9 @@ def anomalies(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all, with the maps, there.")
     ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a page with the maps there.")
+    ] = None,
     device: Device = None,
     dtype: DType = None,
     trust: Trust = None,
@@ -46,7 +50,7 @@ def anomalies(
     from mmllm.insight.anomaly import AnomalyDetector
 
     console.note(f"loading {model}")
-    chat = mmllm.load(model, device=device, dtype=dtype)
+    chat = mmllm.load(model, device=device, dtype=dtype, trust=trust or ())
     detector = AnomalyDetector(
         chat, list(usual.values()), stages=stage or (), describe=describe and f"It is {describe}."
     )
@@ -55,6 +59,15 @@ def anomalies(
     for name, entry in sorted(found.items(), key=lambda pair: -pair[1].score):
         line = f"{name:{width}}  {entry.score:.3f}  p {entry.p_value:.3f}"
         console.echo(line + ("" if entry.surprisal is None else f"  -log p {entry.surprisal:.1f}"))
+    if folder:
+        from mmllm.insight.anomaly_page import write_anomaly_page
+
+        page = folder / "index.html"
+        title = f"{test.name}: what is unlike {normal.name}"
+        with write_errors(page, ConfigError, "choose another folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_anomaly_page(page, title, {name: (asked[name], found[name]) for name in found})
+        console.echo(f"{page}")
     if json_file:
         report = {
             name: {

@@ -11,7 +11,7 @@ import mmllm
 from mmllm.cli import FAILED, main
 from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
-from tests.insight.conv_encoder import ConvEncoder, pictures, with_a_spot
+from tests.insight.test_anomaly import ConvEncoder, pictures, with_a_spot
 
 
 def test_the_oddest_comes_first(
@@ -42,6 +42,15 @@ def test_the_oddest_comes_first(
     assert found["b.png"]["score"] > found["a.png"]["score"]
     assert len(found["b.png"]["map"]) == 16
     assert found["a.png"]["surprisal"] == 2.5
+    assert main([*arguments, "--folder", str(tmp_path / "page")]) == 0
+    page = tmp_path / "page" / "index.html"
+    assert str(page) in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert text.index("b.png") < text.index("a.png")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert main([*arguments, "--folder", str(blocked)]) == FAILED
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,8 @@ Legend: N positions, D width, F features, V text vocabulary, O outputs.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image as PILImage
@@ -19,6 +16,7 @@ from mmllm.conversation import Audio, Image, Medium, Video
 from mmllm.data.protocol import FeatureProvider
 from mmllm.gallery import spectrogram
 from mmllm.insight.collecting import piece_of, states_of
+from mmllm.insight.data_uris import data_uri, webp_uri
 from mmllm.insight.dictionary.autoencoder import SparseAutoencoder
 from mmllm.insight.features.activity import FeatureActivity, shared_concepts
 from mmllm.insight.features.page import FeatureCard, ShownMedium
@@ -213,9 +211,9 @@ def shown_medium(medium: Medium, caption: str, strength: float = 1.0) -> ShownMe
     """
     if isinstance(medium, Audio):
         audio = medium.resample(16_000)
-        picture = _webp([spectrogram(audio).to_pil().resize((320, 64))])
+        picture = webp_uri([spectrogram(audio).to_pil().resize((320, 64))])
         uri = data_uri("audio/ogg", audio.to_bytes("ogg"))
-        return ShownMedium("audio", uri, caption, strength, data_uri("image/webp", picture))
+        return ShownMedium("audio", uri, caption, strength, picture)
     if isinstance(medium, Video):
         frames = medium.to_pil()
         frames = frames[:: max(1, -(-len(frames) // _FRAMES))]
@@ -223,29 +221,10 @@ def shown_medium(medium: Medium, caption: str, strength: float = 1.0) -> ShownMe
         assert isinstance(medium, Image)
         frames = [medium.to_pil()]
     small = [_thumbnail(frame) for frame in frames]
-    return ShownMedium(medium.modality, data_uri("image/webp", _webp(small)), caption, strength)
-
-
-def data_uri(kind: str, data: bytes) -> str:
-    """A data: URI.
-
-    Args:
-        kind: MIME type.
-        data: content.
-    """
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return ShownMedium(medium.modality, webp_uri(small), caption, strength)
 
 
 def _thumbnail(picture: PILImage.Image) -> PILImage.Image:
     picture = picture.convert("RGB")
     picture.thumbnail((_SIDE, _SIDE), PILImage.Resampling.LANCZOS)
     return picture
-
-
-def _webp(frames: Sequence[PILImage.Image]) -> bytes:
-    file = io.BytesIO()
-    options: dict[str, Any] = {"quality": 70, "method": 4}
-    if len(frames) > 1:
-        options |= {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0}
-    frames[0].save(file, "WEBP", **options)
-    return file.getvalue()
