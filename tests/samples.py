@@ -1,4 +1,4 @@
-"""Small media of one value each, by which tests recognise them."""
+"""Small media of one value each, by which tests tell where they went."""
 
 from __future__ import annotations
 

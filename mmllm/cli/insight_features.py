@@ -10,6 +10,9 @@ import typer
 from mmllm import console
 from mmllm.cli.options import Trust, check_at_least_one
 
+_NUM_CHANGES = 12
+"""Features of which is shown what the adapters changed."""
+
 
 def features(
     model: Annotated[
@@ -33,6 +36,10 @@ def features(
     baselines: Annotated[
         bool, typer.Option(help="Train and score a random decoder too, which doubles the time.")
     ] = False,
+    against: Annotated[
+        Literal["base"] | None,
+        typer.Option(help="Show what the adapters changed: the same features without them."),
+    ] = None,
     folder: Annotated[
         Path, typer.Option(metavar="FOLDER", help="For states, dictionary and page.")
     ] = Path("runs/insight"),
@@ -41,12 +48,13 @@ def features(
     """Train a sparse autoencoder on a model's states and show its features as a page."""
     import mmllm
     from mmllm.insight.dictionary.training import DictionaryConfig
+    from mmllm.insight.features.changes import feature_changes
     from mmllm.insight.features.gallery import write_features
     from mmllm.insight.study import DictionaryStudy, read_data
 
     check_at_least_one(width=width, k=k, steps=steps, conversations=conversations, shown=shown)
     config = DictionaryConfig(kind=kind, width=width, k=k, steps=steps)
-    chat = mmllm.load(model)
+    chat = mmllm.load(model, trust=trust or ())
     study = DictionaryStudy(
         chat.model,
         chat.fingerprint,
@@ -56,6 +64,15 @@ def features(
         config=config,
         name=model,
     )
-    page = write_features(study, folder / "features.html", num=shown, with_frozen=baselines)
+    changes = []
+    if against:
+        base = study.base_activations
+        changes = feature_changes(study.dictionary, base, study.activations, _NUM_CHANGES)
+    page = write_features(
+        study, folder / "features.html", num=shown, with_frozen=baselines, changes=changes
+    )
     console.echo(study.summary(with_frozen=baselines))
+    if changes:
+        console.echo("without adapters -> with them:")
+        console.echo("\n".join(map(str, changes)))
     console.echo(f"{page}")

@@ -42,7 +42,9 @@ def measure_dictionary(
     chat: Any, data: Path, num: int, on_progress: OnProgress
 ) -> Iterator[Metric]:
     """Variance explained of held-out states by kind, next to principal components, plain axes and a
-    random decoder; active and dead features; loss recovered; features of a synthetic set.
+    random decoder, all with k numbers a position: dictionaries have the thresholds at which k
+    features are active at the kind. Next to that, with one threshold for all kinds; dead features;
+    loss recovered; features of a synthetic set.
 
     Args:
         chat: the model.
@@ -66,10 +68,15 @@ def measure_dictionary(
     )
     n = sum(estimate.n for estimate in own.values())
     yield with_threshold(Metric("insight/sae, least lead over baselines", n, lead), MIN_LEAD)
-    active, size = study.num_active(), len(study.parts[1])
-    for kind, count in active.items():
-        metric = Metric(f"insight/sae, active features of {kind}", size, count)
-        yield replace(metric, threshold=f"<= {CONFIG.k}", met=count <= CONFIG.k)
+    sizes = study.parts[1].counts()
+    for kind, count in study.num_active(by_kind=True).items():
+        metric = Metric(f"insight/sae, active features of {kind}", sizes[kind], count)
+        limit = study.config.k
+        yield replace(metric, threshold=f"<= {limit}", met=count <= limit)
+    for kind, estimate in study.variance_explained(study.dictionary).items():
+        yield _metric(f"insight/sae/one threshold, variance explained of {kind}", estimate, start)
+    for kind, count in study.num_active().items():
+        yield Metric(f"insight/sae/one threshold, active features of {kind}", sizes[kind], count)
     yield Metric("insight/sae, share of dead features", study.dictionary.width, study.dead_share())
     reconstructions = study.reconstructions(with_frozen=True)
     for name, estimate in study.loss_recovered(num, reconstructions).items():

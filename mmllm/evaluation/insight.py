@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 
 from mmllm.evaluation.anomalies import measure_anomalies
 from mmllm.evaluation.dictionaries import measure_concepts, measure_dictionary
-from mmllm.evaluation.heads import measure_copying, measure_heads
+from mmllm.evaluation.heads import measure_copying, measure_heads, measure_text_learning
 from mmllm.evaluation.memory import measure_memory
 from mmllm.evaluation.metrics import Metric
-from mmllm.evaluation.steering import measure_steering
+from mmllm.evaluation.steering import measure_feature_steering, measure_steering
 
 ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
     "insight/heads": (measure_heads, 100),
+    "insight/heads/text": (measure_text_learning, 100),
     "insight/copying": (measure_copying, 200),
     "insight/steering": (measure_steering, 40),
+    "insight/steering/features": (measure_feature_steering, 40),
     "insight/sae": (measure_dictionary, 100),
     "insight/concepts": (measure_concepts, 50),
     "insight/anomaly": (measure_anomalies, 24),

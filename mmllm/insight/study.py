@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -29,8 +30,10 @@ from mmllm.insight.collecting import collect
 from mmllm.insight.concepts import ConceptVocabulary, mini_vocabulary
 from mmllm.insight.dictionary import metrics
 from mmllm.insight.dictionary.autoencoder import Origin, SparseAutoencoder
+from mmllm.insight.dictionary.calibration import calibrate
 from mmllm.insight.dictionary.storage import CONFIG, load_dictionary, save_dictionary
 from mmllm.insight.dictionary.training import DictionaryConfig, train_dictionary
+from mmllm.insight.steering import late_site
 from mmllm.model import AnyToAny
 from mmllm.utils import files
 from mmllm.utils.hashing import fingerprint
@@ -38,9 +41,6 @@ from mmllm.utils.hashing import fingerprint
 _WINDOW = 160
 """Tokens of a window of plain text."""
 _PCA_STATES = 16_384
-_DEPTH = 0.8
-"""Share of the layers behind which the default site lies: concepts stand in the states of signal
-tokens only there."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,6 @@ def read_data(model: AnyToAny, file: str, *, limit: int | None = None) -> StudyD
     return read_dialogues(model, file, limit=limit, texts=texts, vocabulary=mini_vocabulary())
 
 
-def default_site(model: AnyToAny) -> str:
-    """The residual stream behind four fifths of the layers."""
-    return f"layers.{int(_DEPTH * len(model.llm.backbone.layers))}"
-
-
 class DictionaryStudy:
     """States of one site of a model, a dictionary of them, and its scores.
 
@@ -135,7 +130,7 @@ class DictionaryStudy:
         model_fingerprint: its fingerprint (`Chat.fingerprint`).
         data: what it is run over.
         folder: where states and dictionaries are kept.
-        site: name of the site; None: `default_site`.
+        site: name of the site; None: `late_site`.
         config: how dictionaries are trained.
         balance: share of each kind of position in a batch.
         name: of the model, for people.
@@ -154,7 +149,7 @@ class DictionaryStudy:
         name: str = "",
     ):
         self.model, self.data, self.folder = model, data, folder
-        self.site = site or default_site(model)
+        self.site = site or late_site(model)
         self.origin = Origin(model_fingerprint, self.site, self.site, name)
         self.config, self.balance = config, balance
         self.features = FeatureCache(model)
@@ -162,11 +157,29 @@ class DictionaryStudy:
     @cached_property
     def activations(self) -> Activations:
         """States of all conversations."""
+        return self._collect(self.origin.model)
+
+    @cached_property
+    def base_activations(self) -> Activations:
+        """The same states without the adapters.
+
+        Raises:
+            ConfigError: the model has none.
+        """
+        if not self.model.llm.has_lora:
+            raise ConfigError(
+                f"{self.origin.name or 'this model'} has no adapters, so that it is its own base; "
+                "compare a model that was trained with LoRA (`llm.lora`)"
+            )
+        with self.model.llm.adapters_disabled():
+            return self._collect(f"{self.origin.model} without adapters")
+
+    def _collect(self, model_fingerprint: str) -> Activations:
         return collect(
             self.model,
             self.data.conversations,
             [self.site],
-            model_fingerprint=self.origin.model,
+            model_fingerprint=model_fingerprint,
             folder=self.folder / "cache",
             vocabulary=self.data.vocabulary,
         )[self.site]
@@ -187,12 +200,13 @@ class DictionaryStudy:
         return self.train(replace(self.config, decoder="frozen"))
 
     def train(self, config: DictionaryConfig) -> SparseAutoencoder:
-        """Train a dictionary on the training states, or read the one that was trained before.
+        """Train a dictionary on the training states and calibrate its thresholds on held-out ones,
+        or read the one that was trained before.
 
         Args:
             config: how it is trained.
         """
-        train, _ = self.parts
+        train, held_out = self.parts
         about = {"config": asdict(config), "positions": train.counts(), "balance": self.balance}
         name = fingerprint([about, asdict(self.origin)])
         folder = self.folder / f"dictionary-{name}"
@@ -200,9 +214,12 @@ class DictionaryStudy:
             dictionary = load_dictionary(folder)
             dictionary.check_origin(self.origin.model, self.site)
             return dictionary
-        sample = train.sampler(config.batch_size, balance=self.balance, seed=config.seed)
+        sample, unseen = (
+            part.sampler(config.batch_size, balance=self.balance, seed=config.seed)
+            for part in (train, held_out if len(held_out) else train)
+        )
         training = self.folder / f"training-{name}"
-        dictionary = train_dictionary(config, sample, self.origin, folder=training)
+        dictionary = train_dictionary(config, sample, self.origin, held_out=unseen, folder=training)
         files.remove(training)
         save_dictionary(dictionary, folder, about)
         return dictionary
@@ -232,15 +249,17 @@ class DictionaryStudy:
         return {"dictionary": self.dictionary, **self.baselines, **frozen}
 
     def scores(self, *, with_frozen: bool = False) -> dict[str, dict[str, metrics.Estimate]]:
-        """Variance explained by method and kind of position; see `reconstructions`."""
+        """Variance explained by method and kind of position, of all methods with k numbers at a
+        position; see `reconstructions`."""
         return {
-            name: self.variance_explained(reconstruct)
+            name: self.variance_explained(reconstruct, by_kind=True)
             for name, reconstruct in self.reconstructions(with_frozen=with_frozen).items()
         }
 
     def summary(self, *, with_frozen: bool = False) -> str:
         """The scores as aligned lines of text; see `reconstructions`."""
         scores = self.scores(with_frozen=with_frozen)
+        scores["one threshold"] = self.variance_explained(self.dictionary)
         kinds = list(scores["dictionary"])
         lines = [f"{'variance explained':20}" + "".join(f"{kind:>9}" for kind in kinds)]
         for name, row in scores.items():
@@ -249,29 +268,46 @@ class DictionaryStudy:
         lines.append(f"{'active features':20}" + "".join(f"{active[kind]:9.1f}" for kind in kinds))
         return "\n".join([*lines, f"{'dead features':20}{self.dead_share():9.1%}"])
 
-    def variance_explained(self, reconstruct: metrics.Reconstruct) -> dict[str, metrics.Estimate]:
+    def variance_explained(
+        self, reconstruct: metrics.Reconstruct, *, by_kind: bool = False
+    ) -> dict[str, metrics.Estimate]:
         """Of the held-out states of each kind.
 
         Args:
             reconstruct: the dictionary, or a baseline.
+            by_kind: whether a dictionary has the thresholds at which k features are active at
+                positions of the kind, rather than its own.
         """
-        held_out = self.parts[1]
-        return {
-            kind: metrics.variance_explained(reconstruct, held_out.select(held_out.of_kind(kind)))
-            for kind in held_out.counts()
-        }
+        found = {}
+        for kind, acts in self._held_out.items():
+            method = self._calibrated(reconstruct, kind) if by_kind else reconstruct
+            found[kind] = metrics.variance_explained(method, acts)
+        return found
 
-    def num_active(self) -> dict[str, float]:
-        """L0: features active at a held-out position of each kind."""
+    def num_active(self, *, by_kind: bool = False) -> dict[str, float]:
+        """L0: features of the dictionary that are active at a held-out position of each kind.
+
+        Args:
+            by_kind: as for `variance_explained`.
+        """
+        found = {}
+        for kind, acts in self._held_out.items():
+            dictionary = self._calibrated(self.dictionary, kind) if by_kind else self.dictionary
+            found[kind] = float(metrics.density(dictionary, acts.states).sum())
+        return found
+
+    @cached_property
+    def _held_out(self) -> dict[str, Activations]:
+        """Kind -> its held-out positions, without massive states."""
         held_out = self.parts[1]
-        return {
-            kind: float(
-                metrics.density(
-                    self.dictionary, held_out.states[held_out.of_kind(kind) & ~held_out.is_massive]
-                ).sum()
-            )
-            for kind in held_out.counts()
-        }
+        kinds = {kind: held_out.of_kind(kind) & ~held_out.is_massive for kind in held_out.counts()}
+        return {kind: held_out.select(where) for kind, where in kinds.items() if where.any()}
+
+    def _calibrated(self, reconstruct: Any, kind: str) -> Any:
+        """A dictionary with k active features at positions of a kind; anything else as it is."""
+        if not isinstance(reconstruct, SparseAutoencoder):
+            return reconstruct
+        return calibrate(reconstruct, self._held_out[kind].states, self.config.k)
 
     def dead_share(self) -> float:
         """Share of features that are active at no position, of training or held out."""

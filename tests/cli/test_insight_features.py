@@ -11,7 +11,7 @@ import mmllm
 from mmllm.cli import main
 from mmllm.cli.entry import FAILED
 from mmllm.insight import study as studies
-from mmllm.insight.features import gallery
+from mmllm.insight.features import changes, gallery
 
 
 def test_sizes_have_to_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +27,7 @@ def test_options_become_the_study(
     class Study:
         def __init__(self, *_: object, **options: object) -> None:
             made.update(options)
+            self.dictionary = self.base_activations = self.activations = "states"
 
         def summary(self, **options: object) -> str:
             return f"scores {options}"
@@ -35,8 +36,13 @@ def test_options_become_the_study(
         made.update(options)
         return page
 
-    chat = SimpleNamespace(model=None, fingerprint="m")
-    monkeypatch.setattr(mmllm, "load", lambda name: chat)
+    def load(name: str, *, trust: object) -> SimpleNamespace:
+        made["trust"] = trust
+        return SimpleNamespace(model=None, fingerprint="m")
+
+    change = changes.FeatureChange(7, {"text": (0.01, 0.2)}, {"text": (0.1, 1.0)})
+    monkeypatch.setattr(changes, "feature_changes", lambda *_: [change])
+    monkeypatch.setattr(mmllm, "load", load)
     monkeypatch.setattr(studies, "DictionaryStudy", Study)
     monkeypatch.setattr(studies, "read_data", lambda model, file, limit: (file, limit))
     monkeypatch.setattr(gallery, "write_features", write)
@@ -48,3 +54,8 @@ def test_options_become_the_study(
     shown = capsys.readouterr().out
     assert "scores" in shown
     assert str(tmp_path / "features.html") in shown
+    assert (made["changes"], made["trust"]) == ([], ())
+    options = ["--against", "base", "--trust", "own.module", "--folder", str(tmp_path)]
+    assert main(["insight", "features", "mini", *options]) == 0
+    assert (made["changes"], made["trust"]) == ([change], ["own.module"])
+    assert "feature 7: active at text 1.0% -> 20.0%" in capsys.readouterr().out

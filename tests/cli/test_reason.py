@@ -13,7 +13,8 @@ from mmllm.cli import FAILED, main
 from mmllm.reasoning import ScriptedModel
 from mmllm.reasoning.problems.cipher import encode
 from tests.reasoning.optimizers import descend
-from tests.reasoning.readers import NAMES, SOUND, TEXT, perceiving, scripted
+from tests.reasoning.test_sources import SOUND, perceiving
+from tests.reasoning.test_walk import NAMES, TEXT, scripted
 
 
 @pytest.fixture(autouse=True)

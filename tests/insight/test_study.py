@@ -13,7 +13,8 @@ from mmllm.inference.chat import Chat
 from mmllm.insight import study as studies
 from mmllm.insight.dictionary.training import DictionaryConfig
 from mmllm.insight.features.gallery import write_features
-from mmllm.insight.study import DictionaryStudy, StudyData, default_site, read_data
+from mmllm.insight.steering import late_site
+from mmllm.insight.study import DictionaryStudy, StudyData, read_data
 from mmllm.model import AnyToAny
 from tests.insight.conversations import VOCABULARY, rendered
 
@@ -31,7 +32,7 @@ def test_a_second_study_reads_what_the_first_one_made(
     tiny_model: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = a_study(tiny_model, tmp_path)
-    assert study.site == default_site(tiny_model)
+    assert study.site == late_site(tiny_model)
     page = write_features(study, tmp_path / "page.html", num=5)
     text = page.read_text(encoding="utf-8")
     assert text.count('<article class="feature"') == 5

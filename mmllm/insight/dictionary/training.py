@@ -2,8 +2,9 @@
 
 Inputs are centred and scaled to a variance of 1 per coordinate; both are folded into the weights at
 the end, so that a dictionary takes states as they are. `k` is the mean number of active features
-for all kinds. Batches are a function of (seed, step): a run that was interrupted goes on from its
-last saved step as if it had not been.
+for all kinds: thresholds are calibrated at the end, on states that nothing was trained on if there
+are any, since features are active more often there. Batches are a function of (seed, step): a run
+that was interrupted goes on from its last saved step as if it had not been.
 
 Legend: B positions of a batch, D width of the input, E of the output, F features.
 """
@@ -26,6 +27,7 @@ from mmllm.insight.dictionary.autoencoder import (
     normalized_rows,
     random_directions,
 )
+from mmllm.insight.dictionary.calibration import calibrate
 from mmllm.utils import files
 from mmllm.utils.hashing import fingerprint
 from mmllm.utils.progress import progress_bar
@@ -38,7 +40,7 @@ Sample = Callable[[int], tuple[Tensor, Tensor]]
 for a transcoder. The same step gives the same batch."""
 
 _CALIBRATION = 8
-"""Batches of which thresholds are calibrated. Their steps lie behind the last one of training."""
+"""Batches on which thresholds are calibrated. Their steps lie behind the last one of training."""
 _NUM_STATISTICS = 4
 """Batches of which mean and scale are computed, from the same range of steps."""
 
@@ -99,6 +101,7 @@ def train_dictionary(
     sample: Sample,
     origin: Origin,
     *,
+    held_out: Sample | None = None,
     folder: Path | None = None,
     save_every: int = 100,
     device: torch.device | str = "cpu",
@@ -110,6 +113,7 @@ def train_dictionary(
         config: kind, size and steps.
         sample: gives the batch of a step.
         origin: the model and site of the states.
+        held_out: gives the batches on which thresholds are calibrated; None: `sample`.
         folder: where the state of training is kept, so that a second call goes on from there; it
             is deleted at the end. None keeps nothing.
         save_every: steps between two saved states.
@@ -129,7 +133,7 @@ def train_dictionary(
             if file and (step + 1) % save_every == 0:
                 trainer.save(file, step + 1)
             bar.update()
-    dictionary = trainer.finished()
+    dictionary = trainer.finished(held_out or sample)
     if file:
         file.unlink(missing_ok=True)
     return dictionary
@@ -274,7 +278,7 @@ class _DictionaryTrainer:
     # --- the end --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def finished(self) -> SparseAutoencoder:
+    def finished(self, calibration: Sample) -> SparseAutoencoder:
         """The dictionary in the units of the states, its thresholds calibrated to k."""
         config = self.config
         dictionary = SparseAutoencoder(
@@ -293,22 +297,13 @@ class _DictionaryTrainer:
         dictionary.b_enc.copy_(b_enc * self.scale_out)
         dictionary.W_dec.copy_(weights["W_dec"])
         dictionary.b_dec.copy_(b_dec)
-        if config.kind == "topk":
-            return dictionary.cpu()
-        # One factor (jumprelu) or one threshold for all features, so that k are active.
-        thresholds = torch.ones(config.width, device=self.device)
         if config.kind == "jumprelu":
-            thresholds = weights["log_threshold"].exp()
-        factors = [
-            kth_largest(dictionary.pre_activations(x) / thresholds, config.k * len(x))
-            for x in self._calibration_batches()
-        ]
-        dictionary.threshold.copy_(thresholds * torch.stack(factors).mean())
-        return dictionary.cpu()
-
-    def _calibration_batches(self) -> Iterator[Tensor]:
-        steps = range(self.config.steps, self.config.steps + _CALIBRATION)
-        return (self.sample(step)[0].to(self.device) for step in steps)
+            dictionary.threshold.copy_(weights["log_threshold"].exp())
+        else:
+            dictionary.threshold.fill_(1.0)
+        steps = range(config.steps, config.steps + _CALIBRATION)
+        states = [calibration(step)[0].to(self.device) for step in steps]
+        return calibrate(dictionary, torch.cat(states), config.k).cpu()
 
     # --- resuming -------------------------------------------------------------------------------
 

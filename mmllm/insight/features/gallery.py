@@ -9,6 +9,7 @@ import torch
 
 from mmllm.insight.features.activity import FeatureActivity
 from mmllm.insight.features.cards import CardMaker, choose_features, shown_medium
+from mmllm.insight.features.changes import FeatureChange
 from mmllm.insight.features.effects import made_under, modalities_made
 from mmllm.insight.features.page import ShownMedium, features_html
 from mmllm.insight.study import DictionaryStudy
@@ -27,6 +28,7 @@ def write_features(
     features: Sequence[int] | None = None,
     with_frozen: bool = False,
     with_media: bool = True,
+    changes: Sequence[FeatureChange] = (),
 ) -> Path:
     """Write the page: one HTML file that needs no other.
 
@@ -37,12 +39,14 @@ def write_features(
         features: which; None: those that stand for the same thing in most modalities first.
         with_frozen: whether the scores of a random decoder are on it.
         with_media: whether what the model makes under each feature is on it.
+        changes: features of which it shows what the adapters changed.
 
     Returns:
         `page`.
     """
     activity = FeatureActivity.measure(study.dictionary, study.activations)
     chosen = list(features) if features is not None else choose_features(activity, num)
+    chosen += [change.feature for change in changes if change.feature not in chosen]
     made = _made(study, activity, chosen) if with_media else {}
     maker = CardMaker(study.model, study.dictionary, activity, study.features)
     with progress_bar("features", total=len(chosen), unit="feature") as bar:
@@ -64,7 +68,8 @@ def write_features(
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     title = f"What {study.origin.name or 'the model'} has features for"
-    files.atomic_write(page, features_html(title, cards, intro=intro, scores=scores))
+    html = features_html(title, cards, intro=intro, scores=scores, changes=changes)
+    files.atomic_write(page, html)
     return page
 
 

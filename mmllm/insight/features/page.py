@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mmllm.gallery import page_html
+from mmllm.insight.features.changes import FeatureChange
 
 NAMES = {
     "image": "Pictures",
@@ -78,6 +79,8 @@ border-bottom:1px solid var(--line);font-size:14px}
 .scores b{display:block;height:4px;border-radius:2px;margin-top:3px;width:calc(var(--v)*5.5rem);
 background:hsl(var(--h) 70% 55%)}
 .scores tr:not(:first-child) b{opacity:.45}.scores tr:first-child{font-weight:600}
+.scores.changes td{white-space:nowrap;font-weight:400}.scores.changes tr b{opacity:1;min-width:1px}
+.scores.changes tr b:first-of-type{opacity:.35}
 @media (max-width:40rem){.columns{grid-template-columns:1fr}.columns section.wide{columns:auto}
 .spread{display:none}.feature{padding:.8rem}.tools .key{display:none}}
 """
@@ -154,6 +157,7 @@ def features_html(
     *,
     intro: str = "",
     scores: Mapping[str, Mapping[str, float]] | None = None,
+    changes: Sequence[FeatureChange] = (),
 ) -> str:
     """Return the page of some features.
 
@@ -162,6 +166,7 @@ def features_html(
         cards: the features, in order.
         intro: a paragraph below the title.
         scores: method -> kind of position -> variance explained; the dictionary's own first.
+        changes: what the adapters changed of some features.
     """
     shown = {card.feature for card in cards}
     keys = "".join(
@@ -172,7 +177,7 @@ def features_html(
         '<div class="tools"><input id="find" type="search" placeholder="Find a feature" '
         f'aria-label="Find a feature">{keys}</div>'
     )
-    body = f"<style>{STYLE}</style>{_scores(scores or {})}{tools}"
+    body = f"<style>{STYLE}</style>{_scores(scores or {})}{_changes(changes, cards)}{tools}"
     body += "".join(_card(card, shown) for card in cards)
     return page_html(title, f"{body}<script>{_SCRIPT}</script>", intro)
 
@@ -196,6 +201,35 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
         '<div class="scroll" tabindex="0"><table class="scores"><thead><tr>'
         f"<th>Variance explained</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _changes(changes: Sequence[FeatureChange], cards: Sequence[FeatureCard]) -> str:
+    """The table of features with and without the adapters, with bars: how often they are active."""
+    if not changes:
+        return ""
+    titles = {card.feature: card.title for card in cards}
+    kinds = [kind for kind in _HUES if kind in changes[0].density]
+    head = "".join(f"<th>{NAMES[kind]}</th>" for kind in kinds)
+    rows = ""
+    for change in changes:
+        title = html.escape(titles.get(change.feature, "feature"))
+        cells = "".join(_change(kind, *change.density[kind]) for kind in kinds)
+        link = f'<a href="#f{change.feature}">{title}</a>'
+        rows += f'<tr><td>{link} <span class="number">{change.feature}</span></td>{cells}</tr>'
+    return (
+        "<h2>What the adapters changed</h2>"
+        '<p class="quiet">The features whose mean activation differs most between the model with '
+        "its adapters and without them: at how many positions each is active, without (pale) and "
+        "with.</p>"
+        '<div class="scroll" tabindex="0"><table class="scores changes"><thead><tr>'
+        f"<th>Feature</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _change(kind: str, before: float, after: float) -> str:
+    bars = "".join(f'<b style="--v:{min(share, 1):.3f}"></b>' for share in (before, after))
+    text = f"{_percent(before)} → {_percent(after)}"
+    return f'<td style="--h:{_HUES[kind]}">{text}{bars}</td>'
 
 
 def _card(card: FeatureCard, shown: set[int]) -> str:

@@ -36,10 +36,30 @@ def test_known_features_are_found_and_k_are_active(kind: Kind) -> None:
     assert found > 0.25
     states = TRUTH.states(2000, seed=10**6)
     active = (dictionary.encode(states) > 0).float().sum(dim=1).mean().item()
-    assert active == pytest.approx(2, rel=0.1)
+    assert active == pytest.approx(2, rel=0.1)  # of 1,024 states
     error = (states - dictionary(states)).square().sum() / (states - states.mean(0)).square().sum()
     assert error < 0.3
     assert torch.allclose(dictionary.W_dec.norm(dim=1), torch.ones(WIDTH), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["batch_topk", "matryoshka"])
+def test_thresholds_hold_on_states_that_nothing_was_trained_on(kind: Kind) -> None:
+    """Trained on few states, a dictionary is active more often on others."""
+    few = TRUTH.states(200, seed=7)
+
+    def sample(step: int):
+        rng = torch.Generator().manual_seed(step)
+        states = few[torch.randint(len(few), (128,), generator=rng)]
+        return states, states
+
+    def num_active(**options) -> float:
+        config = replace(SMALL, kind=kind)
+        dictionary = train_dictionary(config, sample, TRUTH.origin, progress=False, **options)
+        states = TRUTH.states(8000, seed=10**6)
+        return (dictionary.encode(states) > 0).float().sum(dim=1).mean().item()
+
+    assert num_active() > 2.2
+    assert num_active(held_out=TRUTH.sample(1024)) == pytest.approx(2, rel=0.05)
 
 
 def test_a_frozen_decoder_is_as_it_was_drawn_and_worse() -> None:
