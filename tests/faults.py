@@ -23,8 +23,8 @@ _installed = False
 
 @contextmanager
 def refused_writes(folder: Path, code: int = errno.EROFS) -> Iterator[None]:
-    """Whatever would change `folder`, or something below it, fails with this error of the system;
-    it may be a file, too. Drafts of it count as it."""
+    """Every write to `folder` (a folder with all below it, or a file, or drafts of them) fails with
+    this error of the system."""
     global _installed
     if not _installed:
         sys.addaudithook(_look)  # for good: Python does not take one back
@@ -48,18 +48,18 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def zero(path: Path) -> None:
-    """What a power loss leaves of a file that was not synced: its size, and nothing in it."""
+    """Fill a file with zeros, as a power loss leaves one that was not synced."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
 def zero_end(path: Path) -> None:
-    """The same, from the second half on."""
+    """Fill the second half of a file with zeros."""
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
 
 def flip(path: Path, place: int = -1) -> None:
-    """One wrong bit."""
+    """Flip one bit of a file."""
     data = bytearray(path.read_bytes())
     data[place] ^= 4
     path.write_bytes(data)
@@ -80,7 +80,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 def drafts(folder: Path) -> list[str]:
-    """What was left half done, anywhere below a folder."""
+    """Unfinished drafts anywhere below a folder."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")

@@ -113,7 +113,7 @@ def build(config: ColourConfig) -> ColourEncoder:
 
 
 def system_tree(folder: Path, **changes: object) -> dict:
-    """A system of tiny parts, written under `folder`, as a config would say it."""
+    """The config of a system of tiny parts, which are written under `folder`."""
     pipelines = tiny.save_pipelines(folder / "pipelines")
     signals = {"image": 4, "audio": 3, "video": 5}
     return {

@@ -120,7 +120,7 @@ def run(
     return subprocess.CompletedProcess(process.args, code, out, err)
 
 
-def heed_signals() -> None:
+def restore_signal_handlers() -> None:
     """In a new process: a program whose parent ignores signals (nohup, a job in the background)
     would ignore them too."""
     for name in ("SIGINT", "SIGHUP", "SIGTERM"):
@@ -134,7 +134,7 @@ def heed_signals() -> None:
 def _program(
     arguments: list[str], cwd: str, environment: dict[str, str], streams: list[str], terminal: bool
 ) -> None:
-    heed_signals()
+    restore_signal_handlers()
     if terminal:
         os.setsid()  # the first terminal that is opened from here on is the one that controls it
     for number, stream in enumerate(streams):

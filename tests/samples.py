@@ -1,4 +1,4 @@
-"""Small media of one value each, by which tests tell where they went."""
+"""Small media of one value each, by which tests recognise them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict configuration: every shipped YAML parses, and what cannot be meant is refused by name."""
+"""Strict configuration: every shipped YAML parses, and errors name the invalid key."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_three_stages_of_mini_follow_each_other() -> None:
         ("sytem", {}, r"unknown key 'sytem'; did you mean 'system'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(path: str, value: object, message: str) -> None:
+def test_invalid_values_are_refused(path: str, value: object, message: str) -> None:
     tree = config.read_yaml(ROOT / "configs/mini/1_encoder_alignment.yaml")
     config.override(tree, f"{path}={yaml.safe_dump(value).strip().removesuffix('...').strip()}")
     with pytest.raises(ConfigError, match=message):
@@ -151,7 +151,7 @@ class Everything:
         ("anything: {a: no, b: 1e-4, c: [on, '1'], d: 1:30}", None),
     ],
 )
-def test_a_literal_is_what_its_field_says(text: str, value: object) -> None:
+def test_a_literal_is_read_by_the_type_of_its_field(text: str, value: object) -> None:
     read = config.parse(Everything, literals.load(text), "x")
     (name,) = literals.load(text)
     if name == "anything":
@@ -187,7 +187,7 @@ def test_a_literal_that_does_not_fit_is_named(text: str, message: str) -> None:
         config.parse(Everything, literals.load(text), "x")
 
 
-def test_the_same_on_the_command_line() -> None:
+def test_overrides_are_read_by_the_type_of_their_field() -> None:
     path = ROOT / "configs/mini/1_encoder_alignment.yaml"
     stage = config.load_run(
         path,
@@ -234,16 +234,16 @@ def test_the_same_on_the_command_line() -> None:
     ],
     ids=lambda text: text[:20],
 )
-def test_a_document_that_would_hurt_is_one_short_error(
+def test_a_hostile_document_is_refused_with_a_short_error(
     tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=message) as told:
+    with pytest.raises(ConfigError, match=message) as caught:
         config.load_run(tmp_path / "run.yaml")
-    assert len(str(told.value)) < 1000
+    assert len(str(caught.value)) < 1000
 
 
-def test_bytes_that_are_no_text_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_invalid_utf8_is_refused_and_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"run\.yaml: cannot be read as YAML"):
         config.load_run(tmp_path / "run.yaml")
@@ -255,9 +255,9 @@ def test_a_huge_value_is_cut_in_its_message() -> None:
     tree = config.read_yaml(ROOT / "configs/mini/1_encoder_alignment.yaml")
     for place in ("steps", "schedule", "data", "learning_rates", "x" * 100_000):
         for value in ("y" * 100_000, [["z"] * 1000] * 1000):
-            with pytest.raises(MmllmError) as told:
+            with pytest.raises(MmllmError) as caught:
                 config.parse_run({**tree, "stage": {**tree["stage"], place: value}})
-            assert len(str(told.value)) < 1500
+            assert len(str(caught.value)) < 1500
 
 
 OWN = """
@@ -271,7 +271,7 @@ class NoConfig: pass
 """
 
 
-def test_types_of_ones_own_are_found_in_the_working_folder_after_all_others(
+def test_custom_types_are_found_in_the_working_folder_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys

@@ -3,14 +3,13 @@ read a conversation as training reads it."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmllm.conversation import Image, Medium, Message, Text, assistant, user
+from mmllm.conversation import Image, assistant, user
 from mmllm.demo.replying import stream_reply
 from mmllm.demo.sessions import BrowserSession, Turn
 from mmllm.inference.chat import Chat
@@ -20,11 +19,14 @@ from mmllm.inference.sequence import SequenceState
 from mmllm.model import AnyToAny
 from mmllm.server.app import build_app
 from tests.server.conftest import running
-from tests.server.files import IMAGE, PNG, file_of
+from tests.server.exchange import ALL, files_in, files_of
+from tests.server.files import IMAGE, PNG
 
-FILES = {"image": "png", "audio": "wav", "video": "mp4"}
-ALL = {"image": "force", "audio": "force", "video": "force"}
-SAID = [user(Image(PNG), "what is this?"), assistant("one two"), user("draw it, three four")]
+CONVERSATION = [
+    user(Image(PNG), "what is this?"),
+    assistant("one two"),
+    user("draw it, three four"),
+]
 
 
 @pytest.fixture
@@ -43,15 +45,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], SequenceStat
     return requested
 
 
+def non_empty(parts: list[str | bytes]) -> list[str | bytes]:
+    return [part for part in parts if part]
+
+
 def by_python(chat: Chat, options: dict[str, Any]) -> list[str | bytes]:
-    return files_of(chat.reply(SAID, **options).message)
+    return non_empty(files_of(chat.reply(CONVERSATION, **options).message))
 
 
 def by_the_demo(chat: Chat, options: dict[str, Any], folder: Path) -> list[str | bytes]:
     session = BrowserSession("x", folder)
-    session.turns = [Turn(user(session.keep(Image(PNG)), "what is this?")), *map(Turn, SAID[1:])]
+    session.turns = [
+        Turn(user(session.keep(Image(PNG)), "what is this?")),
+        *map(Turn, CONVERSATION[1:]),
+    ]
     list(stream_reply(chat, session, options))
-    return files_of(session.turns[-1].message)
+    return non_empty(files_of(session.turns[-1].message))
 
 
 def by_the_server(chat: Chat, options: dict[str, Any], *, stream: bool) -> list[str | bytes]:
@@ -67,33 +76,13 @@ def by_the_server(chat: Chat, options: dict[str, Any], *, stream: bool) -> list[
     with running(build_app(chat)) as served, served.openai() as client:
         path = client.chat.completions
         if not stream:
-            return files_in(path.create(model="tiny", extra_body=body, messages=[]).choices[0])
+            response = path.create(model="tiny", extra_body=body, messages=[])
+            return non_empty(files_in(response.choices[0].message.parts))
         with path.stream(model="tiny", extra_body=body, messages=[]) as events:
             for _ in events:
                 pass
-            return files_in(events.current_completion_snapshot.choices[0])
-
-
-def files_of(message: Message) -> list[str | bytes]:
-    """Texts, and the bytes of media as files."""
-    return [
-        part.text if isinstance(part, Text) else file_of(part, FILES[part.modality])
-        for part in message.parts
-        if isinstance(part, Medium) or part.text
-    ]
-
-
-def files_in(choice: Any) -> list[str | bytes]:
-    """The same of a response."""
-    found: list[str | bytes] = []
-    for part in choice.message.parts:
-        inside = part[part["type"]]
-        if part["type"] == "text":
-            found.append(inside)
-        else:
-            data = inside["data"] if "data" in inside else inside["url"].partition(",")[2]
-            found.append(base64.b64decode(data))
-    return [entry for entry in found if entry]
+            snapshot = events.current_completion_snapshot
+            return non_empty(files_in(snapshot.choices[0].message.parts))
 
 
 def test_all_doors_give_the_same_ids_and_media(
@@ -113,5 +102,6 @@ def test_all_doors_give_the_same_ids_and_media(
     for ids, other in others:
         assert ids == prompt
         assert other.output.ids == row.output.ids
-    learned = tiny_model.renderer.render([*SAID, assistant("five six")])  # as training renders it
+    # As training renders it.
+    learned = tiny_model.renderer.render([*CONVERSATION, assistant("five six")])
     assert learned.ids[: len(prompt)] == prompt

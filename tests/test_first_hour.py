@@ -47,8 +47,7 @@ ROWS: dict[str, list[str]] = {
         "training/test_output.py::test_a_terminal_has_one_bar_at_a_time",
     ],
     "D6: a report of 7,000 pixels of config": [
-        "training/test_report.py::"
-        "test_the_page_tells_losses_then_samples_then_speed_and_folds_the_rest",
+        "training/test_report.py::test_the_report_shows_losses_samples_and_speed_first",
         "training/test_report.py::test_samples_of_the_same_prompts_stand_side_by_side",
         "training/test_report.py::test_losses_have_names_for_readers_and_stand_by_modality",
     ],
@@ -62,14 +61,14 @@ ROWS: dict[str, list[str]] = {
         "test_gallery.py::test_the_demos_prompts_are_of_things_that_are_in_its_data",
     ],
     "D6: report.html tells the story first": [
-        "training/test_report.py::test_the_page_tells_losses_then_samples_then_speed_and_folds_the_rest",
+        "training/test_report.py::test_the_report_shows_losses_samples_and_speed_first",
         "training/test_report.py::test_samples_of_the_same_prompts_stand_side_by_side",
         "training/test_report.py::test_losses_have_names_for_readers_and_stand_by_modality",
         "training/test_report.py::test_curves_are_a_grid",
     ],
     # --- the page in the browser ----------------------------------------------------------------
     "W2: errors are seen; W4: Retry; W6: thumbnails; W7: two menus; W8: clear asks": [
-        "demo/test_page.py::test_the_whole_of_it_in_a_real_browser",
+        "demo/test_page.py::test_the_whole_page_in_a_real_browser",
         "demo/test_page.py::test_everything_is_reached_by_keyboard",
     ],
     "W3: code keeps its indentation; W5: quiet notes": [
@@ -80,28 +79,28 @@ ROWS: dict[str, list[str]] = {
     "W11: About says what it knows": ["demo/test_mini.py::test_mini_is_accessible"],
     # --- chat in the terminal -------------------------------------------------------------------
     "C6: words stream, pictures show, one folder": [
-        "cli/test_terminal_chat.py::test_talking_at_a_terminal",
+        "cli/test_terminal_chat.py::test_a_chat_at_a_terminal",
         "cli/test_terminal_chat.py::test_parts_are_printed_in_order_as_they_come",
         "cli/test_terminal_chat.py::test_no_file_is_overwritten_and_a_failed_one_leaves_nothing",
     ],
     "C7: /force picture": [
-        "cli/test_terminal_chat.py::test_talking_at_a_terminal",
-        "cli/test_entry.py::test_talking_in_turns",
+        "cli/test_terminal_chat.py::test_a_chat_at_a_terminal",
+        "cli/test_entry.py::test_a_chat_of_several_turns",
     ],
     "C11: --version, and one way to name a model": [
         "cli/test_entry.py::test_the_version_is_an_option_too",
         "cli/test_entry.py::test_which_model_is_asked_what",
     ],
     # --- chat in the browser --------------------------------------------------------------------
-    "W2: errors that nobody sees": ["demo/test_page.py::test_the_whole_of_it_in_a_real_browser"],
+    "W2: errors that nobody sees": ["demo/test_page.py::test_the_whole_page_in_a_real_browser"],
     "W3: code without its indentation": [
         "demo/test_markdown.py::test_line_breaks_and_spaces_of_plain_text_stay",
         "demo/test_markdown.py::test_code_stays_as_it_was_also_while_it_is_being_written",
         "demo/test_page.py::test_replies_are_markdown_and_what_was_written_stays_as_it_was",
     ],
-    "W4: Retry repeats itself": ["demo/test_page.py::test_the_whole_of_it_in_a_real_browser"],
+    "W4: Retry repeats itself": ["demo/test_page.py::test_the_whole_page_in_a_real_browser"],
     "W5, W6, W7: seeds, the start page, the menus": [
-        "demo/test_page.py::test_the_whole_of_it_in_a_real_browser",
+        "demo/test_page.py::test_the_whole_page_in_a_real_browser",
         "demo/test_page.py::test_everything_is_reached_by_keyboard",
     ],
     "W8: pictures blown up and blurred": [
@@ -110,19 +109,19 @@ ROWS: dict[str, list[str]] = {
     # --- Python ---------------------------------------------------------------------------------
     "chat.reply('Draw a cat') and all other first lines": [
         "test_first_lines.py::test_a_first_line_does_what_is_meant",
-        "test_first_lines.py::test_another_names_the_way",
-        "test_first_lines.py::test_there_are_ninety_two_and_more",
+        "test_first_lines.py::test_unsupported_first_lines_name_the_remedy",
+        "test_first_lines.py::test_there_are_at_least_ninety_two_lines",
     ],
     "a Message, a str, a list, a call": [
-        "inference/test_inputs.py::test_words_however_they_are_given",
+        "inference/test_inputs.py::test_text_is_accepted_in_every_form",
         "inference/test_inputs.py::test_a_chat_can_be_called",
     ],
     "the name of a file read as text": [
-        "inference/test_inputs.py::test_a_name_of_a_file_asks_what_is_meant",
-        "inference/test_inputs.py::test_urls_of_media_ask_what_is_meant",
+        "inference/test_inputs.py::test_a_file_name_as_text_is_refused_with_a_remedy",
+        "inference/test_inputs.py::test_media_urls_as_text_are_refused_with_a_remedy",
     ],
     "Pillow, Path, ndarray, OpenAI's dicts": [
-        "inference/test_inputs.py::test_pictures_however_they_are_given"
+        "inference/test_inputs.py::test_images_are_accepted_in_every_form"
     ],
     "reply.image, .images, .save": [
         "inference/test_inputs.py::test_a_reply_gives_its_media_by_kind"
@@ -130,17 +129,17 @@ ROWS: dict[str, list[str]] = {
     "Jupyter": ["inference/test_inputs.py::test_notebooks_show_replies_and_media"],
     "max_tokens, steps, system, image": [
         "inference/test_inputs.py::test_common_names_of_options_are_understood",
-        "inference/test_inputs.py::test_other_options_name_the_way",
+        "inference/test_inputs.py::test_unsupported_options_are_refused_with_a_remedy",
         "inference/test_inputs.py::test_a_system_message_and_media_by_keyword",
     ],
     "modalities=['image']": ["inference/test_inputs.py::test_modalities_by_list_and_by_name"],
     "device='auto', 'cuda' without one": [
         "inference/test_inputs.py::test_devices_and_types_as_torch_names_them",
-        "test_first_lines.py::test_another_names_the_way",
+        "test_first_lines.py::test_unsupported_first_lines_name_the_remedy",
     ],
     "a library that prints": ["inference/test_inputs.py::test_loading_as_a_library_prints_nothing"],
     # --- server ---------------------------------------------------------------------------------
-    "size, quality, style": ["server/test_lenient.py::test_a_picture_of_another_size_is_told_of"],
+    "size, quality, style": ["server/test_lenient.py::test_a_picture_of_another_size_is_reported"],
     "pictures for clients that know only content": [
         "server/test_media_in_content.py::test_content_holds_the_files",
         "server/test_clients.py::test_recorded_requests_show_a_picture",
@@ -153,7 +152,7 @@ ROWS: dict[str, list[str]] = {
     ],
     "responses, transcriptions, edits": [
         "server/test_responses.py::test_a_picture_in_and_a_picture_out",
-        "server/test_chat.py::test_what_is_heard_is_told_in_words",
+        "server/test_chat.py::test_a_transcription_describes_the_sound",
         "server/test_edits.py::test_an_edit_is_a_reply_that_starts_from_the_picture",
         "server/test_clients.py::test_open_webui_hears_speaks_and_edits",
     ],
@@ -176,7 +175,7 @@ ROWS: dict[str, list[str]] = {
         "test_a_thing_that_is_known_gets_no_second_word_and_what_was_read_is_not_read_again",
     ],
     "T5: a stage starts from mini by name": [
-        "training/test_trainer.py::test_mini_is_a_name_wherever_a_checkpoint_is_meant"
+        "training/test_trainer.py::test_mini_is_accepted_as_a_checkpoint_everywhere"
     ],
     "T6: what the frozen decoders never saw": [
         "test_first_hour.py::test_the_tutorial_says_what_training_cannot_teach"

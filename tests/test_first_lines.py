@@ -246,14 +246,16 @@ def test_a_first_line_does_what_is_meant(
 
 
 @pytest.mark.parametrize(("line", "message"), NAMED, ids=[line for line, _ in NAMED])
-def test_another_names_the_way(line: str, message: str, names: dict[str, Any]) -> None:
+def test_unsupported_first_lines_name_the_remedy(
+    line: str, message: str, names: dict[str, Any]
+) -> None:
     if "cuda" in line and torch.cuda.is_available():
         line = line.replace("cuda", "cuda:99")
     with pytest.raises(MmllmError, match=message):
         type_in(line, names)
 
 
-def test_there_are_ninety_two_and_more() -> None:
+def test_there_are_at_least_ninety_two_lines() -> None:
     lines = [line for line, _ in [*LINES, *NAMED]]
     assert len(set(lines)) == len(lines) >= 92
     assert len(LINES) / len(lines) >= 0.9

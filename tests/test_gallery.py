@@ -93,12 +93,12 @@ def test_the_demos_prompts_are_of_things_that_are_in_its_data() -> None:
     concepts = json.loads((data / "concepts.json").read_text(encoding="utf-8"))
     drawn = {concept["label"] for concept in concepts}
     animated = {concept["label"] for concept in concepts if concept["clip"]}
-    heard = {folder.name.replace("-", " ") for folder in (data / "sounds").iterdir()}
+    sounds = {folder.name.replace("-", " ") for folder in (data / "sounds").iterdir()}
     asked = re.compile(
         r"(Draw|Show me|Please draw|Animate|Play the sound of) an? (.*?)(?:\.| and )"
     )
     found = [match.groups() for prompt in demo()["PROMPTS"] if (match := asked.match(prompt))]
     assert len(found) >= 8
     for verb, thing in found:
-        known = {"Animate": animated, "Play the sound of": heard}.get(verb, drawn)
+        known = {"Animate": animated, "Play the sound of": sounds}.get(verb, drawn)
         assert thing in known

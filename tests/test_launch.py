@@ -14,7 +14,7 @@ STANDINS = {
 }
 
 
-def test_slurm_starts_one_launcher_a_machine(tmp_path: Path) -> None:
+def test_slurm_starts_one_launcher_per_machine(tmp_path: Path) -> None:
     for name, body in STANDINS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)

@@ -166,11 +166,11 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"conversation", "inference"},
 }
-"""Room -> rooms it imports, besides FOUNDATION; lazy imports and those for types count. A new room
-is a new line; a new word needs a reason."""
+"""Package -> packages it imports, besides FOUNDATION; lazy imports and those for types count.
+A new package is a new line; a new entry in a line needs a reason."""
 
 FOUNDATION = {"errors", "utils", "version"}
-"""What every room may import."""
+"""What every package may import."""
 
 HEAVY = {"accelerate", "diffusers", "peft", "timm", "torch", "torchaudio", "transformers"}
 
@@ -273,55 +273,57 @@ def _target(module: str, name: str) -> str:
     return f"mmllm.{inside}" if module.startswith("mmllm") and inside in MODULES else module
 
 
-def room_of(target: str) -> str:
+def package_of(target: str) -> str:
     """ "mmllm.media.image" -> "media"; "mmllm" -> "__init__"."""
     return target.split(".")[1] if "." in target else "__init__"
 
 
-def rooms_used() -> dict[str, dict[str, str]]:
-    """Room -> room that it imports, lazily or for types too -> where, for instance."""
+def packages_used() -> dict[str, dict[str, str]]:
+    """Package -> package that it imports, lazily or for types too -> where, for instance."""
     used: dict[str, dict[str, str]] = {name.split(".")[0]: {} for name in MODULES}
     for name, path in MODULES.items():
         own = used[name.split(".")[0]]
         for entry in imports(path):
             if entry.target.split(".")[0] == "mmllm":
-                own.setdefault(room_of(entry.target), f"{path.relative_to(ROOT)}:{entry.line}")
-    for room, others in used.items():
-        others.pop(room, None)
+                own.setdefault(package_of(entry.target), f"{path.relative_to(ROOT)}:{entry.line}")
+    for package, others in used.items():
+        others.pop(package, None)
     return used
 
 
-USED = rooms_used()
+USED = packages_used()
 
 
-def test_every_room_is_in_the_table() -> None:
+def test_every_package_is_in_the_table() -> None:
     assert USED.keys() == ALLOWED.keys()
 
 
-@pytest.mark.parametrize("room", USED)
-def test_rooms_import_only_what_they_may_and_may_no_more_than_they_import(room: str) -> None:
-    used = {name: where for name, where in USED[room].items() if name not in FOUNDATION}
-    allowed = ALLOWED.get(room, set())
+@pytest.mark.parametrize("package", USED)
+def test_the_table_allows_exactly_what_packages_import(package: str) -> None:
+    used = {name: where for name, where in USED[package].items() if name not in FOUNDATION}
+    allowed = ALLOWED.get(package, set())
     odd = [f"{where} imports {name}" for name, where in used.items() if name not in allowed]
-    assert odd == [], f"{room} may import {sorted(allowed)}"
-    assert allowed - used.keys() == set(), f"{room} does not import these: take them off its line"
+    assert odd == [], f"{package} may import {sorted(allowed)}"
+    assert allowed - used.keys() == set(), (
+        f"{package} does not import these: take them off its line"
+    )
 
 
-def test_no_room_imports_itself_by_way_of_others() -> None:
-    """Imports inside functions and for types count: two rooms that need each other are one room."""
+def test_packages_do_not_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and for types count: packages that need each other are one."""
     done: set[str] = set()
 
-    def visit(room: str, path: tuple[str, ...]) -> None:
-        circle = [*path, room]
+    def visit(package: str, path: tuple[str, ...]) -> None:
+        circle = [*path, package]
         steps = [f"{USED[a][b]} imports {b}" for a, b in itertools.pairwise(circle)]
-        assert room not in path, "\n".join(steps[path.index(room) :])
-        if room not in done:
-            for other in USED[room]:
-                visit(other, (*path, room))
-            done.add(room)
+        assert package not in path, "\n".join(steps[path.index(package) :])
+        if package not in done:
+            for other in USED[package]:
+                visit(other, (*path, package))
+            done.add(package)
 
-    for room in USED:
-        visit(room, ())
+    for package in USED:
+        visit(package, ())
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,18 +10,17 @@ import torch
 from torch.nn import functional as F
 
 from mmllm import losses
-from mmllm.conversation import Message, assistant, user
-from mmllm.data.batch import PACK_MULTIPLE, Batch, collate
+from mmllm.conversation import user
+from mmllm.data.batch import PACK_MULTIPLE, Batch
 from mmllm.errors import CheckpointError
-from mmllm.features.cache import FeatureCache
 from mmllm.kernels import linear_cross_entropy
 from mmllm.kernels.prepacked_linear import FrozenLinear
 from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.training.trainable import choose_trainable
+from tests.batches import MIXED, batch_of, loss_of, terms_of
 from tests.samples import clip, picture, sound
 
-WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
 EVERYTHING = {
     "input_projections.*": 1e-3,
     "output_projections.*": 1e-3,
@@ -29,38 +28,6 @@ EVERYTHING = {
     "llm.signal_head": 1e-3,
     "llm.lora.*": 1e-3,
 }
-MIXED = [
-    [user(picture(30), "what is this?"), assistant("a red apple")],
-    [user("draw"), assistant("here", picture(90, caption="a red apple"))],
-    [
-        user(sound(0.5), "and", clip(60), "and", picture(200)),
-        assistant("one", sound(0.1, caption="a violin"), "two", clip(9, caption="a rocket")),
-        user("hello"),
-        assistant("three four"),
-    ],
-    [user("hello"), assistant("one two three")],
-]
-
-
-def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **options) -> Batch:
-    options.setdefault("seeds", list(range(len(conversations))))
-    return collate(
-        [model.renderer.render(conversation) for conversation in conversations],
-        FeatureCache(model, denoise=True),
-        model.batch_layout,
-        **options,
-    )
-
-
-def terms_of(model: AnyToAny, batch: Batch) -> dict[str, LossTerm]:
-    return losses.compute(losses.build_losses(model, WEIGHTS), model(batch), batch)
-
-
-def loss_of(model: AnyToAny, batch: Batch) -> torch.Tensor:
-    """The scalar that a single process differentiates."""
-    weighted = losses.build_losses(model, WEIGHTS)
-    terms = losses.compute(weighted, model(batch), batch)
-    return losses.total_loss(weighted, terms, losses.num_targets(weighted, [batch]))
 
 
 def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
@@ -90,26 +57,26 @@ def test_every_input_lands_in_its_place(tiny_model: AnyToAny) -> None:
 
 @pytest.mark.parametrize("pack", [False, True])
 @torch.no_grad()
-def test_what_nothing_is_learnt_from_is_left_out(tiny_model: AnyToAny, pack: bool) -> None:
-    """The end of a last turn is predicted and not read; what counts stays what it was."""
+def test_tokens_that_no_target_reads_are_left_out(tiny_model: AnyToAny, pack: bool) -> None:
+    """The end of the last turn is predicted and never read; targets and states stay equal."""
     whole = batch_of(tiny_model, MIXED, pack=pack, targets=False)
-    learnt = batch_of(tiny_model, MIXED, pack=pack)
+    trimmed = batch_of(tiny_model, MIXED, pack=pack)
     lengths = [tiny_model.renderer.render(talk) for talk in MIXED]
     assert all(0 < item.num_used_tokens < len(item) for item in lengths)
     ends = sum(len(item) - item.num_used_tokens for item in lengths)
     if pack:
-        real = [batch.ids.shape[1] - batch.padding for batch in (whole, learnt)]
+        real = [batch.ids.shape[1] - batch.padding for batch in (whole, trimmed)]
         assert real[0] - real[1] == ends
     else:
-        assert learnt.ids.shape[1] == max(item.num_used_tokens for item in lengths)
-    assert learnt.labels.equal(whole.labels)
+        assert trimmed.ids.shape[1] == max(item.num_used_tokens for item in lengths)
+    assert trimmed.labels.equal(whole.labels)
     states = [
-        tiny_model(batch).hidden.flatten(0, 1)[batch.target_indices] for batch in (whole, learnt)
+        tiny_model(batch).hidden.flatten(0, 1)[batch.target_indices] for batch in (whole, trimmed)
     ]
     assert torch.allclose(*states, atol=1e-4)
     for key, media in whole.outputs.items():
         one = tiny_model(whole).hidden.flatten(0, 1)[media.token_indices]
-        other = tiny_model(learnt).hidden.flatten(0, 1)[learnt.outputs[key].token_indices]
+        other = tiny_model(trimmed).hidden.flatten(0, 1)[trimmed.outputs[key].token_indices]
         assert torch.allclose(one, other, atol=1e-4)
 
 
@@ -126,7 +93,7 @@ def test_every_output_reads_its_own_states(tiny_model: AnyToAny) -> None:
 
 
 def test_generation_leaves_the_attention_of_other_threads_alone(tiny_model: AnyToAny) -> None:
-    """The choice of a kernel is the process's: the LLM reads on while a medium is projected."""
+    """Attention kernels are chosen per process, and the LLM runs on while a medium is projected."""
     seen = []
     projection = tiny_model.output_projections["audio"]
     projection.encoder.register_forward_hook(
@@ -178,10 +145,10 @@ def test_packed_and_padded_batches_give_the_same_losses(tiny_model: AnyToAny) ->
         assert torch.allclose(term.total, padded[name].total, atol=1e-4), name
 
 
-def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
+def test_equal_conversations_share_almost_all_of_a_pack(
     tiny_model: AnyToAny,
 ) -> None:
-    """What is supervised lies in the opening that they share, and counts for each of them."""
+    """The supervised tokens lie in the shared prefix, and count for each of the conversations."""
     talk = [MIXED[3]] * 3
     padded, packed = (batch_of(tiny_model, talk, pack=pack) for pack in (False, True))
     length = padded.ids.shape[1]
@@ -192,7 +159,7 @@ def test_conversations_that_are_all_the_same_stand_in_a_pack_almost_once(
     assert torch.allclose(*found, atol=1e-4)
 
 
-def test_a_shared_opening_is_computed_once_and_changes_nothing(tiny_model: AnyToAny) -> None:
+def test_a_shared_prefix_is_computed_once_and_changes_nothing(tiny_model: AnyToAny) -> None:
     choose_trainable(tiny_model, EVERYTHING)
     for _, parameter in tiny_model.llm.lora_parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -253,7 +220,7 @@ def test_text_loss_equals_the_language_models_own(tiny_model: AnyToAny) -> None:
         ),
     ],
 )
-def test_exactly_the_stages_table_trains(
+def test_exactly_the_parameters_of_the_table_train(
     make_model: Callable[..., AnyToAny], table: dict[str, float], trained: list[str]
 ) -> None:
     model = make_model()
@@ -309,7 +276,7 @@ def test_noise_belongs_to_the_item(tiny_model: AnyToAny) -> None:
     assert not torch.equal(noise[0], noise[1])
 
 
-def test_weigh_divides_by_the_count_over_all_processes() -> None:
+def test_total_loss_divides_by_the_count_over_all_processes() -> None:
     one = {"text": LossTerm(torch.tensor(6.0), 3), "align/image": LossTerm(torch.tensor(0.0), 0)}
     weighted = [losses.TextNLL(1.0), losses.Align("image", 2.0, masks={})]
     assert losses.total_loss(weighted, one, {"text": 6, "align/image": 4}) == 1.0
@@ -374,6 +341,6 @@ def test_recomputed_activations_give_the_same_loss_and_gradients(make_model) -> 
         model.train()
         found.append((gradients_of(model, batch), len(calls)))
     (wanted, once), (same, again) = found
-    assert again == once  # the opening apart, then all rows; or all of it, and all of it once more
+    assert again == once  # the prefix, then all rows; or all of it, and all of it once more
     for name, value in wanted.items():
         torch.testing.assert_close(same[name], value, msg=name, rtol=1e-4, atol=1e-6)

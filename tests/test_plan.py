@@ -198,14 +198,14 @@ def test_activations_are_what_autograd_keeps(
     with torch.autocast("cpu", torch.bfloat16):
         kept, _ = planning.measure(llm, embeds)
     logits = 12 * len(llm.embedding.weight) * 2 * 64
-    said = planning.activations(llm, stage, [group], rows=2) - logits
+    planned = planning.activations(llm, stage, [group], rows=2) - logits
     if recompute:  # one layer at a time is there again in the backward pass, which is not seen here
         whole = (
             planning.activations(llm, replace(stage, gradient_checkpointing=False), [group], 2)
             - logits
         )
-        said -= (whole - 4 * 256 * 2 * 64) / 2
-    assert 0.75 < said / kept < 1.25
+        planned -= (whole - 4 * 256 * 2 * 64) / 2
+    assert 0.75 < planned / kept < 1.25
     assert planning.activations(llm, stage, [], rows=2) == logits, "nothing reaches the LLM"
 
 
@@ -223,8 +223,8 @@ def test_operations_are_what_torch_counts(llama: Path, run: RunConfig) -> None:
         hidden = llm(embeds).flatten(0, 1)
         torch.nn.functional.cross_entropy(llm.head(hidden), labels).backward()
     stage = replace(run.stage, max_length=64)
-    said = planning.operations(llm, stage, [group], rows=2)
-    assert said / counter.get_total_flops() == pytest.approx(1, abs=0.1)
+    planned = planning.operations(llm, stage, [group], rows=2)
+    assert planned / counter.get_total_flops() == pytest.approx(1, abs=0.1)
 
 
 def test_time_disk_and_processes_follow_the_stage(run: RunConfig) -> None:
@@ -292,7 +292,7 @@ def test_the_command_shows_all_of_it(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["system.llm.weights=nobody/nothing"], "the configs of 'nobody/nothing' are not at hand"),
         (["--flops", "0"], "--flops: expected more than 0"),
@@ -301,9 +301,9 @@ def test_the_command_shows_all_of_it(
         (["stage.stpes=1"], "did you mean 'steps'"),
     ],
 )
-def test_what_cannot_be_planned_is_one_message(
+def test_an_invalid_plan_is_one_error_message(
     arguments: list[str],
-    said: str,
+    message: str,
     run: RunConfig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -311,7 +311,7 @@ def test_what_cannot_be_planned_is_one_message(
     path = tmp_path / "1_stage.yaml"
     path.write_text(yaml.safe_dump(config.dump(run)))
     assert main(["plan", str(path), *arguments]) == FAILED
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no stages there"):
         planning.plan(ROOT / "docs")
 
@@ -359,7 +359,7 @@ def test_a_licence_that_forbids_commerce_must_be_accepted(paper: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"accept_licences": ["CC-BY-NC"]},
@@ -372,17 +372,17 @@ def test_a_licence_that_forbids_commerce_must_be_accepted(paper: dict) -> None:
         ({"licences": {"llm": "OpenMind-NC-1"}}, r"llm \(.*\): OpenMind-NC-1"),
     ],
 )
-def test_licences_are_strict(system_tree: dict, changes: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_licences_are_strict(system_tree: dict, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         licences.check(config.parse_system({**system_tree, **changes}))
 
 
-def test_own_parts_say_their_own(system_tree: dict) -> None:
-    told = {"licences": {"encoders.image": "CC-BY-NC-SA-4.0"}}
+def test_custom_parts_declare_their_licence(system_tree: dict) -> None:
+    changes = {"licences": {"encoders.image": "CC-BY-NC-SA-4.0"}}
     with pytest.raises(ConfigError, match=r"encoders\.image"):
-        licences.check(config.parse_system({**system_tree, **told}))
-    told["accept_licences"] = ["CC-BY-NC-SA-4.0"]
-    system = config.parse_system({**system_tree, **told})
+        licences.check(config.parse_system({**system_tree, **changes}))
+    changes["accept_licences"] = ["CC-BY-NC-SA-4.0"]
+    system = config.parse_system({**system_tree, **changes})
     licences.check(system)
     assert config.parse_system(config.dump(system)) == system, "a checkpoint keeps it"
     shown = {entry.part: entry for entry in licences.of_parts(system)}

@@ -100,5 +100,5 @@ def test_a_private_name_is_found_however_it_is_reached(source: str) -> None:
         "mock.patch('_upright is a word of this text')",
     ],
 )
-def test_public_names_and_those_of_others_are_not_meant(source: str) -> None:
+def test_public_names_and_those_of_others_are_ignored(source: str) -> None:
     assert not list(uses(ast.parse(source), set(), {"_upright", "_line", "_repr_html_"}))

@@ -50,8 +50,8 @@ def test_every_shape_where_parts_join(name: str, recipes: dict[str, AnyToAny]) -
         assert placed.shape == (2, model.num_input_tokens[key], width)
     for key, decoder in model.decoders.items():
         signals = torch.empty(2, model.num_signal_tokens[key], width, device="meta")
-        said = model.output_projections[key](signals)
-        assert {n: tuple(v.shape[1:]) for n, v in said.items()} == decoder.condition_shapes
+        condition = model.output_projections[key](signals)
+        assert {n: tuple(v.shape[1:]) for n, v in condition.items()} == decoder.condition_shapes
     assert len(model.llm.signal_embeddings) == sum(model.num_signal_tokens.values())
     assert all(parameter.is_meta for parameter in model.parameters())
 

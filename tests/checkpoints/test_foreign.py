@@ -47,7 +47,7 @@ def whole(system_tree: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture
 def foreign(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`foreign("merged")`: a copy that may be spoilt, as the working folder."""
+    """`foreign("merged")`: a copy that a test may change, as the working folder."""
     monkeypatch.setattr(TRUSTED, "names", set())
 
     def copy(kind: str) -> Path:
@@ -61,7 +61,7 @@ def foreign(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def seal(folder: Path) -> None:
-    """Make the manifest fit what was done to the files, as whoever did it would."""
+    """Update the manifest to match the modified files, as an attacker would."""
     file = folder / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["files"] = {
@@ -76,15 +76,15 @@ def seal(folder: Path) -> None:
 
 
 def refused(folder: Path, match: str) -> MmllmError:
-    """The one error of loading it."""
+    """The error of loading a folder, which must be short, quick and run no code."""
     began = time.monotonic()
-    with pytest.raises(MmllmError, match=match) as told:
+    with pytest.raises(MmllmError, match=match) as caught:
         mmllm.load(str(folder), device="cpu", dtype="float32")
     assert time.monotonic() - began < SECONDS
-    assert len(str(told.value)) < 2000
+    assert len(str(caught.value)) < 2000
     assert not Path("ran").exists()
-    assert "secret" not in str(told.value)
-    return told.value
+    assert "secret" not in str(caught.value)
+    return caught.value
 
 
 def change_config(folder: Path, change: Callable[[dict], Any]) -> None:
@@ -107,7 +107,7 @@ def change_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], Any])
 # --- code ---------------------------------------------------------------------------------------
 
 
-def test_a_whole_one_loads_and_answers(foreign) -> None:
+def test_an_intact_checkpoint_loads_and_replies(foreign) -> None:
     for kind in ("merged", "adapted"):
         folder = foreign(kind)
         reply = mmllm.load(str(folder), device="cpu").reply([mmllm.user("hello")], max_new_tokens=2)
@@ -115,7 +115,7 @@ def test_a_whole_one_loads_and_answers(foreign) -> None:
         shutil.rmtree(folder)
 
 
-def test_types_of_its_own_are_not_imported(foreign, monkeypatch) -> None:
+def test_its_own_types_are_not_imported(foreign, monkeypatch) -> None:
     monkeypatch.setattr(TRUSTED, "components", set())
     folder = foreign("merged")
     monkeypatch.syspath_prepend(str(folder))
@@ -139,7 +139,7 @@ def test_types_of_its_own_are_not_imported(foreign, monkeypatch) -> None:
     assert "evil_part" not in sys.modules
 
 
-def test_types_inside_of_types_are_not_imported_either(foreign) -> None:
+def test_nested_types_are_not_imported_either(foreign) -> None:
     folder = foreign("merged")
     Path("evil_part.py").write_text(RUN)
     inner = {"type": "frames", "encoder": {"type": "evil_part:X"}}
@@ -147,7 +147,7 @@ def test_types_inside_of_types_are_not_imported_either(foreign) -> None:
     refused(folder, r"encoders: video: encoder: type 'evil_part:X' is code")
 
 
-def test_what_is_trusted_is_loaded(foreign, monkeypatch) -> None:
+def test_trusted_types_are_loaded(foreign, monkeypatch) -> None:
     monkeypatch.setattr(TRUSTED, "components", set())
     folder = foreign("merged")
     for names in (["tests.parts"], ["tests"], ["tests.parts:ColourConfig"]):
@@ -161,7 +161,7 @@ def test_what_is_trusted_is_loaded(foreign, monkeypatch) -> None:
         mmllm.load(str(folder), trust="tests")
 
 
-def test_on_the_command_line(foreign, tmp_path) -> None:
+def test_the_command_line_runs_no_foreign_code(foreign, tmp_path) -> None:
     folder = foreign("merged")
     (folder / "jinja2.py").write_text(RUN)
     (folder / "bitsandbytes.py").write_text(RUN)
@@ -219,7 +219,7 @@ CODE = {
 
 
 @pytest.mark.parametrize("change", CODE.values(), ids=CODE)
-def test_code_that_lies_with_a_language_model_is_not_run(foreign, change, monkeypatch) -> None:
+def test_code_in_the_folder_of_a_language_model_is_not_run(foreign, change, monkeypatch) -> None:
     folder = foreign("merged")
     (folder / "llm/evil.py").write_text(RUN)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
@@ -440,7 +440,7 @@ FILES = ("rows.safetensors", "input_projections.safetensors", "llm/model.safeten
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("content", TENSORS.values(), ids=TENSORS)
-def test_damaged_tensors_are_told_with_their_file(foreign, file, content) -> None:
+def test_damaged_tensors_are_reported_with_their_file(foreign, file, content) -> None:
     folder = foreign("merged")
     (folder / file).write_bytes(content)
     seal(folder)
@@ -470,7 +470,7 @@ NUMBERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     ],
 )
 @pytest.mark.parametrize(("change", "message"), NUMBERS.values(), ids=NUMBERS)
-def test_numbers_that_are_none_are_told_by_name(foreign, file, change, message) -> None:
+def test_invalid_values_are_reported_by_name(foreign, file, change, message) -> None:
     folder = foreign("adapted")
     last = sorted(load_file(folder / file))[-1]
     change_tensors(folder / file, lambda all_: all_.update({last: change(all_[last]).contiguous()}))
@@ -478,7 +478,7 @@ def test_numbers_that_are_none_are_told_by_name(foreign, file, change, message) 
     refused(folder, rf"{Path(file).name}: entry '{last[:20]}.*{message}")
 
 
-def test_entries_too_many_and_too_few(foreign) -> None:
+def test_unexpected_and_missing_tensors(foreign) -> None:
     folder = foreign("adapted")
     change_tensors(folder / "rows.safetensors", lambda all_: all_.update(x=torch.zeros(1)))
     seal(folder)
@@ -603,7 +603,7 @@ PARTS: dict[str, tuple[str, Callable[[dict], Any]]] = {
 
 
 @pytest.mark.parametrize(("message", "change"), PARTS.values(), ids=PARTS)
-def test_parts_that_cannot_be(foreign, change, message, monkeypatch) -> None:
+def test_invalid_parts_are_refused(foreign, change, message, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = foreign("adapted")
     change_config(folder, change)
@@ -641,7 +641,7 @@ TOKENIZER: dict[str, Callable[[dict], Any]] = {
 
 
 @pytest.mark.parametrize("change", TOKENIZER.values(), ids=TOKENIZER)
-def test_a_tokenizer_that_cannot_be_is_an_error_or_works(foreign, change) -> None:
+def test_an_invalid_tokenizer_is_a_short_error_or_works(foreign, change) -> None:
     folder = foreign("merged")
     tree = json.loads((folder / "llm/tokenizer.json").read_text())
     change(tree)
@@ -652,10 +652,10 @@ def test_a_tokenizer_that_cannot_be_is_an_error_or_works(foreign, change) -> Non
         chat = mmllm.load(str(folder), device="cpu")
         chat.reply([mmllm.user("aaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 3)], max_new_tokens=1)
     except MmllmError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
-    assert len(told) < 2000
+        message = ""
+    assert len(message) < 2000
     assert time.monotonic() - began < SECONDS
 
 
@@ -671,14 +671,14 @@ def replaced(string: str, content: str) -> dict:
         ("decoder", {"type": "Sequence", "decoders": [replaced("a", "a" * 10)] * 9}),
     ],
 )
-def test_a_tokenizer_that_makes_much_of_little(foreign, key, step) -> None:
+def test_a_tokenizer_whose_replacements_explode_is_refused(foreign, key, step) -> None:
     folder = foreign("merged")
     change_json(folder / "llm/tokenizer.json", **{key: step})
     seal(folder)
     refused(folder, f"tokenizer.json: {key}: its replacements make texts 1e\\+0[79] times as long")
 
 
-def test_a_tokenizer_that_replaces_as_usual(foreign) -> None:
+def test_a_tokenizer_with_usual_replacements_is_accepted(foreign) -> None:
     """As Llama's first, Gemma's and ALBERT's do."""
     folder = foreign("merged")
     steps = [replaced("``", '"'), {"type": "Prepend", "prepend": "▁"}, replaced(" ", "▁")]
@@ -729,7 +729,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
-def test_a_language_model_that_its_weights_are_not(foreign, changes) -> None:
+def test_a_language_model_config_that_does_not_match_its_weights(foreign, changes) -> None:
     folder = foreign("merged")
     change_json(folder / "llm/config.json", **changes)
     seal(folder)
@@ -760,7 +760,7 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("template", LOOPS.values(), ids=LOOPS)
-def test_a_template_without_end(foreign, template) -> None:
+def test_a_template_that_does_not_terminate_is_refused(foreign, template) -> None:
     folder = foreign("merged")
     (folder / "llm/chat_template.jinja").write_text(template)
     seal(folder)
@@ -768,14 +768,14 @@ def test_a_template_without_end(foreign, template) -> None:
     assert isinstance(error, CheckpointError)
 
 
-def test_a_template_that_is_none(foreign) -> None:
+def test_an_invalid_template_is_refused(foreign) -> None:
     folder = foreign("merged")
     (folder / "llm/chat_template.jinja").write_text("{% for %}")
     seal(folder)
     refused(folder, "the chat template is no jinja: Expected an expression")
 
 
-def test_a_template_that_ends_only_for_short_conversations(foreign) -> None:
+def test_a_template_that_terminates_only_for_short_conversations(foreign) -> None:
     folder = foreign("merged")
     kept = (folder / "llm/chat_template.jinja").read_text()
     (folder / "llm/chat_template.jinja").write_text(
@@ -812,7 +812,7 @@ ENCODERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("kind", ["dinov2", "whisper"])
 @pytest.mark.parametrize("change", ENCODERS.values(), ids=ENCODERS)
-def test_an_encoders_folder_that_somebody_spoilt(tmp_path, monkeypatch, kind, change) -> None:
+def test_a_manipulated_folder_of_an_encoder(tmp_path, monkeypatch, kind, change) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
     twin = TWINS[kind]
@@ -824,8 +824,8 @@ def test_an_encoders_folder_that_somebody_spoilt(tmp_path, monkeypatch, kind, ch
     if change is ENCODERS["code"] and kind == "whisper":
         twin.build(tmp_path)  # its class is mmllm's choice
     else:
-        with pytest.raises(MmllmError) as told:
+        with pytest.raises(MmllmError) as caught:
             twin.build(tmp_path)
-        assert len(str(told.value)) < 2000
+        assert len(str(caught.value)) < 2000
     assert time.monotonic() - began < SECONDS
     assert not Path("ran").exists()

@@ -152,7 +152,7 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["chta"], "Did you mean 'chat'?"),
         (["train"], "Missing argument"),
@@ -190,11 +190,11 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
-    arguments: list[str], said: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == FAILED
     shown = capsys.readouterr()
-    assert said in shown.err
+    assert message in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
 
@@ -231,7 +231,7 @@ def test_debug_lets_the_stack_trace_through(in_folder: Path) -> None:
         main(["--debug", "train", "nothing.yaml"])
 
 
-def test_a_stopped_training_is_told_by_its_exit_code(
+def test_a_stopped_training_has_its_own_exit_code(
     in_folder: Path, system_tree: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmllm.training import trainer
@@ -249,7 +249,7 @@ def test_a_stopped_training_is_told_by_its_exit_code(
 
 
 @pytest.mark.usefixtures("tiny_chat")
-def test_chat_saves_media_where_it_was_told_and_overwrites_nothing_else(
+def test_chat_saves_media_under_the_given_name_and_overwrites_nothing_else(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forced = ["--force", "image", "--force", "audio", "--seed", "3", "--steps", "2"]
@@ -284,7 +284,7 @@ def test_chat_says_when_there_is_nothing_to_write(
 
 
 @pytest.mark.usefixtures("tiny_chat")
-def test_talking_in_turns(
+def test_a_chat_of_several_turns(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = iter(
@@ -319,7 +319,7 @@ def test_talking_in_turns(
     assert main(["chat"]) == 0
     shown = capsys.readouterr()
     assert "[image: mmllm-chat/reply-001.png] seed 1" in shown.out
-    for said in (
+    for message in (
         "Ctrl-D leaves",
         "nothing.png: no such file",
         "goes with your next message: mmllm-chat/reply-001.png",
@@ -331,7 +331,7 @@ def test_talking_in_turns(
         "/picture: expected the name of a file",
         "'\"open': cannot be the name of a file (No closing quotation)",
     ):
-        assert said in shown.err
+        assert message in shown.err
     assert next(lines, None) is None
 
 
@@ -391,9 +391,9 @@ def run_in_processes(tmp_path: Path) -> Callable[[str], list[str]]:
     return start
 
 
-@pytest.mark.parametrize(("shape", "said"), [("cpu", ["1 1 cpu"]), ("cpu-2", ["2 2 cpu"] * 2)])
+@pytest.mark.parametrize(("shape", "output"), [("cpu", ["1 1 cpu"]), ("cpu-2", ["2 2 cpu"] * 2)])
 def test_accelerate_really_starts_as_many_processes_as_the_file_says(
-    shape: str, said: list[str], run_in_processes: Callable[[str], list[str]]
+    shape: str, output: list[str], run_in_processes: Callable[[str], list[str]]
 ) -> None:
     """A sum over processes, because two that do not know each other look like two that do."""
-    assert run_in_processes(shape) == said
+    assert run_in_processes(shape) == output

@@ -11,7 +11,7 @@ import mmllm
 from mmllm.cli import FAILED, main
 from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
-from tests.insight.test_anomaly import ConvEncoder, pictures, with_a_spot
+from tests.insight.conv_encoder import ConvEncoder, pictures, with_a_spot
 
 
 def test_the_oddest_comes_first(

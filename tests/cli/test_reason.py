@@ -13,8 +13,7 @@ from mmllm.cli import FAILED, main
 from mmllm.reasoning import ScriptedModel
 from mmllm.reasoning.problems.cipher import encode
 from tests.reasoning.optimizers import descend
-from tests.reasoning.test_sources import SOUND, perceiving
-from tests.reasoning.test_walk import NAMES, TEXT, scripted
+from tests.reasoning.readers import NAMES, SOUND, TEXT, perceiving, scripted
 
 
 @pytest.fixture(autouse=True)

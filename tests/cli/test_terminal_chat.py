@@ -161,7 +161,7 @@ def test_what_an_encoding_lacks_is_replaced(system_tree: dict, tmp_path: Path) -
 
 
 class Person:
-    """Somebody at a pseudo-terminal, who reads and types."""
+    """A user at a pseudo-terminal, who reads and types."""
 
     def __init__(self, master: int):
         self._master = master
@@ -217,7 +217,7 @@ def at_terminal(system_tree: dict, tmp_path: Path) -> Iterator[Callable[..., Per
     os.close(slave)
 
 
-def test_talking_at_a_terminal(at_terminal: Callable[..., Person], tmp_path: Path) -> None:
+def test_a_chat_at_a_terminal(at_terminal: Callable[..., Person], tmp_path: Path) -> None:
     person = at_terminal("--seed", "1", "--steps", "900", COLORTERM="truecolor")
     person.wait_for("you> ")
     person.type("/force picture\n")

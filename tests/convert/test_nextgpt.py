@@ -138,7 +138,7 @@ def theirs(system: Path) -> Theirs:
 
 
 @torch.no_grad()
-def test_what_is_imported_computes_what_it_computed_there(
+def test_imported_parts_compute_what_nextgpt_computes(
     theirs: Theirs, system: Path, tmp_path: Path
 ) -> None:
     theirs.save(tmp_path / "7b_tiva_v0")

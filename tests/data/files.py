@@ -50,12 +50,12 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def source(kind: str, **fields: Any) -> Any:
-    """A dataset as a config would name it, opened as training opens it."""
+    """The rows of a dataset with this config, opened as training opens them."""
     entry = config.parse_component("data", {"type": kind, **fields}, "data")
     return open_sources({"data": entry}, "stage")["data"]
 
 
-def said(messages: Sequence[Message]) -> list[tuple[str, list[str]]]:
+def contents(messages: Sequence[Message]) -> list[tuple[str, list[str]]]:
     """[(role, [text, or modality=caption])]."""
     return [
         (
@@ -70,5 +70,5 @@ def said(messages: Sequence[Message]) -> list[tuple[str, list[str]]]:
 
 
 def grey(message: Message) -> list[int]:
-    """The grey of each picture or clip of a message, decoded."""
+    """The grey level of each image or video of a message, decoded."""
     return [int(medium.to_numpy().flat[0]) for medium in message.media]

@@ -91,14 +91,14 @@ def test_oversized_media_are_found_by_their_header(faulty: Path):
     assert any("48 pixels" in problem.message for problem in report.problems)
 
 
-def test_headers_only_does_not_see_a_torn_end(faulty: Path):
+def test_headers_only_does_not_find_truncated_files(faulty: Path):
     sources = {"rows": source("nextgpt", file=str(faulty / "rows.json"))}
     report = checking.check(sources, faulty / "out", progress=False, headers_only=True, samples=1)
     kinds = {problem.kind for problem in report.problems}
     assert kinds == PLANTED.keys() - {"corrupt"}
 
 
-def test_headers_only_meets_a_torn_end_on_the_page(faulty: Path):
+def test_truncated_files_are_reported_on_the_page_after_a_check_of_headers(faulty: Path):
     """What is shown is decoded, and what cannot be is a problem of its row."""
     sources = {"rows": source("nextgpt", file=str(faulty / "rows.json"))}
     report = checking.check(sources, faulty / "out", progress=False, headers_only=True)

@@ -15,7 +15,7 @@ from mmllm.data.formats.pairs import PairsConfig
 from mmllm.data.mixture import Draw, LengthGroups, Mixture, balance_by_length
 
 
-def said(message: Message) -> list[str]:
+def contents(message: Message) -> list[str]:
     return [part.text if isinstance(part, Text) else part.modality for part in message.parts]
 
 
@@ -40,8 +40,8 @@ def test_pairs_reply_with_the_caption_the_medium_or_a_sentence(pairs, direction,
         PairsConfig(pairs, direction, ("{label}?",), "image", replies), where="data"
     )
     asked, answered = source.conversation(0, np.random.default_rng(0))
-    assert said(answered) == expected
-    assert "apple?" in said(asked)
+    assert contents(answered) == expected
+    assert "apple?" in contents(asked)
 
 
 def test_dialogues_put_text_and_medium_in_either_order_if_asked(tmp_path: Path):
@@ -57,14 +57,14 @@ def test_dialogues_put_text_and_medium_in_either_order_if_asked(tmp_path: Path):
             DialoguesConfig(str(tmp_path / "rows.jsonl"), either_order=either), where="data"
         )
         talks = [source.conversation(0, np.random.default_rng(seed)) for seed in range(20)]
-        orders[either] = {tuple(said(asked)) for asked, _ in talks}
-        assert {tuple(said(answered)) for _, answered in talks} == {("Here.", "image")}
+        orders[either] = {tuple(contents(asked)) for asked, _ in talks}
+        assert {tuple(contents(answered)) for _, answered in talks} == {("Here.", "image")}
     assert orders[False] == {("image", "What is this?")}
     assert orders[True] == {("image", "What is this?"), ("What is this?", "image")}
 
 
 class Sized:
-    """A source that is nothing but lengths."""
+    """A source of which only lengths are known."""
 
     def __init__(self, lengths: list[int], share: float):
         self.lengths, self.share = lengths, share
@@ -84,7 +84,7 @@ def test_groups_of_like_length_hold_what_was_drawn_and_pad_little():
         return sources[draw.source].lengths[draw.index]
 
     def padding(order: Mixture | LengthGroups) -> float:
-        """Padded positions a real one, in micro-batches of four."""
+        """Padded positions per real position, in micro-batches of four."""
         parts = [
             [length(draw) for draw in order.batch(step, 8)[start : start + 4]]
             for step in range(20)
@@ -129,12 +129,12 @@ def test_draws_are_dealt_evenly():
         assert spread[0] <= min(spread[1], 0.05 * sum(lengths) / parts)
 
 
-def test_dealing_goes_by_the_order_of_equals_and_asks_each_length_once():
+def test_equal_lengths_keep_their_order_and_each_length_is_computed_once():
     draws = [Draw("talks", index, seed=index) for index in range(6)]
     asked = []
     dealt = balance_by_length(draws, 3, lambda draw: asked.append(draw) or 7)
     assert [[draw.index for draw in part] for part in dealt] == [[0, 3], [1, 4], [2, 5]]
     assert asked == draws
-    # The part with the longest gets what the other one has no room for.
+    # The part with the longest conversation gets those that do not fit into the other.
     one = balance_by_length(draws[:4], 2, lambda draw: [9, 1, 1, 1][draw.index])
     assert [[draw.index for draw in part] for part in one] == [[0, 3], [1, 2]]

@@ -29,7 +29,7 @@ def test_supervises_replies_and_their_end_only(tiny_model: AnyToAny) -> None:
     assert all(label in (UNSUPERVISED, token) for token, label in pairs)
 
 
-def test_media_take_their_width_where_they_were_said(tiny_model: AnyToAny) -> None:
+def test_media_take_their_width_at_their_place_in_the_message(tiny_model: AnyToAny) -> None:
     tokens = tiny_model.llm.tokens
     rendered = tiny_model.renderer.render(
         [

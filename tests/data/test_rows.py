@@ -16,21 +16,21 @@ import pytest
 
 from mmllm.data.sources import read_rows
 from mmllm.errors import ConfigError, MediaError, RowError
-from tests.data.files import RNG, grey, picture, said, source, write_json, write_tar
+from tests.data.files import RNG, contents, grey, picture, source, write_json, write_tar
 
 HI = {"instruction": "Say hi", "input": "", "output": "hi"}
 ASK = {"modality": "image", "direction": "understand", "prompts": ["What?"]}
 
 
 def answers(kind: str, file: Path, **fields: Any) -> list[Any]:
-    """Of each row: what the assistant says, or the error's message."""
+    """The assistant's text of each row, or the error message."""
     rows = source(kind, file=str(file), **fields)
     return [_answer(rows, index) for index in range(len(rows))]
 
 
 def _answer(rows: Any, index: int) -> Any:
     try:
-        return said(rows.conversation(index, RNG(index)))[-1][1]
+        return contents(rows.conversation(index, RNG(index)))[-1][1]
     except MediaError as error:
         return str(error)
 
@@ -96,7 +96,7 @@ def test_a_line_that_cannot_be_read_costs_itself(line: bytes, message: str, tmp_
     good = json.dumps(HI).encode()
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([good, line, good]))
     rows = source("alpaca", file=str(tmp_path / "rows.jsonl"))
-    assert [said(rows.conversation(i, RNG(0)))[1][1] for i in (0, 2)] == [["hi"], ["hi"]]
+    assert [contents(rows.conversation(i, RNG(0)))[1][1] for i in (0, 2)] == [["hi"], ["hi"]]
     with pytest.raises(RowError, match=message):
         rows.conversation(1, RNG(0))
     assert rows.name(1) == "1"
@@ -116,7 +116,9 @@ def test_a_line_that_cannot_be_read_costs_itself(line: bytes, message: str, tmp_
         (gzip.compress(LINES.encode(), mtime=0)[:-9], "not valid JSON"),
     ],
 )
-def test_a_file_without_rows_is_told_when_it_is_opened(data: bytes, message: str, tmp_path: Path):
+def test_a_file_without_rows_is_refused_when_it_is_opened(
+    data: bytes, message: str, tmp_path: Path
+):
     (tmp_path / "rows.json").write_bytes(data)
     with pytest.raises(ConfigError, match=message):
         read_rows(str(tmp_path / "rows.json"), None, "stage.data.rows")
@@ -177,7 +179,7 @@ def talk(asked: Any, answer: Any = "yes", role: Any = "user") -> dict[str, Any]:
 )
 def test_dialogues_say_what_is_wrong_with_a_row(row: Any, message: str, tmp_path: Path):
     rows = source("dialogues", file=write_json(tmp_path / "rows.jsonl", [talk("hi"), row]))
-    assert said(rows.conversation(0, RNG(0)))[1] == ("assistant", ["yes"])
+    assert contents(rows.conversation(0, RNG(0)))[1] == ("assistant", ["yes"])
     with pytest.raises(RowError, match=message):
         rows.conversation(1, RNG(0))
 
@@ -207,7 +209,7 @@ def test_a_speaker_may_be_anything_but_unknown(tmp_path: Path):
 
 @pytest.mark.parametrize("text", [" " * 300_000, "<image>" * 40_000, "<image> " * 40_000])
 def test_long_texts_are_read_once(text: str, tmp_path: Path):
-    """No pattern looks for the end of each tag or blank anew."""
+    """In linear time: no pattern searches the rest of the text at each tag or blank."""
     turns = [{"from": "human", "value": f"?{text}?"}, {"from": "gpt", "value": "7"}]
     rows = [{"conversations": turns}, {"conversation": turns}]
     nextgpt = source("nextgpt", file=write_json(tmp_path / "rows.json", rows))
@@ -292,7 +294,7 @@ def test_alpaca_takes_numbers_and_one_of_several_answers(tmp_path: Path):
     ]
     file = Path(write_json(tmp_path / "rows.json", rows))
     assert answers("alpaca", file)[:4] == [["42"], ["0"], ["a"], ["hi"]]
-    assert said(source("alpaca", file=str(file)).conversation(3, RNG(0)))[0][1] == ["3"]
+    assert contents(source("alpaca", file=str(file)).conversation(3, RNG(0)))[0][1] == ["3"]
     assert answers("alpaca", file)[4].startswith("output: expected a text")
     assert answers("alpaca", file)[5].startswith("`instruction` or `output` is empty")
 
@@ -364,14 +366,14 @@ def test_prompts_of_a_file_are_a_list_of_texts(text: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"stage\.data\.prompts"):
         source("pairs", file=file, **fields)
     prompts.write_bytes('{"a": ["Was?"]}'.encode("utf-8-sig"))
-    found = said(source("pairs", file=file, **fields).conversation(0, RNG(0)))
+    found = contents(source("pairs", file=file, **fields).conversation(0, RNG(0)))
     assert "Was?" in found[0][1]
 
 
 # --- base64 -------------------------------------------------------------------------------------
 
 
-def test_base64_stands_wherever_a_file_is_named(tmp_path: Path):
+def test_base64_is_accepted_in_place_of_any_file_name(tmp_path: Path):
     data = picture(tmp_path / "a.png", 30).read_bytes()
     uri = f"data:image/png;base64,{base64.encodebytes(data).decode()}"
     shown = [{"type": "image", "file": uri, "image": uri}]
@@ -390,7 +392,7 @@ def test_base64_stands_wherever_a_file_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_base64_without_its_scheme_is_told_from_a_name(wrapped: bool, tmp_path: Path):
+def test_base64_without_its_scheme_is_not_taken_for_a_name(wrapped: bool, tmp_path: Path):
     data = bytes(range(256)) * 4000
     text = (base64.encodebytes if wrapped else base64.b64encode)(data).decode()
     file = write_json(tmp_path / "rows.json", [talk([{"type": "image", "image": text}])])
@@ -463,18 +465,18 @@ def test_a_table_without_names_is_not_guessed_at(tmp_path: Path):
     assert answers("table", tmp_path / "a.tsv", **table) == [["red; or not, so"]]
 
 
-def test_a_path_that_is_a_column_and_no_template_is_told(tmp_path: Path):
+def test_a_path_that_is_a_column_instead_of_a_template_is_refused(tmp_path: Path):
     (tmp_path / "a.csv").write_text("image,caption\na,red\n")
     with pytest.raises(ConfigError, match=r"'image' is a column; write path: '\{image\}'"):
         answers("table", tmp_path / "a.csv", **{**TABLE, "path": "image"})
 
 
-def test_a_developer_is_the_system(tmp_path: Path):
+def test_the_developer_role_is_the_system(tmp_path: Path):
     rows = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     rows.append({"role": "assistant", "content": "Hi."})
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": rows}))
     talk = source("messages", file=str(tmp_path / "a.jsonl"))
-    assert said(talk.conversation(0, RNG(0)))[0] == ("system", ["Be brief."])
+    assert contents(talk.conversation(0, RNG(0)))[0] == ("system", ["Be brief."])
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
@@ -518,7 +520,7 @@ def test_where_matches_lists_of_parquet(tmp_path: Path):
         ("table", {**ASK, "path": "{file}"}, "no column 'file'"),
     ],
 )
-def test_a_file_of_another_kind_is_told_when_it_is_opened(kind, fields, message, tmp_path: Path):
+def test_a_file_of_another_kind_is_refused_when_it_is_opened(kind, fields, message, tmp_path: Path):
     row = {"instructions": "a", "message": []}
     row |= {} if kind == "nextgpt" else {"conversation": []}
     file = write_json(tmp_path / "rows.jsonl", [row, row])

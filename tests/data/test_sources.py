@@ -26,9 +26,9 @@ from mmllm.media import Embedded
 from tests.data.files import (
     RNG,
     clip,
+    contents,
     grey,
     picture,
-    said,
     sound,
     source,
     write_json,
@@ -40,9 +40,9 @@ DRAW = {"prompts": ["Make {caption}."], "direction": "generate", "replies": ["He
 
 
 def only(kind: str, row: Any, tmp_path: Path, **fields: Any) -> list[tuple[str, list[str]]]:
-    """What the one row of a .json file says."""
+    """The contents of the conversation of a .json file with one row."""
     file = write_json(tmp_path / "rows.json", [row])
-    return said(source(kind, file=file, **fields).conversation(0, RNG(0)))
+    return contents(source(kind, file=file, **fields).conversation(0, RNG(0)))
 
 
 # --- NExT-GPT -----------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_nextgpt_pairs_lie_in_the_folder_of_their_modality(row, modality, tmp_pa
     file = write_json(tmp_path / "pairs.json", [row])
     pairs = source("nextgpt", file=file, **DRAW)
     asked, answered = pairs.conversation(0, RNG(0))
-    assert said([asked, answered]) == [
+    assert contents([asked, answered]) == [
         ("user", ["Make a lab."]),
         ("assistant", ["Here.", f"<{modality}=a lab>"]),
     ]
@@ -226,7 +226,7 @@ def test_llava_fills_its_placeholders_in_order(tmp_path: Path):
     llava = source("llava", file=file)
     asked, answered = llava.conversation(0, RNG(0))
     assert grey(asked) == [10, 20]
-    assert said([asked, answered])[0][1][2] == "Which is darker?"
+    assert contents([asked, answered])[0][1][2] == "Which is darker?"
     assert llava.name(0) == "000000033471"
 
 
@@ -245,7 +245,7 @@ def encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def test_messages_in_the_words_of_openai(tmp_path: Path):
+def test_messages_in_the_format_of_openai(tmp_path: Path):
     picture(tmp_path / "a.png", 30)
     data = encoded(sound(tmp_path / "a.wav"))
     content = [
@@ -297,7 +297,7 @@ def test_messages_in_the_convention_of_datasets_take_media_from_columns(tmp_path
     pq.write_table(table, tmp_path / "rows.parquet")
     rows = source("messages", file=str(tmp_path / "rows.parquet"))
     asked, answered = rows.conversation(0, RNG(0))
-    assert said([asked, answered]) == [
+    assert contents([asked, answered]) == [
         ("user", ["<image=None>", "And?", "<image=None>"]),
         ("assistant", ["Two."]),
     ]
@@ -317,7 +317,7 @@ def test_messages_in_the_convention_of_datasets_take_media_from_columns(tmp_path
         ({"type": "image", "image": 7}, RowError),
     ],
 )
-def test_parts_that_cannot_be_had_are_refused(part, error, tmp_path: Path):
+def test_unavailable_parts_are_refused(part, error, tmp_path: Path):
     messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "x"}]
     with pytest.raises(error):
         only("messages", {"messages": messages}, tmp_path)
@@ -377,7 +377,7 @@ def test_csv_of_webvid_and_tsv_of_cc3m(tmp_path: Path):
         **DRAW,
     )
     assert len(pictures) == 1
-    assert said(pictures.conversation(0, RNG(0)))[1] == (
+    assert contents(pictures.conversation(0, RNG(0)))[1] == (
         "assistant",
         ["Here.", '<image=a "very" typical bus>'],
     )
@@ -402,8 +402,8 @@ def test_parquet_holds_the_media_themselves(tmp_path: Path):
         [2],
         [1],
     ]
-    heard = {pairs.conversation(2, RNG(seed))[1].text for seed in range(20)}
-    assert heard == {"grey", "grey 2.png"}
+    captions = {pairs.conversation(2, RNG(seed))[1].text for seed in range(20)}
+    assert captions == {"grey", "grey 2.png"}
     assert pairs.name(3) == "3 (3.png)"
 
 
@@ -461,7 +461,7 @@ def test_samples_of_shards_are_found_by_number(shards: str):
     assert pairs.name(3) == "cc3m-00001.tar/00003"
     fields = {"direction": "generate", "prompts": ["{width}: {caption}"], "modality": "image"}
     pairs = source("webdataset", shards=shards, caption="json:alt", **fields)
-    assert said(pairs.conversation(2, RNG(0))) == [
+    assert contents(pairs.conversation(2, RNG(0))) == [
         ("user", ["8: ALT 2"]),
         ("assistant", ["<image=ALT 2>"]),
     ]
@@ -502,7 +502,7 @@ def test_the_index_is_made_once_and_again_for_another_tar(shards: str, tmp_path:
     assert grey(pairs.conversation(0, RNG(0))[0]) == [99]
 
 
-def test_what_shards_lack_is_said(shards: str, tmp_path: Path):
+def test_what_shards_lack_is_reported(shards: str, tmp_path: Path):
     png = picture(tmp_path / "a.png").read_bytes()
     files = {"1.png": png, "2.txt": b"no picture", "3.png": png[:40], "3.txt": b"damaged"}
     write_tar(tmp_path / "odd.tar", files)

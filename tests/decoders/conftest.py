@@ -7,19 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mmllm import config
 from mmllm.decoders.decoder import ModalityDecoder
 from tests.decoders import tiny
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Folders(dict[str, Path]):

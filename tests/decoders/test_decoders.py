@@ -486,7 +486,7 @@ def test_fingerprints_follow_content_not_place(folders, tmp_path):
     assert config.build(longer).fingerprint != prints["image"]
 
 
-def test_bad_input_is_told_apart(make, folders, tmp_path):
+def test_each_bad_input_has_its_own_error(make, folders, tmp_path):
     decoder = make("image")
     condition = decoder.encode_captions(CAPTIONS)
     with pytest.raises(ValueError, match="a generator missing"):
@@ -633,7 +633,7 @@ def test_too_few_steps_are_refused(make, family: str, steps: int) -> None:
 
 @pytest.mark.parametrize("family", ["video", "sd3", "z_image"])
 def test_a_picture_may_be_as_wide_as_the_table_of_positions(make, family):
-    """At its end it is made; behind it it is refused, by its name."""
+    """The largest width works; a larger one is refused by name."""
     decoder = make(family, steps=2)
     widest = decoder.max_side
     unit = math.gcd(widest, *decoder.size)
@@ -677,7 +677,7 @@ def test_sounds_are_as_long_as_a_call_asks(make, family):
 
 
 def test_a_call_that_is_being_made_changes_no_other(make):
-    """Its settings are those of the config, not of the call in hand."""
+    """Its settings are those of the config, not of another call that runs."""
     decoder = make("video", steps=2)
     own, condition = decoder.config, decoder.encode_captions(CAPTIONS[:1])
     seen = []

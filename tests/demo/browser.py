@@ -30,8 +30,8 @@ def answers(page: Any, count: int) -> Any:
 
 @contextlib.contextmanager
 def another_answer(page: Any, count: int) -> Iterator[None]:
-    """Within it something is pressed that replaces the last of `count` answers; then wait until
-    another stands there. The old one looks finished all the while; seeds tell them apart."""
+    """Wait, after the block, until the last of `count` answers is replaced. The old one looks
+    finished all the while, so texts with their seeds are compared."""
     old = answers(page, count).inner_text()
     yield
     page.wait_for_function(
@@ -43,12 +43,12 @@ def another_answer(page: Any, count: int) -> Iterator[None]:
 
 
 def press(page: Any, name: str) -> None:
-    """One of the small buttons of the conversation."""
+    """Press one of the small buttons of the conversation."""
     page.locator(f"#conversation button[aria-label={name}]:enabled").last.click()
 
 
 def set_up(page: Any, **wishes: str) -> None:
-    """Choose what answers hold; then back to the chat."""
+    """Choose the modalities of answers in the settings, then return to the chat."""
     page.get_by_role("tab", name="Settings").click()
     for modality, wish in wishes.items():
         page.locator(f"#wish-{modality}").get_by_label(wish).check()
@@ -56,13 +56,13 @@ def set_up(page: Any, **wishes: str) -> None:
 
 
 def choose(page: Any, menu: str, item: str) -> None:
-    """One item of a menu beside the message box."""
+    """Choose an item of a menu next to the message box."""
     page.get_by_role("button", name=menu, exact=True).click()
     page.get_by_role("button", name=item, exact=True).click()
 
 
 def shot(page: Any, name: str) -> None:
-    """Save a picture of the page where MMLLM_SHOTS says, for those who want to look."""
+    """Save a screenshot of the page in the folder MMLLM_SHOTS, if it is set."""
     if folder := os.environ.get("MMLLM_SHOTS"):
         page.screenshot(path=f"{folder}/{name}.png")
 

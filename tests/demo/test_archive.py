@@ -82,7 +82,7 @@ def wav(seconds: int) -> bytes:
 
 
 def bad_zips() -> Iterator[tuple[str, bytes, str]]:
-    """(what is wrong, the file, what is said)."""
+    """(what is wrong, the file, the error message)."""
     listing, local = b"PK\1\2", b"PK\3\4"
     part = {"image": "001.png"}
     whole = zipped(turned(part), n001_png=png())
@@ -161,7 +161,7 @@ def bad_zips() -> Iterator[tuple[str, bytes, str]]:
     yield "another zip in it", zipped(turned(part), n001_png=whole), "neither an image"
 
 
-BAD = {what: (data, said) for what, data, said in bad_zips()}
+BAD = {what: (data, message) for what, data, message in bad_zips()}
 
 
 def test_a_conversation_survives_its_zip(tiny_model: AnyToAny, sessions: SessionStore) -> None:
@@ -196,10 +196,10 @@ def test_a_bad_zip_is_refused_and_nothing_is_left_of_it(
     monkeypatch.setattr("mmllm.demo.archive.tempfile.TemporaryDirectory", Draft)
     session = sessions.open(None)
     session.turns.append(Turn(user(session.keep(picture(40)), "here")))
-    data, said = BAD[what]
+    data, message = BAD[what]
     path = sent(sessions, "bad.zip", data)
     began = time.monotonic()
-    with pytest.raises((ConfigError, MediaError), match=said) as caught:
+    with pytest.raises((ConfigError, MediaError), match=message) as caught:
         unpack(session, path)
     assert time.monotonic() - began < 30
     assert len(str(caught.value)) < 400
@@ -209,7 +209,7 @@ def test_a_bad_zip_is_refused_and_nothing_is_left_of_it(
     assert sum(written) <= 2 * len(wav(60))
 
 
-def test_halves_of_characters_do_not_stay(sessions: SessionStore) -> None:
+def test_lone_surrogates_are_removed(sessions: SessionStore) -> None:
     session = sessions.open(None)
     unpack(session, sent(sessions, "odd.zip", zipped(turned({"text": "a\ud800b"}, note="\udfffc"))))
     assert (session.turns[0].message.text, session.turns[0].note) == ("a?b", "?c")

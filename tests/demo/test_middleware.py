@@ -76,10 +76,10 @@ def test_the_demo_answers_to_its_own_page_only(
     async def page(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse("the page")(scope, receive, send)
 
-    said: list[Any] = []
+    sent_messages: list[Any] = []
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent_messages.append(message)
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -88,9 +88,9 @@ def test_the_demo_answers_to_its_own_page_only(
     pairs = [(name.encode(), value.encode()) for name, value in given.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": pairs}
     asyncio.run(OriginMiddleware(page, allowed_hosts("127.0.0.1"), sessions)(scope, receive, send))
-    assert said[0]["status"] == status
+    assert sent_messages[0]["status"] == status
     if status != 200:
-        assert re.fullmatch(rb"[ -~]{10,200}", said[1]["body"])
+        assert re.fullmatch(rb"[ -~]{10,200}", sent_messages[1]["body"])
 
 
 def upload(demo: Demo, *files: bytes, **headers: str) -> tuple[int, str]:
@@ -112,7 +112,7 @@ def stored(demo: Demo) -> set[Path]:
     return {path for path in demo.sessions.root.rglob("*") if path.is_file()}
 
 
-def test_what_is_sent_and_not_used_is_bounded(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_uploads_are_bounded(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     own = stored(demo)  # the images of the start page
     assert upload(demo, b"x", host="evil.example")[0] == 403
     assert upload(demo, b"x", origin="http://evil.example")[0] == 403

@@ -28,7 +28,7 @@ WAVE = "e => e.shadowRoot?.querySelector('canvas')?.width > 0"
 """That a sound was decoded and is drawn."""
 
 
-def test_the_whole_of_it_in_a_real_browser(
+def test_the_whole_page_in_a_real_browser(
     demo: Demo, browse: Callable[..., Any], tiny_model: AnyToAny, tmp_path: Path
 ) -> None:
     page = browse(1100, 850)
@@ -39,7 +39,7 @@ def test_the_whole_of_it_in_a_real_browser(
     say(page, "hello")
     answers(page, 1)
 
-    # What is no picture is told of in one sentence, and what was written stays.
+    # A file that is no picture is reported in one sentence, and the text of the message stays.
     bad = tmp_path / "<b>.png"
     bad.write_bytes(b"no picture")
     page.set_input_files("#message input[type=file]", bad)
@@ -84,7 +84,7 @@ def test_the_whole_of_it_in_a_real_browser(
     page.wait_for_selector("#conversation .bot.message [data-testid^=waveform]")
     shot(page, "again")
 
-    # Stopped in the midst of denoising: what was said stays, and the engine is free at once.
+    # Stopped while denoising: the text so far stays, and the engine is free at once.
     denoising = Steps(tiny_model, "image")
     page.get_by_role("tab", name="Settings").click()
     page.fill("#seed textarea, #seed input", "")
@@ -139,7 +139,7 @@ def test_the_whole_of_it_in_a_real_browser(
     shot(page, "about")
     check_accessibility(page)
 
-    # A picture by the camera stands beside the message that is being written.
+    # A picture from the camera is shown next to the message that is being written.
     page.get_by_role("tab", name="Chat").click()
     choose(page, "Attach", "Camera")
     page.locator("#camera").get_by_text("Click to Access Webcam").click()

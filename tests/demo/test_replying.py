@@ -25,7 +25,7 @@ def test_the_demo_gives_what_python_gives(tiny_model: AnyToAny, sessions: Sessio
         assert np.array_equal(one.to_numpy(), other.to_numpy())
 
 
-def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
+def test_a_stopped_answer_keeps_its_text_so_far(
     tiny_model: AnyToAny, sessions: SessionStore
 ) -> None:
     chat, session = Chat(tiny_model), sessions.open(None)

@@ -33,7 +33,7 @@ def test_a_session_is_found_by_its_secret_only(sessions: SessionStore) -> None:
     assert sessions.open({"token": one.token}) not in (one, other)  # pyright: ignore[reportArgumentType]
 
 
-def test_sessions_are_bounded_and_empty_ones_make_room(
+def test_the_number_of_sessions_is_bounded_and_empty_ones_are_dropped_first(
     sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmllm.demo.sessions.MAX_SESSIONS", 3)
@@ -77,7 +77,7 @@ def test_pictures_are_kept_as_what_browsers_show(
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("a.png", b"no picture", "neither an image, audio nor a video"),
         ("empty.wav", b"", "empty"),
@@ -85,7 +85,7 @@ def test_pictures_are_kept_as_what_browsers_show(
     ],
 )
 def test_other_files_are_refused(
-    sessions: SessionStore, name: str, data: bytes | None, said: str
+    sessions: SessionStore, name: str, data: bytes | None, message: str
 ) -> None:
     path = sessions.root / name if data is None else sent(sessions, name, data)
     if data is None:
@@ -94,7 +94,7 @@ def test_other_files_are_refused(
     assert len(taken) == 2  # what is good is taken
     (error,) = errors
     assert isinstance(error, MediaError)
-    assert said in str(error)
+    assert message in str(error)
 
 
 def test_a_picture_beyond_the_limits_is_refused(

@@ -1,4 +1,4 @@
-"""Values of the settings that cannot be meant."""
+"""Invalid values in the settings panel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmllm.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("place", "value", "message"),
     [
         (("seed",), "7a", "a number such as 7"),
         (("seed",), "9" * 30, "a number such as 7"),
@@ -25,8 +25,8 @@ from mmllm.errors import ConfigError
         (("decoders", "audio", "seconds"), 1e300, "seconds: expected at most 60"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_one_sentence(
-    place: tuple[str, ...], value: Any, said: str
+def test_an_invalid_setting_is_reported_in_one_sentence(
+    place: tuple[str, ...], value: Any, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         SettingsPanel([], [place], None).read([value])

@@ -353,14 +353,14 @@ def test_the_server_and_the_demo_give_what_python_gives(
             media_alike(one, other)
     with running(build_app(there)) as served, served.openai() as client:
         body = {"seed": 5, "modalities": ALL}
-        said = client.chat.completions.create(
+        completion = client.chat.completions.create(
             model="tiny",
             messages=[{"role": "user", "content": "hello world"}],
             max_tokens=3,
             extra_body=body,
         )
-    assert said.choices[0].finish_reason in ("stop", "length")
-    assert wanted.text in str(said.choices[0].message.model_dump())
+    assert completion.choices[0].finish_reason in ("stop", "length")
+    assert wanted.text in str(completion.choices[0].message.model_dump())
 
 
 def test_a_model_that_is_spread_over_devices(system_tree: dict, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_its_steps_wait_for_nothing(
+def test_training_steps_do_not_synchronise(
     large: ModuleType, on_device: OnDevice, second: torch.device, monkeypatch, number: int
 ) -> None:
     on_device(second)

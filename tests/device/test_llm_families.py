@@ -87,7 +87,9 @@ def answered(whole: AnyToAny, prompts: list[Rendered], **options: Any) -> list[G
     ],
     ids=["greedy", "drawn"],
 )
-def test_words_alone_and_together_are_the_cpus(pair: Pair, options: dict[str, Any]) -> None:
+def test_generated_ids_single_and_batched_equal_the_cpus(
+    pair: Pair, options: dict[str, Any]
+) -> None:
     _, here, there = pair
     prompts = rendered(here, add_generation_prompt=True)
     for asked in (prompts, prompts[:1]):
@@ -108,7 +110,7 @@ def waits_per_token(do: Callable[[int], list[GenerationOutput]]) -> tuple[int, i
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_step_makes_the_host_wait_once(
+def test_a_decoding_step_synchronises_once(
     pair: Pair, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For all of its rows. Where transformers computes the layers of a padded batch, it asks the

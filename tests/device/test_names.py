@@ -19,7 +19,7 @@ __all__ = ["data", "make_run", "on_device"]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("gpu", "an NVIDIA or AMD GPU is called cuda"),
         ("cuda", "cannot use|finds no GPU|built without CUDA"),
@@ -32,11 +32,11 @@ __all__ = ["data", "make_run", "on_device"]
         ("g" * 10_000, "got 'ggg"),
     ],
 )
-def test_a_device_that_is_not_here_is_refused(name: str, said: str, monkeypatch) -> None:
+def test_a_device_that_is_not_here_is_refused(name: str, message: str, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.mps, "is_available", lambda: False, raising=False)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         mmllm.load("mini", device=name)
     assert len(str(caught.value)) < 500
 
@@ -70,7 +70,7 @@ def test_what_is_moved_to_the_cpu_or_to_mps_is_there_at_once(monkeypatch) -> Non
     assert waits == [True, True, False]
 
 
-def test_training_is_refused_where_accelerate_was_told_what_cannot_be(make_run, monkeypatch):
+def test_unsupported_settings_of_accelerate_are_refused(make_run, monkeypatch):
     run = make_run()
     for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         with monkeypatch.context() as patch:

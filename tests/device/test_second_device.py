@@ -58,7 +58,7 @@ def test_numpy_is_refused(second: torch.device) -> None:
         torch.ones(2, device=second).numpy()
 
 
-def test_what_makes_the_host_wait_is_counted(second: torch.device) -> None:
+def test_synchronisations_are_counted(second: torch.device) -> None:
     tensor = torch.ones(3, device=second)
     with host_waits() as none:
         (tensor * 2).sum()

@@ -16,7 +16,7 @@ from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.training.precompute import fill_cache
 from mmllm.training.trainer import dry_run
 from tests import parts
-from tests.device.training import STAGES, OnDevice, Told, assert_alike, on_device, trained
+from tests.device.training import STAGES, OnDevice, TrainingResult, assert_alike, on_device, trained
 from tests.second_device import host_waits
 from tests.training.conftest import data, make_run
 
@@ -34,7 +34,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def on_both(make_run, on_device: OnDevice, second: torch.device, **changes: Any) -> list[Told]:
+def on_both(
+    make_run, on_device: OnDevice, second: torch.device, **changes: Any
+) -> list[TrainingResult]:
     """The same run on the CPU and on the second device."""
     found = []
     for device in (CPU, second):
@@ -45,7 +47,9 @@ def on_both(make_run, on_device: OnDevice, second: torch.device, **changes: Any)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_the_cpus_and_waits_for_nothing(make_run, on_device, second, kind: str) -> None:
+def test_a_step_equals_the_cpus_without_synchronising(
+    make_run, on_device, second, kind: str
+) -> None:
     cpu, other = on_both(make_run, on_device, second, **KINDS[kind])
     assert_alike(cpu, other)
     assert len(other.waits) == 2
@@ -53,7 +57,9 @@ def test_a_step_is_the_cpus_and_waits_for_nothing(make_run, on_device, second, k
 
 
 @pytest.mark.parametrize("pack", [False, True])
-def test_retention(make_run, on_device, second, tmp_path: Path, pack: bool) -> None:
+def test_the_kl_loss_equals_the_cpus(
+    make_run, on_device, second, tmp_path: Path, pack: bool
+) -> None:
     plain = tmp_path / "plain.jsonl"
     plain.write_text(json.dumps({"text": "one two three four five six " * 9}))
     kl = {"file": str(plain), "length": 8, "batch_size": 4}
@@ -83,8 +89,8 @@ def test_validation_and_what_comes_with_it(make_run, on_device, second) -> None:
     assert list(other.folder.glob("samples/step-*/*.html"))
 
 
-def test_caches_are_the_cpus(make_run, on_device, second, tmp_path: Path) -> None:
-    """What one device has filled the other one trains from, complete: bit for bit alike."""
+def test_caches_equal_the_cpus(make_run, on_device, second, tmp_path: Path) -> None:
+    """A cache that one device has filled gives the other one bit-identical losses."""
     losses = {"text": 1.0, "align": 1.0}  # to denoise, a decoder would be loaded within a step
     memory, other = on_both(make_run, on_device, second, losses=losses)
     for device in (CPU, second):
@@ -93,9 +99,9 @@ def test_caches_are_the_cpus(make_run, on_device, second, tmp_path: Path) -> Non
         fill_cache(make_run(cache=str(folder)), progress=False)
     for cache in ("cache-cpu", "cache-second"):
         complete = {"cache": str(tmp_path / cache), "cache_complete": True, "losses": losses}
-        told = trained(make_run(output=f"from-{cache}", steps=2, **complete), host_waits)
-        assert told.losses == other.losses
-        assert sum(told.waits, Counter()) == Counter()
+        reading = trained(make_run(output=f"from-{cache}", steps=2, **complete), host_waits)
+        assert reading.losses == other.losses
+        assert sum(reading.waits, Counter()) == Counter()
     changes = {"cache": str(tmp_path / "new"), "losses": losses}
     filling = trained(make_run(output="fills", steps=2, **changes), host_waits)
     assert filling.losses == other.losses
@@ -111,9 +117,9 @@ def test_a_run_goes_on_on_the_other_device(make_run, on_device, second, begins) 
     for device, steps in ((first, 2), (then, 4)):
         on_device(device)
         run = make_run(output="moved", steps=steps, **constant)
-        told = trained(run, host_waits, resume=steps == 4)
+        resumed = trained(run, host_waits, resume=steps == 4)
     whole.norms = whole.norms[2:]
-    assert_alike(whole, told)
+    assert_alike(whole, resumed)
 
 
 def test_resuming_there_is_exact(make_run, on_device, second) -> None:
@@ -122,10 +128,10 @@ def test_resuming_there_is_exact(make_run, on_device, second) -> None:
     whole = trained(make_run(output="whole", steps=4, **constant), host_waits)
     for steps in (2, 4):
         run = make_run(output="parts", steps=steps, **constant)
-        told = trained(run, host_waits, resume=steps == 4)
-    assert told.losses == whole.losses
+        resumed = trained(run, host_waits, resume=steps == 4)
+    assert resumed.losses == whole.losses
     for name, value in whole.weights.items():
-        assert torch.equal(told.weights[name], value), name
+        assert torch.equal(resumed.weights[name], value), name
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
@@ -161,7 +167,7 @@ def test_a_dry_run_takes_a_step(make_run, on_device, second) -> None:
     dry_run(make_run(num_workers=1), progress=False)
 
 
-def test_bfloat16_takes_no_wait_more(make_run, on_device, second) -> None:
+def test_bfloat16_adds_no_synchronisation(make_run, on_device, second) -> None:
     cpu, other = on_both(make_run, on_device, second, precision="bf16", pack=True)
     assert cpu.losses == pytest.approx(other.losses, rel=0.05)
     assert sum(other.waits, Counter()) == Counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mmllm.config import RunConfig
 from mmllm.training import trainer
-from tests.training.test_trainer import weights
+from tests.training.runs import metrics, weights
 
 OnDevice = Callable[[torch.device], None]
 ALL = {"*_projections.*": 1e-3, "llm.*": 1e-3}
@@ -38,7 +37,7 @@ STAGES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnDevice]:
-    """`on_device(device)`: what trains from here on trains there. accelerate takes it for the best
+    """`on_device(device)`: trainings from here on run there. accelerate takes it for the best
     device of this machine, which it keeps for the whole process."""
 
     def choose(device: torch.device) -> None:
@@ -55,9 +54,9 @@ def _forget() -> None:
 
 
 @dataclass
-class Told:
-    """What a run told: `losses` and gradient `norms` by step, what it kept, and what its steps
-    waited for."""
+class TrainingResult:
+    """What a run gave: `losses` and gradient `norms` by step, its weights, and what the host waited
+    for in its steps."""
 
     folder: Path
     losses: list[float]
@@ -71,8 +70,8 @@ def trained(
     waiting: Callable[[], AbstractContextManager[Counter[str]]],
     *,
     resume: bool = False,
-) -> Told:
-    """`trainer.train`, watched. `waiting` counts what the host waits for inside it."""
+) -> TrainingResult:
+    """`trainer.train`, with its norms and host waits recorded by `waiting`."""
     norms: list[Any] = []
     waits: list[Counter[str]] = []
     take, clip = trainer.training_step, Accelerator.clip_grad_norm_
@@ -91,20 +90,20 @@ def trained(
         patch.setattr(trainer, "training_step", watched_step)
         patch.setattr(Accelerator, "clip_grad_norm_", watched_norm)
         folder = trainer.train(run, resume=resume, progress=False)
-    return Told(folder, curve(folder), [float(norm) for norm in norms], weights(folder), waits)
+    norms = [float(norm) for norm in norms]
+    return TrainingResult(folder, curve(folder), norms, weights(folder), waits)
 
 
 def curve(folder: Path) -> list[float]:
-    """Losses by step, held-out ones between them."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    """Losses by step, held-out losses included."""
+    rows = metrics(folder)
     return [value for row in rows for name, value in sorted(row.items()) if name not in _NO_LOSS]
 
 
 _NO_LOSS = ("step", "seconds")
 
 
-def assert_alike(one: Told, other: Told, tolerance: float = 1e-4) -> None:
+def assert_alike(one: TrainingResult, other: TrainingResult, tolerance: float = 1e-4) -> None:
     """The same losses, norms and weights."""
     assert one.losses
     assert one.losses == pytest.approx(other.losses, rel=tolerance, abs=tolerance)

@@ -170,7 +170,7 @@ def test_fingerprints_tell_what_changes_features(eye, tmp_path):
     assert len(prints) == 4
 
 
-def test_what_cannot_be_meant(eye, encoder, tmp_path):
+def test_invalid_settings_weights_and_media_are_refused(eye, encoder, tmp_path):
     for fields in ({"size": 100}, {"size": 96, "grid": 4}, {"grid": 0}):
         with pytest.raises(ConfigError):
             EfficientNetConfig(**fields)
@@ -270,7 +270,7 @@ def test_loudness_rate_and_channels_matter_little(encoder):
     assert (low - samples[0]).abs().mean() < 0.01
 
 
-def test_of_a_long_sound_the_loudest_window_is_heard(encoder):
+def test_of_a_long_sound_the_loudest_window_is_encoded(encoder):
     wave = np.zeros(8 * 44_100, np.float32)
     start = 5 * 44_100
     wave[start : start + 44_100] = chirp(1.0)

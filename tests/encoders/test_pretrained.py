@@ -360,7 +360,7 @@ def test_clap_draws_the_same_part_and_leaves_the_generator_alone(built):
     assert torch.equal(built("clap").preprocess(long), first)
 
 
-def test_ears_that_do_not_fit(built, copied):
+def test_invalid_settings_of_audio_encoders(built, copied):
     with pytest.raises(MediaError, match="clap: expected Audio, got Image"):
         built("clap").preprocess(twins.pictures()[0])
     click = Audio.from_numpy(np.zeros(40, np.float32), 16_000)
@@ -411,7 +411,7 @@ def test_layers_steps_and_grid_of_clips(name, built):
     assert torch.allclose(built(name, layer=-2)(samples).tokens, outputs[0], atol=1e-5)
 
 
-def test_clips_that_do_not_fit(built):
+def test_invalid_settings_of_video_encoders(built):
     with pytest.raises(ConfigError, match="frames: this model takes 4, got 8"):
         built("videomae", frames=8)
     with pytest.raises(ConfigError, match="frames: expected a multiple of 2, got 5"):
@@ -489,7 +489,7 @@ def test_an_unknown_family_suggests_the_near_one():
         config.parse_component("encoders", {"type": "wisper"}, "encoders.audio")
 
 
-# --- what cannot be meant -----------------------------------------------------------------------
+# --- invalid configurations ---------------------------------------------------------------------
 
 
 def test_what_a_model_does_not_have(built):

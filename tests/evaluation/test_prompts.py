@@ -57,13 +57,13 @@ def test_generated_turns_are_the_models_own(tmp_path: Path) -> None:
     assert again.calls[0][1] == chat.calls[2][1]  # seeds belong to items, not to batches
 
 
-def test_spread_lies_even_and_keeps_order() -> None:
+def test_spread_is_even_and_keeps_order() -> None:
     items = [EvalItem(str(i), "r") for i in range(101)]
     assert [q.id for q in evenly_spaced(items, 5)] == ["0", "25", "50", "75", "100"]
     assert evenly_spaced(items, 200) == items
 
 
-def test_no_caption_can_cross(tiny_model: AnyToAny) -> None:
+def test_no_caption_reaches_a_decoder(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     force = dict.fromkeys(MEDIA, "force")
     free = chat.reply([user("Draw.")], seed=3, modalities=force, max_new_tokens=4)

@@ -24,7 +24,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert EvaluationReport.load(report.save(tmp_path / "new" / "report.json")) == report
 
 
-def test_a_report_of_before_is_still_read(tmp_path: Path) -> None:
+def test_an_earlier_report_is_still_read(tmp_path: Path) -> None:
     former = {
         "model": "mini",
         "figures": [

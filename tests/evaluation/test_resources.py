@@ -12,7 +12,7 @@ def test_unknown_tasks_are_named() -> None:
         evaluate("mini", tasks=["text->smell"])
 
 
-def test_what_is_known_of_the_same_frozen_part_is_not_measured_again() -> None:
+def test_metrics_of_an_unchanged_frozen_part_are_reused() -> None:
     metrics = tuple(
         Metric(name, 200, 0.9)
         for name in ("decoder/image", "decoder/image, top 1", "decoder/video", "text->image")

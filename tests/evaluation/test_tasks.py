@@ -56,7 +56,7 @@ def _both(concept: str) -> Message:
         ),
     ],
 )
-def test_made_media(tmp_path: Path, script, top1: float, top5: float) -> None:
+def test_generated_media(tmp_path: Path, script, top1: float, top5: float) -> None:
     """The last script draws a bat for all between: far from dog and cow, near to the others."""
     scored = tasks.score_media(
         generate_responses(ScriptedChat(script), _media_items(tmp_path), batch_size=3), JUDGES
@@ -66,7 +66,7 @@ def test_made_media(tmp_path: Path, script, top1: float, top5: float) -> None:
     assert np.mean([bool(entry.top1) for entry in scored]) == pytest.approx(top1)
 
 
-def test_made_media_name_what_was_nearest(tmp_path: Path) -> None:
+def test_generated_media_are_named_by_the_nearest_concept(tmp_path: Path) -> None:
     (entry, *_) = tasks.score_media(
         generate_responses(ScriptedChat(lambda turns: _both("cow")), _media_items(tmp_path)), JUDGES
     )

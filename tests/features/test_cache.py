@@ -31,6 +31,7 @@ from mmllm.training.trainer import train
 from tests import parts
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
 from tests.training.conftest import data, make_run
+from tests.training.runs import metrics
 
 __all__ = ["data", "make_run"]
 
@@ -38,8 +39,7 @@ LOSSES = {"text": 1.0, "align": 1.0}
 
 
 def losses(output: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in metrics(output)]
 
 
 @pytest.fixture
@@ -116,15 +116,15 @@ def test_filling_again_or_in_two_processes_computes_nothing_twice(make_run, tmp_
     fill_cache(run, progress=False)
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors")) == before
     sizes = {
-        (room.kind, room.part): room for room in maintenance.list_namespaces(tmp_path / "cache")
+        (space.kind, space.part): space for space in maintenance.list_namespaces(tmp_path / "cache")
     }
     assert sizes["features", "encoders.image"].items == 4  # again.png is 0.png
     assert sizes["conditions", "decoders.audio"].items == 4
     assert sizes["latents", "decoders.video"].items == 4
-    assert all(room.duplicates == 0 for room in sizes.values())
+    assert all(namespace.duplicates == 0 for namespace in sizes.values())
 
 
-def test_a_damaged_shard_is_passed_over_found_and_pruned(make_run, filled, capsys):
+def test_a_damaged_shard_is_skipped_reported_and_pruned(make_run, filled, capsys):
     shard = next(filled.glob("features-*/*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-8])
     (shard.parent / "killed.partial").write_bytes(b"half")
@@ -151,7 +151,7 @@ def shard_of(cache: Path, kind: str) -> Path:
 
 
 def damage_data(shard: Path, damage) -> None:
-    """Damage what stands behind the header, which stays as it is."""
+    """Damage the data of a shard and keep its header."""
     whole = shard.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     shard.write_bytes(whole[start:])
@@ -163,10 +163,10 @@ def damage_data(shard: Path, damage) -> None:
     ("kind", "what"),
     [("features", "zeroed"), ("conditions", "half zeroed"), ("latents", "a flipped bit")],
 )
-def test_damaged_tensors_are_computed_again_or_told_where_that_may_not_be(
+def test_damaged_tensors_are_computed_again_or_reported_where_that_is_not_allowed(
     make_run, filled, capsys, reread, kind: str, what: str
 ):
-    """A power loss leaves shards of the right size with nothing in them; a bad disk turns bits."""
+    """A power loss leaves shards of the right size that hold zeros; a bad disk flips bits."""
     fresh = losses(train(make_run(output="fresh", steps=2), progress=False))
     shard = shard_of(filled, kind)
     damage_data(shard, DAMAGES[what])
@@ -189,7 +189,7 @@ def test_damaged_tensors_are_computed_again_or_told_where_that_may_not_be(
 
 
 @pytest.mark.parametrize("what", ["zeroed", "half zeroed", "cut", "empty"])
-def test_a_shard_whose_header_is_damaged_too_is_passed_over(make_run, filled, what: str):
+def test_a_shard_with_a_damaged_header_is_skipped(make_run, filled, what: str):
     shard = shard_of(filled, "features")
     DAMAGES[what](shard)
     fresh = losses(train(make_run(output="fresh"), progress=False))
@@ -221,18 +221,18 @@ def test_a_header_that_means_nothing_is_a_damaged_shard(filled, caplog, header):
     about = {"kind": "features", "part": "p", "fingerprint": "odd"}
     (shard.parent / "room.json").write_text(json.dumps(about))
     shard.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    room = FeatureStore(filled).namespace("features", "p", "odd")
-    assert "a" not in room
+    namespace = FeatureStore(filled).namespace("features", "p", "odd")
+    assert "a" not in namespace
     assert "passing over a damaged shard" in caplog.text
     assert [path for path, _ in maintenance.verify(filled)[0]] == [shard]
 
 
-def test_no_tensor_passes_for_another(tmp_path: Path):
+def test_checksums_cover_name_dtype_and_shape(tmp_path: Path):
     """The checksum is of the name, the type and the shape, too."""
-    room = FeatureStore(tmp_path).namespace("features", "encoders.image", "f")
-    room["a"] = {"tokens": torch.ones(2, 3), "mask": torch.ones(3, dtype=torch.bool)}
-    room["b"] = {"tokens": torch.zeros(2, 3), "mask": torch.zeros(3, dtype=torch.bool)}
-    room.flush()
+    namespace = FeatureStore(tmp_path).namespace("features", "encoders.image", "f")
+    namespace["a"] = {"tokens": torch.ones(2, 3), "mask": torch.ones(3, dtype=torch.bool)}
+    namespace["b"] = {"tokens": torch.zeros(2, 3), "mask": torch.zeros(3, dtype=torch.bool)}
+    namespace.flush()
     shard = shard_of(tmp_path, "features")
     whole = shard.read_bytes()
     for old, new in ((b'"a/tokens"', b'"c/tokens"'), (b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]")):
@@ -254,7 +254,7 @@ def without_checksums(cache: Path) -> int:
     return len(shards)
 
 
-def test_a_cache_of_an_earlier_version_is_read_and_told_as_not_compared(make_run, filled, capsys):
+def test_an_earlier_cache_without_checksums_is_read_and_reported(make_run, filled, capsys):
     fresh = losses(train(make_run(output="fresh"), progress=False))
     count = without_checksums(filled)
     run = make_run(output="cached", cache=str(filled), cache_complete=True)
@@ -276,11 +276,11 @@ def test_a_cache_of_an_earlier_version_with_values_that_are_not_finite_is_damage
     assert "not finite" in why
 
 
-@pytest.mark.parametrize("room", ["features-colour-4x6", "files"])
-def test_a_damaged_index_is_made_again(filled, monkeypatch, room: str):
+@pytest.mark.parametrize("folder", ["features-colour-4x6", "files"])
+def test_a_damaged_index_is_made_again(filled, monkeypatch, folder: str):
     monkeypatch.setattr("mmllm.features.store.sha256_file", None)  # no file is read again
     shown = filled.parent / "media" / "0.png"
-    [table] = (filled / room).glob("*.index")
+    [table] = (filled / folder).glob("*.index")
     whole, wanted = table.read_bytes(), contents_of(filled / "features-colour-4x6")
     assert len(wanted) == 4
     for what, damage in DAMAGES.items():
@@ -315,13 +315,13 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(make_run, filled,
         assert losses(train(run, progress=False)) == fresh
 
 
-def test_a_cache_that_cannot_take_what_is_missing_says_so(make_run, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_refused(make_run, tmp_path: Path):
     cache = tmp_path / "cache"
     cache.mkdir()
     run = make_run(cache=str(cache))
-    for code, said in ((errno.EROFS, "Read-only"), (errno.ENOSPC, "No space left")):
-        told = rf"^{cache}/\S+: cannot be written: {said}.*stage\.cache"
-        with refused_writes(cache, code), pytest.raises(CacheError, match=told):
+    for code, reason in ((errno.EROFS, "Read-only"), (errno.ENOSPC, "No space left")):
+        message = rf"^{cache}/\S+: cannot be written: {reason}.*stage\.cache"
+        with refused_writes(cache, code), pytest.raises(CacheError, match=message):
             fill_cache(run, progress=False)
     with largest_file(1000), pytest.raises(CacheError, match=r"written: .*File too large"):
         fill_cache(run, progress=False)
@@ -330,34 +330,36 @@ def test_a_cache_that_cannot_take_what_is_missing_says_so(make_run, tmp_path: Pa
     assert maintenance.verify(cache) == ([], [])
 
 
-def test_prune_keeps_the_rooms_that_are_named(filled):
-    rooms = maintenance.list_namespaces(filled)
-    keep = {room.fingerprint for room in rooms if room.kind != "features"}
+def test_prune_keeps_the_namespaces_that_are_named(filled):
+    namespaces = maintenance.list_namespaces(filled)
+    keep = {each.fingerprint for each in namespaces if each.kind != "features"}
     assert maintenance.prune(filled, keep) > 0
-    assert {room.kind for room in maintenance.list_namespaces(filled)} == {"conditions", "latents"}
+    assert {each.kind for each in maintenance.list_namespaces(filled)} == {"conditions", "latents"}
 
 
 def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path):
     entry = {"tokens": torch.randn(3, 5), "mask": torch.tensor([True, False, True])}
-    rooms = [FeatureStore(tmp_path).namespace("features", "encoders.image", "f") for _ in range(2)]
-    rooms[0]["a"] = entry
-    assert "a" not in rooms[1]
-    rooms[0].flush()
-    rooms[1].refresh()
-    for room in rooms:
-        assert room["a"].keys() == entry.keys()
-        assert all(torch.equal(room["a"][name], value) for name, value in entry.items())
+    one, other = (
+        FeatureStore(tmp_path).namespace("features", "encoders.image", "f") for _ in range(2)
+    )
+    one["a"] = entry
+    assert "a" not in other
+    one.flush()
+    other.refresh()
+    for namespace in (one, other):
+        assert namespace["a"].keys() == entry.keys()
+        assert all(torch.equal(namespace["a"][name], value) for name, value in entry.items())
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"cache_complete": True}, "needs a folder"),
         ({"cache_complete": True, "cache": "x", "samples": {"prompts": ["a"]}}, "stage.samples"),
     ],
 )
-def test_a_cache_that_cannot_be_meant_is_refused(make_run, changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_settings_of_a_cache_that_contradict_are_refused(make_run, changes, message):
+    with pytest.raises(ConfigError, match=message):
         make_run(**changes)
 
 
@@ -366,7 +368,7 @@ def test_filling_needs_a_folder(make_run):
         fill_cache(make_run(), progress=False)
 
 
-def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
+def test_pipelines_are_unloaded_after_their_captions_are_encoded(make_run):
     run = make_run(losses=LOSSES)
     model = models.build(run.system)
     work = FeatureCache(model)
@@ -377,17 +379,19 @@ def test_pipelines_are_let_go_when_their_captions_are_read(make_run):
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a cache by room and name, in whichever shard it lies."""
-    rooms = [path.parent for path in folder.glob("*/room.json")]
+    """Every tensor of a cache by namespace and name, in whichever shard it lies."""
+    namespaces = [path.parent for path in folder.glob("*/room.json")]
     return {
-        f"{room.name}/{name}": value for room in rooms for name, value in contents_of(room).items()
+        f"{path.name}/{name}": value
+        for path in namespaces
+        for name, value in contents_of(path).items()
     }
 
 
-def contents_of(room: Path) -> dict[str, torch.Tensor]:
+def contents_of(namespace: Path) -> dict[str, torch.Tensor]:
     return {
         name: value
-        for path in room.glob("*.safetensors")
+        for path in namespace.glob("*.safetensors")
         for name, value in load_file(path).items()
     }
 
@@ -410,7 +414,8 @@ def test_parts_of_a_cluster_fill_what_one_process_fills(make_run, filled, tmp_pa
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, msg=name)
-    assert all(room.duplicates == 0 for room in maintenance.list_namespaces(tmp_path / "cluster"))
+    sizes = maintenance.list_namespaces(tmp_path / "cluster")
+    assert all(namespace.duplicates == 0 for namespace in sizes)
     assert bad
     assert all("broken" in name for name in bad)
 
@@ -433,7 +438,7 @@ def test_a_ray_cluster_fills_what_one_process_fills(make_run, filled, tmp_path: 
 
 def test_another_process_finds_all_through_the_index_on_disk(filled, monkeypatch):
     """Keys, tensors and hashes of files, with nothing read into memory at the start."""
-    rooms = [
+    namespaces = [
         FeatureStore(filled).namespace("features", f"encoders.{key}", f"colour-{size}x6")
         for key, size in (("image", 4), ("audio", 2), ("video", 6))
     ]
@@ -441,9 +446,10 @@ def test_another_process_finds_all_through_the_index_on_disk(filled, monkeypatch
     for module in ("shard", "namespace"):  # the headers of the shards are not read again
         monkeypatch.setattr(f"mmllm.features.{module}.tensors_in", None)
     again = FeatureStore(filled)
-    for room in rooms:
-        reread = again.namespace("features", "encoders", room.folder.name.partition("-")[2])
-        wanted = contents_of(room.folder)
+    for namespace in namespaces:
+        fingerprint = namespace.folder.name.partition("-")[2]
+        reread = again.namespace("features", "encoders", fingerprint)
+        wanted = contents_of(namespace.folder)
         assert wanted
         for name, value in wanted.items():
             key, _, tensor = name.partition("/")

@@ -95,8 +95,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         write(line)
     for name, outcome in _outcomes.items():
         write(f"{outcome:8} {_seconds[name]:6.1f} s  {name}")
-        for told in _notes.get(name, ()):
-            write(f"{'':20}{told}")
+        for note in _notes.get(name, ()):
+            write(f"{'':20}{note}")
     write(f"{sum(_seconds.values()):.0f} s in all")
     terminalreporter.section("to here")
 

@@ -53,13 +53,13 @@ def assert_media_alike(found: Medium, wanted: Medium) -> float:
     one, two = (np.asarray(medium.to_numpy(), dtype=np.float64) for medium in (found, wanted))
     assert one.shape == two.shape
     scale = 1.0 if isinstance(found, Audio) else 255.0
-    apart = float(np.abs(one - two).mean() / scale)
-    assert apart <= 1e-3
-    return apart
+    distance = float(np.abs(one - two).mean() / scale)
+    assert distance <= 1e-3
+    return distance
 
 
 @pytest.mark.parametrize("modality", ASKED)
-def test_a_reply_is_the_cpus(chats, device, note, modality: str) -> None:
+def test_a_reply_equals_the_cpus(chats, device, note, modality: str) -> None:
     forced = {} if modality == "text" else {modality: "force"}
     options = {"seed": 1, "modalities": forced, "decoders": FEW, "max_new_tokens": 32}
     question = [user(ASKED[modality])]
@@ -92,13 +92,13 @@ def test_what_is_shown_is_read_as_on_the_cpu(chats, device, kind: type) -> None:
 def test_two_steps_of_a_stage(
     make_run, on_device: OnDevice, device, waiting, note, stage: str, pack: bool
 ) -> None:
-    told = {}
+    results = {}
     for place in (CPU, device):
         on_device(place)
         run = make_run(output=place.type, steps=2, pack=pack, **STAGES[stage])
-        told[place] = trained(run, waiting)
-    assert_alike(told[CPU], told[device], 1e-3)
-    waits = sum(told[device].waits, Counter())
+        results[place] = trained(run, waiting)
+    assert_alike(results[CPU], results[device], 1e-3)
+    waits = sum(results[device].waits, Counter())
     note(f"waits in two steps: {dict(waits)}")
     assert waits == Counter()
 
@@ -113,9 +113,9 @@ def test_mixed_precision(make_run, on_device, device, waiting, precision: str) -
     mixed = trained(make_run(output="mixed", steps=2, precision=precision), waiting)
     # The scaler of fp16 begins too high: it leaves steps out, whose weighted sum is no number.
     pairs = zip(mixed.losses, exact.losses, strict=True)
-    told = [(one, other) for one, other in pairs if not math.isnan(one)]
-    assert len(told) >= len(mixed.losses) - (2 if precision == "fp16" else 0)
-    for one, other in told:
+    finite = [(one, other) for one, other in pairs if not math.isnan(one)]
+    assert len(finite) >= len(mixed.losses) - (2 if precision == "fp16" else 0)
+    for one, other in finite:
         assert one == pytest.approx(other, rel=0.05)
     assert sum(mixed.waits, Counter()) == Counter()
 
@@ -235,7 +235,7 @@ def test_ligers_kernel_has_the_loss_of_ours(make_run, on_device, device, waiting
 
 
 def test_a_model_trained_there_answers_here(make_run, on_device, device, waiting) -> None:
-    """A checkpoint knows no device."""
+    """A checkpoint does not depend on the device."""
     on_device(device)
     folder = trained(make_run(steps=2), waiting).folder
     checkpoint = checkpoints.open_checkpoint(folder)

@@ -17,7 +17,7 @@ ALL = {"image": "force", "audio": "force", "video": "force"}
 
 
 def eager(model: AnyToAny, key: str) -> AnyToAny:
-    """Make the model begin runs of `key` by itself, whenever it may."""
+    """Make the model begin signal spans of `key` by itself, whenever it may."""
     head = model.llm.head
 
     def biased(hidden: torch.Tensor) -> torch.Tensor:

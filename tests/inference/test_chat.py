@@ -18,8 +18,8 @@ from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.inference.text_stream import TextStream
 from mmllm.model import AnyToAny
+from tests.batches import batch_of
 from tests.inference.prompts import ALL, PROMPTS, eager
-from tests.test_model import batch_of
 
 
 def test_states_in_generation_equal_those_in_training(tiny_model: AnyToAny) -> None:
@@ -76,7 +76,7 @@ def test_a_batch_gives_what_single_calls_give(tiny_model: AnyToAny) -> None:
                 assert abs(difference).max() <= (1e-4 if isinstance(one, Audio) else 1)
 
 
-def test_same_seed_same_reply_other_seed_other_media(tiny_model: AnyToAny) -> None:
+def test_equal_seeds_give_equal_replies_and_other_seeds_other_media(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     first, again, other = (
         chat.reply([user("draw")], seed=seed, modalities={"image": "force"}, max_new_tokens=3)
@@ -88,7 +88,7 @@ def test_same_seed_same_reply_other_seed_other_media(tiny_model: AnyToAny) -> No
 
 
 @pytest.mark.parametrize("key", ["image", "audio", "video"])
-def test_a_run_once_begun_completes_and_is_fed_in_one_step(tiny_model: AnyToAny, key: str) -> None:
+def test_a_signal_span_is_completed_and_read_in_one_step(tiny_model: AnyToAny, key: str) -> None:
     eager(tiny_model, key)
     widths = []
     forward = tiny_model.llm.forward
@@ -149,7 +149,7 @@ def test_a_reply_keeps_the_order_of_text_and_media(
     assert parts[2] == Text(tokenizer.decode(two))
 
 
-def test_made_media_and_replies_continue_the_conversation(tiny_model: AnyToAny) -> None:
+def test_generated_media_and_replies_continue_the_conversation(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     conversation = [user("draw")]
     reply = chat.reply(conversation, seed=0, modalities={"image": "force"}, max_new_tokens=2)
@@ -163,7 +163,9 @@ def test_made_media_and_replies_continue_the_conversation(tiny_model: AnyToAny) 
     assert following.message.role == "assistant"
 
 
-def test_captions_never_cross(tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_never_reach_the_decoder(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Generation conditions the decoder by projected states only."""
     unconditional = {k: d.unconditional(1) for k, d in tiny_model.decoders.items()}
     for key, decoder in tiny_model.decoders.items():
@@ -184,7 +186,7 @@ def test_captions_never_cross(tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPa
     assert sorted(medium.modality for medium in reply.media) == ["audio", "image", "video"]
 
 
-def test_context_overflow_is_said_or_refused(make_model: Callable[..., AnyToAny]) -> None:
+def test_context_overflow_is_noted_or_refused(make_model: Callable[..., AnyToAny]) -> None:
     chat = Chat(make_model())
     history = [user("one " * 20), assistant("two " * 20)] * 10
     reply = chat.reply([*history, user("three")], seed=0, max_new_tokens=2)
@@ -260,7 +262,7 @@ def test_a_temperature_divides_what_lies_below_the_largest_logit(tiny_model: Any
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_are_told_and_chosen_from_by_nobody(
+def test_logits_that_are_not_finite_are_an_error_and_never_sampled_from(
     tiny_model: AnyToAny, temperature: float
 ) -> None:
     """As float16 gives them where it overflows; the engine serves the next one."""

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from mmllm.conversation import Audio, Message, assistant, user
+from mmllm.conversation import Message, assistant, user
 from mmllm.decoders.contract import Cancelled
 from mmllm.features.cache import FeatureCache
 from mmllm.inference import batching
@@ -25,6 +24,7 @@ from mmllm.inference.replies import Reply
 from mmllm.inference.sampling import Sampling
 from mmllm.inference.sequence import SequenceState
 from mmllm.model import AnyToAny
+from tests.inference.comparing import close
 from tests.inference.prompts import ALL, PROMPTS, eager
 
 LENGTHS = (3, 9, 5)
@@ -43,7 +43,7 @@ def same(one: GenerationOutput, other: GenerationOutput) -> bool:
 
 
 @pytest.mark.parametrize(("keep", "long"), [(0, 1), (0, 10_000), (3, 10_000)])
-def test_rows_that_join_and_leave_get_what_they_get_alone(
+def test_rows_that_join_and_leave_equal_single_ones(
     tiny_model: AnyToAny, keep: int, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether a prompt is read by itself or along with a step of the others."""
@@ -116,16 +116,7 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     return found
 
 
-def close(one: Reply, other: Reply) -> bool:
-    """The same ids, and media that differ by rounding only."""
-    return one.ids == other.ids and all(
-        np.abs(a.to_numpy().astype(float) - b.to_numpy()).max()
-        <= (1e-4 if isinstance(a, Audio) else 1)
-        for a, b in zip(one.media, other.media, strict=True)
-    )
-
-
-def test_calls_of_all_kinds_at_once_get_what_they_get_alone(tiny_model: AnyToAny) -> None:
+def test_concurrent_calls_of_all_kinds_equal_single_ones(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     asked: list[dict[str, Any]] = [
         {"seed": 1, "max_new_tokens": 12, "temperature": 1.0, "modalities": ALL},
@@ -198,7 +189,7 @@ def test_media_of_several_calls_are_made_in_one_batch_and_one_may_leave(
     assert chat.engine.is_idle
 
 
-def test_a_fault_reaches_all_whose_step_it_was_and_leaves_the_engine_as_new(
+def test_an_error_in_a_step_reaches_all_its_callers_and_leaves_the_engine_usable(
     tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = Chat(tiny_model)
@@ -220,7 +211,7 @@ def test_a_fault_reaches_all_whose_step_it_was_and_leaves_the_engine_as_new(
     assert chat.reply(PROMPTS[0], **options).ids == expected.ids
 
 
-def test_one_that_cannot_be_read_fails_alone(
+def test_a_prompt_that_fails_to_prefill_fails_alone(
     tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = Chat(tiny_model)

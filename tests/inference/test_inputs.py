@@ -1,4 +1,4 @@
-"""The first lines of Python that people write work, or name the way."""
+"""The first lines of Python that people write: they work, or the error names the remedy."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mmllm.inference.events import Done
 from mmllm.inference.replies import Reply
 from mmllm.inference.session import ChatSession
 from mmllm.model import AnyToAny
+from tests.inference.comparing import same
 
 QUICK: Any = {"seed": 3, "max_new_tokens": 6}
 RED = (200, 10, 10)
@@ -43,11 +44,7 @@ def red(tmp_path: Path) -> Path:
     return path
 
 
-def same(one: Reply, other: Reply) -> bool:
-    return one.ids == other.ids and one.text == other.text
-
-
-# --- what is said -------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,7 +63,7 @@ def same(one: Reply, other: Reply) -> bool:
     ],
     ids=repr,
 )
-def test_words_however_they_are_given(chat: Chat, given: Any) -> None:
+def test_text_is_accepted_in_every_form(chat: Chat, given: Any) -> None:
     assert same(chat.reply(given, **QUICK), chat.reply([user("one two")], **QUICK))
 
 
@@ -105,7 +102,7 @@ def data_uri(path: Path) -> str:
     ],
     ids=lambda make: inspect.getsource(make).strip()[:60],
 )
-def test_pictures_however_they_are_given(
+def test_images_are_accepted_in_every_form(
     chat: Chat, red: Path, picture: Callable[[Path], Any]
 ) -> None:
     expected = chat.reply([user("what is this?", Image(red))], **QUICK)
@@ -117,7 +114,7 @@ def test_pictures_however_they_are_given(
     assert same(chat.reply([{"role": "user", "content": content}], **QUICK), expected)
 
 
-def test_a_name_of_a_file_asks_what_is_meant(chat: Chat, red: Path) -> None:
+def test_a_file_name_as_text_is_refused_with_a_remedy(chat: Chat, red: Path) -> None:
     for ask in (lambda: user("what?", str(red)), lambda: chat.reply("what?", str(red))):
         with pytest.raises(ConfigError, match=r"is the name of a file: write Image\("):
             ask()
@@ -155,12 +152,12 @@ def test_sounds_and_clips_of_arrays() -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_names_the_way(chat: Chat, given: Any, message: str) -> None:
+def test_invalid_input_is_refused_with_a_remedy(chat: Chat, given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chat.reply(given)
 
 
-def test_missing_files_are_told_of(chat: Chat) -> None:
+def test_missing_files_are_named(chat: Chat) -> None:
     with pytest.raises(MediaError, match=r"absent\.png"):
         chat.reply("what?", Path("absent.png"))
 
@@ -195,7 +192,9 @@ def test_common_names_of_options_are_understood(chat: Chat) -> None:
     ],
     ids=repr,
 )
-def test_other_options_name_the_way(chat: Chat, options: dict[str, Any], message: str) -> None:
+def test_unsupported_options_are_refused_with_a_remedy(
+    chat: Chat, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         chat.reply("one two", **options)
 
@@ -222,7 +221,7 @@ def test_a_system_message_and_media_by_keyword(chat: Chat, red: Path) -> None:
         chat.reply_many(["one"], **wrong)
 
 
-def test_urls_of_media_ask_what_is_meant() -> None:
+def test_media_urls_as_text_are_refused_with_a_remedy() -> None:
     with pytest.raises(ConfigError, match=r"nothing is fetched: download it and write Image\("):
         user("what?", "https://example.org/cat.jpg?size=2")
     assert user("see https://example.org/cat.jpg").text.startswith("see https")
@@ -301,8 +300,8 @@ def test_notebooks_show_replies_and_media(chat: Chat) -> None:
     assert "data:image/png;base64," in shown
     sound = Audio("absent.wav")._repr_mimebundle_()
     assert "absent.wav" in sound["text/html"]
-    said = ChatSession(chat, [user("<b>one</b>")])._repr_mimebundle_()
-    assert "&lt;b&gt;one" in said["text/html"]
+    session = ChatSession(chat, [user("<b>one</b>")])
+    assert "&lt;b&gt;one" in session._repr_mimebundle_()["text/html"]
 
 
 # --- conversations and asyncio ------------------------------------------------------------------
@@ -387,7 +386,7 @@ def test_devices_and_types_as_torch_names_them(system_tree: dict, tmp_path: Path
     assert mmllm.load(path, device=torch.device("cpu")).reply("one", **QUICK).ids
 
 
-def test_the_package_names_what_people_look_for() -> None:
+def test_the_package_exports_the_everyday_names() -> None:
     for name in ("Chat", "Reply", "load", "user", "system", "assistant", "Image", "Text"):
         assert hasattr(mmllm, name)
         assert name in mmllm.__all__

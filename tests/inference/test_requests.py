@@ -64,10 +64,10 @@ def test_a_seeds_picture_in_a_batch_is_the_one_it_gives_alone(
     assert np.abs(pixels(batch[0]) - pixels(batch[1])).max() > 20
 
 
-def test_what_is_alike_is_told_by_what_it_shows(
+def test_prompts_are_shared_only_where_their_media_are_equal(
     tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts with the same words and other media are others; what is drawn is drawn for each."""
+    """Equal words with different media are different prompts; media are generated for each seed."""
     sizes: list[int] = []
     join = ContinuousBatcher.join
     monkeypatch.setattr(
@@ -92,7 +92,7 @@ def test_what_is_alike_is_told_by_what_it_shows(
     assert sizes == [3, 1, 1, 1, 1, 2]
 
 
-def test_of_three_seeds_all_media_are_told_of(tiny_model: AnyToAny) -> None:
+def test_steps_are_reported_for_the_media_of_all_seeds(tiny_model: AnyToAny) -> None:
     steps: list[tuple[str, int, int]] = []
     replies = Chat(tiny_model).reply_many(
         [ASKED] * 3, seeds=[0, 1, 0], on_step=lambda *step: steps.append(step), **OPTIONS
@@ -118,7 +118,7 @@ def request_of(
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_a_request_goes_from_state_to_state(tiny_model: AnyToAny, num: int) -> None:
-    """And each medium is made where its state says: while the text goes on, or in one batch."""
+    """Media are made in the state that fits the request: during the text, or in one batch."""
     chat, states, rendered = Chat(tiny_model), [], []
     talks = [[user("one")], [user("two")]][:num]
     generate, render = chat.engine.generate, chat.engine.render_media
@@ -168,7 +168,7 @@ def test_a_reply_is_what_its_parts_give_one_by_one(tiny_model: AnyToAny) -> None
     assert (reply.image.to_numpy() == medium.to_numpy()).all()
 
 
-def test_all_that_happens_goes_to_one_sink(tiny_model: AnyToAny) -> None:
+def test_all_events_go_to_one_sink(tiny_model: AnyToAny) -> None:
     """For several conversations, with their numbers; a sink that raises ends the request."""
     events: list[tuple[int, Event]] = []
     chat = Chat(tiny_model)
@@ -194,7 +194,7 @@ def test_all_that_happens_goes_to_one_sink(tiny_model: AnyToAny) -> None:
     assert chat.engine.is_idle
 
 
-def test_a_token_is_cancelled_by_itself_or_by_the_callers_event() -> None:
+def test_a_cancel_token_is_set_by_itself_or_by_the_callers_event() -> None:
     event = threading.Event()
     own, others = CancelToken(event), CancelToken(event)
     own.check()

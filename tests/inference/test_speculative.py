@@ -1,4 +1,4 @@
-"""Guesses from what was said before: where they come from, and that they change nothing."""
+"""Draft tokens copied from earlier text: where they come from, and that they change no reply."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from mmllm.model import AnyToAny
 from tests.inference.prompts import PROMPTS
 
 
-def test_what_followed_the_same_words_is_guessed() -> None:
-    said = PromptLookupDraft()
-    said.extend([1, 2, 3, 4, 5, 9, 2, 3])
-    assert said.propose(1) == [4]
-    assert said.propose(9) == [4, 5]
+def test_what_followed_the_same_tokens_is_proposed() -> None:
+    lookup = PromptLookupDraft()
+    lookup.extend([1, 2, 3, 4, 5, 9, 2, 3])
+    assert lookup.propose(1) == [4]
+    assert lookup.propose(9) == [4, 5]
 
 
-def test_the_longest_and_then_the_latest_place_counts() -> None:
-    said = PromptLookupDraft()
-    said.extend([1, 2, 3, 7, 2, 3, 8, 2, 3, 9, 1, 2, 3])
-    assert said.propose(1) == [7]  # behind 1 2 3, and not behind the later 2 3
-    said.extend([0, 5, 2, 3])
-    assert said.propose(1) == [0]
+def test_the_longest_match_and_then_the_latest_is_copied() -> None:
+    lookup = PromptLookupDraft()
+    lookup.extend([1, 2, 3, 7, 2, 3, 8, 2, 3, 9, 1, 2, 3])
+    assert lookup.propose(1) == [7]  # behind 1 2 3, and not behind the later 2 3
+    lookup.extend([0, 5, 2, 3])
+    assert lookup.propose(1) == [0]
 
 
-def test_a_guess_that_was_right_makes_bold_until_one_is_wrong() -> None:
-    said = PromptLookupDraft()
-    said.extend([7, 1, 2, 3, 1, 2, 3])
-    assert said.propose(8) == [1, 2]
-    said.extend([1, 2, 3])
-    assert said.propose(8) == [1, 2, 3, 1, 2, 3, 1, 2], "what goes round goes on"
-    said.extend([1, 2, 9])
-    assert said.propose(8) == [], "nothing was said behind 2 9"
-    said.extend([1, 2])
-    assert said.propose(8) == [9, 1]
+def test_drafts_grow_while_they_are_right_and_shrink_after_a_wrong_one() -> None:
+    lookup = PromptLookupDraft()
+    lookup.extend([7, 1, 2, 3, 1, 2, 3])
+    assert lookup.propose(8) == [1, 2]
+    lookup.extend([1, 2, 3])
+    assert lookup.propose(8) == [1, 2, 3, 1, 2, 3, 1, 2], "a loop is continued"
+    lookup.extend([1, 2, 9])
+    assert lookup.propose(8) == [], "nothing has followed 2 9"
+    lookup.extend([1, 2])
+    assert lookup.propose(8) == [9, 1]
 
 
-def test_nothing_is_guessed_from_nothing() -> None:
-    said = PromptLookupDraft()
-    assert said.propose(5) == []
-    said.extend([1, 2, 3, 4])
-    assert said.propose(5) == []
+def test_nothing_is_proposed_without_a_match() -> None:
+    lookup = PromptLookupDraft()
+    assert lookup.propose(5) == []
+    lookup.extend([1, 2, 3, 4])
+    assert lookup.propose(5) == []
 
 
 def counted(model: AnyToAny) -> list[int]:
-    """How many positions each of the LLM's passes reads, from now on."""
+    """The number of positions that each forward pass of the LLM reads, from now on."""
     widths: list[int] = []
     forward = model.llm.forward
 
@@ -95,7 +95,7 @@ def assert_same(one: GenerationOutput, other: GenerationOutput) -> None:
 
 
 def inclined(model: AnyToAny, key: str) -> None:
-    """Make runs of `key` the likeliest choice but one, everywhere."""
+    """Make signal spans of `key` the second-likeliest choice everywhere."""
     head = model.llm.head
 
     def biased(hidden: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ def inclined(model: AnyToAny, key: str) -> None:
     ],
     ids=str,
 )
-def test_guesses_change_nothing(make_model: Callable[..., AnyToAny], options: dict) -> None:
+def test_draft_tokens_change_no_reply(make_model: Callable[..., AnyToAny], options: dict) -> None:
     passes, runs = {0: 0, 5: 0}, 0
     for seed in range(3):
         model = make_model(seed)
@@ -139,14 +139,14 @@ def test_guesses_change_nothing(make_model: Callable[..., AnyToAny], options: di
         assert runs
 
 
-def test_two_media_that_are_owed_are_read_in_one_pass(tiny_model: AnyToAny) -> None:
+def test_two_pending_media_are_read_in_one_pass(tiny_model: AnyToAny) -> None:
     widths, wishes = counted(tiny_model), {"audio": "force", "image": "force"}
     made = answer(tiny_model, PROMPTS[0], max_new_tokens=3, modalities=wishes)
     assert [run.key for run in made.spans] == ["audio", "image"]
     assert widths[-1] == sum(len(run.states) for run in made.spans)
 
 
-def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> None:
+def test_what_is_kept_for_later_turns_holds_no_draft_tokens(tiny_model: AnyToAny) -> None:
     kept = []
     for lookup in (0, 5):
         prefixes = PrefixCache()
@@ -160,7 +160,7 @@ def test_what_is_kept_for_later_turns_holds_no_guess(tiny_model: AnyToAny) -> No
         assert torch.allclose(one.values, two.values, atol=1e-4)
 
 
-def test_a_negative_number_of_guesses_is_refused() -> None:
+def test_a_negative_number_of_draft_tokens_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="num_draft_tokens: expected a whole number of at least 0, got -1"
     ):

@@ -25,6 +25,7 @@ from mmllm.inference.prefix_cache import PrefixCache
 from mmllm.inference.replies import Reply
 from mmllm.inference.sampling import Sampling
 from mmllm.model import AnyToAny
+from tests.inference.comparing import close, same
 from tests.inference.prompts import eager
 from tests.samples import clip, picture, sound
 
@@ -33,41 +34,18 @@ OPTIONS = {"seed": 3, "modalities": ALL, "max_new_tokens": 12, "temperature": 1.
 PROMPT = [user(picture(40), "what is this? one two three four")]
 
 
-def same(one: Reply, other: Reply) -> bool:
-    """The same ids, words and media, to the byte."""
-    return (
-        one.ids == other.ids
-        and [type(part) for part in one.message.parts]
-        == [type(part) for part in other.message.parts]
-        and one.text == other.text
-        and all(
-            np.array_equal(a.to_numpy(), b.to_numpy())
-            for a, b in zip(one.media, other.media, strict=True)
-        )
-    )
-
-
-def close(one: Reply, other: Reply) -> bool:
-    """The same ids, and media that differ by rounding only."""
-    return one.ids == other.ids and all(
-        np.abs(a.to_numpy().astype(float) - b.to_numpy()).max()
-        <= (1e-4 if a.modality == "audio" else 1)
-        for a, b in zip(one.media, other.media, strict=True)
-    )
-
-
-def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
+def test_a_stream_equals_the_reply(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     events = list(chat.stream(PROMPT, **OPTIONS))
     last = events[-1]
     assert isinstance(last, Done)
     assert same(last.reply, Chat(tiny_model).reply(PROMPT, **OPTIONS))
 
-    told: dict[int, str | Medium] = {}
+    streamed: dict[int, str | Medium] = {}
     steps: dict[int, list[int]] = {}
     for event in events[:-1]:
         if isinstance(event, TextDelta):
-            told[event.part_index] = str(told.get(event.part_index, "")) + event.text
+            streamed[event.part_index] = str(streamed.get(event.part_index, "")) + event.text
         elif isinstance(event, MediumStarted):
             steps[event.part_index] = []
         elif isinstance(event, Progress):
@@ -75,9 +53,9 @@ def test_a_stream_tells_what_reply_gives(tiny_model: AnyToAny) -> None:
             assert event.steps == 2
         elif isinstance(event, MediumReady):
             assert steps[event.part_index] == [1, 2]
-            told[event.part_index] = event.medium
+            streamed[event.part_index] = event.medium
     parts = last.reply.message.parts
-    assert [told[place] for place in range(len(parts))] == [
+    assert [streamed[place] for place in range(len(parts))] == [
         part.text if isinstance(part, Text) else part for part in parts
     ]
     assert len(last.reply.media) == 3
@@ -93,16 +71,16 @@ def test_text_goes_on_while_a_medium_is_made(
     tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = Chat(eager(tiny_model, "image"))
-    decoder, told = tiny_model.decoders["image"], threading.Event()
+    decoder, text_came = tiny_model.decoders["image"], threading.Event()
     sample = decoder.sample
     monkeypatch.setattr(
-        decoder, "sample", lambda *args, **rest: told.wait(60) and sample(*args, **rest)
+        decoder, "sample", lambda *args, **rest: text_came.wait(60) and sample(*args, **rest)
     )
     kinds: list[type] = []
     for event in chat.stream(PROMPT, seed=3, max_media=1, max_new_tokens=6, temperature=1.0):
         kinds.append(type(event))
         if isinstance(event, TextDelta) and MediumStarted in kinds:
-            told.set()
+            text_came.set()
     assert TextDelta in kinds[kinds.index(MediumStarted) : kinds.index(Progress)]
     assert kinds[-2:] == [MediumReady, Done]
 
@@ -154,7 +132,7 @@ def test_previews_change_nothing_but_the_events(tiny_model: AnyToAny) -> None:
 
 
 def until(events, kind: type, count: int = 1) -> Event:
-    """Read on until `kind` came `count` times."""
+    """The event of the `count`-th time that `kind` comes."""
     for event in events:
         count -= isinstance(event, kind)
         if count == 0:
@@ -166,7 +144,7 @@ def until(events, kind: type, count: int = 1) -> Event:
     ("kind", "count"), [(TextDelta, 1), (TextDelta, 3), (MediumStarted, 1), (Progress, 4)]
 )
 @pytest.mark.parametrize("handle", [False, True])
-def test_a_cancelled_stream_leaves_the_engine_free_and_as_new(
+def test_a_cancelled_stream_leaves_the_engine_idle_and_unchanged(
     tiny_model: AnyToAny, kind: type, count: int, handle: bool
 ) -> None:
     chat = Chat(tiny_model)
@@ -206,7 +184,7 @@ def test_cancelled_streams_leave_no_thread_and_no_tensor(tiny_model: AnyToAny) -
     assert held() == before
 
 
-def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path: Path) -> None:
+def test_errors_are_raised_in_the_stream(tiny_model: AnyToAny, tmp_path: Path) -> None:
     chat = Chat(tiny_model)
     with pytest.raises(ConfigError, match="unknown modality 'smell'"):
         list(chat.stream(PROMPT, modalities={"smell": "force"}))
@@ -216,7 +194,7 @@ def test_an_error_of_the_work_reaches_the_reader(tiny_model: AnyToAny, tmp_path:
     assert chat.engine.is_idle
 
 
-def test_threads_wait_for_one_another(tiny_model: AnyToAny) -> None:
+def test_concurrent_streams_equal_single_replies(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model)
     expected = [chat.reply(PROMPT, **{**OPTIONS, "seed": seed}) for seed in range(3)]
     replies: dict[int, Reply] = {}
@@ -245,7 +223,7 @@ def test_text_ends_before_a_stop_string(tiny_model: AnyToAny) -> None:
     text = whole.message.parts[0].text
     stop = text[4:7]
     end = text.index(stop)
-    events = list(chat.stream(PROMPT, stop=["never said", stop], **options))
+    events = list(chat.stream(PROMPT, stop=["never written", stop], **options))
     reply = events[-1].reply
     assert reply.finish == "stop"
     assert reply.message.parts[0] == Text(text[:end])
@@ -282,7 +260,7 @@ def test_options_of_decoders_hold_for_one_request(tiny_model: AnyToAny) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modality", "given", "said"),
+    ("modality", "given", "message"),
     [
         ("image", {"seconds": 3}, "image: unknown option 'seconds'; this decoder takes steps"),
         ("image", {"steps": 1}, "steps: expected at least 2"),
@@ -293,11 +271,11 @@ def test_options_of_decoders_hold_for_one_request(tiny_model: AnyToAny) -> None:
         ("smell", {"steps": 3}, "unknown modality 'smell'"),
     ],
 )
-def test_a_wrong_option_is_said_before_anything_is_computed(
-    tiny_model: AnyToAny, modality: str, given: dict, said: str
+def test_a_wrong_option_is_refused_before_anything_is_computed(
+    tiny_model: AnyToAny, modality: str, given: dict, message: str
 ) -> None:
     tiny_model.llm.forward = None
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Chat(tiny_model).reply(PROMPT, decoders={modality: given})
 
 
@@ -305,7 +283,7 @@ def test_a_wrong_option_is_said_before_anything_is_computed(
 
 
 def talk(chat: Chat, turns: Sequence[Message], **options) -> list[Reply]:
-    """Say the turns one after the other, each after the reply to the one before."""
+    """The replies to turns that are sent one after the other."""
     conversation: list[Message] = []
     replies = []
     for number, turn in enumerate(turns):
@@ -328,8 +306,8 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
 ) -> None:
     options = {"modalities": {"image": "force"}, "max_new_tokens": 5, "temperature": 1.0}
     plain = talk(Chat(tiny_model, prefixes=0), TURNS, **options)
-    opening = len(tiny_model.renderer.prefix_ids)
-    assert {reply.usage.cached for reply in plain} <= {0, opening}
+    prefix_len = len(tiny_model.renderer.prefix_ids)
+    assert {reply.usage.cached for reply in plain} <= {0, prefix_len}
 
     encoded: list[str] = []
     for key, encoder in tiny_model.encoders.items():
@@ -352,7 +330,7 @@ def test_later_turns_compute_only_what_is_new_and_give_the_same(
         assert reply.usage.cached >= before.usage.prompt  # random text may be spelt otherwise
         assert reply.usage.prompt == plain[cached.index(reply)].usage.prompt
     rest = [reply.usage.prompt - reply.usage.cached for reply in cached]
-    assert [width for width in widths if width > 5] == [opening, *rest]
+    assert [width for width in widths if width > 5] == [prefix_len, *rest]
 
 
 def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) -> None:
@@ -369,13 +347,15 @@ def test_states_after_a_cached_prefix_are_those_without(tiny_model: AnyToAny) ->
     assert cached.num_cached > 10
 
 
-def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyToAny]) -> None:
+def test_the_shared_prefix_is_computed_once_for_all_requests(
+    make_model: Callable[..., AnyToAny],
+) -> None:
     model = make_model()
     model.llm.attach_lora()
-    opening = model.renderer.prefix_ids
+    prefix = model.renderer.prefix_ids
     talks = [[user("one")], [user(picture(40))], [system("Say no."), user("one")]]
     prompts = [model.renderer.render(talk, add_generation_prompt=True) for talk in talks]
-    assert [prompt.ids[: len(opening)] == opening for prompt in prompts] == [True, True, False]
+    assert [prompt.ids[: len(prefix)] == prefix for prompt in prompts] == [True, True, False]
 
     work, prefixes = FeatureCache(model), PrefixCache(0)
     settings = Sampling(max_new_tokens=4, modalities=ALL)
@@ -391,11 +371,11 @@ def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyT
         )
 
     (first,) = answers(0, by=prefixes)
-    assert first.num_cached == len(opening)
+    assert first.num_cached == len(prefix)
     answers(2, by=prefixes)
     answers(0, 1, by=prefixes)
     (again,) = answers(0, by=prefixes)
-    assert alike(first, again, atol=0), "the same bytes, whoever asked before"
+    assert alike(first, again, atol=0), "the same bytes, whatever was asked before"
     kinds = (0,), (1,), (0, 1), (0, 2)
     for change in (lambda: None, lambda: model.llm.model.get_input_embeddings().weight.mul_(0.5)):
         with torch.no_grad():
@@ -415,7 +395,7 @@ def test_the_opening_is_read_once_for_all_who_ask(make_model: Callable[..., AnyT
     assert not alike(bare, adapted)
 
 
-def test_what_differs_is_not_taken_for_what_was_seen(
+def test_the_prefix_cache_distinguishes_media_and_text(
     make_model: Callable[..., AnyToAny], tmp_path: Path
 ) -> None:
     """Another picture in the same place, another picture in the same file, an edited question."""
@@ -440,7 +420,7 @@ def test_what_differs_is_not_taken_for_what_was_seen(
     assert close(fresh, plain.reply(asked[3], seed=0, max_new_tokens=6))
 
 
-def test_as_many_conversations_are_kept_as_was_said(tiny_model: AnyToAny) -> None:
+def test_as_many_conversations_are_kept_as_was_configured(tiny_model: AnyToAny) -> None:
     chat = Chat(tiny_model, prefixes=2)
     for text in ("one", "two", "three"):
         chat.reply([user(text)], seed=0, max_new_tokens=2)

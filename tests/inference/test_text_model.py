@@ -13,8 +13,8 @@ from mmllm.conversation import assistant, user
 from mmllm.errors import ConfigError, ContextError
 from mmllm.inference.chat import Chat
 from mmllm.model import AnyToAny
+from tests.batches import batch_of
 from tests.inference.prompts import PROMPTS
-from tests.test_model import batch_of
 
 REPLIES = ["one", "one two three four", "red apple", ""]
 

@@ -5,28 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
-from mmllm.insight.activations import KINDS, Activations, norm_limit
-
-
-def table(num: int = 400) -> Activations:
-    """Row i has the state (i, i), the kind i % 5, and is of conversation i // 4."""
-    number = torch.arange(num)
-    states = torch.stack([number, number], dim=1).bfloat16()
-    return Activations(
-        site="layers.1",
-        model="m",
-        states=states,
-        kinds=(number % 5).to(torch.uint8),
-        tokens=number.int(),
-        items=number // 4,
-        positions=number % 4,
-        media=torch.full((num,), -1, dtype=torch.int16),
-        concepts=torch.full((num,), -1, dtype=torch.int16),
-        conversations=[Rendered(ids=[index]) for index in range(num // 4)],
-        max_norm=300.0,
-    )
+from mmllm.insight.activations import KINDS, norm_limit
+from tests.insight.tables import table
 
 
 def test_a_batch_has_the_shares_of_its_kinds_and_is_a_function_of_the_step() -> None:

@@ -8,53 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from mmllm.conversation import Audio, Image, Medium, Text, Video
-from mmllm.encoders.base import Features, ModalityEncoder
+from mmllm.conversation import Audio, Text, Video
 from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
 from mmllm.insight import AnomalyDetector, look
 from mmllm.insight.anomaly import middle_stages, odds_of_no, question, surprisal_of
 from mmllm.model import AnyToAny
-
-SIDE = 16
-
-
-class ConvEncoder(ModalityEncoder):
-    """Four convolutions over a picture, over each of three frames, or over time and frequency."""
-
-    def __init__(self, modality: str):
-        super().__init__()
-        self.modality = modality  # pyright: ignore[reportAttributeAccessIssue]
-        self.num_frames = 3 if modality == "video" else None
-        torch.manual_seed(0)
-        self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, stride=1) for _ in range(4))
-        self.freeze()
-
-    def to_tensor(self, medium: Any) -> Tensor:
-        if self.modality == "video":
-            frames = medium.sample_frames(3)
-            return torch.stack([_pixels(frame) for frame in frames])
-        if self.modality == "image":
-            return _pixels(medium.to_numpy())
-        wave = torch.from_numpy(medium.to_numpy()[0].copy())[: SIDE * 64].view(1, SIDE, 64)
-        return wave[..., ::8].expand(3, -1, -1)  # [3, time, "frequency"]
-
-    def forward(self, samples: Tensor) -> Features:
-        x = samples.flatten(0, 1) if self.modality == "video" else samples
-        for block in self.blocks:
-            x = block(x)
-        return Features(x.flatten(2).transpose(1, 2))
-
-    @property
-    def fingerprint(self) -> str:
-        return f"conv-{self.modality}"
-
-
-def _pixels(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32) / 255).permute(2, 0, 1)
+from tests.insight.conv_encoder import SIDE, ConvEncoder, pictures, with_a_spot
 
 
 @pytest.fixture
@@ -62,19 +25,6 @@ def chat(tiny_model: AnyToAny) -> Chat:
     for modality in ("image", "audio", "video"):
         tiny_model.encoders[modality] = ConvEncoder(modality)
     return Chat(tiny_model)
-
-
-def pictures(num: int, seed: int = 0) -> list[Medium]:
-    draw = np.random.default_rng(seed)
-    base = np.random.default_rng(9).integers(0, 200, (SIDE, SIDE, 3))
-    arrays = [(base + draw.integers(0, 8, base.shape)).astype(np.uint8) for _ in range(num)]
-    return [Image.from_numpy(array) for array in arrays]
-
-
-def with_a_spot(picture: Medium) -> Image:
-    array = picture.to_numpy().copy()
-    array[10:13, 3:6] = (255, 0, 255)
-    return Image.from_numpy(array)
 
 
 def test_a_spot_is_found_and_where_it_is(chat: Chat) -> None:

@@ -46,9 +46,9 @@ def test_layers_behind_the_last_site_are_not_computed(tiny_model: AnyToAny) -> N
 
 
 def test_positions_are_labelled(tiny_model: AnyToAny) -> None:
-    seen, heard, made, animated = rendered(tiny_model)
-    kinds, media, concepts = label_positions(tiny_model, seen, VOCABULARY)
-    where = seen.inputs[0]
+    image, audio, generated, video = rendered(tiny_model)
+    kinds, media, concepts = label_positions(tiny_model, image, VOCABULARY)
+    where = image.inputs[0]
     placeholders = slice(where.start, where.start + where.length)
     names = [KINDS[kind] for kind in kinds]
     assert names[placeholders] == ["image"] * 4
@@ -60,13 +60,13 @@ def test_positions_are_labelled(tiny_model: AnyToAny) -> None:
         for index in np.flatnonzero(concepts >= 0)
         if index not in range(len(kinds))[placeholders]
     ]
-    text = "".join(collecting.piece_of(tiny_model, seen.ids[index]) for index in words)
+    text = "".join(collecting.piece_of(tiny_model, image.ids[index]) for index in words)
     assert text.strip() == "apple"
-    assert [KINDS[kind] for kind in label_positions(tiny_model, heard)[0]].count("audio") == 2
-    signals = label_positions(tiny_model, made, VOCABULARY)
+    assert [KINDS[kind] for kind in label_positions(tiny_model, audio)[0]].count("audio") == 2
+    signals = label_positions(tiny_model, generated, VOCABULARY)
     assert [KINDS[kind] for kind in signals[0]].count("signal") == 4
     assert (signals[2][signals[0] == KINDS.index("signal")] == 1).all()
-    assert [KINDS[kind] for kind in label_positions(tiny_model, animated)[0]].count("video") == 3
+    assert [KINDS[kind] for kind in label_positions(tiny_model, video)[0]].count("video") == 3
 
 
 def test_a_second_call_computes_nothing_and_the_tools_of_the_cache_know_it(

@@ -18,8 +18,8 @@ from mmllm.inference.replies import Reply
 from mmllm.insight import Positions
 from mmllm.kernels.backend import use_kernels
 from mmllm.model import AnyToAny
+from tests.batches import MIXED, batch_of
 from tests.samples import clip, picture, sound
-from tests.test_model import MIXED, batch_of
 
 LLM_SITES = ("embeddings", "layers.0", "layers.1.attention", "layers.1.heads", "hidden")
 FORCED = {"image": "force", "audio": "forbid", "video": "forbid"}
@@ -31,7 +31,7 @@ def chat(tiny_model: AnyToAny) -> Chat:
 
 
 def kinds_of(model: AnyToAny, conversation: list[Message], **options: Any) -> list[str]:
-    """What stands at each position, from the spans of the rendered conversation."""
+    """The kind of each position, from the spans of the rendered conversation."""
     rendered = model.renderer.render(conversation, **options)
     kinds = ["text"] * len(rendered)
     for span in rendered.inputs:
@@ -95,7 +95,7 @@ def test_a_name_that_does_not_exist_names_the_near_one(chat: Chat, name: str, me
         pass
 
 
-def test_something_else_than_a_model_is_refused(chat: Chat) -> None:
+def test_other_objects_than_models_are_refused(chat: Chat) -> None:
     with pytest.raises(ConfigError, match=r"what mmllm\.load gives"):
         insight.sites("mini")
     with insight.look(chat, "layers.0") as seen, pytest.raises(ConfigError, match="no positions"):
@@ -188,7 +188,7 @@ def test_a_reply_is_seen_from_the_first_position_to_the_last(chat: Chat) -> None
     )
 
 
-def test_conversations_of_a_batch_are_told_from_one_another(chat: Chat) -> None:
+def test_positions_of_a_batch_name_their_conversation(chat: Chat) -> None:
     talks = [[user("hello")], [user(picture(40), "what is this? one two")], [user(sound(0.2))]]
     with insight.look(chat, "layers.1") as seen:
         chat.reply_many(talks, seeds=[0, 1, 2], max_new_tokens=5, modalities=FORCED)
@@ -355,7 +355,7 @@ def test_an_edited_encoder_is_asked_again_and_leaves_nothing_in_the_prefix_cache
 ) -> None:
     chat = Chat(tiny_model, prefixes=2)
     talk = [user(picture(40), "what is this?")]
-    num_shared = len(tiny_model.renderer.prefix_ids)
+    prefix_len = len(tiny_model.renderer.prefix_ids)
 
     def made() -> tuple[int, Tensor]:
         """How much of the prompt was cached, and the condition of the picture."""
@@ -364,13 +364,13 @@ def test_an_edited_encoder_is_asked_again_and_leaves_nothing_in_the_prefix_cache
         return reply.usage.cached, seen["output_projections.image"]
 
     _, before = made()
-    assert made()[0] > num_shared  # the conversation is kept
+    assert made()[0] > prefix_len  # the conversation is kept
     with insight.look(chat, name) as seen:
-        assert made()[0] <= num_shared
+        assert made()[0] <= prefix_len
     with insight.edit(chat, name, lambda states, _: 9 * states.flip(-1)):
         with insight.look(chat, name) as seen_edited:
             cached, edited = made()
-        assert cached <= num_shared
+        assert cached <= prefix_len
     torch.testing.assert_close(seen_edited[name], 9 * seen[name].flip(-1))
     assert not edited.allclose(before, atol=1e-4)
     torch.testing.assert_close(made()[1], before, atol=1e-5, rtol=1e-5)

@@ -119,7 +119,7 @@ def test_in_bfloat16_they_are_as_near_to_the_exact_ones(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_lies_ready_follows_the_weights(
+def test_packed_weights_follow_the_weights(
     dtype: torch.dtype, folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = model_of(folders("smollm"), dtype)
@@ -135,7 +135,7 @@ def test_what_lies_ready_follows_the_weights(
     torch.testing.assert_close(results(llm)[0], reference(llm)[0], atol=1e-4, rtol=1e-4)
 
 
-def test_what_it_does_not_know_runs_as_before(
+def test_unsupported_layers_run_unchanged(
     folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in FAMILIES:

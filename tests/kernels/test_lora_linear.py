@@ -71,7 +71,7 @@ def used(layer: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:
     return bool(calls)
 
 
-def test_what_is_not_plain_is_left_to_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_adapters_are_left_to_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(4, 12)
     assert used(layer_of(), x, monkeypatch)
     assert used(layer_of(lora_dropout=0.5).eval(), x, monkeypatch)

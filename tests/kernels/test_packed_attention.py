@@ -83,7 +83,7 @@ def test_values_of_another_width_than_keys(prefix_len: int) -> None:
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_groups_spare_padding_where_it_is_worth_a_call() -> None:
+def test_sequences_are_grouped_where_that_saves_padding() -> None:
     lengths = [30] * 20 + [300]
     layout = PackLayout.build(lengths, 10, CPU)
     output = [(group.prefix_len, group.num_sequences, group.num_queries) for group in layout.groups]

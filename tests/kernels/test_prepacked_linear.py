@@ -9,7 +9,7 @@ from mmllm.kernels.prepacked_linear import FrozenLinear, PrepackCache, Prepacked
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_weight_that_is_packed_gives_the_same_products(bias: bool) -> None:
+def test_a_packed_weight_gives_the_same_products(bias: bool) -> None:
     torch.manual_seed(0)
     weight, more = torch.randn(40, 24).bfloat16(), torch.randn(40).bfloat16() if bias else None
     x, gradient = torch.randn(33, 24).bfloat16(), torch.randn(40, 33).bfloat16().T
@@ -24,7 +24,7 @@ def test_a_weight_that_is_packed_gives_the_same_products(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_lies_ready_is_made_once_and_follows_its_weight(dtype: torch.dtype) -> None:
+def test_packed_weights_are_made_once_and_follow_their_weight(dtype: torch.dtype) -> None:
     products, weight = PrepackCache(enabled=True), torch.randn(4, 3).to(dtype)
     first = products(weight, None)
     assert isinstance(first, PrepackedLinear) == PrepackedLinear.is_supported(weight)

@@ -73,7 +73,7 @@ GEMMA = (
 
 @dataclass(frozen=True)
 class Family:
-    """`config`: class of transformers and what is its own; `words`: the tokenizer's kind; `ends`:
+    """`config`: class of transformers and its own settings; `words`: the tokenizer's kind; `ends`:
     the token that ends a turn; `llm`: what a user writes into the config for it."""
 
     config: str
@@ -141,10 +141,10 @@ def _metaspace(marks: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.Metaspace()
     raw.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=160, show_progress=False))
-    learnt = json.loads(raw.to_str())["model"]
-    order = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
+    trained = json.loads(raw.to_str())["model"]
+    order = sorted(trained["vocab"], key=trained["vocab"].__getitem__)
     names = [*marks, *(f"<0x{byte:02X}>" for byte in range(256)), *order]
-    return {name: index for index, name in enumerate(names)}, [tuple(m) for m in learnt["merges"]]
+    return {name: index for index, name in enumerate(names)}, [tuple(m) for m in trained["merges"]]
 
 
 FAMILIES = {

@@ -24,7 +24,7 @@ def test_options_reach_peft_and_its_adapters_are_saved_whole(options, folders, t
 
 
 @pytest.mark.parametrize(
-    ("lora", "said"),
+    ("lora", "message"),
     [
         ({"options": {"use_rslra": True}}, "no 'use_rslra'; did you mean 'use_rslora'"),
         ({"options": {"r": 4}}, "'r' has a key of its own"),
@@ -32,6 +32,6 @@ def test_options_reach_peft_and_its_adapters_are_saved_whole(options, folders, t
         ({"targets": ["q_prj"]}, "peft refuses it: .*q_prj"),
     ],
 )
-def test_options_that_peft_does_not_have_or_mmllm_keeps_are_refused(lora, said, folders):
-    with pytest.raises(ConfigError, match=said):
+def test_options_that_peft_does_not_have_or_mmllm_keeps_are_refused(lora, message, folders):
+    with pytest.raises(ConfigError, match=message):
         with_outputs(folders("qwen3"), lora=lora).attach_lora()

@@ -22,7 +22,7 @@ from tests.llm.helpers import adapted, ids_of, logits_of, plain, with_outputs
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_a_plain_folder_says_what_the_adapted_model_says(name, tied, folders, tmp_path):
+def test_a_plain_folder_has_the_logits_of_the_adapted_model(name, tied, folders, tmp_path):
     """With signal tokens in the text too; loaded by nothing but transformers."""
     llm = adapted(with_outputs(folders(name, tied)))
     count = len(llm.tokenizer)

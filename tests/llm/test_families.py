@@ -130,7 +130,7 @@ def test_rendered_ids_are_those_of_the_whole_text(name, folders) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_prompt_is_the_beginning_of_what_is_learned(name, folders) -> None:
+def test_a_prompt_is_a_prefix_of_the_training_text(name, folders) -> None:
     """What the model reads before a reply is what stood before it in training."""
     renderer = joined(name, folders(name)).renderer
     prompt = renderer.render(TALK[:1], add_generation_prompt=True)
@@ -138,7 +138,7 @@ def test_a_prompt_is_the_beginning_of_what_is_learned(name, folders) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_system_words_are_said_in_every_family(name, folders) -> None:
+def test_a_system_message_is_rendered_in_every_family(name, folders) -> None:
     """Mistral's template refuses the role: the words then open the first turn."""
     whole = joined(name, folders(name))
     rendered = whole.renderer.render([system("Be brief."), *TALK[:1]], add_generation_prompt=True)
@@ -153,7 +153,7 @@ def test_a_tokenizer_without_a_template_is_rendered_plainly_and_says_so(folders,
     assert text.replace("<s> ", "<s>") == "<s>user: What is this?\nassistant: a red apple</s>\n"
 
 
-def test_a_template_of_ones_own_is_a_file(folders, tmp_path: Path) -> None:
+def test_a_custom_template_is_a_file(folders, tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text(
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -163,8 +163,11 @@ def test_a_template_of_ones_own_is_a_file(folders, tmp_path: Path) -> None:
     assert whole.llm.tokenizer.decode(ids) == (
         "<user>What is this?<|eot_id|><assistant>a red apple<|eot_id|>"
     )
-    for wrong, said in (("vicunna", "expected plain, vicuna or a"), ("no.jinja", "cannot be read")):
-        with pytest.raises(ConfigError, match=said):
+    for wrong, message in (
+        ("vicunna", "expected plain, vicuna or a"),
+        ("no.jinja", "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             joined("llama3", folders("llama3"), chat_template=wrong)
 
 
@@ -238,7 +241,7 @@ def test_a_product_of_any_number_of_rows_is_the_plain_one(rows) -> None:
 @pytest.mark.usefixtures("auto_kernels")
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "smollm"])
 @torch.no_grad()
-def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) -> None:
+def test_fused_products_follow_the_weights(name, folders) -> None:
     """Of weights that do not train, queries, keys and values are one product, adapters merged."""
     torch.manual_seed(0)
     llm = with_outputs(folders(name))
@@ -275,7 +278,7 @@ def test_products_that_the_lean_stack_joins_follow_the_weights(name, folders) ->
 
 @pytest.mark.usefixtures("auto_kernels")
 @torch.inference_mode()
-def test_what_the_lean_stack_does_not_know_runs_as_before(folders) -> None:
+def test_unsupported_layers_run_unchanged(folders) -> None:
     folder = folders("smollm")
     assert with_outputs(folder, attention="eager").new_cache().stack is None
     dora = with_outputs(folder, lora={"rank": 2, "options": {"use_dora": True}})

@@ -20,8 +20,8 @@ from mmllm.model import AnyToAny
 TALK = [user("hello world"), assistant("You can see."), user("one two three")]
 
 
-def said(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
-    """The words of a reply, the states of its picture, and how much of its prompt was known."""
+def replied(chat: Chat, **options: Any) -> tuple[list[int], Tensor, int]:
+    """(ids of a reply, hidden states of its image's signals, number of cached prompt tokens)."""
     sequences: list[SequenceState] = []
     generate = Engine.generate
 
@@ -68,8 +68,8 @@ def chat(tiny_model: AnyToAny) -> Chat:
 def test_a_hook_is_called_for_every_position_and_removed_leaves_nothing(
     chat: Chat, name: str
 ) -> None:
-    before = said(chat)
-    assert said(chat)[2] > len(chat.model.renderer.prefix_ids)  # the conversation is kept
+    before = replied(chat)
+    assert replied(chat)[2] > len(chat.model.renderer.prefix_ids)  # the conversation is kept
     positions: list[int] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -79,17 +79,17 @@ def test_a_hook_is_called_for_every_position_and_removed_leaves_nothing(
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = parts(chat.model)[name].register_forward_hook(hook)
-    ids, states, known = said(chat)
+    ids, states, cached = replied(chat)
     prompt = len(chat.model.renderer.render(TALK, add_generation_prompt=True))
-    assert known == 0
+    assert cached == 0
     assert sum(positions) >= prompt + len(ids)
     assert not states.allclose(before[1], atol=1e-2)
-    assert said(chat)[1].equal(states)  # nothing read under a hook is kept
-    assert said(chat)[2] == 0
+    assert replied(chat)[1].equal(states)  # nothing read under a hook is kept
+    assert replied(chat)[2] == 0
     handle.remove()
     positions.clear()
     chat.engine.prefix_cache.clear()
-    after = said(chat)
+    after = replied(chat)
     assert not positions
     assert after[0] == before[0]
     assert after[1].equal(before[1])
@@ -98,19 +98,19 @@ def test_a_hook_is_called_for_every_position_and_removed_leaves_nothing(
 
 @pytest.mark.parametrize("name", ["decoder", "layer", "projection", "head", "embedding"])
 def test_hooks_of_all_kinds_are_called_after_the_first_reply(chat: Chat, name: str) -> None:
-    said(chat)
+    replied(chat)
     calls: list[str] = []
     part = parts(chat.model)[name]
     before = part.register_forward_pre_hook(lambda *_: calls.append("before"))
     behind = part.register_forward_hook(lambda *_: calls.append("behind"))
-    said(chat)
+    replied(chat)
     assert calls.count("before") == calls.count("behind") > 1
     before.remove()
     behind.remove()
     calls.clear()
     own = part.forward
     part.forward = lambda *a, **k: calls.append("instead") or own(*a, **k)
-    said(chat)
+    replied(chat)
     assert "instead" in calls
     del part.forward
     calls.clear()
@@ -118,14 +118,14 @@ def test_hooks_of_all_kinds_are_called_after_the_first_reply(chat: Chat, name: s
         lambda module, *_: calls.append("all") if module is part else None
     )
     try:
-        said(chat)
+        replied(chat)
     finally:
         everywhere.remove()
     assert "all" in calls
 
 
 def test_a_part_that_was_replaced_is_used(chat: Chat) -> None:
-    first = said(chat)
+    first = replied(chat)
     layer = chat.model.llm.backbone.layers[0]
     calls: list[int] = []
 
@@ -140,20 +140,20 @@ def test_a_part_that_was_replaced_is_used(chat: Chat) -> None:
 
     own = layer.mlp
     layer.mlp = Spliced(own)
-    _, states, known = said(chat)
+    _, states, cached = replied(chat)
     prompt = len(chat.model.renderer.render(TALK, add_generation_prompt=True))
     assert sum(calls) >= prompt
-    assert known == len(chat.model.renderer.prefix_ids)  # read anew, by the new part
+    assert cached == len(chat.model.renderer.prefix_ids)  # read anew, by the new part
     assert not states.allclose(first[1], atol=1e-3)
     layer.mlp = own
     chat.engine.prefix_cache.clear()
-    assert said(chat)[1].equal(first[1])
-    assert said(chat)[0] == first[0]
+    assert replied(chat)[1].equal(first[1])
+    assert replied(chat)[0] == first[0]
 
 
 @pytest.mark.usefixtures("auto_kernels")
-def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat: Chat) -> None:
-    said(chat)
+def test_a_hook_that_is_added_during_a_reply_is_called_from_there_on(chat: Chat) -> None:
+    replied(chat)
     chat.engine.prefix_cache.clear()
     calls: list[int] = []
     handles: list[Any] = []
@@ -172,7 +172,7 @@ def test_a_hook_that_comes_in_the_midst_of_a_reply_is_called_from_there_on(chat:
     assert len(kept) == (0 if calls else 1)  # what a hook may have changed is not kept
 
 
-def test_training_hears_of_hooks_on_the_head(tiny_model: AnyToAny) -> None:
+def test_hooks_on_the_head_are_called_in_training(tiny_model: AnyToAny) -> None:
     llm, calls = tiny_model.llm, []
     hidden, labels = torch.randn(5, llm.width), torch.arange(5)
     plain = llm.token_nll(hidden, labels)
@@ -185,14 +185,14 @@ def test_training_hears_of_hooks_on_the_head(tiny_model: AnyToAny) -> None:
     assert llm.token_nll(hidden, labels).equal(plain)
 
 
-def test_accelerates_hooks_do_not_keep_openings_from_being_shared(chat: Chat) -> None:
+def test_hooks_of_accelerate_do_not_prevent_shared_prefixes(chat: Chat) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
-    first = said(chat)
+    first = replied(chat)
     chat.engine.prefix_cache.clear()
     layer = chat.model.llm.backbone.layers[0]
     add_hook_to_module(layer, ModelHook())
-    placed = said(chat)
+    placed = replied(chat)
     remove_hook_from_module(layer)
     assert placed[2] == first[2] > 0
     torch.testing.assert_close(placed[1], first[1], atol=1e-4, rtol=1e-4)

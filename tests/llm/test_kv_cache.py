@@ -81,7 +81,7 @@ def test_one_row_is_copied_without_its_padding() -> None:
     assert_equal(own.select_row(1, real), [part[1:, :, 1:] for part in contents(own)])
 
 
-def test_a_cache_that_forgets_cannot_be_taken_apart() -> None:
+def test_a_sliding_window_cache_is_not_croppable() -> None:
     assert KVCache(CONFIG).croppable
 
     assert not KVCache(MistralConfig(num_hidden_layers=2, sliding_window=4)).croppable

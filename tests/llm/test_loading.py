@@ -88,7 +88,7 @@ def test_dtype_and_device_map_are_those_of_the_config(folders, tmp_path):
         with_outputs(folders("llama3"), dtype="int8")
 
 
-def test_a_model_that_is_spread_stays_where_it_is(folders, tmp_path, monkeypatch):
+def test_a_model_with_a_device_map_is_not_moved(folders, tmp_path, monkeypatch):
     """Its last layer on disk, which accelerate's hooks fetch when it is needed."""
     monkeypatch.chdir(tmp_path)
     place = {"model.layers.1": "disk", "model.layers.0": "cpu", "model.norm": "cpu"}
@@ -187,7 +187,7 @@ def test_a_gguf_file_is_the_model_that_was_written(tmp_path: Path) -> None:
         with_outputs(tmp_path / "gguf" / "broken.gguf")
 
 
-def test_a_folder_without_safetensors_is_told_apart(tmp_path):
+def test_a_folder_without_safetensors_is_refused_with_a_remedy(tmp_path):
     whole = parts.write_llm(tmp_path / "whole")
     pickled = Path(shutil.copytree(whole, tmp_path / "pickled"))
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")

@@ -191,7 +191,7 @@ def test_a_cache_that_was_cut_goes_on_as_the_whole_one_did(folders: Any) -> None
         ("mistral", {"memory": SMALL}, "sliding windows forget older positions"),
     ],
 )
-def test_what_memory_cannot_serve_is_refused(
+def test_unsupported_uses_of_memory_are_refused(
     name: str, changes: dict, message: str, folders: Any
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -52,10 +52,10 @@ def test_what_is_decoded_is_what_the_library_decodes_here(
         "bytes": path.read_bytes(),
         "embedded": Embedded(f"{name} of a row", path.read_bytes),
     }[form]
-    given = type(medium)(source=source, caption="said")
+    given = type(medium)(source=source, caption="a cat")
     here, there = given.decoded(), given.decoded(isolated.decode)
     assert type(there) is type(here)
-    assert (there.source, there.caption) == (source, "said")
+    assert (there.source, there.caption) == (source, "a cat")
     assert there.provenance == here.provenance
     assert np.array_equal(there.to_numpy(), here.to_numpy())
     assert there.to_numpy().dtype == here.to_numpy().dtype
@@ -93,7 +93,7 @@ def test_limits_hold_there_too(tmp_path: Path) -> None:
         Image(tmp_path / "b.png").decoded(isolated.decode)
 
 
-def test_what_takes_too_long_is_ended(slow: bytes) -> None:
+def test_decoding_is_stopped_at_its_time_limit(slow: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(OversizedMediaError, match=r"not decoded within 0.3 s; make it smaller"):
         isolated.sample_frames(slow, 8, seconds=0.3)
@@ -101,7 +101,7 @@ def test_what_takes_too_long_is_ended(slow: bytes) -> None:
     assert Image(_png()).decoded(isolated.decode).to_numpy().shape == (24, 40, 3)
 
 
-def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
+def test_a_cancelled_caller_stops_the_decoding(slow: bytes) -> None:
     gone = threading.Event()
     timer = threading.Timer(0.3, gone.set)
     timer.start()
@@ -111,7 +111,7 @@ def test_nobody_waits_for_it_any_more(slow: bytes) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
+def test_slow_clips_do_not_delay_images(slow: bytes) -> None:
     gone = threading.Event()
 
     def look() -> None:
@@ -131,7 +131,7 @@ def test_slow_clips_keep_no_picture_waiting(slow: bytes) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
-def test_a_process_that_breaks_down_costs_its_file_only(slow: bytes) -> None:
+def test_a_crashed_process_costs_its_file_only(slow: bytes) -> None:
     isolated.start()
     before = set(isolated.STARTED)
 

@@ -96,7 +96,7 @@ def test_long_pictures_are_shrunk_before_they_are_padded():
     tall[:6_000] = 0
     square = to_square(Image.from_numpy(tall), 96)
     assert square[:, 10, 48].mean() < 0.5 < square[:, 80, 48].mean()
-    assert square[:, :, 10].min() == square[:, :, 90].min() == 1.0  # white beside it
+    assert square[:, :, 10].min() == square[:, :, 90].min() == 1.0  # white on both sides
 
 
 def test_heic_is_a_picture():
@@ -163,11 +163,11 @@ def grey_png(depth: int, colour: int, values: bytes, clear: bytes, side: int = 1
         (grey_png(8, 0, b"\x07", b"\0\x07"), 255),
     ],
 )
-def test_depths_and_clear_colours(data, expected):
+def test_bit_depths_and_transparent_colours(data, expected):
     assert np.unique(Image(data).to_numpy()).tolist() == [expected]
 
 
-def test_floats_that_are_no_numbers_are_refused():
+def test_non_finite_floats_are_refused():
     with pytest.raises(MediaError, match="not numbers"):
         Image(saved(PILImage.new("F", (2, 2), float("nan")), "TIFF")).decoded()
 
@@ -213,7 +213,7 @@ def test_exif_of_an_odd_type_leaves_the_picture_alone(tag):
     assert np.array_equal(Image(data).to_numpy(), gradient())
 
 
-def test_remarks_of_others_are_no_marks():
+def test_foreign_metadata_is_no_provenance():
     for remark in (None, 5, ("a",), b"\xff", "[" * 100_000, "x" * 3_000_000, '{"mmllm": 5}'):
         assert provenance.from_comment(remark) is None
         assert provenance.from_xmp(remark) is None
@@ -585,7 +585,7 @@ def test_limits_can_be_sent_to_another_process():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Image.from_numpy(np.zeros((8, 9, 4), np.uint8)), r"uint8\[H, W, 3\].*background"),
         (lambda: Image.from_numpy(np.zeros((8, 9, 1), np.uint8)), "three equal channels"),
@@ -609,8 +609,8 @@ def test_limits_can_be_sent_to_another_process():
         (lambda: Audio.from_numpy(np.zeros(8, np.float32), True), r"got True"),
     ],
 )  # fmt: skip
-def test_arrays_of_another_layout_say_how_to_bring_them_into_ours(make, said):
-    with pytest.raises(MediaError, match=said):
+def test_arrays_of_another_layout_are_refused_with_the_conversion(make, message):
+    with pytest.raises(MediaError, match=message):
         make()
 
 
@@ -728,7 +728,7 @@ def test_a_seek_before_the_beginning_stays_where_it_is():
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("make", "message"),
     [
         (lambda: Image.from_numpy([[1], [2, 3]]), "expected an array, got list"),
         (lambda: Image.from_numpy(torch.zeros(4, 5, 3, requires_grad=True)), r"\.detach\(\)"),
@@ -739,6 +739,6 @@ def test_a_seek_before_the_beginning_stays_where_it_is():
         (lambda: Image.from_pil("a.png"), "picture of Pillow's, got str"),
     ],
 )
-def test_what_is_no_array_and_no_picture_is_told(made, told):
-    with pytest.raises(MediaError, match=told):
-        made()
+def test_what_is_neither_an_array_nor_a_picture_is_refused(make, message):
+    with pytest.raises(MediaError, match=message):
+        make()

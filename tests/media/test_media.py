@@ -28,7 +28,7 @@ from tests.media.samples import MARK, gradient, png, steps, tone
 @pytest.mark.parametrize(
     ("suffix", "error"), [(".png", 0), (".webp", 12), (".jpg", 12), (".gif", 9)]
 )
-def test_pictures_come_back_with_their_mark(tmp_path, suffix, error):
+def test_images_are_saved_with_their_provenance(tmp_path, suffix, error):
     picture = Image.from_numpy(gradient(), provenance=MARK)
     path = picture.save(tmp_path / "new" / f"a{suffix}")
     back = Image(path).decoded()
@@ -73,7 +73,7 @@ def test_deep_grey_is_scaled_not_clipped():
 
 
 @pytest.mark.parametrize(("suffix", "error"), [(".wav", 2e-4), (".flac", 2e-4), (".ogg", 0.1)])
-def test_sounds_come_back_with_their_mark(tmp_path, suffix, error):
+def test_audio_is_saved_with_its_provenance(tmp_path, suffix, error):
     samples = np.concatenate([tone(), 0.5 * tone(hertz=880)])
     path = Audio.from_numpy(samples, 16_000, provenance=MARK).save(tmp_path / f"a{suffix}")
     back = Audio(path).decoded()
@@ -120,7 +120,7 @@ def test_aac_in_a_container_is_a_sound(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".webp", ".gif"])
-def test_clips_come_back_with_their_mark(tmp_path, suffix):
+def test_videos_are_saved_with_their_provenance(tmp_path, suffix):
     path = Video.from_numpy(steps(), 10.0, provenance=MARK).save(tmp_path / f"a{suffix}")
     back = Video(path).decoded()
     assert back.fps == pytest.approx(10.0)
@@ -147,10 +147,10 @@ def test_a_clip_carries_its_sound_in_time(tmp_path, suffix):
     assert back.audio is not None
     rate = back.audio.sample_rate
     assert rate == (16_000 if suffix == ".mp4" else 48_000)  # Opus decodes to 48 kHz
-    heard = np.abs(back.audio.to_numpy()[0])
-    assert abs(len(heard) / rate - 1.2) < (1e-9 if suffix == ".mp4" else 0.01)
-    assert heard[: int(0.56 * rate)].max() < 0.02
-    assert abs(int((heard > 0.1).argmax()) / rate - 0.6) < 0.01
+    amplitude = np.abs(back.audio.to_numpy()[0])
+    assert abs(len(amplitude) / rate - 1.2) < (1e-9 if suffix == ".mp4" else 0.01)
+    assert amplitude[: int(0.56 * rate)].max() < 0.02
+    assert abs(int((amplitude > 0.1).argmax()) / rate - 0.6) < 0.01
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
@@ -166,7 +166,7 @@ def test_unusual_rates_and_odd_sides_can_be_saved(tmp_path, suffix):
     assert back.audio.to_numpy().shape[1] / back.audio.sample_rate == pytest.approx(0.2, abs=0.01)
 
 
-def test_sound_is_not_dropped_in_silence(tmp_path, caplog):
+def test_audio_is_never_dropped_silently(tmp_path, caplog):
     clip = Video.from_numpy(steps(), 10.0, audio=Audio.from_numpy(tone(), 16_000))
     clip.save(tmp_path / "a.webp")
     assert "holds no audio" in caplog.text
@@ -269,7 +269,7 @@ def test_what_is_no_medium(tmp_path, kind):
         kind(caption="a cat").decoded()
 
 
-def test_sounds_of_no_length_or_no_number(tmp_path):
+def test_empty_and_non_finite_audio_is_refused(tmp_path):
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
     with pytest.raises(MediaError, match="no samples"):
@@ -377,7 +377,7 @@ def test_saving_needs_a_known_suffix_and_a_rate(tmp_path):
         replace(Audio.from_numpy(tone(), 16_000), sample_rate=None).save(tmp_path / "a.wav")
 
 
-def test_a_comment_of_somebody_else_is_no_mark(tmp_path):
+def test_a_foreign_comment_is_no_provenance(tmp_path):
     picture = PILImage.fromarray(gradient())
     picture.save(tmp_path / "a.gif", comment=json.dumps({"model": "other"}))
     assert media.read_provenance(tmp_path / "a.gif") is None

@@ -83,7 +83,7 @@ def test_offline_says_what_to_type(place):
     assert "MMLLM_WHEELS=DIR" in str(caught.value)
 
 
-def test_pip_is_asked_by_name_and_its_failure_is_told(place, monkeypatch):
+def test_pip_is_called_by_name_and_its_failure_is_reported(place, monkeypatch):
     monkeypatch.setenv("MMLLM_OFFLINE", "0")
     asked = []
 
@@ -177,7 +177,7 @@ def test_the_language_model_is_plain_bfloat16_with_its_own_tokens():
         assert "lm_head.weight" not in shapes  # tied
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    # Digits one by one, and apart from the spaces before them: the published tokenizer's way.
+    # Each digit is a token without the spaces before it, as in the published tokenizer.
     assert tokenizer.tokenize("a  12 b") == ["a", "ĠĠ", "1", "2", "Ġb"]
     assert tokenizer.decode(tokenizer("It's 3.5 €!\n")["input_ids"]) == "It's 3.5 €!\n"
     chat = [{"role": "user", "content": "Hi"}]

@@ -46,7 +46,7 @@ def test_turns_alternate_and_are_written_the_same_again(kind: str) -> None:
                     assert np.array_equal(part.array, again.array)
 
 
-def test_what_is_drawn_is_said() -> None:
+def test_replies_describe_what_they_draw() -> None:
     for seed in range(50):
         for message in converse("edits", "training", random.Random(seed)):
             if message.role == "assistant":
@@ -152,6 +152,6 @@ def test_the_dataset_is_a_type_of_the_config() -> None:
         ({"split": "test"}, "data.split: expected training or heldout, got 'test'"),
     ],
 )
-def test_wrong_settings_are_told(options: dict, message: str) -> None:
+def test_wrong_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(ConversationsConfig(**options), where="data")

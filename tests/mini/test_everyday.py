@@ -55,7 +55,7 @@ def rules(expect: Request) -> Iterator[tuple[str, Any]]:
 
 
 def media_of(request: Request) -> Iterator[tuple[str, Any]]:
-    """Every (modality, description) that the turns show."""
+    """The (modality, description) of each medium in the turns."""
     for turn in request["turns"]:
         for medium in turn.get("media", ()):
             yield from medium.items()
@@ -140,8 +140,8 @@ def test_sounds_and_clips_are_of_the_world(kind: str) -> None:
 
 
 @each_kind
-def test_words_are_judged_as_meant(kind: str) -> None:
-    """Three right replies and two wrong ones stand beside every rule for words."""
+def test_text_rules_accept_right_replies_and_reject_wrong_ones(kind: str) -> None:
+    """Every rule for words comes with three right replies and two wrong ones."""
     for row in of_kind(kind):
         expect = row["expect"]
         judged = [rule for name, rule in rules(expect) if name in ("text", "honest")]

@@ -113,7 +113,7 @@ def test_mini_draws_plays_and_animates(chat: Chat) -> None:
     np.testing.assert_allclose(again.media[0].to_numpy(), picture.to_numpy(), atol=1)
 
 
-def test_a_picture_that_was_drawn_can_be_spoken_of(chat: Chat, tmp_path: Path) -> None:
+def test_a_generated_image_can_be_asked_about(chat: Chat, tmp_path: Path) -> None:
     conversation = [user("Draw a dog.")]
     reply = chat.reply(conversation, seed=0)
     reply.media[0].save(tmp_path / "dog.png")

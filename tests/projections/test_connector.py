@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,19 +10,18 @@ import torch
 from transformers import AutoModel
 
 from mmllm import config, losses
-from mmllm.conversation import Message, assistant, user
-from mmllm.data.batch import Batch, collate
+from mmllm.conversation import assistant, user
+from mmllm.data.batch import collate
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.features.cache import FeatureCache
 from mmllm.inference.batching import generate
 from mmllm.inference.sampling import Sampling
-from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from mmllm.projections.connector import Connector, ConnectorConfig, build
 from mmllm.training.trainable import choose_trainable
+from tests.batches import batch_of, loss_of, terms_of
 from tests.samples import clip, picture, sound
 
-WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
 EVERYTHING = {"*_projections.*": 1e-3, "llm.*": 1e-3}
 MIXED = [
     [user(picture(30), "what is this?"), assistant("a red apple")],
@@ -41,20 +40,6 @@ MIXED = [
 SHAPES = {"embeds": (6, 10), "attention_mask": (6,), "pooled": (5,)}
 
 
-def batch_of(model: AnyToAny, conversations: Sequence[Sequence[Message]], **options) -> Batch:
-    options.setdefault("seeds", list(range(len(conversations))))
-    return collate(
-        [model.renderer.render(conversation) for conversation in conversations],
-        FeatureCache(model, denoise=True),
-        model.batch_layout,
-        **options,
-    )
-
-
-def terms_of(model: AnyToAny, batch: Batch) -> dict[str, LossTerm]:
-    return losses.compute(losses.build_losses(model, WEIGHTS), model(batch), batch)
-
-
 def small(**options) -> ConnectorConfig:
     return ConnectorConfig(
         **{"signal_tokens": 4, "width": 16, "heads": 2, "layers": 2, "feed_forward": 32, **options}
@@ -70,10 +55,7 @@ def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(make_connected
     for conversations in ([MIXED[0]], [MIXED[1]], MIXED):
         model = make_connected(condition_dropout=0.5)
         groups = choose_trainable(model, EVERYTHING)
-        weighted = losses.build_losses(model, WEIGHTS)
-        batch = batch_of(model.train(), conversations)
-        terms = losses.compute(weighted, model(batch), batch)
-        losses.total_loss(weighted, terms, losses.num_targets(weighted, [batch])).backward()
+        loss_of(model, batch_of(model.train(), conversations)).backward()
         for group in groups:
             for name, parameter in group.parameters.items():
                 assert parameter.grad is not None, name
@@ -86,13 +68,13 @@ def test_packed_padded_and_single_batches_give_the_same_losses(make_connected, k
     model.llm.use_kernels(kernels)
     padded = terms_of(model, batch_of(model, MIXED))
     packed = terms_of(model, batch_of(model, MIXED, pack=True))
-    apart = [
+    single = [
         terms_of(model, batch_of(model, [conversation], seeds=[seed]))
         for seed, conversation in enumerate(MIXED)
     ]
     for name, term in padded.items():
         torch.testing.assert_close(packed[name].total, term.total, rtol=0, atol=1e-4)
-        total = sum(each[name].total for each in apart)
+        total = sum(each[name].total for each in single)
         torch.testing.assert_close(torch.as_tensor(total), term.total, rtol=0, atol=1e-4)
 
 
@@ -133,15 +115,15 @@ def test_tapped_states_are_those_of_transformers(make_connected) -> None:
 def test_a_reply_reads_the_states_that_training_reads(make_connected, kernels) -> None:
     model = make_connected()
     model.llm.use_kernels(kernels)
-    said = [user("draw a red apple")]
-    prompt = model.renderer.render(said, add_generation_prompt=True)
+    conversation = [user("draw a red apple")]
+    prompt = model.renderer.render(conversation, add_generation_prompt=True)
     sampling = Sampling(
         max_new_tokens=5, modalities={"image": "force", "audio": "force", "video": "forbid"}
     )
     (output,) = generate(model, [prompt], FeatureCache(model), sampling=sampling)
     ids: list[int] = list(prompt.ids)
     labels = [-100] * len(ids)
-    whole = model.renderer.render([*said, assistant("x", picture(1, caption="a dog"))])
+    whole = model.renderer.render([*conversation, assistant("x", picture(1, caption="a dog"))])
     whole.ids, whole.labels, whole.outputs = ids, labels, list[object]()
     for piece in output.pieces:
         if isinstance(piece, int):

@@ -27,7 +27,7 @@ Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 
 
 class StubServer:
-    """A server whose answers are taken from a list, the last one again and again."""
+    """A server whose responses are taken from a list, the last one repeatedly."""
 
     def __init__(self, *answers: Answer):
         self.answers = list(answers)
@@ -85,7 +85,7 @@ def completes(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
 
 
 def drips(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    """Sends a byte now and then, so that no single read times out."""
+    """Send a byte now and then, so that no single read times out."""
     handler.send_response(200)
     handler.end_headers()
     for _ in range(100):
@@ -222,7 +222,7 @@ def test_a_busy_server_is_asked_again_as_it_wishes(serve, pauses: list[float]) -
     assert pauses == [3.0, 1.0, 2.0]
 
 
-def test_retries_end(serve, pauses: list[float]) -> None:
+def test_retries_are_bounded(serve, pauses: list[float]) -> None:
     server = serve(sends(b"busy", 503))
     with pytest.raises(CallError, match="HTTP status 503: 'busy'"):
         OpenAIModel(server.url, "m", retries=2).complete(PROMPT)

@@ -40,7 +40,7 @@ class FailingModel(ScriptedModel):
 
 
 def run(model: ChatModel, num: int = 7) -> list[object]:
-    """A little program: `num` calls, every second one scored, too."""
+    """A program of `num` calls, every second one of which is scored, too."""
     found: list[object] = []
     for number in range(num):
         prompt = [user("word " * number)]
@@ -153,7 +153,7 @@ def test_the_record_of_another_run_is_refused_with_the_difference(tmp_path: Path
 
 
 @pytest.mark.parametrize("line", ["no JSON", "[1]", '{"asked": 1}'])
-def test_what_is_no_record_is_refused(tmp_path: Path, line: str) -> None:
+def test_files_that_are_not_records_are_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "record.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ConfigError, match="line 1: expected a recorded call"):

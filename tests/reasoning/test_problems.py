@@ -47,7 +47,7 @@ def test_an_answer_without_a_candidate_is_refused_with_the_reason(problem) -> No
 # --- linear regression --------------------------------------------------------------------------
 
 
-def test_the_loss_is_least_near_the_truth() -> None:
+def test_the_loss_is_smallest_near_the_truth() -> None:
     problem = LinearRegression(15, 14, seed=1)
     values = {
         pair: problem.evaluate(pair).value for pair in itertools.product(range(10, 21), repeat=2)

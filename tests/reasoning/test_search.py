@@ -152,7 +152,7 @@ def test_options_out_of_range_are_refused(option: dict[str, int]) -> None:
 
 
 def test_the_verifiers_critique_is_sent_back() -> None:
-    """A planner that repairs the action that it is told of solves the instance."""
+    """A planner that repairs the action that the critique names solves the instance."""
     problem = Blocksworld(3, seed=1)
     rng = random.Random(0)
     plan = next(

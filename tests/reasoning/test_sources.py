@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmllm.conversation import Audio, Medium, Message, Text, Video, user
 from mmllm.errors import ConfigError
 from mmllm.reasoning import LongMedium, ScriptedModel, TreeOptions, build_tree, walk
 from mmllm.reasoning.reading import answer_by_baselines, lexical_segment, likeliest_segments
 from mmllm.reasoning.sources import as_source, split_text
 from mmllm.reasoning.tree import load_tree
-from tests.reasoning.test_walk import TEXT
+from tests.reasoning.readers import CLIP, NUM, SOUND, TEXT, perceiving
 
-NUM = 9
-FRAMES = np.repeat(np.arange(NUM, dtype=np.uint8), 4)[:, None, None, None]
-CLIP = Video.from_numpy(np.broadcast_to(FRAMES, (4 * NUM, 8, 8, 3)).copy(), 4.0)
-SAMPLES = np.repeat(np.arange(NUM, dtype=np.float32) / 10, 1000)
-SOUND = Audio.from_numpy(SAMPLES, 1000)
 LONG = {"video": LongMedium(CLIP, 1.0), "audio": LongMedium(SOUND, 1.0)}
 OPTIONS = TreeOptions(num_children=3, summary_tokens=8)
-
-
-def described(part: Text | Medium) -> str:
-    """Names a medium after the middle of it, as an encoder that looks at few frames would."""
-    if isinstance(part, Text):
-        return part.text
-    array = part.to_numpy()
-    if isinstance(part, Video):
-        return f"thing{array[len(array) // 2].max()}\n\n"
-    return f"thing{round(10 * array[0, array.shape[1] // 2])}\n\n"
-
-
-class Perceiving(ScriptedModel):
-    """A scripted model that is told in words what the media show."""
-
-    def complete(self, conversation: Sequence[Message], **options):
-        return super().complete([_in_words(conversation[-1])], **options)
-
-    def score(self, conversation: Sequence[Message], replies: Sequence[str]) -> list[float]:
-        return super().score([_in_words(conversation[-1])], replies)
-
-
-def _in_words(message: Message) -> Message:
-    return user("".join(described(part) for part in message.parts))
-
-
-def perceiving() -> Perceiving:
-    def write(text: str, rng: random.Random) -> str:
-        return text.split()[0]
-
-    def likelihood(text: str, reply: str) -> float:
-        return float(any(word in reply.split() for word in text.split()))
-
-    return Perceiving(write, likelihood)
 
 
 @pytest.mark.parametrize("num_tokens", [16, 23, 40, 100, 10_000])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from pathlib import Path
 
 import pytest
@@ -14,34 +13,9 @@ from mmllm.reasoning import Budget, BudgetError, Recorder, ScriptedModel
 from mmllm.reasoning.reading import answer_by_baselines
 from mmllm.reasoning.tree import SummaryTree, TreeOptions, build_tree, load_tree
 from mmllm.reasoning.walk import Walk, walk
+from tests.reasoning.readers import NAMES, TEXT, THINGS, likelihood, scripted, write
 
-NAMES = ["Ada", "Ben", "Cy", "Dee", "Eli", "Fay", "Gus", "Hal", "Ida"]
-THINGS = ["bees", "goats", "stamps", "orchids", "clocks", "kites", "maps", "drums", "snails"]
-FILLER = "The day was long and nothing else of note took place in the quiet town. " * 2
-TEXT = "\n\n".join(
-    f"{name} keeps {thing}. {FILLER}" for name, thing in zip(NAMES, THINGS, strict=True)
-)
 OPTIONS = TreeOptions(segment_tokens=40, num_children=3, summary_tokens=60)
-
-
-def write(text: str, rng: random.Random) -> str:
-    """Summarises by the facts; answers with the name in front of the thing that is asked for."""
-    if re.search(r"(summary|passage)\.$", text):
-        return " ".join(re.findall(r"\w+ keeps \w+\.", text))
-    thing = re.findall(r"Who keeps (\w+)\?", text)[-1]
-    found = re.findall(rf"(\w+) keeps {thing}\b", text.rpartition("Who keeps")[0])
-    return found[0] if found else "nobody"
-
-
-def likelihood(text: str, reply: str) -> float:
-    """A question is likelier where its thing is mentioned; an option if it is the right one."""
-    if "Write a question" in text:
-        return 0.0 if reply.split()[-1].strip("?") in text else -5.0
-    return 0.0 if write(text, random.Random(0)) == reply else -3.0
-
-
-def scripted() -> ScriptedModel:
-    return ScriptedModel(write, likelihood)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from mmllm.server.settings import ServerSettings
 
 @dataclass
 class Served:
-    """A server that runs: where, and (for a look inside) what."""
+    """A running server: its address, and the app for a look inside."""
 
     url: str
     app: FastAPI
@@ -70,14 +70,14 @@ def chat(system_tree: dict) -> Chat:
 
 @pytest.fixture(scope="package")
 def served(chat: Chat) -> Iterator[Served]:
-    """One server with the settings that it has by itself, for all tests that need no others."""
+    """One server with default settings, shared by all tests that need no others."""
     with running(build_app(chat, ServerSettings())) as server:
         yield server
 
 
 @pytest.fixture
 def serve(chat: Chat) -> Iterator[Callable[..., Served]]:
-    """`serve(token="x")`: a server with other settings."""
+    """`serve(token="x")`: a server with these settings."""
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(
             running(build_app(chat, ServerSettings(**changes)))

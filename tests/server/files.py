@@ -14,7 +14,7 @@ from tests.samples import picture, sound
 
 
 def file_of(medium: Medium, suffix: str) -> bytes:
-    """What `Medium.save` writes."""
+    """The bytes of the file that `Medium.save` writes."""
     with tempfile.TemporaryDirectory() as folder:
         return medium.save(Path(folder) / f"medium.{suffix}").read_bytes()
 

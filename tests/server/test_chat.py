@@ -10,54 +10,26 @@ import httpx2
 import openai
 import pytest
 
-from mmllm.conversation import Audio, Image, Medium, Text, Video, assistant, system, user
+from mmllm.conversation import Audio, Image, Medium, Video, assistant, system, user
 from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
-from mmllm.inference.replies import Reply
 from mmllm.media import read_provenance
 from tests.server.conftest import Served
+from tests.server.exchange import ALL, files_in, files_of, replied
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, file_of
 
-FORMATS = {"image": "png", "audio": "wav", "video": "mp4"}
-ALL = {"image": "force", "audio": "force", "video": "force"}
 OPTIONS: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 12}
 ASKED = [{"role": "user", "content": [IMAGE, TEXT, AUDIO, VIDEO]}]
-SAID = [user(Image(PNG), TEXT["text"], Audio(WAV), Video(MP4))]
-
-
-def replied(chat: Chat, said: list, **options: Any) -> Reply:
-    settings = {"seed": 3, "temperature": 1.0, "max_new_tokens": 12, **options}
-    return chat.reply(said, **settings)
-
-
-def files_of(parts: list[dict[str, Any]]) -> list[str | bytes]:
-    """Parts of a response -> texts, and the bytes of files."""
-    found: list[str | bytes] = []
-    for part in parts:
-        inside = part[part["type"]]
-        if part["type"] == "text":
-            found.append(inside)
-        elif part["type"] == "input_audio":
-            found.append(base64.b64decode(inside["data"]))
-        else:
-            found.append(base64.b64decode(inside["url"].partition(",")[2]))
-    return found
-
-
-def expected(reply: Reply) -> list[str | bytes]:
-    return [
-        part.text if isinstance(part, Text) else file_of(part, FORMATS[part.modality])
-        for part in reply.message.parts
-    ]
+CONVERSATION = [user(Image(PNG), TEXT["text"], Audio(WAV), Video(MP4))]
 
 
 def test_a_reply_is_that_of_the_python_api_to_the_byte(chat: Chat, client: openai.OpenAI) -> None:
     response = client.chat.completions.create(
         model="tiny", messages=ASKED, extra_body={"modalities": ALL}, **OPTIONS
     )
-    reply = replied(chat, SAID, modalities=ALL)
+    reply = replied(chat, CONVERSATION, modalities=ALL)
     message = response.choices[0].message
-    assert files_of(message.parts) == expected(reply)
+    assert files_in(message.parts) == files_of(reply.message)
     assert len(reply.media) == 3
     assert message.content == reply.text
     assert message.images == [
@@ -71,14 +43,14 @@ def test_a_reply_is_that_of_the_python_api_to_the_byte(chat: Chat, client: opena
     assert response.usage.prompt_tokens == reply.usage.prompt
     assert response.usage.completion_tokens == len(reply.ids) + 4 + 3 + 5
     assert response.mmllm["seed"] == 3
-    mark = read_provenance(files_of(message.images)[0])
+    mark = read_provenance(files_in(message.images)[0])
     assert mark
     assert (mark["seed"], mark["model"]) == (3, "tiny")
 
 
 def test_a_stream_adds_up_to_the_whole_reply(chat: Chat, client: openai.OpenAI) -> None:
     """By the client's own helper, which merges deltas by their index."""
-    reply = replied(chat, SAID, modalities=ALL)
+    reply = replied(chat, CONVERSATION, modalities=ALL)
     steps: dict[int, list[int]] = {}
     with client.chat.completions.stream(
         model="tiny",
@@ -94,11 +66,11 @@ def test_a_stream_adds_up_to_the_whole_reply(chat: Chat, client: openai.OpenAI) 
         if progress:
             steps.setdefault(progress["part"], []).append(progress["step"])
     message = whole.choices[0].message
-    assert files_of(message.parts) == expected(reply)
+    assert files_in(message.parts) == files_of(reply.message)
     assert message.content == reply.text
     assert message.audio
-    assert base64.b64decode(message.audio.data) in expected(reply)
-    assert files_of(message.images)[0] in expected(reply)
+    assert base64.b64decode(message.audio.data) in files_of(reply.message)
+    assert files_in(message.images)[0] in files_of(reply.message)
     assert list(steps.values()) == [[1, 2]] * 3
     assert whole.usage
     assert whole.usage.prompt_tokens == reply.usage.prompt
@@ -134,14 +106,14 @@ def test_a_reply_sent_back_is_part_of_the_conversation(
         extra_body={"modalities": only},
         **OPTIONS,
     )
-    said = first.choices[0].message
+    message = first.choices[0].message
     earlier: Any = {
-        "as it came": said,
-        "content parts": {"role": "assistant", "content": said.parts},
+        "as it came": message,
+        "content parts": {"role": "assistant", "content": message.parts},
         "openai's fields": {
             "role": "assistant",
-            "content": said.content,
-            "images": said.images,
+            "content": message.content,
+            "images": message.images,
             "tool_calls": None,
             "refusal": None,
         },
@@ -160,7 +132,7 @@ def test_a_reply_sent_back_is_part_of_the_conversation(
     parts = before.parts if form != "openai's fields" else (before.text, *before.media)
     turns = [user("draw"), assistant(*parts), user("what did you draw?")]
     reply = replied(chat, turns, modalities=only)
-    assert files_of(second.choices[0].message.parts) == expected(reply)
+    assert files_in(second.choices[0].message.parts) == files_of(reply.message)
     assert second.usage
     assert second.usage.prompt_tokens == reply.usage.prompt
     alone = replied(chat, turns[-1:], modalities=only)
@@ -205,18 +177,18 @@ def test_modalities_and_options_reach_the_engine(
         repetition_penalty=1.1,
         max_media=2,
     )
-    assert files_of(response.json()["choices"][0]["message"]["parts"]) == expected(reply)
+    assert files_in(response.json()["choices"][0]["message"]["parts"]) == files_of(reply.message)
 
 
-def test_a_seed_is_drawn_and_told(http: httpx2.Client) -> None:
+def test_a_seed_is_drawn_and_reported(http: httpx2.Client) -> None:
     body = {"messages": [{"role": "user", "content": "one"}], "temperature": 2.0, "max_tokens": 8}
-    told = [http.post("/v1/chat/completions", json=body).json() for _ in range(2)]
-    assert told[0]["mmllm"]["seed"] != told[1]["mmllm"]["seed"]
-    again = http.post("/v1/chat/completions", json={**body, "seed": told[0]["mmllm"]["seed"]})
-    assert again.json()["choices"] == told[0]["choices"]
+    replies = [http.post("/v1/chat/completions", json=body).json() for _ in range(2)]
+    assert replies[0]["mmllm"]["seed"] != replies[1]["mmllm"]["seed"]
+    again = http.post("/v1/chat/completions", json={**body, "seed": replies[0]["mmllm"]["seed"]})
+    assert again.json()["choices"] == replies[0]["choices"]
 
 
-def test_a_full_context_is_told(http: httpx2.Client) -> None:
+def test_a_full_context_is_reported(http: httpx2.Client) -> None:
     old = [{"role": "user", "content": "one two three " * 24} for _ in range(3)]
     body = {"messages": [*old, {"role": "user", "content": "what?"}], "max_tokens": 4}
     response = http.post("/v1/chat/completions", json=body)
@@ -236,7 +208,7 @@ def test_choices_are_the_replies_of_their_seeds(chat: Chat, client: openai.OpenA
     )
     assert [choice.index for choice in response.choices] == [0, 1, 2]
     (first, *_) = response.choices
-    assert files_of(first.message.parts) == expected(replied(chat, [user("one two")]))
+    assert files_in(first.message.parts) == files_of(replied(chat, [user("one two")]).message)
     alone = [replied(chat, [user("one two")], seed=seed) for seed in (3, 4, 5)]
     assert [choice.message.content for choice in response.choices] == [one.text for one in alone]
     assert response.usage
@@ -253,7 +225,7 @@ def test_choices_are_the_replies_of_their_seeds(chat: Chat, client: openai.OpenA
 
 
 def made(chat: Chat, modality: str, prompt: str, seed: int, **decoder: Any) -> Medium:
-    """The medium that the Python API makes of a prompt."""
+    """The medium that the Python API generates for a prompt."""
     choices = {**dict.fromkeys(ALL, "forbid"), modality: "force"}
     reply = chat.reply(
         [user(prompt)],
@@ -297,11 +269,13 @@ def test_sounds(chat: Chat, client: openai.OpenAI) -> None:
         assert response.content == file_of(made(chat, "audio", "rain", 7, seconds=0.1), kind)
 
 
-def test_what_is_heard_is_told_in_words(chat: Chat, client: openai.OpenAI) -> None:
-    heard = client.audio.transcriptions.create(model="tiny", file=("rain.wav", WAV), language="en")
+def test_a_transcription_describes_the_sound(chat: Chat, client: openai.OpenAI) -> None:
+    transcription = client.audio.transcriptions.create(
+        model="tiny", file=("rain.wav", WAV), language="en"
+    )
     forbidden = dict.fromkeys(ALL, "forbid")
     reply = chat.reply([user(Audio(WAV), "What do you hear?")], modalities=forbidden)
-    assert heard.text == reply.text
+    assert transcription.text == reply.text
     asked = client.audio.transcriptions.create(
         model="tiny", file=("rain.wav", WAV), prompt="two", response_format="text"
     )

@@ -1,6 +1,6 @@
 """A picture in and a picture out by other clients than OpenAI's own.
 
-LangChain is run. The others do not install beside our pins (LlamaIndex and the Agents SDK refuse
+LangChain is run. The others do not install with our pins (LlamaIndex and the Agents SDK refuse
 openai 3, litellm needs older releases of two of them; Open WebUI is an application): their requests
 were recorded from the clients' real runs, or written from their source, and are sent here. What the
 client then shows is looked for where it looks.
@@ -75,13 +75,13 @@ def test_recorded_requests_show_a_picture(
 def test_open_webui_hears_speaks_and_edits(serve: Callable[..., Served]) -> None:
     """Its other requests (routers/audio.py, routers/images.py), with the models it names."""
     with serve(lenient=True).http() as http:
-        heard = http.post(
+        transcription = http.post(
             "/v1/audio/transcriptions",
             files={"file": ("speech.wav", WAV, "audio/wav")},
             data={"model": "whisper-1", "language": "en"},
         )
-        assert heard.status_code == 200, heard.text
-        assert "text" in heard.json()
+        assert transcription.status_code == 200, transcription.text
+        assert "text" in transcription.json()
         spoken = http.post(
             "/v1/audio/speech", json={"model": "tts-1", "input": "rain", "voice": "alloy"}
         )

@@ -1,4 +1,4 @@
-"""One engine for all: shared batches, cancelling, the bounded line, the end."""
+"""One engine for all requests: shared batches, cancelling, the bounded queue, shutdown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @contextmanager
 def sent(served: Served, asked: dict[str, Any]) -> Iterator[None]:
-    """A request of a client that hangs up at the end of the block, whatever it got by then."""
+    """A request of a client that disconnects at the end of the block."""
     text = json.dumps(asked).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
@@ -58,7 +58,7 @@ def body(text: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def test_requests_at_once_share_steps_and_get_what_single_ones_get(
+def test_concurrent_requests_share_steps_and_equal_single_ones(
     chat: Chat, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streamed or not, with options of their own, and each leaves when it is done."""
@@ -135,7 +135,7 @@ def test_a_client_that_goes_away_frees_the_engine(
         assert http.get("/health").json() == {"status": "ok", "waiting": 0}
 
 
-def test_the_line_is_bounded(serve: Callable[..., Served]) -> None:
+def test_the_queue_is_bounded(serve: Callable[..., Served]) -> None:
     served = serve(max_batch=1, max_queued=1, max_videos=2)
     with served.http() as http:
         job = {"prompt": "a rocket", "decoder": {"steps": 200}}
@@ -158,13 +158,13 @@ def test_the_line_is_bounded(serve: Callable[..., Served]) -> None:
     assert served.metric("mmllm_cancelled_total") == 2
 
 
-def test_clips_are_forgotten_when_their_time_is_up(serve: Callable[..., Served]) -> None:
+def test_clips_are_deleted_after_the_retention_period(serve: Callable[..., Served]) -> None:
     with serve(retention_seconds=0.0).http() as http:
         key = http.post("/v1/videos", json={"prompt": "a rocket"}).json()["id"]
         wait_for(lambda: http.get(f"/v1/videos/{key}").status_code == 404)
 
 
-def test_too_many_connections_are_told_so(serve: Callable[..., Served]) -> None:
+def test_too_many_connections_are_refused_with_a_reason(serve: Callable[..., Served]) -> None:
     served = serve(max_requests=1)
     asked = body("draw", modalities=PICTURE, decoders=LONG, stream=True)
     with (
@@ -176,7 +176,7 @@ def test_too_many_connections_are_told_so(serve: Callable[..., Served]) -> None:
         assert served.http().get("/health").status_code == 200
 
 
-def test_what_is_wrong_with_one_is_no_fault_of_the_others(chat: Chat) -> None:
+def test_an_error_in_one_request_does_not_affect_the_others(chat: Chat) -> None:
     """A conversation that does not fit fails alone."""
     engine = Dispatcher(chat, ServerSettings(max_batch=3), Metrics())
     options = ReplyOptions(sampling={"max_new_tokens": 4})
@@ -196,7 +196,7 @@ def test_what_is_wrong_with_one_is_no_fault_of_the_others(chat: Chat) -> None:
         engine.submit(ReplyJob([user("one")], options, 0))
 
 
-def test_closing_stops_what_runs_and_drops_what_waits(chat: Chat) -> None:
+def test_closing_cancels_running_and_queued_requests(chat: Chat) -> None:
     engine = Dispatcher(chat, ServerSettings(max_batch=1), Metrics())
     slow = ReplyOptions(modalities=PICTURE, decoders=LONG)
     running, waiting = (ReplyJob([user("draw")], slow, 0) for _ in range(2))
@@ -212,12 +212,12 @@ def test_closing_stops_what_runs_and_drops_what_waits(chat: Chat) -> None:
         running.replies.result(0)
 
 
-def test_a_short_prompt_beside_a_long_one_is_not_cut_short(chat: Chat) -> None:
-    """The context's end is each conversation's own."""
-    said = [[user("one")], [user("one two three four " * 9)]]
+def test_a_short_prompt_in_a_batch_with_a_long_one_is_not_cut_short(chat: Chat) -> None:
+    """The context's limit holds for each conversation by itself."""
+    conversations = [[user("one")], [user("one two three four " * 9)]]
     forbidden = dict.fromkeys(("image", "audio", "video"), "forbid")
     options: dict[str, Any] = {"max_new_tokens": 250, "temperature": 2.0, "modalities": forbidden}
-    alone = [chat.reply(entry, seed=5, **options) for entry in said]
+    alone = [chat.reply(entry, seed=5, **options) for entry in conversations]
     assert alone[1].usage.prompt + alone[1].usage.text <= chat.model.llm.max_length
-    together = chat.reply_many(said, seeds=[5, 5], **options)
+    together = chat.reply_many(conversations, seeds=[5, 5], **options)
     assert [reply.ids for reply in together] == [reply.ids for reply in alone]

@@ -54,7 +54,7 @@ def test_an_edit_is_a_reply_that_starts_from_the_picture(
         (FILE, dict.fromkeys(map(str, range(100)), "x"), None),
     ],
 )
-def test_what_is_wrong_is_one_clear_error(
+def test_invalid_fields_are_named(
     http: httpx2.Client, files: Any, form: dict[str, str], param: str | None
 ) -> None:
     response = http.post("/v1/images/edits", files=files, data=form)
@@ -64,7 +64,7 @@ def test_what_is_wrong_is_one_clear_error(
 
 @pytest.mark.parametrize("body", [b"", b"--x", b"--x\r\nnonsense\r\n--x--", bytes(1000)])
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "multipart/form-data", "x"])
-def test_no_form_is_one_clear_error(http: httpx2.Client, body: bytes, kind: str) -> None:
+def test_bodies_that_are_not_forms_are_refused(http: httpx2.Client, body: bytes, kind: str) -> None:
     response = http.post("/v1/images/edits", content=body, headers={"content-type": kind})
     assert response.status_code == 400, response.text
 

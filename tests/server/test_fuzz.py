@@ -1,4 +1,4 @@
-"""Requests that nobody would write: none is the server's fault, and it answers well afterwards."""
+"""Requests at random: none causes a server error, and the server works afterwards."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_server_keeps_to_its_openapi_document(
 
 
 def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The path of everything inside."""
+    """The path of every value inside a JSON tree."""
     if path:
         yield path
     if isinstance(tree, dict | list):
@@ -107,7 +107,7 @@ def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def mutated(tree: Any, draw: random.Random) -> Any:
-    """One to three things missing, doubled, of another type, or under another name."""
+    """A copy in which one to three values are missing, of another type, or under another name."""
     tree = copy.deepcopy(tree)
     for _ in range(draw.randint(1, 3)):
         *above, last = draw.choice(list(places(tree)))
@@ -127,7 +127,7 @@ def mutated(tree: Any, draw: random.Random) -> Any:
 
 
 def answered_well(response: httpx2.Response) -> bool:
-    """200, or an error of the API that says something."""
+    """Check that the response is 200, or an error of the API with a message."""
     if response.status_code == 200:
         return True
     error = response.json()["error"]
@@ -208,7 +208,7 @@ def test_the_first_requests_of_the_benchmark(small: Served, fuzz: ModuleType) ->
 
 
 def test_faults_are_seen(fuzz: ModuleType) -> None:
-    """The benchmark's own eyes."""
+    """The benchmark itself finds the faults that it looks for."""
     asked = fuzz.Asked("x", [b""])
     assert fuzz.faults(fuzz.Answer(asked, 400, 0.1, b"{}")) == []
     assert fuzz.faults(fuzz.Answer(asked, 500, 0.1, b"")) == ["status 500"]

@@ -1,4 +1,4 @@
-"""Requests that are meant to hurt: each is answered or refused soon, and nobody else waits."""
+"""Hostile requests: each is answered or refused soon, and delays no other."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from mmllm.server.middleware import AdmissionMiddleware
 from mmllm.server.settings import ServerSettings
 from tests.media.samples import many_frames
 from tests.server.conftest import Served
+from tests.server.exchange import CHAT, asking, error_of
 from tests.server.files import AUDIO, IMAGE, PNG, TEXT, WAV, data_uri
-from tests.server.test_safety import CHAT, asking, error_of
 
 PATIENCE = 5.0
 """Seconds, generous, for what takes no time and once took minutes."""
@@ -35,7 +35,7 @@ PATIENCE = 5.0
 
 @contextmanager
 def health_watched(served: Served) -> Iterator[list[float]]:
-    """The seconds of every /health that was asked meanwhile."""
+    """The response times of /health, which is requested throughout the block, in seconds."""
     taken: list[float] = []
     over = threading.Event()
 
@@ -76,8 +76,8 @@ def content(*parts: Any) -> dict[str, Any]:
         "http://" + "@" * 500_000,
     ],
 )
-def test_no_text_keeps_the_server_busy(served: Served, url: str) -> None:
-    """A pattern with two ways of reading a letter took the square of the letters' number."""
+def test_urls_are_parsed_in_linear_time(served: Served, url: str) -> None:
+    """An ambiguous pattern took quadratic time."""
     began = time.monotonic()
     with health_watched(served) as taken, served.http() as http:
         error = error_of(http.post(CHAT, json=asking(IMAGE, {**IMAGE, "image_url": {"url": url}})))
@@ -106,7 +106,9 @@ def test_no_text_keeps_the_server_busy(served: Served, url: str) -> None:
         ({**content(TEXT), "metadata": {"x": [[]] * 300_000}}, None),
     ],
 )
-def test_many_values_are_not_looked_at_one_by_one(body: Any, param: str | None) -> None:
+def test_oversized_bodies_are_refused_without_validating_every_value(
+    body: Any, param: str | None
+) -> None:
     data = json.dumps(body).encode()
     began = time.monotonic()
     with pytest.raises(ApiError) as raised:
@@ -116,7 +118,7 @@ def test_many_values_are_not_looked_at_one_by_one(body: Any, param: str | None) 
     assert time.monotonic() - began < PATIENCE
 
 
-def test_what_a_client_may_well_send_is_let_in() -> None:
+def test_large_valid_bodies_are_accepted() -> None:
     long = content(*[TEXT] * api.MOST_PARTS) | {"metadata": {"x": ["y"] * 20_000}}
     assert len(bodies.parsed(api.ChatRequest, json.dumps(long).encode()).messages) == 1
     marked = b"\xef\xbb\xbf" + json.dumps(content(TEXT), ensure_ascii=False).encode()
@@ -129,23 +131,23 @@ def test_what_a_client_may_well_send_is_let_in() -> None:
     "data",
     [b"\xff", b'{"messages": "\xed\xa0\x80"}', '{"messages": []}'.encode("utf-16"), b'{"a": NaN}'],
 )
-def test_a_body_that_is_no_json(http: httpx2.Client, data: bytes) -> None:
+def test_bodies_that_are_not_json(http: httpx2.Client, data: bytes) -> None:
     error = error_of(http.post(CHAT, content=data, headers={"content-type": "application/json"}))
     assert "the body is not" in error["message"]
 
 
-@pytest.mark.parametrize(("opening", "end"), [("[", "]"), ('{"a":', "}")])
-def test_nesting_is_let_in_or_told_at_every_depth(opening: str, end: str) -> None:
-    """Depths that are just read, and then too deep for the check of characters."""
-    told = set()
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_is_parsed_or_refused_at_every_depth(start: str, end: str) -> None:
+    """Depths at the limit of the JSON parser, and of the check of characters after it."""
+    errors = set()
     for depth in range(900, 1000):
-        inner = opening * depth + '"\\u0041"' + end * depth
+        inner = start * depth + '"\\u0041"' + end * depth
         data = f'{{"messages": [{{"role": "user", "content": "x"}}], "metadata": {inner}}}'
         try:
             bodies.parsed(api.ChatRequest, data.encode())
         except ApiError as error:
-            told.add((error.status, error.message))
-    assert told == {(400, "the body is not JSON that can be meant: it is nested too deeply")}
+            errors.add((error.status, error.message))
+    assert errors == {(400, "the body is not JSON that can be meant: it is nested too deeply")}
 
 
 def test_names_of_hosts_paths_and_methods_are_cut(http: httpx2.Client) -> None:
@@ -163,7 +165,7 @@ def test_names_of_hosts_paths_and_methods_are_cut(http: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "param", "said"),
+    ("change", "param", "message"),
     [
         ({"content": {"a": 1}}, "messages.0.content", "expected a string or a list, got {'a': 1}"),
         ({"content": [5]}, "messages.0.content.0", "expected an object, got 5"),
@@ -188,16 +190,16 @@ def test_names_of_hosts_paths_and_methods_are_cut(http: httpx2.Client) -> None:
         ),
     ],
 )
-def test_errors_speak_of_json_and_of_fields_that_exist(
-    http: httpx2.Client, change: dict, param: str, said: str
+def test_errors_use_the_terms_of_json_and_name_existing_fields(
+    http: httpx2.Client, change: dict, param: str, message: str
 ) -> None:
     error = error_of(http.post(CHAT, json={"messages": [{"role": "user", **change}]}))
     assert error["param"] == param
-    assert said in error["message"]
+    assert message in error["message"]
     assert "dictionary" not in error["message"]
 
 
-def test_a_clip_given_as_a_picture_is_told_in_words_of_the_api(http: httpx2.Client) -> None:
+def test_a_clip_given_as_a_picture_is_reported_in_terms_of_the_api(http: httpx2.Client) -> None:
     gif = data_uri(many_frames(3, 8), "image/gif")
     error = error_of(http.post(CHAT, json=asking({**IMAGE, "image_url": {"url": gif}})))
     assert "send it as `video_url`" in error["message"]
@@ -254,8 +256,10 @@ def test_numbers_at_the_edge_are_refused(http: httpx2.Client, options: dict, par
     assert "expected at" in error["message"] or "than or equal to" in error["message"]
 
 
-def test_frames_count_that_are_made_anyway(serve: Callable[..., Served]) -> None:
-    """A size is let in as far as all frames of that size are, also where none were asked for."""
+def test_default_frames_and_sizes_count_towards_the_output_limit(
+    serve: Callable[..., Served],
+) -> None:
+    """Width x height x frames is limited, also where one of them is the decoder's default."""
     with serve(max_output_volume=1000).http() as http:
         for options in ({"width": 16, "height": 16}, {"frames": 9}):
             error = error_of(http.post(CHAT, json=asking(TEXT, decoders={"video": options})))
@@ -270,7 +274,7 @@ def test_a_tiny_temperature_is_greedy(http: httpx2.Client) -> None:
     assert cold["choices"][0]["message"]["content"] == greedy["choices"][0]["message"]["content"]
 
 
-def test_a_size_that_comes_anyway_is_taken(http: httpx2.Client) -> None:
+def test_the_decoders_own_size_is_accepted(http: httpx2.Client) -> None:
     """The decoder takes no size: its own is what it makes."""
     body = {"prompt": "x", "decoder": {"steps": 2}}
     assert http.post("/v1/images/generations", json={**body, "size": "16x16"}).status_code == 200
@@ -304,10 +308,10 @@ def test_a_clip_that_takes_too_long_is_refused(serve: Callable[..., Served], slo
 
 
 @pytest.mark.parametrize("stays", [True, False])
-def test_slow_clips_keep_nobody_waiting(
+def test_slow_clips_do_not_delay_other_requests(
     serve: Callable[..., Served], slow: dict, stays: bool
 ) -> None:
-    """Neither those of clients who wait for them, nor of those who hang up at once."""
+    """Neither those of clients that wait, nor of clients that disconnect at once."""
     served = serve(input_limits=replace(ServerSettings().input_limits, decoding_seconds=60.0))
     text = json.dumps(asking(slow)).encode()
     head = (
@@ -359,7 +363,7 @@ def test_frames_are_read_once_and_the_answer_is_that_of_the_python_api(
 
 
 def test_all_requests_share_what_their_media_may_take(serve: Callable[..., Served]) -> None:
-    """One that is alone is let in; beside another there is no room for it."""
+    """One request alone is accepted; while another runs, it exceeds the limit."""
     served = serve(max_total_decoded_bytes=40)
     asked = asking(IMAGE, modalities={"image": "force"}, decoders={"image": {"steps": 200}})
     with served.http() as http, ThreadPoolExecutor(1) as pool:
@@ -397,13 +401,13 @@ def is_closed(client: socket.socket) -> bool:
         b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea",
     ],
 )
-def test_half_a_header_is_not_waited_for(serve: Callable[..., Served], sent: bytes) -> None:
+def test_incomplete_headers_time_out(serve: Callable[..., Served], sent: bytes) -> None:
     served = serve(idle_timeout=0.5)
     with connect(served) as client:
         client.sendall(sent)
         if sent.endswith(b"/hea"):
             answer = client.recv(4096)
-            while not answer.endswith(b"}"):  # head and body may come apart
+            while not answer.endswith(b"}"):  # head and body may arrive separately
                 answer += client.recv(4096)
             assert answer.startswith(b"HTTP/1.1 200")
         began = time.monotonic()
@@ -427,7 +431,7 @@ def test_a_client_that_is_still_sending_can_read_why_it_is_refused(
 
 
 @pytest.mark.parametrize("limit", [{"linger_bytes": 100_000}, {"linger_timeout": 0.2}])
-def test_a_client_that_sends_on_and_on_is_cut_off(
+def test_a_client_that_never_stops_sending_is_disconnected(
     serve: Callable[..., Served], limit: dict[str, Any]
 ) -> None:
     served = serve(**limit)
@@ -442,7 +446,7 @@ def test_a_client_that_sends_on_and_on_is_cut_off(
         send_on(client)
 
 
-def test_a_body_must_keep_coming(serve: Callable[..., Served]) -> None:
+def test_a_stalled_body_times_out(serve: Callable[..., Served]) -> None:
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         "content-length: 9999\r\n\r\n"
@@ -470,14 +474,14 @@ def test_a_body_must_keep_coming(serve: Callable[..., Served]) -> None:
         assert answer.startswith(b"HTTP/1.1 408")
 
 
-def test_a_slow_answer_is_no_silence(serve: Callable[..., Served]) -> None:
+def test_the_idle_timeout_does_not_end_slow_responses(serve: Callable[..., Served]) -> None:
     served = serve(idle_timeout=0.2)
     body = asking(TEXT, modalities={"image": "force"}, decoders={"image": {"steps": 200}})
     with served.http() as http:
         assert http.post(CHAT, json=body).status_code == 200
 
 
-def test_connections_that_ask_nothing_make_way(serve: Callable[..., Served]) -> None:
+def test_idle_connections_are_closed_for_new_ones(serve: Callable[..., Served]) -> None:
     served = serve(max_connections=4)
     with ExitStack() as stack:
         silent = [stack.enter_context(connect(served)) for _ in range(4)]
@@ -486,8 +490,8 @@ def test_connections_that_ask_nothing_make_way(serve: Callable[..., Served]) -> 
         assert is_closed(silent[0])
 
 
-def test_bodies_on_their_way_make_way(serve: Callable[..., Served]) -> None:
-    """They share what they may take; who began first and is not done yet is given up."""
+def test_unfinished_bodies_are_dropped_for_new_ones(serve: Callable[..., Served]) -> None:
+    """Bodies share a limit of memory; the oldest unfinished one is dropped."""
     served = serve(max_total_body_bytes=300_000)
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -501,7 +505,7 @@ def test_bodies_on_their_way_make_way(serve: Callable[..., Served]) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 408")
 
 
-def test_a_client_that_takes_no_answer_holds_its_place_for_a_while() -> None:
+def test_a_client_that_does_not_read_its_response_times_out() -> None:
     async def answering(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"x"})

@@ -62,8 +62,8 @@ def test_unknown_fields_are_dropped_and_named(lenient: Served, http: httpx2.Clie
 
 
 def test_fields_within_fields_are_named_by_their_paths(lenient: Served) -> None:
-    said = [{"role": "user", "content": [{"type": "text", "text": "one", "cache_control": {}}]}]
-    asked = {**CHAT, "messages": said, "decoders": {"image": {"magic": 1}}, "stream": True}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "one", "cache_control": {}}]}]
+    asked = {**CHAT, "messages": messages, "decoders": {"image": {"magic": 1}}, "stream": True}
     with lenient.http() as soft:
         response = soft.post("/v1/chat/completions", json=asked)
     assert response.status_code == 200, response.text
@@ -99,7 +99,7 @@ def test_another_models_name_is_named(lenient: Served) -> None:
     assert answer.mmllm["ignored"] == ["model"]
 
 
-def test_a_picture_of_another_size_is_told_of(lenient: Served, client: openai.OpenAI) -> None:
+def test_a_picture_of_another_size_is_reported(lenient: Served, client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "prompt": "x", "extra_body": {"seed": 1}}
     usual = client.images.generate(**asked)
     assert usual.data
@@ -164,7 +164,7 @@ def test_mp3_of_many_channels_is_one_clear_error() -> None:
         Audio.from_numpy(np.zeros((3, 8000), np.float32), 8000).to_bytes("mp3")
 
 
-def test_web_pages_may_ask_where_it_is_allowed(
+def test_cors_is_allowed_for_configured_origins(
     serve: Callable[..., Served], http: httpx2.Client
 ) -> None:
     page = "http://localhost:3000"

@@ -19,7 +19,7 @@ from mmllm.server import markdown
 from mmllm.server.generated_files import GeneratedFiles
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
-from tests.server.test_chat import ALL, expected, files_of, replied
+from tests.server.exchange import ALL, files_in, files_of, replied
 
 ASKED = [{"role": "user", "content": "one two three"}]
 OPTIONS: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 12, "model": "tiny"}
@@ -32,19 +32,19 @@ def extra(media: str | None, **more: Any) -> dict[str, Any]:
 def shown(content: str, served: Served) -> list[str | bytes]:
     """The texts and files of `content`, in order; URLs are fetched without a token."""
     found: list[str | bytes] = []
-    for modality, said in markdown.split(content):
+    for modality, part in markdown.split(content):
         if modality is None:
-            found.append(said)
-        elif said.startswith("data:"):
-            found.append(base64.b64decode(said.partition(",")[2]))
+            found.append(part)
+        elif part.startswith("data:"):
+            found.append(base64.b64decode(part.partition(",")[2]))
         else:
             with served.http() as http:
-                found.append(http.get(said).raise_for_status().content)
+                found.append(http.get(part).raise_for_status().content)
     return found
 
 
 def wanted(reply: Reply) -> list[str | bytes]:
-    return [part for part in expected(reply) if part != ""]
+    return [part for part in files_of(reply.message) if part != ""]
 
 
 @pytest.mark.parametrize("media", ["markdown", "urls"])
@@ -65,7 +65,7 @@ def test_content_holds_the_files(
         assert shown(message.content, served) == wanted(reply)
         assert len(re.findall(r"!\[picture\]\(", message.content)) == 1
         assert ("data:image/png" in message.content) == (media == "markdown")
-        assert files_of(message.parts) == expected(reply)
+        assert files_in(message.parts) == files_of(reply.message)
         deltas = [
             chunk.choices[0].delta
             for chunk in client.chat.completions.create(
@@ -102,9 +102,13 @@ def test_what_was_shown_is_part_of_the_next_turn(
     )
     if as_list:
         content = [{"type": "text", "text": content}]
-    said = [*ASKED, {"role": "assistant", "content": content}, {"role": "user", "content": "two"}]
+    messages = [
+        *ASKED,
+        {"role": "assistant", "content": content},
+        {"role": "user", "content": "two"},
+    ]
     second = client.chat.completions.create(
-        messages=said, extra_body={"modalities": ["text"]}, **OPTIONS
+        messages=messages, extra_body={"modalities": ["text"]}, **OPTIONS
     )
     parts = [part for part in first.message.parts if getattr(part, "text", None) != ""]
     history = [user("one two three"), assistant(*parts), user("two")]
@@ -116,9 +120,9 @@ def test_what_was_shown_is_part_of_the_next_turn(
 
 def test_a_forgotten_file_is_one_clear_error(client: openai.OpenAI, served: Served) -> None:
     url = f"{served.url}/made/{'a' * 32}.png"
-    said = [*ASKED, {"role": "assistant", "content": f"![picture]({url})"}, *ASKED]
+    messages = [*ASKED, {"role": "assistant", "content": f"![picture]({url})"}, *ASKED]
     with pytest.raises(openai.BadRequestError, match="kept no longer") as caught:
-        client.chat.completions.create(messages=said, **OPTIONS)
+        client.chat.completions.create(messages=messages, **OPTIONS)
     assert caught.value.param == "messages.1.content.image_url.url"
     assert caught.value.code == "invalid_url"
 
@@ -154,7 +158,7 @@ def test_files_are_bounded_in_number_bytes_and_time() -> None:
     assert short.size == 0
 
 
-def test_the_way_of_showing_is_checked(client: openai.OpenAI) -> None:
+def test_the_media_option_is_checked(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(messages=ASKED, extra_body=extra("html"), **OPTIONS)
     assert caught.value.param == "mmllm.media"
@@ -193,13 +197,13 @@ def test_text_and_media_come_back_as_they_were(parts: list) -> None:
         else:
             written += content.medium(place, markdown.link(*part))
     back = [
-        said if modality is None else (modality, said) for modality, said in markdown.split(written)
+        part if modality is None else (modality, part) for modality, part in markdown.split(written)
     ]
     assert back == [part for part in parts if part]
 
 
-def test_many_openings_of_links_are_read_at_once() -> None:
+def test_many_unfinished_links_are_read_in_linear_time() -> None:
     text = "[clip](data:" * 1_000_000
     began = time.monotonic()
-    assert "".join(said for _, said in markdown.split(text)) == text
+    assert "".join(part for _, part in markdown.split(text)) == text
     assert time.monotonic() - began < 10

@@ -11,7 +11,7 @@ from tests.server.conftest import Served
 
 
 @pytest.mark.parametrize("token", [None, "secret"])
-def test_a_browser_is_told_what_this_is(serve: Callable[..., Served], token: str | None) -> None:
+def test_a_browser_is_shown_what_this_is(serve: Callable[..., Served], token: str | None) -> None:
     served = serve(token=token)
     with served.http() as http:
         start, fields = http.get("/"), http.get("/docs")

@@ -12,8 +12,8 @@ import pytest
 from mmllm.conversation import Image, Text, assistant, system, user
 from mmllm.inference.chat import Chat
 from mmllm.inference.replies import Reply
+from tests.server.exchange import ALL, replied
 from tests.server.files import IMAGE, PNG, WAV, file_of
-from tests.server.test_chat import ALL, replied
 
 OPTIONS: dict[str, Any] = {"model": "tiny", "temperature": 1.0, "max_output_tokens": 12}
 EXTRA: dict[str, Any] = {"seed": 3}
@@ -136,7 +136,7 @@ def test_an_output_sent_back_is_part_of_the_conversation(chat: Chat, client: ope
         ({"input": [{"role": "user", "content": [BROKEN]}]}, "input.0.content.0.image_url.url"),
     ],
 )
-def test_what_cannot_be_done_is_named(
+def test_unsupported_fields_are_named(
     http: httpx2.Client, change: dict[str, Any], param: str
 ) -> None:
     response = http.post("/v1/responses", json={"input": "x", **change})
@@ -144,7 +144,7 @@ def test_what_cannot_be_done_is_named(
     assert response.json()["error"]["param"] == param
 
 
-def test_sounds_are_heard(chat: Chat, http: httpx2.Client) -> None:
+def test_sounds_are_read(chat: Chat, http: httpx2.Client) -> None:
     data = base64.b64encode(WAV).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     body = {"input": [{"role": "user", "content": [part]}], "modalities": ["text"]}

@@ -18,27 +18,13 @@ from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
+from tests.server.exchange import CHAT, asking, error_of
 from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, WAV, data_uri, file_of
-
-CHAT = "/v1/chat/completions"
-
-
-def asking(*parts: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": list(parts)}], "max_tokens": 2, **options}
-
-
-def error_of(response: httpx2.Response, status: int = 400) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert "Traceback" not in error["message"]
-    return error
-
 
 # --- who may ask --------------------------------------------------------------------------------
 
 
-def test_a_token_is_asked_for_before_the_body_is_read(serve: Callable[..., Served]) -> None:
+def test_a_token_is_required_before_the_body_is_read(serve: Callable[..., Served]) -> None:
     served = serve(token="s3cret")
     with served.http() as http:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}):
@@ -54,7 +40,7 @@ def test_a_token_is_asked_for_before_the_body_is_read(serve: Callable[..., Serve
         served.openai("other").models.list()
 
 
-def test_a_local_server_answers_to_local_names_only(http: httpx2.Client, served: Served) -> None:
+def test_a_local_server_accepts_local_host_names_only(http: httpx2.Client, served: Served) -> None:
     """A web page could make its own name resolve to 127.0.0.1."""
     port = served.url.rpartition(":")[2]
     assert (
@@ -66,8 +52,8 @@ def test_a_local_server_answers_to_local_names_only(http: httpx2.Client, served:
     assert http.get("/v1/models", headers={"host": f"LOCALHOST:{port}"}).status_code == 200
 
 
-def test_a_web_page_cannot_ask_without_being_asked_itself(http: httpx2.Client) -> None:
-    """Text that a page may post anywhere is not taken for JSON, and no origin is let in."""
+def test_web_pages_of_other_origins_cannot_send_requests(http: httpx2.Client) -> None:
+    """text/plain, which a page may post anywhere, is not read as JSON, and no origin is allowed."""
     body = b'{"messages": [{"role": "user", "content": "one"}]}'
     response = http.post(CHAT, content=body, headers={"content-type": "text/plain"})
     assert "application/json" in error_of(response)["message"]
@@ -85,7 +71,7 @@ def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "param", "said"),
+    ("change", "param", "message"),
     [
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
@@ -127,17 +113,17 @@ def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
         ({"audio": {"format": "aac"}}, "audio.format", "'flac' or 'mp3'"),
     ],
 )
-def test_a_request_that_cannot_be_meant(
-    http: httpx2.Client, change: dict, param: str | None, said: str
+def test_invalid_requests(
+    http: httpx2.Client, change: dict, param: str | None, message: str
 ) -> None:
     error = error_of(http.post(CHAT, json={**asking(TEXT), **change}))
     assert error["param"] == param
-    assert said in error["message"]
+    assert message in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said"),
+    ("path", "body", "message"),
     [
         ("/v1/images/generations", {"prompt": "x", "size": "1x"}, "size"),
         ("/v1/images/generations", {"prompt": "x", "response_format": "uri"}, "b64_json"),
@@ -159,13 +145,13 @@ def test_a_request_that_cannot_be_meant(
     ],
 )
 def test_the_other_endpoints_refuse_too(
-    http: httpx2.Client, path: str, body: dict, said: str
+    http: httpx2.Client, path: str, body: dict, message: str
 ) -> None:
-    assert said in error_of(http.post(path, json=body))["message"]
+    assert message in error_of(http.post(path, json=body))["message"]
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         ({"image_url": {"url": "data:image/png;base64,####"}}, "not valid base64"),
         ({"image_url": {"url": "data:image/png,abc"}}, "expected data:TYPE;base64"),
@@ -180,15 +166,15 @@ def test_the_other_endpoints_refuse_too(
         ({"video_url": {"url": data_uri(MP4[:500], "video/mp4")}}, "video_url"),
     ],
 )
-def test_broken_media(http: httpx2.Client, part: dict, said: str) -> None:
+def test_broken_media(http: httpx2.Client, part: dict, message: str) -> None:
     kind = next(iter(part))
     error = error_of(http.post(CHAT, json=asking(TEXT, {"type": kind, **part})))
-    assert said in error["message"] + str(error["param"])
+    assert message in error["message"] + str(error["param"])
     assert error["param"].startswith(f"messages.0.content.1.{kind}")
 
 
 @pytest.mark.parametrize(
-    ("limits", "part", "said"),
+    ("limits", "part", "message"),
     [
         ({"pixels": 1000}, IMAGE, "pixels"),
         ({"seconds": 0.001}, AUDIO, "seconds"),
@@ -197,7 +183,7 @@ def test_broken_media(http: httpx2.Client, part: dict, said: str) -> None:
     ],
 )
 def test_large_media_are_refused_by_their_headers(
-    serve: Callable[..., Served], limits: dict, part: dict, said: str
+    serve: Callable[..., Served], limits: dict, part: dict, message: str
 ) -> None:
     from dataclasses import replace
 
@@ -207,9 +193,9 @@ def test_large_media_are_refused_by_their_headers(
         part = {"type": "image_url", "image_url": {"url": url}}
     served = serve(input_limits=replace(ServerSettings().input_limits, **limits))
     with served.http() as http:
-        message = error_of(http.post(CHAT, json=asking(part)))["message"]
-    assert said in message
-    assert "mmllm.media" not in message, "that remedy is for Python programs"
+        error = error_of(http.post(CHAT, json=asking(part)))
+    assert message in error["message"]
+    assert "mmllm.media" not in error["message"], "that remedy is for Python programs"
 
 
 def test_all_media_of_a_request_share_what_may_be_decoded(serve: Callable[..., Served]) -> None:
@@ -227,7 +213,7 @@ def test_all_media_of_a_request_share_what_may_be_decoded(serve: Callable[..., S
         assert "4 pictures, sounds and clips, more than 3" in error["message"]
 
 
-def test_a_large_or_slow_body_is_not_waited_for(serve: Callable[..., Served]) -> None:
+def test_large_and_slow_bodies_are_refused(serve: Callable[..., Served]) -> None:
     served = serve(max_body_bytes=1000, max_body_seconds=0.5)
     with served.http() as http:
         error_of(http.post(CHAT, json=asking({"type": "text", "text": "x" * 1000})), 413)
@@ -267,11 +253,11 @@ def test_paths_and_methods(http: httpx2.Client, method: str, path: str, status: 
         b"\xff\xfe\x00",
     ],
 )
-def test_bodies_that_are_no_request(http: httpx2.Client, body: bytes) -> None:
+def test_bodies_that_are_not_requests(http: httpx2.Client, body: bytes) -> None:
     error_of(http.post(CHAT, content=body, headers={"content-type": "application/json"}))
 
 
-def test_a_fault_of_the_server_is_logged_and_not_told(
+def test_a_fault_of_the_server_is_logged_and_not_disclosed(
     chat: Chat,
     http: httpx2.Client,
     monkeypatch: pytest.MonkeyPatch,

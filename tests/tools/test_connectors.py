@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from mmllm.evaluation.scene_judge import SceneJudge
+from tests.training.runs import metrics
 from tools.mini.world import connectors
 from tools.mini.world.connectors import ALIGN, DENOISE, WEIGHTED, Budget, Candidate
 from tools.mini.world.judge import Detector
@@ -59,8 +60,7 @@ def test_candidates_are_trained_judged_and_not_trained_again(
     assert table.count("\n") == 5
     assert "0.00 (0.00 to 0.43)" in table  # none of five
     second = tmp_path / "words-aligned-first" / "stage-2"
-    rows_of = [json.loads(row) for row in (second / "metrics.jsonl").read_text().splitlines()]
-    assert "denoise/image" in rows_of[0]
+    assert "denoise/image" in metrics(second)[0]
 
     def trained_again(*arguments, **options):
         raise AssertionError
@@ -93,7 +93,7 @@ def test_candidates_are_of_the_registry(system_tree: dict, tmp_path: Path) -> No
             assert run.system.output_projections["image"].signal_tokens >= 8
 
 
-def test_every_held_out_scene_is_said_in_its_reply() -> None:
+def test_the_reply_of_every_held_out_scene_holds_its_caption() -> None:
     scenes = connectors.heldout(2)
     assert len(scenes) == 2 * len(connectors.KINDS)
     for _, _, (request, reply) in scenes:

@@ -106,7 +106,7 @@ READERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def broken(row: Any) -> Iterator[Any]:
-    """The row with each value at each place in it, and without what stands there."""
+    """The row with each value at each path, and without the value of that path."""
     for *path, last in places(row):
         for value in VALUES:
             changed = inner = copy.deepcopy(row)
@@ -122,7 +122,7 @@ def broken(row: Any) -> Iterator[Any]:
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The way to every value inside one."""
+    """The path of every value inside a row."""
     if not isinstance(value, dict | list):
         return
     for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
@@ -224,7 +224,7 @@ def test_a_broken_row_costs_itself(kind: str, make_run, tmp_path: Path, caplog):
     assert {row["item"] for row in rows} == {name for name, _ in found}
     assert {(row["item"], row["error"]) for row in rows} >= of_rows
     assert (output / "checkpoints" / "step-00000002").is_dir()
-    told = [record for record in caplog.records if record.msg.startswith("skipped ")]
-    assert len(told) == len(rows), "each is named once, however often it is drawn"
+    records = [record for record in caplog.records if record.msg.startswith("skipped ")]
+    assert len(records) == len(rows), "each is named once, however often it is drawn"
     total = sum(row["times"] for row in rows)
     assert f"{total} of {2 * run.stage.batch_size} items drawn" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from mmllm import checkpoints
 from mmllm.training.trainer import train
 from tests.projections.conftest import connectors, language_model  # noqa: F401 - a fixture
-from tests.training.test_trainer import loss_curve, weights
+from tests.training.runs import loss_curve, weights
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Training that meets a bad disk: one clear line, nothing lost, nothing left lying about."""
+"""Training on a bad disk: one clear error, nothing lost, no drafts left."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mmllm.training import journal, trainer
 from mmllm.training.trainer import train
 from mmllm.utils import files
 from tests.faults import DAMAGES, drafts, largest_file, refused_writes
+from tests.training.runs import loss_curve
 
 FILES = (
     "rows.safetensors",
@@ -36,12 +37,6 @@ FILES = (
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def curve(folder: Path) -> list[float]:
-    return [
-        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]
-    ]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line_and_costs_nothing(
@@ -59,16 +54,16 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_costs_nothing(
     monkeypatch.setattr(checkpoints, "save", limited)
     with pytest.raises(CheckpointError) as caught:
         train(make_run(output="parts"), progress=False)
-    told = str(caught.value)
-    assert "\n" not in told
-    assert told.startswith(f"{saved[1]}: cannot be written: ")
-    assert "File too large" in told
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{saved[1]}: cannot be written: ")
+    assert "File too large" in message
     assert drafts(tmp_path / "parts") == []
     assert [path.name for path in saved[0].parent.iterdir()] == ["step-00000002"]
 
     monkeypatch.setattr(checkpoints, "save", save)
     train(make_run(output="parts"), resume=True, progress=False)
-    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert loss_curve(tmp_path / "parts") == loss_curve(tmp_path / "whole")
     one, other = (
         contents(tmp_path / name / "checkpoints/step-00000004") for name in ("whole", "parts")
     )
@@ -102,7 +97,7 @@ def test_every_kind_of_failure_keeps_what_was_there(make_run, tmp_path: Path, er
     assert drafts(tmp_path) == []
 
 
-def test_a_programming_error_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+def test_a_programming_error_is_not_reported_as_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(KeyError), files.write_errors(tmp_path, CheckpointError, ""):
         raise KeyError("x")
     with (
@@ -142,23 +137,21 @@ def test_a_damaged_checkpoint_is_found_by_its_hashes_whatever_the_damage(
     assert tried == 41
 
 
-def test_a_run_goes_on_from_the_whole_checkpoint_as_if_it_were_the_newest(
+def test_a_run_resumes_from_the_newest_intact_checkpoint(
     trained: Path, make_run, tmp_path: Path
 ) -> None:
     wanted = contents(trained / "checkpoints/step-00000004")
-    losses = curve(trained)
+    losses = loss_curve(trained)
     DAMAGES["zeroed"](trained / "checkpoints/step-00000004/rows.safetensors")
     train(make_run(steps=4), resume=True, progress=False)
-    assert curve(trained) == losses
+    assert loss_curve(trained) == losses
     found = contents(trained / "checkpoints/step-00000004")
     assert found.keys() == wanted.keys()
     for name, data in wanted.items():
         assert found[name] == data, name
 
 
-def test_without_a_whole_checkpoint_a_run_is_not_begun_again_over_it(
-    trained: Path, make_run
-) -> None:
+def test_a_run_without_an_intact_checkpoint_is_not_overwritten(trained: Path, make_run) -> None:
     for file in trained.glob("checkpoints/*/rows.safetensors"):
         DAMAGES["zeroed"](file)
     before = contents(trained)
@@ -169,7 +162,7 @@ def test_without_a_whole_checkpoint_a_run_is_not_begun_again_over_it(
 
 
 def test_a_model_is_not_loaded_from_damaged_weights(trained: Path) -> None:
-    """Whoever names the checkpoint itself is told the same."""
+    """The same error where the checkpoint itself is named."""
     folder = trained / "checkpoints/step-00000004"
     DAMAGES["zeroed"](folder / "training/optimizer.safetensors")
     checkpoints.load_model(checkpoints.open_checkpoint(folder))  # it needs none of it
@@ -179,7 +172,7 @@ def test_a_model_is_not_loaded_from_damaged_weights(trained: Path) -> None:
 
 
 def test_pruning_keeps_what_was_just_written(tmp_path: Path) -> None:
-    """A later checkpoint was damaged, or the run would have gone on from it."""
+    """A later checkpoint must be damaged, or the run would have resumed from it."""
     for step in (2, 4, 6, 90):
         checkpoints.step_folder(tmp_path, step).mkdir(parents=True)
     checkpoints.prune(tmp_path, keep=1, step=6)
@@ -232,7 +225,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(tmp_path: Path) -
     assert aside == 1, "the moment between the two renames was not met"
 
 
-def test_drafts_of_the_dead_are_swept_and_those_of_the_living_are_not(
+def test_partial_files_of_dead_processes_are_removed_and_others_kept(
     trained: Path, make_run, tmp_path: Path
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -262,16 +255,18 @@ def test_drafts_of_the_dead_are_swept_and_those_of_the_living_are_not(
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000005"]
 
 
-@pytest.mark.parametrize(("code", "said"), [(errno.EROFS, "Read-only"), (errno.ENOSPC, "No space")])
-def test_a_folder_that_takes_nothing_is_told_before_the_model_is_loaded(
-    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+@pytest.mark.parametrize(
+    ("code", "message"), [(errno.EROFS, "Read-only"), (errno.ENOSPC, "No space")]
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
 ) -> None:
     monkeypatch.setattr(models, "build", None)
     run = make_run(output="full/run")
     for folder in (tmp_path / "full", tmp_path / "full" / "run"):
         with refused_writes(folder, code), pytest.raises(ConfigError) as caught:
             train(run, progress=False)
-        assert str(caught.value).startswith(f"{run.stage.output}: cannot be written: {said}")
+        assert str(caught.value).startswith(f"{run.stage.output}: cannot be written: {message}")
         assert "stage.output=" in str(caught.value)
         folder.mkdir()
     (tmp_path / "file").write_text("no folder")
@@ -293,10 +288,10 @@ def test_space_for_a_checkpoint_is_asked_for_before_the_first_step(
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "report.html", "skipped.json"])
-def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
+def test_a_report_that_cannot_be_written_is_named_with_its_path(
     drawn_curves, make_run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The disk fills up when the run is under way; its checkpoints so far are whole."""
+    """The disk fills up during the run; its checkpoints so far are intact."""
     for shown in ("0.png", "1.wav", "2.webp"):
         (data.parent / shown).write_bytes(b"")
     file = tmp_path / "run" / name
@@ -321,7 +316,7 @@ def test_what_is_told_of_a_run_is_told_of_with_its_path_when_the_disk_is_full(
     assert str(caught.value) == f"{file}: cannot be written: No space left on device; {remedy}"
 
 
-def test_lines_that_a_power_loss_has_cut_are_not_read(make_run, tmp_path: Path) -> None:
+def test_damaged_lines_of_metrics_are_dropped(make_run, tmp_path: Path) -> None:
     rows = [{"step": step, "seconds": 1.0, "loss": 2.0} for step in (1, 2, 3)]
     lines = [json.dumps(row).encode() for row in rows]
     odd = [b"\0" * 30, b"\0\0" + lines[0], b'{"step": 2, "lo', b"[1]", b'{"seconds": 1}', b"\xff}"]

@@ -11,7 +11,7 @@ from mmllm import checkpoints
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.training import callbacks, trainer
 from mmllm.training.trainer import train
-from tests.training.test_trainer import loss_curve, weights
+from tests.training.runs import loss_curve, weights
 
 TABLE = {"output_projections.image.*": 1e-2, "llm.signal_embeddings": 1e-2}
 
@@ -114,6 +114,6 @@ def test_a_training_state_without_trained_values_is_refused(make_run, tmp_path: 
         ({"denoise": {"min_snr": -1.0}}, "stage.denoise.min_snr: expected above 0, got -1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(make_run, changes: dict, message: str) -> None:
+def test_invalid_settings_are_refused(make_run, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_run(**options(**changes))

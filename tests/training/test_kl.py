@@ -97,8 +97,8 @@ def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
     for row in ids:
         with torch.no_grad(), model.llm.adapters_disabled():
             base = logits(row)[:, : model.llm.tokens.vocab_size].log_softmax(-1)
-        said = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocab_size]
-        wanted.append((base.exp() * (base - said)).sum(-1))
+        adapted = logits(row).log_softmax(-1)[:, : model.llm.tokens.vocab_size]
+        wanted.append((base.exp() * (base - adapted)).sum(-1))
     found, wanted = model.kl_to_base(ids), torch.cat(wanted)
     assert wanted.max() > 0.01
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
@@ -110,7 +110,7 @@ def test_what_adapters_change_is_the_divergence_of_whole_logits(make_run):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_the_loss_keeps_plain_text_as_it_was(make_run, plain, tmp_path):
+def test_the_kl_loss_keeps_plain_text_near_the_base_model(make_run, plain, tmp_path):
     kl_to_base = {}
     train(make_run(output="first", steps=1), progress=False)
     for weight in (0.0, 10.0):

@@ -1,4 +1,4 @@
-"""One trainer a run folder: who holds it is told, who is dead does not, here and elsewhere."""
+"""One trainer per run folder: a live holder is named, a dead process holds none, on any machine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left_by(path: Path, seconds_ago: float, **changes) -> Holder:
-    """A lock that lies in a folder since so long, of a process on another machine."""
+    """Write the lock of a process on another machine, of this age."""
     here = RunLock(path).own
     found = replace(here, host="node-7", pid=4242, table="0000ffff", token="another", **changes)
     path.mkdir(parents=True, exist_ok=True)
@@ -73,17 +73,17 @@ def test_a_second_trainer_is_refused_by_name_before_anything_is_loaded(
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError) as caught:
         train(make_run(), resume=True, progress=False)
-    told = str(caught.value)
-    assert told.startswith(f"{tmp_path / 'run'}: process {holder.pid} on ")
-    assert "trains into this folder" in told
-    assert "stage.output=" in told
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'run'}: process {holder.pid} on ")
+    assert "trains into this folder" in message
+    assert "stage.output=" in message
     assert sorted(tmp_path.rglob("*")) == before
     holder.communicate()  # its input ends, and so does its hold
     with RunLock(tmp_path / "run"):
         pass
 
 
-def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_trainer_is_stale(holder, tmp_path: Path) -> None:
     """Also while its parent has not yet asked for its exit code."""
     holder.kill()
     deadline = time.monotonic() + 30
@@ -95,7 +95,7 @@ def test_what_a_killed_trainer_left_holds_nobody(holder, tmp_path: Path) -> None
     assert drafts(tmp_path) == []
 
 
-def test_a_process_that_came_later_to_the_same_number_holds_nothing(tmp_path: Path) -> None:
+def test_the_lock_of_a_reused_process_id_is_stale(tmp_path: Path) -> None:
     if not files.process_start_time(os.getpid()):
         pytest.skip("this system does not tell when a process began; its signs of life do")
     own = RunLock(tmp_path).own
@@ -106,7 +106,7 @@ def test_a_process_that_came_later_to_the_same_number_holds_nothing(tmp_path: Pa
         RunLock(tmp_path).__enter__()
 
 
-def test_a_silent_process_elsewhere_holds_nothing_and_one_that_gives_signs_does(
+def test_the_lock_of_another_machine_is_held_while_its_heartbeat_is_fresh(
     tmp_path: Path, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "old"
@@ -141,7 +141,7 @@ def test_a_silent_process_elsewhere_holds_nothing_and_one_that_gives_signs_does(
 
 
 @pytest.mark.parametrize("content", [b"", bytes(200), b"{}", b"[1]", b"\xff\xfe", b'{"pid": "x"}'])
-def test_a_lock_that_says_nothing_holds_while_it_is_fresh(
+def test_an_unreadable_lock_is_held_while_it_is_fresh(
     tmp_path: Path, quick: None, content: bytes
 ) -> None:
     path = tmp_path / lock.NAME
@@ -151,7 +151,7 @@ def test_a_lock_that_says_nothing_holds_while_it_is_fresh(
     assert not path.exists()
 
 
-def test_the_holder_gives_signs_of_life_and_puts_back_a_lock_that_was_deleted(
+def test_the_holder_sends_heartbeats_and_restores_a_deleted_lock(
     tmp_path: Path, quick: None
 ) -> None:
     path = tmp_path / lock.NAME
@@ -168,7 +168,7 @@ def test_the_holder_gives_signs_of_life_and_puts_back_a_lock_that_was_deleted(
 def test_a_trainer_whose_folder_was_taken_writes_no_more(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was suspended for long; the other one has gone on from its checkpoint."""
+    """It was suspended for long, and another trainer has resumed from its checkpoint."""
     step, taken = trainer.training_step, []
 
     def suspended(*arguments, **options):
@@ -187,8 +187,8 @@ def test_a_trainer_whose_folder_was_taken_writes_no_more(
     assert kept["token"] == "another", "the other one's lock is not its own to delete"
 
 
-def test_two_that_find_a_stale_lock_do_not_both_get_the_folder(tmp_path: Path, quick: None) -> None:
-    """One is slower: when it sets the stale lock aside, it is the quick one's that it gets."""
+def test_a_stale_lock_is_taken_over_by_one_of_two_trainers(tmp_path: Path, quick: None) -> None:
+    """The slower trainer would move the lock of the quicker one instead of the stale lock."""
     left_by(tmp_path, seconds_ago=3600)
     slow = RunLock(tmp_path)
     stale = slow.path.read_bytes()

@@ -45,7 +45,7 @@ def test_losses_have_names_for_readers_and_stand_by_modality() -> None:
     ]
 
 
-def test_the_page_tells_losses_then_samples_then_speed_and_folds_the_rest(run: Path) -> None:
+def test_the_report_shows_losses_samples_and_speed_first(run: Path) -> None:
     page = write_report(run, ROWS, batch_size=8).read_text()
     heads = re.findall(r"<h2>(.*?)</h2>|<summary>(.*?)</summary>", page)
     assert ["".join(head) for head in heads] == [

@@ -16,12 +16,12 @@ from mmllm.inference.chat import Chat
 from mmllm.training.swapping import SwapOptions, swap_decoders
 from mmllm.training.trainer import train
 from tests.decoders import tiny
-from tests.training.test_trainer import weights
+from tests.training.runs import weights
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of another class, whose conditions have other shapes."""
+    """A pipeline of another class, with conditions of other shapes."""
     folder = tmp_path_factory.mktemp("other") / "sd"
     return tiny.save("stable_diffusion", folder)
 
@@ -32,10 +32,10 @@ def test_a_decoder_of_another_class_is_fitted_and_the_rest_stays(
     train(make_run(steps=2), progress=False)
     run, out = tmp_path / "run", tmp_path / "swapped"
     assert main(["swap", str(run), f"image={other}", "--out", str(out), "--steps", "60"]) == 0
-    told = capsys.readouterr().out
-    assert "decoders.image: pixart" in told
-    assert "-> stable_diffusion" in told
-    assert "of what a caption takes off" in told
+    printed = capsys.readouterr().out
+    assert "decoders.image: pixart" in printed
+    assert "-> stable_diffusion" in printed
+    assert "of what a caption takes off" in printed
     before, after = weights(run), weights(out)
     for name, value in after.items():
         if not name.startswith("output_projections/image"):
@@ -46,7 +46,7 @@ def test_a_decoder_of_another_class_is_fitted_and_the_rest_stays(
     assert reply.image.to_numpy().std() > 0
 
 
-def test_what_is_said_is_measured_on_captions_that_were_not_fitted(
+def test_the_report_is_measured_on_captions_that_were_not_fitted(
     make_run, tmp_path: Path, other: Path
 ) -> None:
     train(make_run(steps=2), progress=False)
@@ -85,7 +85,7 @@ def test_the_same_decoder_begins_as_it_was(make_run, tmp_path: Path) -> None:
     assert abs(swap.unfitted.explained - swap.former.explained) > 1e-3
 
 
-def test_what_cannot_be_swapped_is_said(
+def test_what_cannot_be_swapped_is_refused(
     make_run, tmp_path: Path, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(make_run(steps=1), progress=False)

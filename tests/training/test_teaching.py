@@ -47,7 +47,7 @@ def test_logits_of_the_mean_feature_are_the_mean_logits() -> None:
 
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four new things taught to mini, which rehearses twelve that it knows."""
+    """Four new things taught to mini, with rehearsal of twelve that it knows."""
     folder = tmp_path_factory.mktemp("own")
     write_images(folder / "all")
     for label in ("llama", "waffle", "canoe", "thermometer"):

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mmllm import checkpoints, config
 from mmllm import model as models
@@ -38,19 +37,7 @@ from mmllm.training.resume import CheckpointSaver
 from mmllm.training.trainable import choose_trainable
 from mmllm.training.trainer import train
 from tests import parts
-
-
-def loss_curve(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = checkpoints.open_checkpoint(folder).folder
-    found = {}
-    for file in sorted(newest.rglob("*.safetensors")):
-        found |= {f"{file.stem}/{name}": value for name, value in load_file(file).items()}
-    return found
+from tests.training.runs import loss_curve, metrics, weights
 
 
 def test_resume_equals_a_run_that_never_stopped(
@@ -91,7 +78,7 @@ def handlers() -> Iterator[None]:
 
 
 def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    """Each step gets the next of these signals."""
+    """Send the process the next of these signals in each step."""
     step, left = trainer.training_step, list(numbers)
 
     def interrupted(*arguments, **options):
@@ -106,7 +93,7 @@ def interrupted_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 @pytest.mark.parametrize(
     "before", [signal.default_int_handler, signal.SIG_DFL, lambda number, frame: None]
 )
-def test_ctrl_c_saves_after_the_step_in_hand(
+def test_ctrl_c_saves_after_the_current_step(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers, number, before
 ) -> None:
     signal.signal(number, before)
@@ -170,7 +157,7 @@ def test_a_stage_starts_from_the_one_before(make_run, tmp_path: Path) -> None:
         train(make_run(output="three", init_from=str(tmp_path / "absent")), progress=False)
 
 
-def test_mini_is_a_name_wherever_a_checkpoint_is_meant(
+def test_mini_is_accepted_as_a_checkpoint_everywhere(
     make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = train(make_run(output="shipped", steps=1), progress=False)
@@ -235,7 +222,7 @@ def test_too_many_bad_items_end_the_run_with_the_list(make_run, data: Path, tmp_
     assert (tmp_path / "run" / "skipped.json").is_file()
 
 
-def test_a_damaged_checkpoint_is_passed_over(make_run, tmp_path: Path, caplog) -> None:
+def test_a_damaged_checkpoint_is_skipped(make_run, tmp_path: Path, caplog) -> None:
     train(make_run(steps=4), progress=False)
     newest = tmp_path / "run" / "checkpoints" / "step-00000004"
     (newest / "rows.safetensors").write_bytes(b"half")
@@ -298,7 +285,7 @@ def _not_a_number(loss: TextNLL, output: Output, batch: Batch) -> LossTerm:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prealignment_trains_the_projections_alone(make_run, dtype):
-    """Clips of noise look all the same to the tiny encoder: pictures and sounds must be told."""
+    """Clips of noise are all alike to the tiny encoder; images and sounds must be recognised."""
     run = make_run()
     options = PrealignConfig(steps=150, batch_size=4, learning_rate=1e-2)
     cast = functools.partial(torch.autocast, "cpu", dtype, enabled=dtype == torch.bfloat16)
@@ -324,10 +311,10 @@ def test_prealignment_trains_the_projections_alone(make_run, dtype):
     assert found[0]["input_projections.image"] == found[0]["input_projections.audio"] == 1.0
     for name, weight in weights[0].items():
         assert torch.equal(weight, weights[1][name]), name
-    untouched = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
-    choose_trainable(untouched, {"*_projections.*": 1e-3})
+    untrained = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
+    choose_trainable(untrained, {"*_projections.*": 1e-3})
     none = PrealignConfig(steps=1, batch_size=4, learning_rate=0.0)
-    start = prealign(untouched, items, FeatureCache(untouched), run.stage, none, progress=False)
+    start = prealign(untrained, items, FeatureCache(untrained), run.stage, none, progress=False)
     for key in parts.KEYS:
         name = f"output_projections.{key}"
         assert found[0][name] < 0.5 * start[name]
@@ -368,7 +355,9 @@ def test_realignment_comes_after_the_last_step_and_improves_the_outputs(make_run
         assert aligned["with"][name] < 0.7 * aligned["without"][name], name
 
 
-def test_the_model_speaks_so_many_conversations_as_the_option_says(make_run, monkeypatch):
+def test_prealignment_runs_the_model_on_the_configured_number_of_conversations(
+    make_run, monkeypatch
+):
     run = make_run()
     model = models.build(run.system, dtype=torch.float32, device="cpu", seed=0)
     choose_trainable(model, {"output_projections.*": 1e-3})
@@ -389,7 +378,7 @@ def test_prealignment_without_a_memory_of_features_is_refused(make_run):
         make_run(prealign={"steps": 1}, cache="none")
 
 
-def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path: Path, capsys):
+def test_an_exported_model_has_the_weights_and_no_training_state(make_run, tmp_path: Path, capsys):
     output = train(make_run(steps=1), progress=False)
     assert main(["export", str(output), str(tmp_path / "given"), "--dtype", "float32"]) == 0
     assert "step 1" in capsys.readouterr().out
@@ -401,7 +390,7 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
         assert torch.equal(weight, dict(given.trainable_candidates())[name]), name
     assert not (tmp_path / "given" / "training").exists()
     modes = {file.stat().st_mode for file in (tmp_path / "given").rglob("*") if file.is_file()}
-    assert len(modes) == 1, "whoever may read the config may read the weights"
+    assert len(modes) == 1, "the weights have the file mode of the config"
     small = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
     assert main(["export", str(output), str(tmp_path / "given")]) == 0  # float16, over the first
     half = sum(file.stat().st_size for file in (tmp_path / "given").rglob("*.safetensors"))
@@ -409,7 +398,7 @@ def test_an_exported_model_is_the_model_without_its_training(make_run, tmp_path:
     assert main(["export", str(output), str(tmp_path)]) == FAILED
 
 
-def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(
+def test_the_best_model_is_kept_and_a_report_is_written(
     drawn_curves, make_run, tmp_path: Path
 ) -> None:
     held = make_run().stage.data["understand-image"]
@@ -419,8 +408,9 @@ def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(
         steps=4, validation=validation, best="validation/text", samples=samples, save_total_limit=1
     )
     output = train(run, progress=False)
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    curve = {row["step"]: row["validation/text"] for row in rows if "validation/text" in row}
+    curve = {
+        row["step"]: row["validation/text"] for row in metrics(output) if "validation/text" in row
+    }
     best = checkpoints.open_checkpoint(output / "best")
     assert len(curve) == 4
     assert curve[best.step] == min(curve.values())
@@ -439,14 +429,14 @@ def test_the_best_model_is_kept_and_a_page_tells_of_the_stage(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"best": "validation/text"}, "stage.validation: give one"),
         ({"trackers": ["no_such_tracker"]}, "no_such_tracker"),
     ],
 )
-def test_what_cannot_be_tracked_is_refused(make_run, changes, said) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_tracked_is_refused(make_run, changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
         train(make_run(**changes), progress=False)
 
 
@@ -487,7 +477,7 @@ def test_an_optimiser_of_bitsandbytes_resumes_exactly(make_run, tmp_path: Path, 
         assert torch.equal(value, parts_[entry]), entry
 
 
-def test_an_optimiser_that_is_not_installed_is_told(make_run, monkeypatch) -> None:
+def test_an_optimiser_that_is_not_installed_is_refused(make_run, monkeypatch) -> None:
     find = importlib.util.find_spec
     missing = {"bitsandbytes", "liger_kernel"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in missing else find(n))
@@ -496,7 +486,7 @@ def test_an_optimiser_that_is_not_installed_is_told(make_run, monkeypatch) -> No
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
-    """Decided on the device: neither the weights nor the count of steps nor the moments move."""
+    """Decided on the device: weights, the step count and Adam's moments stay unchanged."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     weight.grad = torch.ones(3)
@@ -514,7 +504,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     assert not torch.equal(weight, moved)
 
 
-def test_liger_is_used_where_it_can_run(monkeypatch) -> None:
+def test_liger_is_used_where_it_is_supported(monkeypatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for installed in (False, True):
         found = object() if installed else None
@@ -539,7 +529,7 @@ def test_compiling_compiles_every_layer_and_renames_nothing(make_run, monkeypatc
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("pack", [False, True])
-def test_compiled_training_has_the_losses_of_the_other_and_is_resumed(
+def test_compiled_training_has_the_same_losses_and_is_resumed(
     make_run, tmp_path: Path, pack: bool
 ) -> None:
     plain = loss_curve(train(make_run(output="plain", pack=pack), progress=False))

@@ -12,7 +12,7 @@ from mmllm.insight.dictionary import metrics
 from mmllm.insight.dictionary.autoencoder import Origin, SparseAutoencoder
 from mmllm.model import AnyToAny
 from tests.insight.conversations import rendered
-from tests.insight.test_activations import table
+from tests.insight.tables import table
 
 STATES = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
 

@@ -9,10 +9,11 @@ import torch
 
 from mmllm.conversation import Image
 from mmllm.data.rendering import MediaSpan, Rendered
-from mmllm.insight.activations import KINDS, Activations
+from mmllm.insight.activations import KINDS
 from mmllm.insight.dictionary.autoencoder import Origin, SparseAutoencoder
 from mmllm.insight.features.activity import FeatureActivity, shared_concepts
 from mmllm.insight.features.cards import choose_features
+from tests.insight.tables import activations
 
 NUM = 120
 
@@ -24,14 +25,8 @@ def measured() -> tuple[FeatureActivity, torch.Tensor]:
     number = torch.arange(NUM)
     concepts = (number % 3 - 1).to(torch.int16)
     states[concepts == 1, 0] += 5
-    acts = Activations(
-        site="layers.1",
-        model="m",
-        states=states,
-        kinds=(number % 5).to(torch.uint8),
-        tokens=number.int(),
-        items=number // 4,
-        positions=number % 4,
+    acts = activations(
+        states,
         media=torch.where(number % 5 == 1, 0, -1).to(torch.int16),
         concepts=concepts,
         conversations=[
