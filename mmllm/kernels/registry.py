@@ -39,8 +39,6 @@ class DecoderForward:
         base_model: The transformers model.
         attention: `llm.attention` of the config; only with sdpa can packs share a prefix.
         backend: The kernels to begin with.
-        retrieves: Whether attention reads parts of a cache (mmllm.llm.memory), which that of
-            transformers cannot.
 
     Attributes:
         supports_prefix_packing: Whether packed sequences can share a prefix: every layer has to be
@@ -49,18 +47,16 @@ class DecoderForward:
             are returned are then float[..., D * (1 + layers)], the last ones first.
     """
 
-    def __init__(
-        self, base_model: Any, attention: str, backend: Backend, *, retrieves: bool = False
-    ):
+    def __init__(self, base_model: Any, attention: str, backend: Backend):
         self.base_model = base_model
-        self._retrieves = retrieves
+        self._retrieves = False
         self._attention = attention
         config = base_model.config.get_text_config()
         types = set(getattr(config, "layer_types", None) or ["full_attention"])
         is_attention = types <= packed_attention.SUPPORTED_LAYER_TYPES
         self.supports_prefix_packing = attention == "sdpa" and is_attention
         self.tapped_layers: tuple[int, ...] = ()
-        self.backend = backend
+        self.backend: Backend = backend
         self.use_kernels(backend)
 
     def use_kernels(self, backend: Backend) -> None:
@@ -73,6 +69,13 @@ class DecoderForward:
             self.base_model.set_attn_implementation(name)
             self._attention = name
         self.backend = backend
+
+    def enable_retrieval(self) -> None:
+        """Let attention read parts of a cache (mmllm.llm.retrieval), which that of transformers
+        cannot: from now on it is mmllm's, whichever kernels are in use."""
+        if not self._retrieves:
+            self._retrieves = True
+            self.use_kernels(self.backend)
 
     @property
     def backbone(self) -> Any:

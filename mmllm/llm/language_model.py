@@ -70,9 +70,7 @@ class LanguageModel(TappedStates, UsesKernels, nn.Module):
         self.logit_transform = LogitTransform.of(self.base_model.config.get_text_config())
         self.chat_template = chat_template(config.chat_template, tokenizer)
         self.kernels = resolve_backend()
-        self.decoder_forward = DecoderForward(
-            self.base_model, config.attention, self.kernels, retrieves=config.memory is not None
-        )
+        self.decoder_forward = DecoderForward(self.base_model, config.attention, self.kernels)
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -124,8 +122,9 @@ class LanguageModel(TappedStates, UsesKernels, nn.Module):
         on the meta device. Computed once, of the frozen table as it was loaded."""
         if self.embedding.weight.is_meta:
             return 1.0
-        table = self.embedding.weight.float().square().mean().sqrt().item()
-        return table * self.embedding_multiplier
+        rows = torch.linalg.vector_norm(self.embedding.weight, dim=1, dtype=torch.float32)
+        rms = rows.square().mean().sqrt().item() / math.sqrt(self.width)
+        return rms * self.embedding_multiplier
 
     @property
     def embedding_multiplier(self) -> float:
@@ -300,6 +299,8 @@ class LanguageModel(TappedStates, UsesKernels, nn.Module):
         from mmllm.llm.memory import MemoryOptions, new_cache
 
         options = MemoryOptions(**memory) if memory else self.config.memory
+        if options is not None:
+            self.decoder_forward.enable_retrieval()
         cache = new_cache(self.base_model, options)
         cache.hooks = ForwardHooks(self.model)
         cache.stack = self.decoder_forward.build_cached_stack() if cache.croppable else None

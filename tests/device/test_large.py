@@ -28,6 +28,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.usefixtures("auto_kernels")
 def test_training_steps_do_not_synchronise(
     large: ModuleType, on_device: OnDevice, second: torch.device, monkeypatch, number: int
 ) -> None:

@@ -22,6 +22,8 @@ from tests.training.conftest import data, make_run
 
 __all__ = ["data", "make_run", "on_device"]
 
+pytestmark = pytest.mark.usefixtures("auto_kernels")  # a mask makes transformers' layers wait
+
 CPU = torch.device("cpu")
 
 KINDS: dict[str, dict[str, Any]] = {
