@@ -40,8 +40,8 @@ def fast_dtype(device_type: str) -> torch.dtype:
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:
-    """Measure the product of [512, 1024] and [1024, 1024]: the median of five."""
-    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    """Measure the product of [128, 1024] and [1024, 1024]: the median of five."""
+    left, right = torch.ones(128, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
