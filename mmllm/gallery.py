@@ -43,7 +43,11 @@ audio{width:100%;min-width:12rem;height:2.5rem;margin-top:.3rem}
 .compared{border-collapse:collapse;width:100%}.compared tbody th{width:22%;font-weight:400}
 .compared th,.compared td{text-align:left;vertical-align:top;padding:.6rem;min-width:9rem;
 border-top:1px solid var(--line);overflow-wrap:anywhere}
-@media (max-width:40rem){body{margin:1rem auto}.compared th,.compared td{padding:.3rem}}
+@media (max-width:40rem){body{margin:1rem auto}
+.compared tr{display:flex;flex-wrap:wrap}
+.compared th,.compared td{flex:1;min-width:0;padding:.3rem;border-top:0}
+.compared tbody th{flex:1 0 100%;font-weight:600;border-top:1px solid var(--line)}
+.compared thead th:first-child{display:none}.compared audio{width:100%;min-width:0}}
 """
 _SCRIPT = "addEventListener('click',e=>e.target.closest('.zoom')?.classList.toggle('large'))"
 
