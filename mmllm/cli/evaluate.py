@@ -34,7 +34,8 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Write a page of held-out items.")
     ] = None,
     short_run: Annotated[
-        bool, typer.Option("--short-run", help="Thresholds of a few minutes' training.")
+        bool,
+        typer.Option("--short-run", help="After minutes of training: fewer items, own thresholds."),
     ] = False,
     whole_table: Annotated[bool, typer.Option("--all", help="Print every metric.")] = False,
     trust: Trust = None,

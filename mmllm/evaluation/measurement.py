@@ -42,8 +42,8 @@ _BATCHED_TASKS = (
 """Tasks of which the batch of eight has one item each."""
 _NUM_SHOWN = 4
 """Items of a task that the gallery shows."""
-_SHORT_RUN_WINDOWS = 20
-"""Windows of each text in a short run, which has no threshold for perplexity."""
+_SHORT_RUN_WINDOWS = 10
+"""Windows of each text in a short run."""
 
 
 class ModelMeasurement:

@@ -18,6 +18,9 @@ from mmllm.evaluation.prompts import EvalItem, evenly_spaced, read_test_items
 from mmllm.evaluation.report import EvaluationReport
 from mmllm.evaluation.tasks import JUDGE_THRESHOLD, Task
 
+SHORT_RUN_ITEMS = 40
+"""Items per task at most after a few minutes' training, so that `make demo` stays short."""
+
 
 class EvaluationResources:
     """What the measurements of a model and its baseline share: items, labels, judges and probes.
@@ -25,7 +28,8 @@ class EvaluationResources:
     Args:
         selected: names of tasks.
         limit: items per task at most.
-        short_run: use the thresholds of a few minutes' training.
+        short_run: use the thresholds of a few minutes' training, and at most SHORT_RUN_ITEMS items
+            per task.
         baseline: a saved report, whose metrics of frozen parts are reused; not with a limit, which
             makes them other metrics.
     """
@@ -110,7 +114,8 @@ class EvaluationResources:
 
     def num_items(self, max_items: int) -> int:
         """The number of items of a task that has `max_items` at most."""
-        return min(max_items, self.limit or max_items)
+        limit = self.limit or (SHORT_RUN_ITEMS if self.short_run else max_items)
+        return min(max_items, limit)
 
 
 def _read_json(file: Path) -> Any:

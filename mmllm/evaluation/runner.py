@@ -58,7 +58,7 @@ def evaluate(
             again.
         limit: items per task at most, for a quick look.
         gallery: folder for a page of test items and responses.
-        short_run: use the thresholds of a few minutes' training.
+        short_run: use the thresholds of a few minutes' training, and fewer items.
         whole_table: print every metric, as where `tasks` are given.
 
     Returns:

@@ -21,39 +21,39 @@ PARTS: tuple[tuple[str, dict[str, float]], ...] = (
     (
         "stage 1 of 3",
         {
-            "frozen parts": 30,
+            "frozen parts": 27,
             **dict.fromkeys(
                 (f"pre-alignment: input_projections.{key}" for key in ("image", "audio", "video")),
-                10,
+                7,
             ),
-            "encoder_alignment": 45,
+            "encoder_alignment": 95,
         },
     ),
     (
         "stage 2 of 3",
         {
-            "frozen parts": 10,
-            "pre-alignment: hidden states": 20,
+            "frozen parts": 3,
+            "pre-alignment: hidden states": 53,
             **dict.fromkeys(
                 (f"pre-alignment: output_projections.{key}" for key in ("image", "audio", "video")),
-                15,
+                27,
             ),
-            "decoder_alignment": 45,
+            "decoder_alignment": 81,
         },
     ),
     (
         "stage 3 of 3",
         {
-            "frozen parts": 10,
-            "instruction_tuning": 180,
-            "pre-alignment: hidden states": 30,
+            "frozen parts": 1,
+            "instruction_tuning": 349,
+            "pre-alignment: hidden states": 75,
             **dict.fromkeys(
                 (f"pre-alignment: output_projections.{key}" for key in ("image", "audio", "video")),
-                15,
+                26,
             ),
         },
     ),
-    ("evaluation", {"evaluation": 240}),
+    ("evaluation", {"evaluation": 300}),
     ("gallery", {"gallery": 30}),  # it shows no bar
 )
 """Name, and bars with their seconds on two idle cores, of each part of `make demo`."""
