@@ -402,8 +402,8 @@ def test_parquet_holds_the_media_themselves(tmp_path: Path):
         [2],
         [1],
     ]
-    captions = {pairs.conversation(2, RNG(seed))[1].text for seed in range(20)}
-    assert captions == {"grey", "grey 2.png"}
+    texts = {pairs.conversation(2, RNG(seed))[1].text for seed in range(20)}
+    assert texts == {"grey", "grey 2.png"}
     assert pairs.name(3) == "3 (3.png)"
 
 
