@@ -348,6 +348,19 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         visit(name, ())
 
 
+def test_no_test_module_is_imported_by_another() -> None:
+    """What several of them use is in a module of helpers."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 100
+    shared = [
+        f"{path.relative_to(ROOT)}:{entry.line} imports {entry.target}"
+        for path in files
+        for entry in imports(path)
+        if re.match(r"tests\.(.*\.)?test_", entry.target)
+    ]
+    assert shared == []
+
+
 def test_a_public_class_has_a_name_of_its_own() -> None:
     homes: dict[str, list[str]] = {}
     for name, path in MODULES.items():

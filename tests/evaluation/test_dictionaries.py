@@ -14,7 +14,7 @@ from mmllm.inference.chat import Chat
 from mmllm.insight.dictionary.synthetic import KnownFeatures
 from mmllm.insight.dictionary.training import DictionaryConfig
 from mmllm.model import AnyToAny
-from tests.insight.test_study import a_study
+from tests.insight.studies import a_study
 
 DATA = mini.locate("data")
 TRUTH = KnownFeatures.draw(24, 16, active=1.5)

@@ -16,7 +16,7 @@ from mmllm.evaluation import steering
 from mmllm.inference.chat import Chat
 from mmllm.insight import heads
 from mmllm.model import AnyToAny
-from tests.insight.test_study import a_study
+from tests.insight.studies import a_study
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,11 @@ import pytest
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.inference.chat import Chat
 from mmllm.insight import study as studies
-from mmllm.insight.dictionary.training import DictionaryConfig
 from mmllm.insight.features.gallery import write_features
 from mmllm.insight.steering import late_site
-from mmllm.insight.study import DictionaryStudy, StudyData, read_data
+from mmllm.insight.study import read_data
 from mmllm.model import AnyToAny
-from tests.insight.conversations import VOCABULARY, rendered
-
-SMALL = DictionaryConfig(width=48, k=4, steps=60, batch_size=64, learning_rate=5e-3)
-
-
-def a_study(model: AnyToAny, folder: Path, **options) -> DictionaryStudy:
-    data = StudyData(rendered(model, 12), VOCABULARY)
-    return DictionaryStudy(
-        model, Chat(model).fingerprint, data, folder, config=SMALL, name="tiny", **options
-    )
+from tests.insight.studies import a_study
 
 
 def test_a_second_study_reads_what_the_first_one_made(

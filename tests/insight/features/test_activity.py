@@ -7,39 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmllm.conversation import Image
-from mmllm.data.rendering import MediaSpan, Rendered
 from mmllm.insight.activations import KINDS
 from mmllm.insight.dictionary.autoencoder import Origin, SparseAutoencoder
 from mmllm.insight.features.activity import FeatureActivity, shared_concepts
 from mmllm.insight.features.cards import choose_features
-from tests.insight.tables import activations
-
-NUM = 120
-
-
-def measured() -> tuple[FeatureActivity, torch.Tensor]:
-    """Four features, which are the coordinates of random states; feature 0 is that of concept b."""
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(NUM, 4, generator=generator)
-    number = torch.arange(NUM)
-    concepts = (number % 3 - 1).to(torch.int16)
-    states[concepts == 1, 0] += 5
-    acts = activations(
-        states,
-        media=torch.where(number % 5 == 1, 0, -1).to(torch.int16),
-        concepts=concepts,
-        conversations=[
-            Rendered(ids=[0], inputs=[MediaSpan("image", Image(f"{index % 7}.png"), 0, 1)])
-            for index in range(NUM // 4)
-        ],
-        concept_names=("a", "b"),
-    )
-    dictionary = SparseAutoencoder(4, 4, Origin("m", "layers.1", "layers.1"))
-    dictionary.W_enc.copy_(torch.eye(4))
-    dictionary.W_dec.copy_(torch.eye(4))
-    dictionary.threshold.fill_(0.3)
-    return FeatureActivity.measure(dictionary, acts), dictionary.encode(states)
+from tests.insight.studies import NUM, measured
 
 
 def test_activations_are_those_of_the_matrix_from_the_strongest() -> None:

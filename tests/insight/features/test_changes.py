@@ -13,8 +13,7 @@ from mmllm.insight.dictionary.autoencoder import Origin, SparseAutoencoder
 from mmllm.insight.features.changes import feature_changes
 from mmllm.insight.features.page import FeatureCard, features_html
 from mmllm.model import AnyToAny
-from tests.insight.features.test_activity import measured
-from tests.insight.test_study import a_study
+from tests.insight.studies import a_study, measured
 
 
 def test_the_features_that_change_most_come_first() -> None:
