@@ -25,7 +25,7 @@ from mmllm.errors import AssetError, ConfigError, wrap_errors
 from mmllm.kernels.backend import use_kernels
 from mmllm.kernels.forward_hooks import has_forward_hooks
 from mmllm.llm.language_model import LanguageModel
-from mmllm.projections.base import OutputProjection, zero_rows
+from mmllm.projections.base import OutputProjection, check_sizes, zero_rows
 
 PROJECTIONS = ("input_projections", "output_projections")
 """The groups of modules that train around the LLM."""
@@ -92,7 +92,7 @@ class AnyToAny(nn.Module):
                 group: sum(parameter.numel() for parameter in modules.parameters())
                 for group, modules in groups.items()
             }
-            _check_sizes({**needed, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
+            check_sizes({**needed, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.input_projections, self.output_projections = _projections(
@@ -376,17 +376,6 @@ def _projections(
         for key, decoder in decoders.items()
     }
     return nn.ModuleDict(inputs), nn.ModuleDict(outputs)
-
-
-def _check_sizes(needed: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    """Raise ConfigError where a config describes more numbers than a checkpoint holds."""
-    for group, count in needed.items():
-        if count > sizes[group]:
-            raise ConfigError(
-                f"{group}: the config describes {count:,} numbers, but the checkpoint holds "
-                f"{sizes[group]:,}; was it trained with another LLM, encoder, decoder or "
-                "projection?"
-            )
 
 
 def _parts(group: str, entries: Mapping[str, Any]) -> dict[str, Any]:

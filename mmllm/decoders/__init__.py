@@ -6,6 +6,7 @@ visual      images and video: sizes, pixels; audio: lengths, waveforms
 config      fields of configs, and which of them one call may override
 loading     folders on disk, and the pipeline in memory
 img2img     starting from a medium
+fingerprints  what identifies the encoding of captions and media
 schedules   training noise, and solvers for sampling
 caching     step caching; callbacks: progress and previews; prompts, latents: helpers of families
 

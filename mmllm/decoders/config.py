@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
 
+from mmllm.config import RENAMED_OPTIONS
 from mmllm.errors import ConfigError, quoted
+
+logger = logging.getLogger(__name__)
 
 CALL_OPTIONS = (
     *("steps", "guidance", "negative_prompt", "scheduler", "cache", "init_media", "strength"),
@@ -145,3 +150,15 @@ class VideoConfig(DecoderConfig):
     fps: float = 8.0
     height: int | None = None
     width: int | None = None
+
+
+@functools.cache
+def current_option_name(option: str) -> str:
+    """Return the current name of an option; a former name is warned of, once.
+
+    Args:
+        option: as a caller gave it.
+    """
+    if option in RENAMED_OPTIONS:
+        logger.warning("decoder option %s is now called %s", option, RENAMED_OPTIONS[option])
+    return RENAMED_OPTIONS.get(option, option)

@@ -7,31 +7,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import hashlib
 import inspect
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from mmllm.config import RENAMED_OPTIONS
 from mmllm.conversation import MEDIA, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.callbacks import callback_kwargs, step_of_batch
 from mmllm.decoders.condition import binary_mask, check_condition
-from mmllm.decoders.config import CALL_OPTIONS, SAMPLING_FIELDS, DecoderConfig
+from mmllm.decoders.config import CALL_OPTIONS, DecoderConfig, current_option_name
 from mmllm.decoders.contract import Condition, DecoderContract, OnPreview, OnStep
+from mmllm.decoders.fingerprints import pipeline_fingerprint
 from mmllm.decoders.img2img import check_init_media, check_strength
 from mmllm.decoders.loading import PipelineRuntime, check_pipeline_folder, resolve_folder
 from mmllm.decoders.schedules import add_training_noise, find_solver
 from mmllm.errors import AssetError, ConfigError, MediaError, wrap_errors
 from mmllm.media.preprocessing import preprocessing
-
-logger = logging.getLogger(__name__)
 
 
 class ModalityDecoder(DecoderContract):
@@ -106,21 +101,7 @@ class ModalityDecoder(DecoderContract):
     def fingerprint(self) -> str:
         """The hash of everything that decides how captions and media are encoded; not of where the
         folder lies, nor of how the decoder samples."""
-        settings = dataclasses.asdict(self.config)
-        for name in SAMPLING_FIELDS:
-            settings.pop(name, None)
-        if settings["dtype"] == "float32":  # fingerprints are older than this field
-            del settings["dtype"]
-        former = {new: old for old, new in RENAMED_OPTIONS.items()}  # and than these names
-        settings = {former.get(name, name): value for name, value in settings.items()}
-        digest = hashlib.sha256(repr((type(self).__name__, settings)).encode())
-        for file in sorted(self.folder.rglob("*")):
-            if file.suffix in {".json", ".safetensors"}:
-                name = file.relative_to(self.folder).as_posix()
-                digest.update(f"{name}:{file.stat().st_size}".encode())
-                if file.suffix == ".json" or file.stat().st_size < 64 * 2**20:
-                    digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
+        return pipeline_fingerprint(type(self).__name__, self.config, self.folder)
 
     # --- Options of one call ---------------------------------------------------------------------
 
@@ -147,7 +128,7 @@ class ModalityDecoder(DecoderContract):
             ConfigError: for an unknown option, and for a value that the pipeline cannot take.
         """
         options = {
-            _current_name(name): value for name, value in options.items() if value is not None
+            current_option_name(name): value for name, value in options.items() if value is not None
         }
         for name in options.keys() - set(self.request_options):
             raise ConfigError(
@@ -385,11 +366,3 @@ class ModalityDecoder(DecoderContract):
         for sequence, mask in self.masks.items():
             condition[sequence] = condition[sequence] * condition[mask][..., None]
         return condition
-
-
-@functools.cache
-def _current_name(option: str) -> str:
-    """The current name of an option; a former name is warned of, once."""
-    if option in RENAMED_OPTIONS:
-        logger.warning("decoder option %s is now called %s", option, RENAMED_OPTIONS[option])
-    return RENAMED_OPTIONS.get(option, option)

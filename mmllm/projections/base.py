@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmllm.errors import ConfigError
+
 
 class InputProjection(nn.Module):
     """Base of all input projections: an encoder's features to embeddings of the LLM.
@@ -144,3 +146,22 @@ def zero_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """
     total = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
     return total * total.new_zeros(0, *shape)
+
+
+def check_sizes(needed: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """Compare the numbers that a config describes with those that a checkpoint holds.
+
+    Args:
+        needed: how many the config describes, by group.
+        sizes: how many there are.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    for group, count in needed.items():
+        if count > sizes[group]:
+            raise ConfigError(
+                f"{group}: the config describes {count:,} numbers, but the checkpoint holds "
+                f"{sizes[group]:,}; was it trained with another LLM, encoder, decoder or "
+                "projection?"
+            )
