@@ -102,6 +102,8 @@ class AnyToAny(nn.Module):
         llm.tap_layers(
             layer for key in decoders for layer in self.output_projection(key).llm_layers
         )
+        for key, decoder in self.decoders.items():
+            decoder.share_text_encoder(llm, f"decoders.{key}")
         self.requires_grad_(False)
         self.renderer = Renderer(
             llm.tokenizer,

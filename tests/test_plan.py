@@ -252,6 +252,17 @@ def test_the_cache_is_counted_in_its_type_for_the_items_that_there_are(run: RunC
     assert 2 * planning.plan_stage(model, rounded, num_items=10).cache == some.cache
 
 
+def test_the_system_of_one_backbone_in_the_docs_is_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "decoders.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(system:.*?)```", page, re.DOTALL)
+    (tmp_path / "system.yaml").write_text(block)
+    assert main(["plan", str(tmp_path / "system.yaml")]) == 0
+    (saved,) = re.findall(r"([\d.]+ GiB) saved: its text encoder", capsys.readouterr().out)
+    assert f"shows what is saved: {saved} for the system above" in page
+
+
 def test_what_a_stage_does_not_need_is_not_counted(run: RunConfig) -> None:
     model = models.build(run.system, dtype=torch.bfloat16, meta=True)
     complete = replace(run.stage, cache="folder", cache_complete=True)

@@ -3,7 +3,9 @@ folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,7 @@ from mmllm.checkpoints.loading import load_model, load_whole_model
 from mmllm.checkpoints.manifest import Checkpoint
 from mmllm.checkpoints.saving import save, write_errors
 from mmllm.config import StageConfig
+from mmllm.errors import ConfigError
 from mmllm.llm.export import merge_lora, save_transformers
 from mmllm.utils import files
 
@@ -58,7 +61,9 @@ def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the folder cannot be written.
+        ConfigError: a decoder reads captions with the language model as it was.
     """
+    _check_text_encoders(source)
     model = load_whole_model(source)
     merge_lora(model.llm)
     model.llm.model.to(dtype)  # as its files will be, so that its fingerprint is theirs
@@ -102,3 +107,16 @@ def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype)
 def _stage(source: Checkpoint) -> StageConfig | None:
     """The stage that wrote a checkpoint, if one did."""
     return source.run().stage if "stage" in source.config() else None
+
+
+def _check_text_encoders(source: Checkpoint) -> None:
+    """Raise ConfigError where a decoder's text encoder is the language model, which merging would
+    change."""
+    decoders: Mapping[str, Any] = source.system().decoders
+    shared = [key for key, decoder in decoders.items() if decoder.text_encoder == "llm"]
+    if shared:
+        raise ConfigError(
+            f"decoders.{shared[0]}.text_encoder: llm: its captions are those of the language model "
+            "without LoRA, which merging would change; keep LoRA apart (mmllm export), or set "
+            "text_encoder to own in the checkpoint's config, so that the pipeline's is loaded"
+        )

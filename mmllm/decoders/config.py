@@ -21,7 +21,7 @@ CALL_OPTIONS = (
 """Fields that one call may override, in the order in which they are listed to users."""
 SAMPLING_FIELDS = (
     *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
-    *("cache", "cache_threshold", "offload"),
+    *("cache", "cache_threshold", "offload", "text_encoder"),
 )
 """Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
 
@@ -46,6 +46,8 @@ class DecoderConfig:
         offload: components of the pipeline are on the accelerator only while they compute: `model`
             one after the other, `sequential` layer by layer, with the least memory and the most
             time.
+        text_encoder: `llm` where the pipeline's text encoder is the very model that is the system's
+            LLM: its weights are then used, the pipeline's copy is not loaded; `own`: that copy.
     """
 
     weights: str
@@ -57,6 +59,7 @@ class DecoderConfig:
     cache: Literal["first_block", "pyramid_attention", "taylorseer"] | None = None
     cache_threshold: float = 0.05
     offload: Literal["none", "model", "sequential"] = "none"
+    text_encoder: Literal["own", "llm"] = "own"
 
     def __post_init__(self) -> None:
         """Raise ConfigError unless every count is at least 1 and every length is positive, of the

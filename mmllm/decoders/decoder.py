@@ -50,6 +50,7 @@ class ModalityDecoder(DecoderContract):
             offload=config.offload,
             solver=self._solver(),
             on_loaded=self.on_loaded,
+            needs_llm=config.text_encoder == "llm",
         )
         self._negative: dict[str, Condition] = {}  # the latest negative prompt, encoded
         self.configure()
@@ -72,6 +73,19 @@ class ModalityDecoder(DecoderContract):
     def is_loaded(self) -> bool:
         """Whether the pipeline is in memory."""
         return self.runtime.is_loaded
+
+    def share_text_encoder(self, llm: Any, where: str) -> None:
+        """Encode captions by the system's language model, if `text_encoder: llm` asks for it.
+
+        Args:
+            llm: the `LanguageModel`.
+            where: this decoder's key in the config, for errors.
+
+        Raises:
+            ConfigError: it is not the model that the pipeline was trained with.
+        """
+        if self.config.text_encoder == "llm":
+            self.runtime.share_text_encoder(llm, where)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Move the pipeline, now if it is loaded, else when it is.
@@ -102,6 +116,15 @@ class ModalityDecoder(DecoderContract):
         """The hash of everything that decides how captions and media are encoded; not of where the
         folder lies, nor of how the decoder samples."""
         return pipeline_fingerprint(type(self).__name__, self.config, self.folder)
+
+    @property
+    def caption_fingerprint(self) -> str:
+        """`fingerprint`, with the dtype in which captions are encoded where that is the language
+        model's and not the pipeline's."""
+        encoder = self.runtime.text_encoder
+        if encoder is None or encoder.dtype == getattr(torch, self.config.dtype):
+            return self.fingerprint
+        return f"{self.fingerprint}-{str(encoder.dtype).removeprefix('torch.')}"
 
     # --- Options of one call ---------------------------------------------------------------------
 

@@ -16,6 +16,11 @@ from typing import Any
 import torch
 
 from mmllm.decoders.schedules import with_solver
+from mmllm.decoders.shared_text_encoder import (
+    COMPONENT,
+    SharedTextEncoder,
+    share_text_encoder,
+)
 from mmllm.errors import AssetError, ConfigError, quoted, wrap_errors
 from mmllm.utils.quiet import quiet_libraries
 from mmllm.weights import (
@@ -49,6 +54,7 @@ class PipelineRuntime:
         offload: str,
         solver: tuple[str, dict[str, Any]] | None,
         on_loaded: Callable[[Any], None],
+        needs_llm: bool = False,
     ):
         """Load nothing yet.
 
@@ -59,7 +65,9 @@ class PipelineRuntime:
             offload: see DecoderConfig.
             solver: class and settings of the scheduler that replaces the pipeline's own, if any.
             on_loaded: called with the pipeline once it is loaded.
+            needs_llm: whether `text_encoder` has to be set before the pipeline is loaded.
         """
+        self.text_encoder: SharedTextEncoder | None = None
         self.folder = folder
         self.name = name
         self.dtype = dtype
@@ -67,6 +75,7 @@ class PipelineRuntime:
         self.device = torch.device("cpu")
         self._solver = solver
         self._on_loaded = on_loaded
+        self._needs_llm = needs_llm
         self._pipeline: Any = None
         self._img2img: Any = None
         self._own_scheduler: Any = None
@@ -104,6 +113,19 @@ class PipelineRuntime:
         self._check_offload()
         if self._pipeline is not None:
             self._pipeline.to(device)
+
+    def share_text_encoder(self, llm: Any, where: str) -> None:
+        """Let a language model be the text encoder of the pipeline, which is then not loaded.
+
+        Args:
+            llm: the `LanguageModel`.
+            where: the decoder's key in the config, for errors.
+
+        Raises:
+            ConfigError: it is another model.
+        """
+        _, class_name = pipeline_components(read_model_index(self.folder), self.folder)[COMPONENT]
+        self.text_encoder = share_text_encoder(self.folder, class_name, llm, where)
 
     def release(self) -> None:
         """Drop the loaded pipeline; the next use loads it again."""
@@ -150,9 +172,14 @@ class PipelineRuntime:
 
     def _load(self) -> None:
         self._check_offload()
+        if self._needs_llm and self.text_encoder is None:
+            raise ConfigError(
+                f"{self.name}: text_encoder llm: this decoder is in no system whose LLM it could "
+                "use; build it in one, or set text_encoder to own"
+            )
         # Weights created in inference mode could never take part in a training step.
         with torch.inference_mode(False):
-            pipeline = load_pipeline(self.folder, self.dtype)
+            pipeline = load_pipeline(self.folder, self.dtype, text_encoder=self.text_encoder)
             if self.offload == "none":
                 pipeline.to(self.device)
             else:
@@ -280,7 +307,12 @@ def pipeline_components(index: dict[str, Any], folder: Path) -> dict[str, tuple[
     return components
 
 
-def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    text_encoder: torch.nn.Module | None = None,
+) -> Any:
     """Load a pipeline of diffusers from safetensors, every component frozen, in evaluation mode.
 
     mmllm's own codecs are registered first, since a folder may name them.
@@ -288,6 +320,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     Args:
         folder: the folder in diffusers' layout.
         dtype: the dtype of the weights, but for components that must stay float32.
+        text_encoder: takes the place of the folder's own, which is not read.
 
     Raises:
         AssetError: the folder is incomplete, or names code that is not run.
@@ -300,8 +333,14 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     message = f"{folder}: the pipeline cannot be loaded"
     with wrap_errors(AssetError, message), _quiet(), remote_code_disabled():
         pipeline = DiffusionPipeline.from_pretrained(
-            str(folder), use_safetensors=True, dtype=dtype, trust_remote_code=False
+            str(folder),
+            use_safetensors=True,
+            dtype=dtype,
+            trust_remote_code=False,
+            **({} if text_encoder is None else {COMPONENT: None}),
         )
+        if text_encoder is not None:
+            setattr(pipeline, COMPONENT, text_encoder)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):

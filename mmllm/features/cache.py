@@ -304,7 +304,8 @@ class FeatureCache:
         group = "encoders" if kind == FEATURES else "decoders"
         rounded = self.dtype != torch.float32 and kind != LATENTS
         suffix = f"-{str(self.dtype).removeprefix('torch.')}" if rounded else ""
-        return f"{group}.{key}", f"{part.fingerprint}{suffix}"
+        fingerprint = part.caption_fingerprint if kind == CONDITIONS else part.fingerprint
+        return f"{group}.{key}", f"{fingerprint}{suffix}"
 
     def _may_compute(self, kind: str, key: str, what: str) -> None:
         if get_worker_info() is not None and self.model.device.type != "cpu":

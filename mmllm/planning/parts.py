@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.decoders.loading import meta_components
+from mmllm.decoders.shared_text_encoder import COMPONENT
 from mmllm.llm.language_model import LanguageModel
 from mmllm.model import AnyToAny
 from mmllm.training.trainable import ParameterGroup
@@ -34,12 +35,14 @@ class Part:
         networks: parameters by network.
         bytes: of its weights as they are loaded.
         trained: whether it may train.
+        bytes_saved: of a text encoder that is not loaded, because the LLM is the same model.
     """
 
     name: str
     networks: dict[str, int]
     bytes: int
     trained: bool = False
+    bytes_saved: int = 0
 
     @property
     def parameters(self) -> int:
@@ -61,9 +64,7 @@ def parts_of(model: AnyToAny) -> list[Part]:
         own = list(encoder.parameters())
         parts.append(Part(f"encoders.{key}", {"": count_parameters(own)}, _size(own)))
     for key, decoder in model.decoders.items():
-        networks = _networks(decoder.folder)
-        size = torch.empty(0, dtype=decoder.dtype).element_size()
-        parts.append(Part(f"decoders.{key}", networks, size * sum(networks.values())))
+        parts.append(_decoder_part(key, decoder))
     candidates: dict[str, int] = {}
     for name, parameter in model.trainable_candidates():
         group = ".".join(name.split(".")[:2])
@@ -83,6 +84,13 @@ def _llm_bytes(llm: LanguageModel, frozen: Iterable[Tensor]) -> int:
         p.numel() * (packed if packed and id(p) in linear else p.element_size()) for p in frozen
     )
     return round(sum(sizes))
+
+
+def _decoder_part(key: str, decoder: ModalityDecoder) -> Part:
+    networks, size = dict(_networks(decoder.folder)), decoder.dtype.itemsize
+    shared = networks.pop(COMPONENT) if decoder.config.text_encoder == "llm" else 0
+    total = sum(networks.values())
+    return Part(f"decoders.{key}", networks, size * total, bytes_saved=size * shared)
 
 
 @functools.cache

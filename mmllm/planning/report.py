@@ -25,6 +25,8 @@ def render(plan: Plan, *, flops: float | None = None) -> Iterator[str]:
         kind = "trained" if part.trained else "frozen "
         line = f"  {part.name:26} {part.parameters:15,}  {kind}  {named}"
         yield line.rstrip()
+        if part.bytes_saved:
+            yield f"  {'':26} {_gib(part.bytes_saved)} saved: its text encoder is the llm"
     frozen = sum(part.parameters for part in plan.parts if not part.trained)
     trained = sum(part.parameters for part in plan.parts if part.trained)
     yield f"  {'in all':26} {frozen:15,}  frozen, {trained:,} that may be trained"

@@ -255,7 +255,7 @@ def replace_decoder(
         for name, value in former.named_parameters():
             if keep and name in own and own[name].shape == value.shape:
                 own[name].copy_(value)
-    decoder.to(model.device)
+    decoder.to(model.device).share_text_encoder(model.llm, f"decoders.{key}")
     model.decoders[key].release()
     model.decoders[key] = decoder
     model.output_projections[key] = projection.to(model.device).requires_grad_(False).eval()
