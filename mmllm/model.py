@@ -204,6 +204,7 @@ class AnyToAny(nn.Module):
             ),
             conditions=self.condition(
                 {key: media.select_states(flat) for key, media in batch.outputs.items()},
+                {key: media.targets for key, media in batch.outputs.items()},
             ),
             kl_to_base=None if batch.text_windows is None else self.kl_to_base(batch.text_windows),
         )
@@ -295,14 +296,18 @@ class AnyToAny(nn.Module):
         layers = self.output_projection(key).llm_layers
         return self.llm.select_layers(states + embeddings, layers).float()
 
-    def condition(self, signals: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Hidden states of words and signal spans, float[M, W + K, …] by key -> the decoders'
-        conditions."""
+    def condition(
+        self,
+        signals: Mapping[str, Tensor],
+        captions: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> dict[str, dict[str, Tensor]]:
+        """Hidden states of words and signal spans, float[M, W + K, …] by key, and the captions' own
+        conditions, for output projections that read them -> the decoders' conditions."""
         conditions = {}
         for key, states in signals.items():
-            projection = self.output_projection(key)
+            projection, own = self.output_projection(key), (captions or {}).get(key, {})
             conditions[key] = (
-                projection(self.add_signal_embeddings(key, states))
+                projection.conditions(self.add_signal_embeddings(key, states), own)
                 if len(states)
                 else projection.no_conditions()
             )

@@ -42,6 +42,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "output_projections": {
         "transformer": "mmllm.projections.output:TransformerConfig",
         "connector": "mmllm.projections.connector:ConnectorConfig",
+        "residual": "mmllm.projections.residual:ResidualConfig",
     },
     "decoders": {
         "pixart": "mmllm.decoders.pixart:PixArtConfig",

@@ -37,6 +37,7 @@ class MediaRequest:
         key: the decoder's output key.
         modality: the decoder's modality.
         states: hidden states of their words and signal spans, float[M, W + K, D].
+        captions: what each is to show, for output projections that read captions.
         generators: one for each.
         init_media: what they start from; None: from noise alone.
         options: what else `decoder.sample` is called with.
@@ -53,6 +54,7 @@ class MediaRequest:
     key: str
     modality: str
     states: Tensor
+    captions: Sequence[str]
     generators: Sequence[torch.Generator]
     init_media: Sequence[Medium] | None
     options: Mapping[str, Any]
@@ -189,8 +191,11 @@ class DecoderQueue(CooperativeScheduler):
 
         states = torch.cat([request.states for request in batch])
         projection = self.model.output_projection(first.key)
-        return self.model.decoders[first.key].sample(
-            self.model.condition({first.key: states})[first.key],
+        decoder, captions = self.model.decoders[first.key], {}
+        if projection.reads_captions:
+            captions = decoder.encode_captions([c for each in batch for c in each.captions])
+        return decoder.sample(
+            self.model.condition({first.key: states}, {first.key: captions})[first.key],
             generators=[generator for request in batch for generator in request.generators],
             init_media=None
             if first.init_media is None

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmllm.conversation import MEDIA, Message
+from mmllm.conversation import MEDIA, Message, Text
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered
 from mmllm.inference.cancel import CancelToken
@@ -245,6 +245,7 @@ class ReplyRequest:
             key,
             modality,
             torch.stack([medium.span.states for medium in batch]),
+            captions=[self._caption(key, medium) for medium in batch],
             generators=[
                 _noise_generator(self.settings.seeds[medium.conversation], medium.piece_index)
                 for medium in batch
@@ -258,6 +259,16 @@ class ReplyRequest:
             previews=self.settings.previews,
         )
         self._rendering[self._threads.submit(request)] = key, batch
+
+    def _caption(self, key: str, medium: PendingMedium) -> str:
+        """What a medium is to show, in words: the text of the reply that stands nearest in front of
+        it, or the last message, where there is none or the output projection asks for it."""
+        request = self._conversations[medium.conversation][-1].text
+        if self._model.output_projection(key).caption == "request":
+            return request
+        parts = self.streams[medium.conversation].parts[: medium.part_index]
+        texts = [part.text.strip() for part in parts if isinstance(part, Text)]
+        return next(filter(None, reversed(texts)), request)
 
     def _take_media(self) -> None:
         """Put media that are made into their messages. Raises the error of one that failed."""

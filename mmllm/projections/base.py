@@ -7,6 +7,7 @@ width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,10 @@ class OutputProjection(nn.Module):
 
     condition_dropout: float = 0.0
     """Share of media that the denoising loss conditions on `null_condition`."""
+    reads_captions: bool = False
+    """Whether `conditions` needs the captions' own conditions."""
+    caption: Literal["reply", "request"] = "reply"
+    """Whose words are the caption of a medium of a reply, where captions are read."""
 
     def __init__(
         self,
@@ -119,6 +124,20 @@ class OutputProjection(nn.Module):
             float[M, *shape] of each tensor of the condition, by name.
         """
         raise NotImplementedError
+
+    def conditions(self, signals: Tensor, captions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the conditions of media from states and, where `reads_captions`, from what the
+        decoder's text encoder says of their captions.
+
+        Args:
+            signals: as `forward` takes them.
+            captions: the captions' own conditions, float[M, *shape] by name; may be empty where
+                they are not read.
+
+        Returns:
+            float[M, *shape] of each tensor of the condition, by name.
+        """
+        return self(signals)
 
     def no_conditions(self) -> dict[str, Tensor]:
         """Return the conditions float[0, *shape] of no media (`zero_rows`)."""

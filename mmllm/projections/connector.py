@@ -177,9 +177,7 @@ class Connector(UsesKernels, OutputProjection):
             rows = target.float().reshape(-1, self.condition_shapes[name][-1])
             rows = rows[(rows != 0).any(-1)]
             if len(rows) > 1:
-                head: Any = self.heads[name]
-                head.bias.copy_(rows.mean(0))
-                head.weight.mul_(rows.std(0)[:, None])
+                self._begin_head(name, rows)
 
     @torch.no_grad()
     def set_null_condition(self, condition: Mapping[str, Tensor]) -> None:
@@ -191,6 +189,12 @@ class Connector(UsesKernels, OutputProjection):
         for name, value in condition.items():
             is_empty = name.endswith("mask") and not value.any()
             self.null[name].copy_(torch.ones_like(value[0]) if is_empty else value[0])
+
+    def _begin_head(self, name: str, rows: Tensor) -> None:
+        """Let a new head begin around captions' embeddings float[R, E]."""
+        head: Any = self.heads[name]
+        head.bias.copy_(rows.mean(0))
+        head.weight.mul_(rows.std(0)[:, None])
 
     def _mix(self, layers: Tensor) -> Tensor:
         """Average the layers by their gates: float[M, S, n, D] -> float[M, S, D]."""
@@ -240,6 +244,12 @@ def build(
         ConfigError: a setting is out of range.
         CheckpointError: the language model that it starts from cannot be loaded.
     """
+    check_config(config)
+    return Connector(config, condition_shapes, width)
+
+
+def check_config(config: ConnectorConfig) -> None:
+    """Raise ConfigError where a setting is out of range."""
     if not 0 <= config.condition_dropout < 1:
         raise ConfigError(
             "output_projections: connector: condition_dropout: expected at least 0 and below 1, "
@@ -255,7 +265,6 @@ def build(
         raise ConfigError(
             f"output_projections: connector: words: expected 0 or more, got {config.words}"
         )
-    return Connector(config, condition_shapes, width)
 
 
 def _length(name: str, shape: tuple[int, ...]) -> int:

@@ -125,12 +125,12 @@ def _prealign_outputs(
     signals = collect_states(model, with_outputs, cache, keys, fit)
     scores = {}
     for key, kept in signals.items():
-        projection, masks = model.output_projections[key], model.decoders[key].masks
+        projection, masks = model.output_projection(key), model.decoders[key].masks
 
         def loss(chosen: Tensor, kept=kept, projection=projection, masks=masks) -> Tensor:
             chosen = to_device(chosen, kept.states.device)
             targets = {name: value[chosen] for name, value in kept.targets.items()}
-            condition = projection(kept.states[chosen])
+            condition = projection.conditions(kept.states[chosen], targets)
             return alignment_distance(condition, targets, masks, distance) / len(chosen)
 
         name = f"output_projections.{key}"

@@ -272,9 +272,9 @@ def measure(model: AnyToAny, key: str, known: SignalStates) -> ConditionQuality:
         known: states, the captions' own conditions and, perhaps, latents.
     """
     projection, decoder = model.output_projection(key), model.decoders[key]
-    with evaluating(projection):
-        condition = projection(known.states)
     targets = {name: value.to(known.states.device) for name, value in known.targets.items()}
+    with evaluating(projection):
+        condition = projection.conditions(known.states, targets)
     explained = _explained(condition, targets, decoder.masks)
     if known.latents is None:
         return ConditionQuality(explained)
@@ -351,7 +351,7 @@ def _align(model: AnyToAny, key: str, states: SignalStates, fit: ProjectionFit) 
     def loss(chosen: Tensor) -> Tensor:
         chosen = to_device(chosen, states.states.device)
         targets = {name: value[chosen] for name, value in states.targets.items()}
-        condition = projection(states.states[chosen])
+        condition = projection.conditions(states.states[chosen], targets)
         return alignment_distance(condition, targets, masks, "mse") / len(chosen)
 
     fit(f"decoders.{key}", projection, len(states.states), loss)
@@ -369,9 +369,9 @@ def _denoise(model: AnyToAny, key: str, states: SignalStates, fit: ProjectionFit
     def loss(chosen: Tensor) -> Tensor:
         seeds = torch.randint(2**40, (len(chosen),)).tolist()
         chosen = to_device(chosen, states.states.device)
-        condition = {
-            name: value.float() for name, value in projection(states.states[chosen]).items()
-        }
+        captions = {name: value[chosen] for name, value in states.targets.items()}
+        values = projection.conditions(states.states[chosen], captions)
+        condition = {name: value.float() for name, value in values.items()}
         return loss_of.of_media(condition, latents[chosen], seeds).mean()
 
     fit(f"decoders.{key}, denoising", projection, len(states.states), loss)

@@ -48,9 +48,9 @@ def test_a_seeds_picture_in_a_batch_is_the_one_it_gives_alone(
     conditions: list[torch.Tensor] = []
     condition = system.condition
 
-    def noted(signals: dict[str, torch.Tensor]) -> Any:
+    def noted(signals: dict[str, torch.Tensor], captions: Any) -> Any:
         conditions.extend(signals["image"])
-        return condition(signals)
+        return condition(signals, captions)
 
     monkeypatch.setattr(system, "condition", noted)
     alone = [Chat(system, prefixes=prefixes).reply(ASKED, seed=seed, **OPTIONS) for seed in (5, 6)]
