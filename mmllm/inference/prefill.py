@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmllm.data.batch import Batch, collate
+from mmllm.data.media_layout import position_shift
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered, common_prefix_length
 from mmllm.inference.prefix_cache import PrefixCache, cache_keys, reader_versions
@@ -39,6 +40,13 @@ class Prefill:
     batch: Batch
     num_cached: int = 0
     cache: Any = None
+
+    @property
+    def first_position(self) -> int:
+        """The position of the first token that is not cached. Media are cached for one prompt only;
+        several share text."""
+        cached = (p for p in self.prompts[0].inputs if p.start < self.num_cached)
+        return self.num_cached - position_shift(cached)
 
 
 def prepare_prefill(
@@ -95,8 +103,9 @@ def prepare_prefills(
     sequences: Sequence[SequenceState],
     prefix_cache: PrefixCache | None = None,
 ) -> list[Prefill]:
-    """Prepare prompts that enter one batch, or, with `llm.memory`, each by itself: a cache of which
-    only parts are read belongs to one conversation.
+    """Prepare prompts that enter one batch, or each by itself: with `llm.memory`, where a cache of
+    which only parts are read belongs to one conversation, and with recurrent layers, whose states
+    the padding of steps of different widths would change.
 
     Args:
         model: the model.
@@ -108,7 +117,8 @@ def prepare_prefills(
     Raises:
         MediaError: for a medium that cannot be decoded.
     """
-    if model.llm.config.memory is None or _are_same(prompts):
+    is_recurrent = model.llm.decoder_forward.is_recurrent
+    if not is_recurrent and (model.llm.config.memory is None or _are_same(prompts)):
         return [prepare_prefill(model, prompts, features, sequences, prefix_cache)]
     return [
         prepare_prefill(model, [prompt], features, [sequence], prefix_cache)

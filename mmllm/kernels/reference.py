@@ -23,6 +23,7 @@ def forward_unpacked(
     embeds: Tensor,
     prefix_len: int,
     seq_lens: Sequence[int],
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Compute the hidden states of a pack by one padded row per sequence, each with the prefix.
 
@@ -31,16 +32,22 @@ def forward_unpacked(
         embeds: float[1, T, D], the prefix and then the sequences.
         prefix_len: Length of the prefix that all sequences share.
         seq_lens: Lengths of the C sequences without the prefix.
+        positions: int[1, T, 3], the positions of the pack; None: 0, 1, … in each row.
 
     Returns:
         float[1, T, D]; the prefix's states are those of the first row.
     """
-    prefix, *sequences = torch.split(embeds[0], [prefix_len, *seq_lens])
-    rows = pad_sequence([torch.cat([prefix, part]) for part in sequences], batch_first=True)
+
+    def to_rows(pack: Tensor) -> Tensor:
+        prefix, *sequences = torch.split(pack[0], [prefix_len, *seq_lens])
+        return pad_sequence([torch.cat([prefix, part]) for part in sequences], batch_first=True)
+
+    rows = to_rows(embeds)
     lengths = prefix_len + torch.tensor(seq_lens)
     columns = torch.arange(rows.shape[1]).expand(len(rows), -1)
     mask = (columns < lengths[:, None]).to(embeds.device)
-    states = forward(rows, mask, columns.to(embeds.device))
+    places = columns.to(embeds.device) if positions is None else to_rows(positions)
+    states = forward(rows, mask, places)
     ends = [prefix_len + length for length in seq_lens]
     parts = [row[prefix_len:end] for row, end in zip(states, ends, strict=True)]
     return torch.cat([states[0, :prefix_len], *parts])[None]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmllm.errors import ConfigError
 from mmllm.kernels import packed_attention
 from mmllm.kernels.backend import Backend
 from mmllm.kernels.cached_attention import ForwardRequest
@@ -29,6 +30,11 @@ from mmllm.kernels.lora_linear import fused_lora_linear
 from mmllm.kernels.pack_layout import PackLayout
 from mmllm.kernels.prepacked_linear import PrepackCache
 from mmllm.kernels.reference import ReferenceHead, forward_unpacked
+from mmllm.tokens import Sources
+
+_ATTENTION_TYPES = {*packed_attention.SUPPORTED_LAYER_TYPES, "chunked_attention", "attention"}
+"""transformers' `layer_types` of layers that read keys and values of earlier positions, and have no
+state besides."""
 
 
 class DecoderForward:
@@ -43,6 +49,10 @@ class DecoderForward:
     Attributes:
         supports_prefix_packing: Whether packed sequences can share a prefix: every layer has to be
             attention, full or sliding.
+        is_recurrent: Whether a layer has a state that every position changes (linear attention, a
+            state space, a convolution): rows are then computed from their first position on, and
+            nothing stands between two positions of a row.
+        whole_media: Ids in `Sources` of media whose positions attend to one another.
         tapped_layers: Layers, from 1, whose states are appended to the last ones: all states that
             are returned are then float[..., D * (1 + layers)], the last ones first.
     """
@@ -52,10 +62,13 @@ class DecoderForward:
         self._retrieves = False
         self._attention = attention
         config = base_model.config.get_text_config()
-        types = set(getattr(config, "layer_types", None) or ["full_attention"])
+        self._has_towers = config is not base_model.config
+        types = set(_layer_types(config))
         is_attention = types <= packed_attention.SUPPORTED_LAYER_TYPES
         self.supports_prefix_packing = attention == "sdpa" and is_attention
+        self.is_recurrent = not types <= _ATTENTION_TYPES
         self.tapped_layers: tuple[int, ...] = ()
+        self.whole_media: list[int] = []
         self.backend: Backend = backend
         self.use_kernels(backend)
 
@@ -66,7 +79,9 @@ class DecoderForward:
             packed_attention.register_attention()
             name = packed_attention.ATTENTION_NAME
         if self.supports_prefix_packing and name != self._attention:
-            self.base_model.set_attn_implementation(name)
+            # Towers keep theirs: their attention is not causal.
+            owner = self.backbone if self._has_towers else self.base_model
+            owner.set_attn_implementation(name)
             self._attention = name
         self.backend = backend
 
@@ -91,16 +106,18 @@ class DecoderForward:
         cache: Any = None,
         prefix_len: int = 0,
         seq_lens: Sequence[int] = (),
+        sources: Sources | None = None,
     ) -> Tensor:
         """Compute the last hidden states of a batch, a pack, or new positions of a cache.
 
         Args:
-            embeds: float[B, T, D].
+            embeds: float[B, T, D], or wider (DeepStack).
             mask: bool[B, T (+ cached)], True at real positions.
-            positions: int[B, T].
+            positions: int[B, T], or int[B, T, 3] with M-RoPE.
             cache: Read and extended, if any.
             prefix_len: The first positions that are the same in all rows, or stand once in a pack.
             seq_lens: Lengths of a pack's sequences, without the prefix; empty for a batch.
+            sources: What the embeddings stand for, where `whole_media` are among them.
 
         Returns:
             float[B, T, D].
@@ -115,15 +132,23 @@ class DecoderForward:
             return torch.cat(states, dim=1)
         backbone = self.backbone
         recomputes = backbone.training and bool(self.base_model.is_activation_checkpointing)
+        if self.whole_media and sources is not None:
+            whole_media = torch.tensor(self.whole_media, device=sources.ids.device)
+            if (is_whole := torch.isin(sources.ids, whole_media)).any():
+                return self._forward_whole_media(embeds, mask, positions, cache, is_whole, seq_lens)
         if seq_lens and self.supports_prefix_packing:
             if self.backend == "reference":
-                return forward_unpacked(self._forward_batch, embeds, prefix_len, seq_lens)
+                rows = positions if positions is not None and positions.ndim == 3 else None
+                return forward_unpacked(self._forward_batch, embeds, prefix_len, seq_lens, rows)
             return self._forward_pack(embeds, positions, prefix_len, seq_lens, recomputes)
         if stack := self._cached_stack(cache):
             assert positions is not None
             return stack([ForwardRequest(embeds, positions, mask, cache)], self.tapped_layers)[0]
+        if seq_lens and (self.is_recurrent or self._has_towers):
+            raise ConfigError(self._refuses_packs())
         # Layers that run again for their gradient cannot extend a cache.
-        if prefix_len == 0 or recomputes or self.backend == "reference":
+        is_whole = recomputes or self.is_recurrent or self.backend == "reference"
+        if prefix_len == 0 or is_whole:
             return self._forward_batch(embeds, mask, positions, cache)
         assert mask is not None
         assert positions is not None
@@ -139,6 +164,20 @@ class DecoderForward:
         """Build the stack that extends a new cache, of the weights as they are now; None where
         transformers' layers have to."""
         return CachedDecoderStack.build(self.backbone) if self.backend == "auto" else None
+
+    def _refuses_packs(self) -> str:
+        kind = self.base_model.config.get_text_config().model_type
+        if self.is_recurrent:
+            types = sorted(set(_layer_types(self.base_model.config.get_text_config())))
+            return (
+                f"conversations cannot be packed for {kind!r}, whose layers ({', '.join(types)}) "
+                "would carry the state of one into the next: set stage.pack to false, and "
+                "stage.length_window to spare padding"
+            )
+        return (
+            f"conversations are packed for {kind!r} with llm.attention sdpa only, got "
+            f"{self._attention}: set that, or stage.pack to false"
+        )
 
     def _forward_pack(
         self,
@@ -157,6 +196,32 @@ class DecoderForward:
         mask = packed_attention.placeholder_mask(embeds)
         return self._forward_batch(embeds, mask, positions, pack_layout=layout)
 
+    def _forward_whole_media(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Any,
+        is_whole: Tensor,
+        seq_lens: Sequence[int],
+    ) -> Tensor:
+        """Compute a batch in which the positions of a medium attend to one another, also to later
+        ones (Gemma 3): those that bool[B, T] `is_whole` marks, a run for each medium."""
+        if seq_lens:
+            raise ConfigError(
+                "conversations cannot be packed where media attend to themselves in both "
+                f"directions ({self.base_model.config.model_type!r}): set stage.pack to false"
+            )
+        masks = self.base_model.create_masks_for_generate(
+            self.base_model.config,
+            inputs_embeds=embeds,
+            attention_mask=None if mask is None else to_device(mask, embeds.device).long(),
+            past_key_values=cache,
+            position_ids=positions,
+            token_type_ids=to_device(is_whole, embeds.device).long(),
+        )
+        return self._forward_batch(embeds, masks, positions, cache)
+
     def _forward_shared_prefix(
         self, embeds: Tensor, mask: Tensor, positions: Tensor, prefix_len: int
     ) -> Tensor:
@@ -174,18 +239,30 @@ class DecoderForward:
     def _forward_batch(
         self,
         embeds: Tensor,
-        mask: Tensor | None,
+        mask: Any,
         positions: Tensor | None,
         cache: Any = None,
         **options: Any,
     ) -> Tensor:
         """Compute by transformers' layers: float[B, T, D] -> float[B, T, D]. `mask` is bool[B, T (+
-        cached)], or has four dimensions and is passed on; `options` are transformers'."""
+        cached)], or one of transformers' own and is passed on; `options` are transformers'. Wider
+        embeddings float[B, T, D * (1 + n)] hold what is added to the states of the first n layers
+        (DeepStack, Meng et al. 2024), zero where it is text."""
+        width = int(self.base_model.get_input_embeddings().weight.shape[1])
+        if embeds.shape[-1] > width:
+            self._check_deepstack(embeds.shape[-1] // width - 1)
+            embeds, *added = torch.split(embeds, width, dim=-1)
+            everywhere = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+            options["visual_pos_masks"] = everywhere
+            options["deepstack_visual_embeds"] = [part.flatten(0, 1) for part in added]
+        if positions is not None and positions.ndim == 3:
+            positions = positions.movedim(-1, 0)  # M-RoPE
         if not getattr(cache, "reads_all", True):
             options["retrieval"] = cache
-        if cache is not None and mask is not None and mask.device.type == "cpu" and mask.all():
+        is_2d = isinstance(mask, Tensor) and mask.ndim == 2
+        if is_2d and cache is not None and mask.device.type == "cpu" and mask.all():
             mask = None  # else transformers would wait for the device to find out
-        if mask is not None and mask.ndim == 2:
+        elif is_2d:
             mask = to_device(mask, embeds.device).long()
         output = self.backbone(
             inputs_embeds=embeds,
@@ -203,6 +280,15 @@ class DecoderForward:
         tapped = [output.hidden_states[layer].to(embeds.device) for layer in self.tapped_layers]
         return torch.cat([states, *tapped], dim=-1)
 
+    def _check_deepstack(self, num: int) -> None:
+        """Raise ConfigError where the model adds nothing to the states of `num` layers."""
+        vision = getattr(self.base_model.config, "vision_config", None)
+        if len(getattr(vision, "deepstack_visual_indexes", None) or ()) != num:
+            raise ConfigError(
+                f"input_projections: identity: the media's features are {num + 1} times as wide as "
+                "embeddings of the language model: only its own encoder (type backbone) fits"
+            )
+
     def _cached_stack(self, cache: Any) -> CachedDecoderStack | None:
         """Return the decoder stack that extends a cache in place of the model's own forward; none
         while there is a hook, even if the cache was begun without one."""
@@ -215,6 +301,14 @@ class DecoderForward:
     @cached_property
     def _packed_stack(self) -> PackedDecoderStack | None:
         return PackedDecoderStack.build(self.backbone)
+
+
+def _layer_types(config: Any) -> Sequence[str]:
+    """The kind of each layer, by a config of transformers."""
+    for name in ("layer_types", "layers_block_type"):
+        if types := getattr(config, name, None):
+            return list(types)
+    return ["full_attention"]
 
 
 def _chunk_length(cache: Any, embeds: Tensor) -> int | None:

@@ -7,6 +7,7 @@ refused, because no checkpoint holds those.
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from mmllm.errors import CheckpointError, ConfigError, quoted
+from mmllm.llm.auto_classes import has_towers, language_modules, stacked_experts
 from mmllm.utils import sandbox
 from mmllm.utils.hints import did_you_mean
 from mmllm.utils.imports import deferred_imports
@@ -65,7 +67,8 @@ def attach_lora(
 ) -> Any:
     """Wrap a transformers model into a peft model with fresh, frozen adapters.
 
-    They change nothing until they are trained, and are the same in every process and run.
+    They change nothing until they are trained, and are the same in every process and run. Towers of
+    other modalities and the stacked weights of experts get none.
 
     Args:
         model: The transformers model.
@@ -75,19 +78,24 @@ def attach_lora(
         layers: What to use in place of peft's own layers, by the layer that is adapted.
 
     Raises:
-        ConfigError: peft does not have, or refuses, an option.
+        ConfigError: peft does not have, or refuses, an option; or a target is an expert.
     """
     with deferred_imports("bitsandbytes"):  # which takes longer than peft
         from peft import get_peft_model
 
     config = _peft_config(options)
     _check_patterns(options, model)
+    experts = stacked_experts(model)
+    if experts:
+        _check_experts(options, model, experts)
+    if has_towers(model):
+        config.exclude_modules = _outside(model, config.exclude_modules)
     if layers:
         config._register_custom_module(dict(layers))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            with _without_bitsandbytes():
+            with _without_bitsandbytes(), _without_expert_targets(experts):
                 adapted: Any = get_peft_model(model, config)
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"llm.lora: peft refuses it: {error}") from error
@@ -180,6 +188,48 @@ def _without_bitsandbytes() -> Iterator[None]:
                 stack.callback(setattr, library, probe, getattr(library, probe))
                 setattr(library, probe, lambda: False)
         yield
+
+
+@contextmanager
+def _without_expert_targets(experts: list[str]) -> Iterator[None]:
+    """Keep peft from adapting the stacked weights of experts where a target has the name that an
+    expert's linear layer had in transformers 4: an update of all experts would be multiplied out in
+    every forward pass, and "all-linear" means linear layers."""
+    from peft.utils import transformers_weight_conversion as library
+
+    name = "convert_peft_config_for_transformers"
+    with ExitStack() as stack:
+        if experts:
+            stack.callback(setattr, library, name, getattr(library, name))
+            setattr(library, name, lambda *_, **__: None)
+        yield
+
+
+def _check_experts(options: LoraOptions, model: nn.Module, experts: list[str]) -> None:
+    """Raise ConfigError for a target that is no linear layer of a mixture of experts."""
+    if isinstance(options.targets, str):
+        return
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in options.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"llm.lora.targets: {quoted(target)} is no linear layer of this mixture of experts "
+                f"({', '.join(known)}); the weights of its experts are stacked "
+                f"({experts[0]}, …), get no adapters, and stay frozen"
+            )
+
+
+def _outside(model: Any, excluded: Any) -> str:
+    """A pattern of all modules of a model with towers that are not its language part, and of those
+    that peft's `exclude_modules` names: a pattern, or names."""
+    language = "|".join(map(re.escape, language_modules(model)))
+    patterns = [rf"(?!(?:{language})(?:\.|$)).*"]
+    if isinstance(excluded, str):
+        patterns.append(excluded)
+    elif excluded:
+        patterns.append(rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(excluded)))})")
+    return "|".join(f"(?:{pattern})" for pattern in patterns)
 
 
 def _check_patterns(options: LoraOptions, model: nn.Module) -> None:

@@ -6,6 +6,7 @@ Legend: V rows of the model's table, R signal tokens, O outputs, D width.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.errors import ConfigError
+from mmllm.llm.auto_classes import has_towers
 from mmllm.llm.language_model import LanguageModel
+from mmllm.weights import locate
+
+_PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 def merge_lora(llm: LanguageModel) -> None:
@@ -59,8 +68,21 @@ def save_transformers(llm: LanguageModel, folder: Path, *, signals: bool = False
         _add_signals(llm)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if has_towers(model):
+        _copy_processor(llm.config.weights, folder)
     if llm.chat_template != tokenizer.chat_template:  # one that the config names
         (folder / "chat_template.jinja").write_text(llm.chat_template, encoding="utf-8")
+
+
+def _copy_processor(weights: str, folder: Path) -> None:
+    """Copy what prepares media for the towers of a model."""
+    from transformers.utils import cached_file
+
+    source = locate(weights, "llm.weights")
+    for name in _PROCESSOR_FILES:
+        file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            shutil.copyfile(file, folder / name)
 
 
 @torch.no_grad()

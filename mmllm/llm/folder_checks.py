@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,19 @@ def check_file_names(weights: str, source: Path) -> list[str]:
     )
 
 
-def check_contents(source: dict[str, Any], names: Sequence[str]) -> None:
+def check_contents(folder: Path, names: Sequence[str], build: Callable[[], nn.Module]) -> None:
     """Check the JSON files and the sizes of a local model folder.
 
     Args:
-        source: The keyword arguments of `from_pretrained`.
-        names: The names in the folder.
+        folder: The folder.
+        names: The names in it.
+        build: Builds the model of its config.json.
 
     Raises:
         CheckpointError: An index names files outside the folder, a JSON file cannot be read, a
             tokenizer may exhaust memory, or config.json describes more than the weights hold
             (transformers would allocate the missing tensors before it reports them).
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = Path(source["pretrained_model_name_or_path"])
     shards = {name for name in names if name.endswith(".safetensors")}
     for name in names:
         if name.endswith(".safetensors.index.json"):
@@ -94,13 +92,6 @@ def check_contents(source: dict[str, Any], names: Sequence[str]) -> None:
             json.loads((folder / name).read_text(encoding="utf-8"))
     if "tokenizer.json" in names:
         check_tokenizer(folder / "tokenizer.json")
-
-    def build() -> nn.Module:
-        config = AutoConfig.from_pretrained(**source)
-        return AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", trust_remote_code=False
-        )
-
     check_parameter_count(folder / "config.json", files, build)
 
 

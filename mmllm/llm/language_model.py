@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, from embeddings to losses, with LoRA adapters and
+"""Any generative language model of transformers, from embeddings to losses, with LoRA adapters and
 small tables of signal tokens. Its own weights stay frozen.
 
 The contract that the rest of mmllm builds on: `embed` ids, `forward` embeddings to hidden states
@@ -133,8 +133,7 @@ class LanguageModel(TappedStates, UsesKernels, nn.Module):
 
     @property
     def supports_prefix_packing(self) -> bool:
-        """Whether packed conversations can share a prefix: with sdpa, where every layer is
-        attention, full or sliding."""
+        """Whether packs can share a prefix: with sdpa, of layers of full or sliding attention."""
         return self.decoder_forward.supports_prefix_packing
 
     @property
@@ -256,7 +255,7 @@ class LanguageModel(TappedStates, UsesKernels, nn.Module):
                 other, conversations of these lengths that all begin with them. Where
                 `supports_prefix_packing` is False the prefix has to be empty, and transformers
                 separates the conversations by their `positions`, which restart at 0.
-            sources: What the embeddings stand for; only hooks on this module read it.
+            sources: What the embeddings stand for, for hooks and media that are read as a whole.
 
         Returns:
             float[B, T, D].
@@ -268,6 +267,7 @@ class LanguageModel(TappedStates, UsesKernels, nn.Module):
             cache=cache,
             prefix_len=prefix_len,
             seq_lens=seq_lens,
+            sources=sources,
         )
 
     def forward_windows(self, embeds: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from mmllm.errors import CheckpointError, ConfigError, brief_reason, quoted, wrap_errors
 from mmllm.kernels.precision import parse_dtype
 from mmllm.llm.adapters import LoraOptions
+from mmllm.llm.auto_classes import auto_class, language_config
 from mmllm.llm.folder_checks import check_contents, check_file_names
 from mmllm.llm.language_model import LanguageModel
 from mmllm.llm.logit_check import check_logit_transform
@@ -117,7 +118,7 @@ def _build(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     is_gguf = "gguf_file" in source
-    options = {
+    options: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": config.attention,
         **_quantization(config, dtype, is_gguf=is_gguf),
@@ -127,19 +128,17 @@ def _build(
         options["device_map"] = mapping if isinstance(mapping, str) else dict(mapping)
     elif config.quantization:
         options["device_map"] = {"": device}  # quantised where it will be used
-    names: list[str] = []
-    if not is_gguf:
-        options["use_safetensors"] = True
-        folder = Path(source["pretrained_model_name_or_path"])
-        names = check_file_names(config.weights, folder)
+    model_class: Any = AutoModelForCausalLM
+    folder = Path(source["pretrained_model_name_or_path"])
+    names = [] if is_gguf else check_file_names(config.weights, folder)
     try:
-        if names:
-            check_contents(source, names)
+        if not is_gguf:
+            options["use_safetensors"] = True
+            if names:  # before the config is read: its numbers may be anything
+                check_contents(folder, names, lambda: _describe(source))
+            options["config"], model_class = _open_config(source)
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source, **options, output_loading_info=True
-        )
-        model, report = loaded
+        model, report = model_class.from_pretrained(**source, **options, output_loading_info=True)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
             f"llm.weights {quoted(config.weights)} cannot be loaded: {_explain(error)}"
@@ -153,7 +152,7 @@ def _build(
     if is_gguf:
         _forget_gguf(model)
     if "device_map" not in options:
-        model = model.to(device)  # pyright: ignore[reportArgumentType] - its wrapper's signature
+        model = model.to(device)
     llm = LanguageModel(config, model, tokenizer)
     if config.memory is not None:
         check_memory(llm.base_model, config.attention)
@@ -168,20 +167,34 @@ def _build_on_meta(
     """The model on the meta device, with an empty tokenizer: nothing will be rendered, so it has no
     template of its own either."""
     from tokenizers import Tokenizer, models
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     try:
-        model_config = AutoConfig.from_pretrained(**source)
+        model = _describe(source, dtype=dtype, attention=config.attention)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"llm.weights {quoted(config.weights)}: no usable config.json: {_explain(error)}"
         ) from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            model_config, dtype=dtype, attn_implementation=config.attention
-        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     return LanguageModel(replace(config, chat_template="plain"), model, tokenizer)
+
+
+def _open_config(source: dict[str, Any]) -> tuple[Any, Any]:
+    """The config of the model that is loaded, and the Auto class that loads it. Raises
+    CheckpointError."""
+    from transformers import AutoConfig
+
+    config = language_config(AutoConfig.from_pretrained(**source))
+    return config, auto_class(config)
+
+
+def _describe(source: dict[str, Any], *, dtype: Any = None, attention: str = "eager") -> Any:
+    """The model without its weights, on the meta device. Raises CheckpointError."""
+    config, model_class = _open_config(source)
+    with torch.device("meta"):
+        return model_class.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
 
 
 def _source(weights: str) -> dict[str, Any]:

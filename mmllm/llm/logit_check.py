@@ -16,22 +16,33 @@ from torch import Tensor, nn
 from mmllm.errors import ConfigError
 from mmllm.kernels.linear_cross_entropy import LogitTransform
 
+_MORE_OUTPUTS = ("router_logits", "shared_kv_states")
+"""What decoders of some families return besides, for the model around them to pass on."""
 _NUM_CHECKED = 64
 """Text tokens whose logits are compared. A family transforms all logits alike, and the rest of the
 head need not be read from the disk."""
 
 
 class _FixedStates(nn.Module):
-    """Takes the place of a decoder: its last hidden states are always `states` float[B, T, D]."""
+    """Takes the place of a decoder: its last hidden states are always `states` float[B, T, D]. It
+    has its embedding, for which some families ask it."""
 
-    def __init__(self, states: Tensor):
+    def __init__(self, states: Tensor, embedding: nn.Module):
         super().__init__()
         self.states = states
+        self._embedding = (embedding,)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the decoder."""
+        return self._embedding[0]
 
     def forward(self, *_: Any, **__: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        return BaseModelOutputWithPast(last_hidden_state=self.states)  # pyright: ignore
+        output = BaseModelOutputWithPast(last_hidden_state=self.states)  # pyright: ignore
+        for name in _MORE_OUTPUTS:
+            setattr(output, name, None)
+        return output
 
 
 @torch.no_grad()
@@ -52,7 +63,8 @@ def check_logit_transform(model: Any, transform: LogitTransform) -> None:
     hidden = torch.randn(1, 1, head.weight.shape[1], generator=generator)
     hidden = hidden.to(head.weight.device, model.get_input_embeddings().weight.dtype)
     small = _first_rows(head)
-    probe = _with_submodule(model, model.get_decoder(), _FixedStates(hidden))
+    fixed = _FixedStates(hidden, model.get_input_embeddings())
+    probe = _with_submodule(model, model.get_decoder(), fixed)
     probe = _with_submodule(probe, head, small)
     expected = probe(inputs_embeds=hidden, use_cache=False).logits
     computed = transform(small(hidden))

@@ -173,6 +173,20 @@ FAMILIES = {
         "<end_of_turn>",
         {},
     ),
+    "qwen3_moe": Family(
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "mlp_only_layers": [1],
+        },
+        byte_level,
+        CHATML,
+        "<|im_end|>",
+        {},
+    ),
     "smollm": Family("LlamaConfig", {}, byte_level, CHATML, "<|im_end|>", {}),
     "granite": Family(
         "GraniteConfig",
