@@ -18,6 +18,7 @@ from mmllm import config as configs
 from mmllm import weights
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, BatchLayout, InputMedia
+from mmllm.data.media_layout import layouts_of, same_width, whole_media
 from mmllm.data.rendering import Renderer, first_of_each_modality
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder, UnloadedEncoder
@@ -78,6 +79,8 @@ class AnyToAny(nn.Module):
         super().__init__()
         self.config = config
         self.llm = llm
+        for encoder in encoders.values():
+            encoder.attach(llm)
         self.encoders = nn.ModuleDict({key: encoder.freeze() for key, encoder in encoders.items()})
         self.decoders = dict(decoders)
         signal_tokens: dict[str, int] = {
@@ -122,6 +125,8 @@ class AnyToAny(nn.Module):
             template_options=llm.config.template_options,
             system_prompt=llm.config.system_prompt,
         )
+        self.renderer.layouts = layouts_of(self.renderer.input_keys, encoders)
+        llm.decoder_forward.whole_media = whole_media(self.renderer, list(encoders))
 
     @property
     def device(self) -> torch.device:
@@ -218,13 +223,14 @@ class AnyToAny(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The LLM's last hidden states, and those of tapped layers: float[B, T, D * (1 + n)]."""
+        needs_sources = self.llm.decoder_forward.whole_media or has_forward_hooks(self.llm)
         return self.llm(
             self.embed(batch),
             mask=batch.mask,
             positions=batch.positions,
             prefix_len=batch.prefix_len,
             seq_lens=batch.seq_lens,
-            sources=batch.sources if has_forward_hooks(self.llm) else None,
+            sources=batch.sources if needs_sources else None,
         )
 
     def signals(self, batch: Batch) -> dict[str, Tensor]:
@@ -236,19 +242,14 @@ class AnyToAny(nn.Module):
         }
 
     def embed(self, batch: Batch) -> Tensor:
-        """Token embeddings with every input medium in its place: float[B, T, D]."""
+        """Token embeddings with every input medium in its place: float[B, T, D or wider]."""
         embeds = self.llm.embed(batch.ids)
         flat = embeds.flatten(0, 1)
         for key, media in batch.inputs.items():
-            projected = self.project(key, media)  # [M, N, D]
-            placed = projected.flatten(0, 1)  # [M * N, D]
-            if len(placed) != len(media.token_indices):
-                raise ValueError(
-                    f"{key}: {len(media.token_indices)} placeholder positions but {len(placed)} "
-                    "projected tokens; was the batch rendered for this model?"
-                )
-            flat = flat.index_copy(0, media.token_indices, placed.to(flat.dtype))
-        return flat.view_as(embeds)
+            placed = media.select_tokens(self.project(key, media), key)  # [M * N, D]
+            flat, placed = same_width(flat, placed)
+            flat = flat.index_copy(0, media.token_indices, placed.to(flat))
+        return flat.view(*embeds.shape[:2], -1)
 
     def project(self, key: str, media: InputMedia) -> Tensor:
         """Compute the embeddings of media, from samples or from cached features.

@@ -22,6 +22,7 @@ from mmllm.errors import ConfigError, quoted
 COMPONENTS: dict[str, dict[str, str]] = {
     "llm": {"causal_lm": "mmllm.llm.loading:CausalLMConfig"},
     "encoders": {
+        "backbone": "mmllm.encoders.backbone:BackboneConfig",
         "efficientnet": "mmllm.encoders.efficientnet:EfficientNetConfig",
         "frames": "mmllm.encoders.frames:FramesConfig",
         "aisfx": "mmllm.encoders.aisfx:AisfxConfig",
@@ -33,6 +34,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "transformers_vision": "mmllm.encoders.transformers_vision:TransformersVisionConfig",
     },
     "input_projections": {
+        "identity": "mmllm.projections.identity:IdentityConfig",
         "linear": "mmllm.projections.input:LinearConfig",
         "mlp": "mmllm.projections.input:MLPConfig",
         "words": "mmllm.projections.input:WordsConfig",

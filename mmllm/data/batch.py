@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Medium
+from mmllm.data.media_layout import position_ids
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import UNSUPERVISED, Rendered, common_prefix_length
 from mmllm.kernels.devices import to_device
@@ -33,16 +34,43 @@ class InputMedia:
     """The input media of one encoder in a batch.
 
     Attributes:
-        token_indices: int[M * N], positions of their tokens in the flattened B * T positions.
+        token_indices: int[M * N], positions of their tokens in the flattened B * T positions; with
+            `lengths` as many as these say.
         samples: float[M, *S], preprocessed media, or None if `features` are given.
         features: float[M, L, C], encoder outputs, or None if `samples` are given.
         feature_mask: bool[M, L], which feature tokens are real, or None if all are.
+        lengths: int[M], tokens of each medium, or None if all have N.
     """
 
     token_indices: Tensor
     samples: Tensor | None = None
     features: Tensor | None = None
     feature_mask: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def select_tokens(self, projected: Tensor, key: str) -> Tensor:
+        """Select the tokens that have a position.
+
+        Args:
+            projected: float[M, N, D].
+            key: the encoder's key, for messages.
+
+        Returns:
+            float[positions, D].
+
+        Raises:
+            ValueError: there are more or fewer than positions.
+        """
+        placed = projected.flatten(0, 1)
+        if self.lengths is not None:
+            columns = torch.arange(projected.shape[1], device=projected.device)
+            placed = projected[columns < self.lengths[:, None]]
+        if len(placed) != len(self.token_indices):
+            raise ValueError(
+                f"{key}: {len(self.token_indices)} placeholder positions but {len(placed)} "
+                "projected tokens; was the batch rendered for this model?"
+            )
+        return placed
 
 
 @dataclass
@@ -83,7 +111,7 @@ class Batch:
     Attributes:
         ids: int[B, T], token ids.
         mask: bool[B, T], which positions are real, or None when packed.
-        positions: int[B, T], position ids.
+        positions: int[B, T], position ids; int[B, T, 3] where media have a grid (M-RoPE).
         target_indices: int[P], flat positions whose hidden states predict `labels`.
         labels: int[P], rows of the output head (`mmllm.tokens`).
         inputs: media by encoder key; every key of the model is present.
@@ -191,15 +219,19 @@ def collate(
         total, rows = max(lengths), len(items)
         offsets = [row * total for row in range(rows)]
     ids = torch.full((rows * total,), layout.pad_id)
-    positions = torch.zeros(rows * total, dtype=torch.long)
+    own_positions = [
+        position_ids(item.inputs, length) for item, length in zip(items, lengths, strict=True)
+    ]
+    axes = (3,) if any(own.ndim == 2 for own in own_positions) else ()
+    positions = torch.zeros(rows * total, *axes, dtype=torch.long)
     mask = torch.zeros(rows * total, dtype=torch.bool)
     target_indices: list[int] = []
     labels: list[int] = []
-    for item, length, offset in zip(items, lengths, offsets, strict=True):
+    for item, length, offset, own in zip(items, lengths, offsets, own_positions, strict=True):
         begin = prefix_len if pack and offset else 0  # the first conversation holds the prefix
         where = slice(offset + begin, offset + length)
         ids[where] = torch.tensor(item.ids[begin:length])
-        positions[where] = torch.arange(begin, length)
+        positions[where] = own[begin:] if own.ndim > len(axes) else own[begin:, None]
         mask[where] = True
         for index, label in enumerate(item.labels):
             if label != UNSUPERVISED:  # the state before a token predicts it
@@ -207,9 +239,13 @@ def collate(
                 target_indices.append(state if pack and state < prefix_len else offset + state)
                 labels.append(label)
     if padding:
-        positions[-padding:] = torch.arange(prefix_len, prefix_len + padding)
+        own = torch.arange(prefix_len, prefix_len + padding)
+        positions[-padding:] = own[:, None] if axes else own
 
-    inputs = {key: _input_media(items, offsets, key, provider) for key in layout.num_input_tokens}
+    inputs = {
+        key: _input_media(items, offsets, key, num, provider)
+        for key, num in layout.num_input_tokens.items()
+    }
     outputs = {
         key: _output_media(items, offsets, key, width, provider if targets else None, seeds)
         for key, width in layout.num_signal_tokens.items()
@@ -221,7 +257,7 @@ def collate(
     return Batch(
         ids=ids.view(rows, total),
         mask=None if pack else mask.view(rows, total),
-        positions=positions.view(rows, total),
+        positions=positions.view(rows, total, *axes),
         target_indices=torch.tensor(target_indices, dtype=torch.long),
         labels=torch.tensor(labels, dtype=torch.long),
         inputs=inputs,
@@ -243,18 +279,28 @@ def _shared_prefix_length(items: Sequence[Rendered], limit: int) -> int:
 
 
 def _input_media(
-    items: Sequence[Rendered], offsets: Sequence[int], key: str, provider: FeatureProvider | None
+    items: Sequence[Rendered],
+    offsets: Sequence[int],
+    key: str,
+    num_tokens: int,
+    provider: FeatureProvider | None,
 ) -> InputMedia:
-    """Collect the input media of encoder `key`; `offsets` are the first positions of the items."""
+    """Collect the input media of encoder `key`, which have at most `num_tokens` tokens each;
+    `offsets` are the first positions of the items."""
     media: list[Medium] = []
     indices: list[int] = []
+    lengths: list[int] = []
     for item, offset in zip(items, offsets, strict=True):
         for span in item.inputs:
             if span.key == key:
                 media.append(span.medium)
                 indices.extend(range(offset + span.start, offset + span.start + span.length))
+                lengths.append(span.length)
     tensors = provider.input_media(key, media) if media and provider is not None else {}
-    return InputMedia(token_indices=torch.tensor(indices, dtype=torch.long), **tensors)
+    own_lengths = torch.tensor(lengths) if any(length != num_tokens for length in lengths) else None
+    return InputMedia(
+        token_indices=torch.tensor(indices, dtype=torch.long), lengths=own_lengths, **tensors
+    )
 
 
 def _output_media(

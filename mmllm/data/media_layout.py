@@ -139,8 +139,15 @@ def position_shift(spans: Iterable[MediaSpan]) -> int:
 
 
 def same_width(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill the narrower one up with zeros: float[A, D] and float[B, E] -> both of width
-    max(D, E)."""
+    """Fill the narrower of two tensors up with zeros.
+
+    Args:
+        first: float[A, D].
+        second: float[B, E].
+
+    Returns:
+        Both, of width max(D, E).
+    """
     more = second.shape[1] - first.shape[1]
     if more == 0:
         return first, second

@@ -26,6 +26,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import Medium, Message, Text
+from mmllm.data.media_layout import Grid, MediaLayout, frame_media
 from mmllm.errors import CheckpointError, ConfigError, ContextError, quoted, wrap_errors
 from mmllm.tokens import TokenSpace
 from mmllm.utils import sandbox
@@ -53,12 +54,14 @@ class MediaSpan:
         medium: the medium.
         start: its first position.
         length: the number of its positions.
+        grid: how they are arranged, where positions are three-dimensional.
     """
 
     key: str
     medium: Medium
     start: int
     length: int
+    grid: Grid | None = None
 
 
 @dataclass
@@ -118,6 +121,7 @@ class Renderer:
         template_options: Mapping[str, Any] | None = None,
         system_prompt: str = "",
     ):
+        self.layouts: Mapping[str, MediaLayout] = {}  # by modality
         self.tokenizer = tokenizer
         self.tokens = tokens
         self.end_ids = end_ids
@@ -168,12 +172,13 @@ class Renderer:
                 made = []
             parts = [part for part in (*shown, *message.parts) if part != Text("")]
             before, parts = _lend_space(before, parts, message.role)
-            self._template(rendered, before, after=role)
-            for part in parts:
+            head, framed, tail = frame_media(parts, message.role, self.layouts)
+            self._template(rendered, before + head, after=role)
+            for part in framed:
                 self._part(rendered, part, message.role)
                 if isinstance(part, Medium) and message.role == "assistant":
                     made.append(part)
-            before, role = piece, message.role
+            before, role = tail + piece, message.role
         self._template(rendered, before, after=role)
         return rendered
 
@@ -296,8 +301,10 @@ class Renderer:
             raise sandbox.InputRejected(f"it writes {len(places)} of {expected} messages")
         return text
 
-    def _part(self, rendered: Rendered, part: Text | Medium, role: str) -> None:
-        if isinstance(part, Text):
+    def _part(self, rendered: Rendered, part: Text | Medium | str, role: str) -> None:
+        if isinstance(part, str):
+            self._template(rendered, part, after=None)
+        elif isinstance(part, Text):
             ids = self.encode_text(part.text)
             rendered.ids += ids
             rendered.labels += ids if role == "assistant" else [UNSUPERVISED] * len(ids)
@@ -313,7 +320,9 @@ class Renderer:
                 f"{', '.join(sorted(self.input_keys)) or 'text only'}"
             )
         key, length = self.input_keys[medium.modality]
-        rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length))
+        layout = self.layouts.get(medium.modality)
+        length, grid = layout.measure(medium) if layout else (length, None)
+        rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length, grid))
         rendered.ids += [self.tokens.placeholder_id] * length
         rendered.labels += [UNSUPERVISED] * length
 

@@ -90,6 +90,14 @@ class ModalityEncoder(nn.Module):
         fingerprints compute equal features, and share cached ones."""
         raise NotImplementedError
 
+    layout: Any = None
+    """Of an encoder whose media stand in prompts as the language model's own processor writes them:
+    the fields of mmllm.data.media_layout.MediaLayout."""
+
+    def attach(self, llm: Any) -> None:
+        """Take what the encoder shares with the language model; called before its shapes are read.
+        Raises ConfigError and AssetError."""
+
     def load(self) -> None:
         """Read the weights now, where they would be read on first use. Raises AssetError."""
 
@@ -111,8 +119,9 @@ class ModalityEncoder(nn.Module):
             MediaError: a medium cannot be read.
         """
         self.load()
-        device = next(self.parameters()).device
-        return self(torch.stack([self.preprocess(medium) for medium in media]).to(device))
+        samples = torch.stack([self.preprocess(medium) for medium in media])
+        like = next(self.parameters(), samples)
+        return self(samples.to(like.device))
 
 
 class UnloadedEncoder(ModalityEncoder):

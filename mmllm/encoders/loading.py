@@ -27,7 +27,7 @@ from mmllm.weights import (
 )
 
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors")
-_METADATA_KEYS = ("_name_or_path", "_commit_hash", "transformers_version")
+METADATA_KEYS = ("_name_or_path", "_commit_hash", "transformers_version")
 """Keys of a config.json that do not change what the model computes."""
 _CONVERT = (
     "import torch; from safetensors.torch import save_file; "
@@ -150,7 +150,7 @@ class ModelFolder:
         self.folder = open_folder(weights, where=where, revision=revision)
         self.config = read_json(self.folder, "config.json", where=where)
         self.files = weight_files(self.folder, "model*.safetensors", where=where)
-        config = {key: value for key, value in self.config.items() if key not in _METADATA_KEYS}
+        config = {key: value for key, value in self.config.items() if key not in METADATA_KEYS}
         self.hash = fingerprint([sha256_files(self.files), config])
 
     def model_type(self, known: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmllm.data.media_layout import position_shift
 from mmllm.inference.prefill import Prefill
 from mmllm.inference.sequence import SequenceState
 from mmllm.inference.speculative import verify_draft
@@ -76,7 +77,7 @@ class CacheGroup:
         mask, sources = mask.clone(), prefill.batch.sources.ids
         width = embeds.shape[1]
         for sequence, prompt in zip(prefill.sequences, cycle(prefill.prompts), strict=False):
-            sequence.position = len(prompt)
+            sequence.position = len(prompt) - position_shift(prompt.inputs)
         for prompt in prefill.prompts:
             for place in prompt.inputs:
                 cache.keep_whole(place.start, place.start + place.length)
@@ -87,9 +88,8 @@ class CacheGroup:
                 padded[row] = padded[row].roll(shift, dims=0)
         mask = F.pad(mask, (prefill.num_cached, 0), value=True)
         owners = tuple(prefill.sequences[: len(prefill.prompts)])
-        prompts = ForwardRequest(
-            embeds, positions + prefill.num_cached, mask, cache, Sources(sources, owners)
-        )
+        positions = positions + prefill.first_position
+        prompts = ForwardRequest(embeds, positions, mask, cache, Sources(sources, owners))
         return cls(prefill.sequences, mask, cache, prompts)
 
     @property

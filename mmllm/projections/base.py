@@ -163,7 +163,8 @@ def zero_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
         module: the module.
         shape: of one row.
     """
-    total = torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+    sums = [parameter.sum() for parameter in module.parameters()]
+    total = torch.stack(sums).sum() if sums else torch.zeros(())
     return total * total.new_zeros(0, *shape)
 
 
