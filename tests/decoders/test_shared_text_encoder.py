@@ -125,7 +125,7 @@ def test_a_language_model_that_moves_is_followed(share) -> None:
     assert decoder.encode_captions(CAPTIONS)["prompt_embeds"].isfinite().all()
 
 
-def test_caches_of_captions_are_told_apart_by_what_encodes_them(make, folders, tmp_path) -> None:
+def test_caches_of_captions_are_keyed_by_their_text_encoder(make, folders, tmp_path) -> None:
     own = make("z_image")
     decoder = make("z_image", text_encoder="llm")
     llm = language_model(folders["z_image"] / "text_encoder", "Qwen3ForCausalLM")
@@ -144,10 +144,12 @@ def test_another_width_is_refused_with_both(make, folders, tmp_path: Path) -> No
     decoder = make("z_image", text_encoder="llm")
     with pytest.raises(ConfigError) as caught:
         decoder.share_text_encoder(language_model(tmp_path, "Qwen3ForCausalLM"), "decoders.image")
-    said = str(caught.value)
-    assert said.startswith("decoders.image.text_encoder: llm, but llm.weights 'the/llm'")
-    assert "hidden_size is 16 there and 24 here, intermediate_size is 32 there and 48 here" in said
-    assert str(part) in said
+    message = str(caught.value)
+    assert message.startswith("decoders.image.text_encoder: llm, but llm.weights 'the/llm'")
+    assert (
+        "hidden_size is 16 there and 24 here, intermediate_size is 32 there and 48 here" in message
+    )
+    assert str(part) in message
 
 
 def test_other_weights_of_the_same_size_are_refused_with_both_hashes(make, folders) -> None:

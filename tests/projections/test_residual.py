@@ -309,12 +309,12 @@ def test_the_plan_says_what_is_not_loaded_and_counts_it_nowhere(tree: dict) -> N
     assert "text_encoder" not in found["llm"].networks
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
-    for changes, said in (
+def test_invalid_settings_are_refused() -> None:
+    for changes, message in (
         ({"condition_dropout": 0.1}, "condition_dropout: expected 0, because guidance is over"),
         ({"signal_tokens": 0}, "signal_tokens: expected at least 1"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             build(ResidualConfig(**changes), condition_shapes={"embeds": (4, 8)}, width=8)
 
 
