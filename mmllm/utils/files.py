@@ -70,6 +70,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         draft.mkdir()
         yield draft
+        share_files(draft)
         _sync_tree(draft)
         _replace_folder(draft, folder)
     except BaseException:
@@ -119,6 +120,15 @@ def publish(draft: Path, path: Path) -> None:
     sync(draft)
     draft.replace(path)
     sync(path.parent)
+
+
+def share_files(folder: Path) -> None:
+    """Let everybody read the files of a folder who may read the folder: libraries, safetensors
+    among them, write some for their owner alone. Raises OSError."""
+    readers = folder.stat().st_mode & 0o444
+    for path in folder.rglob("*"):
+        if path.is_file() and (mode := path.stat().st_mode) & readers != readers:
+            path.chmod(mode | readers)
 
 
 def sync(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -56,7 +56,11 @@ def test_where_everything_is_read_nothing_is_lost(tiny_model: AnyToAny, short: A
     assert found["time of a token, 2k to 32k kept, largest ratio"].value > 0
 
 
-def test_where_parts_are_read_the_share_is_counted(tiny_model: AnyToAny, short: Any) -> None:
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_where_parts_are_read_the_share_is_counted(
+    tiny_model: AnyToAny, short: Any, kernels: Literal["auto", "reference"]
+) -> None:
+    tiny_model.llm.use_kernels(kernels)
     short(2)
     found = measured(tiny_model, 2)
     assert found["perplexity at 192, keys read"].met
