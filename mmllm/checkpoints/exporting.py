@@ -117,6 +117,6 @@ def _check_text_encoders(source: Checkpoint) -> None:
     if shared:
         raise ConfigError(
             f"decoders.{shared[0]}.text_encoder: llm: its captions are those of the language model "
-            "without LoRA, which merging would change; keep LoRA apart (mmllm export), or set "
+            "without LoRA, which merging would change; keep LoRA separate (mmllm export), or set "
             "text_encoder to own in the checkpoint's config, so that the pipeline's is loaded"
         )

@@ -3,7 +3,7 @@
 Many pipelines read the hidden states of a language model. Where that is the system's own one, its
 weights are in memory already. The text encoder is then a second tree of modules over the same
 tensors, without the adapters, signal tokens, hooks and kernels of the language model: captions are
-those of the untouched model, whatever trains, and while the model answers in another thread.
+those of the base model, whatever trains, and while the model answers in another thread.
 """
 
 from __future__ import annotations
