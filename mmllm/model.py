@@ -302,8 +302,12 @@ class AnyToAny(nn.Module):
         signals: Mapping[str, Tensor],
         captions: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> dict[str, dict[str, Tensor]]:
-        """Hidden states of words and signal spans, float[M, W + K, …] by key, and the captions' own
-        conditions, for output projections that read them -> the decoders' conditions."""
+        """Compute the decoders' conditions, by key and by name.
+
+        Args:
+            signals: Hidden states of words and signal spans by key, float[M, W + K, …].
+            captions: The captions' own conditions, for output projections that read them.
+        """
         conditions = {}
         for key, states in signals.items():
             projection, own = self.output_projection(key), (captions or {}).get(key, {})

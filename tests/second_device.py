@@ -191,8 +191,13 @@ _CPU_INDICES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_in
 """What CUDA too accepts indices on the CPU for."""
 
 
-_LAZY = {"aten::_conj": torch.conj_physical, "aten::_neg_view": torch.neg}
-"""What torch would note in a bit of the values, which nobody reads below `__torch_dispatch__`."""
+_INSTEAD: dict[str, Any] = {
+    "aten::_conj": torch.conj_physical,
+    "aten::_neg_view": torch.neg,
+    "aten::histc": lambda values, *args: torch.histc(values.float(), *args).to(values.dtype),
+}
+"""What torch would note in a bit of the values, which nobody reads below `__torch_dispatch__`, and
+what accelerators compute of integers and the CPU does not."""
 
 
 def _is_second(device: Any) -> bool:
@@ -221,7 +226,7 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     plain = tree_map(unwrapped, kwargs)
     if plain.get("pin_memory"):
         plain["pin_memory"] = False
-    result = _LAZY.get(name, func)(*tree_map(unwrapped, args), **plain)
+    result = _INSTEAD.get(name, func)(*tree_map(unwrapped, args), **plain)
     if target is not None:
         stays = _is_second(target)
     elif name == "aten::copy_":

@@ -47,10 +47,10 @@ LINES: list[tuple[str, str]] = [
     ("reply = chat.reply([{'role': 'user', 'content': 'Draw a cat'}])", "reply.image"),
     (
         "reply = chat.reply([{'role': 'system', 'content': 'You are kind.'}, "
-        "{'role': 'user', 'content': 'Capital of Italy?'}])",
+        "{'role': 'user', 'content': 'Good morning!'}])",
         "reply.text",
     ),
-    ("reply = chat.reply('Capital of Italy?', system='You are kind.')", "reply.text"),
+    ("reply = chat.reply('Good morning!', system='You are kind.')", "reply.text"),
     ("reply = chat.reply('Draw a cat', seed=0)", "reply.image and reply.seed == 0"),
     ("reply = chat.reply('Draw a cat', modalities=['image'])", "kinds(reply) == ['image']"),
     ("reply = chat.reply('A cat', modalities='image')", "kinds(reply) == ['image']"),
@@ -62,20 +62,20 @@ LINES: list[tuple[str, str]] = [
         "len(reply.ids) == 5",
     ),
     (
-        "reply = chat.reply('Capital of Italy?', temperature=0.7, top_p=0.9)",
+        "reply = chat.reply('Good morning!', temperature=0.7, top_p=0.9)",
         "reply.text",
     ),
-    ("reply = chat.reply('Capital of Italy?', stop='!')", "'!' not in reply.text"),
+    ("reply = chat.reply('Good morning!', stop='!')", "'!' not in reply.text"),
     (
         "reply = chat.reply('Draw a cat', decoders={'image': {'steps': 4}}, on_step=print)",
         "printed.split() == 'image 1 4 image 2 4 image 3 4 image 4 4'.split()",
     ),
     (
-        "replies = chat.reply_many(['Draw a cat', 'Capital of Italy?'])",
+        "replies = chat.reply_many(['Draw a cat', 'Good morning!'])",
         "replies[0].image and replies[1].text",
     ),
     (
-        "replies = chat.reply_many(['Capital of Italy?', 'Capital of France?'], seeds=[0, 1])",
+        "replies = chat.reply_many(['Good morning!', 'Capital of France?'], seeds=[0, 1])",
         "replies[1].seed == 1",
     ),
     # --- show it something ----------------------------------------------------------------------
@@ -147,12 +147,12 @@ LINES: list[tuple[str, str]] = [
     ("reply = chat.reply([user('Draw a cat'), reply.message, 'And a dog?'])", "reply.text"),
     ("for event in chat.stream('Draw a cat'): print(event)", "'MediumReady' in printed"),
     (
-        "for event in chat.stream('Capital of Italy?'): print(event.text, end='', flush=True)",
-        "printed == chat.reply('Capital of Italy?').text",
+        "for event in chat.stream('Good morning!'): print(event.text, end='', flush=True)",
+        "printed == chat.reply('Good morning!').text",
     ),
-    ("reply = await chat.areply('Capital of Italy?')", "reply.text"),
+    ("reply = await chat.areply('Good morning!')", "reply.text"),
     (
-        "async for event in chat.astream('Capital of Italy?'): print(event)",
+        "async for event in chat.astream('Good morning!'): print(event)",
         "'Done' in printed",
     ),
 ]
@@ -167,7 +167,7 @@ NAMED: list[tuple[str, str]] = [
     ("Audio(np.zeros(16_000, np.float32), 16_000)", r"sample_rate=16000"),
     ("chat.reply('Draw a cat', num_inference_steps=30)", r"decoders=\{'image': \{'steps': …\}\}"),
     ("chat.reply('Draw a cat', steps=30)", r"decoders=\{'image': \{'steps': …\}\}"),
-    ("chat.reply_many(['Capital of Italy?', 'Capital of France?'], seed=0)", r"seeds=\[0, 1, …\]"),
+    ("chat.reply_many(['Good morning!', 'Capital of France?'], seed=0)", r"seeds=\[0, 1, …\]"),
 ]
 
 

@@ -92,7 +92,15 @@ class SharedTextEncoder(nn.Module):
         return self.network.get_input_embeddings().weight.dtype
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the network as a pipeline calls its own text encoder."""
+        """Call the network as a pipeline calls its own text encoder.
+
+        Args:
+            *args: tensors, on any device, as the pipeline gives them.
+            **kwargs: the same by name, and options of the transformers class.
+
+        Returns:
+            The output of the transformers class.
+        """
         self._bind()
         kwargs = {"use_cache": False, **{name: self._here(value) for name, value in kwargs.items()}}
         if hasattr(self.network, "lm_head"):  # no pipeline reads the logits: one is enough
