@@ -53,8 +53,8 @@ PARTS: tuple[tuple[str, dict[str, float]], ...] = (
             ),
         },
     ),
-    ("evaluation", {"evaluation": 300}),
-    ("gallery", {"gallery": 30}),  # it shows no bar
+    ("evaluation", {"evaluation": 237}),
+    ("gallery", {"gallery": 20}),  # it shows no bar
 )
 """Name, and bars with their seconds on two idle cores, of each part of `make demo`."""
 
