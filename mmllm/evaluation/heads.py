@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mmllm.evaluation.metrics import (
     accuracy_metric,
     difference_metric,
     mean_metric,
+    with_limit,
     with_threshold,
 )
 from mmllm.features.cache import FeatureCache
@@ -88,7 +88,7 @@ def measure_heads(chat: Any, data: Path, num: int, on_progress: OnProgress) -> I
         if heads is top:
             yield with_threshold(metric, _MIN_RISE)
         else:
-            yield _at_most(metric, _MAX_CONTROL_RISE)
+            yield with_limit(metric, _MAX_CONTROL_RISE)
     on_progress(num)
     start = time.perf_counter()
     result = template_task(chat)
@@ -183,7 +183,7 @@ def measure_copying(chat: Any, data: Path, num: int, on_progress: OnProgress) ->
             if pair in (("image", "image"), ("audio", "audio")):
                 is_ablated = heads is top
                 metric = (
-                    _at_most(metric, _MAX_ABLATED)
+                    with_limit(metric, _MAX_ABLATED)
                     if is_ablated
                     else with_threshold(metric, _MIN_COPYING)
                 )
@@ -239,7 +239,3 @@ def _span(positions: tuple[int, int]) -> str:
 
 def _names(heads: list[Any]) -> str:
     return " ".join(map(str, heads))
-
-
-def _at_most(metric: Metric, limit: float) -> Metric:
-    return replace(metric, threshold=f"<= {limit:.2f}", met=metric.value <= limit)

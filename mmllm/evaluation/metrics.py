@@ -103,6 +103,16 @@ def with_threshold(metric: Metric, threshold: float, note: str = "") -> Metric:
     return replace(metric, threshold=f"{threshold:.3f}{note}", met=met)
 
 
+def with_limit(metric: Metric, limit: float) -> Metric:
+    """Return a copy of a metric that is to be no larger than a limit.
+
+    Args:
+        metric: the metric.
+        limit: the value that it must not exceed.
+    """
+    return replace(metric, threshold=f"<= {limit:.2f}", met=metric.value <= limit)
+
+
 def with_gain(metric: Metric, threshold: float = 0.0) -> Metric:
     """Return a copy of a difference that must reach a threshold, with its interval above 0.
 

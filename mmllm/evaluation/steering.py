@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmllm.conversation import Medium, user
 from mmllm.data.sources import parse_json, read_text
 from mmllm.evaluation.dictionaries import open_study
 from mmllm.evaluation.judges import Judge, build_judge
-from mmllm.evaluation.metrics import Metric, accuracy_metric, with_threshold
+from mmllm.evaluation.metrics import Metric, accuracy_metric, with_limit, with_threshold
 from mmllm.insight.features.directions import concept_features
 from mmllm.insight.hooks import Edit, edit
 from mmllm.insight.positions import Positions
@@ -80,8 +79,7 @@ def measure_steering(chat: Any, data: Path, num: int, on_progress: OnProgress) -
             if note == "difference":
                 yield with_threshold(metric, _MIN_STEERED)
             else:
-                limit = f"<= {_MAX_RANDOM}"
-                yield replace(metric, threshold=limit, met=metric.value <= _MAX_RANDOM)
+                yield with_limit(metric, _MAX_RANDOM)
             start = time.perf_counter()
     on_progress(num)
 
@@ -122,8 +120,7 @@ def measure_feature_steering(
                 if note == "SAE features":
                     yield with_threshold(metric, _MIN_BY_FEATURES)
                 else:
-                    limit = f"<= {_MAX_RANDOM}"
-                    yield replace(metric, threshold=limit, met=metric.value <= _MAX_RANDOM)
+                    yield with_limit(metric, _MAX_RANDOM)
             start = time.perf_counter()
     on_progress(num)
 
