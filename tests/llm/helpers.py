@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmllm import config
+from mmllm.conversation import assistant, user
+from mmllm.data.batch import BatchLayout, collate
 from mmllm.llm.language_model import LanguageModel
+from mmllm.model import AnyToAny
 from tests.llm.families import WINDOW
+
+TALK = [user("What is this?"), assistant("a red apple"), user("one  two\n three"), assistant("ten")]
 
 OUTPUTS = {"image": 3, "audio": 2}
 """Output key -> signal tokens."""
@@ -49,3 +55,25 @@ def adapted(llm: LanguageModel) -> LanguageModel:
 def logits_of(llm: LanguageModel, ids: Tensor) -> Tensor:
     """int[B, T] -> float[B, T, V + O]"""
     return llm.head(llm(llm.embed(ids)))
+
+
+def assert_rows_have_the_same_states(whole: AnyToAny, shares: Collection[bool]) -> None:
+    """Single, padded and packed rows, the latter with a shared prefix or without."""
+    items = [whole.renderer.render(talk) for talk in ([*TALK], [TALK[0], assistant("two")])]
+    assert min(map(len, items)) > WINDOW
+
+    def states(batch: Any) -> Tensor:
+        return whole.hidden(batch).flatten(0, 1)[batch.target_indices]
+
+    def batched(some: Any, **options: Any) -> Any:
+        return collate(some, None, BatchLayout({}, {}), **options)
+
+    single = torch.cat([states(batched([item])) for item in items])
+    padded = batched(items)
+    assert padded.prefix_len > 0
+    torch.testing.assert_close(states(padded), single, atol=1e-4, rtol=1e-4)
+    for share in shares:
+        packed = batched(items, pack=True, share=share)
+        assert packed.ids.shape[0] == 1
+        assert (packed.prefix_len > 0) == share
+        torch.testing.assert_close(states(packed), single, atol=1e-4, rtol=1e-4)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mmllm import config, model
-from mmllm.conversation import assistant, system, user
-from mmllm.data.batch import BatchLayout, collate
+from mmllm.conversation import system
 from mmllm.data.rendering import UNSUPERVISED
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
@@ -20,10 +19,15 @@ from mmllm.inference.sampling import Sampling
 from mmllm.kernels.inference_layer import matmul
 from mmllm.llm.templates import TEMPLATES
 from mmllm.model import AnyToAny
-from tests.llm.families import FAMILIES, WINDOW
-from tests.llm.helpers import OUTPUTS, ids_of, plain, with_outputs
-
-TALK = [user("What is this?"), assistant("a red apple"), user("one  two\n three"), assistant("ten")]
+from tests.llm.families import FAMILIES
+from tests.llm.helpers import (
+    OUTPUTS,
+    TALK,
+    assert_rows_have_the_same_states,
+    ids_of,
+    plain,
+    with_outputs,
+)
 
 
 def joined(name: str, folder: Path, **changes: Any) -> AnyToAny:
@@ -68,24 +72,7 @@ def test_signal_rows_are_as_large_as_embedded_words_and_have_their_logit(name, f
 @torch.no_grad()
 def test_packed_padded_shared_and_single_rows_have_the_same_states(name, folders) -> None:
     whole = joined(name, folders(name))
-    items = [whole.renderer.render(talk) for talk in ([*TALK], [TALK[0], assistant("two")])]
-    assert min(map(len, items)) > WINDOW
-
-    def states(batch: Any) -> Tensor:
-        return whole.hidden(batch).flatten(0, 1)[batch.target_indices]
-
-    def batched(some: Any, **options: Any) -> Any:
-        return collate(some, None, BatchLayout({}, {}), **options)
-
-    single = torch.cat([states(batched([item])) for item in items])
-    padded = batched(items)
-    assert padded.prefix_len > 0
-    torch.testing.assert_close(states(padded), single, atol=1e-4, rtol=1e-4)
-    for share in {False, whole.llm.supports_prefix_packing}:
-        packed = batched(items, pack=True, share=share)
-        assert packed.ids.shape[0] == 1
-        assert (packed.prefix_len > 0) == share
-        torch.testing.assert_close(states(packed), single, atol=1e-4, rtol=1e-4)
+    assert_rows_have_the_same_states(whole, {False, whole.llm.supports_prefix_packing})
 
 
 @pytest.mark.parametrize("name", FAMILIES)

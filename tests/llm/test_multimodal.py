@@ -12,19 +12,24 @@ import torch
 from torch import Tensor
 
 from mmllm import config, model, weights
-from mmllm.conversation import assistant, user
-from mmllm.data.batch import BatchLayout, collate
+from mmllm.conversation import assistant
+from mmllm.data.batch import collate
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.features.cache import FeatureCache
 from mmllm.inference.batching import generate
 from mmllm.inference.sampling import Sampling
 from mmllm.llm.export import merge_lora, save_transformers
 from mmllm.model import AnyToAny
-from tests.llm.families import WINDOW
-from tests.llm.helpers import adapted, ids_of, logits_of, with_outputs
+from tests.llm.helpers import (
+    TALK,
+    adapted,
+    assert_rows_have_the_same_states,
+    ids_of,
+    logits_of,
+    with_outputs,
+)
 from tests.llm.multimodal import FAMILIES, plain, write
 
-TALK = [user("What is this?"), assistant("a red apple"), user("one  two\n three"), assistant("ten")]
 HYBRIDS = [name for name, family in FAMILIES.items() if family.recurrent]
 ATTENTION = [name for name in FAMILIES if name not in HYBRIDS]
 
@@ -92,23 +97,7 @@ def test_excluded_modules_of_the_config_stay_excluded(name, folders) -> None:
 @torch.no_grad()
 def test_packed_padded_shared_and_single_rows_have_the_same_states(name, folders) -> None:
     whole = joined(folders(name))
-    items = [whole.renderer.render(talk) for talk in ([*TALK], [TALK[0], assistant("two")])]
-    assert min(map(len, items)) > WINDOW
-
-    def states(batch: Any) -> Tensor:
-        return whole.hidden(batch).flatten(0, 1)[batch.target_indices]
-
-    def batched(some: Any, **options: Any) -> Any:
-        return collate(some, None, BatchLayout({}, {}), **options)
-
-    single = torch.cat([states(batched([item])) for item in items])
-    padded = batched(items)
-    assert padded.prefix_len > 0
-    torch.testing.assert_close(states(padded), single, atol=1e-4, rtol=1e-4)
-    for share in (False, True):
-        packed = batched(items, pack=True, share=share)
-        assert packed.ids.shape[0] == 1
-        torch.testing.assert_close(states(packed), single, atol=1e-4, rtol=1e-4)
+    assert_rows_have_the_same_states(whole, (False, True))
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
