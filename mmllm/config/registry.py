@@ -38,6 +38,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "linear": "mmllm.projections.input:LinearConfig",
         "mlp": "mmllm.projections.input:MLPConfig",
         "words": "mmllm.projections.input:WordsConfig",
+        "ctc": "mmllm.projections.ctc:CTCConfig",
         "grouping": "mmllm.projections.input:GroupingConfig",
         "resampler": "mmllm.projections.input:ResamplerConfig",
     },

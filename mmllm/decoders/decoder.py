@@ -122,9 +122,10 @@ class ModalityDecoder(DecoderContract):
         """`fingerprint`, with the dtype in which captions are encoded where that is the language
         model's and not the pipeline's."""
         encoder = self.runtime.text_encoder
-        if encoder is None or encoder.dtype == getattr(torch, self.config.dtype):
+        dtype = getattr(torch, self.config.dtype) if encoder is None else encoder.caption_dtype
+        if dtype == getattr(torch, self.config.dtype):
             return self.fingerprint
-        return f"{self.fingerprint}-{str(encoder.dtype).removeprefix('torch.')}"
+        return f"{self.fingerprint}-{str(dtype).removeprefix('torch.')}"
 
     # --- Options of one call ---------------------------------------------------------------------
 

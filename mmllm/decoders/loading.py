@@ -18,7 +18,6 @@ import torch
 from mmllm.decoders.schedules import with_solver
 from mmllm.decoders.shared_text_encoder import (
     COMPONENT,
-    SharedTextEncoder,
     share_text_encoder,
 )
 from mmllm.errors import AssetError, ConfigError, quoted, wrap_errors
@@ -37,8 +36,8 @@ _CONVERT = (
     "Pipeline.from_pretrained({folder!r}, use_safetensors=False).save_pretrained({folder!r})"
 )
 
-_CODECS = "mmllm.mini.codecs"
-"""The module with codecs that diffusers does not have."""
+_OWN = ("mmllm.mini.codecs", "mmllm.mini.caption_encoder")
+"""Modules with components that diffusers and transformers do not have."""
 
 
 class PipelineRuntime:
@@ -67,7 +66,7 @@ class PipelineRuntime:
             on_loaded: called with the pipeline once it is loaded.
             needs_llm: whether `text_encoder` has to be set before the pipeline is loaded.
         """
-        self.text_encoder: SharedTextEncoder | None = None
+        self.text_encoder: Any = None
         self.folder = folder
         self.name = name
         self.dtype = dtype
@@ -124,8 +123,8 @@ class PipelineRuntime:
         Raises:
             ConfigError: it is another model.
         """
-        _, class_name = pipeline_components(read_model_index(self.folder), self.folder)[COMPONENT]
-        self.text_encoder = share_text_encoder(self.folder, class_name, llm, where)
+        components = pipeline_components(read_model_index(self.folder), self.folder)
+        self.text_encoder = share_text_encoder(self.folder, components[COMPONENT], llm, where)
 
     def release(self) -> None:
         """Drop the loaded pipeline; the next use loads it again."""
@@ -283,7 +282,7 @@ def pipeline_components(index: dict[str, Any], folder: Path) -> dict[str, tuple[
         folder: the pipeline's folder.
 
     Raises:
-        AssetError: a library is none of diffusers, transformers and mmllm's codecs: code that comes
+        AssetError: a library is none of diffusers, transformers and mmllm's own: code that comes
             with a pipeline is not run.
     """
     components: dict[str, tuple[str, str]] = {}
@@ -293,7 +292,7 @@ def pipeline_components(index: dict[str, Any], folder: Path) -> dict[str, tuple[
         if len(entry) != 2 or not all(isinstance(word, str) for word in (name, *entry)):
             continue
         library, class_name = entry
-        is_known = library == _CODECS or library.isidentifier()
+        is_known = library in _OWN or library.isidentifier()
         if not (is_known and name.isidentifier() and class_name.isidentifier()):
             raise AssetError(
                 f"{folder}: {quoted(name)} is {quoted(class_name)} of {quoted(library)}, which is "
@@ -315,7 +314,7 @@ def load_pipeline(
 ) -> Any:
     """Load a pipeline of diffusers from safetensors, every component frozen, in evaluation mode.
 
-    mmllm's own codecs are registered first, since a folder may name them.
+    mmllm's own components are registered first, since a folder may name them.
 
     Args:
         folder: the folder in diffusers' layout.
@@ -328,8 +327,8 @@ def load_pipeline(
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     components = pipeline_components(read_model_index(folder), folder)
-    if any(library == _CODECS for library, _ in components.values()):
-        importlib.import_module(_CODECS)
+    for library in {library for library, _ in components.values()} & set(_OWN):
+        importlib.import_module(library)
     message = f"{folder}: the pipeline cannot be loaded"
     with wrap_errors(AssetError, message), _quiet(), remote_code_disabled():
         pipeline = DiffusionPipeline.from_pretrained(
@@ -359,7 +358,7 @@ def meta_components(folder: Path) -> dict[str, torch.nn.Module]:
     components = pipeline_components(read_model_index(folder), folder)
     for name, (library, class_name) in components.items():
         cls: Any
-        if library == _CODECS:
+        if library in _OWN:
             cls = getattr(importlib.import_module(library), class_name)
         elif library == "transformers":
             cls = getattr(transformers, class_name)
@@ -370,7 +369,7 @@ def meta_components(folder: Path) -> dict[str, torch.nn.Module]:
         if not issubclass(cls, torch.nn.Module):
             continue
         try:
-            with torch.device("cpu" if library == _CODECS else "meta"):
+            with torch.device("cpu" if library in _OWN else "meta"):
                 networks[name] = _from_config(cls, str(folder / name))
         except (OSError, ValueError, TypeError) as error:
             raise AssetError(f"{folder / name}: makes no {class_name}: {error}") from error

@@ -8,7 +8,9 @@ those of the base model, whatever trains, and while the model answers in another
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,11 @@ class SharedTextEncoder(nn.Module):
         """The dtype of the language model."""
         return self.network.get_input_embeddings().weight.dtype
 
+    @property
+    def caption_dtype(self) -> torch.dtype:
+        """The dtype in which captions are read."""
+        return self.dtype
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the network as a pipeline calls its own text encoder.
 
@@ -116,14 +123,15 @@ class SharedTextEncoder(nn.Module):
         return to_device(value, self.device) if isinstance(value, Tensor) else value
 
 
-def share_text_encoder(folder: Path, class_name: str, llm: Any, where: str) -> SharedTextEncoder:
+def share_text_encoder(folder: Path, component: tuple[str, str], llm: Any, where: str) -> nn.Module:
     """Make a pipeline's text encoder of the language model, after checking that it is the same one.
 
     The configs are compared, and one row of every tensor of the folder, if it has the weights.
 
     Args:
         folder: of the pipeline.
-        class_name: the transformers class of its text encoder.
+        component: library and class of its text encoder: a class of transformers, or mini's
+            `CaptionEncoder`, which reads with the first layers.
         llm: the `LanguageModel`; it may be on the meta device.
         where: the decoder's key in the config, for errors.
 
@@ -133,12 +141,10 @@ def share_text_encoder(folder: Path, class_name: str, llm: Any, where: str) -> S
     """
     import transformers
 
-    if llm.is_quantized or llm.config.quantization or llm.config.device_map is not None:
-        raise ConfigError(
-            f"{where}.text_encoder: llm needs the weights of the language model as they are and on "
-            "one device, but they are quantised or spread over devices; set llm.quantization and "
-            "llm.device_map to null, or text_encoder to own"
-        )
+    _check_shareable(llm, where)
+    library, class_name = component
+    if library != "transformers":
+        return _share_layers(folder / COMPONENT, importlib.import_module(library), llm, where)
     part, cls = folder / COMPONENT, getattr(transformers, class_name)
     with wrap_errors(AssetError, part):
         config = cls.config_class.from_pretrained(str(part))
@@ -155,6 +161,42 @@ def share_text_encoder(folder: Path, class_name: str, llm: Any, where: str) -> S
         f"than the pipeline's own text encoder, {part}: {difference}; give that model as "
         "llm.weights, or set text_encoder to own"
     )
+
+
+def _share_layers(part: Path, library: Any, llm: Any, where: str) -> nn.Module:
+    """Mini's caption encoder, reading with the first layers of the language model."""
+    from transformers import AutoModel
+
+    with wrap_errors(AssetError, part):
+        encoder = library.CaptionEncoder.from_pretrained(part).eval()
+    models: Any = AutoModel
+    config = copy.deepcopy(llm.base_model.config.get_text_config())
+    own = _slots(llm.base_model)
+    row = own["embed_tokens.weight"].read().detach()[0]
+    if row.shape != encoder.first_row.shape or not (
+        row.is_meta or torch.allclose(row.float().cpu(), encoder.first_row, rtol=1e-2, atol=1e-3)
+    ):
+        raise ConfigError(
+            f"{where}.text_encoder: llm, but llm.weights {quoted(llm.config.weights)} is another "
+            f"model than {quoted(encoder.config.weights)}, whose first {encoder.config.layers} "
+            "layers the pipeline reads captions with; give that model as llm.weights, or set "
+            "text_encoder to own"
+        )
+    with torch.device("meta"):
+        network = models.from_config(encoder.cut(config))
+    network.norm = nn.Identity()
+    encoder.read_with(SharedTextEncoder(network, own))
+    return encoder
+
+
+def _check_shareable(llm: Any, where: str) -> None:
+    """Raise ConfigError where a language model's weights cannot serve a pipeline."""
+    if llm.is_quantized or llm.config.quantization or llm.config.device_map is not None:
+        raise ConfigError(
+            f"{where}.text_encoder: llm needs the weights of the language model as they are and on "
+            "one device, but they are quantised or spread over devices; set llm.quantization and "
+            "llm.device_map to null, or text_encoder to own"
+        )
 
 
 def _slots(model: nn.Module) -> dict[str, _Slot]:

@@ -1,7 +1,6 @@
-"""Codecs in the VAE slot of mini's decoders of clips and sounds.
+"""Codecs in the VAE slot of mini's decoders.
 
-Pictures need none of ours: theirs is a plain AutoencoderKL. `import mmllm.mini.codecs` before
-`DiffusionPipeline.from_pretrained(folder)`.
+`import mmllm.mini.codecs` before `DiffusionPipeline.from_pretrained(folder)`.
 
 Dimensions: B samples, H x W pixels, h x w latents, C channels of a latent, F frames, N waveform
 samples, M mel bands, K latent tokens.
@@ -13,7 +12,7 @@ samples, M mel bands, K latent tokens.
 import math
 
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers import AutoencoderDC, AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoderOutput
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
@@ -30,15 +29,60 @@ def _exactly(latents: Tensor) -> AutoencoderKLOutput:
     return AutoencoderKLOutput(DiagonalGaussianDistribution(parameters, deterministic=True))
 
 
+class ImageAutoencoder(ModelMixin, ConfigMixin):
+    """An AutoencoderDC with the interface of an AutoencoderKL, which most pipelines expect.
+
+    float[B, 3, H, W] in -1..1 <-> float[B, C, H / s, W / s] with s = 2 ** (levels - 1).
+
+    `codec_config` is that of the AutoencoderDC; pipelines read the number of `block_out_channels`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        codec_config: dict,
+        block_out_channels: tuple[int, ...] = (24, 48, 96, 192, 192),
+        latent_channels: int = 48,
+        scaling_factor: float = 1.0,
+    ):
+        super().__init__()
+        self.codec = AutoencoderDC.from_config(codec_config)
+
+    @classmethod
+    def around(cls, codec: AutoencoderDC) -> "ImageAutoencoder":
+        """The same codec with the other interface."""
+        config = {k: v for k, v in codec.config.items() if not k.startswith("_")}
+        wrapped = cls(
+            codec_config=config,
+            block_out_channels=tuple(config["encoder_block_out_channels"]),
+            latent_channels=config["latent_channels"],
+            scaling_factor=config["scaling_factor"],
+        )
+        wrapped.codec.load_state_dict(codec.state_dict())
+        return wrapped
+
+    @apply_forward_hook
+    def encode(self, x: Tensor) -> AutoencoderKLOutput:
+        """float[B, 3, H, W] -> float[B, C, H / s, W / s]."""
+        return _exactly(self.codec.encode(x).latent)
+
+    @apply_forward_hook
+    def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
+        """float[B, C, H / s, W / s] -> float[B, 3, H, W]."""
+        x = self.codec.decode(z).sample
+        return DecoderOutput(sample=x) if return_dict else (x,)
+
+
 class ClipAutoencoder(ModelMixin, ConfigMixin):
     """An AutoencoderKL of pictures for each frame, its latents folded as Wan counts frames: the
     first alone, then groups of four.
 
-    float[B, 3, 1 + 4k, H, W] in -1..1 <-> float[B, 4C, 1 + k, H / 8, W / 8] with the C channels and
-    8 x 8 pixels of a picture's latent. The first latent frame holds the first frame four times;
+    float[B, 3, 1 + 4k, H, W] in -1..1 <-> float[B, 4C, 1 + k, H / s, W / s] with the C channels and
+    s x s pixels of a picture's latent. The first latent frame holds the first frame four times;
     decoding takes their mean. Causal layout: Wan 2025, sec. 4.1.
 
-    `frame_codec` is the config of the AutoencoderKL, and the folded sizes follow from it.
+    `frame_codec` is the config of the AutoencoderKL, or of the ImageAutoencoder, and the folded
+    sizes follow from it.
     """
 
     @register_to_config
@@ -52,10 +96,11 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         latents_std: tuple[float, ...] = (1.0,) * 64,
     ):
         super().__init__()
-        self.frames = AutoencoderKL.from_config(frame_codec)
+        kind = ImageAutoencoder if "codec_config" in frame_codec else AutoencoderKL
+        self.frames = kind.from_config(frame_codec)
 
     @classmethod
-    def around(cls, frames: AutoencoderKL) -> "ClipAutoencoder":
+    def around(cls, frames: AutoencoderKL | ImageAutoencoder) -> "ClipAutoencoder":
         """A codec of clips with the weights of a codec of pictures."""
         config, group = frames.config, 4
         channels = group * config.latent_channels
@@ -78,7 +123,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
-        """float[B, 3, 1 + 4k, H, W] -> float[B, 4C, 1 + k, H / 8, W / 8]."""
+        """float[B, 3, 1 + 4k, H, W] -> float[B, 4C, 1 + k, H / s, W / s]."""
         group = self.config.scale_factor_temporal
         if x.shape[2] % group != 1:
             raise ValueError(
@@ -92,7 +137,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
-        """float[B, 4C, 1 + k, H / 8, W / 8] -> float[B, 3, 1 + 4k, H, W]."""
+        """float[B, 4C, 1 + k, H / s, W / s] -> float[B, 3, 1 + 4k, H, W]."""
         group = self.config.scale_factor_temporal
         z = z.unflatten(1, (-1, group)).transpose(2, 3)  # [B, C, 1 + k, 4, h, w]
         first = z[:, :, 0].mean(dim=2, keepdim=True)

@@ -6,7 +6,8 @@ is pulled towards the embedding of the reply about its medium and pushed away fr
 other replies in the batch (InfoNCE, van den Oord et al. 2018; against text as in CLIP, Radford et
 al. 2021). The LLM then reads something close to the word itself, which it can already repeat. A
 projection with a vocabulary of its own (WordsProjection) gets one word for each reply, initialised
-with the LLM's embeddings of that reply, and learns to classify.
+with the LLM's embeddings of that reply, and learns to classify; one that spells (CTCProjection)
+learns the replies token by token.
 
 Output side: the LLM runs once over each conversation, and the output projections learn to map the
 cached hidden states of its signal tokens to the decoders' conditions. At the end of a stage that
@@ -36,6 +37,7 @@ from mmllm.features.cache import FeatureCache, medium_identity
 from mmllm.kernels.devices import to_device
 from mmllm.losses import alignment_distance
 from mmllm.model import AnyToAny
+from mmllm.projections.ctc import CTCProjection
 from mmllm.training.projection_fit import (
     Autocast,
     ProjectionFit,
@@ -96,8 +98,7 @@ def _prealign_inputs(
         place = {reply: index for index, reply in enumerate(replies)}
         media = [medium for medium, _ in pairs]
         owners = torch.tensor([place[reply] for _, reply in pairs])
-        kind = _WordMatcher if projection.words else _TokenMatcher
-        matcher = kind(model, cache, key, replies, fit.options.temperature)
+        matcher = _matcher(projection)(model, cache, key, replies, fit.options.temperature)
 
         def loss(chosen: Tensor, matcher=matcher, media=media, owners=owners) -> Tensor:
             return matcher.loss([media[i] for i in chosen.tolist()], owners[chosen])
@@ -136,6 +137,13 @@ def _prealign_outputs(
         name = f"output_projections.{key}"
         scores[name] = fit(name, projection, len(kept.states), loss)
     return scores
+
+
+def _matcher(projection: Any) -> type[_ReplyMatcher]:
+    """What learns the replies about media."""
+    if isinstance(projection, CTCProjection):
+        return _Speller
+    return _WordMatcher if projection.words else _TokenMatcher
 
 
 def spell_replies(model: AnyToAny, replies: list[Reply], num_tokens: int) -> Tensor:
@@ -211,6 +219,14 @@ class _ReplyMatcher:
         mask = None if mask is None else to_device(mask, self.device)
         return to_device(features, self.device), mask
 
+    def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
+        """The loss of a batch: `owners` are the indices of the replies about the media."""
+        raise NotImplementedError
+
+    def nearest(self, media: list[Medium]) -> Tensor:
+        """The index of the reply that is nearest to each medium; -1: none."""
+        raise NotImplementedError
+
 
 class _TokenMatcher(_ReplyMatcher):
     """Compares each projected token with the mean LLM embedding of a reply."""
@@ -272,3 +288,35 @@ def _pairs(model: AnyToAny, items: Iterable[Rendered]) -> dict[str, list[tuple[M
     for (key, _, _), pair in found.items():
         grouped.setdefault(key, []).append(pair)
     return grouped
+
+
+class _Speller(_ReplyMatcher):
+    """Makes the tokens of the replies the projection's vocabulary, with the LLM's embeddings, and
+    trains it to spell the replies, without the tokens that all of them have."""
+
+    def __init__(self, model: AnyToAny, *rest: Any):
+        super().__init__(model, *rest)
+        key, replies = rest[1], rest[2]
+        common = set(replies[0]).intersection(*replies)  # "I see", say, and the end
+        self.replies = [tuple(token for token in reply if token not in common) for reply in replies]
+        ids = sorted({token for reply in self.replies for token in reply})
+        longest = max(map(len, self.replies))
+        for name, needed in (("vocabulary", len(ids)), ("num_tokens", longest)):
+            if needed > getattr(self.projection, name):
+                raise ConfigError(
+                    f"input_projections.{key}: the replies to pre-align with need {name}={needed}, "
+                    f"but it is {getattr(self.projection, name)}; raise it"
+                )
+        table = model.llm.embedding.weight.detach()
+        self.projection.set_vocabulary(ids, table[torch.tensor(ids, device=table.device)].float())
+        place = {token: index for index, token in enumerate(ids)}
+        self.targets = [[place[token] for token in reply] for reply in self.replies]
+
+    def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
+        features, mask = self.features(media)
+        return self.projection.loss(features, mask, [self.targets[i] for i in owners.tolist()])
+
+    def nearest(self, media: list[Medium]) -> Tensor:
+        place = {reply: index for index, reply in enumerate(self.replies)}
+        spelled = self.projection.spell(*self.features(media))
+        return torch.tensor([place.get(reply, -1) for reply in spelled])

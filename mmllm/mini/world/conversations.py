@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmllm.conversation import Message, Video
+from mmllm.conversation import Message
 from mmllm.errors import ConfigError
 from mmllm.mini.world import unknown, wordings
 from mmllm.mini.world.captions import (
@@ -25,9 +25,19 @@ from mmllm.mini.world.captions import (
     with_article,
 )
 from mmllm.mini.world.change_requests import edit
-from mmllm.mini.world.clips import FPS, MOTIONS, Clip, draw_clip, render_clip
+from mmllm.mini.world.clips import MOTIONS, Clip, draw_clip
 from mmllm.mini.world.clips import is_training as is_training_clip
-from mmllm.mini.world.questions import read, reread
+from mmllm.mini.world.hearing import (
+    draw_and_play,
+    draw_heard,
+    hear,
+    hear_scene,
+    play,
+    play_scene,
+    refuse_sound,
+    replay,
+)
+from mmllm.mini.world.questions import describe_scene, read, reread
 from mmllm.mini.world.talk import Talk
 from mmllm.mini.world.things import COLOURS, things
 from mmllm.mini.world.wordings import Split, wording
@@ -65,12 +75,15 @@ class ConversationsConfig:
         split: "training", or "heldout" for wordings and combinations that training never has.
         kinds: only conversations of these kinds (names of KINDS); all by default, in a fixed
             mixture.
+        targets: whether replies hold the media that they show, as the loss `denoise` needs them;
+            else their captions alone, and nothing is rendered for them.
         share: weight of the dataset in the mixture.
     """
 
     count: int = 20_000
     split: str = "training"
     kinds: tuple[str, ...] = ()
+    targets: bool = True
     share: float = 1.0
 
 
@@ -108,12 +121,22 @@ def animate(talk: Talk) -> bool:
     if talk.split == "training" and not is_training_clip(clip):
         return False
     talk.ask(text)
-    if not (scene and clip.scene.groups[0].thing == scene.groups[0].thing):
-        talk.scene = None  # "it" would now be the clip
+    talk.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
     words = describe_clip(clip)
-    frames = render_clip(clip, talk.rng)
-    talk.answer(f"Here is a clip of {words}.", Video(array=frames, fps=FPS, caption=words))
+    talk.answer(f"Here is a clip of {words}.", talk.video(clip, words))
     talk.made.append(("animated", words))
+    return True
+
+
+def watch(talk: Talk) -> bool:
+    """The user shows a clip and asks what happens."""
+    while True:
+        clip = draw_clip(talk.rng)
+        if is_training_clip(clip) is not talk.is_heldout:
+            break
+    talk.ask(wording("shown", "watch", talk.split, talk.rng), talk.video(clip))
+    plain = replace(clip, scene=replace(clip.scene, ground=None))
+    talk.answer(f"I see {describe_clip(plain)}.")
     return True
 
 
@@ -140,10 +163,9 @@ def small_talk(talk: Talk) -> bool:
 def refuse(talk: Talk) -> bool:
     """The user asks for what is not in the world: one honest sentence, and the nearest thing."""
     rng = talk.rng
-    heldout = talk.split == "heldout"
 
     def pick(words: Sequence[str]) -> str:
-        return rng.choice([word for word in words if unknown.is_heldout(word) is heldout])
+        return rng.choice([word for word in words if unknown.is_heldout(word) is talk.is_heldout])
 
     kind = rng.choice(("thing", "thing", "thing", "number", "colour", "language"))
     if kind == "language":
@@ -175,38 +197,60 @@ def refuse(talk: Talk) -> bool:
 
 KINDS: dict[str, tuple[Exchange, ...]] = {
     "draw": (draw,),
+    "describe": (describe_scene,),
     "read": (read,),
     "animate": (animate,),
-    "refuse": (refuse,),
+    "watch": (watch,),
+    "play": (play,),
+    "hear": (hear,),
+    "across": (hear_scene, draw_heard, draw_and_play),
+    "refuse": (refuse, refuse, refuse_sound),
     "talk": (small_talk,),
     "edits": (draw, edit, edit, edit),
-    "mixed": (draw, edit, edit, animate, read, reread, remember, small_talk, refuse),
+    "replay": (play, replay),
+    "mixed": (
+        *(draw, edit, edit, animate, read, reread, remember, small_talk, refuse),
+        *(play, replay, play_scene, hear, watch),
+    ),
 }
-"""Kind of conversation -> what may happen in it; "edits" begins with the first of them."""
+"""Kind of conversation -> what may happen in it; "edits" and "replay" begin with the first."""
 _SHARES = {
-    "draw": 0.22,
-    "read": 0.20,
-    "animate": 0.10,
-    "refuse": 0.10,
+    "draw": 0.16,
+    "describe": 0.02,
+    "read": 0.12,
+    "animate": 0.08,
+    "watch": 0.04,
+    "play": 0.09,
+    "hear": 0.05,
+    "across": 0.06,
+    "refuse": 0.08,
     "talk": 0.03,
-    "edits": 0.20,
-    "mixed": 0.15,
+    "edits": 0.15,
+    "replay": 0.03,
+    "mixed": 0.09,
 }
 
 
-def converse(kind: str, split: Split, rng: random.Random) -> list[Message]:
+def converse(kind: str, split: Split, rng: random.Random, *, targets: bool = True) -> list[Message]:
     """A conversation of a kind.
+
+    Args:
+        kind: one of KINDS.
+        split: whose wordings and combinations it uses.
+        rng: where chance comes from.
+        targets: whether replies hold the media that they show, or their captions alone.
 
     Raises:
         ValueError: If the kind is unknown.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of conversation {kind!r}; known are {', '.join(KINDS)}")
-    talk = Talk(rng, split)
+    talk = Talk(rng, split, targets)
     exchanges = KINDS[kind]
-    length = {"edits": rng.randint(2, 4), "mixed": rng.randint(3, 8)}.get(kind, 1)
+    lengths = {"edits": (2, 4), "replay": (2, 3), "mixed": (3, 8)}
+    length = rng.randint(*lengths.get(kind, (1, 1)))
     while len(talk.messages) < 2 * length:
-        first = kind == "edits" and not talk.messages
+        first = kind in ("edits", "replay") and not talk.messages
         exchange = exchanges[0] if first else rng.choice(exchanges)
         exchange(talk)
     return talk.messages
@@ -228,7 +272,8 @@ class Conversations:
         chance = random.Random(f"{self.split} {index}")
         kinds = self.config.kinds or tuple(_SHARES)
         shares = [_SHARES[kind] for kind in kinds]
-        return converse(chance.choices(kinds, shares)[0], self.split, chance)
+        kind = chance.choices(kinds, shares)[0]
+        return converse(kind, self.split, chance, targets=self.config.targets)
 
     def name(self, index: int) -> str:
         """See DataSource."""

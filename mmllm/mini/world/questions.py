@@ -16,7 +16,20 @@ from mmllm.mini.world.wordings import wording
 def read(talk: Talk) -> bool:
     """The user shows a scene and asks about it."""
     scene = talk.draw_scene()
+    if scene.layout == "pair":  # whose order the image decides
+        scene = replace(scene, layout="left")
     return _question(talk, scene, talk.image(scene))
+
+
+def describe_scene(talk: Talk) -> bool:
+    """The user shows a scene and asks what it is; the answer is its description."""
+    scene = talk.draw_scene()
+    if scene.layout == "pair":  # whose order the image decides
+        scene = replace(scene, layout="left")
+    talk.ask(wording("questions", "what", talk.split, talk.rng), talk.image(scene))
+    talk.answer(f"I see {describe(scene)}.")
+    talk.scene = scene
+    return True
 
 
 def reread(talk: Talk) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
-from mmllm.conversation import Image, Message, Video, assistant, user
+from mmllm.conversation import Audio, Image, Medium, Message, Video, assistant, user
 from mmllm.mini.world.captions import Wording, describe
+from mmllm.mini.world.clips import FPS, Clip, render_clip
 from mmllm.mini.world.rendering import render
 from mmllm.mini.world.scenes import Scene, draw_heldout_scene, draw_training_scene, is_training
+from mmllm.mini.world.sounds import RATE, Soundscape, render_soundscape
 from mmllm.mini.world.things import things
 from mmllm.mini.world.wordings import Split, roughen
 
@@ -18,42 +21,65 @@ class Talk:
     Args:
         rng: Where chance comes from.
         split: Whose wordings and combinations it uses.
+        targets: Whether replies hold the media that they show; else their captions alone.
     """
 
-    def __init__(self, rng: random.Random, split: Split):
+    def __init__(self, rng: random.Random, split: Split, targets: bool = True):
         self.rng = rng
+        self.targets = targets
         self.split: Split = split
         self.messages: list[Message] = []
         self.scene: Scene | None = None  # what was drawn or shown last
+        self.scape: Soundscape | None = None  # what was played last
         self.made: list[tuple[str, str]] = []  # (verb in the past, caption) of all that was made
+
+    @property
+    def is_heldout(self) -> bool:
+        """Whether the split is the held-out one."""
+        return self.split == "heldout"
 
     @property
     def wording(self) -> Wording:
         """How scenes are put by the user."""
         return "heldout" if self.split == "heldout" else "training"
 
-    def ask(self, text: str, *media: Image | Video) -> None:
+    def ask(self, text: str, *media: Medium) -> None:
         """A turn of the user; a medium stands before or after the words."""
         parts = [roughen(text, self.rng), *media]
         if self.rng.random() < 0.5:
             parts.reverse()
         self.messages.append(user(*parts))
 
-    def answer(self, text: str, *media: Image | Video) -> None:
-        """A turn of the assistant."""
-        self.messages.append(assistant(text, *media))
+    def answer(self, *parts: Any) -> None:
+        """A turn of the assistant: words and media."""
+        self.messages.append(assistant(*parts))
 
     def show(self, scene: Scene) -> None:
         """Answer with a scene: in words, then as an image."""
         words = describe(scene)
         verb = "are" if scene.groups[0].count > 1 else "is"
         self.answer(f"Here {verb} {words}.", self.image(scene, words))
-        self.scene = scene
+        self.scene, self.scape = scene, None
         self.made.append(("drew", words))
 
     def image(self, scene: Scene, words: str | None = None) -> Image:
-        """The image of a scene."""
+        """The image of a scene; with its caption for a reply."""
+        if words and not self.targets:
+            return Image(caption=words)
         return Image(array=render(scene, self.rng), caption=words)
+
+    def video(self, clip: Clip, words: str | None = None) -> Video:
+        """The same of a clip."""
+        if words and not self.targets:
+            return Video(caption=words)
+        return Video(array=render_clip(clip, self.rng), fps=FPS, caption=words)
+
+    def audio(self, scape: Soundscape, words: str | None = None) -> Audio:
+        """The same of a soundscape."""
+        if words and not self.targets:
+            return Audio(caption=words)
+        wave = render_soundscape(scape, self.rng, heldout_takes=self.is_heldout)
+        return Audio.from_numpy(wave, RATE, caption=words)
 
     def draw_scene(self) -> Scene:
         """A scene of the split."""

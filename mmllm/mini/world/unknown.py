@@ -58,6 +58,27 @@ THINGS: dict[str, str] = {
     "soldier": "police-officer", "dancer": "fairy", "logo": "star", "flag": "kite",
     "map": "globe", "poster": "square", "sign": "stop-sign", "heartbeat": "heart",
 }  # fmt: skip
+SOUNDS: dict[str, str] = {
+    # sound that is not in the world -> the nearest that is
+    "a dog": "wolf", "a horse": "cow", "a pig": "sheep", "a lion": "cat", "a tiger": "cat",
+    "a goat": "sheep", "a donkey": "cow", "an elephant": "trumpet", "a monkey": "bird",
+    "a rooster": "chick", "a hen": "chick", "a goose": "duck", "a parrot": "bird",
+    "a crow": "bird", "a seagull": "bird", "a snake": "rattlesnake", "a mosquito": "bee",
+    "a fly": "bee", "a dolphin": "whale", "a seal": "whale", "a bear": "wolf",
+    "a car": "car-horn", "a truck": "motorcycle", "a bus": "car-horn", "a tractor": "motorcycle",
+    "an airplane": "helicopter", "a jet": "rocket", "a submarine": "ship-horn",
+    "a train": "steam-train", "a vacuum cleaner": "wind", "a washing machine": "motorcycle",
+    "a toaster": "alarm-clock", "a printer": "camera", "a keyboard": "ticking-clock",
+    "a doorbell": "bicycle-bell", "a gong": "cymbal", "a double bass": "cello",
+    "an oboe": "clarinet",
+    "a trombone": "tuba", "a French horn": "trumpet", "a ukulele": "guitar", "a mandolin": "banjo",
+    "a lute": "guitar", "a synthesizer": "electric-guitar", "a didgeridoo": "bagpipes",
+    "a kazoo": "harmonica", "castanets": "maracas", "a cough": "knock-on-a-door",
+    "a sneeze": "gunshot", "laughter": "applause", "a crying baby": "cat", "footsteps": "hammer",
+    "a kiss": "water-drop", "snoring": "hand-saw", "a scream": "siren", "a whisper": "wind",
+    "an earthquake": "thunder", "a volcano": "thunder", "a waterfall": "rain", "a river": "rain",
+    "glass breaking": "cymbal", "a zipper": "hand-saw", "a balloon": "gunshot",
+}  # fmt: skip
 COLOURS = (
     *("turquoise", "cyan", "magenta", "beige", "violet", "gold", "silver", "navy", "teal"),
     *("maroon", "lilac", "crimson", "khaki", "indigo", "striped", "rainbow-coloured"),

@@ -1,70 +1,139 @@
-"""Scenes with their captions, read and encoded once, before a decoder is trained on them.
+"""What the decoders learn from, with its captions, read and encoded once before they are trained.
 
-    python -m tools.mini.world.pool captions --out runs/pool --count 40000
-    python -m tools.mini.world.pool latents --out runs/pool --codec runs/decoders/codec
+    python -m tools.mini.world.pool image captions --out runs/pool --count 40000
+    python -m tools.mini.world.pool image latents --out runs/pool --codec runs/decoders/codec
 
 The first command draws training scenes and reads a caption of each by the language model; the
-second renders every scene a few times and encodes the images. Both go on where they stopped.
+second renders every scene a few times and encodes the images. `video` does so with clips, `audio`
+with soundscapes. All go on where they stopped.
 
-Dimensions: N scenes, K renderings of each, C x h x w latents.
+Dimensions: N items, K renderings of each, L... latents of one.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderDC
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmllm.mini.world.captions import caption
+from mmllm.mini.codecs import ClipAutoencoder, ImageAutoencoder, MelAutoencoder
+from mmllm.mini.world.captions import caption, clip_caption
+from mmllm.mini.world.clips import draw_training_clip, render_clip
 from mmllm.mini.world.rendering import render
-from mmllm.mini.world.scenes import Scene, draw_training_scene
+from mmllm.mini.world.scenes import draw_training_scene
+from mmllm.mini.world.sounds import (
+    draw_training_soundscape,
+    render_soundscape,
+    soundscape_caption,
+)
 from tools.mini.world.text import CaptionReader, CaptionStates
 
 SHARD = 4000
-"""Scenes in a file."""
+"""Items in a file."""
 
 
-@functools.cache
-def scene(index: int) -> Scene:
-    """The scene of an index; a pure function of it."""
-    return draw_training_scene(random.Random(f"scene {index}"))
+@dataclass(frozen=True)
+class Kind:
+    """One modality of the world.
+
+    Attributes:
+        name: of an item, from which its chance is drawn.
+        draw: chance -> the description of an item of training.
+        caption: (description, chance) -> its caption.
+        render: (description, chance) -> what the codec encodes, without a batch.
+        codec: the folder of `tools.mini.world.codec` -> the codec.
+        scale: the codec -> the factor of its latents.
+    """
+
+    name: str
+    draw: Callable[[random.Random], Any]
+    caption: Callable[[Any, random.Random], str]
+    render: Callable[[Any, random.Random], Tensor]
+    codec: Callable[[Path], nn.Module]
+    scale: Callable[[Any], float]
 
 
-def text(index: int) -> str:
-    """The caption of a scene by its index."""
-    return caption(scene(index), random.Random(f"caption {index}"))
+def _pixels(array: Any) -> Tensor:
+    """uint8[..., P, P, 3] -> float[3, ..., P, P] in -1..1."""
+    return torch.from_numpy(array).movedim(-1, 0).float() / 127.5 - 1
 
 
-def renderings(index: int, count: int) -> Tensor:
-    """A scene in `count` arrangements, float[K, 3, P, P] in -1..1."""
-    drawn = [
-        torch.from_numpy(render(scene(index), random.Random(f"image {index}/{take}")))
-        for take in range(count)
-    ]
-    return torch.stack(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+def image_codec(folder: Path) -> ImageAutoencoder:
+    """What encodes images."""
+    codec: Any = AutoencoderDC.from_pretrained(folder)
+    return ImageAutoencoder.around(codec)
 
 
-def read_captions(out: Path, count: int) -> None:
+KINDS = {
+    "image": Kind(
+        "scene",
+        draw_training_scene,
+        caption,
+        lambda scene, rng: _pixels(render(scene, rng)),
+        image_codec,
+        lambda codec: codec.config.scaling_factor,
+    ),
+    "video": Kind(
+        "clip",
+        draw_training_clip,
+        clip_caption,
+        lambda clip, rng: _pixels(render_clip(clip, rng)),
+        lambda folder: ClipAutoencoder.around(image_codec(folder)),
+        lambda codec: 1 / codec.config.latents_std[0],
+    ),
+    "audio": Kind(
+        "soundscape",
+        draw_training_soundscape,
+        soundscape_caption,
+        lambda scape, rng: torch.from_numpy(render_soundscape(scape, rng))[None],
+        lambda folder: MelAutoencoder(),
+        lambda codec: 1.0,
+    ),
+}
+"""Modality -> its items."""
+
+
+def item(kind: Kind, index: int) -> Any:
+    """The description of an item; a pure function of its index."""
+    return kind.draw(random.Random(f"{kind.name} {index}"))
+
+
+def text(kind: Kind, index: int) -> str:
+    """The caption of an item by its index."""
+    return kind.caption(item(kind, index), random.Random(f"caption {index}"))
+
+
+def renderings(kind: Kind, index: int, count: int) -> Tensor:
+    """An item in `count` arrangements."""
+    described = item(kind, index)
+    return torch.stack(
+        [kind.render(described, random.Random(f"image {index}/{take}")) for take in range(count)]
+    )
+
+
+def read_captions(kind: Kind, out: Path, count: int) -> None:
+    """Write the states of captions, a file for every SHARD of them."""
     reader = CaptionReader()
     for start in range(0, count, SHARD):
         file = out / f"captions-{start}.safetensors"
         if not file.exists():
             indices = range(start, min(start + SHARD, count))
-            CaptionStates.of([text(index) for index in indices], reader).save(file)
+            CaptionStates.of([text(kind, index) for index in indices], reader).save(file)
 
 
 def captions(folder: Path) -> CaptionStates:
     """All shards of captions, with the statistics of the first."""
-    files = sorted(folder.glob("captions-*.safetensors"), key=lambda f: int(f.stem.split("-")[1]))
-    shards = [CaptionStates.load(file) for file in files]
+    shards = [CaptionStates.load(file) for file in _shards(folder, "captions")]
     lengths = torch.cat([shard.offsets.diff() for shard in shards])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     states = torch.cat([shard.states for shard in shards])
@@ -72,43 +141,54 @@ def captions(folder: Path) -> CaptionStates:
 
 
 @torch.inference_mode()
-def encode(out: Path, codec: Path, takes: int, count: int) -> None:
-    vae: Any = AutoencoderDC.from_pretrained(codec)
-    vae = vae.eval().to(memory_format=torch.channels_last)
+def encode(kind: Kind, out: Path, codec: Path, takes: int, count: int) -> None:
+    """Write the latents of renderings, a file for every SHARD of items."""
+    vae: Any = kind.codec(codec).eval()
     for start in range(0, count, SHARD):
         file = out / f"latents-{start}.safetensors"
         if file.exists():
             continue
         parts = []
         for index in tqdm(range(start, min(start + SHARD, count), 8), mininterval=20):
-            images = torch.cat([renderings(i, takes) for i in range(index, index + 8)])
+            rendered = torch.cat([renderings(kind, i, takes) for i in range(index, index + 8)])
             with torch.autocast("cpu", torch.bfloat16):
-                latents = vae.encode(images.to(memory_format=torch.channels_last)).latent
-            parts.append((latents.float() * vae.config.scaling_factor).unflatten(0, (8, takes)))
+                latents = vae.encode(rendered).latent_dist.mode()
+            parts.append((latents.float() * kind.scale(vae)).unflatten(0, (8, takes)))
         save_file({"latents": torch.cat(parts).bfloat16().contiguous()}, file)
 
 
 def latents(folder: Path) -> Tensor:
-    """bfloat16[N, K, C, h, w] of all shards."""
-    files = sorted(folder.glob("latents-*.safetensors"), key=lambda f: int(f.stem.split("-")[1]))
-    return torch.cat([load_file(file)["latents"] for file in files])
+    """bfloat16[N, K, L...] of all shards."""
+    return torch.cat([load_file(file)["latents"] for file in _shards(folder, "latents")])
+
+
+def shape(folder: Path) -> torch.Size:
+    """That of the latents of one rendering."""
+    with safe_open(_shards(folder, "latents")[0], framework="pt") as file:
+        return torch.Size(file.get_slice("latents").get_shape()[2:])
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    return sorted(folder.glob(f"{name}-*.safetensors"), key=lambda f: int(f.stem.split("-")[1]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Reads captions and encodes scenes beforehand.")
+    parser = argparse.ArgumentParser(description="Reads captions and encodes media beforehand.")
+    parser.add_argument("modality", choices=KINDS)
     parser.add_argument("what", choices=("captions", "latents"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=40_000, help="scenes, a multiple of 8")
-    parser.add_argument("--codec", type=Path)
-    parser.add_argument("--takes", type=int, default=2, help="renderings of a scene")
+    parser.add_argument("--count", type=int, default=40_000, help="items, a multiple of 8")
+    parser.add_argument("--codec", type=Path, help="of images and clips")
+    parser.add_argument("--takes", type=int, default=1, help="renderings of an item")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    kind = KINDS[arguments.modality]
     if arguments.what == "captions":
-        read_captions(arguments.out, arguments.count)
-    elif arguments.codec:
-        encode(arguments.out, arguments.codec, arguments.takes, arguments.count)
+        read_captions(kind, arguments.out, arguments.count)
+    elif arguments.codec or arguments.modality == "audio":
+        encode(kind, arguments.out, arguments.codec, arguments.takes, arguments.count)
     else:
         parser.error("latents need --codec: what tools.mini.world.codec --out wrote")
 

@@ -28,14 +28,20 @@ SINK = "<|im_start|>"
 """The token before every caption, whose state is left out."""
 
 
+def base_model() -> Any:
+    """The language model without its head, in bfloat16."""
+    folder = assets.fetch("smollm2-135m-instruct")
+    causal: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    return causal.model.eval()
+
+
 class CaptionReader:
     """The tokenizer and the first layers of the language model."""
 
     def __init__(self) -> None:
         folder = assets.fetch("smollm2-135m-instruct")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        self.model = model.model.eval()
+        self.model = base_model()
         self.model.layers = self.model.layers[:LAYERS]
         self.model.norm = torch.nn.Identity()
         self.sink = self.tokenizer.convert_tokens_to_ids(SINK)

@@ -1,0 +1,211 @@
+"""Trains the decoders of mini's world: captions -> images, clips and sounds.
+
+    python -m tools.mini.world.codec --out runs/decoders/codec
+    python -m tools.mini.world.pool image captions --out runs/pool/image
+    python -m tools.mini.world.pool image latents --out runs/pool/image --codec runs/decoders/codec
+    python -m tools.mini.world.decoders image --run runs/decoders/image --pool runs/pool/image \\
+        --codec runs/decoders/codec --minutes 120
+    python -m tools.mini.world.decoders image --run runs/decoders/image --pool runs/pool/image \\
+        --codec runs/decoders/codec --ship my/decoder
+
+A transformer denoises the latents; it reads the caption as states of the frozen language model.
+Targets are clean samples (Li & He 2025, "Back to basics") on the straight path
+x_s = (1 - s) x_0 + s n (Lipman et al. 2023), with the error weighted as a velocity. What is shipped
+is a standard pipeline of diffusers.
+
+Dimensions: B samples, L... latents of one, T caption tokens, D = 576 channels of their states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mmllm.mini.world.captions import caption, clip_caption
+from mmllm.mini.world.clips import draw_clip
+from mmllm.mini.world.clips import is_training as is_training_clip
+from mmllm.mini.world.scenes import draw_heldout_scene, draw_training_scene
+from mmllm.mini.world.sounds import draw_soundscape, soundscape_caption
+from mmllm.mini.world.sounds import is_training as is_training_soundscape
+from tools.mini.world import pool
+from tools.mini.world.denoisers import DENOISERS, TEXT_PATH, Denoiser, Text, pipeline
+from tools.mini.world.pipelines import scheduler, ship, text_parts
+from tools.mini.world.run import Run, parse_run, train
+from tools.mini.world.text import CaptionReader, standardised
+
+logger = logging.getLogger("decoders")
+
+LEARNING_RATE = 8e-4
+DROPPED = 0.1  # captions left out, for guidance
+
+
+class Loss:
+    """The denoising loss of a step over the pool."""
+
+    def __init__(self, denoiser: Denoiser, network: nn.ModuleDict, folder: Path, seed: int):
+        self.denoiser, self.network, self.seed = denoiser, network, seed
+        self.captions, self.latents = pool.captions(folder), pool.latents(folder)
+
+    def __call__(self, step: int, share: float) -> Tensor:
+        size, (first, last, spread) = self.denoiser.batch, self.denoiser.noise
+        rng = random.Random(f"{self.seed}/{step}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
+        rows = [rng.randrange(len(self.latents)) for _ in range(size)]
+        takes = [rng.randrange(self.latents.shape[1]) for _ in rows]
+        empty = [rng.random() < DROPPED for _ in rows]
+        clean = self.latents[rows, takes].float()
+        text = self.captions.batch(rows, empty)
+        mean = first + (last - first) * share
+        # One draw from each slice of the distribution: less noise in the gradient.
+        place = torch.randperm(size, generator=generator) + torch.rand(1, generator=generator)
+        level = torch.sigmoid(mean + spread * torch.special.ndtri(place.clamp(min=1e-3) / size))
+        noise = torch.randn(clean.shape, generator=generator)
+        wide = level.view(-1, *[1] * (clean.ndim - 1))
+        # The fused attention kernel is slow backward on CPUs.
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+            noisy = (1 - wide) * clean + wide * noise
+            made = self.denoiser.predict(self.network, noisy, level, text)
+        error = (made.float() - clean).square().flatten(1).mean(1)
+        return (error / level.clamp(min=0.1).square()).mean()
+
+
+@torch.inference_mode()
+def sample(
+    denoiser: Denoiser,
+    network: nn.ModuleDict,
+    shape: torch.Size,
+    text: Text,
+    seed: int,
+    guidance: float = 3.0,
+    steps: int = 20,
+) -> Tensor:
+    """Latents for captions, float[B, L...], by DPM-Solver++ with guidance."""
+    states, mask = text
+    size = len(states)
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(size)]
+    latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    nothing = torch.zeros_like(mask)
+    nothing[:, 0] = 1
+    both = torch.cat([torch.zeros_like(states), states]), torch.cat([nothing, mask])
+    solver: Any = scheduler()
+    solver.set_timesteps(steps)
+    for time in solver.timesteps:
+        level = (time / 1000).expand(2 * size).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            made = denoiser.predict(network, torch.cat([latents, latents]), level, both).float()
+        without, with_text = made.chunk(2)
+        made = without + guidance * (with_text - without)
+        latents = solver.step(made, time, latents).prev_sample
+    return latents
+
+
+@torch.inference_mode()
+def decode(modality: str, codec: Any, latents: Tensor) -> Tensor:
+    """What is sampled, float[B, ...] in -1..1."""
+    parts = (latents / pool.KINDS[modality].scale(codec)).split(8)
+    return torch.cat([codec.decode(part).sample for part in parts]).float().clamp(-1, 1)
+
+
+SCENES = ("thing", "colour", "count", "pair", "pair, colours", "groups", "three", "four")
+
+
+def heldout_captions(modality: str) -> list[str]:
+    """Captions of 64 items that training never has: always the same."""
+    rng = random.Random("sheet")
+    texts = []
+    if modality == "image":
+        for kind in SCENES:  # eight of each, a row of the sheet
+            for _ in range(8):
+                is_plain = kind == "thing"
+                scene = draw_training_scene(rng) if is_plain else draw_heldout_scene(kind, rng)
+                texts.append(caption(scene, rng))
+        return texts
+    draw: Callable[[random.Random], Any] = draw_clip if modality == "video" else draw_soundscape
+    while len(texts) < 64:
+        described: Any = draw(rng)
+        if modality == "video" and not is_training_clip(described):
+            texts.append(clip_caption(described, rng))
+        if modality == "audio" and not is_training_soundscape(described):
+            texts.append(soundscape_caption(described, rng))
+    return texts
+
+
+def picture(modality: str, media: Tensor) -> Tensor:
+    """uint8[B, 3, H, W] of what was sampled: clips frame by frame, sounds as log-mel pictures."""
+    if modality == "audio":
+        mel = pool.MelAutoencoder().encode(media).latent_dist.mode()  # [B, 2 M, K]
+        mel = mel.unflatten(1, (2, -1)).permute(0, 2, 3, 1).flatten(2).flip(1)
+        media = ((mel + 1.5) / 2 - 1).clamp(-1, 1)[:, None].expand(-1, 3, -1, -1)
+    if modality == "video":
+        media = media[:, :, ::2].transpose(2, 3).flatten(3)  # [B, 3, H, frames x W]
+    return ((media + 1) * 127.5).round().byte()
+
+
+class Sheet:
+    """Writes samples-STEP.png: 64 held-out items, whose captions are in samples.txt."""
+
+    def __init__(self, modality: str, codec: Any, captions: pool.CaptionStates, shape: torch.Size):
+        self.modality, self.codec, self.shape = modality, codec, shape
+        self.texts = heldout_captions(modality)
+        read = CaptionReader().read(self.texts)
+        self.text = standardised(read, captions.mean, captions.std, [False] * len(read))
+
+    def __call__(self, run: Run) -> None:
+        denoiser = DENOISERS[self.modality]
+        network = denoiser.build(self.shape, self.text[0].shape[-1]).eval()
+        run.load_averages(network)
+        latents = sample(denoiser, network, self.shape, self.text, seed=0)
+        pictures = picture(self.modality, decode(self.modality, self.codec, latents))
+        columns = 8 if pictures.shape[-1] < 200 else 2
+        rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
+        page = rows.flatten(0, 1).flatten(1, 2)
+        Image.fromarray(page.numpy()).save(run.folder / f"samples-{run.progress.step}.png")
+        (run.folder / "samples.txt").write_text("\n".join(self.texts), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Trains the decoders of mini's world.")
+    parser.add_argument("modality", choices=DENOISERS)
+    parser.add_argument("--run", type=Path, required=True, help="an existing one goes on")
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--codec", type=Path, help="of images and clips")
+    parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write the pipeline of a run")
+    arguments, progress = parse_run(parser, minutes=120)
+    if arguments.modality != "audio" and not arguments.codec:
+        parser.error(f"{arguments.modality} needs --codec: what tools.mini.world.codec --out wrote")
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    denoiser = DENOISERS[arguments.modality]
+    captions, shape = pool.captions(arguments.pool), pool.shape(arguments.pool)
+    codec: Any = pool.KINDS[arguments.modality].codec(arguments.codec).eval()
+    network = denoiser.build(shape, captions.states.shape[-1]).train()
+    run = Run(
+        arguments.run,
+        network,
+        progress,
+        LEARNING_RATE,
+        paces=lambda name: 2.0 if re.search(TEXT_PATH, name) else 1.0,
+        weight_decay=0.01,
+    )
+    if arguments.ship:
+        run.load_averages(network)
+        ship(pipeline(arguments.modality, network, codec, text_parts(captions)), arguments.ship)
+        return
+    count = sum(weight.numel() for weight in run.weights.values())
+    logger.info("%d captions, %s parameters", len(captions.offsets) - 1, f"{count:,}")
+    sheet = Sheet(arguments.modality, codec, captions, shape)
+    loss = Loss(denoiser, network, arguments.pool, arguments.seed)
+    train(run, loss, sheet, arguments.every)
+
+
+if __name__ == "__main__":
+    main()
