@@ -172,9 +172,9 @@ def _share_layers(part: Path, library: Any, llm: Any, where: str) -> nn.Module:
     models: Any = AutoModel
     config = copy.deepcopy(llm.base_model.config.get_text_config())
     own = _slots(llm.base_model)
-    row = own["embed_tokens.weight"].read().detach()[0]
-    if row.shape != encoder.first_row.shape or not (
-        row.is_meta or torch.allclose(row.float().cpu(), encoder.first_row, rtol=1e-2, atol=1e-3)
+    row = own["embed_tokens.weight"].read().detach()[encoder.config.sink]
+    if row.shape != encoder.sink_row.shape or not (
+        row.is_meta or torch.allclose(row.float().cpu(), encoder.sink_row, rtol=1e-2, atol=1e-3)
     ):
         raise ConfigError(
             f"{where}.text_encoder: llm, but llm.weights {quoted(llm.config.weights)} is another "

@@ -29,8 +29,8 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
     part of the saved weights: they are read from `weights` at the first call, or belong to a
     system's language model (`text_encoder: llm`).
 
-    `layers` is how many are used, `sink` the id of the first token. `first_row`, that of the token
-    embeddings, tells one language model from another.
+    `layers` is how many are used, `sink` the id of the first token, whose embedding, `sink_row`,
+    tells one language model from another.
     """
 
     config: Any
@@ -46,7 +46,7 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
-        self.register_buffer("first_row", torch.zeros(width))
+        self.register_buffer("sink_row", torch.zeros(width))
         self._unregistered: tuple[Any, ...] = ()
 
     def read_with(self, network: Any) -> None:

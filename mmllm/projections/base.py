@@ -32,6 +32,8 @@ class InputProjection(nn.Module):
     """N"""
     words: int | None = None
     """K, of a projection that classifies media into words."""
+    vocabulary_type: str | None = None
+    """The `type` of a projection whose vocabulary pre-alignment fills."""
 
     def __init__(
         self,

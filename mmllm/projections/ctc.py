@@ -53,6 +53,7 @@ class CTCProjection(InputProjection):
     (straight-through), as in `WordsProjection`.
     """
 
+    vocabulary_type = "ctc"
     ids: Tensor
 
     def __init__(self, config: CTCConfig, feature_shape: tuple[int, int], width: int, scale: float):

@@ -148,6 +148,8 @@ class WordsProjection(InputProjection):
     every word and works as a soft prompt.
     """
 
+    vocabulary_type = "words"
+
     def __init__(
         self, config: WordsConfig, feature_shape: tuple[int, int], width: int, scale: float
     ):

@@ -265,14 +265,16 @@ def _prepare_connectors(training: TrainingRun) -> None:
 
 
 def _warn_about_words(model: AnyToAny) -> None:
-    """Warn of projections of type `words` that train from random words: they learn little."""
+    """Warn of projections with a vocabulary that train from a random one: they learn little."""
     for key, projection in model.input_projections.items():
         trains = any(parameter.requires_grad for parameter in projection.parameters())
-        if trains and getattr(projection, "words", None):
+        kind = getattr(projection, "vocabulary_type", None)
+        if trains and kind:
             logger.warning(
-                "input_projections.%s: a projection of type `words` learns little without "
+                "input_projections.%s: a projection of type `%s` learns little without "
                 "pre-alignment; add `prealign: {steps: 300}` to the stage (docs/training.md)",
                 key,
+                kind,
             )
 
 

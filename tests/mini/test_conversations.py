@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
@@ -10,7 +11,7 @@ import pytest
 
 from mmllm.config import registry
 from mmllm.config.registry import parse_component
-from mmllm.conversation import Image, Message, Text, Video
+from mmllm.conversation import Audio, Image, Medium, Message, Text, Video
 from mmllm.errors import ConfigError
 from mmllm.mini.world import unknown, wordings
 from mmllm.mini.world.change_requests import edit
@@ -21,8 +22,16 @@ from mmllm.mini.world.conversations import (
     build,
     converse,
 )
+from mmllm.mini.world.hearing import replay, sound_of
 from mmllm.mini.world.rendering import SIDE
 from mmllm.mini.world.scenes import Group, Scene
+from mmllm.mini.world.sounds import (
+    Soundscape,
+    Voice,
+    describe_soundscape,
+    is_training,
+    sounds,
+)
 from mmllm.mini.world.talk import Talk
 from mmllm.mini.world.things import things
 
@@ -148,10 +157,73 @@ def test_the_dataset_is_a_type_of_the_config() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kinds": ("draw", "sing")}, r"data.kinds: unknown \['sing'\]; known are draw, read"),
+        (
+            {"kinds": ("draw", "sing")},
+            r"data.kinds: unknown \['sing'\]; known are draw, describe, read",
+        ),
         ({"split": "test"}, "data.split: expected training or heldout, got 'test'"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(ConversationsConfig(**options), where="data")
+
+
+def test_sounds_are_said_and_nothing_held_out_is_played() -> None:
+    heldout = {
+        describe_soundscape(scape)
+        for one, other in itertools.permutations(sounds(), 2)
+        for layout in ("then", "together")
+        if not is_training(scape := Soundscape((Voice(one), Voice(other)), layout))
+    }
+    played = 0
+    for seed in range(300):
+        for message in converse("replay", "training", random.Random(seed), targets=False):
+            for part in message.parts:
+                if isinstance(part, Audio):
+                    played += 1
+                    assert words(message) == f"Here is the sound of {part.caption}."
+                    assert part.caption not in heldout
+    assert played > 400
+    rows = [converse("play", "heldout", random.Random(seed), targets=False) for seed in range(40)]
+    assert any(row[1].parts[1].caption in heldout for row in rows)  # pyright: ignore
+
+
+def test_a_change_of_sounds_changes_what_it_names() -> None:
+    seen = set()
+    for seed in range(400):
+        talk = Talk(random.Random(seed), "training", targets=False)
+        talk.scape = Soundscape((Voice("cat"),))
+        if not replay(talk):
+            continue
+        asked, reply = (words(message).lower() for message in talk.messages)
+        for change in ("loud", "soft", "high", "low"):
+            if asked.startswith(f"{change}er"):
+                assert reply == f"here is the sound of a {change} cat."
+                seen.add(change)
+        if asked.startswith("play it three times"):
+            assert reply == "here is the sound of a cat three times."
+            seen.add("times")
+    assert seen == {"loud", "soft", "high", "low", "times"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_targets_replies_hold_captions_alone(kind: str) -> None:
+    for seed in range(10):
+        for message in converse(kind, "training", random.Random(seed), targets=False):
+            for part in message.parts:
+                if isinstance(part, Medium):
+                    is_reply = message.role == "assistant"
+                    assert (part.array is None) is is_reply
+                    assert (part.caption is None) is not is_reply
+
+
+def test_what_a_thing_sounds_like_is_a_sound_of_the_world() -> None:
+    known = {thing: sound_of(thing) for thing in things()}
+    assert known["cat"] == "cat"
+    assert known["bell"] == "church-bell"
+    assert known["dog"] is None
+    assert set(unknown.SOUNDS.values()) <= set(sounds())
+    assert not {word.partition(" ")[2] for word in unknown.SOUNDS} & {
+        sound.label for sound in sounds().values()
+    }

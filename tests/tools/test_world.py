@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
+from mmllm.config import registry
 from mmllm.evaluation.everyday_judges import load_judges
-from tools.mini.world import clip_judge, codec, image_decoder, judge, pool, soundscape_judge
+from mmllm.mini.caption_encoder import CaptionEncoder
+from mmllm.mini.codecs import ClipAutoencoder, ImageAutoencoder
+from tests import parts
+from tools.mini.world import clip_judge, codec, decoders, judge, pool, soundscape_judge
+from tools.mini.world.denoisers import DENOISERS, pipeline
+from tools.mini.world.pipelines import ship
 from tools.mini.world.run import Progress, Run, train
-from tools.mini.world.text import CaptionStates, standardised
+from tools.mini.world.text import MAX_TOKENS, CaptionStates, standardised
 
 
 def line(folder: Path, steps: int, stop: int) -> tuple[nn.Linear, Run]:
@@ -129,20 +138,80 @@ def test_codec_pool_and_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model.register_to_config(scaling_factor=0.1)
     model.save_pretrained(tmp_path / "codec")
 
-    pool.encode(tmp_path, tmp_path / "codec", takes=2, count=8)
+    pool.encode(pool.KINDS["image"], tmp_path, tmp_path / "codec", takes=2, count=8)
     assert pool.latents(tmp_path).shape == (8, 2, 48, 8, 8)
+    assert pool.shape(tmp_path) == (48, 8, 8)
     lengths = torch.tensor([0, 5, 3, 4, 5, 6, 7, 2, 3])
     states = torch.randn(int(lengths.sum()), 16).bfloat16()
     CaptionStates(states, lengths.cumsum(0), torch.zeros(16), torch.ones(16)).save(
         tmp_path / "captions-0.safetensors"
     )
-    monkeypatch.setattr(image_decoder, "BATCH", 4)
-    transformer = image_decoder.denoiser(48, 8, 16)
-    loss = image_decoder.Loss(transformer, tmp_path, seed=0)
+    denoiser = replace(DENOISERS["image"], batch=4)
+    network = denoiser.build(torch.Size((48, 8, 8)), 16)
+    loss = decoders.Loss(denoiser, network, tmp_path, seed=0)
     assert loss(0, 0.0).item() == loss(0, 0.0).item() != loss(1, 0.0).item()
     text = standardised([states[:5], states[5:8]], torch.zeros(16), torch.ones(16), [False] * 2)
-    first, _ = image_decoder.sample(transformer, text, seed=0, steps=2)
+    shape = torch.Size((48, 8, 8))
+    first, _ = decoders.sample(denoiser, network, shape, text, seed=0, steps=2)
     flipped = (text[0].flip(0), text[1].flip(0))
-    swapped = image_decoder.sample(transformer, flipped, seed=0, steps=2)
+    swapped = decoders.sample(denoiser, network, shape, flipped, seed=0, steps=2)
     assert first.shape == (48, 8, 8)
     assert not torch.allclose(first, swapped[0], atol=1e-3)
+
+
+SHAPES = {"image": (48, 8, 8), "video": (192, 3, 8, 8), "audio": (192, 64)}
+
+
+def world_codec(modality: str) -> Any:
+    torch.manual_seed(0)
+    image: Any = codec.codec().eval()
+    image.register_to_config(scaling_factor=0.5)
+    wrapped = ImageAutoencoder.around(image)
+    return {"image": wrapped, "video": ClipAutoencoder.around(wrapped)}.get(
+        modality, pool.KINDS["audio"].codec(Path())
+    )
+
+
+@pytest.mark.parametrize("modality", SHAPES)
+def test_the_pipeline_samples_what_training_samples(
+    modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same network, captions and noise, in float32: through diffusers' own pipeline."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    llm = parts.write_llm(tmp_path / "llm")
+    tokenizer: Any = AutoTokenizer.from_pretrained(llm)
+    tokenizer.padding_side, tokenizer.model_max_length = "right", MAX_TOKENS
+    encoder: Any = CaptionEncoder(weights=str(llm), layers=1, sink=1, width=32)
+    captions = ["a red apple", "a violin"]
+    tokens = tokenizer(captions, padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        states = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+    denoiser, shape = DENOISERS[modality], torch.Size(SHAPES[modality])
+    network = denoiser.build(shape, 32).eval()
+    for weight in network.parameters():  # the last layers begin as zeros
+        if not weight.any():
+            nn.init.normal_(weight, std=0.02)
+    vae = world_codec(modality)
+    latents = decoders.sample(
+        denoiser, network, shape, (states, tokens.attention_mask.float()), seed=0, steps=2
+    )
+    wanted = decoders.decode(modality, vae, latents)
+
+    text = {"tokenizer": tokenizer, "text_encoder": encoder}
+    pipe = pipeline(modality, network, vae, text)
+    pipe.set_progress_bar_config(disable=True)
+    call = {**denoiser.call, "num_inference_steps": 2, "output_type": "pt"}
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    made = pipe(captions, generator=generators, **call)[0]
+    if modality != "audio":
+        made = 2 * made - 1
+    if modality == "video":
+        made = made.transpose(1, 2)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-4)
+
+    ship(pipe, tmp_path / "whole")
+    kind = {"image": "pixart", "video": "wan", "audio": "stable_audio"}[modality]
+    options = {"type": kind, "weights": str(tmp_path / "whole"), "max_caption_tokens": MAX_TOKENS}
+    decoder = registry.build(registry.parse_component("decoders", options, "decoders.x"))
+    condition = decoder.encode_captions(captions)
+    torch.testing.assert_close(condition["prompt_embeds"], states, rtol=0, atol=1e-5)

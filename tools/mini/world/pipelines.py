@@ -45,7 +45,7 @@ def text_parts(statistics: CaptionStates) -> dict[str, Any]:
     )
     encoder.mean.copy_(statistics.mean)
     encoder.std.copy_(statistics.std)
-    encoder.first_row.copy_(embeddings[0].detach())
+    encoder.sink_row.copy_(embeddings[encoder.config.sink].detach())
     return {"tokenizer": tokenizer, "text_encoder": encoder}
 
 
