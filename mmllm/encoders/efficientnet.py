@@ -2,14 +2,14 @@
 
 Tan and Le 2019 (EfficientNet); Liu 2020 (Lite: no squeeze-and-excitation, ReLU6). The architecture
 is timm's, the weights come as an asset or from a folder.
-Legend: M media, L = grid x grid tokens, C = 1280 channels.
+Legend: M media, L = grid x grid tokens, C = 1280 channels and those of `stages`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from mmllm.weights import are_weights_skipped
 
 _ARCHITECTURE = "tf_efficientnet_{variant}"
 _CHANNELS = 1280
+_NARROW, _WIDE = (16, 24, 40, 80, 112, 192, 320), (16, 24, 48, 88, 120, 208, 352)
+_STAGE_CHANNELS = {"lite0": _NARROW, "lite1": _NARROW, "lite2": _WIDE}
 _STRIDE = 32
 _MEAN, _SCALE = 127.0, 128.0
 """Of the Lite models; timm's own default (127.5, 127.5) is for the weights it hosts itself."""
@@ -43,6 +45,9 @@ class EfficientNetConfig:
     """The last feature map is averaged to grid x grid tokens; 1 is the global mean."""
     size: int = 224
     """Side of the image in pixels, a multiple of 32."""
+    stages: tuple[int, ...] = ()
+    """Earlier stages, 0 to 6, whose maps are averaged to the same grid and appended: colours and
+    textures, which the last map leaves out."""
 
     def __post_init__(self) -> None:
         if self.size < _STRIDE or self.size % _STRIDE:
@@ -52,10 +57,12 @@ class EfficientNetConfig:
                 f"grid: expected 1 to {self.size // _STRIDE} (size {self.size} / {_STRIDE}), got "
                 f"{self.grid}"
             )
+        if any(not 0 <= stage < len(_NARROW) for stage in self.stages):
+            raise ConfigError(f"stages: expected 0 to 6, got {list(self.stages)}")
 
 
 class EfficientNetEncoder(AssetEncoder):
-    """float[M, 3, size, size] -> float[M, grid * grid, 1280], row by row from the top left."""
+    """float[M, 3, size, size] -> float[M, grid * grid, C], row by row from the top left."""
 
     component = "efficientnet"
     modality: ClassVar[str] = "image"
@@ -65,7 +72,8 @@ class EfficientNetEncoder(AssetEncoder):
     def __init__(self, config: EfficientNetConfig, folder: Path | None) -> None:
         super().__init__(config, folder)
         self.sample_shape = (3, config.size, config.size)
-        self.feature_shape = (config.grid**2, _CHANNELS)
+        more = sum(_STAGE_CHANNELS[config.variant][stage] for stage in config.stages)
+        self.feature_shape = (config.grid**2, _CHANNELS + more)
 
     @property
     def architecture(self) -> str:
@@ -74,7 +82,8 @@ class EfficientNetEncoder(AssetEncoder):
     def build_network(self) -> None:
         import timm
 
-        self.network = timm.create_model(self.architecture, pretrained=False, num_classes=0)
+        network = timm.create_model(self.architecture, pretrained=False, num_classes=0)
+        self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         trunk = {key: value for key, value in tensors.items() if not key.startswith("classifier.")}
@@ -85,10 +94,19 @@ class EfficientNetEncoder(AssetEncoder):
         return to_square(medium, self.config.size)
 
     def forward(self, samples: Tensor) -> Features:
-        """float[M, 3, size, size] -> float[M, grid * grid, 1280]."""
-        samples = samples.to(dtype_of(self))
-        features = self.network.forward_features(samples)  # pyright: ignore[reportCallIssue]
-        pooled = F.adaptive_avg_pool2d(features, self.config.grid)  # [M, C, h, w] -> [M, C, g, g]
+        """float[M, 3, size, size] -> float[M, grid * grid, C]."""
+        network: Any = self.network
+        # Convolutions over single channels are 1.7 times as fast with the channels last on CPUs.
+        x = samples.to(dtype_of(self), memory_format=torch.channels_last)
+        x = network.bn1(network.conv_stem(x))
+        maps = []
+        for stage, block in enumerate(network.blocks):
+            x = block(x)
+            if stage in self.config.stages:
+                maps.append(x)
+        maps.insert(0, network.bn2(network.conv_head(x)))
+        # [M, C, h, w] -> [M, C, g, g]
+        pooled = torch.cat([F.adaptive_avg_pool2d(x, self.config.grid) for x in maps], dim=1)
         return Features(pooled.flatten(2).transpose(1, 2))
 
 

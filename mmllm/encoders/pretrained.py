@@ -284,7 +284,8 @@ class AssetEncoder(ModalityEncoder):
 
     @property
     def fingerprint(self) -> str:
-        facts = {key: value for key, value in asdict(self.config).items() if key != "weights"}
+        settings = asdict(self.config).items()
+        facts = {key: value for key, value in settings if key != "weights" and value != ()}
         facts |= {"component": self.component, "weights": self._weights, "layer": self.layer}
         return fingerprint(facts | {"preprocessing": self.preprocessing})
 

@@ -1,4 +1,6 @@
-"""The first layers of a language model in the text encoder's slot of mini's decoders.
+"""A language model's tokenizer and first layers in the text slots of mini's decoders.
+
+Neither is saved with a pipeline: both are those of the language model's own folder.
 
 Dimensions: B captions, T tokens, E width of the language model.
 """
@@ -8,16 +10,54 @@ Dimensions: B captions, T tokens, E width of the language model.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmllm.utils.quiet import quiet_libraries
 from mmllm.weights import LOADING, locate
+
+
+class CaptionTokenizer(PreTrainedTokenizerFast):
+    """The tokenizer of a language model, padding on the right up to a pipeline's own length."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *_: object, **__: object
+    ) -> CaptionTokenizer:
+        """Load it as a pipeline's folder says: `weights`, and `model_max_length` in tokens."""
+        file = Path(pretrained_model_name_or_path, "tokenizer_config.json")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return cls.of(settings["weights"], settings["model_max_length"])
+
+    @classmethod
+    def of(cls, weights: str, length: int) -> CaptionTokenizer:
+        """That of a language model.
+
+        Args:
+            weights: the folder of the language model, or `mini:...`.
+            length: tokens of the longest caption.
+        """
+        folder = locate(weights, "tokenizer")
+        tokenizer: Any = super().from_pretrained(folder, padding_side="right")
+        tokenizer.model_max_length, tokenizer.weights = length, weights
+        return tokenizer
+
+    def save_pretrained(self, save_directory: Any, *_: object, **__: object) -> tuple[str, ...]:
+        """Write where it comes from, not what it consists of."""
+        own: Any = self
+        file = Path(save_directory, "tokenizer_config.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        settings = {"weights": own.weights, "model_max_length": self.model_max_length}
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return (str(file),)
 
 
 class CaptionEncoder(ModelMixin, ConfigMixin):

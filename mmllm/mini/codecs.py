@@ -10,6 +10,8 @@ samples, M mel bands, K latent tokens.
 # pyright: basic, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ConfigMixin, ModelMixin
@@ -21,6 +23,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
+
+from mmllm.weights import LOADING, locate
 
 
 def _exactly(latents: Tensor) -> AutoencoderKLOutput:
@@ -82,7 +86,8 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
     decoding takes their mean. Causal layout: Wan 2025, sec. 4.1.
 
     `frame_codec` is the config of the AutoencoderKL, or of the ImageAutoencoder, and the folded
-    sizes follow from it.
+    sizes follow from it. With `frames_from`, the folder of a pipeline of images, its codec is read
+    at the first call and is no part of the saved weights.
     """
 
     @register_to_config
@@ -94,14 +99,22 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         scale_factor_spatial: int = 8,
         latents_mean: tuple[float, ...] = (0.0,) * 64,
         latents_std: tuple[float, ...] = (1.0,) * 64,
+        frames_from: str | None = None,
     ):
         super().__init__()
-        kind = ImageAutoencoder if "codec_config" in frame_codec else AutoencoderKL
-        self.frames = kind.from_config(frame_codec)
+        self._elsewhere: tuple = ()
+        if frames_from is None:
+            kind = ImageAutoencoder if "codec_config" in frame_codec else AutoencoderKL
+            self.frames = kind.from_config(frame_codec)
+        else:
+            self.register_buffer("unit", torch.ones(1))  # tells the device and dtype of the module
 
     @classmethod
-    def around(cls, frames: AutoencoderKL | ImageAutoencoder) -> "ClipAutoencoder":
-        """A codec of clips with the weights of a codec of pictures."""
+    def around(
+        cls, frames: AutoencoderKL | ImageAutoencoder, frames_from: str | None = None
+    ) -> "ClipAutoencoder":
+        """A codec of clips with the weights of a codec of pictures, those of a folder if it is
+        given."""
         config, group = frames.config, 4
         channels = group * config.latent_channels
         codec = cls(
@@ -110,9 +123,29 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
             scale_factor_spatial=2 ** (len(config.block_out_channels) - 1),
             latents_mean=(0.0,) * channels,
             latents_std=(1 / config.scaling_factor,) * channels,
+            frames_from=frames_from,
         )
-        codec.frames.load_state_dict(frames.state_dict())
+        if frames_from is None:
+            codec.frames.load_state_dict(frames.state_dict())
         return codec
+
+    @property
+    def codec_of_frames(self) -> AutoencoderKL | ImageAutoencoder:
+        """The codec of single frames."""
+        if self.config.frames_from is None:
+            return self.frames
+        if not self._elsewhere:
+            with LOADING:
+                if not self._elsewhere:  # else another thread was first
+                    self._elsewhere = (self._load(),)
+        return self._elsewhere[0].to(self.device, self.dtype)
+
+    def _load(self) -> AutoencoderKL | ImageAutoencoder:
+        folder = Path(locate(self.config.frames_from, "vae"), "vae")
+        kind = ImageAutoencoder if "codec_config" in self.config.frame_codec else AutoencoderKL
+        with torch.inference_mode(False):
+            frames: Any = kind.from_pretrained(folder)
+        return frames.requires_grad_(False).eval()
 
     @property
     def temperal_downsample(self) -> list[int]:
@@ -130,7 +163,12 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
                 f"a clip has {x.shape[2]} frames but 1 + {group}k are expected; drop or repeat some"
             )
         flat = x.transpose(1, 2).flatten(0, 1)  # [B (1 + 4k), 3, H, W]
-        z = self.frames.encode(flat).latent_dist.mode().unflatten(0, (len(x), -1)).transpose(1, 2)
+        z = (
+            self.codec_of_frames.encode(flat)
+            .latent_dist.mode()
+            .unflatten(0, (len(x), -1))
+            .transpose(1, 2)
+        )
         z = torch.cat([z[:, :, :1].expand(-1, -1, group - 1, -1, -1), z], dim=2)
         z = z.unflatten(2, (-1, group))  # [B, C, 1 + k, 4, h, w]
         return _exactly(z.transpose(2, 3).flatten(1, 2))
@@ -142,7 +180,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         z = z.unflatten(1, (-1, group)).transpose(2, 3)  # [B, C, 1 + k, 4, h, w]
         first = z[:, :, 0].mean(dim=2, keepdim=True)
         z = torch.cat([first, z[:, :, 1:].flatten(2, 3)], dim=2).transpose(1, 2)
-        flat = self.frames.decode(z.flatten(0, 1)).sample  # pyright: ignore - [B (1 + 4k), 3, H, W]
+        flat = self.codec_of_frames.decode(z.flatten(0, 1)).sample  # pyright: ignore - [B (1 + 4k), 3, H, W]
         x = flat.unflatten(0, (len(z), -1)).transpose(1, 2)
         return DecoderOutput(sample=x) if return_dict else (x,)
 

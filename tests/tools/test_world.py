@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from mmllm.config import registry
 from mmllm.evaluation.everyday_judges import load_judges
-from mmllm.mini.caption_encoder import CaptionEncoder
+from mmllm.mini.caption_encoder import CaptionEncoder, CaptionTokenizer
 from mmllm.mini.codecs import ClipAutoencoder, ImageAutoencoder
 from tests import parts
 from tools.mini.world import clip_judge, codec, decoders, judge, pool, soundscape_judge
@@ -179,8 +178,7 @@ def test_the_pipeline_samples_what_training_samples(
     """The same network, captions and noise, in float32: through diffusers' own pipeline."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     llm = parts.write_llm(tmp_path / "llm")
-    tokenizer: Any = AutoTokenizer.from_pretrained(llm)
-    tokenizer.padding_side, tokenizer.model_max_length = "right", MAX_TOKENS
+    tokenizer = CaptionTokenizer.of(str(llm), MAX_TOKENS)
     encoder: Any = CaptionEncoder(weights=str(llm), layers=1, sink=1, width=32)
     captions = ["a red apple", "a violin"]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt")
@@ -213,5 +211,20 @@ def test_the_pipeline_samples_what_training_samples(
     kind = {"image": "pixart", "video": "wan", "audio": "stable_audio"}[modality]
     options = {"type": kind, "weights": str(tmp_path / "whole"), "max_caption_tokens": MAX_TOKENS}
     decoder = registry.build(registry.parse_component("decoders", options, "decoders.x"))
+    assert not list((tmp_path / "whole").glob("tokenizer/tokenizer.json"))  # the LLM has it
     condition = decoder.encode_captions(captions)
     torch.testing.assert_close(condition["prompt_embeds"], states, rtol=0, atol=1e-5)
+
+
+def test_a_codec_of_clips_may_be_that_of_another_pipeline(tmp_path: Path) -> None:
+    clips: Any = world_codec("video")
+    frames = clips.frames
+    frames.save_pretrained(tmp_path / "images" / "vae")
+    ClipAutoencoder.around(frames, str(tmp_path / "images")).save_pretrained(tmp_path / "clips")
+    assert sum(file.stat().st_size for file in (tmp_path / "clips").iterdir()) < 10_000
+    other: Any = ClipAutoencoder.from_pretrained(tmp_path / "clips")
+    with torch.no_grad():
+        clip = torch.rand(1, 3, 5, 32, 32)
+        latents = clips.encode(clip).latent_dist.mode()
+        assert torch.equal(other.encode(clip).latent_dist.mode(), latents)
+        assert torch.equal(other.decode(latents).sample, clips.decode(latents).sample)

@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mmllm.mini.codecs import ClipAutoencoder
 from mmllm.mini.world.captions import caption, clip_caption
 from mmllm.mini.world.clips import draw_clip
 from mmllm.mini.world.clips import is_training as is_training_clip
@@ -40,7 +41,7 @@ from mmllm.mini.world.sounds import is_training as is_training_soundscape
 from tools.mini.world import pool
 from tools.mini.world.denoisers import DENOISERS, TEXT_PATH, Denoiser, Text, pipeline
 from tools.mini.world.pipelines import scheduler, ship, text_parts
-from tools.mini.world.run import Run, parse_run, train
+from tools.mini.world.run import Run, load_run, parse_run, train
 from tools.mini.world.text import CaptionReader, standardised
 
 logger = logging.getLogger("decoders")
@@ -179,7 +180,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="an existing one goes on")
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--codec", type=Path, help="of images and clips")
+    parser.add_argument("--after", type=Path, help="a run whose weights a new one begins with")
     parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write the pipeline of a run")
+    parser.add_argument(
+        "--frames-from",
+        metavar="FOLDER",
+        help="with --ship, of clips: the shipped pipeline of images, whose codec is not copied",
+    )
     arguments, progress = parse_run(parser, minutes=120)
     if arguments.modality != "audio" and not arguments.codec:
         parser.error(f"{arguments.modality} needs --codec: what tools.mini.world.codec --out wrote")
@@ -188,6 +195,8 @@ def main() -> None:
     captions, shape = pool.captions(arguments.pool), pool.shape(arguments.pool)
     codec: Any = pool.KINDS[arguments.modality].codec(arguments.codec).eval()
     network = denoiser.build(shape, captions.states.shape[-1]).train()
+    if arguments.after:
+        load_run(arguments.after, network)
     run = Run(
         arguments.run,
         network,
@@ -198,6 +207,9 @@ def main() -> None:
     )
     if arguments.ship:
         run.load_averages(network)
+        if arguments.frames_from:
+            frames = pool.image_codec(arguments.codec)
+            codec = ClipAutoencoder.around(frames, arguments.frames_from)
         ship(pipeline(arguments.modality, network, codec, text_parts(captions)), arguments.ship)
         return
     count = sum(weight.numel() for weight in run.weights.values())

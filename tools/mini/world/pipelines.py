@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
-from transformers import AutoTokenizer
 
-from mmllm.mini import assets
-from mmllm.mini.caption_encoder import CaptionEncoder
+from mmllm.mini.caption_encoder import CaptionEncoder, CaptionTokenizer
 from tools.mini.world.text import LAYERS, MAX_TOKENS, SINK, CaptionStates, base_model
 
-WEIGHTS = "smollm2-135m-instruct"
+WEIGHTS = "mini:smollm2-135m-instruct"
 
 
-def scheduler(shift: float = 1.0) -> DPMSolverMultistepScheduler:
+def scheduler(shift: float = 3.0) -> DPMSolverMultistepScheduler:
     """DPM-Solver++ on the flow path, for a denoiser that predicts the clean sample."""
     return DPMSolverMultistepScheduler(
         prediction_type="sample", use_flow_sigmas=True, flow_shift=shift, final_sigmas_type="zero"
@@ -34,13 +32,13 @@ def text_parts(statistics: CaptionStates) -> dict[str, Any]:
     Args:
         statistics: mean and deviation of the states of captions.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(assets.fetch(WEIGHTS))
-    tokenizer.padding_side, tokenizer.model_max_length = "right", MAX_TOKENS
+    tokenizer = CaptionTokenizer.of(WEIGHTS, MAX_TOKENS)
     embeddings = base_model().get_input_embeddings().weight
+    (sink,) = tokenizer.convert_tokens_to_ids([SINK])
     encoder: Any = CaptionEncoder(
-        weights=f"mini:{WEIGHTS}",
+        weights=WEIGHTS,
         layers=LAYERS,
-        sink=tokenizer.convert_tokens_to_ids(SINK),
+        sink=sink,
         width=len(statistics.mean),
     )
     encoder.mean.copy_(statistics.mean)

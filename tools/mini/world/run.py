@@ -136,6 +136,14 @@ class Run:
                 weight.data.copy_(self.averages[name])
 
 
+def load_run(folder: Path, model: nn.Module) -> None:
+    """Copy the averaged weights of a run into a model of the same shape."""
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    state = load_file(folder / f"state-{progress['step']}.safetensors")
+    for name, weight in model.named_parameters():
+        weight.data.copy_(state[f"average/{name}"])
+
+
 def train(
     run: Run,
     loss_of: Callable[[int, float], Tensor],
