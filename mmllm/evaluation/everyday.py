@@ -51,6 +51,15 @@ class MediumJudge(Protocol):
         """
         ...
 
+    def is_of(self, medium: Medium, described: Any) -> bool:
+        """Whether a medium shows what a description of mini's world says.
+
+        Args:
+            medium: the medium.
+            described: a scene, clip or soundscape.
+        """
+        ...
+
     def names(self, medium: Medium) -> set[str]:
         """The ids of all things or sounds in a medium."""
         ...

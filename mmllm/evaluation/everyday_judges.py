@@ -17,12 +17,13 @@ from PIL import Image as PILImage
 from mmllm import mini
 from mmllm.conversation import Audio, Image, Medium, Video
 from mmllm.errors import AssetError
-from mmllm.evaluation.clip_judge import ClipJudge, MovingThing
+from mmllm.evaluation.clip_judge import ClipJudge, MovingThing, shows_clip
 from mmllm.evaluation.everyday import MediumJudge, scene_of
 from mmllm.evaluation.scene_judge import Found, SceneJudge, find_ground, shows
 from mmllm.evaluation.soundscape_judge import SoundscapeJudge
-from mmllm.mini.world.clips import FRAMES
+from mmllm.mini.world.clips import FRAMES, Clip
 from mmllm.mini.world.rendering import SIDE
+from mmllm.mini.world.scenes import Scene
 from mmllm.mini.world.sounds import RATE, SAMPLES, Layout, Soundscape
 
 FOLDER = mini.FOLDER / "judges"
@@ -57,6 +58,11 @@ class ImageJudge:
         ground = rule.get("ground") in (None, find_ground(pixels))
         return verdict.things and verdict.colours and verdict.sizes and in_place and ground
 
+    def is_of(self, medium: Medium, scene: Scene) -> bool:
+        """Whether an image shows a scene: everything that it says, and nothing else."""
+        ground = scene.ground in (None, find_ground(_pixels(medium)))
+        return ground and shows(self._scenes.find(_pixels(medium)[None])[0], scene).everything
+
     def names(self, medium: Medium) -> set[str]:
         """See MediumJudge."""
         return {item.thing for item in self._scenes.find(_pixels(medium)[None])[0]}
@@ -87,6 +93,10 @@ class VideoJudge:
             and rule.get("colour") in (None, item.colour)
             for item in self._found(medium)
         )
+
+    def is_of(self, medium: Medium, clip: Clip) -> bool:
+        """Whether a video shows a clip: everything that it says, and nothing else."""
+        return shows_clip(self._found(medium), clip).everything
 
     def names(self, medium: Medium) -> set[str]:
         """See MediumJudge."""
@@ -129,6 +139,20 @@ class AudioJudge:
             all(rule.get("level") in (None, voice.loudness) for voice in found.voices)
             and all(rule.get("pitch") in (None, voice.pitch) for voice in found.voices)
             and all(voice.times > 1 or not rule.get("repeated") for voice in found.voices)
+        )
+
+    def is_of(self, medium: Medium, scape: Soundscape) -> bool:
+        """Whether audio is a soundscape. Loudness and pitch that it leaves open may be any."""
+        found = self._found(medium)
+        ours, theirs = list(scape.voices), list(found.voices)
+        if scape.layout == "together":
+            ours.sort(key=lambda voice: voice.sound)
+            theirs.sort(key=lambda voice: voice.sound)
+        return (found.layout, len(ours)) == (scape.layout, len(theirs)) and all(
+            (one.sound, one.times) == (other.sound, other.times)
+            and one.loudness in (None, other.loudness)
+            and one.pitch in (None, other.pitch)
+            for one, other in zip(ours, theirs, strict=True)
         )
 
     def names(self, medium: Medium) -> set[str]:

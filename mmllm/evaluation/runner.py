@@ -16,7 +16,7 @@ import torch
 from mmllm import console
 from mmllm.conversation import Message, Text
 from mmllm.errors import ConfigError
-from mmllm.evaluation import everyday, insight, reasoning
+from mmllm.evaluation import composing, everyday, insight, reasoning
 from mmllm.evaluation.everyday_judges import load_judges
 from mmllm.evaluation.measurement import ModelMeasurement
 from mmllm.evaluation.prompts import EvalResponse
@@ -30,7 +30,7 @@ from mmllm.utils.progress import progress_bar
 from mmllm.version import __version__
 
 _OTHER_TASKS = ("perplexity", "batch of 8")
-_PROGRAMS = reasoning.ROWS | insight.ROWS
+_PROGRAMS = reasoning.ROWS | insight.ROWS | composing.ROWS
 """Rows that are measured only where they are asked for."""
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "timm", "scikit-learn", "numpy")
 
@@ -51,7 +51,7 @@ def evaluate(
     Args:
         model: a name, a checkpoint or run folder, or a YAML.
         tasks: names of tasks, or their beginning ("routing"); unless given, all but those of
-            `reasoning`, `insight` and `everyday`.
+            `reasoning`, `insight`, `composing` and `everyday`.
         json_path: where the report is written.
         baseline: a second model, measured alike, or the JSON file of a report. Its values are the
             last column. What it reports of a frozen part that both models have is not measured

@@ -43,7 +43,7 @@ def words(message: Message) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_turns_alternate_and_are_written_the_same_again(kind: str) -> None:
     for seed in range(20):
-        first, second = (converse(kind, "training", random.Random(seed)) for _ in range(2))
+        first, second = (converse(kind, "training", random.Random(seed)).messages for _ in range(2))
         assert [message.role for message in first] == ["user", "assistant"] * (len(first) // 2)
         assert [words(message) for message in first] == [words(message) for message in second]
         for one, other in zip(first, second, strict=True):
@@ -57,7 +57,7 @@ def test_turns_alternate_and_are_written_the_same_again(kind: str) -> None:
 
 def test_replies_describe_what_they_draw() -> None:
     for seed in range(50):
-        for message in converse("edits", "training", random.Random(seed)):
+        for message in converse("edits", "training", random.Random(seed)).messages:
             if message.role == "assistant":
                 image = message.parts[1]
                 assert isinstance(image, Image)
@@ -99,7 +99,7 @@ def test_edits_change_what_they_name() -> None:
 def test_heldout_words_are_not_in_training() -> None:
     def vocabulary(split: wordings.Split, count: int) -> str:
         rng = random.Random(0)
-        rows = [converse("refuse", split, rng) for _ in range(count)]
+        rows = [converse("refuse", split, rng).messages for _ in range(count)]
         return " ".join(words(message) for row in rows for message in row)
 
     training = vocabulary("training", 600)
@@ -178,14 +178,17 @@ def test_sounds_are_said_and_nothing_held_out_is_played() -> None:
     }
     played = 0
     for seed in range(300):
-        for message in converse("replay", "training", random.Random(seed), targets=False):
+        for message in converse("replay", "training", random.Random(seed), targets=False).messages:
             for part in message.parts:
                 if isinstance(part, Audio):
                     played += 1
                     assert words(message) == f"Here is the sound of {part.caption}."
                     assert part.caption not in heldout
     assert played > 400
-    rows = [converse("play", "heldout", random.Random(seed), targets=False) for seed in range(40)]
+    rows = [
+        converse("play", "heldout", random.Random(seed), targets=False).messages
+        for seed in range(40)
+    ]
     assert any(row[1].parts[1].caption in heldout for row in rows)  # pyright: ignore
 
 
@@ -210,7 +213,7 @@ def test_a_change_of_sounds_changes_what_it_names() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_targets_replies_hold_captions_alone(kind: str) -> None:
     for seed in range(10):
-        for message in converse(kind, "training", random.Random(seed), targets=False):
+        for message in converse(kind, "training", random.Random(seed), targets=False).messages:
             for part in message.parts:
                 if isinstance(part, Medium):
                     is_reply = message.role == "assistant"

@@ -123,6 +123,7 @@ def animate(talk: Talk) -> bool:
     talk.ask(text)
     talk.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
     words = describe_clip(clip)
+    talk.shown[len(talk.messages)] = clip
     talk.answer(f"Here is a clip of {words}.", talk.video(clip, words))
     talk.made.append(("animated", words))
     return True
@@ -231,8 +232,8 @@ _SHARES = {
 }
 
 
-def converse(kind: str, split: Split, rng: random.Random, *, targets: bool = True) -> list[Message]:
-    """A conversation of a kind.
+def converse(kind: str, split: Split, rng: random.Random, *, targets: bool = True) -> Talk:
+    """Write a conversation of a kind.
 
     Args:
         kind: one of KINDS.
@@ -253,7 +254,7 @@ def converse(kind: str, split: Split, rng: random.Random, *, targets: bool = Tru
         first = kind in ("edits", "replay") and not talk.messages
         exchange = exchanges[0] if first else rng.choice(exchanges)
         exchange(talk)
-    return talk.messages
+    return talk
 
 
 class Conversations:
@@ -273,7 +274,7 @@ class Conversations:
         kinds = self.config.kinds or tuple(_SHARES)
         shares = [_SHARES[kind] for kind in kinds]
         kind = chance.choices(kinds, shares)[0]
-        return converse(kind, self.split, chance, targets=self.config.targets)
+        return converse(kind, self.split, chance, targets=self.config.targets).messages
 
     def name(self, index: int) -> str:
         """See DataSource."""

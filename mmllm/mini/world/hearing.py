@@ -174,6 +174,7 @@ def _sound_or_refusal(talk: Talk, thing: str) -> bool:
 
 def _answer(talk: Talk, scape: Soundscape) -> None:
     words = describe_soundscape(scape)
+    talk.shown[len(talk.messages)] = scape
     talk.answer(f"Here is the sound of {words}.", talk.audio(scape, words))
     talk.scape = scape
     talk.made.append(("played", words))

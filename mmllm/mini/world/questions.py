@@ -18,7 +18,7 @@ def read(talk: Talk) -> bool:
     scene = talk.draw_scene()
     if scene.layout == "pair":  # whose order the image decides
         scene = replace(scene, layout="left")
-    return _question(talk, scene, talk.image(scene))
+    return question(talk, scene, None, talk.image(scene))
 
 
 def describe_scene(talk: Talk) -> bool:
@@ -34,19 +34,27 @@ def describe_scene(talk: Talk) -> bool:
 
 def reread(talk: Talk) -> bool:
     """The user asks about what was drawn last."""
-    return talk.scene is not None and _question(talk, talk.scene)
+    return talk.scene is not None and question(talk, talk.scene)
 
 
-def _question(talk: Talk, scene: Scene, *shown: Image) -> bool:
-    kind = talk.rng.choice(list(wordings.tables()["questions"]))
+def question(talk: Talk, scene: Scene, kind: str | None = None, *shown: Image) -> bool:
+    """The user asks about a scene.
+
+    Args:
+        talk: the conversation.
+        scene: what is asked about.
+        kind: of question, a table of wordings; None: any.
+        *shown: its image, if the user shows it now.
+    """
+    kind = kind or talk.rng.choice(list(wordings.tables()["questions"]))
     if not shown and kind in ("what", "is it", "which"):
         return False
     written = _questions(talk, scene, kind)
     if written is None:
         return False
     slots, answer = written
-    question = wording("questions", kind, talk.split, talk.rng).format(**slots)
-    talk.ask(question[0].upper() + question[1:], *shown)
+    asked = wording("questions", kind, talk.split, talk.rng).format(**slots)
+    talk.ask(asked[0].upper() + asked[1:], *shown)
     talk.answer(answer)
     talk.scene = scene
     return True

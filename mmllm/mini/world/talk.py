@@ -32,6 +32,8 @@ class Talk:
         self.scene: Scene | None = None  # what was drawn or shown last
         self.scape: Soundscape | None = None  # what was played last
         self.made: list[tuple[str, str]] = []  # (verb in the past, caption) of all that was made
+        # Place of a reply among the messages -> what its medium is to show.
+        self.shown: dict[int, Scene | Clip | Soundscape] = {}
 
     @property
     def is_heldout(self) -> bool:
@@ -58,6 +60,7 @@ class Talk:
         """Answer with a scene: in words, then as an image."""
         words = describe(scene)
         verb = "are" if scene.groups[0].count > 1 else "is"
+        self.shown[len(self.messages)] = scene
         self.answer(f"Here {verb} {words}.", self.image(scene, words))
         self.scene, self.scape = scene, None
         self.made.append(("drew", words))

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from mmllm.mini.codecs import ImageAutoencoder
 from mmllm.mini.world.rendering import SIDE, render
 from mmllm.mini.world.scenes import draw_training_scene
 from tools.mini.world.run import Run, parse_run, train
@@ -111,7 +112,20 @@ def ship(run: Run) -> None:
     spread, fidelity = measure(model, run.folder / "reconstructions.png")
     model.register_to_config(scaling_factor=1 / spread)
     model.save_pretrained(run.folder)
+    wrap(run.folder)
     logger.info("%d steps, PSNR %.1f dB", run.progress.step, fidelity)
+
+
+@torch.inference_mode()
+def wrap(folder: Path, count: int = 1024) -> None:
+    """Write the codec of a folder as pipelines use it: FOLDER/wrapped.
+
+    `count`: scenes whose latents decide the components.
+    """
+    model: Any = AutoencoderDC.from_pretrained(folder)
+    real = images(count, random.Random("components")).float() / 127.5 - 1
+    latents = torch.cat([model.eval().encode(part).latent for part in real.split(16)])
+    ImageAutoencoder.around(model, latents).save_pretrained(folder / "wrapped")
 
 
 @torch.inference_mode()

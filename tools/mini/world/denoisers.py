@@ -186,7 +186,7 @@ DENOISERS = {
             "max_sequence_length": MAX_TOKENS,
         },
         batch=64,
-        noise=(2.6, 1.4, 1.3),
+        noise=(1.8, 0.9, 1.3),
     ),
     "video": Denoiser(
         _wan,

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -69,9 +68,9 @@ def _pixels(array: Any) -> Tensor:
 
 
 def image_codec(folder: Path) -> ImageAutoencoder:
-    """What encodes images."""
-    codec: Any = AutoencoderDC.from_pretrained(folder)
-    return ImageAutoencoder.around(codec)
+    """What encodes images, read from where `tools.mini.world.codec` wrote it."""
+    codec: Any = ImageAutoencoder.from_pretrained(folder / "wrapped")
+    return codec
 
 
 KINDS = {

@@ -137,11 +137,12 @@ class Run:
 
 
 def load_run(folder: Path, model: nn.Module) -> None:
-    """Copy the averaged weights of a run into a model of the same shape."""
+    """Copy the averaged weights of a run into a model, but layers of another shape."""
     progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     state = load_file(folder / f"state-{progress['step']}.safetensors")
     for name, weight in model.named_parameters():
-        weight.data.copy_(state[f"average/{name}"])
+        if state[f"average/{name}"].shape == weight.shape:
+            weight.data.copy_(state[f"average/{name}"])
 
 
 def train(
