@@ -247,6 +247,10 @@ def measure_turns(chat: Any, data: Path, num: int, on_progress: OnProgress) -> I
             if len(talk.messages) >= 2 * (TURNS - 1):
                 break
         del talk.messages[2 * (TURNS - 1) :]
+        talk.shown = {
+            place: item for place, item in talk.shown.items() if place < len(talk.messages)
+        }
+        talk.scene = None  # the last request is to stand alone
         while not rng.choice((draw, animate, play, read, refuse))(talk):
             pass
         talks.append(talk)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,36 +137,36 @@ def test_codec_pool_and_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not torch.equal(before, model.decoder.conv_in.weight)
     model.register_to_config(scaling_factor=0.1)
     model.save_pretrained(tmp_path / "codec")
+    codec.wrap(tmp_path / "codec", count=16)
 
     pool.encode(pool.KINDS["image"], tmp_path, tmp_path / "codec", takes=2, count=8)
-    assert pool.latents(tmp_path).shape == (8, 2, 48, 8, 8)
-    assert pool.shape(tmp_path) == (48, 8, 8)
+    assert pool.latents(tmp_path).shape == (8, 2, 16, 8, 8)
+    assert pool.shape(tmp_path) == (16, 8, 8)
     lengths = torch.tensor([0, 5, 3, 4, 5, 6, 7, 2, 3])
     states = torch.randn(int(lengths.sum()), 16).bfloat16()
     CaptionStates(states, lengths.cumsum(0), torch.zeros(16), torch.ones(16)).save(
         tmp_path / "captions-0.safetensors"
     )
     denoiser = replace(DENOISERS["image"], batch=4)
-    network = denoiser.build(torch.Size((48, 8, 8)), 16)
+    network = denoiser.build(torch.Size((16, 8, 8)), 16)
     loss = decoders.Loss(denoiser, network, tmp_path, seed=0)
     assert loss(0, 0.0).item() == loss(0, 0.0).item() != loss(1, 0.0).item()
     text = standardised([states[:5], states[5:8]], torch.zeros(16), torch.ones(16), [False] * 2)
-    shape = torch.Size((48, 8, 8))
+    shape = torch.Size((16, 8, 8))
     first, _ = decoders.sample(denoiser, network, shape, text, seed=0, steps=2)
     flipped = (text[0].flip(0), text[1].flip(0))
     swapped = decoders.sample(denoiser, network, shape, flipped, seed=0, steps=2)
-    assert first.shape == (48, 8, 8)
+    assert first.shape == (16, 8, 8)
     assert not torch.allclose(first, swapped[0], atol=1e-3)
 
 
-SHAPES = {"image": (48, 8, 8), "video": (192, 3, 8, 8), "audio": (192, 64)}
+SHAPES = {"image": (16, 8, 8), "video": (64, 3, 8, 8), "audio": (192, 64)}
 
 
 def world_codec(modality: str) -> Any:
     torch.manual_seed(0)
     image: Any = codec.codec().eval()
-    image.register_to_config(scaling_factor=0.5)
-    wrapped = ImageAutoencoder.around(image)
+    wrapped = ImageAutoencoder.around(image, torch.randn(4, 48, 8, 8))
     return {"image": wrapped, "video": ClipAutoencoder.around(wrapped)}.get(
         modality, pool.KINDS["audio"].codec(Path())
     )
@@ -228,3 +229,24 @@ def test_a_codec_of_clips_may_be_that_of_another_pipeline(tmp_path: Path) -> Non
         latents = clips.encode(clip).latent_dist.mode()
         assert torch.equal(other.encode(clip).latent_dist.mode(), latents)
         assert torch.equal(other.decode(latents).sample, clips.decode(latents).sample)
+
+
+def test_latents_of_images_are_components_of_variance_1() -> None:
+    torch.manual_seed(0)
+    inner: Any = codec.codec().eval()
+    mixed = torch.linalg.qr(torch.randn(48, 48)).Q * torch.logspace(-0.5, 0.5, 48)
+    latents = torch.einsum("bchw,cd->bdhw", torch.randn(64, 48, 8, 8), mixed) + 3
+    wrapped: Any = ImageAutoencoder.around(inner, latents, channels=48)
+    with torch.no_grad():
+        image = torch.rand(2, 3, 64, 64) * 2 - 1
+        coded = wrapped.encode(image).latent_dist.mode()
+        own = inner.encode(image).latent
+        torch.testing.assert_close(
+            wrapped.decode(coded).sample, inner.decode(own).sample, rtol=0, atol=1e-4
+        )
+        wrapped.codec.encode = lambda _: SimpleNamespace(latent=latents)
+        whitened = wrapped.encode(image).latent_dist.mode().movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(torch.cov(whitened.T), torch.eye(48), rtol=0, atol=1e-3)
+    few = ImageAutoencoder.around(inner, latents, channels=16)
+    assert torch.equal(few.variances, wrapped.variances[:16])  # those of the largest variance
+    assert few.variances.min() > wrapped.variances[16:].max()
