@@ -56,7 +56,8 @@ _PLAIN_PAIR = "pair"
 
 
 @functools.cache
-def _judges() -> dict[str, MediumJudge]:
+def judges() -> dict[str, MediumJudge]:
+    """Those of `everyday` by modality."""
     return load_judges()
 
 
@@ -94,7 +95,12 @@ def words_of(described: Described) -> str:
 
 
 def request_for(described: Described, rng: random.Random) -> Message:
-    """Ask for something in words that training never has."""
+    """Ask for something in words that training never has.
+
+    Args:
+        described: what is asked for.
+        rng: chooses the words.
+    """
     if isinstance(described, Scene):
         kind, words = "draw", caption(described, rng, "heldout")
     elif isinstance(described, Clip):
@@ -105,10 +111,15 @@ def request_for(described: Described, rng: random.Random) -> Message:
 
 
 def is_right(reply: Message, described: Described) -> bool:
-    """Whether a reply makes one medium, and that one as it was asked for."""
+    """Whether a reply makes one medium, and that one as it was asked for.
+
+    Args:
+        reply: the reply.
+        described: what was asked for.
+    """
     modality = {Scene: "image", Clip: "video", Soundscape: "audio"}[type(described)]
     media = reply.media
-    return [medium.modality for medium in media] == [modality] and _judges()[modality].is_of(
+    return [medium.modality for medium in media] == [modality] and judges()[modality].is_of(
         media[0], described
     )
 
@@ -143,7 +154,7 @@ def measure_making(
     start = time.perf_counter()
     made = _from_captions(chat, modality, [words_of(item) for item in items])
     right = [
-        _judges()[modality].is_of(medium, item) for medium, item in zip(made, items, strict=True)
+        judges()[modality].is_of(medium, item) for medium, item in zip(made, items, strict=True)
     ]
     alone = with_threshold(accuracy_metric(f"{name}, from captions", right, start), bar)
     yield alone
@@ -152,11 +163,11 @@ def measure_making(
     right = [is_right(reply, item) for reply, item in zip(replies, items, strict=True)]
     note = f" ({share:g} x from captions)"
     yield with_threshold(accuracy_metric(name, right, start), share * alone.value, note)
-    said = [
+    worded = [
         words_of(item) in reply.text.lower() or words_of(item) in reply.text
         for reply, item in zip(replies, items, strict=True)
     ]
-    yield replace(accuracy_metric(f"{name}, said", said, start), seconds=0.0)
+    yield replace(accuracy_metric(f"{name}, in words", worded, start), seconds=0.0)
 
 
 def measure_reading(chat: Any, data: Path, num: int, on_progress: OnProgress) -> Iterator[Metric]:

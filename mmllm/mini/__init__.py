@@ -19,6 +19,13 @@ MADE_HERE = {
 """What a script of the repository makes, and which."""
 
 
+def folder_of(weights: str) -> Path:
+    """`mini:NAME` as `locate` finds it; anything else is a folder."""
+    if weights.startswith("mini:"):
+        return locate(weights.removeprefix("mini:"))
+    return Path(weights)
+
+
 def locate(name: str) -> Path:
     """`decoders/image`, `data`, `checkpoint`: shipped; any other name: an asset, fetched once."""
     shipped = (FOLDER / name).resolve()

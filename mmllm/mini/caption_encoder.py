@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
+from mmllm.mini import folder_of
+from mmllm.utils.locks import LOADING
 from mmllm.utils.quiet import quiet_libraries
-from mmllm.weights import LOADING, locate
 
 
 class CaptionTokenizer(PreTrainedTokenizerFast):
@@ -45,7 +46,7 @@ class CaptionTokenizer(PreTrainedTokenizerFast):
             weights: the folder of the language model, or `mini:...`.
             length: tokens of the longest caption.
         """
-        folder = locate(weights, "tokenizer")
+        folder = folder_of(weights)
         tokenizer: Any = super().from_pretrained(folder, padding_side="right")
         tokenizer.model_max_length, tokenizer.weights = length, weights
         return tokenizer
@@ -125,8 +126,7 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
     def _load(self) -> Any:
         from transformers import AutoConfig, AutoModel
 
-        where = "text_encoder"
-        folder = locate(self.config.weights, where)
+        folder = folder_of(self.config.weights)
         config = self.cut(AutoConfig.from_pretrained(folder))
         with torch.inference_mode(False), quiet_libraries("transformers"):
             network = AutoModel.from_pretrained(

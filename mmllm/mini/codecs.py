@@ -10,7 +10,6 @@ samples, M mel bands, K latent tokens.
 # pyright: basic, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
 
-from mmllm.weights import LOADING, locate
+from mmllm.mini import folder_of
+from mmllm.utils.locks import LOADING
 
 
 def _exactly(latents: Tensor) -> AutoencoderKLOutput:
@@ -164,7 +164,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         return self._elsewhere[0].to(self.device, self.dtype)
 
     def _load(self) -> AutoencoderKL | ImageAutoencoder:
-        folder = Path(locate(self.config.frames_from, "vae"), "vae")
+        folder = folder_of(self.config.frames_from) / "vae"
         kind = ImageAutoencoder if "codec_config" in self.config.frame_codec else AutoencoderKL
         with torch.inference_mode(False):
             frames: Any = kind.from_pretrained(folder)

@@ -19,7 +19,7 @@ from mmllm.projections.base import InputProjection
 @dataclass(frozen=True)
 class CTCConfig:
     """Spell what a medium shows, in tokens of the LLM: T learned queries read the encoder's tokens,
-    each says one token of a small vocabulary or nothing, and what repeats is said once (CTC, Graves
+    each says one token of a small vocabulary or nothing, and what repeats counts once (CTC, Graves
     et al. 2006, sec. 3).
 
     The LLM reads words that it knows, in an order that says how things belong together, so that
@@ -85,9 +85,9 @@ class CTCProjection(InputProjection):
         place = places(path, self.num_tokens)  # [M, T]
         hard = F.one_hot(path, soft.shape[-1]).to(soft)
         chosen = (hard + soft - soft.detach())[..., 1:].to(self.table.dtype)  # straight-through
-        said = chosen @ self.table  # [M, T, D]
-        moved = F.one_hot(place, 1 + self.num_tokens)[..., :-1].to(said)  # [M, T, N]
-        tokens = moved.transpose(1, 2) @ said
+        spoken = chosen @ self.table  # [M, T, D]
+        moved = F.one_hot(place, 1 + self.num_tokens)[..., :-1].to(spoken)  # [M, T, N]
+        tokens = moved.transpose(1, 2) @ spoken
         is_rest = moved.sum(1)[..., None] == 0  # [M, N, 1]
         return (tokens + is_rest * self.rest) * self.gain
 
@@ -117,10 +117,10 @@ class CTCProjection(InputProjection):
         """
         path = self.scores(features, mask).argmax(-1)
         place = places(path, self.num_tokens)
-        said = [
+        spelled = [
             self.ids[row[at < self.num_tokens] - 1] for row, at in zip(path, place, strict=True)
         ]
-        return [tuple(int(token) for token in tokens) for tokens in said]
+        return [tuple(int(token) for token in tokens) for tokens in spelled]
 
     def loss(self, features: Tensor, mask: Tensor | None, targets: list[list[int]]) -> Tensor:
         """Compute the mean negative log-likelihood of descriptions, over all ways to say them.

@@ -1,6 +1,7 @@
 """Weights as files: where a part's are (`locating`), checks of those that somebody else wrote
 (`foreign`), and reading and writing safetensors (`tensors`)."""
 
+from mmllm.utils.locks import LOADING
 from mmllm.weights.foreign import (
     PICKLE_SUFFIXES,
     check_attention,
@@ -10,7 +11,6 @@ from mmllm.weights.foreign import (
     resolve_inside,
 )
 from mmllm.weights.locating import (
-    LOADING,
     are_weights_deferred,
     are_weights_skipped,
     load_on_first_use,

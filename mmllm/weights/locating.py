@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,11 +12,6 @@ from mmllm.errors import AssetError
 _PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDERS = (_PACKAGE.parent / "configs" / "parts", _PACKAGE / "configs" / "parts")
 """JSON configs of the recipes' parts, in a checkout and in an installed package."""
-
-LOADING = threading.RLock()
-"""Held while modules are created and their weights read after a model was loaded. Meanwhile the
-libraries switch what is the whole process's: accelerate lets every new parameter, of any thread, be
-a tensor on the meta device."""
 
 _skipping: ContextVar[bool] = ContextVar("skip_weights", default=False)
 _on_first_use: ContextVar[bool] = ContextVar("load_on_first_use", default=False)

@@ -82,7 +82,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mo
     monkeypatch.setattr(Talk, "answer", answer_and_record)
     monkeypatch.setattr(composing, "request_for", ask_and_record)
     monkeypatch.setattr(
-        composing, "_judges", lambda: dict.fromkeys(("image", "audio", "video"), ByCaption())
+        composing, "judges", lambda: dict.fromkeys(("image", "audio", "video"), ByCaption())
     )
     return model
 
@@ -120,7 +120,7 @@ def test_what_is_asked_for_is_in_no_training(modality: str) -> None:
 
 
 def test_a_reply_is_right_with_one_medium_of_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composing, "_judges", lambda: {"image": ByCaption(), "audio": ByCaption()})
+    monkeypatch.setattr(composing, "judges", lambda: {"image": ByCaption(), "audio": ByCaption()})
     cat = Scene((Group("cat"),))
     image = Image(caption="a cat")
     assert is_right(assistant("Here it is.", image), cat)

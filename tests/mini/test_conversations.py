@@ -169,7 +169,7 @@ def test_wrong_settings_are_refused(options: dict, message: str) -> None:
         build(ConversationsConfig(**options), where="data")
 
 
-def test_sounds_are_said_and_nothing_held_out_is_played() -> None:
+def test_sounds_are_named_and_nothing_held_out_is_played() -> None:
     heldout = {
         describe_soundscape(scape)
         for one, other in itertools.permutations(sounds(), 2)

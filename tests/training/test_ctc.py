@@ -27,7 +27,7 @@ def projection() -> CTCProjection:
     return build(CTCConfig(**SMALL), feature_shape=(3, 8), width=6, scale=0.5)
 
 
-def test_what_repeats_is_said_once_and_nothing_separates():
+def test_what_repeats_counts_once_and_nothing_separates():
     path = torch.tensor([[0, 3, 3, 0, 3, 2], [1, 2, 3, 4, 5, 1], [0, 0, 0, 0, 0, 0]])
     assert places(path, 4).tolist() == [
         [4, 0, 4, 4, 1, 2],
@@ -54,7 +54,7 @@ def test_the_embeddings_are_those_of_what_is_spelled_then_the_rest(monkeypatch):
 def test_the_classifier_has_a_gradient():
     found = projection()
     with torch.no_grad():
-        found.classifier.bias[0] = -10.0  # something is said
+        found.classifier.bias[0] = -10.0  # something is spelled
     found(torch.randn(2, 3, 8)).square().sum().backward()
     assert found.classifier.weight.grad is not None
     assert found.classifier.weight.grad.abs().sum() > 0
@@ -74,9 +74,11 @@ def test_the_loss_is_the_likelihood_of_all_ways_to_say_it():
     found, features = projection(), torch.randn(1, 3, 8)
     logs = found.scores(features).log_softmax(-1)[0].detach()
     paths = torch.cartesian_prod(*[torch.arange(3)] * 6)  # 0 is nothing, tokens 1 and 2
-    says = places(paths, 4)
-    said = [path for path, at in zip(paths, says, strict=True) if path[at < 4].tolist() == [2, 1]]
-    total = torch.stack([logs[range(6), path].sum() for path in said]).logsumexp(0)
+    spots = places(paths, 4)
+    paths_of_it = [
+        path for path, at in zip(paths, spots, strict=True) if path[at < 4].tolist() == [2, 1]
+    ]
+    total = torch.stack([logs[range(6), path].sum() for path in paths_of_it]).logsumexp(0)
     torch.testing.assert_close(found.loss(features, None, [[1, 0]]).detach(), -total / 2)
 
 

@@ -29,7 +29,7 @@ from mmllm.mini.world.clips import MOTIONS, Clip, draw_clip
 from mmllm.mini.world.clips import is_training as is_training_clip
 from mmllm.mini.world.hearing import (
     draw_and_play,
-    draw_heard,
+    draw_sound,
     hear,
     hear_scene,
     play,
@@ -204,7 +204,7 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
     "watch": (watch,),
     "play": (play,),
     "hear": (hear,),
-    "across": (hear_scene, draw_heard, draw_and_play),
+    "across": (hear_scene, draw_sound, draw_and_play),
     "refuse": (refuse, refuse, refuse_sound),
     "talk": (small_talk,),
     "edits": (draw, edit, edit, edit),

@@ -1,4 +1,4 @@
-"""Exchanges about sounds: playing what is asked for, what was drawn, and saying what is heard."""
+"""Exchanges about sounds: playing what is asked for, what was drawn, and naming sounds."""
 
 from __future__ import annotations
 
@@ -128,12 +128,12 @@ def hear(talk: Talk) -> bool:
     return True
 
 
-def draw_heard(talk: Talk) -> bool:
+def draw_sound(talk: Talk) -> bool:
     """The user plays the sound of a thing and asks for its picture."""
     known = {name: thing for thing in things() if (name := sound_of(thing))}
     name = talk.rng.choice(list(known))
     sound = talk.audio(Soundscape((Voice(name),)))
-    talk.ask(wording("shown", "draw heard", talk.split, talk.rng), sound)
+    talk.ask(wording("shown", "draw sound", talk.split, talk.rng), sound)
     talk.show(Scene((Group(known[name]),)))
     return True
 
@@ -146,10 +146,10 @@ def draw_and_play(talk: Talk) -> bool:
     text = talk.rng.choice(wordings.tables()["both"][talk.split]).format(x=words)
     talk.ask(text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else "."))
     talk.show(scene)
-    heard = describe_soundscape(scape)
+    sounding = describe_soundscape(scape)
     shown = talk.messages.pop().parts
-    talk.answer(*shown, f"And here is the sound of {heard}.", talk.audio(scape, heard))
-    talk.made.append(("played", heard))
+    talk.answer(*shown, f"And here is the sound of {sounding}.", talk.audio(scape, sounding))
+    talk.made.append(("played", sounding))
     return True
 
 

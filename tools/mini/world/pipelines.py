@@ -48,7 +48,7 @@ def text_parts(statistics: CaptionStates) -> dict[str, Any]:
 
 
 def ship(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Write a pipeline, its networks in float16, readable by whoever may read the folder."""
+    """Write a pipeline, its networks in float16, readable by all who may read the folder."""
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module) and name != "text_encoder":
             part.half()
