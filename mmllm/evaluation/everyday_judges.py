@@ -58,10 +58,10 @@ class ImageJudge:
         ground = rule.get("ground") in (None, find_ground(pixels))
         return verdict.things and verdict.colours and verdict.sizes and in_place and ground
 
-    def is_of(self, medium: Medium, scene: Scene) -> bool:
+    def is_of(self, medium: Medium, described: Scene) -> bool:
         """Whether an image shows a scene: everything that it says, and nothing else."""
-        ground = scene.ground in (None, find_ground(_pixels(medium)))
-        return ground and shows(self._scenes.find(_pixels(medium)[None])[0], scene).everything
+        ground = described.ground in (None, find_ground(_pixels(medium)))
+        return ground and shows(self._scenes.find(_pixels(medium)[None])[0], described).everything
 
     def names(self, medium: Medium) -> set[str]:
         """See MediumJudge."""
@@ -94,9 +94,9 @@ class VideoJudge:
             for item in self._found(medium)
         )
 
-    def is_of(self, medium: Medium, clip: Clip) -> bool:
+    def is_of(self, medium: Medium, described: Clip) -> bool:
         """Whether a video shows a clip: everything that it says, and nothing else."""
-        return shows_clip(self._found(medium), clip).everything
+        return shows_clip(self._found(medium), described).everything
 
     def names(self, medium: Medium) -> set[str]:
         """See MediumJudge."""
@@ -141,14 +141,14 @@ class AudioJudge:
             and all(voice.times > 1 or not rule.get("repeated") for voice in found.voices)
         )
 
-    def is_of(self, medium: Medium, scape: Soundscape) -> bool:
+    def is_of(self, medium: Medium, described: Soundscape) -> bool:
         """Whether audio is a soundscape. Loudness and pitch that it leaves open may be any."""
         found = self._found(medium)
-        ours, theirs = list(scape.voices), list(found.voices)
-        if scape.layout == "together":
+        ours, theirs = list(described.voices), list(found.voices)
+        if described.layout == "together":
             ours.sort(key=lambda voice: voice.sound)
             theirs.sort(key=lambda voice: voice.sound)
-        return (found.layout, len(ours)) == (scape.layout, len(theirs)) and all(
+        return (found.layout, len(ours)) == (described.layout, len(theirs)) and all(
             (one.sound, one.times) == (other.sound, other.times)
             and one.loudness in (None, other.loudness)
             and one.pitch in (None, other.pitch)

@@ -156,7 +156,8 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
     def codec_of_frames(self) -> AutoencoderKL | ImageAutoencoder:
         """The codec of single frames."""
         if self.config.frames_from is None:
-            return self.frames
+            own: Any = self.frames
+            return own
         if not self._elsewhere:
             with LOADING:
                 if not self._elsewhere:  # else another thread was first

@@ -34,7 +34,7 @@ def text_parts(statistics: CaptionStates) -> dict[str, Any]:
     """
     tokenizer = CaptionTokenizer.of(WEIGHTS, MAX_TOKENS)
     embeddings = base_model().get_input_embeddings().weight
-    (sink,) = tokenizer.convert_tokens_to_ids([SINK])
+    sink: Any = tokenizer.convert_tokens_to_ids(SINK)
     encoder: Any = CaptionEncoder(
         weights=WEIGHTS,
         layers=LAYERS,
