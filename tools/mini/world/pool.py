@@ -70,7 +70,7 @@ def _pixels(array: Any) -> Tensor:
 def image_codec(folder: Path) -> ImageAutoencoder:
     """What encodes images, read from where `tools.mini.world.codec` wrote it."""
     codec: Any = ImageAutoencoder.from_pretrained(folder / "wrapped")
-    return codec
+    return codec.to(memory_format=torch.channels_last)
 
 
 KINDS = {
