@@ -150,7 +150,8 @@ def _fetch_toy(_: int) -> str:
 
 def test_processes_at_once_get_one_folder(place):
     wheel(place / "wheels")
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    # Not forked: this process may have threads, whose locks a child would wait for.
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert len(set(pool.map(_fetch_toy, range(8), chunksize=1))) == 1
     assert len(entries(place / "cache")) == 1
 
