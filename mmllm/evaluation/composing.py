@@ -29,8 +29,7 @@ from mmllm.mini.world.captions import (
     describe,
     describe_clip,
 )
-from mmllm.mini.world.clips import Clip, draw_clip
-from mmllm.mini.world.clips import is_training as is_training_clip
+from mmllm.mini.world.clips import Clip, draw_heldout_clip
 from mmllm.mini.world.conversations import animate, converse, draw, refuse
 from mmllm.mini.world.hearing import play
 from mmllm.mini.world.questions import question, read
@@ -38,10 +37,9 @@ from mmllm.mini.world.scenes import Scene, draw_heldout_scene
 from mmllm.mini.world.sounds import (
     Soundscape,
     describe_soundscape,
-    draw_soundscape,
+    draw_heldout_soundscape,
     soundscape_caption,
 )
-from mmllm.mini.world.sounds import is_training as is_training_soundscape
 from mmllm.mini.world.talk import Talk
 
 Described = Scene | Clip | Soundscape
@@ -69,20 +67,15 @@ def heldout_item(modality: str, kinds: Sequence[str], rng: random.Random) -> Des
         kinds: of scenes.
         rng: where chance comes from.
     """
+    if modality == "video":
+        return draw_heldout_clip(rng)
+    if modality == "audio":
+        return draw_heldout_soundscape(rng)
     while True:
-        if modality == "video":
-            clip = draw_clip(rng)
-            if not is_training_clip(clip):
-                return clip
-        elif modality == "audio":
-            scape = draw_soundscape(rng)
-            if not is_training_soundscape(scape):
-                return scape
-        else:
-            kind = rng.choice(kinds)
-            scene = draw_heldout_scene(kind, rng)
-            if not (kind == _PLAIN_PAIR and scene.layout == _PLAIN_PAIR):  # with a relation
-                return scene
+        kind = rng.choice(kinds)
+        scene = draw_heldout_scene(kind, rng)
+        if not (kind == _PLAIN_PAIR and scene.layout == _PLAIN_PAIR):  # with a relation
+            return scene
 
 
 def words_of(described: Described) -> str:

@@ -60,8 +60,9 @@ class ImageJudge:
 
     def is_of(self, medium: Medium, described: Scene) -> bool:
         """Whether an image shows a scene: everything that it says, and nothing else."""
-        ground = described.ground in (None, find_ground(_pixels(medium)))
-        return ground and shows(self._scenes.find(_pixels(medium)[None])[0], described).everything
+        pixels = _pixels(medium)
+        ground = described.ground in (None, find_ground(pixels))
+        return ground and shows(self._scenes.find(pixels[None])[0], described).everything
 
     def names(self, medium: Medium) -> set[str]:
         """See MediumJudge."""

@@ -38,9 +38,7 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
 
     float[B, 3, H, W] in -1..1 <-> float[B, C, H / s, W / s] with s = 2 ** (levels - 1).
 
-    Latents are the first C principal components of the codec's own, each of variance 1. In the
-    codec's own, silhouettes and colours have thirty times the variance of what tells one thing from
-    another, which a denoiser then learns last of all.
+    Latents are the first C principal components of the codec's own, each of variance 1.
 
     `codec_config` is that of the AutoencoderDC; pipelines read the number of `block_out_channels`.
     """
@@ -100,6 +98,11 @@ class ImageAutoencoder(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=x) if return_dict else (x,)
 
 
+def _class_of(config: dict) -> type[ImageAutoencoder] | type[AutoencoderKL]:
+    """The class of a codec of single frames, by its config."""
+    return ImageAutoencoder if "codec_config" in config else AutoencoderKL
+
+
 class ClipAutoencoder(ModelMixin, ConfigMixin):
     """An AutoencoderKL of pictures for each frame, its latents folded as Wan counts frames: the
     first alone, then groups of four.
@@ -127,8 +130,7 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         super().__init__()
         self._elsewhere: tuple = ()
         if frames_from is None:
-            kind = ImageAutoencoder if "codec_config" in frame_codec else AutoencoderKL
-            self.frames = kind.from_config(frame_codec)
+            self.frames = _class_of(frame_codec).from_config(frame_codec)
         else:
             self.register_buffer("unit", torch.ones(1))  # tells the device and dtype of the module
 
@@ -166,9 +168,8 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
 
     def _load(self) -> AutoencoderKL | ImageAutoencoder:
         folder = folder_of(self.config.frames_from) / "vae"
-        kind = ImageAutoencoder if "codec_config" in self.config.frame_codec else AutoencoderKL
         with torch.inference_mode(False):
-            frames: Any = kind.from_pretrained(folder)
+            frames: Any = _class_of(self.config.frame_codec).from_pretrained(folder)
         return frames.requires_grad_(False).eval()
 
     @property

@@ -110,6 +110,14 @@ def draw_training_clip(rng: random.Random) -> Clip:
             return clip
 
 
+def draw_heldout_clip(rng: random.Random) -> Clip:
+    """A clip of which something is held out."""
+    while True:
+        clip = draw_clip(rng)
+        if not is_training(clip):
+            return clip
+
+
 def render_clip(clip: Clip, rng: random.Random) -> NDArray[np.uint8]:
     """The frames of a clip, uint8[F, P, P, 3]; things in motion are in front."""
     if any(group.count > 1 for group in clip.scene.groups):

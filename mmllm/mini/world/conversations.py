@@ -25,7 +25,13 @@ from mmllm.mini.world.captions import (
     with_article,
 )
 from mmllm.mini.world.change_requests import edit
-from mmllm.mini.world.clips import MOTIONS, Clip, draw_clip
+from mmllm.mini.world.clips import (
+    MOTIONS,
+    Clip,
+    draw_clip,
+    draw_heldout_clip,
+    draw_training_clip,
+)
 from mmllm.mini.world.clips import is_training as is_training_clip
 from mmllm.mini.world.hearing import (
     draw_and_play,
@@ -131,10 +137,7 @@ def animate(talk: Talk) -> bool:
 
 def watch(talk: Talk) -> bool:
     """The user shows a clip and asks what happens."""
-    while True:
-        clip = draw_clip(talk.rng)
-        if is_training_clip(clip) is not talk.is_heldout:
-            break
+    clip = (draw_heldout_clip if talk.is_heldout else draw_training_clip)(talk.rng)
     talk.ask(wording("shown", "watch", talk.split, talk.rng), talk.video(clip))
     plain = replace(clip, scene=replace(clip.scene, ground=None))
     talk.answer(f"I see {describe_clip(plain)}.")

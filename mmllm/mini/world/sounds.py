@@ -120,6 +120,14 @@ def draw_training_soundscape(rng: random.Random) -> Soundscape:
             return scape
 
 
+def draw_heldout_soundscape(rng: random.Random) -> Soundscape:
+    """A soundscape of a held-out pair."""
+    while True:
+        scape = draw_soundscape(rng)
+        if not is_training(scape):
+            return scape
+
+
 def render_soundscape(
     scape: Soundscape, rng: random.Random, heldout_takes: bool = False
 ) -> NDArray[np.float32]:

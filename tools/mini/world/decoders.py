@@ -22,7 +22,6 @@ import argparse
 import logging
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmllm.mini.codecs import ClipAutoencoder
 from mmllm.mini.world.captions import caption, clip_caption
-from mmllm.mini.world.clips import draw_clip
-from mmllm.mini.world.clips import is_training as is_training_clip
+from mmllm.mini.world.clips import draw_heldout_clip
 from mmllm.mini.world.scenes import draw_heldout_scene, draw_training_scene
-from mmllm.mini.world.sounds import draw_soundscape, soundscape_caption
-from mmllm.mini.world.sounds import is_training as is_training_soundscape
+from mmllm.mini.world.sounds import draw_heldout_soundscape, soundscape_caption
 from tools.mini.world import pool
 from tools.mini.world.denoisers import DENOISERS, TEXT_PATH, Denoiser, Text, pipeline
 from tools.mini.world.pipelines import scheduler, ship, text_parts
@@ -131,13 +128,11 @@ def heldout_captions(modality: str) -> list[str]:
                 scene = draw_training_scene(rng) if is_plain else draw_heldout_scene(kind, rng)
                 texts.append(caption(scene, rng))
         return texts
-    draw: Callable[[random.Random], Any] = draw_clip if modality == "video" else draw_soundscape
-    while len(texts) < 64:
-        described: Any = draw(rng)
-        if modality == "video" and not is_training_clip(described):
-            texts.append(clip_caption(described, rng))
-        if modality == "audio" and not is_training_soundscape(described):
-            texts.append(soundscape_caption(described, rng))
+    for _ in range(64):
+        if modality == "video":
+            texts.append(clip_caption(draw_heldout_clip(rng), rng))
+        else:
+            texts.append(soundscape_caption(draw_heldout_soundscape(rng), rng))
     return texts
 
 
