@@ -58,6 +58,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "ltx": "mmllm.decoders.ltx:LTXConfig",
         "ltx2": "mmllm.decoders.ltx2:LTX2Config",
         "cogvideox": "mmllm.decoders.cogvideox:CogVideoXConfig",
+        "latte": "mmllm.decoders.latte:LatteConfig",
         "sana": "mmllm.decoders.sana:SanaConfig",
         "z_image": "mmllm.decoders.z_image:ZImageConfig",
         "qwen_image": "mmllm.decoders.qwen_image:QwenImageConfig",

@@ -36,7 +36,7 @@ _CONVERT = (
     "Pipeline.from_pretrained({folder!r}, use_safetensors=False).save_pretrained({folder!r})"
 )
 
-_OWN = ("mmllm.mini.codecs", "mmllm.mini.caption_encoder")
+_OWN = ("mmllm.mini.codecs", "mmllm.mini.caption_encoder", "mmllm.mini.clip_transformer")
 """Modules with components that diffusers and transformers do not have."""
 
 

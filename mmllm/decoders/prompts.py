@@ -11,16 +11,18 @@ from typing import Any
 from mmllm.decoders.contract import Condition, DecoderContract
 
 
-def encode_with_t5(decoder: DecoderContract, captions: Sequence[str]) -> Condition:
+def encode_with_t5(
+    decoder: DecoderContract, captions: Sequence[str], *, zero_padding: bool = True
+) -> Condition:
     """Encode captions with the pipeline's T5.
 
     Args:
         decoder: the decoder, whose config gives P, `max_caption_tokens`.
         captions: M texts; longer ones are cut.
+        zero_padding: whether the states of the padding are zeros or what the T5 makes of it.
 
     Returns:
-        `prompt_embeds` float[M, P, E], zero at padding, and each mask that the family declares,
-        float[M, P].
+        `prompt_embeds` float[M, P, E], and each mask that the family declares, float[M, P].
     """
     pipeline = decoder.pipeline
     tokens = pipeline.tokenizer(
@@ -33,7 +35,7 @@ def encode_with_t5(decoder: DecoderContract, captions: Sequence[str]) -> Conditi
     ).to(decoder.device)
     mask = tokens.attention_mask
     states = pipeline.text_encoder(tokens.input_ids, attention_mask=mask)[0].float()
-    condition = {"prompt_embeds": states * mask[..., None]}
+    condition = {"prompt_embeds": states * mask[..., None] if zero_padding else states}
     return condition | {name: mask.float() for name in decoder.masks.values()}
 
 

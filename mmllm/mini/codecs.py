@@ -1,6 +1,7 @@
-"""Codecs in the VAE slot of mini's decoders.
+"""Codecs in the VAE slot of mini's decoders of clips and sounds.
 
-`import mmllm.mini.codecs` before `DiffusionPipeline.from_pretrained(folder)`.
+Pictures need none of ours: theirs is a plain AutoencoderKL. `import mmllm.mini.codecs` before
+`DiffusionPipeline.from_pretrained(folder)`.
 
 Dimensions: B samples, H x W pixels, h x w latents, C channels of a latent, F frames, N waveform
 samples, M mel bands, K latent tokens.
@@ -10,10 +11,9 @@ samples, M mel bands, K latent tokens.
 # pyright: basic, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
 
 import math
-from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoderOutput
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
@@ -23,9 +23,6 @@ from torch import Tensor
 from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
 
-from mmllm.mini import folder_of
-from mmllm.utils.locks import LOADING
-
 
 def _exactly(latents: Tensor) -> AutoencoderKLOutput:
     """The distribution without spread that diffusers expects of `vae.encode`."""
@@ -33,87 +30,15 @@ def _exactly(latents: Tensor) -> AutoencoderKLOutput:
     return AutoencoderKLOutput(DiagonalGaussianDistribution(parameters, deterministic=True))
 
 
-class ImageAutoencoder(ModelMixin, ConfigMixin):
-    """An AutoencoderDC with the interface of an AutoencoderKL, which most pipelines expect.
-
-    float[B, 3, H, W] in -1..1 <-> float[B, C, H / s, W / s] with s = 2 ** (levels - 1).
-
-    Latents are the first C principal components of the codec's own, each of variance 1.
-
-    `codec_config` is that of the AutoencoderDC; pipelines read the number of `block_out_channels`.
-    """
-
-    @register_to_config
-    def __init__(
-        self,
-        codec_config: dict,
-        block_out_channels: tuple[int, ...] = (24, 48, 96, 192, 192),
-        latent_channels: int = 16,
-        scaling_factor: float = 1.0,
-    ):
-        super().__init__()
-        self.codec = AutoencoderDC.from_config(codec_config)
-        inner = codec_config["latent_channels"]
-        self.register_buffer("mean", torch.zeros(inner))
-        self.register_buffer("components", torch.zeros(latent_channels, inner))
-        self.register_buffer("variances", torch.ones(latent_channels))
-
-    @classmethod
-    def around(
-        cls, codec: AutoencoderDC, latents: Tensor, channels: int = 16
-    ) -> "ImageAutoencoder":
-        """A codec with the other interface.
-
-        Args:
-            codec: the codec.
-            latents: float[B, C', h, w] of it, of many images, from which the components follow.
-            channels: how many components are kept.
-        """
-        config = {k: v for k, v in codec.config.items() if not k.startswith("_")}
-        wrapped = cls(
-            codec_config=config,
-            block_out_channels=tuple(config["encoder_block_out_channels"]),
-            latent_channels=channels,
-        )
-        wrapped.codec.load_state_dict(codec.state_dict())
-        rows = latents.float().movedim(1, -1).flatten(0, -2)
-        variances, vectors = torch.linalg.eigh(torch.cov((rows - rows.mean(0)).T))
-        wrapped.mean.copy_(rows.mean(0))
-        wrapped.components.copy_(vectors.T.flip(0)[:channels])
-        wrapped.variances.copy_(variances.flip(0)[:channels])
-        return wrapped
-
-    @apply_forward_hook
-    def encode(self, x: Tensor) -> AutoencoderKLOutput:
-        """float[B, 3, H, W] -> float[B, C, H / s, W / s]."""
-        z = self.codec.encode(x).latent.movedim(1, -1) - self.mean
-        z = (z @ self.components.T) / self.variances.sqrt()
-        return _exactly(z.movedim(-1, 1))
-
-    @apply_forward_hook
-    def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
-        """float[B, C, H / s, W / s] -> float[B, 3, H, W]."""
-        z = (z.movedim(1, -1) * self.variances.sqrt()) @ self.components + self.mean
-        x = self.codec.decode(z.movedim(-1, 1)).sample
-        return DecoderOutput(sample=x) if return_dict else (x,)
-
-
-def _class_of(config: dict) -> type[ImageAutoencoder] | type[AutoencoderKL]:
-    """The class of a codec of single frames, by its config."""
-    return ImageAutoencoder if "codec_config" in config else AutoencoderKL
-
-
 class ClipAutoencoder(ModelMixin, ConfigMixin):
     """An AutoencoderKL of pictures for each frame, its latents folded as Wan counts frames: the
     first alone, then groups of four.
 
-    float[B, 3, 1 + 4k, H, W] in -1..1 <-> float[B, 4C, 1 + k, H / s, W / s] with the C channels and
-    s x s pixels of a picture's latent. The first latent frame holds the first frame four times;
+    float[B, 3, 1 + 4k, H, W] in -1..1 <-> float[B, 4C, 1 + k, H / 8, W / 8] with the C channels and
+    8 x 8 pixels of a picture's latent. The first latent frame holds the first frame four times;
     decoding takes their mean. Causal layout: Wan 2025, sec. 4.1.
 
-    `frame_codec` is the config of the AutoencoderKL, or of the ImageAutoencoder, and the folded
-    sizes follow from it. With `frames_from`, the folder of a pipeline of images, its codec is read
-    at the first call and is no part of the saved weights.
+    `frame_codec` is the config of the AutoencoderKL, and the folded sizes follow from it.
     """
 
     @register_to_config
@@ -125,21 +50,13 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
         scale_factor_spatial: int = 8,
         latents_mean: tuple[float, ...] = (0.0,) * 64,
         latents_std: tuple[float, ...] = (1.0,) * 64,
-        frames_from: str | None = None,
     ):
         super().__init__()
-        self._elsewhere: tuple = ()
-        if frames_from is None:
-            self.frames = _class_of(frame_codec).from_config(frame_codec)
-        else:
-            self.register_buffer("unit", torch.ones(1))  # tells the device and dtype of the module
+        self.frames = AutoencoderKL.from_config(frame_codec)
 
     @classmethod
-    def around(
-        cls, frames: AutoencoderKL | ImageAutoencoder, frames_from: str | None = None
-    ) -> "ClipAutoencoder":
-        """A codec of clips with the weights of a codec of pictures, those of a folder if it is
-        given."""
+    def around(cls, frames: AutoencoderKL) -> "ClipAutoencoder":
+        """A codec of clips with the weights of a codec of pictures."""
         config, group = frames.config, 4
         channels = group * config.latent_channels
         codec = cls(
@@ -148,29 +65,9 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
             scale_factor_spatial=2 ** (len(config.block_out_channels) - 1),
             latents_mean=(0.0,) * channels,
             latents_std=(1 / config.scaling_factor,) * channels,
-            frames_from=frames_from,
         )
-        if frames_from is None:
-            codec.frames.load_state_dict(frames.state_dict())
+        codec.frames.load_state_dict(frames.state_dict())
         return codec
-
-    @property
-    def codec_of_frames(self) -> AutoencoderKL | ImageAutoencoder:
-        """The codec of single frames."""
-        if self.config.frames_from is None:
-            own: Any = self.frames
-            return own
-        if not self._elsewhere:
-            with LOADING:
-                if not self._elsewhere:  # else another thread was first
-                    self._elsewhere = (self._load(),)
-        return self._elsewhere[0].to(self.device, self.dtype)
-
-    def _load(self) -> AutoencoderKL | ImageAutoencoder:
-        folder = folder_of(self.config.frames_from) / "vae"
-        with torch.inference_mode(False):
-            frames: Any = _class_of(self.config.frame_codec).from_pretrained(folder)
-        return frames.requires_grad_(False).eval()
 
     @property
     def temperal_downsample(self) -> list[int]:
@@ -181,31 +78,26 @@ class ClipAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
-        """float[B, 3, 1 + 4k, H, W] -> float[B, 4C, 1 + k, H / s, W / s]."""
+        """float[B, 3, 1 + 4k, H, W] -> float[B, 4C, 1 + k, H / 8, W / 8]."""
         group = self.config.scale_factor_temporal
         if x.shape[2] % group != 1:
             raise ValueError(
                 f"a clip has {x.shape[2]} frames but 1 + {group}k are expected; drop or repeat some"
             )
         flat = x.transpose(1, 2).flatten(0, 1)  # [B (1 + 4k), 3, H, W]
-        z = (
-            self.codec_of_frames.encode(flat)
-            .latent_dist.mode()
-            .unflatten(0, (len(x), -1))
-            .transpose(1, 2)
-        )
+        z = self.frames.encode(flat).latent_dist.mode().unflatten(0, (len(x), -1)).transpose(1, 2)
         z = torch.cat([z[:, :, :1].expand(-1, -1, group - 1, -1, -1), z], dim=2)
         z = z.unflatten(2, (-1, group))  # [B, C, 1 + k, 4, h, w]
         return _exactly(z.transpose(2, 3).flatten(1, 2))
 
     @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
-        """float[B, 4C, 1 + k, H / s, W / s] -> float[B, 3, 1 + 4k, H, W]."""
+        """float[B, 4C, 1 + k, H / 8, W / 8] -> float[B, 3, 1 + 4k, H, W]."""
         group = self.config.scale_factor_temporal
         z = z.unflatten(1, (-1, group)).transpose(2, 3)  # [B, C, 1 + k, 4, h, w]
         first = z[:, :, 0].mean(dim=2, keepdim=True)
         z = torch.cat([first, z[:, :, 1:].flatten(2, 3)], dim=2).transpose(1, 2)
-        flat = self.codec_of_frames.decode(z.flatten(0, 1)).sample  # pyright: ignore - [B (1 + 4k), 3, H, W]
+        flat = self.frames.decode(z.flatten(0, 1)).sample  # pyright: ignore - [B (1 + 4k), 3, H, W]
         x = flat.unflatten(0, (len(z), -1)).transpose(1, 2)
         return DecoderOutput(sample=x) if return_dict else (x,)
 

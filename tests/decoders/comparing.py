@@ -38,6 +38,7 @@ CALL = {
         "frame_rate": 4.0,
     },
     "cogvideox": {"max_sequence_length": tiny.TOKENS},
+    "latte": {"video_length": tiny.FRAMES, "clean_caption": False, **tiny.SQUARE},
     "sana": {
         "max_sequence_length": tiny.TOKENS,
         "use_resolution_binning": False,

@@ -23,6 +23,7 @@ GOLDEN = {
     "ltx": "079fbba0e9814f95",
     "ltx2": "d4b9a4f902e968eb",
     "cogvideox": "c6f5760d76e141df",
+    "latte": "d5e978fdd1e5a5e4",
     "sana": "59f2827acaf84388",
     "flux2": "b250594550675f2f",
     "flux2_klein": "b250594550675f2f",

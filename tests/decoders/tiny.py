@@ -508,6 +508,32 @@ def cogvideox_pipeline() -> Any:
     )
 
 
+def latte_pipeline() -> Any:
+    tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
+    return diffusers.LattePipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=picture_codec(),
+        transformer=diffusers.LatteTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=3,
+            out_channels=6,
+            num_layers=2,
+            cross_attention_dim=16,
+            sample_size=SIZE // 2,
+            patch_size=2,
+            activation_fn="gelu-approximate",
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            attention_bias=True,
+            caption_channels=WIDTH,
+            video_length=FRAMES,
+        ),
+        scheduler=flow_scheduler(),
+    )
+
+
 def sana_pipeline() -> Any:
     encoder = transformers.Gemma2Model(
         transformers.Gemma2Config(
@@ -707,6 +733,7 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         CAPTIONS | CLIPS | {"height": 32, "width": 32, "stg_block": 1},
     ),
     "cogvideox": ("cogvideox", cogvideox_pipeline, {"frames": FRAMES, "fps": 4.0}),
+    "latte": ("latte", latte_pipeline, {"frames": FRAMES, "fps": 4.0}),
     "sana": ("sana", sana_pipeline, CAPTIONS),
     "flux2": ("flux2", flux2_pipeline, CAPTIONS | SQUARE),
     "flux2_klein": ("flux2", flux2_klein_pipeline, CAPTIONS | SQUARE),
@@ -775,6 +802,10 @@ DIALECTS = {
         answer=_joined,
     ),
     "ltx": Dialect(pack=lambda pipeline, latents: pipeline._pack_latents(latents)),
+    "latte": Dialect(  # the second half is a variance
+        write=lambda answer: Transformer2DModelOutput(sample=torch.cat([answer, answer], 1)),
+        answer=lambda written: written.chunk(2, 1)[0],
+    ),
     "cogvideox": Dialect(pack=lambda _pipeline, latents: latents.transpose(1, 2)),
     "flux": Dialect(
         pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),

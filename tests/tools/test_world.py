@@ -9,22 +9,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from mmllm.config import registry
 from mmllm.evaluation.everyday_judges import load_judges
 from mmllm.mini.caption_encoder import CaptionEncoder, CaptionTokenizer
-from mmllm.mini.codecs import ClipAutoencoder, ImageAutoencoder
 from tests import parts
-from tools.mini.world import clip_judge, codec, decoders, judge, pool, soundscape_judge
-from tools.mini.world.denoisers import DENOISERS, pipeline
+from tools.mini.world import clip_judge, decoders, judge, pool, soundscape_judge
+from tools.mini.world.denoisers import DENOISERS, pipeline, predict_frames
 from tools.mini.world.pipelines import ship
-from tools.mini.world.run import Progress, Run, train
+from tools.mini.world.run import Progress, Run
 from tools.mini.world.text import MAX_TOKENS, CaptionStates, standardised
 
 
@@ -126,50 +125,34 @@ def test_a_run_needs_a_length() -> None:
         Progress().share()
 
 
-def test_codec_pool_and_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of the codec, eight scenes, two steps of the decoder; the caption reaches it."""
-    monkeypatch.setattr(codec, "BATCH", 2)
+def test_pool_and_decoder(tmp_path: Path) -> None:
+    """Eight scenes, two steps of the decoder; the caption reaches it."""
     torch.manual_seed(0)
-    model = codec.codec().train()
-    run = Run(tmp_path, model, Progress(steps=2), codec.LEARNING_RATE)
-    before = model.decoder.conv_in.weight.detach().clone()
-    train(run, codec.Loss(model, 0), lambda run: None, every=60)
-    assert not torch.equal(before, model.decoder.conv_in.weight)
-    model.register_to_config(scaling_factor=0.1)
-    model.save_pretrained(tmp_path / "codec")
-    codec.wrap(tmp_path / "codec", count=16)
+    texts = [pool.text(pool.KINDS["image"], index) for index in range(40)]
+    assert 8 < sum(text.startswith(("Here is ", "Here are ")) for text in texts) < 24
 
-    pool.encode(pool.KINDS["image"], tmp_path, tmp_path / "codec", takes=2, count=8)
-    assert pool.latents(tmp_path).shape == (8, 2, 16, 8, 8)
-    assert pool.shape(tmp_path) == (16, 8, 8)
+    pool.encode(pool.KINDS["image"], tmp_path, None, takes=2, count=8)
+    assert pool.latents(tmp_path).shape == (8, 2, 16, 16, 16)
+    assert pool.shape(tmp_path) == (16, 16, 16)
     lengths = torch.tensor([0, 5, 3, 4, 5, 6, 7, 2, 3])
     states = torch.randn(int(lengths.sum()), 16).bfloat16()
     CaptionStates(states, lengths.cumsum(0), torch.zeros(16), torch.ones(16)).save(
         tmp_path / "captions-0.safetensors"
     )
     denoiser = replace(DENOISERS["image"], batch=4)
-    network = denoiser.build(torch.Size((16, 8, 8)), 16)
+    network = denoiser.build(torch.Size((16, 16, 16)), 16)
     loss = decoders.Loss(denoiser, network, tmp_path, seed=0)
     assert loss(0, 0.0).item() == loss(0, 0.0).item() != loss(1, 0.0).item()
     text = standardised([states[:5], states[5:8]], torch.zeros(16), torch.ones(16), [False] * 2)
-    shape = torch.Size((16, 8, 8))
+    shape = torch.Size((16, 16, 16))
     first, _ = decoders.sample(denoiser, network, shape, text, seed=0, steps=2)
     flipped = (text[0].flip(0), text[1].flip(0))
     swapped = decoders.sample(denoiser, network, shape, flipped, seed=0, steps=2)
-    assert first.shape == (16, 8, 8)
+    assert first.shape == (16, 16, 16)
     assert not torch.allclose(first, swapped[0], atol=1e-3)
 
 
-SHAPES = {"image": (16, 8, 8), "video": (64, 3, 8, 8), "audio": (192, 64)}
-
-
-def world_codec(modality: str) -> Any:
-    torch.manual_seed(0)
-    image: Any = codec.codec().eval()
-    wrapped = ImageAutoencoder.around(image, torch.randn(4, 48, 8, 8))
-    return {"image": wrapped, "video": ClipAutoencoder.around(wrapped)}.get(
-        modality, pool.KINDS["audio"].codec(Path())
-    )
+SHAPES = {"image": (16, 16, 16), "video": (16, 9, 16, 16), "audio": (192, 64)}
 
 
 @pytest.mark.parametrize("modality", SHAPES)
@@ -190,7 +173,7 @@ def test_the_pipeline_samples_what_training_samples(
     for weight in network.parameters():  # the last layers begin as zeros
         if not weight.any():
             nn.init.normal_(weight, std=0.02)
-    vae = world_codec(modality)
+    vae: Any = pool.KINDS[modality].codec(None)
     latents = decoders.sample(
         denoiser, network, shape, (states, tokens.attention_mask.float()), seed=0, steps=2
     )
@@ -209,44 +192,55 @@ def test_the_pipeline_samples_what_training_samples(
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-4)
 
     ship(pipe, tmp_path / "whole")
-    kind = {"image": "pixart", "video": "wan", "audio": "stable_audio"}[modality]
+    kind = {"image": "pixart", "video": "latte", "audio": "stable_audio"}[modality]
     options = {"type": kind, "weights": str(tmp_path / "whole"), "max_caption_tokens": MAX_TOKENS}
+    if modality == "video":
+        options["frames"] = shape[1]
     decoder = registry.build(registry.parse_component("decoders", options, "decoders.x"))
     assert not list((tmp_path / "whole").glob("tokenizer/tokenizer.json"))  # the LLM has it
     condition = decoder.encode_captions(captions)
     torch.testing.assert_close(condition["prompt_embeds"], states, rtol=0, atol=1e-5)
 
 
-def test_a_codec_of_clips_may_be_that_of_another_pipeline(tmp_path: Path) -> None:
-    clips: Any = world_codec("video")
-    frames = clips.frames
-    frames.save_pretrained(tmp_path / "images" / "vae")
-    ClipAutoencoder.around(frames, str(tmp_path / "images")).save_pretrained(tmp_path / "clips")
-    assert sum(file.stat().st_size for file in (tmp_path / "clips").iterdir()) < 10_000
-    other: Any = ClipAutoencoder.from_pretrained(tmp_path / "clips")
-    with torch.no_grad():
-        clip = torch.rand(1, 3, 5, 32, 32)
-        latents = clips.encode(clip).latent_dist.mode()
-        assert torch.equal(other.encode(clip).latent_dist.mode(), latents)
-        assert torch.equal(other.decode(latents).sample, clips.decode(latents).sample)
-
-
-def test_latents_of_images_are_components_of_variance_1() -> None:
+def test_a_clip_denoiser_without_time_is_the_image_denoiser() -> None:
+    """The same weights, captions of several lengths; new layers over time change nothing."""
     torch.manual_seed(0)
-    inner: Any = codec.codec().eval()
-    mixed = torch.linalg.qr(torch.randn(48, 48)).Q * torch.logspace(-0.5, 0.5, 48)
-    latents = torch.einsum("bchw,cd->bdhw", torch.randn(64, 48, 8, 8), mixed) + 3
-    wrapped: Any = ImageAutoencoder.around(inner, latents, channels=48)
+    still = DENOISERS["image"].build(torch.Size((16, 8, 8)), 16).eval()
+    for weight in still.parameters():  # the last layers begin as zeros
+        if not weight.any():
+            nn.init.normal_(weight, std=0.02)
+    clips = DENOISERS["video"].build(torch.Size((16, 9, 8, 8)), 16).eval()
+    clips.load_state_dict(still.state_dict(), strict=False)
+    noisy, level = torch.randn(2, 16, 8, 8), torch.tensor([0.3, 0.7])
+    text = standardised(
+        [torch.randn(7, 16), torch.randn(3, 16)], torch.zeros(16), torch.ones(16), [False, False]
+    )
     with torch.no_grad():
-        image = torch.rand(2, 3, 64, 64) * 2 - 1
-        coded = wrapped.encode(image).latent_dist.mode()
-        own = inner.encode(image).latent
-        torch.testing.assert_close(
-            wrapped.decode(coded).sample, inner.decode(own).sample, rtol=0, atol=1e-4
+        wanted = DENOISERS["image"].predict(still, noisy, level, text)
+        made = predict_frames(clips, noisy, level, text)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5)
+
+
+def test_clips_and_images_train_the_same_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for name, shape in {"clips": (4, 1, 16, 9, 8, 8), "images": (4, 1, 16, 8, 8)}.items():
+        (tmp_path / name).mkdir()
+        states = torch.randn(12, 16).bfloat16()
+        CaptionStates(states, torch.arange(0, 13, 3), torch.zeros(16), torch.ones(16)).save(
+            tmp_path / name / "captions-0.safetensors"
         )
-        wrapped.codec.encode = lambda _: SimpleNamespace(latent=latents)
-        whitened = wrapped.encode(image).latent_dist.mode().movedim(1, -1).flatten(0, -2)
-    torch.testing.assert_close(torch.cov(whitened.T), torch.eye(48), rtol=0, atol=1e-3)
-    few = ImageAutoencoder.around(inner, latents, channels=16)
-    assert torch.equal(few.variances, wrapped.variances[:16])  # those of the largest variance
-    assert few.variances.min() > wrapped.variances[16:].max()
+        save_file({"latents": torch.randn(shape)}, tmp_path / name / "latents-0.safetensors")
+    network = DENOISERS["video"].build(torch.Size((16, 9, 8, 8)), 16)
+    clips = replace(DENOISERS["video"], batch=2)
+    images = replace(DENOISERS["image"], batch=2, predict=predict_frames)
+    loss = decoders.JointLoss(
+        decoders.Loss(clips, network, tmp_path / "clips", 0),
+        decoders.Loss(images, network, tmp_path / "images", 0),
+    )
+    loss(0, 0.0).backward()
+    transformer: Any = network["transformer"]
+    alone = transformer.proj_out.weight.grad.clone()
+    network.zero_grad()
+    loss.images(0, 0.0).backward()
+    assert 0 < transformer.proj_out.weight.grad.norm() != alone.norm()
+    assert transformer.temporal_transformer_blocks[0].ff.net[2].weight.grad is None

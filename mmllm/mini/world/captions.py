@@ -208,6 +208,17 @@ def caption(scene: Scene, rng: random.Random, wording: Wording = "training") -> 
     return choose(_FRAMES[split], 0.7).format(scene=text)
 
 
+def announce(scene: Scene) -> str:
+    """What a reply says before the picture of a scene: "Here is a red cat."."""
+    verb = "are" if scene.groups[0].count > 1 else "is"
+    return f"Here {verb} {describe(scene)}."
+
+
+def announce_clip(clip: Clip) -> str:
+    """What a reply says before a clip: "Here is a clip of a cat spinning."."""
+    return f"Here is a clip of {describe_clip(clip)}."
+
+
 def describe_clip(clip: Clip) -> str:
     """The canonical caption of a clip: "a cat moving to the left and a dog spinning"."""
     return clip_caption(clip, random.Random(0), "canonical")

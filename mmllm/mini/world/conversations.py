@@ -19,6 +19,7 @@ from mmllm.conversation import Message
 from mmllm.errors import ConfigError
 from mmllm.mini.world import unknown, wordings
 from mmllm.mini.world.captions import (
+    announce_clip,
     caption,
     clip_caption,
     describe_clip,
@@ -130,7 +131,7 @@ def animate(talk: Talk) -> bool:
     talk.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
     words = describe_clip(clip)
     talk.shown[len(talk.messages)] = clip
-    talk.answer(f"Here is a clip of {words}.", talk.video(clip, words))
+    talk.answer(announce_clip(clip), talk.video(clip, words))
     talk.made.append(("animated", words))
     return True
 

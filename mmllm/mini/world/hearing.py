@@ -9,6 +9,7 @@ from mmllm.mini.world.scenes import Group, Scene
 from mmllm.mini.world.sounds import (
     Soundscape,
     Voice,
+    announce_soundscape,
     describe_soundscape,
     draw_soundscape,
     is_training,
@@ -175,6 +176,6 @@ def _sound_or_refusal(talk: Talk, thing: str) -> bool:
 def _answer(talk: Talk, scape: Soundscape) -> None:
     words = describe_soundscape(scape)
     talk.shown[len(talk.messages)] = scape
-    talk.answer(f"Here is the sound of {words}.", talk.audio(scape, words))
+    talk.answer(announce_soundscape(scape), talk.audio(scape, words))
     talk.scape = scape
     talk.made.append(("played", words))

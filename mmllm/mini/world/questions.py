@@ -22,12 +22,12 @@ def read(talk: Talk) -> bool:
 
 
 def describe_scene(talk: Talk) -> bool:
-    """The user shows a scene and asks what it is; the answer is its description."""
+    """The user shows a scene and asks what it is; the answer leaves its ground out."""
     scene = talk.draw_scene()
     if scene.layout == "pair":  # whose order the image decides
         scene = replace(scene, layout="left")
     talk.ask(wording("questions", "what", talk.split, talk.rng), talk.image(scene))
-    talk.answer(f"I see {describe(scene)}.")
+    talk.answer(f"I see {describe(replace(scene, ground=None))}.")
     talk.scene = scene
     return True
 

@@ -199,6 +199,11 @@ def describe_soundscape(scape: Soundscape) -> str:
     return soundscape_caption(scape, random.Random(0), "canonical")
 
 
+def announce_soundscape(scape: Soundscape) -> str:
+    """What a reply says before sounds: "Here is the sound of a dog and then a bell."."""
+    return f"Here is the sound of {describe_soundscape(scape)}."
+
+
 def soundscape_caption(
     scape: Soundscape,
     rng: random.Random,

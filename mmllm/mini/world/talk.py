@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from mmllm.conversation import Audio, Image, Medium, Message, Video, assistant, user
-from mmllm.mini.world.captions import Wording, describe
+from mmllm.mini.world.captions import Wording, announce, describe
 from mmllm.mini.world.clips import FPS, Clip, render_clip
 from mmllm.mini.world.rendering import render
 from mmllm.mini.world.scenes import Scene, draw_heldout_scene, draw_training_scene, is_training
@@ -59,9 +59,8 @@ class Talk:
     def show(self, scene: Scene) -> None:
         """Answer with a scene: in words, then as an image."""
         words = describe(scene)
-        verb = "are" if scene.groups[0].count > 1 else "is"
         self.shown[len(self.messages)] = scene
-        self.answer(f"Here {verb} {words}.", self.image(scene, words))
+        self.answer(announce(scene), self.image(scene, words))
         self.scene, self.scape = scene, None
         self.made.append(("drew", words))
 

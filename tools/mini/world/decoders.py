@@ -1,12 +1,14 @@
 """Trains the decoders of mini's world: captions -> images, clips and sounds.
 
-    python -m tools.mini.world.codec --out runs/decoders/codec
     python -m tools.mini.world.pool image captions --out runs/pool/image
-    python -m tools.mini.world.pool image latents --out runs/pool/image --codec runs/decoders/codec
+    python -m tools.mini.world.pool image latents --out runs/pool/image
     python -m tools.mini.world.decoders image --run runs/decoders/image --pool runs/pool/image \\
-        --codec runs/decoders/codec --minutes 120
+        --minutes 120
     python -m tools.mini.world.decoders image --run runs/decoders/image --pool runs/pool/image \\
-        --codec runs/decoders/codec --ship my/decoder
+        --ship my/decoder
+
+`video --after runs/decoders/image --images runs/pool/image` trains the decoder of clips, which goes
+on with the image decoder's layers; `image --ship` of that run then writes both.
 
 A transformer denoises the latents; it reads the caption as states of the frozen language model.
 Targets are clean samples (Li & He 2025, "Back to basics") on the straight path
@@ -22,6 +24,7 @@ import argparse
 import logging
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +33,55 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmllm.mini.codecs import ClipAutoencoder
 from mmllm.mini.world.captions import caption, clip_caption
 from mmllm.mini.world.clips import draw_heldout_clip
 from mmllm.mini.world.scenes import draw_heldout_scene, draw_training_scene
 from mmllm.mini.world.sounds import draw_heldout_soundscape, soundscape_caption
 from tools.mini.world import pool
-from tools.mini.world.denoisers import DENOISERS, TEXT_PATH, Denoiser, Text, pipeline
+from tools.mini.world.denoisers import (
+    DENOISERS,
+    TEXT_PATH,
+    Denoiser,
+    Text,
+    pipeline,
+    predict_frames,
+)
 from tools.mini.world.pipelines import scheduler, ship, text_parts
 from tools.mini.world.run import Run, load_run, parse_run, train
-from tools.mini.world.text import CaptionReader, standardised
+from tools.mini.world.text import CaptionReader, CaptionStates, standardised
 
 logger = logging.getLogger("decoders")
 
 LEARNING_RATE = 8e-4
 DROPPED = 0.1  # captions left out, for guidance
+IMAGES_WITH_CLIPS = 24
 
 
 class Loss:
-    """The denoising loss of a step over the pool."""
+    """The denoising loss of a step over the pool.
 
-    def __init__(self, denoiser: Denoiser, network: nn.ModuleDict, folder: Path, seed: int):
+    Args:
+        denoiser: What trains.
+        network: Its weights.
+        folder: The pool.
+        seed: Decides what each step sees.
+        statistics: The captions by whose mean and deviation states are standardised; None: those of
+            the pool.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        network: nn.ModuleDict,
+        folder: Path,
+        seed: int,
+        statistics: CaptionStates | None = None,
+    ):
         self.denoiser, self.network, self.seed = denoiser, network, seed
         self.captions, self.latents = pool.captions(folder), pool.latents(folder)
+        if statistics:
+            own = {"mean": statistics.mean, "std": statistics.std}
+            self.captions = replace(self.captions, **own)
 
     def __call__(self, step: int, share: float) -> Tensor:
         size, (first, last, spread) = self.denoiser.batch, self.denoiser.noise
@@ -75,6 +104,16 @@ class Loss:
             made = self.denoiser.predict(self.network, noisy, level, text)
         error = (made.float() - clean).square().flatten(1).mean(1)
         return (error / level.clamp(min=0.1).square()).mean()
+
+
+class JointLoss:
+    """The losses of clips and of images, for the denoiser of clips whose layers are both's."""
+
+    def __init__(self, clips: Loss, images: Loss):
+        self.clips, self.images = clips, images
+
+    def __call__(self, step: int, share: float) -> Tensor:
+        return self.clips(step, share) + self.images(step, share)
 
 
 @torch.inference_mode()
@@ -111,7 +150,8 @@ def sample(
 def decode(modality: str, codec: Any, latents: Tensor) -> Tensor:
     """What is sampled, float[B, ...] in -1..1."""
     parts = (latents / pool.KINDS[modality].scale(codec)).split(8)
-    return torch.cat([codec.decode(part).sample for part in parts]).float().clamp(-1, 1)
+    decoded = [pool.over_frames(lambda z: codec.decode(z).sample, part) for part in parts]
+    return torch.cat(decoded).float().clamp(-1, 1)
 
 
 SCENES = ("thing", "colour", "count", "pair", "pair, colours", "groups", "three", "four")
@@ -174,21 +214,17 @@ def main() -> None:
     parser.add_argument("modality", choices=DENOISERS)
     parser.add_argument("--run", type=Path, required=True, help="an existing one goes on")
     parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--codec", type=Path, help="of images and clips")
+    parser.add_argument("--codec", type=Path, help="what tools.mini.codec wrote, if not shipped")
     parser.add_argument("--after", type=Path, help="a run whose weights a new one begins with")
-    parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write the pipeline of a run")
     parser.add_argument(
-        "--frames-from",
-        metavar="FOLDER",
-        help="with --ship, of clips: the shipped pipeline of images, whose codec is not copied",
+        "--images", type=Path, metavar="POOL", help="of clips: go on with images at the same time"
     )
+    parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write the pipeline of a run")
     arguments, progress = parse_run(parser, minutes=120)
-    if arguments.modality != "audio" and not arguments.codec:
-        parser.error(f"{arguments.modality} needs --codec: what tools.mini.world.codec --out wrote")
     arguments.run.mkdir(parents=True, exist_ok=True)
     denoiser = DENOISERS[arguments.modality]
-    captions, shape = pool.captions(arguments.pool), pool.shape(arguments.pool)
-    codec: Any = pool.KINDS[arguments.modality].codec(arguments.codec).eval()
+    captions, shape = pool.captions(arguments.images or arguments.pool), pool.shape(arguments.pool)
+    codec: Any = pool.KINDS[arguments.modality].codec(arguments.codec)
     network = denoiser.build(shape, captions.states.shape[-1]).train()
     if arguments.after:
         load_run(arguments.after, network)
@@ -202,15 +238,15 @@ def main() -> None:
     )
     if arguments.ship:
         run.load_averages(network)
-        if arguments.frames_from:
-            frames = pool.image_codec(arguments.codec)
-            codec = ClipAutoencoder.around(frames, arguments.frames_from)
         ship(pipeline(arguments.modality, network, codec, text_parts(captions)), arguments.ship)
         return
     count = sum(weight.numel() for weight in run.weights.values())
     logger.info("%d captions, %s parameters", len(captions.offsets) - 1, f"{count:,}")
     sheet = Sheet(arguments.modality, codec, captions, shape)
-    loss = Loss(denoiser, network, arguments.pool, arguments.seed)
+    loss: Any = Loss(denoiser, network, arguments.pool, arguments.seed, captions)
+    if arguments.images:
+        still = replace(DENOISERS["image"], predict=predict_frames, batch=IMAGES_WITH_CLIPS)
+        loss = JointLoss(loss, Loss(still, network, arguments.images, arguments.seed))
     train(run, loss, sheet, arguments.every)
 
 

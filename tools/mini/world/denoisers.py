@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from diffusers import (
     DiffusionPipeline,
+    LattePipeline,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     StableAudioDiTModel,
     StableAudioPipeline,
     StableAudioProjectionModel,
-    WanPipeline,
-    WanTransformer3DModel,
 )
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmllm.mini.clip_transformer import ClipTransformer
 from tools.mini.world.pipelines import scheduler
 from tools.mini.world.text import MAX_TOKENS
 
@@ -77,6 +77,11 @@ def initialised(network: nn.Module) -> nn.Module:
     return network
 
 
+def _patch(shape: torch.Size) -> int:
+    """Latents in width and height of a token: an image has 16 tokens, whatever its size."""
+    return shape[-1] // 4
+
+
 def _pixart(shape: torch.Size, width: int) -> nn.ModuleDict:
     transformer = PixArtTransformer2DModel(
         num_attention_heads=4,
@@ -86,7 +91,7 @@ def _pixart(shape: torch.Size, width: int) -> nn.ModuleDict:
         num_layers=6,
         cross_attention_dim=256,
         sample_size=shape[-1],
-        patch_size=2,
+        patch_size=_patch(shape),
         caption_channels=width,
     )
     return nn.ModuleDict({"transformer": initialised(transformer)})
@@ -104,25 +109,41 @@ def _predict_image(network: nn.ModuleDict, noisy: Tensor, level: Tensor, text: T
     )[0]
 
 
-def _wan(shape: torch.Size, width: int) -> nn.ModuleDict:
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=6,
-        attention_head_dim=32,
+def _clip_transformer(shape: torch.Size, width: int) -> nn.ModuleDict:
+    transformer: Any = ClipTransformer(
+        num_attention_heads=4,
+        attention_head_dim=64,
         in_channels=shape[0],
-        out_channels=shape[0],
-        text_dim=width,
-        ffn_dim=576,
         num_layers=6,
-        rope_max_seq_len=32,
+        cross_attention_dim=256,
+        sample_size=shape[-1],
+        patch_size=_patch(shape),
+        activation_fn="gelu-approximate",
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        attention_bias=True,
+        caption_channels=width,
+        video_length=shape[1],
     )
+    for block in transformer.temporal_transformer_blocks:  # at first they do nothing
+        for layer in (block.attn1.to_out[0], block.ff.net[2]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
     return nn.ModuleDict({"transformer": initialised(transformer)})
 
 
 def _predict_clip(network: nn.ModuleDict, noisy: Tensor, level: Tensor, text: Text) -> Tensor:
-    # Wan pads with zeros and masks nothing.
-    states = functional.pad(text[0], (0, 0, 0, MAX_TOKENS - text[0].shape[1]))
-    return network["transformer"](noisy, 1000 * level, states, return_dict=False)[0]
+    made = network["transformer"](noisy, 1000 * level, text[0], return_dict=False)[0]
+    return made[:, : noisy.shape[1]]
+
+
+def predict_frames(network: nn.ModuleDict, noisy: Tensor, level: Tensor, text: Text) -> Tensor:
+    """What the denoiser of clips takes for clean images, float[B, C, h, w], each by itself."""
+    made = network["transformer"](
+        noisy[:, :, None], 1000 * level, text[0], enable_temporal_attentions=False
+    ).sample
+    return made[:, : noisy.shape[1], 0]
 
 
 def _stable_audio(shape: torch.Size, width: int) -> nn.ModuleDict:
@@ -186,15 +207,15 @@ DENOISERS = {
             "max_sequence_length": MAX_TOKENS,
         },
         batch=64,
-        noise=(1.8, 0.9, 1.3),
+        noise=(1.8, 1.2, 1.2),
     ),
     "video": Denoiser(
-        _wan,
+        _clip_transformer,
         _predict_clip,
-        WanPipeline,
-        _COMMON | {"height": 128, "width": 128, "num_frames": 9, "max_sequence_length": MAX_TOKENS},
-        batch=32,
-        noise=(3.0, 2.0, 1.3),  # nine alike frames hide noise from each other
+        LattePipeline,
+        _COMMON | {"height": 128, "width": 128, "video_length": 9, "clean_caption": False},
+        batch=8,
+        noise=(2.8, 2.2, 1.3),  # nine alike frames hide noise from each other
     ),
     "audio": Denoiser(
         _stable_audio,

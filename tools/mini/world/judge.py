@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,6 +28,7 @@ from mmllm.mini.world.rendering import SIDE, Placed, ground_of, paint, place
 from mmllm.mini.world.scenes import Scene, draw
 from tools.mini.world.detection import at_places, blurred, class_loss, middles_loss, place_of
 from tools.mini.world.judge_weights import ship
+from tools.mini.world.pool import image_codec
 from tools.mini.world.run import Run, parse_run, train
 
 BATCH, LEARNING_RATE = 32, 2e-3
@@ -97,9 +97,9 @@ class Loss:
     def damaged(self, images: Tensor, rng: random.Random, generator: torch.Generator) -> Tensor:
         """In some batches a third through the codec; in all a third blurred and noisy."""
         third = BATCH // 3
-        if self.codec is not None and rng.random() < 1 / 3:
+        if rng.random() < 1 / 3:
             with torch.autocast("cpu", torch.bfloat16):
-                latents = self.codec.encode(images[:THROUGH_CODEC]).latent
+                latents = self.codec.encode(images[:THROUGH_CODEC]).latent_dist.mode()
                 shaken = torch.randn(latents.shape, generator=generator) * latents.std()
                 made = self.codec.decode(latents + 0.15 * rng.random() * shaken).sample
             images[:THROUGH_CODEC] = made.float()
@@ -146,8 +146,8 @@ def look(run: Run) -> None:
         "scene",
         measure,
         what="Finds the things of an image with their colours, places and sizes.",
-        source="renderings of scenes (`mmllm/mini/world/`), held-out combinations included, with "
-        "`--codec` a ninth of them through a codec; sprites: Fluent Emoji, (c) Microsoft, MIT",
+        source="renderings of scenes (`mmllm/mini/world/`), held-out combinations included, some "
+        "through the codec of mini's images; sprites: Fluent Emoji, (c) Microsoft, MIT",
         command="python -m tools.mini.world.judge",
     )
 
@@ -155,10 +155,10 @@ def look(run: Run) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the judge of scenes.")
     parser.add_argument("--run", type=Path, required=True, help="an existing one goes on")
-    parser.add_argument("--codec", type=Path, help="without one, nothing goes through a codec")
+    parser.add_argument("--codec", type=Path, help="what tools.mini.codec wrote, if not shipped")
     arguments, progress = parse_run(parser, minutes=30)
     arguments.run.mkdir(parents=True, exist_ok=True)
-    codec: Any = AutoencoderDC.from_pretrained(arguments.codec) if arguments.codec else None
+    codec = image_codec(arguments.codec)
     detector: Any = Detector()
     detector = detector.train().to(memory_format=torch.channels_last)
     run = Run(

@@ -1,7 +1,7 @@
 """What the decoders learn from, with its captions, read and encoded once before they are trained.
 
-    python -m tools.mini.world.pool image captions --out runs/pool --count 40000
-    python -m tools.mini.world.pool image latents --out runs/pool --codec runs/decoders/codec
+    python -m tools.mini.world.pool image captions --out runs/pool/image --count 40000
+    python -m tools.mini.world.pool image latents --out runs/pool/image
 
 The first command draws training scenes and reads a caption of each by the language model; the
 second renders every scene a few times and encodes the images. `video` does so with clips, `audio`
@@ -20,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmllm.mini.codecs import ClipAutoencoder, ImageAutoencoder, MelAutoencoder
-from mmllm.mini.world.captions import caption, clip_caption
+from mmllm.mini import locate
+from mmllm.mini.codecs import MelAutoencoder
+from mmllm.mini.world.captions import announce, announce_clip, caption, clip_caption
 from mmllm.mini.world.clips import draw_training_clip, render_clip
 from mmllm.mini.world.rendering import render
 from mmllm.mini.world.scenes import draw_training_scene
 from mmllm.mini.world.sounds import (
+    announce_soundscape,
     draw_training_soundscape,
     render_soundscape,
     soundscape_caption,
@@ -39,6 +42,8 @@ from tools.mini.world.text import CaptionReader, CaptionStates
 
 SHARD = 4000
 """Items in a file."""
+REPLIES = 0.4
+"""Share of the captions that are replies."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,18 @@ class Kind:
         name: of an item, from which its chance is drawn.
         draw: chance -> the description of an item of training.
         caption: (description, chance) -> its caption.
+        announce: description -> the words of a reply that shows it.
         render: (description, chance) -> what the codec encodes, without a batch.
-        codec: the folder of `tools.mini.world.codec` -> the codec.
+        codec: the folder of `tools.mini.codec`, or None -> the codec.
         scale: the codec -> the factor of its latents.
     """
 
     name: str
     draw: Callable[[random.Random], Any]
     caption: Callable[[Any, random.Random], str]
+    announce: Callable[[Any], str]
     render: Callable[[Any, random.Random], Tensor]
-    codec: Callable[[Path], nn.Module]
+    codec: Callable[[Path | None], nn.Module]
     scale: Callable[[Any], float]
 
 
@@ -67,10 +74,13 @@ def _pixels(array: Any) -> Tensor:
     return torch.from_numpy(array).movedim(-1, 0).float() / 127.5 - 1
 
 
-def image_codec(folder: Path) -> ImageAutoencoder:
-    """What encodes images, read from where `tools.mini.world.codec` wrote it."""
-    codec: Any = ImageAutoencoder.from_pretrained(folder / "wrapped")
-    return codec.to(memory_format=torch.channels_last)
+def image_codec(folder: Path | None = None) -> AutoencoderKL:
+    """What encodes images and frames of clips, 8 x 8 pixels to a latent of 16 channels.
+
+    `folder`: where `tools.mini.codec` wrote it; None: the shipped one.
+    """
+    codec: Any = AutoencoderKL.from_pretrained(folder or locate("decoders") / "image" / "vae")
+    return codec.eval().to(memory_format=torch.channels_last)
 
 
 KINDS = {
@@ -78,6 +88,7 @@ KINDS = {
         "scene",
         draw_training_scene,
         caption,
+        announce,
         lambda scene, rng: _pixels(render(scene, rng)),
         image_codec,
         lambda codec: codec.config.scaling_factor,
@@ -86,14 +97,16 @@ KINDS = {
         "clip",
         draw_training_clip,
         clip_caption,
+        announce_clip,
         lambda clip, rng: _pixels(render_clip(clip, rng)),
-        lambda folder: ClipAutoencoder.around(image_codec(folder)),
-        lambda codec: 1 / codec.config.latents_std[0],
+        image_codec,
+        lambda codec: codec.config.scaling_factor,
     ),
     "audio": Kind(
         "soundscape",
         draw_training_soundscape,
         soundscape_caption,
+        announce_soundscape,
         lambda scape, rng: torch.from_numpy(render_soundscape(scape, rng))[None],
         lambda folder: MelAutoencoder(),
         lambda codec: 1.0,
@@ -108,8 +121,11 @@ def item(kind: Kind, index: int) -> Any:
 
 
 def text(kind: Kind, index: int) -> str:
-    """The caption of an item by its index."""
-    return kind.caption(item(kind, index), random.Random(f"caption {index}"))
+    """The caption of an item by its index, or the reply that shows it: a decoder reads both."""
+    rng = random.Random(f"caption {index}")
+    if rng.random() < REPLIES:
+        return kind.announce(item(kind, index))
+    return kind.caption(item(kind, index), rng)
 
 
 def renderings(kind: Kind, index: int, count: int) -> Tensor:
@@ -140,9 +156,9 @@ def captions(folder: Path) -> CaptionStates:
 
 
 @torch.inference_mode()
-def encode(kind: Kind, out: Path, codec: Path, takes: int, count: int) -> None:
+def encode(kind: Kind, out: Path, codec: Path | None, takes: int, count: int) -> None:
     """Write the latents of renderings, a file for every SHARD of items."""
-    vae: Any = kind.codec(codec).eval()
+    vae: Any = kind.codec(codec)
     for start in range(0, count, SHARD):
         file = out / f"latents-{start}.safetensors"
         if file.exists():
@@ -151,9 +167,18 @@ def encode(kind: Kind, out: Path, codec: Path, takes: int, count: int) -> None:
         for index in tqdm(range(start, min(start + SHARD, count), 8), mininterval=20):
             rendered = torch.cat([renderings(kind, i, takes) for i in range(index, index + 8)])
             with torch.autocast("cpu", torch.bfloat16):
-                latents = vae.encode(rendered).latent_dist.mode()
+                latents = over_frames(lambda x: vae.encode(x).latent_dist.mode(), rendered)
             parts.append((latents.float() * kind.scale(vae)).unflatten(0, (8, takes)))
         save_file({"latents": torch.cat(parts).bfloat16().contiguous()}, file)
+
+
+def over_frames(function: Callable[[Tensor], Tensor], media: Tensor) -> Tensor:
+    """Apply what is made for images to media, to clips frame by frame: [B, C, F, H, W] to
+    [B, C', F, H', W']."""
+    if media.ndim < 5:
+        return function(media)
+    frames = function(media.transpose(1, 2).flatten(0, 1))
+    return frames.unflatten(0, (len(media), -1)).transpose(1, 2)
 
 
 def latents(folder: Path) -> Tensor:
@@ -177,7 +202,7 @@ def main() -> None:
     parser.add_argument("what", choices=("captions", "latents"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=40_000, help="items, a multiple of 8")
-    parser.add_argument("--codec", type=Path, help="of images and clips")
+    parser.add_argument("--codec", type=Path, help="what tools.mini.codec wrote, if not shipped")
     parser.add_argument("--takes", type=int, default=1, help="renderings of an item")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -186,10 +211,8 @@ def main() -> None:
     kind = KINDS[arguments.modality]
     if arguments.what == "captions":
         read_captions(kind, arguments.out, arguments.count)
-    elif arguments.codec or arguments.modality == "audio":
-        encode(kind, arguments.out, arguments.codec, arguments.takes, arguments.count)
     else:
-        parser.error("latents need --codec: what tools.mini.world.codec --out wrote")
+        encode(kind, arguments.out, arguments.codec, arguments.takes, arguments.count)
 
 
 if __name__ == "__main__":

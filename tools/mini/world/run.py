@@ -137,12 +137,13 @@ class Run:
 
 
 def load_run(folder: Path, model: nn.Module) -> None:
-    """Copy the averaged weights of a run into a model, but layers of another shape."""
+    """Copy the averaged weights of a run into a model, but layers that it lacks."""
     progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     state = load_file(folder / f"state-{progress['step']}.safetensors")
     for name, weight in model.named_parameters():
-        if state[f"average/{name}"].shape == weight.shape:
-            weight.data.copy_(state[f"average/{name}"])
+        average = state.get(f"average/{name}")
+        if average is not None and average.shape == weight.shape:
+            weight.data.copy_(average)
 
 
 def train(
