@@ -199,8 +199,6 @@ def caption(scene: Scene, rng: random.Random, wording: Wording = "training") -> 
         return rng.choice(options)
 
     names = [phrase(group, rng, wording) for group in scene.groups]
-    if scene.layout == "pair" and wording != "canonical" and rng.random() < 0.5:
-        names.reverse()
     slots = dict(zip("abcd", names, strict=False))
     text = choose(_LAYOUTS[scene.layout][split], 0.2).format(**slots)
     if scene.ground:

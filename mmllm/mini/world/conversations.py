@@ -165,6 +165,14 @@ def small_talk(talk: Talk) -> bool:
     return True
 
 
+def _noun_phrase(word: str) -> str:
+    """An unknown thing as it is asked for: "a scooter", "ice skates", "the Great Wall"."""
+    if word[0].isupper():
+        return f"the {word}"
+    is_plural = word.endswith("s") and not word.endswith(("ss", "us", "is"))
+    return word if is_plural else with_article(word)
+
+
 def refuse(talk: Talk) -> bool:
     """The user asks for what is not in the world: one honest sentence, and the nearest thing."""
     rng = talk.rng
@@ -179,10 +187,10 @@ def refuse(talk: Talk) -> bool:
         return True
     known = things()[rng.choice(list(things()))]
     if kind == "thing":
-        word = pick(list(unknown.THINGS))
-        near = things()[unknown.THINGS[word]]
-        asked = with_article(word) if word[0].islower() else f"the {word}"
-        if rng.random() < 0.3:
+        word = pick(list(unknown.things()))
+        near = things()[unknown.things()[word]]
+        asked = _noun_phrase(word)
+        if asked != word and rng.random() < 0.3:
             asked = with_article(f"{rng.choice(list(COLOURS))} {word}")
         reply = f"I cannot draw {asked} yet. The nearest that I know is {near.caption}."
     elif kind == "number":
@@ -190,7 +198,8 @@ def refuse(talk: Talk) -> bool:
         if not known.countable:
             return False
         asked = f"{word} {known.plural}"
-        reply = f"I cannot draw {asked}: I can count to four. Shall I draw four {known.plural}?"
+        many = f"{unknown.NUMBERS[word]} {known.plural}"
+        reply = f"I cannot draw {many}: I can count to four. Shall I draw four {known.plural}?"
     else:
         word = pick(unknown.COLOURS)
         asked = with_article(f"{word} {known.label}")

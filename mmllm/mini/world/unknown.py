@@ -1,63 +1,16 @@
 """What lies outside the world of mini, and the nearest thing inside it.
 
-mini is trained to say so: to one half of each list in training, the other half is held out.
+mini is trained to say so: to most of each list in training, a quarter is held out.
 """
 
 from __future__ import annotations
 
-THINGS: dict[str, str] = {
-    # thing that is not in the world -> the nearest that is
-    "capybara": "hamster", "jaguar": "leopard", "cheetah": "leopard", "puma": "leopard",
-    "llama": "camel", "alpaca": "sheep", "gorilla": "monkey", "chimpanzee": "monkey",
-    "squirrel": "hamster", "rat": "mouse", "beaver": "otter", "badger": "hedgehog",
-    "porcupine": "hedgehog", "bison": "cow", "ox": "cow", "buffalo": "cow", "moose": "deer",
-    "reindeer": "deer", "antelope": "deer", "gazelle": "deer", "walrus": "seal",
-    "jellyfish": "octopus", "squid": "octopus", "starfish": "star", "seahorse": "horse",
-    "parrot": "bird", "pigeon": "dove", "crow": "bird", "raven": "bird", "seagull": "bird",
-    "ostrich": "flamingo", "stork": "flamingo", "pelican": "duck", "vulture": "eagle",
-    "hawk": "eagle", "falcon": "eagle", "lizard": "crocodile", "chameleon": "crocodile",
-    "worm": "snake", "eel": "snake", "caterpillar": "snail", "mosquito": "fly",
-    "grasshopper": "ant", "beetle": "ladybug", "scorpion": "spider", "moth": "butterfly",
-    "oak": "tree", "willow": "tree", "birch": "tree", "bamboo": "tree", "lily": "tulip",
-    "orchid": "flower", "daisy": "flower", "lavender": "flower", "grass": "four-leaf-clover",
-    "mango": "peach", "papaya": "melon", "plum": "peach", "apricot": "peach", "fig": "pear",
-    "lime": "lemon", "orange juice": "milk", "raspberry": "strawberry", "pumpkin pie": "pie",
-    "cabbage": "broccoli", "lettuce": "salad", "cucumber": "kiwi", "zucchini": "eggplant",
-    "radish": "tomato", "beetroot": "onion", "garlic": "onion", "sandwich": "burger",
-    "hot dog": "burger", "taco": "pizza", "sushi": "rice", "lasagna": "spaghetti",
-    "sausage": "bacon", "steak": "bacon", "butter": "cheese", "yoghurt": "milk",
-    "chocolate bar": "cookie", "waffle": "cookie", "pancake": "cookie", "muffin": "cake",
-    "beer": "wine", "cocktail": "wine", "juice": "milk", "lemonade": "milk",
-    "comet": "star", "galaxy": "planet", "satellite": "ufo", "meteor": "fire",
-    "waterfall": "fountain", "river": "bridge", "lake": "island", "ocean": "beach",
-    "forest": "tree", "cave": "mountain", "canyon": "desert", "pyramid": "triangle",
-    "lighthouse": "tower", "skyscraper": "tower", "windmill": "house", "barn": "house",
-    "igloo": "tent", "museum": "temple", "library": "school", "airport": "airplane",
-    "supermarket": "shopping-cart", "stadium": "school", "Big Ben": "tower",
-    "Statue of Liberty": "tower", "Taj Mahal": "temple", "Great Wall": "brick",
-    "submarine": "ship", "canoe": "boat", "raft": "boat", "tank": "tractor",
-    "scooter": "bicycle", "tricycle": "bicycle", "van": "bus", "tram": "train",
-    "spaceship engine": "rocket", "hot air balloon": "parachute", "drone": "helicopter",
-    "harp": "guitar", "cello": "violin", "clarinet": "flute", "tuba": "trumpet",
-    "harmonica": "flute", "accordion": "piano", "printer": "computer",
-    "tablet": "phone", "calculator": "phone", "radio": "television", "fridge": "door",
-    "oven": "fire", "toaster": "bread", "washing machine": "bucket", "vacuum cleaner": "bucket",
-    "table": "chair", "desk": "chair", "bookshelf": "book", "carpet": "square",
-    "curtain": "window", "pillow": "bed", "blanket": "bed", "towel": "soap", "broom": "pencil",
-    "shovel": "axe", "drill": "hammer", "saw": "axe", "screwdriver": "hammer", "nail": "hammer",
-    "rope": "snake", "chain": "lock", "wheel": "circle", "compass": "watch",
-    "microscope": "telescope", "thermometer": "pen", "syringe": "pen", "scale": "watch",
-    "belt": "scarf", "gloves": "hand", "skirt": "dress", "sweater": "shirt", "vest": "shirt",
-    "slippers": "shoe", "sandals": "shoe", "helmet": "baseball-cap", "bracelet": "ring",
-    "necklace": "ring", "earring": "ring", "volleyball": "ball", "tennis racket": "ball",
-    "golf club": "ball", "skis": "skateboard", "surfboard": "skateboard", "chess piece": "king",
-    "puzzle": "gift", "doll": "teddy-bear", "pirate": "cowboy", "knight": "sword",
-    "clown fish": "fish", "goldfish": "fish", "werewolf": "wolf", "giant": "man",
-    "dwarf": "santa-claus", "elf": "fairy", "witch": "wizard", "mummy": "zombie",
-    "president": "king", "nurse": "doctor", "teacher": "woman", "pilot": "astronaut",
-    "soldier": "police-officer", "dancer": "fairy", "logo": "star", "flag": "kite",
-    "map": "globe", "poster": "square", "sign": "stop-sign", "heartbeat": "heart",
-}  # fmt: skip
+import functools
+
+import yaml
+
+from mmllm.mini.world.things import DATA
+
 SOUNDS: dict[str, str] = {
     # sound that is not in the world -> the nearest that is
     "a dog": "wolf", "a horse": "cow", "a pig": "sheep", "a lion": "cat", "a tiger": "cat",
@@ -84,9 +37,11 @@ COLOURS = (
     *("maroon", "lilac", "crimson", "khaki", "indigo", "striped", "rainbow-coloured"),
 )
 NUMBERS = {
-    "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12,
-    "a dozen": 12, "fifteen": 15, "twenty": 20, "fifty": 50, "a hundred": 100, "a thousand": 1000,
-    "5": 5, "7": 7, "10": 10, "100": 100,
+    # number that is asked for -> as the answer says it
+    **{word: word for word in ("five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty")},
+    **{word: word for word in ("a dozen", "fifteen", "fifty", "a hundred", "a thousand")},
+    "5": "five", "6": "six", "7": "seven", "8": "eight", "9": "nine", "10": "ten", "11": "eleven",
+    "12": "twelve", "15": "fifteen", "20": "twenty", "50": "fifty", "100": "a hundred",
 }  # fmt: skip
 LANGUAGES = (
     *("Dessine-moi un chat.", "Dessine un chien rouge", "Peux-tu dessiner une maison ?"),
@@ -99,6 +54,13 @@ LANGUAGES = (
 )
 
 
+@functools.cache
+def things() -> dict[str, str]:
+    """Thing that is not in the world -> the id of the nearest that is."""
+    table = yaml.safe_load((DATA / "unknown.yaml").read_text(encoding="utf-8"))
+    return {name: near for near, names in table.items() for name in names.split(", ")}
+
+
 def is_heldout(word: str) -> bool:
-    """Whether training never sees a word of these lists: every second, by its letters."""
-    return sum(map(ord, word)) % 2 == 1
+    """Whether training never sees a word of these lists: a quarter, by its letters."""
+    return sum(map(ord, word)) % 4 == 1
