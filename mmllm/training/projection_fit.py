@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmllm.config import PrealignConfig
 from mmllm.data.batch import collate
 from mmllm.data.rendering import Rendered
+from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
 from mmllm.model import AnyToAny
 from mmllm.utils.progress import progress_bar
@@ -117,6 +118,9 @@ class ProjectionFit:
 
         Returns:
             The last loss.
+
+        Raises:
+            ConfigError: the loss depends on no parameter that trains.
         """
         options = self.options
         generator = torch.Generator().manual_seed(self.seed)
@@ -137,6 +141,13 @@ class ProjectionFit:
                 optimizer.param_groups[0]["lr"] = options.learning_rate * rate
                 with self.autocast():
                     value = loss(torch.randperm(num, generator=generator)[: options.batch_size])
+                if not value.requires_grad:
+                    trained = [n for n, w in projection.named_parameters() if w.requires_grad]
+                    raise ConfigError(
+                        f"stage.learning_rates: pre-alignment of {name} trains other parameters "
+                        f"than {', '.join(trained)}, which are all that the stage trains of it; "
+                        f"name {name}.*"
+                    )
                 optimizer.zero_grad()
                 value.backward()
                 nn.utils.clip_grad_norm_(weights, 1.0)

@@ -19,6 +19,7 @@ from torch import nn
 from mmllm.config import registry
 from mmllm.evaluation.everyday_judges import load_judges
 from mmllm.mini.caption_encoder import CaptionEncoder, CaptionTokenizer
+from mmllm.mini.clip_transformer import ClipTransformer
 from tests import parts
 from tools.mini.world import clip_judge, decoders, judge, pool, soundscape_judge
 from tools.mini.world.denoisers import DENOISERS, pipeline, predict_frames
@@ -219,6 +220,22 @@ def test_a_clip_denoiser_without_time_is_the_image_denoiser() -> None:
         wanted = DENOISERS["image"].predict(still, noisy, level, text)
         made = predict_frames(clips, noisy, level, text)
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_clip_denoiser_is_saved_without_the_layers_of_images(tmp_path: Path) -> None:
+    clips: Any = DENOISERS["video"].build(torch.Size((16, 9, 8, 8)), 16)["transformer"]
+    images: Any = DENOISERS["image"].build(torch.Size((16, 8, 8)), 16)["transformer"]
+    shared = {name: value for name, value in clips.state_dict().items() if "temporal" not in name}
+    images.load_state_dict(shared)
+    images.save_pretrained(tmp_path / "images" / "transformer")
+    clips.images_from = str(tmp_path / "images")
+    clips.save_pretrained(tmp_path / "clips")
+    (weights,) = (tmp_path / "clips").glob("*.safetensors")
+    assert weights.stat().st_size < 0.45 * sum(w.numel() * 4 for w in clips.parameters())
+    loaded = ClipTransformer.from_pretrained(tmp_path / "clips")
+    assert loaded.images_from == clips.images_from
+    for name, value in clips.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
 
 
 def test_clips_and_images_train_the_same_layers(tmp_path: Path) -> None:

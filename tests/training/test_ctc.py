@@ -89,10 +89,12 @@ def with_ctc(tree: dict[str, Any], **options: Any) -> Any:
     )
 
 
-def aligned(make_run: Any, system: Any, **options: Any) -> tuple[Any, dict[str, float]]:
+def aligned(
+    make_run: Any, system: Any, trained: str = "input_projections.image.*", **options: Any
+) -> tuple[Any, dict[str, float]]:
     run = make_run()
     model = models.build(system, seed=0)
-    choose_trainable(model, {"input_projections.image.*": 1e-2})
+    choose_trainable(model, {trained: 1e-2})
     items = list(render_all_items(model.renderer, open_sources(run.stage.data, "data")))
     fit = PrealignConfig(batch_size=4, learning_rate=1e-2, **options)
     return model, prealign(model, items, FeatureCache(model), run.stage, fit, progress=False)
@@ -111,6 +113,11 @@ def test_prealignment_learns_to_spell_the_replies(make_run, system_tree):
 def test_too_small_a_vocabulary_is_refused(make_run, system_tree):
     with pytest.raises(ConfigError, match=r"input_projections.image: .* need vocabulary=\d+"):
         aligned(make_run, with_ctc(system_tree, vocabulary=1), steps=1)
+
+
+def test_prealignment_of_parameters_that_do_not_train_is_refused(make_run, system_tree):
+    with pytest.raises(ConfigError, match=r"than table, .* name input_projections.image.\*"):
+        aligned(make_run, with_ctc(system_tree), steps=1, trained="input_projections.image.table")
 
 
 @pytest.mark.parametrize(

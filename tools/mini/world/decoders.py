@@ -8,7 +8,8 @@
         --ship my/decoder
 
 `video --after runs/decoders/image --images runs/pool/image` trains the decoder of clips, which goes
-on with the image decoder's layers; `image --ship` of that run then writes both.
+on with the image decoder's layers. Of that run `image --ship` writes the one, `video --ship` with
+`--images-from` the other.
 
 A transformer denoises the latents; it reads the caption as states of the frozen language model.
 Targets are clean samples (Li & He 2025, "Back to basics") on the straight path
@@ -220,6 +221,12 @@ def main() -> None:
         "--images", type=Path, metavar="POOL", help="of clips: go on with images at the same time"
     )
     parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write the pipeline of a run")
+    parser.add_argument(
+        "--images-from",
+        metavar="FOLDER",
+        help="with --ship, of clips: the pipeline of images of the same run, whose layers are not "
+        "written again",
+    )
     arguments, progress = parse_run(parser, minutes=120)
     arguments.run.mkdir(parents=True, exist_ok=True)
     denoiser = DENOISERS[arguments.modality]
@@ -238,6 +245,8 @@ def main() -> None:
     )
     if arguments.ship:
         run.load_averages(network)
+        transformer: Any = network["transformer"]
+        transformer.images_from = arguments.images_from
         ship(pipeline(arguments.modality, network, codec, text_parts(captions)), arguments.ship)
         return
     count = sum(weight.numel() for weight in run.weights.values())
