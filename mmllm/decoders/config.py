@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 CALL_OPTIONS = (
     *("steps", "guidance", "negative_prompt", "scheduler", "cache", "init_media", "strength"),
-    *("seconds", "frames", "fps", "height", "width"),
+    *("references", "noise", "seconds", "frames", "fps", "height", "width"),
 )
 """Fields that one call may override, in the order in which they are listed to users."""
 SAMPLING_FIELDS = (
     *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
-    *("cache", "cache_threshold", "offload", "text_encoder"),
+    *("references", "noise", "cache", "cache_threshold", "offload", "text_encoder"),
 )
 """Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
 
@@ -46,6 +46,8 @@ class DecoderConfig:
         offload: components of the pipeline are on the accelerator only while they compute: `model`
             one after the other, `sequential` layer by layer, with the least memory and the most
             time.
+        noise: `last` begins with the noise of the newest medium of the conversation that this
+            decoder made, if there is one; `new`: with its own.
         text_encoder: `llm` where the pipeline's text encoder is the very model that is the system's
             LLM: its weights are then used, the pipeline's copy is not loaded; `own`: that copy.
     """
@@ -60,11 +62,13 @@ class DecoderConfig:
     cache_threshold: float = 0.05
     offload: Literal["none", "model", "sequential"] = "none"
     text_encoder: Literal["own", "llm"] = "own"
+    noise: Literal["new", "last"] = "new"
 
     def __post_init__(self) -> None:
         """Raise ConfigError unless every count is at least 1 and every length is positive, of the
         fields that a family adds, too."""
         values: dict[str, Any] = vars(self)
+        check_choice("noise", self.noise, ("new", "last"))
         for name, value in values.items():
             if value is None:
                 continue
@@ -93,8 +97,7 @@ class InitMediaConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_media not in ("none", "last"):
-            raise ConfigError(f"init_media: expected none or last, got {self.init_media!r}")
+        check_choice("init_media", self.init_media, ("none", "last"))
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,23 @@ class Img2ImgConfig(InitMediaConfig):
         super().__post_init__()
         if not 0 < self.strength <= 1:
             raise ConfigError(f"strength: expected more than 0, at most 1, got {self.strength}")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(DecoderConfig):
+    """Fields of decoders that pictures of the conversation condition besides the caption.
+
+    Attributes:
+        references: `auto`: the pictures of the last message of the user, or else the newest one of
+            the conversation; `all`: all of the conversation; the newest ones where there are more
+            than the pipeline takes; `none`: no picture.
+    """
+
+    references: Literal["none", "auto", "all"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("references", self.references, ("none", "auto", "all"))
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,19 @@ class VideoConfig(DecoderConfig):
     fps: float = 8.0
     height: int | None = None
     width: int | None = None
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless a field has one of its values.
+
+    Args:
+        name: of the field.
+        value: of the field.
+        choices: what it may be.
+    """
+    if value not in choices:
+        expected = ", ".join(choices[:-1]) + f" or {choices[-1]}"
+        raise ConfigError(f"{name}: expected {expected}, got {quoted(value)}")
 
 
 @functools.cache

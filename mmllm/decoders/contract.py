@@ -61,6 +61,18 @@ class DecoderContract(ABC):
     """Modality of the medium that generation can start from; "" if it cannot."""
     init_one_by_one: bool = False
     """Whether that class takes one medium a call, so that batches are split."""
+    inpaint_class: str = ""
+    """Name of the diffusers class with the same components that repaints the white part of a mask
+    in a medium."""
+    max_references: int = 0
+    """How many pictures the pipeline can be conditioned on besides the caption; 0: none."""
+    masks_references: bool = False
+    """Whether it takes a mask and references in one call."""
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether a part of a picture can be repainted (`prepare_inpainting`)."""
+        return bool(self.inpaint_class)
 
     # --- Provided by ModalityDecoder ----------------------------------------------------------
 
@@ -85,6 +97,11 @@ class DecoderContract(ABC):
     @abstractmethod
     def pipeline(self) -> Any:
         """The diffusers pipeline, loaded on first use."""
+
+    @property
+    @abstractmethod
+    def request_options(self) -> tuple[str, ...]:
+        """Fields of the config that one call of `sample` may override."""
 
     @abstractmethod
     def component_config(self, name: str) -> dict[str, Any]:
@@ -130,6 +147,23 @@ class DecoderContract(ABC):
         Returns:
             The raw prediction [M, *S]; channels beyond those of S (a variance) are cut off.
         """
+
+    def denoise_with_references(
+        self, condition: Condition, noisy: Tensor, timesteps: Tensor, references: Tensor
+    ) -> Tensor:
+        """Call the transformer as `denoise` does, for one medium with references. Needed where
+        `max_references` is set.
+
+        Args:
+            condition: as `prepare_condition` returns it, of one row.
+            noisy: [1, *S].
+            timesteps: [1].
+            references: [R, *S], normalised latents of the references.
+
+        Returns:
+            The raw prediction [1, *S].
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def to_tensor(self, medium: Any) -> Tensor:
@@ -279,5 +313,42 @@ class DecoderContract(ABC):
 
         Returns:
             The pipeline that starts from them, and the additional arguments of its call.
+        """
+        raise NotImplementedError
+
+    def prepare_inpainting(
+        self, media: Sequence[Any], masks: Sequence[Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Prepare sampling that repaints a part of media. Needed where `takes_mask` is true.
+
+        Args:
+            media: M images.
+            masks: M masks of their sizes, white where they may change.
+
+        Returns:
+            The pipeline that repaints them, and the additional arguments of its call.
+        """
+        raise NotImplementedError
+
+    def keep_unmasked(
+        self, made: Sequence[Medium], media: Sequence[Any] | None, masks: Sequence[Any]
+    ) -> list[Medium]:
+        """Return the media that were made, with the pixels of the initial ones where masks are
+        black. Needed where `takes_mask` is true.
+
+        Args:
+            made: M images in our size.
+            media: the M images that they were made from.
+            masks: M masks of their sizes.
+        """
+        raise NotImplementedError
+
+    def reference_kwargs(self, references: Sequence[Any], name: str) -> dict[str, Any]:
+        """Return references by the names of the pipeline's arguments. Needed where
+        `max_references` is set.
+
+        Args:
+            references: those of one medium, at most `max_references` images.
+            name: of the argument: that of the pipeline that takes a mask has another one.
         """
         raise NotImplementedError

@@ -15,14 +15,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mmllm.conversation import MEDIA, Medium
+from mmllm.conversation import MEDIA, Image, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
 from mmllm.decoders.callbacks import callback_kwargs, step_of_batch
 from mmllm.decoders.condition import binary_mask, check_condition
 from mmllm.decoders.config import CALL_OPTIONS, DecoderConfig, current_option_name
 from mmllm.decoders.contract import Condition, DecoderContract, OnPreview, OnStep
 from mmllm.decoders.fingerprints import pipeline_fingerprint
-from mmllm.decoders.img2img import check_init_media, check_strength
+from mmllm.decoders.editing import EditMedia, denoise_each
+from mmllm.decoders.img2img import check_strength
 from mmllm.decoders.loading import PipelineRuntime, check_pipeline_folder, resolve_folder
 from mmllm.decoders.schedules import add_training_noise, find_solver
 from mmllm.errors import AssetError, ConfigError, MediaError, wrap_errors
@@ -135,6 +136,8 @@ class ModalityDecoder(DecoderContract):
         fields = {entry.name for entry in dataclasses.fields(self.config)}
         if not self.init_modality:
             fields -= {"init_media", "strength"}
+        if not self.max_references:
+            fields -= {"references"}
         if not usable_caches(self.pipeline_class):
             fields -= {"cache"}
         return tuple(name for name in CALL_OPTIONS if name in fields)
@@ -163,8 +166,8 @@ class ModalityDecoder(DecoderContract):
             config = dataclasses.replace(self.config, **options)
         except TypeError as error:
             raise ConfigError(f"{self.modality}: {options}: {error}") from error
-        if config.steps < self.min_steps:
-            raise ConfigError(f"steps: expected at least {self.min_steps}, got {config.steps}")
+        if config.steps < (least := self.min_steps):
+            raise ConfigError(f"steps: expected at least {least}, got {config.steps}")
         if options.get("negative_prompt") and config.guidance <= 1:
             raise ConfigError(
                 f"{self.modality}: a negative prompt does nothing at guidance "
@@ -174,14 +177,15 @@ class ModalityDecoder(DecoderContract):
         decoder = copy.copy(self)
         decoder.config = config
         decoder._solver()
-        if self.init_modality and config.init_media == "last" and self._has_strength:
+        if decoder._starts_from_media:
             check_strength(self.modality, config)
         decoder.configure()
         return decoder
 
     @property
-    def _has_strength(self) -> bool:
-        return "strength" in self.request_options
+    def _starts_from_media(self) -> bool:
+        """Whether noise is added to the newest medium."""
+        return "strength" in self.request_options and self.config.init_media == "last"
 
     def _solver(self) -> tuple[str, dict[str, Any]] | None:
         """Class and settings of the config's scheduler; None for the pipeline's own. Raises
@@ -256,6 +260,7 @@ class ModalityDecoder(DecoderContract):
         noise: Tensor,
         times: Tensor,
         min_snr: float | None = None,
+        references: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """The pipeline's own training loss, per medium: float[M].
 
@@ -269,6 +274,8 @@ class ModalityDecoder(DecoderContract):
             noise: float[M, *S].
             times: float[M] in (0, 1), 1 = noise.
             min_snr: gamma of min-SNR weighting (Hang et al. 2023); None: no weights.
+            references: of each medium the latents of its references, float[R, *S], R may be 0;
+                None: no medium has any.
         """
         if self.config.offload != "none" and torch.is_grad_enabled():
             raise ConfigError(
@@ -280,9 +287,11 @@ class ModalityDecoder(DecoderContract):
         )
         check_condition(self, condition, len(latents))
         step = add_training_noise(self.pipeline.scheduler, latents, noise, times)
-        predicted = self.denoise(
-            self.prepare_condition(condition), step.inputs.to(self.dtype), step.timesteps
-        )
+        ready, inputs = self.prepare_condition(condition), step.inputs.to(self.dtype)
+        if references is None:
+            predicted = self.denoise(ready, inputs, step.timesteps)
+        else:
+            predicted = denoise_each(self, ready, inputs, step.timesteps, references)
         predicted = predicted[:, : latents.shape[1]]  # some models also predict a variance
         losses = (predicted.float() - step.target).square().flatten(1).mean(1)
         return losses if min_snr is None else losses * step.min_snr_weights(min_snr)
@@ -295,6 +304,8 @@ class ModalityDecoder(DecoderContract):
         *,
         generators: Sequence[torch.Generator],
         init_media: Sequence[Medium] | None = None,
+        masks: Sequence[Image] | None = None,
+        references: Sequence[Sequence[Medium]] | None = None,
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
         options: Mapping[str, Any] | None = None,
@@ -306,6 +317,8 @@ class ModalityDecoder(DecoderContract):
             condition: M >= 1 conditions.
             generators: one per medium, of the noise.
             init_media: one medium of `init_modality` each, to start from instead of noise alone.
+            masks: of each initial image what may change, white on black; the other pixels stay.
+            references: of each medium the images that it is conditioned on besides its condition.
             on_step: called after every step; may raise Cancelled.
             on_preview: called a few times with images, by decoders that have previews.
             options: overrides of the config for this call; see `with_overrides`.
@@ -317,19 +330,21 @@ class ModalityDecoder(DecoderContract):
 
         Raises:
             ConfigError: for options that the pipeline cannot take.
+            MediaError: for a mask that has not the size of its picture.
             ValueError: for a condition of another decoder, or a wrong number of initial media.
         """
         decoder = self.with_overrides(**(options or {}))
         if (options or {}).get("negative_prompt"):
             negative = None
-        return decoder._sample(condition, generators, init_media, on_step, on_preview, negative)
+        media = EditMedia(init_media, masks, references)
+        return decoder._sample(condition, generators, media, on_step, on_preview, negative)
 
     @torch.no_grad()
     def _sample(
         self,
         condition: Condition,
         generators: Sequence[torch.Generator],
-        init_media: Sequence[Medium] | None,
+        media: EditMedia,
         on_step: OnStep | None,
         on_preview: OnPreview | None,
         negative: Condition | None,
@@ -339,26 +354,22 @@ class ModalityDecoder(DecoderContract):
         for each in (condition, negative):
             if each is not None:
                 check_condition(self, each, num)
-        if init_media is not None and self.init_one_by_one and num > 1:
+        media.check(self, num)
+        if num > 1 and media.is_one_by_one(self):
             return [
                 medium
                 for row in range(num)
                 for medium in self._sample(
                     {name: value[row : row + 1] for name, value in condition.items()},
                     generators[row : row + 1],
-                    init_media[row : row + 1],
+                    media.row(row),
                     on_step and step_of_batch(on_step, row, num),
                     None,
                     negative and {name: value[row : row + 1] for name, value in negative.items()},
                 )
             ]
         with self.runtime.scheduler_scope(self._solver()), self.runtime.offload_scope():
-            pipeline, init_kwargs = self.pipeline, {}
-            if init_media is not None:
-                check_init_media(self, init_media, num)
-                if self._has_strength:
-                    check_strength(self.modality, config)
-                pipeline, init_kwargs = self.prepare_img2img(init_media)
+            pipeline, init_kwargs = media.prepare(self)
             parameters = inspect.signature(pipeline).parameters
             kwargs = self.pipeline_kwargs()
             if init_kwargs:  # some img2img pipelines take size and length from the medium
@@ -367,7 +378,7 @@ class ModalityDecoder(DecoderContract):
                 config.guidance, lambda: negative or self.unconditional(num)
             )
             strength = init_kwargs.get("strength", 1.0)
-            one_generator = bool(init_kwargs) and self.init_one_by_one
+            one_generator = media.is_one_by_one(self)
             with step_cache(pipeline, config.cache, config.cache_threshold):
                 output = pipeline(
                     **self.condition_kwargs(condition),
@@ -379,9 +390,8 @@ class ModalityDecoder(DecoderContract):
                     generator=generators[0] if one_generator else list(generators),
                     output_type="np",
                 )
-            return self.to_media(output)
-
-    # --- Checks ----------------------------------------------------------------------------------
+            made = self.to_media(output)
+        return self.keep_unmasked(made, media.init, media.masks) if media.masks else made
 
     @torch.no_grad()
     def _zero_masked(self, encode: Callable[[Any], Condition], text: Any) -> Condition:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mmllm.decoders.config import ImageConfig, InitMediaConfig, SequenceConfig
+from mmllm.decoders.config import ImageConfig, InitMediaConfig, ReferenceConfig, SequenceConfig
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.latents import vae_scale_factor
 from mmllm.decoders.visual import ImageDecoder
@@ -21,14 +21,22 @@ from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Flux2Config(ImageConfig, SequenceConfig, InitMediaConfig):
+class Flux2Config(ImageConfig, SequenceConfig, InitMediaConfig, ReferenceConfig):
     """A `Flux2Pipeline`, whose transformer takes `guidance` as an input and no negative prompt, or
     a `Flux2KleinPipeline`, with classifier-free guidance; its distilled models take a `guidance`
-    of 1 and 4 `steps`."""
+    of 1 and 4 `steps`. `init_media: last` makes the newest picture its one reference."""
 
     steps: int = 50
     guidance: float = 4.0
     max_caption_tokens: int = 512
+    references: Literal["none", "auto", "all"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_media != "none" and self.references != "none":
+            raise ConfigError(
+                "init_media and references both condition FLUX.2 on a picture; give one of them"
+            )
 
 
 class Flux2Decoder(ImageDecoder):
@@ -37,10 +45,13 @@ class Flux2Decoder(ImageDecoder):
     pipelines: ClassVar = ["Flux2Pipeline", "Flux2KleinPipeline"]
     init_modality = "image"
     init_one_by_one = True  # several would all condition every caption
+    max_references = 10
 
     def __init__(self, config: Flux2Config):
         super().__init__(config)
         self.embeds_guidance = self.pipeline_class == "Flux2Pipeline"
+        if not self.embeds_guidance:
+            self.inpaint_class = "Flux2KleinInpaintPipeline"
         if self.embeds_guidance and config.negative_prompt:
             raise ConfigError("negative_prompt: a Flux2Pipeline takes none")
 
@@ -69,23 +80,46 @@ class Flux2Decoder(ImageDecoder):
         return (patches - mean) / torch.sqrt(variance + vae.config.batch_norm_eps)
 
     def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        pipeline, embeds, guidance = self.pipeline, condition["prompt_embeds"], None
+        return self.denoise_with_references(condition, noisy, timesteps, noisy[:0])
+
+    def denoise_with_references(
+        self, condition: Condition, noisy: Tensor, timesteps: Tensor, references: Tensor
+    ) -> Tensor:
+        pipeline = self.pipeline
+        tokens = pipeline._pack_latents(noisy)
+        ids = pipeline._prepare_latent_ids(noisy).to(noisy.device)
+        num = tokens.shape[1]
+        if len(references):
+            own = pipeline._pack_latents(references).flatten(0, 1)[None]
+            own_ids = pipeline._prepare_image_ids(list(references[:, None]))
+            tokens = torch.cat([tokens, own], dim=1)
+            ids = torch.cat([ids, own_ids.to(noisy.device)], dim=1)
+        embeds, guidance = condition["prompt_embeds"], None
         if self.embeds_guidance:
             guidance = torch.full([len(noisy)], self.config.guidance, device=noisy.device)
         predicted = pipeline.transformer(
-            hidden_states=pipeline._pack_latents(noisy),
+            hidden_states=tokens,
             timestep=timesteps / 1000,
             guidance=guidance,
             encoder_hidden_states=embeds,
             txt_ids=pipeline._prepare_text_ids(embeds).to(noisy.device),
-            img_ids=pipeline._prepare_latent_ids(noisy).to(noisy.device),
+            img_ids=ids,
             return_dict=False,
         )[0]
-        return predicted.transpose(1, 2).reshape(noisy.shape)
+        return predicted[:, :num].transpose(1, 2).reshape(noisy.shape)
 
     def prepare_img2img(self, media: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """The same pipeline, with the image as a second condition."""
         return self.pipeline, {"image": self.fit(media[0])}
+
+    def prepare_inpainting(
+        self, media: Sequence[Any], masks: Sequence[Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        pipeline, kwargs = super().prepare_inpainting(media, masks)
+        return pipeline, {**kwargs, "strength": 1.0}
+
+    def reference_kwargs(self, references: Sequence[Any], name: str) -> dict[str, Any]:
+        return {name: [self.fit(reference) for reference in references]}
 
     def guidance_kwargs(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
         if self.embeds_guidance:

@@ -76,7 +76,7 @@ class PipelineRuntime:
         self._on_loaded = on_loaded
         self._needs_llm = needs_llm
         self._pipeline: Any = None
-        self._img2img: Any = None
+        self._siblings: dict[str, Any] = {}
         self._own_scheduler: Any = None
 
     @property
@@ -128,12 +128,13 @@ class PipelineRuntime:
 
     def release(self) -> None:
         """Drop the loaded pipeline; the next use loads it again."""
-        self._pipeline = self._img2img = None
+        self._pipeline = None
+        self._siblings.clear()
 
-    def img2img(self, class_name: str) -> Any:
+    def sibling(self, class_name: str) -> Any:
         """The pipeline of another diffusers class, made of the same components, without copies of
         their weights. (diffusers' `from_pipe` would cast them.)"""
-        if self._img2img is None:
+        if class_name not in self._siblings:
             import diffusers
 
             own = self.pipeline
@@ -142,9 +143,10 @@ class PipelineRuntime:
             components = {name: own.components[name] for name in parts if name in own.components}
             settings = {name: own.config[name] for name in options if name in own.config}
             with LOADING, _quiet():
-                self._img2img = cls(**components, **settings)
-            self._img2img.set_progress_bar_config(disable=True)
-        return self._img2img
+                sibling = cls(**components, **settings)
+            sibling.set_progress_bar_config(disable=True)
+            self._siblings[class_name] = sibling
+        return self._siblings[class_name]
 
     @contextlib.contextmanager
     def scheduler_scope(self, solver: tuple[str, dict[str, Any]] | None) -> Iterator[None]:
@@ -191,7 +193,7 @@ class PipelineRuntime:
     def _set_scheduler(self, solver: tuple[str, dict[str, Any]] | None) -> None:
         own = self._own_scheduler
         scheduler = own if solver is None else with_solver(own, *solver)
-        for pipeline in filter(None, (self._pipeline, self._img2img)):
+        for pipeline in filter(None, (self._pipeline, *self._siblings.values())):
             pipeline.scheduler = scheduler
 
     def _check_offload(self) -> None:

@@ -67,11 +67,23 @@ class PixArtDecoder(MaskedPrompt, ImageDecoder):
         pixels = torch.stack([self.preprocess(medium) for medium in media])
         return self.img2img, {"pixels": pixels, "strength": self.config.strength}
 
+    @property
+    def takes_mask(self) -> bool:
+        return True
+
+    def prepare_inpainting(
+        self, media: Sequence[Any], masks: Sequence[Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        pipeline, kwargs = self.prepare_img2img(media)
+        own = torch.stack([torch.from_numpy(self.fit_mask(mask)) for mask in masks])
+        return pipeline, {**kwargs, "mask": own[:, None].float()}
+
     def img2img(
         self,
         *,
         pixels: Tensor,
         strength: float,
+        mask: Tensor | None = None,
         guidance_scale: float,
         num_inference_steps: int,
         generator: list[torch.Generator],
@@ -81,11 +93,14 @@ class PixArtDecoder(MaskedPrompt, ImageDecoder):
     ) -> Any:
         """Sample images from images, which diffusers lacks for PixArt; called as PixArt's pipeline.
 
-        Noise is added to the latents of the images, then the last steps are run.
+        Noise is added to the latents of the images, then the last steps are run. With a mask, the
+        latents where it is black are after each step those of the image at the noise level that is
+        reached, as in diffusers' inpainting (blended latent diffusion, Avrahami et al. 2022).
 
         Args:
             pixels: float[M, 3, H, W] in [-1, 1], the images to start from.
             strength: the share of the steps that are run, in (0, 1]; 1 ignores the images.
+            mask: float[M, 1, H, W], 1 where the images may change, else 0.
             guidance_scale: that of classifier-free guidance; 1 is without.
             num_inference_steps: steps of the whole schedule.
             generator: one for each image, for the noise.
@@ -109,6 +124,7 @@ class PixArtDecoder(MaskedPrompt, ImageDecoder):
         clean = self.encode_media(pixels).to(self.dtype)
         noise = randn_tensor(clean.shape, generator, self.device, self.dtype)
         noisy = scheduler.add_noise(clean, noise, times[:1].repeat(len(clean)))
+        blend = None if mask is None else F.interpolate(mask, clean.shape[-2:]).to(clean)
         extra = pipeline.prepare_extra_step_kwargs(generator, 0.0)
         for step, time in enumerate(times):
             inputs = scheduler.scale_model_input(torch.cat([noisy] * (1 + guided)), time)
@@ -118,6 +134,11 @@ class PixArtDecoder(MaskedPrompt, ImageDecoder):
                 uncond, cond = predicted.chunk(2)
                 predicted = uncond + guidance_scale * (cond - uncond)
             noisy = scheduler.step(predicted, time, noisy, return_dict=False, **extra)[0]
+            if blend is not None:
+                kept = clean
+                if step + 1 < len(times):
+                    kept = scheduler.add_noise(clean, noise, times[step + 1 :][:1].repeat(len(clean)))
+                noisy = torch.lerp(kept, noisy, blend)
             if callback:
                 callback(step, time, noisy)
         latents = noisy / pipeline.vae.config.scaling_factor

@@ -35,6 +35,7 @@ class QwenImageDecoder(ImageDecoder):
     masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
     passes_sigmas: ClassVar[bool] = True
     img2img_class = "QwenImageImg2ImgPipeline"
+    inpaint_class = "QwenImageInpaintPipeline"
     init_modality = "image"
 
     @property

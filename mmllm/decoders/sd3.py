@@ -31,6 +31,7 @@ class SD3Decoder(ImageDecoder):
 
     pipelines: ClassVar = ["StableDiffusion3Pipeline"]
     img2img_class = "StableDiffusion3Img2ImgPipeline"
+    inpaint_class = "StableDiffusion3InpaintPipeline"
     init_modality = "image"
 
     @property

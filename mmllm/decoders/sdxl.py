@@ -32,6 +32,7 @@ class SDXLDecoder(ImageDecoder):
 
     pipelines: ClassVar = ["StableDiffusionXLPipeline"]
     img2img_class = "StableDiffusionXLImg2ImgPipeline"
+    inpaint_class = "StableDiffusionXLInpaintPipeline"
     init_modality = "image"
 
     @property

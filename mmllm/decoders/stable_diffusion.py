@@ -25,6 +25,7 @@ class StableDiffusionDecoder(UNetDecoder, ImageDecoder):
 
     pipelines: ClassVar = ["StableDiffusionPipeline"]
     img2img_class = "StableDiffusionImg2ImgPipeline"
+    inpaint_class = "StableDiffusionInpaintPipeline"
     init_modality = "image"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmllm.conversation import Image, Medium, Video
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.decoder import ModalityDecoder
+from mmllm.decoders.editing import mask_of
 from mmllm.decoders.latents import vae_scale_factor
 from mmllm.errors import ConfigError
 
@@ -76,7 +77,42 @@ class VisualDecoder(ModalityDecoder):
         kwargs: dict[str, Any] = {self.init_modality: fitted[0] if self.init_one_by_one else fitted}
         if "strength" in self.request_options:
             kwargs["strength"] = self.config.strength
-        return self.runtime.img2img(self.img2img_class), kwargs
+        return self.runtime.sibling(self.img2img_class), kwargs
+
+    def prepare_inpainting(
+        self, media: Sequence[Any], masks: Sequence[Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """M images and masks in our size; with `init_one_by_one` the only ones."""
+        kwargs: dict[str, Any] = {
+            "image": [self.fit(medium) for medium in media],
+            "mask_image": [PILImage.fromarray(self.fit_mask(mask)) for mask in masks],
+        }
+        if self.init_one_by_one:
+            kwargs = {name: values[0] for name, values in kwargs.items()}
+        if "strength" in self.request_options:
+            kwargs["strength"] = self.config.strength
+        return self.runtime.sibling(self.inpaint_class), kwargs
+
+    def fit_mask(self, mask: Any) -> np.ndarray:
+        """A mask cropped as `fit` crops its picture, in our size: bool[H, W]."""
+        height, width = self.size
+        picture = PILImage.fromarray(mask_of(mask))
+        return np.array(ImageOps.fit(picture, (width, height), PILImage.Resampling.NEAREST))
+
+    def keep_unmasked(
+        self, made: Sequence[Medium], media: Sequence[Any] | None, masks: Sequence[Any]
+    ) -> list[Medium]:
+        """Byte by byte: a codec changes every pixel a little, also where latents were kept."""
+        return [
+            Image.from_numpy(
+                np.where(
+                    self.fit_mask(mask)[..., None],
+                    image.to_numpy(),
+                    self.center_crop(medium.to_pil()),
+                )
+            )
+            for image, medium, mask in zip(made, media or (), masks, strict=True)
+        ]
 
     def fit(self, medium: Any) -> Any:
         """An image cropped to our size; of a video a list of them, as many as we generate."""

@@ -37,6 +37,7 @@ class ZImageDecoder(ImageDecoder):
     masks: ClassVar = {"prompt_embeds": "prompt_mask"}
     passes_sigmas: ClassVar[bool] = True
     img2img_class = "ZImageImg2ImgPipeline"
+    inpaint_class = "ZImageInpaintPipeline"
     init_modality = "image"
 
     @property
