@@ -98,11 +98,7 @@ class EditMedia:
         return pipeline, kwargs
 
     def _check_masks(self, decoder: DecoderContract, masks: Sequence[Image], num: int) -> None:
-        if not decoder.takes_mask:
-            raise ConfigError(
-                f"{decoder.modality}: {decoder.pipeline_class} takes no mask; leave it out, or take "
-                "a decoder that does (docs/editing.md)"
-            )
+        check_takes_mask(decoder)
         if self.init is None or len(masks) != num:
             raise ValueError(
                 f"{decoder.modality}: expected {num} masks of as many initial images, got "
@@ -143,6 +139,19 @@ def _check_references(
             )
         if wrong := [medium for medium in each if medium.modality != "image"]:
             raise ValueError(f"{decoder.modality}: expected images as references, got {wrong}")
+
+
+def check_takes_mask(decoder: DecoderContract) -> None:
+    """Raise ConfigError if a decoder cannot repaint a part of a picture.
+
+    Args:
+        decoder: the decoder.
+    """
+    if not decoder.takes_mask:
+        raise ConfigError(
+            f"{decoder.modality}: {decoder.pipeline_class} takes no mask; leave it out, or take a "
+            "decoder that does (docs/editing.md)"
+        )
 
 
 def mask_of(mask: Image) -> np.ndarray:

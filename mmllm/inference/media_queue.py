@@ -24,6 +24,7 @@ from torch import Tensor
 from mmllm.conversation import Medium
 from mmllm.decoders.contract import Cancelled
 from mmllm.inference.cancel import CancelToken
+from mmllm.inference.editing import EditSources, together
 from mmllm.inference.events import EventSink, Progress
 from mmllm.inference.scheduler import CooperativeScheduler
 from mmllm.model import AnyToAny
@@ -39,7 +40,7 @@ class MediaRequest:
         states: hidden states of their words and signal spans, float[M, W + K, D].
         captions: what each is to show, for output projections that read captions.
         generators: one for each.
-        init_media: what they start from; None: from noise alone.
+        sources: what each is made from besides its states, all of one kind.
         options: what else `decoder.sample` is called with.
         owner: the call. Two requests of one owner are never rendered in one batch: what a call gets
             while there is no other one does not depend on how fast it is.
@@ -56,7 +57,7 @@ class MediaRequest:
     states: Tensor
     captions: Sequence[str]
     generators: Sequence[torch.Generator]
-    init_media: Sequence[Medium] | None
+    sources: Sequence[EditSources]
     options: Mapping[str, Any]
     owner: object
     places: Sequence[tuple[int, int]]
@@ -69,9 +70,9 @@ class MediaRequest:
 
     def fits(self, other: MediaRequest) -> bool:
         """Whether both can be rendered in one batch."""
-        return (self.key, self.init_media is None, self.options) == (
+        return (self.key, self.sources[0].kind, self.options) == (
             other.key,
-            other.init_media is None,
+            other.sources[0].kind,
             other.options,
         )
 
@@ -194,12 +195,13 @@ class DecoderQueue(CooperativeScheduler):
         decoder, captions = self.model.decoders[first.key], {}
         if projection.reads_captions:
             captions = decoder.encode_captions([c for each in batch for c in each.captions])
+        media = together([source for request in batch for source in request.sources])
         return decoder.sample(
             self.model.condition({first.key: states}, {first.key: captions})[first.key],
             generators=[generator for request in batch for generator in request.generators],
-            init_media=None
-            if first.init_media is None
-            else [medium for request in batch for medium in request.init_media or ()],
+            init_media=media.init,
+            masks=media.masks,
+            references=media.references,
             on_step=on_step,
             on_preview=on_preview if any(request.previews for request in batch) else None,
             options=first.options,

@@ -218,11 +218,11 @@ class ReplyRequest:
             for event in stream.end():
                 self._sink(conversation, event)
         self._text_seconds = self._seconds()
-        batches: dict[tuple[str, bool], list[PendingMedium]] = {}
-        for medium in self._batched:  # two for a decoder where only some start from a medium
+        batches: dict[tuple[str, Hashable], list[PendingMedium]] = {}
+        for medium in self._batched:  # several for a decoder where only some start from a medium
             key = medium.span.key
-            has_init = (medium.conversation, key) in self.settings.init_media
-            batches.setdefault((key, has_init), []).append(medium)
+            kind = self.settings.sources[medium.conversation, key].kind
+            batches.setdefault((key, kind), []).append(medium)
         for (key, _), batch in batches.items():
             self._submit(key, batch)
 
@@ -236,21 +236,16 @@ class ReplyRequest:
                 parts = self.streams[medium.conversation].parts
                 parts[medium.part_index] = MEDIA[modality]()
             return
-        init_media = [
-            self.settings.init_media[medium.conversation, key]
-            for medium in batch
-            if (medium.conversation, key) in self.settings.init_media
-        ]
         request = MediaRequest(
             key,
             modality,
             torch.stack([medium.span.states for medium in batch]),
             captions=[self._caption(key, medium) for medium in batch],
+            # A CPU's on every device (diffusers moves what it draws): the same noise everywhere.
             generators=[
-                _noise_generator(self.settings.seeds[medium.conversation], medium.piece_index)
-                for medium in batch
+                torch.Generator().manual_seed(self._noise_seed(key, medium)) for medium in batch
             ],
-            init_media=init_media or None,
+            sources=[self.settings.sources[medium.conversation, key] for medium in batch],
             options=self.settings.decoders.get(key, {}),
             owner=self,
             places=[(medium.conversation, medium.part_index) for medium in batch],
@@ -259,6 +254,13 @@ class ReplyRequest:
             previews=self.settings.previews,
         )
         self._rendering[self._threads.submit(request)] = key, batch
+
+    def _noise_seed(self, key: str, medium: PendingMedium) -> int:
+        """The seed of a medium's noise: that of an earlier medium, or a function of the reply's
+        seed and the index of the signal span."""
+        given = self.settings.sources[medium.conversation, key].noise_seed
+        own = (self.settings.seeds[medium.conversation] * 65_537 + medium.piece_index) % 2**63
+        return own if given is None else given
 
     def _caption(self, key: str, medium: PendingMedium) -> str:
         """What a medium is to show, in words: the text of the reply that stands nearest in front of
@@ -277,17 +279,23 @@ class ReplyRequest:
             key, batch = self._rendering.pop(future)
             self._media_seconds[key] = self._media_seconds.get(key, 0.0) + rendered.seconds
             for place, medium in zip(batch, rendered.media, strict=True):
-                made = replace(medium, provenance=self._provenance(key, place.conversation))
+                made = replace(medium, provenance=self._provenance(key, place))
+                self._notes[place.conversation] = _merged(
+                    self._notes[place.conversation],
+                    self.settings.sources[place.conversation, key].notes,
+                )
                 self.streams[place.conversation].parts[place.part_index] = made
                 self._sink(place.conversation, MediumReady(place.part_index, made))
 
-    def _provenance(self, key: str, conversation: int) -> dict[str, Any]:
+    def _provenance(self, key: str, place: PendingMedium) -> dict[str, Any]:
         return {
             "ai_generated": True,
             "software": f"mmllm {__version__}",
             "model": self._model.config.name,
             "decoder": key,
-            "seed": self.settings.seeds[conversation],
+            "seed": self.settings.seeds[place.conversation],
+            "noise_seed": self._noise_seed(key, place),
+            **self.settings.sources[place.conversation, key].provenance,
         }
 
     # --- done -----------------------------------------------------------------------------------
@@ -329,7 +337,5 @@ class ReplyRequest:
         ]
 
 
-def _noise_generator(seed: int, piece_index: int) -> torch.Generator:
-    """The generator of one medium, a function of the reply's seed and the index of its signal span.
-    It is a CPU's on every device (diffusers moves what it draws): the same noise everywhere."""
-    return torch.Generator().manual_seed((seed * 65_537 + piece_index) % 2**63)
+def _merged(notes: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return (*notes, *(note for note in more if note not in notes))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from mmllm.conversation import Medium, Message
+from mmllm.conversation import Message
 from mmllm.errors import ConfigError, quoted
+from mmllm.inference.editing import EditSources, resolve_sources, split_options
 from mmllm.inference.options import (
     DecoderOptions,
     Modalities,
@@ -34,7 +35,7 @@ class RequestSettings:
     Attributes:
         sampling: of the text.
         decoders: output key -> options of `decoder.sample`.
-        init_media: (conversation, output key) -> the medium that its media start from.
+        sources: (conversation, output key) -> what its media are made from.
         seeds: one for each conversation.
         previews: whether Progress carries previews.
         render_media: whether media are made; else they are left without data.
@@ -42,7 +43,7 @@ class RequestSettings:
 
     sampling: Sampling
     decoders: Mapping[str, Mapping[str, Any]]
-    init_media: Mapping[tuple[int, str], Medium]
+    sources: Mapping[tuple[int, str], EditSources]
     seeds: Sequence[int]
     previews: bool = False
     render_media: bool = True
@@ -72,11 +73,12 @@ def resolve_settings(
         render_media: whether media are made; otherwise they have no data.
 
     Raises:
-        ConfigError: for an unknown option or modality, a value out of range, and another number of
-            seeds than of conversations.
+        ConfigError: for an unknown option or modality, a value out of range, another number of
+            seeds than of conversations, and media that a decoder does not take.
+        MediaError: for a mask that has not the size of its picture.
     """
     choices = _choices(model, modalities)
-    options = _decoder_options(model, choices, decoders or {})
+    given = _decoder_options(model, choices, decoders or {})
     settings = Sampling(modalities=choices, **sampling_options(sampling, _SAMPLING_OPTIONS))
     if seeds is None:
         seeds = [random.randrange(2**31) for _ in conversations]
@@ -87,8 +89,16 @@ def resolve_settings(
             raise ConfigError(
                 f"seed: expected a whole number from 0 to 2**63 - 1, got {quoted(seed)}"
             )
-    init_media = _init_media(model, conversations, options)
-    return RequestSettings(settings, options, init_media, seeds, previews, render_media)
+    sources: dict[tuple[int, str], EditSources] = {}
+    for key, decoder in model.decoders.items():
+        values, media = given.get(key, ({}, {}))
+        current, named = decoder.with_overrides(**values), "references" in values
+        for number, messages in enumerate(conversations):
+            sources[number, key] = resolve_sources(
+                current, key, model.config.name, messages, media, names_references=named
+            )
+    options = {key: values for key, (values, _) in given.items()}
+    return RequestSettings(settings, options, sources, seeds, previews, render_media)
 
 
 def _choices(model: AnyToAny, modalities: Modalities | None) -> dict[str, ModalityChoice]:
@@ -103,8 +113,8 @@ def _choices(model: AnyToAny, modalities: Modalities | None) -> dict[str, Modali
 
 def _decoder_options(
     model: AnyToAny, choices: Mapping[str, ModalityChoice], decoders: DecoderOptions
-) -> dict[str, dict[str, Any]]:
-    """Output key -> options of `decoder.sample`."""
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Output key -> options of `decoder.sample`, and media among them."""
     decoders = {modality_key(name): options for name, options in decoders.items()}
     keys = model.renderer.output_keys
     for modality in {**choices, **decoders}:
@@ -113,28 +123,12 @@ def _decoder_options(
                 f"unknown modality {modality!r}; this model makes "
                 f"{', '.join(sorted(keys)) or 'text only'}"
             )
-    resolved = {keys[modality]: dict(options) for modality, options in decoders.items()}
-    for key, options in resolved.items():
-        model.decoders[key].with_overrides(**options)
-    return resolved
-
-
-def _init_media(
-    model: AnyToAny,
-    conversations: Sequence[Sequence[Message]],
-    options: Mapping[str, Mapping[str, Any]],
-) -> dict[tuple[int, str], Medium]:
-    """(conversation, output key) -> the newest medium that the decoder can start from, for decoders
-    whose `init_media` is "last"."""
-    resolved: dict[tuple[int, str], Medium] = {}
-    for key, decoder in model.decoders.items():
-        if not decoder.init_modality:
-            continue
-        if decoder.with_overrides(**options.get(key, {})).config.init_media != "last":
-            continue
-        for number, messages in enumerate(conversations):
-            media = [medium for message in messages for medium in message.media]
-            for medium in media:  # the last one remains
-                if medium.modality == decoder.init_modality:
-                    resolved[number, key] = medium
+    resolved: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for modality, options in decoders.items():
+        decoder = model.decoders[keys[modality]]
+        values, media = split_options(modality, options)
+        if "mask" in media and "strength" in decoder.request_options:
+            values.setdefault("strength", 1.0)  # what is masked is made anew
+        decoder.with_overrides(**values)
+        resolved[keys[modality]] = values, media
     return resolved

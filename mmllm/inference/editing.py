@@ -1,0 +1,192 @@
+"""What the media of a reply are made from besides their condition: by the request, or by the rules
+of the decoder's config over the media of the conversation."""
+
+# Values of users are checked at run time, whatever the annotation.
+# pyright: reportUnnecessaryIsInstance=false
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmllm.conversation import Image, Medium, Message
+from mmllm.data.references import find_references
+from mmllm.decoders.config import InitMediaConfig
+from mmllm.decoders.decoder import ModalityDecoder
+from mmllm.decoders.editing import EditMedia, check_takes_mask
+from mmllm.errors import ConfigError, quoted
+
+_MEDIA_OPTIONS = ("init_media", "mask", "references")
+"""Options of a request that may hold media."""
+
+
+@dataclass(frozen=True)
+class EditSources:
+    """What the media of one reply and decoder are made from.
+
+    Attributes:
+        init: the medium that they start from.
+        mask: of what may change in it.
+        references: the pictures that they are conditioned on.
+        noise_seed: of the noise that they begin with; None: their own.
+        num_dropped: how many references were left out.
+    """
+
+    init: Medium | None = None
+    mask: Image | None = None
+    references: tuple[Medium, ...] = ()
+    noise_seed: int | None = None
+    num_dropped: int = 0
+
+    @property
+    def kind(self) -> tuple[bool, bool, bool]:
+        """What there is; media of one kind can be rendered in one batch."""
+        return self.init is not None, self.mask is not None, bool(self.references)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the caller should know."""
+        if not self.num_dropped:
+            return ()
+        return (f"the decoder takes {len(self.references)} references: the oldest "
+                f"{self.num_dropped} picture(s) were left out",)  # fmt: skip
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is written into the files of the media: where the pictures come from that they were
+        made of."""
+        made_from: dict[str, Any] = {}
+        if self.init is not None:
+            made_from["init_media"] = _origin(self.init)
+        if self.mask is not None:
+            made_from["masked"] = True
+        if self.references:
+            made_from["references"] = [_origin(medium) for medium in self.references]
+        return {"made_from": made_from} if made_from else {}
+
+
+def together(sources: Sequence[EditSources]) -> EditMedia:
+    """Return what the media of one batch are made from.
+
+    Args:
+        sources: of each, all of one kind.
+    """
+    has_init, has_mask, has_references = sources[0].kind
+    return EditMedia(
+        [each.init for each in sources if each.init is not None] if has_init else None,
+        [each.mask for each in sources if each.mask is not None] if has_mask else None,
+        [each.references for each in sources] if has_references else None,
+    )
+
+
+def split_options(
+    modality: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the options of a decoder into values and media.
+
+    Args:
+        modality: of the decoder, for errors.
+        options: as a caller gave them.
+
+    Returns:
+        Options of `decoder.with_overrides`, and what holds media, by name.
+
+    Raises:
+        ConfigError: a mask is no image, or a reference no medium.
+    """
+    values, media = dict(options), dict[str, Any]()
+    for name in _MEDIA_OPTIONS:
+        given = values.get(name)
+        if given is None or isinstance(given, str):
+            continue
+        each = [given] if isinstance(given, Medium) else list(given)
+        if name != "references" and len(each) != 1:
+            raise ConfigError(f"{modality}: {name}: expected one medium, got {len(each)}")
+        if wrong := [one for one in each if not isinstance(one, Medium)]:
+            raise ConfigError(f"{modality}: {name}: expected media, got {quoted(wrong[0])}")
+        media[name] = each if name == "references" else each[0]
+        del values[name]
+    if "mask" in values:
+        del values["mask"]  # None
+    if "mask" in media and not isinstance(media["mask"], Image):
+        raise ConfigError(f"{modality}: mask: expected an image, got {media['mask']!r}")
+    return values, media
+
+
+def resolve_sources(
+    decoder: ModalityDecoder,
+    key: str,
+    model: str,
+    messages: Sequence[Message],
+    media: Mapping[str, Any],
+    *,
+    names_references: bool = False,
+) -> EditSources:
+    """Find what the media of one reply are made from, and check that the decoder can take it.
+
+    Args:
+        decoder: the decoder, with the options of the call.
+        key: of the decoder.
+        model: the name of the model, which its media bear.
+        messages: the conversation in front of the reply.
+        media: media among the options, as from `split_options`.
+        names_references: whether the call has the option `references`. Otherwise a mask goes
+            without those of the config, where the decoder cannot take both.
+
+    Raises:
+        ConfigError: the decoder takes no such media, or there is no picture for a mask.
+        MediaError: a mask has not the size of its picture, or cannot be read.
+    """
+    found = [medium for message in messages for medium in message.media if medium.has_data]
+    mask, init = media.get("mask"), media.get("init_media")
+    config = decoder.config
+    starts = isinstance(config, InitMediaConfig) and config.init_media == "last"
+    if mask is not None:
+        check_takes_mask(decoder)
+    if init is None and (starts or mask is not None) and decoder.init_modality:
+        fitting = [medium for medium in found if medium.modality == decoder.init_modality]
+        init = fitting[-1] if fitting else None
+    if mask is not None and init is None:
+        raise ConfigError(
+            f"{decoder.modality}: mask: there is no picture in the conversation that it could be of"
+        )
+    references, num_dropped = media.get("references"), 0
+    if references is None and decoder.max_references:
+        if mask is None or decoder.masks_references or names_references:
+            most = decoder.max_references
+            references, num_dropped = find_references(messages, config.references, most)
+    sources = EditSources(
+        init,
+        mask,
+        tuple(references or ()),
+        _noise_seed(found, key, model) if config.noise == "last" else None,
+        num_dropped,
+    )
+    together([sources]).check(decoder, 1)
+    return sources
+
+
+def _noise_seed(media: Sequence[Medium], key: str, model: str) -> int | None:
+    """The seed of the noise of the newest medium that this decoder of this model made."""
+    for medium in reversed(media):
+        mark = medium.decoded().provenance or {}
+        seed = mark.get("noise_seed")
+        is_own = mark.get("decoder") == key and mark.get("model") == model
+        if is_own and isinstance(seed, int) and 0 <= seed < 2**63:
+            return seed
+    return None
+
+
+def _origin(medium: Medium) -> dict[str, Any]:
+    """What identifies a medium that a model made; of others that they were given. Files of others
+    say what they like: only short values of the right types are passed on."""
+    mark = medium.provenance or {}
+    texts = {name: mark.get(name) for name in ("model", "decoder")}
+    seeds = {name: mark.get(name) for name in ("seed", "noise_seed")}
+    found: dict[str, Any] = {
+        name: value for name, value in texts.items() if isinstance(value, str) and len(value) < 100
+    }
+    found |= {
+        name: value for name, value in seeds.items() if isinstance(value, int) and value < 2**63
+    }
+    return found or {"given": True}

@@ -1,0 +1,174 @@
+"""Masks, references and noise of replies: what of the request and the conversation reaches whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmllm.conversation import Image, assistant, user
+from mmllm.data.references import find_references
+from mmllm.errors import ConfigError, MediaError
+from mmllm.inference.chat import Chat
+from tests.decoders import tiny
+from tests.samples import clip, picture
+
+ONE: dict[str, Any] = {"modalities": {"image": "force"}, "max_new_tokens": 4, "max_media": 1}
+
+
+def left_half(image: Image) -> Image:
+    pixels = np.zeros_like(image.to_numpy())
+    pixels[:, : image.width // 2] = 255
+    return Image.from_numpy(pixels)
+
+
+@pytest.fixture
+def chat(tiny_model) -> Chat:
+    return Chat(tiny_model)
+
+
+def canvas(tiny_model) -> Image:
+    """A picture of the decoder's size."""
+    height, width = tiny_model.decoders["image"].size
+    rng = np.random.default_rng(0)
+    return Image.from_numpy(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def test_the_rule_of_references():
+    one, two, three, drawn = (picture(level) for level in (10, 20, 30, 40))
+    empty = Image(caption="without data")
+    turns = [user("a", one), assistant("b", drawn), user("c", two, clip(1), three, empty)]
+    assert find_references(turns, "auto", 4) == ([two, three], 0)
+    assert find_references(turns, "auto", 1) == ([three], 1)
+    assert find_references(turns[:2], "auto", 4) == ([one], 0)
+    assert find_references([*turns[:2], user("c")], "auto", 4) == ([drawn], 0)
+    assert find_references(turns, "all", 3) == ([drawn, two, three], 1)
+    assert find_references(turns, "none", 4) == ([], 0)
+    assert find_references([user("a")], "auto", 4) == ([], 0)
+
+
+def test_a_mask_changes_its_part_of_the_newest_picture_and_nothing_else(chat, tiny_model):
+    original = canvas(tiny_model)
+    mask = left_half(original)
+    turns = [user("one", original)]
+    reply = chat.reply(turns, seed=1, decoders={"image": {"mask": mask}}, **ONE)
+    before, after = original.to_numpy(), reply.image.to_numpy()
+    half = original.width // 2
+    assert np.array_equal(before[:, half:], after[:, half:])
+    assert not np.array_equal(before[:, :half], after[:, :half])
+    # What is masked is made anew, unless the request has a strength.
+    own = {"mask": mask, "init_media": original}
+    for strength, equal in ((1.0, True), (0.5, False)):
+        options = {"image": {**own, "strength": strength}}
+        again = chat.reply([user("one", original)], seed=1, decoders=options, **ONE)
+        assert np.array_equal(again.image.to_numpy(), after) == equal
+    made_from = reply.image.provenance["made_from"]
+    assert made_from == {"init_media": {"given": True}, "masked": True}
+
+
+def test_a_batch_with_a_mask_is_its_conversations(chat, tiny_model):
+    original = canvas(tiny_model)
+    options = {"image": {"mask": left_half(original)}}
+    turns = [[user("one", original)], [user("two", canvas(tiny_model))]]
+    batch = chat.reply_many(turns, seeds=[1, 2], decoders=options, **ONE)
+    for turn, seed, reply in zip(turns, (1, 2), batch, strict=True):
+        alone = chat.reply(turn, seed=seed, decoders=options, **ONE).image.to_numpy()
+        assert np.abs(alone.astype(int) - reply.image.to_numpy()).max() <= 1
+
+
+def test_what_cannot_be_is_refused_before_any_work(chat, tiny_model):
+    original = canvas(tiny_model)
+
+    def ask(modality: str, *parts: Any, **options: Any) -> None:
+        chat.reply([user("one", *parts)], decoders={modality: options}, seed=1, **ONE)
+
+    mask = left_half(original)
+    with pytest.raises(ConfigError, match="mask: there is no picture in the conversation"):
+        ask("image", mask=mask)
+    with pytest.raises(MediaError, match="mask: expected the size of its picture"):
+        ask("image", picture(10), mask=mask)
+    with pytest.raises(ConfigError, match="Pipeline takes no mask"):
+        ask("video", original, mask=mask)
+    with pytest.raises(ConfigError, match="mask: expected an image, got Video"):
+        ask("image", original, mask=clip(1))
+    with pytest.raises(ConfigError, match="Pipeline takes no references"):
+        ask("image", references=[original])
+    with pytest.raises(ConfigError, match="references: expected media, got 3"):
+        ask("image", references=[3])
+    with pytest.raises(ConfigError, match="noise: expected new or last, got 'old'"):
+        ask("image", noise="old")
+
+
+def test_the_same_but_different_begins_with_the_same_noise(chat, tiny_model, tmp_path, monkeypatch):
+    """Also from a file of the picture; a picture of another model begins with its own noise."""
+    drawn = chat.reply([user("one")], seed=5, **ONE)
+    seeds, sample = [], tiny_model.decoders["image"].sample
+
+    def recording(*args: Any, generators: Any, **options: Any) -> Any:
+        seeds.append(generators[0].initial_seed())
+        return sample(*args, generators=generators, **options)
+
+    monkeypatch.setattr(tiny_model.decoders["image"], "sample", recording)
+    first = drawn.image.provenance["noise_seed"]
+    file = drawn.image.save(tmp_path / "drawn.png")
+    same = {"image": {"noise": "last"}}
+    foreign = Image(drawn.image.to_numpy(), provenance={**drawn.image.provenance, "model": "x"})
+    for earlier in (drawn.image, Image(file), foreign):
+        turns = [user("one"), assistant("", earlier), user("at night")]
+        reply = chat.reply(turns, seed=6, decoders=same, **ONE)
+        assert reply.image.provenance["noise_seed"] == seeds[-1]
+        assert (seeds[-1] == first) == (earlier is not foreign)
+    chat.reply([user("one"), drawn.message, user("at night")], seed=6, **ONE)
+    assert seeds[-1] != first
+    chat.reply([user("one")], seed=6, decoders=same, **ONE)  # there is nothing to begin from
+    assert seeds[-1] != first
+
+
+@pytest.fixture
+def referring(make_model, system_tree, tmp_path, monkeypatch):
+    """A model that draws by a FLUX.2, and the references of each of its calls."""
+    tree = {"type": "flux2", "weights": str(tiny.save("flux2", tmp_path / "flux2")), "steps": 2}
+    tree |= {"max_caption_tokens": tiny.TOKENS, "height": 64, "width": 64, "references": "auto"}
+    model = make_model(decoders={**system_tree["decoders"], "image": tree})
+    calls: list[Any] = []
+    sample = model.decoders["image"].sample
+
+    def recording(*args: Any, **options: Any) -> Any:
+        calls.append(options["references"])
+        return sample(*args, **options)
+
+    monkeypatch.setattr(model.decoders["image"], "sample", recording)
+    return Chat(model), calls
+
+
+def test_references_of_the_conversation_and_of_the_request_reach_the_decoder(referring):
+    chat, calls = referring
+    one, two, three = (picture(level) for level in (10, 120, 230))
+    turns = [user("a", one), assistant("b"), user("c", two, three)]
+    ask = {**ONE, "seed": 1}
+    made = [
+        chat.reply(turns, decoders={"image": options}, **ask).image
+        for options in ({}, {"references": "none"}, {"references": "all"}, {"references": [one]})
+    ]
+    assert calls == [[(two, three)], None, [(one, two, three)], [(one,)]]
+    for index, image in enumerate(made):
+        others = [np.array_equal(image.to_numpy(), other.to_numpy()) for other in made[:index]]
+        assert not any(others)
+    assert made[1].provenance.keys() & {"made_from"} == set()
+    assert made[0].provenance["made_from"] == {"references": [{"given": True}] * 2}
+    batch = chat.reply_many([turns, turns[:1], [user("d")]], seeds=[1, 1, 1], **ONE)
+    assert calls[4:] == [[(two, three), (one,)], None]
+    assert np.abs(batch[0].image.to_numpy().astype(int) - made[0].to_numpy()).max() <= 1
+
+
+def test_more_references_than_the_decoder_takes_are_noted(referring):
+    chat, calls = referring
+    many = [picture(level) for level in range(12)]
+    reply = chat.reply([user("a", *many)], seed=1, **ONE)
+    assert calls == [[tuple(many[2:])]]
+    assert reply.notes == (
+        "the decoder takes 10 references: the oldest 2 picture(s) were left out",
+    )
+    with pytest.raises(ConfigError, match="takes at most 10 reference"):
+        chat.reply([user("a")], decoders={"image": {"references": many}}, **ONE)
