@@ -167,11 +167,15 @@ class Denoise:
         if media.latents is None:
             zeros = (value.sum() * 0.0 for value in condition.values())
             return LossTerm(sum(zeros, torch.zeros(())), 0)
-        losses = self.of_media(condition, media.latents, media.seeds)
+        losses = self.of_media(condition, media.latents, media.seeds, media.references)
         return LossTerm(losses.sum(), self.num_targets(batch))
 
     def of_media(
-        self, condition: dict[str, Tensor], latents: Tensor, seeds: Sequence[int]
+        self,
+        condition: dict[str, Tensor],
+        latents: Tensor,
+        seeds: Sequence[int],
+        references: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Compute the loss of each medium: float[M].
 
@@ -179,6 +183,8 @@ class Denoise:
             condition: float32[M, …] by name.
             latents: float[M, …].
             seeds: M seeds of noise, time and dropped conditions.
+            references: of each medium the latents of its references, float[R, …]; None: no medium
+                has any.
         """
         noise, times = draw_noise(latents, seeds, self.times)
         return self.decoder.denoising_loss(
@@ -187,6 +193,7 @@ class Denoise:
             noise=noise,
             times=times,
             min_snr=self.min_snr,
+            references=references,
         )
 
     def _drop(self, condition: dict[str, Tensor], seeds: Sequence[int]) -> dict[str, Tensor]:

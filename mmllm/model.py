@@ -19,6 +19,7 @@ from mmllm import weights
 from mmllm.config import SystemConfig
 from mmllm.data.batch import Batch, BatchLayout, InputMedia
 from mmllm.data.media_layout import layouts_of, same_width, whole_media
+from mmllm.data.references import ReferenceRules
 from mmllm.data.rendering import Renderer, first_of_each_modality
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder, UnloadedEncoder
@@ -88,12 +89,11 @@ class AnyToAny(nn.Module):
         }
         if sizes is not None:
             with torch.device("meta"):
-                groups = dict(
-                    zip(PROJECTIONS, _projections(config, llm, encoders, decoders), strict=True)
-                )
+                projections = _projections(config, llm, encoders, decoders)
+            groups = dict(zip(PROJECTIONS, projections, strict=True))
             needed = {
-                group: sum(parameter.numel() for parameter in modules.parameters())
-                for group, modules in groups.items()
+                name: sum(weight.numel() for weight in group.parameters())
+                for name, group in groups.items()
             }
             check_sizes({**needed, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
         with torch.random.fork_rng(devices=[]):
@@ -126,6 +126,7 @@ class AnyToAny(nn.Module):
             system_prompt=llm.config.system_prompt,
         )
         self.renderer.layouts = layouts_of(self.renderer.input_keys, encoders)
+        self.renderer.references = ReferenceRules.of(decoders)
         llm.decoder_forward.whole_media = whole_media(self.renderer, list(encoders))
 
     @property

@@ -72,6 +72,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "dialogues": "mmllm.data.formats.dialogues:DialoguesConfig",
         "nextgpt": "mmllm.data.formats.nextgpt:NextGPTConfig",
         "llava": "mmllm.data.formats.llava:LlavaConfig",
+        "edits": "mmllm.data.formats.edits:EditsConfig",
         "alpaca": "mmllm.data.formats.alpaca:AlpacaConfig",
         "messages": "mmllm.data.formats.openai_messages:OpenAIMessagesConfig",
         "table": "mmllm.data.formats.table:TableConfig",

@@ -85,6 +85,9 @@ class OutputMedia:
             name.
         latents: float[M, …], targets of the denoising loss, or None without that loss.
         seeds: M integers on the host, one per medium, that seed its noise.
+        reference_latents: float[R, …], of the references of all media, one after the other; None if
+            there are none.
+        num_references: M integers on the host, how many of these each medium has.
     """
 
     token_indices: Tensor
@@ -92,6 +95,15 @@ class OutputMedia:
     targets: dict[str, Tensor] = field(default_factory=dict)
     latents: Tensor | None = None
     seeds: tuple[int, ...] = ()
+    reference_latents: Tensor | None = None
+    num_references: tuple[int, ...] = ()
+
+    @property
+    def references(self) -> list[Tensor] | None:
+        """Of each medium the latents of its references; None if no medium has any."""
+        if self.reference_latents is None:
+            return None
+        return list(self.reference_latents.split(list(self.num_references)))
 
     def select_states(self, hidden: Tensor) -> Tensor:
         """Select the states that the output projection reads: float[B * T, D] -> float[M, W + K,
@@ -315,21 +327,26 @@ def _output_media(
     media: list[Medium] = []
     ranges: list[range] = []
     noise_seeds: list[int] = []
+    references: list[tuple[Medium, ...]] = []
     for index, (item, offset) in enumerate(zip(items, offsets, strict=True)):
         for number, span in enumerate(item.outputs):
             if span.key == key:
                 media.append(span.medium)
+                references.append(span.references)
                 ranges.append(range(offset + span.start, offset + span.start + span.length))
                 seed = seeds[index] if seeds is not None else index
                 noise_seeds.append(seed * _SEEDS_PER_ITEM + number)
     indices = torch.tensor([list(own) for own in ranges], dtype=torch.long).view(-1, width)
     if not media or provider is None:
         return OutputMedia(token_indices=indices)
+    given = [medium for each in references for medium in each]
     return OutputMedia(
         token_indices=indices,
         targets=provider.targets(key, media),
         latents=provider.latents(key, media),
         seeds=tuple(noise_seeds),
+        reference_latents=provider.latents(key, given) if given else None,
+        num_references=tuple(map(len, references)),
     )
 
 

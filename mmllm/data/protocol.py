@@ -68,7 +68,8 @@ class FeatureProvider(Protocol):
         ...
 
     def latents(self, key: str, media: Sequence[Medium]) -> Tensor | None:
-        """Compute, or look up, the latents that the denoising loss adds noise to.
+        """Compute, or look up, the latents that the denoising loss adds noise to, and those of
+        references.
 
         Args:
             key: the decoder's modality in the config.

@@ -3,10 +3,14 @@ replies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmllm.conversation import Image, Medium, Message
+
+if TYPE_CHECKING:
+    from mmllm.data.rendering import MediaSpan
 
 ReferenceChoice = Literal["none", "auto", "all"]
 
@@ -33,6 +37,58 @@ def find_references(
         last = [message for message in messages if message.role == "user"][-1:]
         found = _pictures(last) or everything[-1:]
     return found[-most:], max(len(found) - most, 0)
+
+
+@dataclass(frozen=True)
+class ReferenceRules:
+    """Which pictures condition the media of the replies in a conversation.
+
+    Attributes:
+        by_key: key of a decoder that takes references -> its choice, and how many it takes.
+    """
+
+    by_key: Mapping[str, tuple[ReferenceChoice, int]] = field(
+        default_factory=dict[str, tuple[ReferenceChoice, int]]
+    )
+
+    @classmethod
+    def of(cls, decoders: Mapping[str, Any]) -> ReferenceRules:
+        """Return the rules of a system.
+
+        Args:
+            decoders: key -> `ModalityDecoder`.
+        """
+        return cls(
+            {
+                key: (decoder.config.references, decoder.max_references)
+                for key, decoder in decoders.items()
+                if decoder.max_references and decoder.config.references != "none"
+            }
+        )
+
+    def apply(self, outputs: list[MediaSpan], messages: Sequence[Message]) -> list[MediaSpan]:
+        """Add to each output medium its references, which stand in front of its reply.
+
+        Args:
+            outputs: of all replies, in order.
+            messages: the conversation.
+
+        Returns:
+            The outputs.
+        """
+        if not self.by_key:
+            return outputs
+        spans = iter(outputs)
+        with_references: list[MediaSpan] = []
+        for number, message in enumerate(messages):
+            for _ in message.media if message.role == "assistant" else ():
+                span = next(spans)
+                if span.key in self.by_key:
+                    choice, most = self.by_key[span.key]
+                    found, _ = find_references(messages[:number], choice, most)
+                    span = replace(span, references=tuple(found))
+                with_references.append(span)
+        return with_references
 
 
 def _pictures(messages: Sequence[Message]) -> list[Medium]:

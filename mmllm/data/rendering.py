@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import Medium, Message, Text
 from mmllm.data.media_layout import Grid, MediaLayout, frame_media
+from mmllm.data.references import ReferenceRules
 from mmllm.errors import CheckpointError, ConfigError, ContextError, quoted, wrap_errors
 from mmllm.tokens import TokenSpace
 from mmllm.utils import sandbox
@@ -55,6 +56,7 @@ class MediaSpan:
         start: its first position.
         length: the number of its positions.
         grid: how they are arranged, where positions are three-dimensional.
+        references: pictures that the decoder of an output medium is conditioned on.
     """
 
     key: str
@@ -62,6 +64,7 @@ class MediaSpan:
     start: int
     length: int
     grid: Grid | None = None
+    references: tuple[Medium, ...] = ()
 
 
 @dataclass
@@ -88,8 +91,7 @@ class Rendered:
         """The number of positions that training needs: up to the last supervised state or medium.
         The token that ends the last turn is predicted, but not an input."""
         last = max((at for at, label in enumerate(self.labels) if label != UNSUPERVISED), default=0)
-        ends = (place.start + place.length for place in [*self.inputs, *self.outputs])
-        return max(last, *ends, 0)
+        return max(last, 0, *(span.start + span.length for span in [*self.inputs, *self.outputs]))
 
 
 class Renderer:
@@ -122,6 +124,7 @@ class Renderer:
         system_prompt: str = "",
     ):
         self.layouts: Mapping[str, MediaLayout] = {}  # by modality
+        self.references = ReferenceRules()
         self.tokenizer = tokenizer
         self.tokens = tokens
         self.end_ids = end_ids
@@ -180,6 +183,7 @@ class Renderer:
                     made.append(part)
             before, role = tail + piece, message.role
         self._template(rendered, before, after=role)
+        rendered.outputs = self.references.apply(rendered.outputs, messages)
         return rendered
 
     def fit(
@@ -239,8 +243,8 @@ class Renderer:
         return ids[len(self._anchor) :]
 
     def _find_anchor(self) -> list[int]:
-        """Return the ids of the anchor that is put before a piece so that the tokenizer prepends no
-        space to it; empty if the tokenizer prepends none anyway (byte-level BPE, for example)."""
+        """Return the ids of the anchor before a piece, which keeps the tokenizer from prepending a
+        space; empty if it prepends none anyway (byte-level BPE, for example)."""
         with wrap_errors(CheckpointError, "the tokenizer cannot read a text"):
             anchor, alone, together = (
                 self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -340,10 +344,10 @@ class Renderer:
 
     def _template(self, rendered: Rendered, piece: str, after: str | None) -> None:
         """Append the template's own text; after a reply it is supervised up to the end token."""
-        at_start = not rendered.ids
-        if (piece, at_start) not in self._pieces:
-            self._pieces[piece, at_start] = self._encode(piece, at_start=at_start)
-        ids = self._pieces[piece, at_start]
+        place = piece, not rendered.ids
+        if place not in self._pieces:
+            self._pieces[place] = self._encode(piece, at_start=place[1])
+        ids = self._pieces[place]
         supervised = 0
         if after == "assistant":
             ends = [index for index, token in enumerate(ids) if token in self.end_ids]
@@ -363,9 +367,9 @@ def first_of_each_modality(parts: Mapping[str, tuple[str, object]]) -> dict:
     first: dict[str, object] = {}
     for modality, value in parts.values():
         first.setdefault(modality, value)
-    if not all(isinstance(modality, str) for modality in first):
-        raise ConfigError("a component has no modality")
-    return first
+    if all(isinstance(modality, str) for modality in first):
+        return first
+    raise ConfigError("a component has no modality")
 
 
 def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -379,16 +383,14 @@ def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
         >>> common_prefix_length("photo", "photon")
         5
     """
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _lend_space(
     before: str, parts: list[Text | Medium], role: str
 ) -> tuple[str, list[Text | Medium]]:
     """Move the space at the end of a template piece to the text that follows it. Before an output
-    medium of the assistant the space is dropped: the reply begins where the generation prompt ends.
-    """
+    medium it is dropped: the reply begins where the generation prompt ends."""
     if not before.endswith(" ") or not parts:
         return before, parts
     first = parts[0]

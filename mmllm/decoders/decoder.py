@@ -21,8 +21,8 @@ from mmllm.decoders.callbacks import callback_kwargs, step_of_batch
 from mmllm.decoders.condition import binary_mask, check_condition
 from mmllm.decoders.config import CALL_OPTIONS, DecoderConfig, current_option_name
 from mmllm.decoders.contract import Condition, DecoderContract, OnPreview, OnStep
-from mmllm.decoders.fingerprints import pipeline_fingerprint
 from mmllm.decoders.editing import EditMedia, denoise_each
+from mmllm.decoders.fingerprints import pipeline_fingerprint
 from mmllm.decoders.img2img import check_strength
 from mmllm.decoders.loading import PipelineRuntime, check_pipeline_folder, resolve_folder
 from mmllm.decoders.schedules import add_training_noise, find_solver
@@ -177,15 +177,10 @@ class ModalityDecoder(DecoderContract):
         decoder = copy.copy(self)
         decoder.config = config
         decoder._solver()
-        if decoder._starts_from_media:
+        if "strength" in self.request_options and config.init_media == "last":
             check_strength(self.modality, config)
         decoder.configure()
         return decoder
-
-    @property
-    def _starts_from_media(self) -> bool:
-        """Whether noise is added to the newest medium."""
-        return "strength" in self.request_options and self.config.init_media == "last"
 
     def _solver(self) -> tuple[str, dict[str, Any]] | None:
         """Class and settings of the config's scheduler; None for the pipeline's own. Raises

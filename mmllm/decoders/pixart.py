@@ -137,7 +137,9 @@ class PixArtDecoder(MaskedPrompt, ImageDecoder):
             if blend is not None:
                 kept = clean
                 if step + 1 < len(times):
-                    kept = scheduler.add_noise(clean, noise, times[step + 1 :][:1].repeat(len(clean)))
+                    kept = scheduler.add_noise(
+                        clean, noise, times[step + 1 :][:1].repeat(len(clean))
+                    )
                 noisy = torch.lerp(kept, noisy, blend)
             if callback:
                 callback(step, time, noisy)

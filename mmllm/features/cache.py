@@ -124,6 +124,8 @@ class FeatureCache:
         for span in item.outputs:
             self.targets(span.key, [span.medium])
             self.latents(span.key, [span.medium])
+            for medium in span.references:
+                self.latents(span.key, [medium])
 
     def precompute(
         self,
@@ -208,6 +210,8 @@ class FeatureCache:
             yield CONDITIONS, span.key, span.medium
             if self.denoise and span.medium.has_data:
                 yield LATENTS, span.key, span.medium
+            for medium in span.references if self.denoise else ():
+                yield LATENTS, span.key, medium
 
     def _missing(self, kind: str, key: str, medium: Medium) -> str | None:
         """Return the name of an entry, or None if it is cached. Raises MediaError."""

@@ -106,8 +106,7 @@ def split_options(
             raise ConfigError(f"{modality}: {name}: expected media, got {quoted(wrong[0])}")
         media[name] = each if name == "references" else each[0]
         del values[name]
-    if "mask" in values:
-        del values["mask"]  # None
+    values.pop("mask", None)  # None
     if "mask" in media and not isinstance(media["mask"], Image):
         raise ConfigError(f"{modality}: mask: expected an image, got {media['mask']!r}")
     return values, media

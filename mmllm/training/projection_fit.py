@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmllm.config import PrealignConfig
-from mmllm.data.batch import collate
+from mmllm.data.batch import OutputMedia, collate
 from mmllm.data.rendering import Rendered
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
@@ -33,11 +33,23 @@ class SignalStates:
         states: float[M, W + K, D], the input of the projection.
         targets: the captions' own conditions, by name.
         latents: float[M, …] of the media, if the cache has those of all.
+        references: of each medium the latents of its references; None if no medium has any.
     """
 
     states: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
     latents: Tensor | None = None
+    references: list[Tensor] | None = None
+
+    def references_of(self, rows: Tensor) -> list[Tensor] | None:
+        """Return those of some media.
+
+        Args:
+            rows: int[R], the media.
+        """
+        if self.references is None:
+            return None
+        return [self.references[row] for row in rows.tolist()]
 
 
 @torch.no_grad()
@@ -74,18 +86,26 @@ def collect_states(
             for key in keys:
                 if len(signals[key]):
                     media = batch.outputs[key]
-                    found[key].append(SignalStates(signals[key], media.targets, media.latents))
+                    found[key].append(_states(signals[key], media))
             shown.update()
     return {key: _joined(parts) for key, parts in found.items() if parts}
+
+
+def _states(signals: Tensor, media: OutputMedia) -> SignalStates:
+    return SignalStates(signals, media.targets, media.latents, media.references)
 
 
 def _joined(parts: list[SignalStates]) -> SignalStates:
     """The media of all parts as one; without latents if one part has none."""
     latents = [part.latents for part in parts if part.latents is not None]
+    references: list[Tensor] = []
+    for part in parts:
+        references += part.references or [part.states.new_zeros(0)] * len(part.states)
     return SignalStates(
         torch.cat([part.states for part in parts]),
         {name: torch.cat([part.targets[name] for part in parts]) for name in parts[0].targets},
         torch.cat(latents) if len(latents) == len(parts) else None,
+        references if any(map(len, references)) else None,
     )
 
 

@@ -285,10 +285,8 @@ def measure(model: AnyToAny, key: str, known: SignalStates) -> ConditionQuality:
     def loss_under(own: Mapping[str, Tensor]) -> float:
         values = {name: value.float() for name, value in own.items()}
         with evaluating(projection):
-            draws = [
-                loss.of_media(values, latents, range(draw * num, (draw + 1) * num))
-                for draw in range(_DRAWS)
-            ]
+            seeds = [range(draw * num, (draw + 1) * num) for draw in range(_DRAWS)]
+            draws = [loss.of_media(values, latents, each, known.references) for each in seeds]
         return torch.stack(draws).mean().item()
 
     empty = decoder.unconditional(num)
@@ -372,7 +370,8 @@ def _denoise(model: AnyToAny, key: str, states: SignalStates, fit: ProjectionFit
         captions = {name: value[chosen] for name, value in states.targets.items()}
         values = projection.conditions(states.states[chosen], captions)
         condition = {name: value.float() for name, value in values.items()}
-        return loss_of.of_media(condition, latents[chosen], seeds).mean()
+        given = condition, latents[chosen], seeds, states.references_of(chosen)
+        return loss_of.of_media(*given).mean()
 
     fit(f"decoders.{key}, denoising", projection, len(states.states), loss)
 

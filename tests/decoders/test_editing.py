@@ -307,9 +307,7 @@ def test_what_cannot_be_taken_is_refused_by_name(build):
     dev = build("flux2")
     one = picture(dev)
     with pytest.raises(ConfigError, match="Flux2Pipeline takes no mask"):
-        dev.sample(
-            dev.encode_captions(["a dog"]), init_media=[one], masks=[left_half(one)], **call
-        )
+        dev.sample(dev.encode_captions(["a dog"]), init_media=[one], masks=[left_half(one)], **call)
     with pytest.raises(ConfigError, match="takes at most 10 reference"):
         dev.sample(dev.encode_captions(["a dog"]), references=[[one] * 11], **call)
     with pytest.raises(ValueError, match="at least one reference for each"):

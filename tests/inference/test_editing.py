@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused_before_any_work(chat, tiny_model):
         ask("image", picture(10), mask=mask)
     with pytest.raises(ConfigError, match="Pipeline takes no mask"):
         ask("video", original, mask=mask)
-    with pytest.raises(ConfigError, match="mask: expected an image, got Video"):
+    with pytest.raises(ConfigError, match=r"mask: expected Image\(...\), got"):
         ask("image", original, mask=clip(1))
     with pytest.raises(ConfigError, match="Pipeline takes no references"):
         ask("image", references=[original])
