@@ -135,11 +135,8 @@ class PixArtDecoder(MaskedPrompt, ImageDecoder):
                 predicted = uncond + guidance_scale * (cond - uncond)
             noisy = scheduler.step(predicted, time, noisy, return_dict=False, **extra)[0]
             if blend is not None:
-                kept = clean
-                if step + 1 < len(times):
-                    kept = scheduler.add_noise(
-                        clean, noise, times[step + 1 :][:1].repeat(len(clean))
-                    )
+                following = times[step + 1 : step + 2].repeat(len(clean))
+                kept = scheduler.add_noise(clean, noise, following) if len(following) else clean
                 noisy = torch.lerp(kept, noisy, blend)
             if callback:
                 callback(step, time, noisy)

@@ -106,9 +106,9 @@ def split_options(
             raise ConfigError(f"{modality}: {name}: expected media, got {quoted(wrong[0])}")
         media[name] = each if name == "references" else each[0]
         del values[name]
-    values.pop("mask", None)  # None
-    if "mask" in media and not isinstance(media["mask"], Image):
-        raise ConfigError(f"{modality}: mask: expected an image, got {media['mask']!r}")
+    mask = media.get("mask", values.pop("mask", None))
+    if mask is not None and not isinstance(mask, Image):
+        raise ConfigError(f"{modality}: mask: expected Image(...), got {quoted(mask)}")
     return values, media
 
 
@@ -150,10 +150,10 @@ def resolve_sources(
             f"{decoder.modality}: mask: there is no picture in the conversation that it could be of"
         )
     references, num_dropped = media.get("references"), 0
-    if references is None and decoder.max_references:
-        if mask is None or decoder.masks_references or names_references:
-            most = decoder.max_references
-            references, num_dropped = find_references(messages, config.references, most)
+    most = decoder.max_references
+    is_free = mask is None or decoder.masks_references or names_references
+    if references is None and most and is_free:
+        references, num_dropped = find_references(messages, config.references, most)
     sources = EditSources(
         init,
         mask,

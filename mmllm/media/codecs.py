@@ -53,7 +53,8 @@ def decode(source: MediaSource, modality: str) -> MediaContent:
 
     Args:
         source: a path, the bytes of a file, or a file inside another.
-        modality: the required modality: "image", "audio" or "video".
+        modality: the required modality: "image", "audio" or "video"; "mask" is an image whose
+            transparency is decoded, as white on black.
 
     Returns:
         The decoded arrays, see MediaContent.
@@ -63,7 +64,7 @@ def decode(source: MediaSource, modality: str) -> MediaContent:
             Sizes are checked from the header before decoding, time and work while decoding.
     """
     cost = DecodingCost(name_of(source))
-    info = _probe_as(source, modality, cost)
+    info = _probe_as(source, "image" if modality == "mask" else modality, cost)
     _check(info, name_of(source))
     return DECODERS[modality](source, info, cost)
 
@@ -165,6 +166,11 @@ def _decode_image(source: MediaSource, info: MediaInfo, cost: DecodingCost) -> M
     return MediaContent(array, provenance=mark)
 
 
+def _decode_mask(source: MediaSource, info: MediaInfo, cost: DecodingCost) -> MediaContent:
+    with opened(source) as file:
+        return MediaContent(image.decode_mask(file, name_of(source), cost))
+
+
 def _decode_audio(source: MediaSource, info: MediaInfo, cost: DecodingCost) -> MediaContent:
     name = name_of(source)
     with opened(source) as file:
@@ -189,6 +195,7 @@ def _decode_video(source: MediaSource, info: MediaInfo, cost: DecodingCost) -> M
 
 DECODERS: dict[str, Callable[[MediaSource, MediaInfo, DecodingCost], MediaContent]] = {
     "image": _decode_image,
+    "mask": _decode_mask,
     "audio": _decode_audio,
     "video": _decode_video,
 }

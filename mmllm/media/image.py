@@ -18,7 +18,7 @@ from mmllm.media import provenance
 from mmllm.media.files import brief, timed
 from mmllm.media.info import MediaContent, MediaInfo
 from mmllm.media.limits import DecodingCost
-from mmllm.media.rgb import to_rgb
+from mmllm.media.rgb import to_mask, to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -139,6 +139,32 @@ def decode(
         cost.add_frame(*picture.size)
         mark = _provenance(picture)
         return to_rgb(_upright(picture)), mark
+
+
+def decode_mask(file: BinaryIO, name: str, cost: DecodingCost) -> np.ndarray:
+    """Decode the transparency of an image as a mask.
+
+    Args:
+        file: the open file, at its beginning.
+        name: its name in messages.
+        cost: the image counts as one frame.
+
+    Returns:
+        uint8[H, W, 3], white where the image is transparent, black elsewhere.
+
+    Raises:
+        MediaError: the image has no transparency, or is damaged.
+        OversizedMediaError: it exceeds a limit.
+    """
+    with _pillow(file, name, cost) as picture:
+        cost.add_frame(*picture.size)
+        mask = to_mask(_upright(picture))
+        if mask is None:
+            raise MediaError(
+                f"{name}: expected a picture with an alpha channel, which is transparent where the "
+                "other one is to change; this one has none"
+            )
+        return mask
 
 
 def from_pil(picture: PILImage.Image) -> np.ndarray:

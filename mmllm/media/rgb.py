@@ -32,6 +32,15 @@ def to_rgb(picture: PILImage.Image) -> np.ndarray:
     return array
 
 
+def to_mask(picture: PILImage.Image) -> np.ndarray | None:
+    """Return where a picture is more transparent than not, as uint8[H, W, 3], white on black; None
+    if it has no transparency at all, as a format or as a colour."""
+    if not picture.has_transparency_data:
+        return None
+    alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
+    return np.where(alpha < 128, np.uint8(255), np.uint8(0))[..., None].repeat(3, axis=-1)
+
+
 def _strip(strip: PILImage.Image) -> np.ndarray:
     """Convert a strip of an image of 8 bits per channel to uint8[H, W, 3]."""
     from PIL import Image as PILImage

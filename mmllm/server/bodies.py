@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
@@ -111,9 +112,34 @@ def validated(model: type[B], tree: Any, lenient: bool = False) -> B:
             return body
 
 
-async def read_edit(request: Request) -> tuple[api.EditRequest, bytes]:
-    """A dependency of a route: the form of an edit, and its image. Raises ApiError (400)."""
-    return await _read_upload(request, api.EditRequest, "image")
+@dataclass(frozen=True)
+class EditForm:
+    """The form of an edit: its fields, its images, at least one, and its mask, if it has one."""
+
+    body: api.EditRequest
+    images: list[bytes]
+    mask: bytes | None
+
+
+async def read_edit(request: Request) -> EditForm:
+    """A dependency of a route: the form of an edit. Raises ApiError (400)."""
+    data, content_type = await request.body(), request.headers.get("content-type", "")
+    lenient = request.app.state.service.settings.lenient
+    return await asyncio.get_running_loop().run_in_executor(
+        _POOL, _edit_form, content_type, data, lenient
+    )
+
+
+def _edit_form(content_type: str, data: bytes, lenient: bool) -> EditForm:
+    fields, files = forms.parsed(content_type, data)
+    images = files.pop("image", []) + files.pop("image[]", [])
+    masks = files.pop("mask", [])
+    if not images:
+        raise bad_request("image: expected at least one file, got none", "image")
+    if len(masks) > 1:
+        raise bad_request(f"mask: expected one file, got {len(masks)}", "mask")
+    body = _fields(api.EditRequest, fields, files, lenient)
+    return EditForm(body, images, masks[0] if masks else None)
 
 
 async def read_transcription(request: Request) -> tuple[api.TranscriptionRequest, bytes]:
@@ -169,11 +195,13 @@ def component_schemas() -> dict[str, Any]:
     return models_json_schema(modes, ref_template=_REFS)[1]["$defs"]
 
 
-def documented_form(model: type[BaseModel], file: str) -> dict[str, Any]:
-    """Return the OpenAPI schema of a form with a file."""
+def documented_form(
+    model: type[BaseModel], file: str, *, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the OpenAPI schema of a form with a file, and others that it may have."""
     schema = dict(component_schemas()[model.__name__])  # it allows no other properties
     upload = {"type": "string", "format": "binary"}
-    schema["properties"] = {file: upload, **schema["properties"]}
+    schema["properties"] = dict.fromkeys((file, *optional), upload) | schema["properties"]
     schema["required"] = [file, *schema.get("required", [])]
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

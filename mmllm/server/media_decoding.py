@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import threading
 import time
 import weakref
@@ -22,6 +21,7 @@ import numpy as np
 from mmllm import media
 from mmllm.conversation import Medium, SampledVideo, Video
 from mmllm.media import MediaSource, isolated
+from mmllm.media.info import MediaContent
 from mmllm.server.errors import ApiError
 from mmllm.server.settings import ServerSettings
 
@@ -67,7 +67,8 @@ class MediaDecoder:
         """Decode a medium in a worker thread, which waits for the process that does it.
 
         Args:
-            modality: Of the medium; videos have a pool of their own.
+            modality: Of the medium; videos have a pool of their own. "mask": of an image the
+                transparency, white on black.
             open_medium: Called in the worker, because it may parse megabytes of base64.
             budget: Of its request.
 
@@ -77,7 +78,7 @@ class MediaDecoder:
         """
 
         def work() -> Medium:
-            return self._decode(open_medium(), budget)
+            return self._decode(open_medium(), budget, modality)
 
         medium = await self._in_pool(_pool(modality), work)
         self._memory.add(medium)
@@ -90,7 +91,7 @@ class MediaDecoder:
                 context = contextvars.copy_context()
             return await asyncio.get_running_loop().run_in_executor(pool, context.run, work)
 
-    def _decode(self, medium: Medium, budget: DecodeBudget) -> Medium:
+    def _decode(self, medium: Medium, budget: DecodeBudget, modality: str) -> Medium:
         if budget.cancel.is_set():
             raise isolated.DecodingCancelledError("nobody waits for it any more")
         limits = replace(media.current_limits(), decoded_bytes=budget.bytes_left)
@@ -101,7 +102,9 @@ class MediaDecoder:
             left = max(deadline - time.monotonic(), 0.0)
             return isolated.sample_frames(source, num, seconds=left, cancel=budget.cancel)
 
-        decode = functools.partial(isolated.decode, seconds=seconds, cancel=budget.cancel)
+        def decode(source: MediaSource, _: str) -> MediaContent:
+            return isolated.decode(source, modality, seconds=seconds, cancel=budget.cancel)
+
         with media.limits(limits):
             if isinstance(medium, Video):
                 medium = medium.presampled(budget.frame_counts, sample)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mmllm.conversation import Medium
 from mmllm.errors import ConfigError, quoted
 from mmllm.inference.chat import Chat
 from mmllm.inference.options import ModalityChoice
@@ -90,20 +92,72 @@ class OptionsParser:
             sampling["temperature"] = body.temperature
         return ReplyOptions(modalities=dict.fromkeys(self.decoders, "forbid"), sampling=sampling)
 
-    def edit(self, body: api.EditRequest) -> ReplyOptions:
-        """Options of images that start from the one in the conversation."""
+    def edit(
+        self, body: api.EditRequest, num_images: int = 1, *, has_mask: bool = False
+    ) -> ReplyOptions:
+        """Options of images that are made from those in the conversation.
+
+        Args:
+            body: The request.
+            num_images: How many it brings.
+            has_mask: Whether it brings a mask of the first one.
+
+        Raises:
+            ApiError: 400, the model cannot make images from them.
+        """
         decoder = self.decoders.get("image")
-        if decoder is None or decoder.init_modality != "image":
+        most = 0 if decoder is None else decoder.max_references
+        starts = decoder is not None and decoder.init_modality == "image"
+        if decoder is None or not (starts or most):
             raise bad_request(
-                "this model cannot start from a picture: its image decoder has no `init_media` "
-                "(see /v1/models)",
+                "this model cannot start from a picture: its image decoder has no `init_media` and "
+                "no `references` (see /v1/models)",
                 "image",
                 "not_supported",
             )
+        if has_mask and not decoder.takes_mask:
+            raise bad_request("this model's image decoder takes no mask", "mask", "not_supported")
+        if has_mask:
+            most = 1 + (most if decoder.masks_references else 0)
+        if num_images > (most or 1):
+            raise bad_request(
+                f"image: {num_images} files, more than the {most or 1} that this model's image "
+                f"decoder takes{' with a mask' if has_mask else ''}",
+                "image",
+            )
         if body.strength is not None and "strength" not in decoder.request_options:
             raise bad_request("strength: this model's image decoder does not take it", "strength")
-        given = api.DecoderOptions(init_media="last", strength=body.strength)
+        wanted: dict[str, Any] = {"strength": body.strength}
+        if not has_mask and decoder.max_references:
+            wanted |= {"references": "auto", **({"init_media": "none"} if starts else {})}
+        elif not has_mask:
+            wanted["init_media"] = "last"
+        given = api.DecoderOptions(**wanted)
         return self.single_medium("image", given, size=body.size, ignored=body.ignored)
+
+    def with_mask(
+        self, options: ReplyOptions, images: Sequence[Medium], mask: Medium
+    ) -> ReplyOptions:
+        """Options of an edit with its mask, which is of the first image; the others are references.
+
+        Raises:
+            ApiError: 400, the mask has another size.
+        """
+        sizes = [image.to_numpy().shape[1::-1] for image in (images[0], mask)]
+        if sizes[0] != sizes[1]:
+            raise bad_request(
+                "mask: expected the size of the picture, {}x{}, got {}x{}".format(
+                    *sizes[0], *sizes[1]
+                ),
+                "mask",
+            )
+        media: dict[str, Any] = {"init_media": images[0], "mask": mask}
+        if len(images) > 1:
+            media["references"] = list(images[1:])
+        elif self.decoders["image"].max_references:
+            media["references"] = "none"
+        own = {**options.decoders.get("image", {}), **media}
+        return replace(options, decoders={**options.decoders, "image": own})
 
     def single_medium(
         self,

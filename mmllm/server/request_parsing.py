@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -75,13 +76,30 @@ class RequestParser:
         Raises:
             ApiError: 400, it is no medium of this modality, or cannot be decoded.
         """
-        budget = self._budget([1])
+        return (await self.uploads([(data, modality, param)]))[0]
+
+    async def uploads(self, files: Sequence[tuple[bytes, str, str]]) -> list[Medium]:
+        """Media that were uploaded as files of one request, decoded.
+
+        Args:
+            files: Contents, modality and field of each; the modality "mask" is the transparency of
+                an image.
+
+        Raises:
+            ApiError: 400, one is no medium of its modality, or cannot be decoded.
+        """
+        budget, decoded = self._budget([1]), list[Medium]()
         try:
-            return await self.decoder.decode(modality, lambda: MEDIA[modality](source=data), budget)
-        except MediaError as error:
-            raise to_api_error(error, param) from error
+            for data, modality, param in files:
+                kind = MEDIA["image" if modality == "mask" else modality]
+                open_medium = functools.partial(kind, source=data)
+                try:
+                    decoded.append(await self.decoder.decode(modality, open_medium, budget))
+                except MediaError as error:
+                    raise to_api_error(error, param) from error
         finally:
             budget.cancel.set()
+        return decoded
 
     def _budget(self, frame_counts: Sequence[int]) -> DecodeBudget:
         return DecodeBudget(self.settings.input_limits.decoded_bytes, frame_counts)

@@ -214,6 +214,13 @@ class DecoderOptions(Strict):
     strength: float | None = Field(
         default=None, gt=0, le=1, description="How far from the source; 1 leaves little of it."
     )
+    references: Literal["none", "auto", "all"] | None = Field(
+        default=None,
+        description="auto: the pictures of the last message, or else the newest one, condition it.",
+    )
+    noise: Literal["new", "last"] | None = Field(
+        default=None, description="last: begin with the noise of the newest medium it has made."
+    )
     seconds: float | None = Field(default=None, gt=0)
     frames: int | None = Field(default=None, ge=1)
     fps: float | None = Field(default=None, ge=0.1, le=240)
@@ -335,7 +342,7 @@ class ImageRequest(ApiRequest):
 
 
 class EditRequest(ImageRequest):
-    """The fields of the form, in addition to `image`, the file."""
+    """The fields of the form, in addition to the files: `image`, one or several, and `mask`."""
 
     strength: float | None = Field(
         default=None, gt=0, le=1, description="How far from the picture; 1 leaves little of it."

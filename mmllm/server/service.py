@@ -108,7 +108,7 @@ class Service:
         options: ReplyOptions,
         seed: int | None,
         num: int = 1,
-        source: Medium | None = None,
+        sources: Sequence[Medium] = (),
     ) -> list[tuple[Medium, int]]:
         """Generate media of the one modality that `options` force.
 
@@ -118,7 +118,7 @@ class Service:
             options: As of `OptionsParser.single_medium`.
             seed: Of the first medium; the following ones count up. None draws one.
             num: How many.
-            source: A medium that is shown before the prompt.
+            sources: Media that are shown before the prompt.
 
         Returns:
             The media, each with its seed.
@@ -127,8 +127,8 @@ class Service:
         first = new_seed(num) if seed is None else seed
         if first + num > 2**63:
             raise bad_request(f"seed: too large to count up from for {num} pictures", "seed")
-        message = user(prompt) if source is None else user(source, prompt)
-        replies = await self.replies(request, ReplyJob([message], options, first, num))
+        job = ReplyJob([user(*sources, prompt)], options, first, num)
+        replies = await self.replies(request, job)
         return [(reply.media[0], reply.seed) for reply in replies]
 
     async def events(self, request: Request, job: ReplyJob) -> AsyncIterator[Event]:

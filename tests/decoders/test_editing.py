@@ -29,7 +29,7 @@ REFERRING = ("flux_kontext", "flux2", "flux2_klein")
 """Families that take references."""
 MASKED = pytest.mark.parametrize("family", [*INPAINTING, "image"])
 SIDE = 64
-"""Of pictures of FLUX.2, which takes no smaller ones, and of Kontext's that are not to be resized."""
+"""Of pictures of FLUX.2, which takes no smaller ones."""
 
 
 CHANNELS = {"stable_diffusion": 4, "sdxl": 4, "sd3": 16}

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import io
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
+from PIL import Image as PILImage
 
 from mmllm.conversation import Image, user
 from mmllm.inference.chat import Chat
+from mmllm.server import schemas as api
+from mmllm.server.errors import ApiError
 from tests.server.conftest import Served
 from tests.server.files import PNG, WAV, file_of
 
 ASKED: dict[str, Any] = {"model": "tiny", "prompt": "one", "extra_body": {"seed": 3}}
 FORM = {"prompt": "one", "seed": "3"}
 FILE = {"image": ("cat.png", PNG, "image/png")}
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture whose left half is transparent."""
+    alpha = np.full((height, width, 4), 255, np.uint8)
+    alpha[:, : width // 2, 3] = 0
+    file = io.BytesIO()
+    PILImage.fromarray(alpha).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -45,6 +58,11 @@ def test_an_edit_is_a_reply_that_starts_from_the_picture(
         ({"image": WAV}, FORM, "image"),
         ({"image": b"no picture"}, FORM, "image"),
         ({**FILE, "mask": PNG}, FORM, "mask"),
+        ({**FILE, "mask": WAV}, FORM, "mask"),
+        ([("image", PNG), ("mask", png(4, 4)), ("mask", png(4, 4))], FORM, "mask"),
+        ({**FILE, "mask": png(3, 7)}, FORM, "mask"),
+        ([("image", PNG), ("image[]", PNG)], FORM, "image"),
+        ([("image", PNG), ("image", PNG), ("mask", png(4, 4))], FORM, "image"),
         (FILE, {"seed": "3"}, "prompt"),
         (FILE, {**FORM, "n": "two"}, "n"),
         (FILE, {**FORM, "n": "99"}, "n"),
@@ -69,11 +87,61 @@ def test_bodies_that_are_not_forms_are_refused(http: httpx2.Client, body: bytes,
     assert response.status_code == 400, response.text
 
 
-def test_a_lenient_server_names_the_mask(serve: Callable[..., Served]) -> None:
-    with serve(lenient=True).http() as http:
-        response = http.post("/v1/images/edits", files={**FILE, "mask": PNG}, data=FORM)
-    assert response.status_code == 200, response.text
-    assert response.json()["mmllm"]["ignored"] == ["mask"]
+def test_only_what_is_transparent_in_the_mask_changes(
+    chat: Chat, client: openai.OpenAI, served: Served
+) -> None:
+    height, width = chat.model.decoders["image"].size
+    original = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    PILImage.fromarray(original).save(file, "PNG")
+    mask = ("mask.png", png(width, height))
+    made = client.images.edit(image=("cat.png", file.getvalue()), mask=mask, **ASKED).data
+    assert made
+    after = Image(base64.b64decode(made[0].b64_json or "")).to_numpy()
+    half = width // 2
+    assert np.array_equal(after[:, half:], original[:, half:])
+    assert not np.array_equal(after[:, :half], original[:, :half])
+    white = np.zeros((height, width, 3), np.uint8)
+    white[:, :half] = 255
+    options = {"image": {"mask": Image(white)}}
+    asked: dict[str, Any] = {"modalities": {"image": "force", "audio": "forbid"}, "seed": 3}
+    asked["modalities"]["video"] = "forbid"
+    same = chat.reply([user(Image(original), "one")], decoders=options, max_media=1, **asked)
+    assert np.array_equal(same.media[0].to_numpy(), after)
+
+
+def test_a_decoder_without_masks_says_so(
+    served: Served, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = served.service.options.decoders["image"]
+    monkeypatch.setattr(type(decoder), "takes_mask", False)
+    response = http.post("/v1/images/edits", files={**FILE, "mask": png(4, 4)}, data=FORM)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "mask"
+    assert response.json()["error"]["code"] == "not_supported"
+
+
+def test_several_pictures_are_references_where_the_decoder_takes_them(
+    served: Served, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = served.service.options.decoders["image"]
+    monkeypatch.setattr(decoder, "max_references", 2)
+    options = served.service.options
+    asked = {"references": "auto", "init_media": "none"}
+    monkeypatch.setattr(options, "decoder", lambda modality, given, *_, **__: given.model_dump(
+        exclude_none=True
+    ))  # fmt: skip
+    body = api.EditRequest(prompt="one")
+    assert options.edit(body, 2).decoders == {"image": asked}
+    with pytest.raises(ApiError, match="3 files, more than the 2"):
+        options.edit(body, 3)
+    with pytest.raises(ApiError, match=r"2 files, more than the 1 .* with a mask"):
+        options.edit(body, 2, has_mask=True)
+    monkeypatch.setattr(decoder, "masks_references", True)
+    masked = options.edit(body, 2, has_mask=True)
+    one, two, mask = (Image(np.zeros((4, 4, 3), np.uint8)) for _ in range(3))
+    own = options.with_mask(masked, [one, two], mask).decoders["image"]
+    assert own == {"init_media": one, "mask": mask, "references": [two]}
 
 
 def test_a_model_that_cannot_start_from_a_picture_says_so(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -40,29 +41,39 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/images/edits",
         response_model=api.ImageResponse,
-        openapi_extra=bodies.documented_form(api.EditRequest, "image"),
+        openapi_extra=bodies.documented_form(
+            api.EditRequest, "image", optional=("image[]", "mask")
+        ),
     )
     async def edits(
         request: Request,
-        form: Annotated[tuple[api.EditRequest, bytes], Depends(bodies.read_edit)],
+        form: Annotated[bodies.EditForm, Depends(bodies.read_edit)],
     ) -> Response:
-        """Generate images that start from an uploaded one."""
-        body, file = form
+        """Generate images from uploaded ones: they condition the decoder, or it starts from one.
+        With a mask only what is transparent in it changes in the first image."""
+        body = form.body
         service.check_model(body.model, body.ignored)
-        options = await asyncio.to_thread(service.options.edit, body)
-        decoding = service.parser.upload(file, "image", "image")
-        source = await unless_disconnected(request, asyncio.ensure_future(decoding))
-        return await respond(request, body, options, source)
+        options = await asyncio.to_thread(
+            service.options.edit, body, len(form.images), has_mask=form.mask is not None
+        )
+        files = [(file, "image", "image") for file in form.images]
+        files += [] if form.mask is None else [(form.mask, "mask", "mask")]
+        decoding = asyncio.ensure_future(service.parser.uploads(files))
+        media = await unless_disconnected(request, decoding)
+        images = media[: len(form.images)]
+        if form.mask is not None:
+            options = service.options.with_mask(options, images, media[-1])
+        return await respond(request, body, options, images)
 
     async def respond(
         request: Request,
         body: api.ImageRequest,
         options: ReplyOptions,
-        source: Medium | None = None,
+        sources: Sequence[Medium] = (),
     ) -> Response:
         """Generate the images of a request and encode them as it asks."""
         made = await service.generate_media(
-            request, body.prompt, options, body.seed, body.n or 1, source
+            request, body.prompt, options, body.seed, body.n or 1, sources
         )
         suffix = body.output_format or "png"
         url_of = service.file_urls(request)
