@@ -66,6 +66,8 @@ class DecoderContract(ABC):
     in a medium."""
     max_references: int = 0
     """How many pictures the pipeline can be conditioned on besides the caption; 0: none."""
+    needs_references: bool = False
+    """Whether it makes nothing without one."""
     masks_references: bool = False
     """Whether it takes a mask and references in one call."""
 

@@ -74,6 +74,11 @@ class EditMedia:
             self._check_masks(decoder, self.masks, num)
         if self.references is not None:
             _check_references(decoder, self.references, num)
+        elif decoder.needs_references:
+            raise ConfigError(
+                f"{decoder.modality}: {decoder.pipeline_class} edits pictures, and there is none: "
+                "put one into the conversation, or give it as references"
+            )
         if self.masks is not None and self.references is not None and not decoder.masks_references:
             raise ConfigError(
                 f"{decoder.modality}: {decoder.pipeline_class} takes a mask or references, not "

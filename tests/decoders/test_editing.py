@@ -6,6 +6,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
 from mmllm import config
 from mmllm.conversation import Image
@@ -352,3 +354,123 @@ def test_kontext_takes_a_mask_and_a_reference(build):
     half = original.width // 2
     expected[0, :, half:] = original.to_numpy()[:, half:] / 255
     close(made, expected)
+
+
+EDITING = {"plus": "QwenImageEditPlusPipeline", "one": "QwenImageEditPipeline"}
+
+
+@pytest.fixture(scope="session")
+def qwen_edit(tmp_path_factory):
+    """Folders of both pipelines of Qwen-Image for editing."""
+    special = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(tiny.qwen_image_pipeline().components)
+    encoder = parts["text_encoder"]
+    tokenizer = parts["tokenizer"]
+    tokenizer.add_tokens(special, special_tokens=True)
+    encoder.resize_token_embeddings(len(tokenizer))
+    encoder.config.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    encoder.config.video_token_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    encoder.config.vision_start_token_id = tokenizer.convert_tokens_to_ids("<|vision_start|>")
+    parts["processor"] = transformers.Qwen2VLProcessor(
+        transformers.Qwen2VLImageProcessor(patch_size=14, min_pixels=784, max_pixels=784),
+        tokenizer,
+        transformers.Qwen2VLVideoProcessor(),
+    )
+    root = tmp_path_factory.mktemp("qwen_edit")
+    for name, kind in EDITING.items():
+        getattr(diffusers, kind)(**parts).save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(params=EDITING)
+def editor(request, qwen_edit, monkeypatch) -> ModalityDecoder:
+    """A decoder whose pipeline scales pictures to 32 x 32 pixels instead of 1024 x 1024."""
+    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+        size = (32, 32) if module is pipeline_qwenimage_edit_plus else (32, 32, None)
+        monkeypatch.setattr(module, "calculate_dimensions", lambda *_, size=size: size)
+    entry = tiny.entry("qwen_image", qwen_edit / request.param, height=32, width=32)
+    return config.build(entry)
+
+
+def test_qwen_edits_by_its_own_pipeline(editor):
+    """Under the conditions of its own text encoder, which has read the pictures, too."""
+    pictures = [picture(editor, seed) for seed in range(editor.max_references)]
+    given = [each.to_pil() for each in pictures]
+    own = tiny.load(editor.folder)
+    images = given if editor.max_references > 1 else given[0]
+    call = {"height": 32, "width": 32, "num_inference_steps": 4, "output_type": "np"}
+    expected = own(
+        image=images, prompt=["a dog"], negative_prompt=" ", true_cfg_scale=4.0,
+        generator=seeded(1)[0], **call,
+    )  # fmt: skip
+    tokens = editor.config.max_caption_tokens
+    conditions = []
+    for prompt in ("a dog", " "):
+        embeds, mask = own.encode_prompt(prompt=[prompt], image=images)
+        assert embeds.shape[1] <= tokens
+        mask = embeds.new_ones(embeds.shape[:2]) if mask is None else mask
+        padding = tokens - embeds.shape[1]
+        conditions.append(
+            {
+                "prompt_embeds": torch.nn.functional.pad(embeds, (0, 0, 0, padding)),
+                "prompt_embeds_mask": torch.nn.functional.pad(mask.float(), (0, padding)),
+            }
+        )
+    made = editor.sample(
+        conditions[0], negative=conditions[1], generators=seeded(1), references=[pictures]
+    )
+    close(made, expected.images)
+
+
+def test_qwens_captions_are_read_without_pictures(editor):
+    own = diffusers.QwenImageEditPlusPipeline(**tiny.load(editor.folder).components)
+    embeds, _ = own.encode_prompt(prompt=["a red apple"])
+    condition = editor.encode_captions(["a red apple"])
+    num = int(condition["prompt_embeds_mask"].sum())
+    assert 0 < num == embeds.shape[1]
+    torch.testing.assert_close(condition["prompt_embeds"][:, :num], embeds, rtol=0, atol=1e-4)
+
+
+def test_qwens_references_are_of_consequence_and_needed(editor):
+    condition = editor.encode_captions(["a dog"])
+    first, second = (
+        arrays(editor.sample(condition, generators=seeded(0), references=[[picture(editor, seed)]]))
+        for seed in range(2)
+    )
+    assert np.abs(first - second).max() > 1e-3
+    with pytest.raises(ConfigError, match="edits pictures, and there is none"):
+        editor.sample(condition, generators=seeded(0))
+    with pytest.raises(ConfigError, match="makes media from noise alone"):
+        editor.sample(condition, generators=seeded(0), init_media=[picture(editor)])
+
+
+def test_qwen_trains_with_references_as_it_samples(editor, monkeypatch):
+    references = [picture(editor, seed) for seed in range(editor.max_references)]
+    condition = editor.encode_captions(["a dog"])
+    transformer, calls = editor.pipeline.transformer, []
+    forward = transformer.forward
+
+    def recorded(**given):
+        answer = forward(**given)
+        calls.append((given, answer[0]))
+        return answer
+
+    monkeypatch.setattr(transformer, "forward", recorded)
+    options = {"guidance": 1.0}
+    editor.sample(condition, generators=seeded(0), references=[references], options=options)
+    given, answer = calls[0]
+    latents = editor.encode_media(torch.stack([editor.preprocess(each) for each in references]))
+    noise = torch.randn(latents[:1].shape, generator=seeded(0)[0])
+    with torch.no_grad():
+        editor.denoise_with_references(
+            editor.prepare_condition(condition), noise, given["timestep"] * 1000, latents
+        )
+    again, other = calls[-1]
+    torch.testing.assert_close(again["hidden_states"], given["hidden_states"], rtol=0, atol=1e-4)
+    assert again["img_shapes"] == given["img_shapes"]
+    torch.testing.assert_close(other, answer, rtol=0, atol=1e-4)
+    monkeypatch.undo()  # at its own size
+    with pytest.raises(ConfigError, match="scales references to 1024x1024 pixels"):
+        editor.denoise_with_references(condition, noise, given["timestep"], latents)
