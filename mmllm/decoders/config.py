@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 CALL_OPTIONS = (
     *("steps", "guidance", "negative_prompt", "scheduler", "cache", "init_media", "strength"),
-    *("references", "noise", "seconds", "frames", "fps", "height", "width"),
+    *("references", "noise", "keep", "seconds", "frames", "fps", "height", "width"),
 )
 """Fields that one call may override, in the order in which they are listed to users."""
 SAMPLING_FIELDS = (
     *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
-    *("references", "noise", "cache", "cache_threshold", "offload", "text_encoder"),
+    *("references", "noise", "keep", "cache", "cache_threshold", "offload", "text_encoder"),
 )
 """Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
 
@@ -48,6 +48,8 @@ class DecoderConfig:
             time.
         noise: `last` begins with the noise of the newest medium of the conversation that this
             decoder made, if there is one; `new`: with its own.
+        keep: the share of the condition of that medium that is kept, from 0 to 1; known of media
+            that the same process has made and still holds.
         text_encoder: `llm` where the pipeline's text encoder is the very model that is the system's
             LLM: its weights are then used, the pipeline's copy is not loaded; `own`: that copy.
     """
@@ -63,11 +65,14 @@ class DecoderConfig:
     offload: Literal["none", "model", "sequential"] = "none"
     text_encoder: Literal["own", "llm"] = "own"
     noise: Literal["new", "last"] = "new"
+    keep: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ConfigError unless every count is at least 1 and every length is positive, of the
         fields that a family adds, too."""
         values: dict[str, Any] = vars(self)
+        if not 0 <= self.keep <= 1:
+            raise ConfigError(f"keep: expected from 0 to 1, got {self.keep}")
         check_choice("noise", self.noise, ("new", "last"))
         for name, value in values.items():
             if value is None:

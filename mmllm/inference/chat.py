@@ -211,6 +211,7 @@ class Chat:
                 steps, guidance, negative_prompt, scheduler, and for some cache, seconds, frames,
                 fps, height, width, init_media, strength. With `init_media="last"` media start from
                 the newest one in the conversation that the decoder can start from, if any.
+                `mask`, `references`, `noise` and `keep` are for edits (docs/editing.md).
             on_step: called with (output key, step, steps), once for each step of a batch.
             cancel: ends the work when it is set, from any thread.
             render_media: if False, no decoder runs: the media of the replies have no data.
@@ -362,7 +363,9 @@ class Chat:
         """Check the options (`resolve_settings`) and run one request."""
         began = time.perf_counter()
         messages = [as_messages(conversation) for conversation in conversations]
-        settings = resolve_settings(self.model, messages, **options)
+        settings = resolve_settings(
+            self.model, messages, conditions=self.engine.conditions, **options
+        )
         request = ReplyRequest(
             self.engine,
             self._features,

@@ -12,9 +12,11 @@ from typing import Any
 from mmllm.conversation import Image, Medium, Message
 from mmllm.data.references import find_references
 from mmllm.decoders.config import InitMediaConfig
+from mmllm.decoders.contract import Condition
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.decoders.editing import EditMedia, check_takes_mask
 from mmllm.errors import ConfigError, quoted
+from mmllm.inference.conditions import ConditionMemory
 
 _MEDIA_OPTIONS = ("init_media", "mask", "references")
 """Options of a request that may hold media."""
@@ -29,6 +31,9 @@ class EditSources:
         mask: of what may change in it.
         references: the pictures that they are conditioned on.
         noise_seed: of the noise that they begin with; None: their own.
+        condition: that of the newest medium that the decoder made, without an axis of media; None
+            unless a share of it is kept.
+        keep: that share.
         num_dropped: how many references were left out.
     """
 
@@ -36,6 +41,8 @@ class EditSources:
     mask: Image | None = None
     references: tuple[Medium, ...] = ()
     noise_seed: int | None = None
+    condition: Condition | None = None
+    keep: float = 0.0
     num_dropped: int = 0
 
     @property
@@ -62,6 +69,8 @@ class EditSources:
             made_from["masked"] = True
         if self.references:
             made_from["references"] = [_origin(medium) for medium in self.references]
+        if self.condition is not None:
+            made_from["kept_condition"] = self.keep
         return {"made_from": made_from} if made_from else {}
 
 
@@ -119,6 +128,7 @@ def resolve_sources(
     messages: Sequence[Message],
     media: Mapping[str, Any],
     *,
+    conditions: ConditionMemory | None = None,
     names_references: bool = False,
 ) -> EditSources:
     """Find what the media of one reply are made from, and check that the decoder can take it.
@@ -129,6 +139,7 @@ def resolve_sources(
         model: the name of the model, which its media bear.
         messages: the conversation in front of the reply.
         media: media among the options, as from `split_options`.
+        conditions: those of media that were made; None: none are known.
         names_references: whether the call has the option `references`. Otherwise a mask goes
             without those of the config, where the decoder cannot take both.
 
@@ -159,6 +170,8 @@ def resolve_sources(
         mask,
         tuple(references or ()),
         _noise_seed(found, key, model) if config.noise == "last" else None,
+        conditions.newest(found, key) if conditions and config.keep else None,
+        config.keep,
         num_dropped,
     )
     together([sources]).check(decoder, 1)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from mmllm.conversation import Medium
 from mmllm.inference.batching import ContinuousBatcher
+from mmllm.inference.conditions import ConditionMemory
 from mmllm.inference.media_queue import DecoderQueue, MediaRequest
 from mmllm.inference.prefill import Prefill
 from mmllm.inference.prefix_cache import PrefixCache
@@ -29,6 +30,7 @@ class Engine:
     def __init__(self, model: AnyToAny, prefix_cache: PrefixCache):
         self.model = model
         self.prefix_cache = prefix_cache
+        self.conditions = ConditionMemory()
         self._batcher = ContinuousBatcher(model, prefix_cache)
         self._entering: list[Prefill] = []
         self._text = CooperativeScheduler(self._step)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Medium
-from mmllm.decoders.contract import Cancelled
+from mmllm.decoders.contract import Cancelled, Condition
 from mmllm.inference.cancel import CancelToken
+from mmllm.inference.conditions import blend
 from mmllm.inference.editing import EditSources, together
 from mmllm.inference.events import EventSink, Progress
 from mmllm.inference.scheduler import CooperativeScheduler
@@ -49,6 +50,7 @@ class MediaRequest:
         cancel: ends the request.
         previews: whether Progress carries previews.
         media: the result.
+        condition: under which they were made, M rows.
         error: why there is none.
     """
 
@@ -65,6 +67,7 @@ class MediaRequest:
     cancel: CancelToken
     previews: bool = False
     media: list[Medium] | None = None
+    condition: Condition = field(default_factory=dict[str, Tensor])
     error: BaseException | None = None
     _previews: list[Any] = field(default_factory=list)
 
@@ -102,10 +105,12 @@ class MediaRequest:
 
 @dataclass(frozen=True)
 class RenderedMedia:
-    """The media of one request, and the seconds that they took, waiting included."""
+    """The media of one request, the seconds that they took, waiting included, and their conditions,
+    M rows."""
 
     media: list[Medium]
     seconds: float
+    condition: Condition
 
 
 class DecoderQueue(CooperativeScheduler):
@@ -161,18 +166,21 @@ class DecoderQueue(CooperativeScheduler):
         self._gather(self)
         batch = self.take()
         try:
-            media = self._sample(batch)
+            media, condition = self._sample(batch)
         except BaseException as error:
             for request in batch:
                 request.error = request.error or error
             if not isinstance(error, Exception):
                 raise
         else:
+            begin = 0
             for request, rendered in zip(batch, _split_by(batch, media), strict=True):
-                request.media = rendered
+                rows = slice(begin, begin + len(rendered))
+                request.condition = {name: value[rows] for name, value in condition.items()}
+                request.media, begin = rendered, rows.stop
 
-    def _sample(self, batch: Sequence[MediaRequest]) -> list[Medium]:
-        """The media of all requests, from one call of the decoder."""
+    def _sample(self, batch: Sequence[MediaRequest]) -> tuple[list[Medium], Condition]:
+        """The media of all requests, from one call of the decoder, and their conditions."""
         first = batch[0]
 
         def on_step(step: int, steps: int) -> None:
@@ -195,9 +203,14 @@ class DecoderQueue(CooperativeScheduler):
         decoder, captions = self.model.decoders[first.key], {}
         if projection.reads_captions:
             captions = decoder.encode_captions([c for each in batch for c in each.captions])
-        media = together([source for request in batch for source in request.sources])
-        return decoder.sample(
+        sources = [source for request in batch for source in request.sources]
+        media = together(sources)
+        condition = blend(
             self.model.condition({first.key: states}, {first.key: captions})[first.key],
+            [(source.condition, source.keep) for source in sources],
+        )
+        made = decoder.sample(
+            condition,
             generators=[generator for request in batch for generator in request.generators],
             init_media=media.init,
             masks=media.masks,
@@ -207,6 +220,7 @@ class DecoderQueue(CooperativeScheduler):
             options=first.options,
             negative=projection.null_condition(len(states)),
         )
+        return made, condition
 
 
 class MediaThreads:
@@ -244,7 +258,7 @@ class MediaThreads:
         began = time.perf_counter()
         request.cancel.check()
         media = self._render(request)
-        return RenderedMedia(media, time.perf_counter() - began)
+        return RenderedMedia(media, time.perf_counter() - began, request.condition)
 
 
 def _split_by(batch: Sequence[MediaRequest], media: Sequence[Medium]) -> list[list[Medium]]:

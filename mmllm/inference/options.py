@@ -68,7 +68,7 @@ ALIASES: dict[str, str] = {
 _PARTS = 'media are parts of a message: user("What is this?", Image("cat.png"))'
 _DECODER_OPTIONS = {
     **{name: name for name in ("steps", "guidance", "negative_prompt", "scheduler", "cache")},
-    **{name: name for name in ("init_media", "strength", "mask", "references", "noise")},
+    **{name: name for name in ("init_media", "strength", "mask", "references", "noise", "keep")},
     **{name: name for name in ("height", "width")},
     **{name: name for name in ("seconds", "frames", "fps")},
     "num_inference_steps": "steps",

@@ -278,8 +278,10 @@ class ReplyRequest:
             rendered = future.result()
             key, batch = self._rendering.pop(future)
             self._media_seconds[key] = self._media_seconds.get(key, 0.0) + rendered.seconds
-            for place, medium in zip(batch, rendered.media, strict=True):
+            for row, (place, medium) in enumerate(zip(batch, rendered.media, strict=True)):
                 made = replace(medium, provenance=self._provenance(key, place))
+                condition = {name: value[row] for name, value in rendered.condition.items()}
+                self._engine.conditions.keep(made, key, condition)
                 self._notes[place.conversation] = _merged(
                     self._notes[place.conversation],
                     self.settings.sources[place.conversation, key].notes,

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmllm.conversation import Message
 from mmllm.errors import ConfigError, quoted
+from mmllm.inference.conditions import ConditionMemory
 from mmllm.inference.editing import EditSources, resolve_sources, split_options
 from mmllm.inference.options import (
     DecoderOptions,
@@ -59,6 +60,7 @@ def resolve_settings(
     sampling: Mapping[str, Any],
     previews: bool = False,
     render_media: bool = True,
+    conditions: ConditionMemory | None = None,
 ) -> RequestSettings:
     """Check the options of `Chat.reply_many`, and fill in what is not given.
 
@@ -71,6 +73,7 @@ def resolve_settings(
         sampling: further keyword arguments, fields of Sampling.
         previews: whether the events have previews of media.
         render_media: whether media are made; otherwise they have no data.
+        conditions: those of media that were made.
 
     Raises:
         ConfigError: for an unknown option or modality, a value out of range, another number of
@@ -95,7 +98,13 @@ def resolve_settings(
         current, named = decoder.with_overrides(**values), "references" in values
         for number, messages in enumerate(conversations):
             sources[number, key] = resolve_sources(
-                current, key, model.config.name, messages, media, names_references=named
+                current,
+                key,
+                model.config.name,
+                messages,
+                media,
+                conditions=conditions,
+                names_references=named,
             )
     options = {key: values for key, (values, _) in given.items()}
     return RequestSettings(settings, options, sources, seeds, previews, render_media)

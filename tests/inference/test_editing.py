@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmllm.conversation import Image, assistant, user
 from mmllm.data.references import find_references
 from mmllm.errors import ConfigError, MediaError
+from mmllm.inference import conditions
 from mmllm.inference.chat import Chat
+from mmllm.inference.conditions import ConditionMemory, blend
 from tests.decoders import tiny
 from tests.samples import clip, picture
 
@@ -172,3 +176,53 @@ def test_more_references_than_the_decoder_takes_are_noted(referring):
     )
     with pytest.raises(ConfigError, match="takes at most 10 reference"):
         chat.reply([user("a")], decoders={"image": {"references": many}}, **ONE)
+
+
+def test_a_share_of_the_former_condition_is_kept(chat, tiny_model):
+    """All of it, and the former noise, is the former picture; a part is in between."""
+    drawn = chat.reply([user("one")], seed=5, **ONE)
+    turns = [user("one"), drawn.message, user("two three")]
+
+    def made(**options: Any) -> Image:
+        return chat.reply(
+            turns, seed=6, decoders={"image": {"noise": "last", **options}}, **ONE
+        ).image
+
+    first = drawn.image.to_numpy().astype(int)
+    whole, half, none = (made(keep=share) for share in (1.0, 0.5, 0.0))
+    assert np.array_equal(whole.to_numpy(), first)
+    away = [np.abs(each.to_numpy() - first).mean() for each in (half, none)]
+    assert 0 < away[0] < away[1]
+    assert half.provenance["made_from"] == {"kept_condition": 0.5}
+    # Another object, such as the file of the picture, has none.
+    copy = Image(drawn.image.to_numpy(), provenance=drawn.image.provenance)
+    turns = [user("one"), assistant(copy), user("two three")]
+    assert np.array_equal(made(keep=1.0).to_numpy(), none.to_numpy())
+    with pytest.raises(ConfigError, match=r"keep: expected from 0 to 1, got 1\.5"):
+        made(keep=1.5)
+
+
+def test_conditions_are_forgotten_with_their_media_and_within_bounds(monkeypatch):
+    monkeypatch.setattr(conditions, "_MOST_BYTES", 8 * 16)
+    memory = ConditionMemory()
+    media = [picture(level) for level in range(10)]
+    for number, medium in enumerate(media):
+        memory.keep(medium, "image", {"embeds": torch.full((4,), float(number))})
+    assert memory.newest(media[:2], "image") is None  # the oldest of ten, where eight fit
+    assert memory.newest(media[:3], "image")["embeds"][0] == 2
+    assert memory.newest(media, "video") is None
+    memory.keep(media[0], "image", {"embeds": torch.zeros(5)})  # more than an eighth
+    assert memory.newest(media[:2], "image") is None
+    del media, medium
+    gc.collect()
+    assert len(memory) == 0
+
+
+def test_blending_conditions():
+    new = {"embeds": torch.zeros(3, 2, 1), "mask": torch.tensor([[1.0, 0.0]] * 3)}
+    old = {"embeds": torch.ones(2, 1), "mask": torch.tensor([0.0, 1.0])}
+    mixed = blend(new, [(old, 0.25), (None, 0.5), (old, 1.0)])
+    assert mixed["embeds"][:, 0, 0].tolist() == [0.25, 0.0, 1.0]
+    assert mixed["mask"].tolist() == [[1, 1], [1, 0], [0, 1]]
+    assert new["embeds"].sum() == 0
+    assert blend(new, [(old, 0.0), (None, 1.0), (None, 0.0)]) is new
