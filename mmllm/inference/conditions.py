@@ -15,18 +15,16 @@ from torch import Tensor
 from mmllm.conversation import Medium
 from mmllm.decoders.contract import Condition
 
-_MOST_BYTES = 2**29
-"""Of all conditions that are kept; a single one may take an eighth."""
-
 
 class ConditionMemory:
     """The conditions of the media that a process has made, each as long as its medium is in memory.
 
-    The oldest ones are forgotten once all take more than 512 MiB; one of more than 64 MiB is not
-    kept.
+    The oldest ones are forgotten once all take more than `max_bytes`; one of more than an eighth of
+    that is not kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = 2**29) -> None:
+        self.max_bytes = max_bytes
         self._conditions: WeakKeyDictionary[Medium, tuple[str, Condition]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -42,14 +40,14 @@ class ConditionMemory:
             condition: its condition, without an axis of media.
         """
         own = {name: value.detach().cpu().clone() for name, value in condition.items()}
-        if _num_bytes(own) > _MOST_BYTES // 8:
+        if _num_bytes(own) > self.max_bytes // 8:
             return
         with self._lock:
             self._conditions[medium] = key, own
             kept = list(self._conditions.items())
             total = sum(_num_bytes(each) for _, (_, each) in kept)
             for former, (_, each) in kept:
-                if total <= _MOST_BYTES:
+                if total <= self.max_bytes:
                     break
                 total -= _num_bytes(each)
                 del self._conditions[former]

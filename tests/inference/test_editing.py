@@ -12,7 +12,6 @@ import torch
 from mmllm.conversation import Image, assistant, user
 from mmllm.data.references import find_references
 from mmllm.errors import ConfigError, MediaError
-from mmllm.inference import conditions
 from mmllm.inference.chat import Chat
 from mmllm.inference.conditions import ConditionMemory, blend
 from tests.decoders import tiny
@@ -184,9 +183,8 @@ def test_a_share_of_the_former_condition_is_kept(chat, tiny_model):
     turns = [user("one"), drawn.message, user("two three")]
 
     def made(**options: Any) -> Image:
-        return chat.reply(
-            turns, seed=6, decoders={"image": {"noise": "last", **options}}, **ONE
-        ).image
+        same = {"image": {"noise": "last", **options}}
+        return chat.reply(turns, seed=6, decoders=same, **ONE).image
 
     first = drawn.image.to_numpy().astype(int)
     whole, half, none = (made(keep=share) for share in (1.0, 0.5, 0.0))
@@ -196,15 +194,15 @@ def test_a_share_of_the_former_condition_is_kept(chat, tiny_model):
     assert half.provenance["made_from"] == {"kept_condition": 0.5}
     # Another object, such as the file of the picture, has none.
     copy = Image(drawn.image.to_numpy(), provenance=drawn.image.provenance)
-    turns = [user("one"), assistant(copy), user("two three")]
+    parts = [copy if part is drawn.image else part for part in drawn.message.parts]
+    turns = [user("one"), drawn.message.with_parts(parts), user("two three")]
     assert np.array_equal(made(keep=1.0).to_numpy(), none.to_numpy())
     with pytest.raises(ConfigError, match=r"keep: expected from 0 to 1, got 1\.5"):
         made(keep=1.5)
 
 
-def test_conditions_are_forgotten_with_their_media_and_within_bounds(monkeypatch):
-    monkeypatch.setattr(conditions, "_MOST_BYTES", 8 * 16)
-    memory = ConditionMemory()
+def test_conditions_are_forgotten_with_their_media_and_within_bounds():
+    memory = ConditionMemory(max_bytes=8 * 16)
     media = [picture(level) for level in range(10)]
     for number, medium in enumerate(media):
         memory.keep(medium, "image", {"embeds": torch.full((4,), float(number))})

@@ -119,3 +119,19 @@ def test_a_generated_image_can_be_asked_about(chat: Chat, tmp_path: Path) -> Non
     reply.media[0].save(tmp_path / "dog.png")
     answer = chat.reply([*conversation, reply.message, user("What did you draw?")])
     assert "dog" in answer.text.lower()
+
+
+def test_a_mask_changes_one_half_of_a_drawing() -> None:
+    chat = mmllm.load("mini")
+    first = chat.reply("Draw a red apple.", seed=0)
+    apple = first.image
+    assert apple is not None
+    before = apple.to_numpy().astype(int)
+    mask = np.zeros_like(apple.to_numpy())
+    mask[:, :32] = 255
+    turns = [user("Draw a red apple."), first.message, user("Draw a blue apple.")]
+    image = chat.reply(turns, seed=0, decoders={"image": {"mask": Image(mask)}}).image
+    assert image is not None
+    away = np.abs(image.to_numpy() - before)
+    assert away[:, 32:].max() == 0
+    assert away[:, :32].mean() > 30  # 59 of 255 levels
