@@ -39,11 +39,11 @@ class EditMedia:
         Args:
             row: its place, from 0.
         """
+        one = slice(row, row + 1)
         return EditMedia(
-            *(
-                None if each is None else each[row : row + 1]
-                for each in (self.init, self.masks, self.references)
-            )
+            self.init and self.init[one],
+            self.masks and self.masks[one],
+            self.references and self.references[one],
         )
 
     def is_one_by_one(self, decoder: DecoderContract) -> bool:

@@ -149,8 +149,8 @@ def resolve_sources(
     """
     found = [medium for message in messages for medium in message.media if medium.has_data]
     mask, init = media.get("mask"), media.get("init_media")
-    config = decoder.config
-    starts = isinstance(config, InitMediaConfig) and config.init_media == "last"
+    config: Any = decoder.config
+    starts = isinstance(decoder.config, InitMediaConfig) and decoder.config.init_media == "last"
     if mask is not None:
         check_takes_mask(decoder)
     if init is None and (starts or mask is not None) and decoder.init_modality:
