@@ -34,7 +34,7 @@ PIPELINES = {
     "text_to_video": "VideoToVideoSDPipeline",
 }
 """Family in tests -> what starts from a medium in diffusers."""
-NO_SOURCE = ("audio", "audioldm", "audioldm2", "sana")
+NO_SOURCE = ("audio", "audioldm", "audioldm2", "latte", "sana")
 STARTING = pytest.mark.parametrize("family", [*PIPELINES, "image"])
 
 
