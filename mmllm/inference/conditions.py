@@ -39,9 +39,9 @@ class ConditionMemory:
             key: of its decoder.
             condition: its condition, without an axis of media.
         """
-        own = {name: value.detach().cpu().clone() for name, value in condition.items()}
-        if _num_bytes(own) > self.max_bytes // 8:
+        if _num_bytes(condition) > self.max_bytes // 8:
             return
+        own = {name: value.detach().cpu().clone() for name, value in condition.items()}
         with self._lock:
             self._conditions[medium] = key, own
             kept = list(self._conditions.items())
