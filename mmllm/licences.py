@@ -44,6 +44,7 @@ LICENCES: dict[str, Licence] = {
     "Stability-AI-Community": Licence("free below 1 million USD of revenue a year"),
     "CC-BY-NC-4.0": Licence("with credit", commercial=False),
     "CC-BY-NC-SA-4.0": Licence("with credit, under the same licence", commercial=False),
+    "LTXV-Open-Weights": Licence("free below 10 million USD of revenue a year"),
     "FLUX-Non-Commercial": Licence("outputs are free", commercial=False),
     "NVIDIA-Source-Code-NC": Licence("research only", commercial=False),
 }
@@ -79,6 +80,10 @@ WEIGHTS: dict[str, LicenceEntry] = {
     "mini:decoders/video": LicenceEntry("Apache-2.0", "its README.md"),
     "lmsys/vicuna-7b-v1.5": _page("Llama-2-Community"),
     "Qwen/Qwen3-8B": _page("Apache-2.0", "a copy's"),
+    "Qwen/Qwen3-VL-2B-Instruct": LicenceEntry(
+        "Apache-2.0", "the README.md of an example of its use"
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": _page("Apache-2.0"),
     "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K": LicenceEntry("MIT", "its README.md"),
     "timm/ViT-SO400M-16-SigLIP2-384": _page("Apache-2.0", "its 256-pixel sibling's"),
     "laion/clap-htsat-unfused": _page("Apache-2.0"),
@@ -96,11 +101,17 @@ WEIGHTS: dict[str, LicenceEntry] = {
     "Tongyi-MAI/Z-Image-Turbo": _page("Apache-2.0"),
     "stabilityai/stable-audio-open-1.0": _page("Stability-AI-Community", "Comfy-Org's copy's"),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _page("Apache-2.0", "a derivative's"),
+    "Lightricks/LTX-Video": LicenceEntry(
+        "LTXV-Open-Weights", "a manual that lists its versions, utensils.io/mold"
+    ),
     "black-forest-labs/FLUX.1-dev": LicenceEntry("FLUX-Non-Commercial", "its licence's text"),
     "black-forest-labs/FLUX.2-dev": LicenceEntry(
         "FLUX-Non-Commercial", "FLUX.2-klein-9B's licence"
     ),
     "Efficient-Large-Model/Sana_600M_512px_diffusers": _page(
+        "NVIDIA-Source-Code-NC", "Sana_1600M_1024px's"
+    ),
+    "Efficient-Large-Model/Sana_1600M_512px_diffusers": _page(
         "NVIDIA-Source-Code-NC", "Sana_1600M_1024px's"
     ),
 }
@@ -170,7 +181,8 @@ def _weights(system: SystemConfig) -> Iterator[tuple[str, str]]:
     yield "llm", _name(system.llm)
     for kind in ("encoders", "decoders"):
         for key, entry in getattr(system, kind).items():
-            yield f"{kind}.{key}", _name(entry)
+            is_of_llm = getattr(entry, "has_weights_of_llm", False)
+            yield f"{kind}.{key}", _name(system.llm if is_of_llm else entry)
     for key, entry in system.output_projections.items():
         if getattr(entry, "weights", None):  # a connector that starts from a language model
             yield f"output_projections.{key}", _name(entry)

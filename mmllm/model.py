@@ -349,8 +349,8 @@ def build(
             encoders = _parts("encoders", config.encoders)
             decoders = _parts("decoders", config.decoders)
             llm = configs.build(config.llm, dtype=dtype)
-        with torch.device("meta"):
-            return AnyToAny(config, llm, encoders, decoders)
+            with torch.device("meta"):
+                return AnyToAny(config, llm, encoders, decoders)
     encoders = _parts("encoders", config.encoders)
     decoders = _parts("decoders", config.decoders)
     llm = configs.build(config.llm, dtype=dtype, device=device)

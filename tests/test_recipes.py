@@ -15,7 +15,11 @@ from mmllm.model import AnyToAny
 from mmllm.planning import Plan
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ("nextgpt-7b", "modern-8b")
+RECIPES = ("nextgpt-7b", "modern-8b", "query-1b", "omni-8b")
+WITH_LORA = {"nextgpt-7b", "modern-8b", "omni-8b"}
+"""Recipes whose third stage trains LoRA; query-1b leaves the LLM as it is."""
+DENOISING = {"query-1b": "image", "omni-8b": "image"}
+"""Recipes whose last stage trains one connector by its decoder's own loss."""
 PARTS = ROOT / "configs" / "parts"
 
 
@@ -47,10 +51,13 @@ def test_every_shape_where_parts_join(name: str, recipes: dict[str, AnyToAny]) -
     for key, encoder in model.encoders.items():
         features = torch.empty(2, *encoder.feature_shape, device="meta")  # pyright: ignore
         placed = model.input_projections[key](features)
-        assert placed.shape == (2, model.num_input_tokens[key], width)
+        layers = features.shape[-1] // width if encoder.layout else 1  # DeepStack's behind
+        assert placed.shape == (2, model.num_input_tokens[key], width * layers)
     for key, decoder in model.decoders.items():
-        signals = torch.empty(2, model.num_signal_tokens[key], width, device="meta")
-        condition = model.output_projections[key](signals)
+        projection = model.output_projection(key)
+        read = width * max(len(projection.llm_layers), 1)
+        length = projection.num_words + model.num_signal_tokens[key]
+        condition = projection(torch.empty(2, length, read, device="meta"))
         assert {n: tuple(v.shape[1:]) for n, v in condition.items()} == decoder.condition_shapes
     assert len(model.llm.signal_embeddings) == sum(model.num_signal_tokens.values())
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -70,6 +77,12 @@ def test_the_papers_shapes(recipes: dict[str, AnyToAny]) -> None:
     assert modern["image"].condition_shapes["prompt_embeds"] == (128, 2560)
     assert modern["audio"].condition_shapes["prompt_embeds"] == (128, 768)
     assert modern["video"].condition_shapes == {"prompt_embeds": (512, 4096)}
+    queries = recipes["query-1b"]
+    assert set(queries.num_signal_tokens.values()) == {64}
+    shapes = {key: decoder.condition_shapes for key, decoder in queries.decoders.items()}
+    assert shapes["image"]["prompt_embeds"] == (64, 2304)
+    assert shapes["audio"]["prompt_embeds"] == (64, 768)
+    assert shapes["video"]["prompt_embeds"] == (64, 4096)
 
 
 PUBLISHED = {
@@ -84,6 +97,9 @@ PUBLISHED = {
     ("modern-8b", "decoders.video", "transformer"): (5.68e9 / 4, 0.01),  # bytes of its files
     ("modern-8b", "decoders.video", "text_encoder"): (5.30e9, 0.08),  # bytes of an 8-bit copy
     ("modern-8b", "encoders.image"): (428e6, 0.01),  # page of SigLIP's tower of the same sizes
+    ("query-1b", "decoders.image", "transformer"): (1648e6, 0.03),  # Sana_1600M_1024px's page
+    ("query-1b", "decoders.video", "transformer"): (1.9e9, 0.02),  # HaCohen et al. 2024
+    ("omni-8b", "llm"): (8.77e9, 0.001),  # a page that lists its sizes
 }
 """(recipe, part[, network]) -> parameters that were published, and how near these must be."""
 
@@ -101,7 +117,7 @@ def test_the_table_is_printed(name: str, plans: dict[str, Plan]) -> None:
     for line in lines:
         console.echo(line)
     assert any(re.match(r"  output_projections\.video +[\d,]+  trained", line) for line in lines)
-    assert sum(line.startswith("stage ") for line in lines) == 3
+    assert sum(line.startswith("stage ") for line in lines) == len(plans[name].stages)
 
 
 def test_a_stage_fits_the_gpu_that_its_header_names(name: str, plans: dict[str, Plan]) -> None:
@@ -129,7 +145,7 @@ def test_a_quantised_model_trains_in_24_gigabytes_once_the_cache_is_filled() -> 
 def test_the_new_rows_and_projections_train_and_nothing_else_before_stage_three(
     name: str, plans: dict[str, Plan]
 ) -> None:
-    first, second, third = plans[name].stages
+    first, second, *later = plans[name].stages
     assert {n.partition(".")[0] for g in first.groups for n in g.parameters} == {
         "input_projections"
     }
@@ -139,12 +155,28 @@ def test_the_new_rows_and_projections_train_and_nothing_else_before_stage_three(
         "llm.signal_head",
     }
     assert not any(n.startswith("input_projections") for n in names)
-    assert any(n.startswith("llm.lora") for g in third.groups for n in g.parameters)
-    assert [s.stage.init_from for s in plans[name].stages] == [
-        None,
-        first.stage.output,
-        second.stage.output,
+    trains_lora = [
+        any(n.startswith("llm.lora") for g in s.groups for n in g.parameters) for s in later
     ]
+    assert trains_lora == [name in WITH_LORA] + [False] * (len(later) - 1)
+    before = [None, *(s.stage.output for s in plans[name].stages[:-1])]
+    assert [s.stage.init_from for s in plans[name].stages] == before
+
+
+@pytest.mark.parametrize("name", DENOISING, indirect=True)
+def test_the_last_stage_trains_one_connector_with_its_decoder_alone(
+    name: str, plans: dict[str, Plan]
+) -> None:
+    stage, key = plans[name].stages[-1], DENOISING[name]
+    assert set(stage.stage.losses) == {"denoise"}
+    trained = {n for g in stage.groups for n in g.parameters}
+    assert {".".join(n.split(".")[:2]) for n in trained} == {
+        f"output_projections.{key}",
+        "llm.signal_embeddings",
+    }
+    parts = {part.name: part for part in plans[name].parts}
+    assert stage.memory["decoders"] == parts[f"decoders.{key}"].bytes
+    assert plans[name].stages[1].memory["decoders"] == 0
 
 
 def test_every_part_has_a_licence_and_a_source(name: str, plans: dict[str, Plan]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class BackboneConfig:
         modality: image.
         max_tokens: most embeddings of an image: larger ones are made smaller, or fewer tiles.
     """
+
+    has_weights_of_llm: ClassVar[bool] = True
 
     modality: Literal["image"] = "image"
     max_tokens: int = 256

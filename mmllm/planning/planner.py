@@ -160,7 +160,7 @@ def plan_stage(
     adapters = sum(part.bytes for part in parts.values() if part.trained)
     trained = sum(group.size for group in groups)
     encoders = sum(part.bytes for name, part in parts.items() if name.startswith("encoders."))
-    pipelines = [part.bytes for name, part in parts.items() if name.startswith("decoders.")]
+    pipelines = [parts[f"decoders.{key}"].bytes for key in _decoders_of(model, stage)]
     conditions = {"align", "denoise"} & stage.losses.keys()
     projected, projecting = projections(model, stage, rows)
     memory = {
@@ -193,3 +193,11 @@ def plan_stage(
         flops=microbatches
         * (3 * projecting + operations(model.llm, stage, groups, rows, processes)),
     )
+
+
+def _decoders_of(model: AnyToAny, stage: StageConfig) -> list[str]:
+    """The decoders whose media the stage may train on or sample: they load on first use."""
+    made = {getattr(entry, "modality", None) for entry in stage.data.values()}
+    if stage.samples or None in made:
+        return list(model.decoders)
+    return [key for key, decoder in model.decoders.items() if decoder.modality in made]
