@@ -30,6 +30,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "whisper": "mmllm.encoders.whisper:WhisperConfig",
         "ast": "mmllm.encoders.ast:AstConfig",
         "open_clip": "mmllm.encoders.open_clip:OpenClipConfig",
+        "transformers_audio": "mmllm.encoders.transformers_audio:TransformersAudioConfig",
         "transformers_video": "mmllm.encoders.transformers_video:TransformersVideoConfig",
         "transformers_vision": "mmllm.encoders.transformers_vision:TransformersVisionConfig",
     },

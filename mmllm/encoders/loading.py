@@ -7,8 +7,11 @@ Only safetensors are read, and no code from a repository runs.
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +135,19 @@ def weight_files(folder: Path, pattern: str, *, where: str) -> list[Path]:
     )
 
 
+@dataclass(frozen=True)
+class ModelPart:
+    """One network of a model's folder, read without the rest.
+
+    Attributes:
+        config: the place of its config in the model's, such as "thinker_config.audio_config".
+        prefixes: beginning of the names of its weights in the files -> of those in the network.
+    """
+
+    config: str
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+
+
 class ModelFolder:
     """A folder as transformers saves it: its config, its weights, and the hash of both.
 
@@ -163,22 +179,27 @@ class ModelFolder:
             )
         return kind
 
-    def load(self, cls: Any, dtype: str) -> Any:
-        """The model of a transformers class, on the meta device where weights are skipped. Raises
-        AssetError, for a missing weight, too."""
+    def load(self, cls: Any, dtype: str, part: ModelPart | None = None) -> Any:
+        """The model of a transformers class, or a part of the folder's model, on the meta device
+        where weights are skipped. Raises AssetError, for a missing weight, too."""
         if are_weights_skipped():
-            config = cls.config_class.from_pretrained(str(self.folder))
+            config = self._read_config(cls, part)
             with torch.device("meta"):
                 return cls(config).to(getattr(torch, dtype))
+        options: dict[str, Any] = {}
+        if part is not None:
+            mapping = {f"^{re.escape(old)}": new for old, new in part.prefixes.items()}
+            options = {"config": self._read_config(cls, part), "key_mapping": mapping}
         try:
             with quiet_libraries("transformers"), remote_code_disabled():
-                config = cls.config_class.from_pretrained(str(self.folder))
+                config = options.get("config") or self._read_config(cls, None)
                 check_parameter_count(self.folder / "config.json", self.files, lambda: cls(config))
                 model, report = cls.from_pretrained(
                     str(self.folder),
                     dtype=getattr(torch, dtype),
                     use_safetensors=True,
                     output_loading_info=True,
+                    **options,
                 )
         except Exception as error:  # whatever a reader of foreign files raises
             raise AssetError(
@@ -192,6 +213,15 @@ class ModelFolder:
                 f"{cls.__name__}, first {missing[0]!r}; was it saved completely?"
             )
         return model
+
+    def _read_config(self, cls: Any, part: ModelPart | None) -> Any:
+        """The config of the whole model, or that of a part of it."""
+        if part is None:
+            return cls.config_class.from_pretrained(str(self.folder))
+        from transformers import AutoConfig
+
+        whole = AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
+        return attrgetter(part.config)(whole)
 
     def processor(self, cls: Any) -> Any:
         """The image or video processor, or the feature extractor, that was saved with the model.

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from mmllm.conversation import Audio, Medium
 from mmllm.encoders.base import ModalityEncoder
-from mmllm.encoders.loading import ModelFolder, first_line
+from mmllm.encoders.loading import ModelFolder, ModelPart, first_line
 from mmllm.encoders.pooling import block_number
 from mmllm.errors import AssetError, MediaError
 from mmllm.utils.hashing import fingerprint, sha256_file
@@ -96,9 +97,12 @@ class TransformersEncoder(PretrainedEncoder):
     """
 
     model_classes: ClassVar[Mapping[str, str]]
-    """`model_type` of a folder -> the class of transformers that reads it."""
+    """`model_type` of a folder -> the class of transformers that reads it; `module:class` of one that
+    transformers does not export."""
     processor_class: ClassVar[str]
     """The class of transformers that preprocesses."""
+    parts: ClassVar[Mapping[str, ModelPart]] = {}
+    """`model_type` of a folder -> the part of its model that is read, where that is not all."""
 
     layer: Any = "last"
     """The block whose output is taken, as the fingerprint has it."""
@@ -112,8 +116,10 @@ class TransformersEncoder(PretrainedEncoder):
         source = ModelFolder(config.weights, config.revision, where=self.component)
         model_type = source.model_type(list(self.model_classes))
         self.processor: Any = source.processor(getattr(transformers, self.processor_class))
-        model_class = getattr(transformers, self.model_classes[model_type])
-        self.network = self.select_network(source.load(model_class, config.dtype))
+        module, _, name = self.model_classes[model_type].rpartition(":")
+        model_class = getattr(import_module(module) if module else transformers, name)
+        model = source.load(model_class, config.dtype, self.parts.get(model_type))
+        self.network = self.select_network(model)
         self._hidden_state: int | None = None
         self.configure(source, model_type, self.network.config)
         self.finish(weights=source.hash, preprocessing=self.preprocessing(), layer=self.layer)

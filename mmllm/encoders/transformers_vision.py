@@ -1,4 +1,4 @@
-"""Images -> patch tokens, by a vision model of transformers: CLIP, SigLIP, SigLIP2, DINOv2/v3.
+"""Images -> patch tokens, by a vision model of transformers: CLIP, SigLIP, SigLIP2, DINOv2/v3, RADIO.
 
 One class for all: upstream's image processor and model run; what differs is where the patches are
 in the output.
@@ -51,6 +51,7 @@ class TransformersVisionEncoder(TransformersEncoder):
         "dinov2_with_registers": "Dinov2WithRegistersModel",
         "dinov3_vit": "DINOv3ViTModel",
         "dinov3_convnext": "DINOv3ConvNextModel",
+        "radio": "RadioModel",
     }
     processor_class = "AutoImageProcessor"
     fingerprint_fields = ("grid", "class_token")

@@ -109,6 +109,7 @@ def _write_pictures(kind: str, **more: Any) -> Callable[[Path], None]:
         processor = {
             "CLIP": lambda: t.CLIPImageProcessor(size=edge, crop_size=square),
             "Siglip": lambda: t.SiglipImageProcessor(size=square),
+            "Radio": lambda: t.CLIPImageProcessor(size=edge, crop_size=square, do_normalize=False),
             "Siglip2": lambda: t.Siglip2ImageProcessor(patch_size=8, max_num_patches=20),
             "DINOv3ViT": lambda: t.DINOv3ViTImageProcessor(size=square),
             "DINOv3ConvNext": lambda: t.DINOv3ViTImageProcessor(size={"height": 64, "width": 64}),
@@ -311,6 +312,167 @@ def _write_vjepa2(folder: Path) -> None:
     _save(folder, t.VJEPA2Model(made), t.VJEPA2VideoProcessor(crop_size=32))
 
 
+PE = {**SMALL, "num_hidden_layers": 2, "head_dim": 8, "attention_bias": False}
+
+
+def pe_frames() -> dict[str, Any]:
+    """The tower of Perception Encoder's frames, a tiny timm."""
+    return {
+        "architecture": "vit_pe_core_tiny_patch16_384",
+        "num_classes": 12,
+        "global_pool": "map",
+        "do_pooling": True,
+        "model_args": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2},
+    }
+
+
+def pe_wave() -> dict[str, Any]:
+    """The codec of Perception Encoder's audio: 40 samples a token."""
+    return {
+        "downsampling_ratios": [2, 4, 5],
+        "encoder_hidden_size": 4,
+        "hidden_size": 16,
+        "codebook_dim": 8,
+    }
+
+
+def _write_pe_video(folder: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    made = t.PeVideoConfig(
+        video_config={**PE, "vision_config": pe_frames()}, text_config={**TEXT, **IDS}
+    )
+    square = {"height": 32, "width": 32}
+    processor = t.PeVideoVideoProcessor(size=square, do_resize=True, do_rescale=True)
+    _save(folder, t.PeVideoModel(made), processor)
+
+
+def _write_videoprism(folder: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    tower = {
+        **SMALL,
+        "image_size": 32,
+        "num_frames": 4,
+        "tubelet_size": [1, 8, 8],
+        "num_spatial_layers": 2,
+        "num_temporal_layers": 1,
+        "num_auxiliary_layers": 1,
+    }
+    made = t.VideoPrismConfig(vision_config=tower, text_config={**TEXT, **IDS})
+    processor = t.LlavaOnevisionVideoProcessor(size={"height": 32, "width": 32})
+    _save(folder, t.VideoPrismClipModel(made), processor)
+
+
+def _whole_clip_tokens(encoder: Callable[[Any], Any]) -> Callable[[Path, Medium], Tensor]:
+    """The video encoder of the whole model, on the middles of four equal parts."""
+
+    def tokens(folder: Path, medium: Medium) -> Tensor:
+        from transformers import AutoModel, AutoVideoProcessor
+
+        frames = medium.to_numpy()
+        frames = frames[[int((i + 0.5) * len(frames) / 4) for i in range(4)]]
+        processor = AutoVideoProcessor.from_pretrained(folder)
+        inputs = processor(list(frames), return_tensors="pt", do_sample_frames=False)
+        network = encoder(AutoModel.from_pretrained(folder).eval())
+        return network(inputs["pixel_values_videos"]).last_hidden_state[0]
+
+    return tokens
+
+
+def _write_audio(name: str) -> Callable[[Path], None]:
+    """A whole model of transformers with its feature extractor."""
+
+    def write(folder: Path) -> None:
+        import transformers as t
+
+        torch.manual_seed(0)
+        qwen = {
+            "num_mel_bins": 16,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 24,
+            "d_model": 16,
+            "n_window": 50,
+            "n_window_infer": 100,
+            "downsample_hidden_size": 4,
+        }
+        if name == "pe_audio":
+            made = t.PeAudioConfig(
+                audio_config={**PE, "dac_config": pe_wave()}, text_config={**TEXT, **IDS}
+            )
+            model = t.PeAudioModel(made)
+            extractor = t.PeAudioFeatureExtractor(sampling_rate=16_000, hop_length=40)
+        elif name == "parakeet":
+            sizes = {**SMALL, "num_hidden_layers": 2, "num_mel_bins": 16, "conv_kernel_size": 3}
+            made = t.ParakeetCTCConfig(
+                encoder_config={**sizes, "subsampling_conv_channels": 4}, vocab_size=8
+            )
+            model = t.ParakeetForCTC(made)
+            extractor = t.ParakeetFeatureExtractor(feature_size=16)
+        elif name == "qwen3_omni":
+            made = t.Qwen3OmniMoeThinkerConfig(
+                audio_config={**qwen, "output_dim": 12},
+                vision_config={**VISION, "out_hidden_size": 16},
+                text_config={**MOE, **TEXT},
+            )
+            model = t.Qwen3OmniMoeThinkerForConditionalGeneration(made)
+            extractor = t.WhisperFeatureExtractor(feature_size=16)
+        else:
+            made = t.Qwen3ASRConfig(audio_config=qwen, text_config={**MOE, **TEXT})
+            model = t.Qwen3ASRForConditionalGeneration(made)
+            extractor = t.Qwen3ASRFeatureExtractor(feature_size=16)
+        _save(folder, model, extractor)
+
+    return write
+
+
+VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
+VISION |= {"deepstack_visual_indexes": [0]}
+MOE = {"head_dim": 8, "num_key_value_heads": 2}
+
+
+def _audio_tokens(name: str, rate: int = 16_000) -> Callable[[Path, Medium], Tensor]:
+    """The encoder of the whole model, called as that model calls it, on the first two seconds."""
+
+    def tokens(folder: Path, medium: Medium) -> Tensor:
+        import transformers as t
+
+        extractor = t.AutoFeatureExtractor.from_pretrained(folder)
+        wave = _wave(medium, rate)[: 2 * rate]
+        options = {"sampling_rate": rate, "return_tensors": "pt"}
+        if name == "pe_audio":
+            inputs = extractor(wave, **options)
+            model = t.PeAudioModel.from_pretrained(folder).eval()
+            return model.audio_encoder(**inputs).last_hidden_state[0]
+        if name == "parakeet":
+            model = t.ParakeetForCTC.from_pretrained(folder).eval()
+            found = model.encoder(**extractor(wave, **options))
+            return found.last_hidden_state[0][found.attention_mask[0].bool()]
+        inputs = extractor(wave, padding=True, return_attention_mask=True, **options)
+        features, mask = inputs["input_features"], inputs["attention_mask"]
+        if name == "qwen3_omni":
+            model = t.Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(folder).eval()
+            return model.get_audio_features(features, mask).last_hidden_state
+        model = t.Qwen3ASRForConditionalGeneration.from_pretrained(folder).eval()
+        return model.model.audio_tower(features, input_features_mask=mask).last_hidden_state
+
+    return tokens
+
+
+def _audio(name: str, changed: Mapping[str, Any]) -> Twin:
+    return Twin(
+        "transformers_audio",
+        _write_audio(name),
+        _audio_tokens(name),
+        sounds,
+        options={"seconds": 2.0},
+        changed=changed,
+    )
+
+
 def _clip_tokens(folder: Path, medium: Medium) -> Tensor:
     """On the middles of four equal parts, whatever the length."""
     from transformers import AutoConfig, AutoVideoProcessor, VideoMAEModel, VJEPA2Model
@@ -351,6 +513,26 @@ TWINS = {
     "dinov2_with_registers": _vision("Dinov2WithRegisters", 5),
     "dinov3_vit": _vision("DINOv3ViT", 5, num_register_tokens=4),
     "dinov3_convnext": _vision("DINOv3ConvNext", 1, hidden_sizes=[8, 8, 12, 16], depths=[1] * 4),
+    "radio": _vision("Radio", 5, num_cls_tokens=2, num_registers=3, max_img_size=64),
+    "pe_audio": _audio("pe_audio", {"sampling_rate": 8_000}),
+    "parakeet": _audio("parakeet", {"preemphasis": 0.9}),
+    "qwen3_omni": _audio("qwen3_omni", {"dither": 0.1}),
+    "qwen3_asr": _audio("qwen3_asr", {"dither": 0.1}),
+    "pe_video": Twin(
+        "transformers_video",
+        _write_pe_video,
+        _whole_clip_tokens(lambda model: model.video_encoder),
+        clips,
+        options={"frames": 4},
+        preprocessor="video_preprocessor_config.json",
+    ),
+    "videoprism": Twin(
+        "transformers_video",
+        _write_videoprism,
+        _whole_clip_tokens(lambda model: model.video_model.vision_model),
+        clips,
+        preprocessor="video_preprocessor_config.json",
+    ),
     "clap": Twin(
         "clap",
         _write_clap(fusion=False),
