@@ -182,7 +182,13 @@ def _weights(system: SystemConfig) -> Iterator[tuple[str, str]]:
     for kind in ("encoders", "decoders"):
         for key, entry in getattr(system, kind).items():
             is_of_llm = getattr(entry, "has_weights_of_llm", False)
-            yield f"{kind}.{key}", _name(system.llm if is_of_llm else entry)
+            inner = {name: getattr(entry, name, None) for name in ("video", "audio")}
+            if all(isinstance(tree, Mapping) for tree in inner.values()):  # a clip and its track
+                for name, tree in inner.items():
+                    where = f"{kind}.{key}.{name}"
+                    yield where, _name(parse_component("encoders", tree, where))
+            else:
+                yield f"{kind}.{key}", _name(system.llm if is_of_llm else entry)
     for key, entry in system.output_projections.items():
         if getattr(entry, "weights", None):  # a connector that starts from a language model
             yield f"output_projections.{key}", _name(entry)

@@ -44,6 +44,10 @@ class ModalityEncoder(nn.Module):
     """How many frames of a video it uses (`Video.sample_frames`): decoding beforehand may be
     limited to them. None for other modalities."""
 
+    needs_whole_video: bool = False
+    """Whether it reads a video's length, all of its frames or its track, so that a video has to be
+    decoded whole beforehand."""
+
     def preprocess(self, medium: Medium) -> Tensor:
         """Convert a medium to one sample, on the CPU, in data workers.
 
@@ -91,8 +95,9 @@ class ModalityEncoder(nn.Module):
         raise NotImplementedError
 
     layout: Any = None
-    """Of an encoder whose media stand in prompts as the language model's own processor writes them:
-    the fields of mmllm.data.media_layout.MediaLayout."""
+    """Of an encoder whose media take as many tokens as each of them needs, which come first in a
+    row, or stand in prompts as the language model's own processor writes them: the fields of
+    mmllm.data.media_layout.MediaLayout."""
 
     def attach(self, llm: Any) -> None:
         """Take what the encoder shares with the language model; called before its shapes are read.
@@ -132,6 +137,7 @@ class UnloadedEncoder(ModalityEncoder):
         self.modality = encoder.modality  # pyright: ignore[reportAttributeAccessIssue]
         self.sample_shape = encoder.sample_shape
         self.feature_shape = encoder.feature_shape
+        self.needs_whole_video = encoder.needs_whole_video
         self._fingerprint = encoder.fingerprint
 
     @property

@@ -97,8 +97,8 @@ class TransformersEncoder(PretrainedEncoder):
     """
 
     model_classes: ClassVar[Mapping[str, str]]
-    """`model_type` of a folder -> the class of transformers that reads it; `module:class` of one that
-    transformers does not export."""
+    """`model_type` of a folder -> the class of transformers that reads it; `module:class` of one
+    that transformers does not export."""
     processor_class: ClassVar[str]
     """The class of transformers that preprocesses."""
     parts: ClassVar[Mapping[str, ModelPart]] = {}

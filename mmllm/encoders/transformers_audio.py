@@ -1,5 +1,5 @@
-"""Audio of any length up to a window -> tokens, by an audio encoder of transformers: Perception Encoder
-(audio), Parakeet, and those of Qwen3-Omni and Qwen3-ASR.
+"""Audio of any length up to a window -> tokens, by an audio encoder of transformers: Perception
+Encoder (audio), Parakeet, and those of Qwen3-Omni and Qwen3-ASR.
 
 Perception Encoder Audiovisual (Meta 2025); Rekesh et al. 2023 (arXiv 2305.05084); Xu et al. 2025
 (arXiv 2509.17765). Audio is not padded: media of one length are computed together, so that each has
@@ -38,9 +38,7 @@ class TransformersAudioConfig(PretrainedConfig):
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 3600:
-            raise ConfigError(
-                f"seconds: expected more than 0, at most 3600, got {self.seconds}"
-            )
+            raise ConfigError(f"seconds: expected more than 0, at most 3600, got {self.seconds}")
 
 
 def _halved(length: int, times: int) -> int:
@@ -89,9 +87,7 @@ class _Family:
     options: dict[str, Any]
 
 
-_QWEN3_OMNI = (
-    "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeAudioEncoder"
-)
+_QWEN3_OMNI = "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeAudioEncoder"
 _FAMILIES = {
     "PeAudioEncoder": _Family(
         count=lambda model, frames: frames // model.dac_config.hop_length,

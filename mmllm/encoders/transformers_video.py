@@ -1,5 +1,5 @@
-"""Video -> patches of space and time, by a video model of transformers: VideoMAE, V-JEPA 2, VideoPrism
-or Perception Encoder (video), which has one token a frame.
+"""Video -> patches of space and time, by a video model of transformers: VideoMAE, V-JEPA 2,
+VideoPrism or Perception Encoder (video), which has one token a frame.
 
 Tong et al. 2022 (arXiv 2203.12602); Assran et al. 2025 (arXiv 2506.09985); Zhao et al. 2024 (arXiv
 2402.13217); Perception Encoder Audiovisual (Meta 2025).

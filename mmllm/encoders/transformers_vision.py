@@ -1,4 +1,4 @@
-"""Images -> patch tokens, by a vision model of transformers: CLIP, SigLIP, SigLIP2, DINOv2/v3, RADIO.
+"""Images -> patch tokens, by a vision model of transformers: CLIP, SigLIP(2), DINOv2/v3, RADIO.
 
 One class for all: upstream's image processor and model run; what differs is where the patches are
 in the output.

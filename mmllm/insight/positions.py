@@ -164,7 +164,10 @@ class PassReader:
             token[where] = -1
             kind[where] = modality[where] = encoder.modality
             # Embeddings of a medium are never split: not by passes, nor by rows.
-            starts[where[:: self.model.num_input_tokens[key]]] = True
+            if encoder.modality in self.model.renderer.layouts:  # as many as the medium needs
+                starts[where[np.diff(where, prepend=-2) > 1]] = True
+            else:
+                starts[where[:: self.model.num_input_tokens[key]]] = True
         for key, decoder in self.model.decoders.items():
             span = tokens.signal_ids(key)
             where = np.flatnonzero((ids >= span[0]) & (ids <= span[-1]))

@@ -1,7 +1,7 @@
 """Media of requests, decoded in other processes within limits of time and memory.
 
 A process whose decoding takes too long, or whose request is gone, is ended. Of a video only the
-frames that the model looks at are decoded.
+frames that the model looks at are decoded, unless an encoder reads its length or its track.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ class DecodeBudget:
     Args:
         bytes_left: Bytes that its decoded media may still take.
         frame_counts: For each number, that many frames of a video are decoded.
+        needs_whole_videos: Whether videos are decoded whole instead.
         cancel: Set when the request is parsed or gone; its decoding stops.
     """
 
     bytes_left: int
     frame_counts: Sequence[int]
+    needs_whole_videos: bool = False
     cancel: threading.Event = field(default_factory=threading.Event)
 
 
@@ -106,7 +108,7 @@ class MediaDecoder:
             return isolated.decode(source, modality, seconds=seconds, cancel=budget.cancel)
 
         with media.limits(limits):
-            if isinstance(medium, Video):
+            if isinstance(medium, Video) and not budget.needs_whole_videos:
                 medium = medium.presampled(budget.frame_counts, sample)
             else:
                 medium = medium.decoded(decode)

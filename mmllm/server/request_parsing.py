@@ -41,6 +41,9 @@ class RequestParser:
         ]
         self._frame_counts = {count for count in counts if count}
         """How many frames of a video the encoders look at."""
+        self._needs_whole_videos = any(
+            encoder.needs_whole_video for encoder in chat.model.encoders.values()
+        )
 
     async def conversation(
         self, messages: Sequence[api.AnyMessage], options: ReplyOptions, paths: Sequence[str] = ()
@@ -102,7 +105,9 @@ class RequestParser:
         return decoded
 
     def _budget(self, frame_counts: Sequence[int]) -> DecodeBudget:
-        return DecodeBudget(self.settings.input_limits.decoded_bytes, frame_counts)
+        return DecodeBudget(
+            self.settings.input_limits.decoded_bytes, frame_counts, self._needs_whole_videos
+        )
 
     def _frames(self, options: ReplyOptions) -> list[int]:
         """The numbers of frames of a video that are decoded: those that the encoders look at, and

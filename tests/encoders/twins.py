@@ -348,6 +348,63 @@ def _write_pe_video(folder: Path) -> None:
     _save(folder, t.PeVideoModel(made), processor)
 
 
+def _write_pe_audio_video(folder: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    both = {
+        **PE,
+        "video_config": {**PE, "model_type": "pe_video_encoder", "vision_config": pe_frames()},
+        "audio_config": {**PE, "model_type": "pe_audio_encoder", "dac_config": pe_wave()},
+    }
+    made = t.PeAudioVideoConfig(audio_video_config=both, text_config={**TEXT, **IDS})
+    t.PeAudioFeatureExtractor(sampling_rate=8_000, hop_length=40).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    processor = t.PeVideoVideoProcessor(size=square, do_resize=True, do_rescale=True)
+    _save(folder, t.PeAudioVideoModel(made), processor)
+
+
+def films() -> list[Medium]:
+    """Clips of 9/8, 4/8 and 3/8 seconds with a track each, but for the last."""
+    made: list[Medium] = []
+    for clip, sound in zip(clips(), (2, 1, None), strict=True):
+        assert isinstance(clip, Video)
+        track = None if sound is None else sounds()[sound]
+        made.append(Video.from_numpy(clip.to_numpy(), 8.0, audio=track))
+    return made
+
+
+def _film_tokens(folder: Path, medium: Medium) -> Tensor:
+    """The joint encoder of the whole model, on four frames and the track as far as these last.
+    Upstream's from_pretrained fails to tie the weights that the file holds once (transformers
+    5.23 with timm's `bands`), so that they are put into the model here."""
+    from safetensors.torch import load_file
+    from transformers import (
+        AutoFeatureExtractor,
+        AutoVideoProcessor,
+        PeAudioVideoConfig,
+        PeAudioVideoModel,
+    )
+
+    assert isinstance(medium, Video)
+    frames = medium.to_numpy()
+    count = round(len(frames) / 8.0 * 8_000)
+    wave = np.zeros(count, "f4") if medium.audio is None else _wave(medium.audio, 8_000)[:count]
+    frames = frames[[int((i + 0.5) * len(frames) / 4) for i in range(4)]]
+    pixels = AutoVideoProcessor.from_pretrained(folder)(
+        list(frames), return_tensors="pt", do_sample_frames=False
+    )
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    track = extractor(wave, sampling_rate=8_000, return_tensors="pt")["input_values"]
+    model = PeAudioVideoModel(PeAudioVideoConfig.from_pretrained(folder)).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    encoder = model.audio_video_encoder
+    for name in ("audio", "video"):
+        own = getattr(getattr(model, f"{name}_model"), f"{name}_encoder")
+        getattr(encoder.embedder, f"{name}_encoder").load_state_dict(own.state_dict())
+    return encoder(track.view(1, 1, -1), pixels["pixel_values_videos"]).last_hidden_state[0]
+
+
 def _write_videoprism(folder: Path) -> None:
     import transformers as t
 
@@ -524,6 +581,14 @@ TWINS = {
         _whole_clip_tokens(lambda model: model.video_encoder),
         clips,
         options={"frames": 4},
+        preprocessor="video_preprocessor_config.json",
+    ),
+    "pe_audio_video": Twin(
+        "pe_audio_video",
+        _write_pe_audio_video,
+        _film_tokens,
+        films,
+        options={"frames": 4, "seconds": 2.0},
         preprocessor="video_preprocessor_config.json",
     ),
     "videoprism": Twin(

@@ -1,0 +1,213 @@
+"""Media of any size and length: tiles, windows, a clip with its track, and budgets of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmllm import config
+from mmllm.conversation import Audio, Image, Video
+from mmllm.encoders.pieces import time_channels
+from mmllm.errors import ConfigError
+from tests.encoders import twins
+from tests.encoders.twins import TWINS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a twin, written once."""
+    written: dict[str, Path] = {}
+
+    def write(name: str) -> Path:
+        if name not in written:
+            written[name] = tmp_path_factory.mktemp(name)
+            TWINS[name].write(written[name])
+        return written[name]
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def tree(folder):
+    """The config of a twin's encoder."""
+
+    def make(name: str, **options) -> dict:
+        twin = TWINS[name]
+        return {"type": twin.type, "weights": str(folder(name)), **twin.options, **options}
+
+    return make
+
+
+def built(tree: dict):
+    return config.build(config.parse_component("encoders", tree, "encoders.any"))
+
+
+def image(height: int, width: int) -> Image:
+    random = np.random.default_rng(height * width)
+    return Image.from_numpy(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def noise(seconds: float, rate: int = 16_000) -> Audio:
+    random = np.random.default_rng(round(seconds * rate))
+    return Audio.from_numpy(0.1 * random.standard_normal((1, round(seconds * rate)), "f4"), rate)
+
+
+def counts_and_mask_agree(encoder, media) -> list[int]:
+    """N of each medium, after it was checked against the mask and against each alone."""
+    features = encoder.encode(media)
+    assert features.tokens.shape == (len(media), *encoder.feature_shape)
+    counts = [encoder.layout[2](medium)[0] for medium in media]
+    for row, medium in enumerate(media):
+        alone = encoder.encode([medium])
+        assert torch.allclose(alone.tokens[0], features.tokens[row], atol=1e-5)
+        assert torch.equal(alone.mask[0], features.mask[row])
+        assert not features.mask[row, counts[row] :].any()
+        assert (features.tokens[row, counts[row] :] == 0).all()
+    return counts
+
+
+# --- tiles --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_tiles_are_the_encoders_own_answers_row_by_row_and_the_whole_image_last(tree):
+    encoder = built({"type": "tiles", "encoder": tree("clip"), "max_tokens": 16 * 7})
+    inner = built(tree("clip"))
+    assert inner.feature_shape == (16, 16)
+    assert encoder.feature_shape == (7 * 16, 16)
+    wide = image(64, 96)  # of a side of 32: 2 x 3 tiles
+    parts = [
+        Image.from_numpy(wide.to_numpy()[32 * row : 32 * row + 32, 32 * column : 32 * column + 32])
+        for row in range(2)
+        for column in range(3)
+    ]
+    expected = inner.encode([*parts, wide]).tokens.flatten(0, 1)
+    assert torch.allclose(encoder.encode([wide]).tokens[0], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_image_takes_as_many_tiles_as_its_size_and_the_budget_allow(tree):
+    encoder = built({"type": "tiles", "encoder": tree("clip"), "max_tokens": 16 * 5 + 3})
+    media = [image(10, 10), image(64, 64), image(20, 300), image(300, 40), image(40, 64)]
+    counts = counts_and_mask_agree(encoder, media)
+    #  too small to cut; 2 x 2; one row of 4, as far as 5 pieces go; a column; 1 x 2
+    assert [count // 16 for count in counts] == [1, 5, 5, 5, 3]
+    one = built({"type": "tiles", "encoder": tree("clip"), "max_tokens": 20})
+    assert counts_and_mask_agree(one, media) == [16] * 5
+    assert one.fingerprint != encoder.fingerprint
+    same = built({"type": "tiles", "encoder": tree("clip"), "max_tokens": 16 * 5})
+    assert same.fingerprint == encoder.fingerprint, "the same number of tiles"
+
+
+def test_budgets_and_encoders_that_do_not_fit_are_refused(tree):
+    with pytest.raises(ConfigError, match=r"tiles\.max_tokens: a piece takes 16 tokens, got 15"):
+        built({"type": "tiles", "encoder": tree("clip"), "max_tokens": 15})
+    with pytest.raises(
+        ConfigError, match=r"tiles\.encoder: expected an encoder of image, got .*audio"
+    ):
+        built({"type": "tiles", "encoder": tree("whisper")})
+    with pytest.raises(ConfigError, match=r"images of one size, got one of any aspect"):
+        built({"type": "tiles", "encoder": tree("siglip2")})
+    with pytest.raises(ConfigError, match=r"tiles\.encoder: .*own tower reads media of any size"):
+        built({"type": "tiles", "encoder": {"type": "backbone"}})
+
+
+# --- windows ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["parakeet", "whisper", "clap"])
+def test_windows_are_the_encoders_own_answers_with_their_time(tree, name):
+    inner = built(tree(name))
+    most, channels = inner.feature_shape
+    encoder = built(
+        {"type": "windows", "encoder": tree(name), "seconds": 1.0, "max_tokens": 3 * most}
+    )
+    long = noise(2.5)
+    wave = long.to_numpy()
+    windows = [Audio.from_numpy(wave[:, 16_000 * i : 16_000 * (i + 1)], 16_000) for i in range(3)]
+    tokens, mask = [], []
+    for at, window in enumerate(windows):
+        found = inner.encode([window])
+        here = found.mask[0] if found.mask is not None else torch.ones(most, dtype=torch.bool)
+        keep = here if inner.layout else torch.ones_like(here)
+        times = time_channels(torch.tensor([float(at)])).expand(int(keep.sum()), -1)
+        tokens.append(torch.cat([found.tokens[0, keep], times], dim=1))
+        mask.append(here[keep])
+    expected = torch.cat(tokens)
+    features = encoder.encode([long])
+    assert features.tokens.shape[2] == channels + 16
+    assert encoder.layout[2](long) == (len(expected), None)
+    assert torch.allclose(features.tokens[0, : len(expected)], expected, atol=1e-5)
+    assert torch.equal(features.mask[0, : len(expected)], torch.cat(mask))
+    counts_and_mask_agree(encoder, [noise(0.4), long, noise(1.0)])
+
+
+def test_of_audio_beyond_the_budget_windows_are_evenly_spaced(tree):
+    tree = {"type": "windows", "encoder": tree("parakeet"), "seconds": 1.0, "max_tokens": 3 * 25}
+    encoder = built(tree)
+    assert encoder.num_pieces == 3
+    starts = [at for _, at in encoder.cut(noise(9.0), encoder.num_pieces)]
+    assert starts == [0.0, 4.0, 8.0]
+    assert [at for _, at in encoder.cut(noise(2.1), 3)] == [0.0, 1.0, 2.0]
+    assert [at for _, at in encoder.cut(noise(0.1), 3)] == [0.0]
+
+
+@torch.no_grad()
+def test_windows_of_a_clip(tree):
+    frames = {"type": "frames", "frames": 2, "encoder": tree("clip", grid=2)}
+    tree = {"type": "windows", "modality": "video", "encoder": frames, "seconds": 0.5}
+    encoder = built({**tree, "max_tokens": 3 * 8})
+    clips = twins.clips()  # of 9/8, 4/8 and 3/8 seconds
+    assert counts_and_mask_agree(encoder, clips) == [24, 8, 8]
+    second = Video.from_numpy(clips[0].to_numpy()[4:8], 8.0)
+    expected = built(frames).encode([second]).tokens[0]
+    found = encoder.encode([clips[0]]).tokens[0, 8:16]
+    assert torch.allclose(found[:, :-16], expected, atol=1e-5)
+    assert torch.allclose(found[:, -16:], time_channels(torch.tensor([0.5])).expand(8, -1))
+
+
+# --- a clip and its track -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["clap", "parakeet"])
+def test_a_track_is_read_with_its_frames(tree, name):
+    frames = {"type": "frames", "frames": 2, "encoder": tree("clip", grid=2)}
+    encoder = built({"type": "audio_video", "video": frames, "audio": tree(name)})
+    video, audio = built(frames), built(tree(name))
+    films = twins.films()
+    counts = counts_and_mask_agree(encoder, films)
+    assert counts[2] == 8, "no track"
+    for film, count in zip(films[:2], counts, strict=False):
+        seen = video.encode([film]).tokens[0]
+        found = audio.encode([film.audio])
+        heard = found.tokens[0] if found.mask is None else found.tokens[0][found.mask[0]]
+        assert count == len(seen) + len(heard)
+        tokens = encoder.encode([film]).tokens[0]
+        assert torch.allclose(tokens[:8, :16], seen, atol=1e-5)
+        assert torch.allclose(tokens[8:count, 16:], heard, atol=1e-5)
+        assert (tokens[:8, 16:] == 0).all()
+        assert (tokens[8:count, :16] == 0).all()
+
+
+@torch.no_grad()
+def test_windows_of_a_clip_with_its_track_put_both_in_the_order_of_time(tree):
+    frames = {"type": "frames", "frames": 2, "encoder": tree("clip", grid=2)}
+    both = {"type": "audio_video", "video": frames, "audio": tree("parakeet")}
+    encoder = built(
+        {"type": "windows", "modality": "video", "encoder": both, "seconds": 0.5, "max_tokens": 200}
+    )
+    film = twins.films()[0]
+    counts = counts_and_mask_agree(encoder, twins.films())
+    track = film.audio.to_numpy()[:, 8_000:16_000]
+    window = Video.from_numpy(film.to_numpy()[4:8], 8.0, audio=Audio.from_numpy(track, 16_000))
+    inner = built(both)
+    size = inner.layout[2](window)[0]
+    assert counts[0] > 2 * size
+    expected = inner.encode([window]).tokens[0, :size]
+    found = encoder.encode([film]).tokens[0, size : 2 * size, :-16]
+    assert torch.allclose(found, expected, atol=1e-5)
