@@ -326,6 +326,12 @@ class Renderer:
         key, length = self.input_keys[medium.modality]
         layout = self.layouts.get(medium.modality)
         length, grid = layout.measure(medium) if layout else (length, None)
+        if length > medium.tokens_within(length):
+            raise ContextError(
+                f"{medium!r} takes {length} tokens, but its max_tokens is {medium.max_tokens}: "
+                "raise it, or read the medium with an encoder that keeps to a budget (tiles, windows, "
+                "backbone)"
+            )
         rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length, grid))
         rendered.ids += [self.tokens.placeholder_id] * length
         rendered.labels += [UNSUPERVISED] * length

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmllm.conversation import Medium
 from mmllm.encoders.base import Features, ModalityEncoder
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, MediaError
 from mmllm.utils.hashing import fingerprint
 
 TIME_CHANNELS = 16
@@ -78,13 +78,13 @@ class PiecesEncoder(ModalityEncoder):
 
     def measure(self, medium: Medium) -> tuple[int, None]:
         """N, and no grid."""
-        pieces = [piece for piece, _ in self.cut(medium, self.num_pieces)]
-        return sum(tokens_of(self.inner, piece) for piece in pieces), None
+        pieces = self.cut(medium, self._most(medium))
+        return sum(tokens_of(self.inner, piece) for piece, _ in pieces), None
 
     def to_tensor(self, medium: Any) -> Tensor:
         """A medium -> float[P, 2 + S], zeros behind its last piece."""
         sample = torch.zeros(self.sample_shape)
-        for row, (piece, second) in enumerate(self.cut(medium, self.num_pieces)):
+        for row, (piece, second) in enumerate(self.cut(medium, self._most(medium))):
             sample[row, 0], sample[row, 1] = 1, second
             sample[row, 2:] = self.inner.preprocess(piece).flatten()
         return sample
@@ -100,6 +100,17 @@ class PiecesEncoder(ModalityEncoder):
             tokens = torch.cat([tokens, times.to(tokens)], dim=-1)
         counts = is_piece.sum(dim=1).tolist()
         return join_pieces(self.inner, Features(tokens, found.mask), counts, self.feature_shape[0])
+
+    def _most(self, medium: Medium) -> int:
+        """The pieces within a medium's budget. Raises MediaError for less than one."""
+        length = self.inner.feature_shape[0]
+        most = medium.tokens_within(self.num_pieces * length) // length
+        if most < 1:
+            raise MediaError(
+                f"{self._facts[0]}: {medium!r}: a piece takes {length} tokens, but its max_tokens "
+                f"is {medium.max_tokens}"
+            )
+        return most
 
     def load(self) -> None:
         self.inner.load()

@@ -42,7 +42,7 @@ class NativeResolution:
         unit = (self.merge * self.patch) ** 2  # pixels of one embedding
         longest = min(processor.size["longest_edge"], max_tokens * unit)
         shortest = min(processor.size["shortest_edge"], longest)
-        self.size = {"shortest_edge": shortest, "longest_edge": longest}
+        self.unit, self.size = unit, {"shortest_edge": shortest, "longest_edge": longest}
         width = model.config.get_text_config().hidden_size
         layers = len(getattr(vision, "deepstack_visual_indexes", ()))
         self.feature_shape = (max_tokens, width * (1 + layers))
@@ -57,7 +57,8 @@ class NativeResolution:
 
     def to_tensor(self, image: Image) -> Tensor:
         """An image -> float[1 + P, S], zeros behind its last patch."""
-        inputs = self.processor(images=image.to_pil(), size=self.size, return_tensors="pt")
+        size = self._size_of(image)
+        inputs = self.processor(images=image.to_pil(), size=size, return_tensors="pt")
         _, rows, columns = inputs["image_grid_thw"][0].tolist()
         patches = inputs["pixel_values"]
         assert (rows, columns) == self._grid(image)
@@ -85,10 +86,15 @@ class NativeResolution:
             image.height,
             image.width,
             self.patch * self.merge,
-            min_pixels=self.size["shortest_edge"],
-            max_pixels=self.size["longest_edge"],
+            min_pixels=(size := self._size_of(image))["shortest_edge"],
+            max_pixels=size["longest_edge"],
         )
         return height // self.patch, width // self.patch
+
+    def _size_of(self, image: Image) -> dict[str, int]:
+        """Pixels of an image, at least and at most, within its budget."""
+        longest = min(self.size["longest_edge"], image.tokens_within(1 << 40) * self.unit)
+        return {"shortest_edge": min(self.size["shortest_edge"], longest), "longest_edge": longest}
 
 
 class FixedSize:
@@ -102,7 +108,6 @@ class FixedSize:
         max_tokens: L.
     """
 
-    options: dict[str, Any] = {}  # noqa: RUF012 - read only
     before, after = "\n\n<start_of_image>", "<end_of_image>\n\n"
     attends_to_itself = True
 
@@ -133,13 +138,19 @@ class FixedSize:
         """Tiles of an image."""
         return 1
 
+    def options_of(self, image: Image) -> dict[str, Any]:
+        """Further arguments of the processor."""
+        return {}
+
     def measure(self, image: Image) -> tuple[int, tuple[int, int, int] | None]:
         """N; there is no grid."""
         return self.count_tiles(image) * self.tile_tokens, None
 
     def to_tensor(self, image: Image) -> Tensor:
         """An image -> float[T, 1 + S], zeros behind its last tile."""
-        inputs = self.processor(images=image.to_pil(), return_tensors="pt", **self.options)
+        inputs = self.processor(
+            images=image.to_pil(), return_tensors="pt", **self.options_of(image)
+        )
         tiles = inputs["pixel_values"]
         sample = torch.zeros(self.sample_shape)
         if len(tiles) != self.count_tiles(image):
@@ -166,16 +177,25 @@ class Tiles(FixedSize):
     attends_to_itself = False
 
     def most_tiles(self, budget: int) -> int:
-        crops = bool(self.processor.crop_to_patches) and budget > 2
-        tiles = min(budget - 1, self.processor.max_patches) if crops else 1
-        self.options = {"crop_to_patches": crops, "min_patches": 1, "max_patches": tiles}
-        return tiles + 1 if crops else 1  # and the thumbnail
+        options = self._options_within(budget)
+        return options["max_patches"] + options["crop_to_patches"]  # and the thumbnail
 
     def tokens_of_a_tile(self, config: Any) -> int:
         return config.image_seq_length
 
     def count_tiles(self, image: Image) -> int:
-        return self.processor.get_number_of_image_patches(image.height, image.width, self.options)
+        return self.processor.get_number_of_image_patches(
+            image.height, image.width, self.options_of(image)
+        )
+
+    def options_of(self, image: Image) -> dict[str, Any]:
+        budget = image.tokens_within(self.num_tiles * self.tile_tokens)
+        return self._options_within(budget // self.tile_tokens)
+
+    def _options_within(self, budget: int) -> dict[str, Any]:
+        crops = bool(self.processor.crop_to_patches) and budget > 2
+        tiles = min(budget - 1, self.processor.max_patches) if crops else 1
+        return {"crop_to_patches": crops, "min_patches": 1, "max_patches": tiles}
 
 
 Tower = NativeResolution | FixedSize

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmllm.conversation import Medium
+from mmllm.conversation import Medium, Video
 from mmllm.data.rendering import Rendered
 from mmllm.errors import MediaError
 from mmllm.features.namespace import DamagedShardError, FeatureTensors, Namespace
@@ -318,7 +318,7 @@ class FeatureCache:
             raise self.store.missing(kind, *self._part(kind, key), what)
 
     def _name(self, medium: Medium) -> str:
-        return self.store.key(medium) if self.store else medium_identity(medium)
+        return entry_name(medium, self.store)
 
     def _take_sample(self, name: tuple[str, str], medium: Medium) -> Tensor:
         """Return the samples that `check` has read already, or read the medium now."""
@@ -327,8 +327,30 @@ class FeatureCache:
         return encoder.preprocess(medium) if ready is None else ready  # pyright: ignore
 
 
+def entry_name(medium: Medium, store: FeatureStore | None) -> str:
+    """Return the name of what is kept of a medium: of its content, its track and its budget.
+
+    Args:
+        medium: the medium.
+        store: the cache on disk, which knows the contents of files; None: by path.
+
+    Raises:
+        MediaError: a file cannot be read.
+    """
+    name = store.key(medium) if store else _content_name(medium)
+    track = medium.audio if isinstance(medium, Video) and medium.source is None else None
+    if track is not None:
+        name = sha256(f"{name}+{_content_name(track)}@{track.sample_rate}")
+    return name if medium.max_tokens is None else f"{name}-{medium.max_tokens}"
+
+
 def medium_identity(medium: Medium) -> str:
-    """Return a name for the content of a medium: its path, or the hash of its data."""
+    """Return a name for the content of a medium, its path or the hash of its data, and for its
+    budget of tokens."""
+    return entry_name(medium, None)
+
+
+def _content_name(medium: Medium) -> str:
     if isinstance(medium.source, str | Path | Embedded):
         return str(medium.source)
     data = medium.source if medium.source is not None else medium.to_numpy().tobytes()

@@ -10,6 +10,7 @@ The server and datasets do not use this module: their strings are text, never na
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,13 @@ def system(*parts: Any) -> Message:
     return Message("system", tuple(as_part(part) for part in parts))
 
 
-def as_messages(given: Any, *more: Any, system: str | None = None, **media: Any) -> list[Message]:
+def as_messages(
+    given: Any,
+    *more: Any,
+    system: str | None = None,
+    media_tokens: int | None = None,
+    **media: Any,
+) -> list[Message]:
     """The messages of one conversation, however it is written.
 
     Args:
@@ -67,6 +74,8 @@ def as_messages(given: Any, *more: Any, system: str | None = None, **media: Any)
             of a user message (see `as_part`).
         more: more parts of the user message.
         system: the text of a system message, which is put first.
+        media_tokens: how many tokens each medium may take at most that has no `max_tokens` of its
+            own.
         media: by modality (image, images, …), media that are added to the last message: a file's
             name, what `as_part` takes, or a list of these.
 
@@ -74,8 +83,33 @@ def as_messages(given: Any, *more: Any, system: str | None = None, **media: Any)
         ConfigError: for anything else, with what is expected.
         MediaError: for a file that is not there.
     """
-    messages = _with_media(_messages(given, *more), media)
+    messages = within_budget(_with_media(_messages(given, *more), media), media_tokens)
     return messages if system is None else with_system(messages, system)
+
+
+def within_budget(messages: Sequence[Message], max_tokens: int | None) -> list[Message]:
+    """The messages with a budget for every medium that has none.
+
+    Args:
+        messages: a conversation.
+        max_tokens: of one medium; None changes nothing.
+
+    Raises:
+        MediaError: it is no whole number from 1.
+    """
+    if max_tokens is None:
+        return list(messages)
+    return [
+        entry.with_parts(
+            [
+                replace(part, max_tokens=max_tokens)
+                if isinstance(part, Medium) and part.max_tokens is None
+                else part
+                for part in entry.parts
+            ]
+        )
+        for entry in messages
+    ]
 
 
 def with_system(messages: Sequence[Message], text: str) -> list[Message]:

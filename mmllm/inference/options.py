@@ -46,6 +46,7 @@ class ChatOptions(SamplingOptions, total=False):
     audios: Sequence[Any]
     video: Any
     videos: Sequence[Any]
+    media_tokens: int
 
 
 INPUT_OPTIONS = frozenset(ChatOptions.__annotations__) - frozenset(SamplingOptions.__annotations__)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mmllm.data.batch import collate
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered
-from mmllm.features.cache import FeatureCache, medium_identity
+from mmllm.features.cache import FeatureCache, entry_name
 from mmllm.features.namespace import FeatureTensors, Namespace
 from mmllm.features.store import FeatureStore
 from mmllm.insight.activations import KINDS, NONE, Activations, norm_limit
@@ -186,8 +186,7 @@ def _namespace(
 
 def _content_key(conversation: Rendered, store: FeatureStore | None) -> str:
     """A hash of the ids and the content of the media that are read. Raises MediaError."""
-    name = store.key if store else medium_identity
-    media = [(span.key, span.start, name(span.medium)) for span in conversation.inputs]
+    media = [(span.key, span.start, entry_name(span.medium, store)) for span in conversation.inputs]
     return sha256(repr((conversation.ids, media)))
 
 

@@ -8,13 +8,13 @@ Legend: H x W pixels, F frames, S samples, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, overload
 
 import numpy as np
 
-from mmllm.errors import MediaError
+from mmllm.errors import MediaError, quoted
 from mmllm.media import codecs, display
 from mmllm.media.files import Embedded, MediaSource
 from mmllm.media.info import MediaContent
@@ -35,17 +35,23 @@ class Medium:
         array: the decoded content, see `to_numpy`.
         caption: a description of the content; the target of decoder-side alignment.
         provenance: how the medium was generated; written into every saved file.
+        max_tokens: how many tokens of the language model it may take at most, where its encoder
+            reads media of any size or length; None: as many as the encoder's config says.
     """
 
     source: MediaSource | None = None
     array: np.ndarray | None = None
     caption: str | None = None
     provenance: Mapping[str, Any] | None = None
+    max_tokens: int | None = field(default=None, kw_only=True)
 
     modality: ClassVar[str]
     """The key of encoders and decoders that this medium belongs to."""
 
     def __post_init__(self) -> None:
+        budget: Any = self.max_tokens
+        if budget is not None and (not isinstance(budget, int) or budget < 1):
+            raise MediaError(f"max_tokens: expected a whole number from 1, got {quoted(budget)}")
         given: Any = self.source
         if hasattr(given, "read") and not isinstance(given, Embedded):  # an open file, a BytesIO
             object.__setattr__(self, "source", given.read())
@@ -115,6 +121,14 @@ class Medium:
         """Return the fields that are set from a file's content."""
         mark = self.provenance if self.provenance is not None else content.provenance
         return {"array": content.array, "provenance": mark}
+
+    def tokens_within(self, limit: int) -> int:
+        """Return the budget: `limit`, or less if `max_tokens` says so.
+
+        Args:
+            limit: the encoder's.
+        """
+        return limit if self.max_tokens is None else min(limit, self.max_tokens)
 
     def existing_source(self) -> MediaSource:
         """Return the source. Raises MediaError if there is none."""

@@ -36,6 +36,8 @@ class Image(Medium):
             array: np.ndarray | None = None,
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,
+            *,
+            max_tokens: int | None = None,
         ) -> None: ...
 
     @classmethod
@@ -111,6 +113,8 @@ class Audio(Medium):
             caption: str | None = None,
             provenance: Mapping[str, Any] | None = None,
             sample_rate: int | None = None,
+            *,
+            max_tokens: int | None = None,
         ) -> None: ...
 
     @classmethod
@@ -192,6 +196,8 @@ class Video(Medium):
             provenance: Mapping[str, Any] | None = None,
             fps: float | None = None,
             audio: Audio | None = None,
+            *,
+            max_tokens: int | None = None,
         ) -> None: ...
 
     @classmethod
@@ -278,6 +284,7 @@ class Video(Medium):
             provenance=self.provenance,
             fps=self.fps,
             audio=self.audio,
+            max_tokens=self.max_tokens,
             sampled={num: self.sample_frames(num, sample) for num in nums},
         )
 

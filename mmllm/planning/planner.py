@@ -75,12 +75,14 @@ class Plan:
         parts: its parts with their parameters and bytes.
         licences: the licences of the parts.
         stages: the resources of each stage.
+        media: tokens of the LLM that a medium takes, by encoder key, and whether it may take less.
     """
 
     system: SystemConfig
     parts: list[Part]
     licences: list[PartLicence]
     stages: list[StagePlan] = field(default_factory=list)
+    media: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
 
 def plan(
@@ -115,11 +117,8 @@ def plan(
             raise ConfigError(f"{path}: a system alone takes no overrides; edit it")
         tree = configs.read_yaml(path)
         system = configs.parse_system(tree.get("system", tree))
-        return Plan(
-            system,
-            parts_of(models.build(system, dtype=torch.bfloat16, meta=True)),
-            licences.of_parts(system),
-        )
+        built = models.build(system, dtype=torch.bfloat16, meta=True)
+        return Plan(system, parts_of(built), licences.of_parts(system), media=media_tokens(built))
     stages, model, runs = (
         [],
         None,
@@ -130,7 +129,8 @@ def plan(
             model = models.build(run.system, dtype=dtype_of(run.stage), meta=True)
         stages.append(plan_stage(model, run, processes=processes, num_items=num_items))
     assert model is not None
-    return Plan(runs[-1].system, parts_of(model), licences.of_parts(runs[-1].system), stages)
+    system = runs[-1].system
+    return Plan(system, parts_of(model), licences.of_parts(system), stages, media_tokens(model))
 
 
 def plan_stage(
@@ -201,3 +201,13 @@ def _decoders_of(model: AnyToAny, stage: StageConfig) -> list[str]:
     if stage.samples or None in made:
         return list(model.decoders)
     return [key for key, decoder in model.decoders.items() if decoder.modality in made]
+
+
+def media_tokens(model: AnyToAny) -> dict[str, tuple[int, bool]]:
+    """Return the tokens of a medium by encoder key, and whether it takes only those that it needs.
+
+    Args:
+        model: the model, which may be on the meta device.
+    """
+    measured = {model.renderer.input_keys[modality][0] for modality in model.renderer.layouts}
+    return {key: (num, key in measured) for key, num in model.num_input_tokens.items()}

@@ -20,7 +20,7 @@ def renderer(system: SystemConfig) -> Renderer:
     tokenizer, ends = local_tokenizer(llm.weights)
     model = models.build(replace(system, llm=replace(llm, chat_template="plain")), meta=True)
     model.llm.tokenizer = tokenizer
-    return Renderer(
+    rendering = Renderer(
         tokenizer,
         model.renderer.tokens,
         end_ids=model.llm.end_ids | ends,
@@ -30,3 +30,5 @@ def renderer(system: SystemConfig) -> Renderer:
         template_options=llm.template_options,
         system_prompt=llm.system_prompt,
     )
+    rendering.layouts = model.renderer.layouts
+    return rendering

@@ -30,6 +30,12 @@ def render(plan: Plan, *, flops: float | None = None) -> Iterator[str]:
     frozen = sum(part.parameters for part in plan.parts if not part.trained)
     trained = sum(part.parameters for part in plan.parts if part.trained)
     yield f"  {'in all':26} {frozen:15,}  frozen, {trained:,} that may be trained"
+    if plan.media:
+        yield ""
+        yield "tokens of a medium"
+    for key, (num, is_most) in plan.media.items():
+        most = "  at most, as many as it needs" if is_most else ""
+        yield f"  encoders.{key:17} {num:15,}{most}"
     yield ""
     yield "licences"
     for entry in plan.licences:

@@ -27,11 +27,13 @@ from mmllm.server.settings import ServerSettings
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """The keyword arguments of `Chat.reply` other than the conversation."""
+    """The keyword arguments of `Chat.reply` other than the conversation, and the budget of each of
+    its media."""
 
     modalities: Mapping[str, ModalityChoice] = field(default_factory=dict)
     decoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    media_tokens: int | None = None
 
     def keywords(self) -> dict[str, Any]:
         return {"modalities": self.modalities, "decoders": self.decoders, **self.sampling}

@@ -73,6 +73,7 @@ class OptionsParser:
             modalities=self._choices(body.modalities),
             decoders=decoders,
             sampling={name: value for name, value in sampling.items() if value is not None},
+            media_tokens=body.media_tokens,
         )
 
     def transcription(self, body: api.TranscriptionRequest) -> ReplyOptions:

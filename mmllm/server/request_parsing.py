@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from mmllm.conversation import MEDIA, ContentPart, Medium, Message, Role, Text
 from mmllm.errors import MediaError, quoted
 from mmllm.inference.chat import Chat
+from mmllm.inference.inputs import within_budget
 from mmllm.media import data_uri
 from mmllm.server import markdown, remote
 from mmllm.server import schemas as api
@@ -63,13 +64,14 @@ class RequestParser:
         self._check_parts([entry for of_message in parts for entry in of_message])
         budget = self._budget(self._frames(options))
         try:
-            return [
+            parsed = [
                 Message(
                     _role(message),
                     tuple([await self._parse_part(*entry, budget) for entry in entries]),
                 )
                 for message, entries in zip(messages, parts, strict=True)
             ]
+            return within_budget(parsed, options.media_tokens)
         finally:
             budget.cancel.set()
 

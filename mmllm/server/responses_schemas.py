@@ -95,6 +95,7 @@ class ResponsesRequest(api.ApiRequest):
     stream: bool | None = None
     modalities: api.Modalities | None = None
     max_media: int | None = Field(default=None, ge=0, description="Of one reply; 4 unless given.")
+    media_tokens: int | None = Field(default=None, ge=1, le=2**31)
     decoders: api.DecoderOptionsByModality | None = None
     mmllm: api.RequestExtras | None = None
 
@@ -114,6 +115,7 @@ class ResponsesRequest(api.ApiRequest):
             top_p=self.top_p,
             modalities=self.modalities,
             max_media=self.max_media,
+            media_tokens=self.media_tokens,
             decoders=self.decoders,
         )
 

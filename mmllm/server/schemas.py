@@ -303,6 +303,9 @@ class ChatRequest(ApiRequest):
     top_k: int | None = Field(default=None, ge=0, le=2**31)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     max_media: int | None = Field(default=None, ge=0, description="Of one reply; 4 unless given.")
+    media_tokens: int | None = Field(
+        default=None, ge=1, le=2**31, description="Tokens that a medium of the request may take."
+    )
     stop: (
         StopString
         | Annotated[list[StopString], Field(max_length=16, fail_fast=True), few(16)]

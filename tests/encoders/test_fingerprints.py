@@ -38,6 +38,17 @@ GOLDEN = {
     "aisfx": ("a4b4f16d91698cc3", "d5e71a947f251df6"),
     "efficientnet": ("743222bbeda222b0", "8c68ae9b35d34d3c"),
     "frames": ("e425b13e9a6d790d", "7ec932e47f4a07f4"),
+    "radio": ("604512f34c887dd5", "7462c548c8498df0"),
+    "pe_audio": ("a4044c5be82d4426", "13f2f819b8a08c9a"),
+    "parakeet": ("cfda45a020d67110", "3de278ac03e22d48"),
+    "qwen3_omni": ("e9f817c968faee63", "edb1bc689ebd9266"),
+    "qwen3_asr": ("003544d031a52ea5", "8b40b251af6b7093"),
+    "pe_video": ("040959e50a6cf632", "d8a59f8dd6e51c1f"),
+    "pe_audio_video": ("27b73730927dc441", "9cdbe854692d6a3f"),
+    "videoprism": ("2e1f120d5791dea9", "9da5a9b52a923fb1"),
+    "tiles": ("c7e8e5a671b8e934", "4beb6611b719fb6b"),
+    "windows": ("62381173e63b9422", "65f26c0a00b472a0"),
+    "audio_video": ("3fc682feef90c9b5", "cee6e9c0f5a719dc"),
 }
 """Encoder -> its fingerprint by default, and with other options."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,6 +59,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clap_fused": {"dtype": "bfloat16"},
     "open_clip_timm_convnext": {"dtype": "bfloat16"},
     "dinov3_convnext": {"dtype": "bfloat16"},
+    "pe_audio": {"dtype": "bfloat16"},
+    "pe_video": {"dtype": "bfloat16"},
+    "pe_audio_video": {"dtype": "bfloat16"},
+    "parakeet": {"dtype": "bfloat16"},
+    "qwen3_omni": {"dtype": "bfloat16"},
+    "qwen3_asr": {"dtype": "bfloat16"},
+    "videoprism": {"dtype": "bfloat16"},
+    "tiles": {"max_tokens": 512},
+    "windows": {"seconds": 5.0},
+    "audio_video": {"audio": {"type": "aisfx", "tokens": 2}},
 }
 WITH_WEIGHTS = {
     "aisfx": "9111acc617464ce0",

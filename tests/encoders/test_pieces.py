@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mmllm import config
+from mmllm import config, planning
+from mmllm import model as models
 from mmllm.conversation import Audio, Image, Video
+from mmllm.data.batch import collate
 from mmllm.encoders.pieces import time_channels
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, ContextError, MediaError
+from mmllm.features.cache import FeatureCache, entry_name
+from mmllm.features.store import FeatureStore
+from mmllm.inference.inputs import as_messages, user
+from mmllm.planning import planner
+from tests import parts
 from tests.encoders import twins
 from tests.encoders.twins import TWINS
 
@@ -211,3 +219,109 @@ def test_windows_of_a_clip_with_its_track_put_both_in_the_order_of_time(tree):
     expected = inner.encode([window]).tokens[0, :size]
     found = encoder.encode([film]).tokens[0, size : 2 * size, :-16]
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tree, tmp_path_factory):
+    """A tiny system that reads images by tiles and audio by windows."""
+    folder = tmp_path_factory.mktemp("system")
+    described = parts.system_tree(
+        folder,
+        encoders={
+            "image": {"type": "tiles", "encoder": tree("clip"), "max_tokens": 16 * 5},
+            "audio": {
+                "type": "windows",
+                "encoder": tree("parakeet"),
+                "seconds": 1.0,
+                "max_tokens": 3 * 25,
+            },
+        },
+        input_projections={"image": {"type": "linear"}, "audio": {"type": "linear"}},
+    )
+    return models.build(config.parse_system(described))
+
+
+def spans(model, *media) -> list[int]:
+    """The positions of each medium in a prompt."""
+    rendered = model.renderer.render([user("Look: ", *media)])
+    assert rendered.ids.count(model.llm.tokens.placeholder_id) == sum(
+        span.length for span in rendered.inputs
+    )
+    return [span.length for span in rendered.inputs]
+
+
+def test_a_prompt_has_as_many_positions_as_the_media_need(model):
+    assert spans(model, image(20, 20), image(64, 64), noise(0.5), noise(2.0)) == [16, 80, 7, 26]
+
+
+def test_a_budget_of_a_medium_is_exact_in_prompt_and_cache(model, tmp_path):
+    large = image(40, 64)  # 1 x 2 tiles and the whole
+    less = replace(large, max_tokens=47)
+    assert spans(model, large, less, replace(large, max_tokens=48)) == [48, 16, 48]
+    with pytest.raises(MediaError, match=r"a piece takes 16 tokens, but its max_tokens is 15"):
+        spans(model, replace(large, max_tokens=15))
+    with pytest.raises(MediaError, match=r"max_tokens: expected a whole number from 1, got 0"):
+        replace(large, max_tokens=0)
+    for store in (None, FeatureStore(tmp_path)):
+        names = {entry_name(medium, store) for medium in (large, less, replace(less))}
+        assert len(names) == 2
+        cache = FeatureCache(model, store=store)
+        masks = cache.input_media("image", [large, less])["feature_mask"]
+        assert masks.sum(dim=1).tolist() == [48, 16]
+
+
+def test_a_budget_that_an_encoder_cannot_keep_is_refused(model, tree, tmp_path):
+    described = parts.system_tree(tmp_path)
+    fixed = models.build(config.parse_system(described))
+    with pytest.raises(
+        ContextError, match=r"takes 4 tokens, but its max_tokens is 3: raise it, or"
+    ):
+        spans(fixed, replace(image(8, 8), max_tokens=3))
+    assert spans(fixed, replace(image(8, 8), max_tokens=4)) == [4]
+
+
+def test_a_budget_of_a_request_holds_for_media_without_one(model):
+    given = [Image.from_numpy(image(40, 64).to_numpy(), max_tokens=16), image(40, 64)]
+    (message,) = as_messages("Look: ", images=given, media_tokens=48)
+    assert [part.max_tokens for part in message.parts[1:]] == [16, 48]
+    assert spans(model, *message.parts[1:]) == [16, 48]
+
+
+@torch.no_grad()
+def test_cached_features_and_samples_give_the_same_states(model):
+    media = [image(64, 64), image(20, 20), noise(2.3), replace(image(64, 64), max_tokens=20)]
+    prompts = [model.renderer.render([user("What? ", *media[:2], media[2])])]
+    prompts.append(model.renderer.render([user("And this? ", media[3])]))
+
+    def states(enabled: bool, items: list) -> torch.Tensor:
+        cache = FeatureCache(model, enabled=enabled)
+        for item in items:
+            cache.check(item)
+        batch = collate(items, cache, model.batch_layout, targets=False)
+        return model.hidden(batch)
+
+    sampled = states(False, prompts)
+    assert torch.allclose(states(True, prompts), sampled, atol=1e-5)
+    for row, prompt in enumerate(prompts):
+        alone = states(True, [prompt])[0]
+        assert torch.allclose(sampled[row, : len(alone)], alone, atol=1e-4)
+
+
+def test_a_track_is_a_part_of_what_is_cached(tmp_path):
+    first, second, _ = twins.films()
+    other = replace(first, audio=second.audio)
+    for store in (None, FeatureStore(tmp_path)):
+        assert entry_name(first, store) != entry_name(other, store)
+        assert entry_name(first, store) == entry_name(replace(first), store)
+
+
+def test_a_plan_names_the_tokens_of_a_medium(model):
+    plan = planner.Plan(model.config, [], [], media={"image": (80, True), "audio": (25, False)})
+    lines = list(planning.render(plan))
+    assert any(line.split()[:2] == ["encoders.image", "80"] for line in lines)
+    assert sum("at most, as many as it needs" in line for line in lines) == 1
+    described = models.build(model.config, meta=True)
+    assert planner.media_tokens(described) == {"image": (80, True), "audio": (75, True)}
