@@ -329,8 +329,8 @@ class Renderer:
         if length > medium.tokens_within(length):
             raise ContextError(
                 f"{medium!r} takes {length} tokens, but its max_tokens is {medium.max_tokens}: "
-                "raise it, or read the medium with an encoder that keeps to a budget (tiles, windows, "
-                "backbone)"
+                "raise it, or read the medium with an encoder that keeps to a budget (tiles, "
+                "windows, backbone)"
             )
         rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length, grid))
         rendered.ids += [self.tokens.placeholder_id] * length

@@ -4,6 +4,7 @@ does, with its own processor."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,15 @@ def test_its_fingerprint_is_that_of_the_first_release(folders) -> None:
         for weight in whole.llm.base_model.parameters():
             weight.fill_(0.5)
     assert whole.encoders["image"].fingerprint == "27fa8338e70c8e58"
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl"])
+def test_an_image_keeps_to_its_own_budget(name: str, folders: Callable[[str], Path]) -> None:
+    encoder = joined(folders(name)).encoders["image"]
+    large = Image.from_numpy(np.zeros((64, 96, 3), np.uint8))
+    media = [replace(large, max_tokens=most) for most in (4, 8, 12, 24)]
+    counts = [encoder.layout[2](medium)[0] for medium in media]
+    assert all(0 < count <= medium.max_tokens for count, medium in zip(counts, media, strict=True))
+    assert counts[0] < counts[-1] == encoder.layout[2](large)[0]
+    mask = encoder.encode([*media, large]).mask
+    assert mask.sum(dim=1).tolist() == [*counts, counts[-1]]
