@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import functools
 from itertools import pairwise
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 
-from mmllm.conversation import Audio, Image, Medium, Video, assistant, system, user
+from mmllm.conversation import (
+    Audio,
+    Image,
+    Medium,
+    SampledVideo,
+    Video,
+    assistant,
+    system,
+    user,
+)
 from mmllm.errors import ConfigError
 from mmllm.inference.chat import Chat
 from mmllm.media import read_provenance
+from mmllm.server.media_decoding import DecodeBudget, MediaDecoder
+from mmllm.server.settings import ServerSettings
+from tests.samples import sound
 from tests.server.conftest import Served
 from tests.server.exchange import ALL, files_in, files_of, replied
-from tests.server.files import AUDIO, IMAGE, MP4, PNG, TEXT, VIDEO, WAV, file_of
+from tests.server.files import AUDIO, IMAGE, MOVING, MP4, PNG, TEXT, VIDEO, WAV, file_of
 
 OPTIONS: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 12}
 ASKED = [{"role": "user", "content": [IMAGE, TEXT, AUDIO, VIDEO]}]
@@ -178,6 +193,40 @@ def test_modalities_and_options_reach_the_engine(
         max_media=2,
     )
     assert files_in(response.json()["choices"][0]["message"]["parts"]) == files_of(reply.message)
+
+
+def test_a_budget_of_the_requests_media_is_kept_or_refused(http: httpx2.Client) -> None:
+    """The picture takes 4 tokens, whatever its size."""
+    body = {"messages": [{"role": "user", "content": [IMAGE, TEXT]}], **OPTIONS}
+    replies = [
+        http.post("/v1/chat/completions", json={**body, "media_tokens": tokens})
+        for tokens in (3, 4, 0)
+    ]
+    assert [reply.status_code for reply in replies] == [400, 200, 400]
+    assert "takes 4 tokens" in replies[0].json()["error"]["message"]
+    assert replies[2].json()["error"]["param"] == "media_tokens"
+    whole = http.post("/v1/chat/completions", json=body).json()
+    assert replies[1].json()["choices"] == whole["choices"]
+
+
+def test_a_video_is_decoded_whole_where_an_encoder_reads_its_track() -> None:
+    film = Video.from_numpy(MOVING, 4.0, audio=sound(1.0))
+    decoder = MediaDecoder(ServerSettings())
+
+    def decoded(whole: bool) -> Medium:
+        budget = DecodeBudget(1 << 24, [2], needs_whole_videos=whole)
+        open_medium = functools.partial(Video, source=file_of(film, "mp4"))
+        return asyncio.run(decoder.decode("video", open_medium, budget))
+
+    whole = decoded(True)
+    assert isinstance(whole, Video)
+    assert whole.array is not None
+    assert (len(whole.array), whole.fps) == (4, 4.0)
+    assert whole.audio is not None
+    direct = Video(source=file_of(film, "mp4")).decoded()
+    assert direct.audio is not None
+    np.testing.assert_array_equal(whole.audio.to_numpy(), direct.audio.to_numpy())
+    assert isinstance(decoded(False), SampledVideo)
 
 
 def test_a_seed_is_drawn_and_reported(http: httpx2.Client) -> None:
