@@ -11,11 +11,14 @@ import torch
 
 from mmllm import config, console, licences, planning
 from mmllm import model as models
+from mmllm.encoders.backbone import BackboneEncoder
 from mmllm.model import AnyToAny
 from mmllm.planning import Plan
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ("nextgpt-7b", "modern-8b", "query-1b", "omni-8b")
+OF_OPEN_CLIP = ("timm/", "laion/CLIP-")
+"""Weights whose sizes are in open_clip's own list."""
 WITH_LORA = {"nextgpt-7b", "modern-8b", "omni-8b"}
 """Recipes whose third stage trains LoRA; query-1b leaves the LLM as it is."""
 DENOISING = {"query-1b": "image", "omni-8b": "image"}
@@ -51,7 +54,8 @@ def test_every_shape_where_parts_join(name: str, recipes: dict[str, AnyToAny]) -
     for key, encoder in model.encoders.items():
         features = torch.empty(2, *encoder.feature_shape, device="meta")  # pyright: ignore
         placed = model.input_projections[key](features)
-        layers = features.shape[-1] // width if encoder.layout else 1  # DeepStack's behind
+        is_tower = isinstance(encoder, BackboneEncoder)
+        layers = features.shape[-1] // width if is_tower else 1  # DeepStack's behind
         assert placed.shape == (2, model.num_input_tokens[key], width * layers)
     for key, decoder in model.decoders.items():
         projection = model.output_projection(key)
@@ -142,6 +146,14 @@ def test_a_quantised_model_trains_in_24_gigabytes_once_the_cache_is_filled() -> 
             assert sum(stage.memory.values()) < 0.9 * 24e9
 
 
+def test_the_largest_medium_fits_the_rows_of_a_stage(name: str, plans: dict[str, Plan]) -> None:
+    for planned in plans[name].stages:
+        for entry in planned.stage.data.values():
+            if getattr(entry, "direction", None) == "understand":
+                tokens, _ = plans[name].media[entry.modality]
+                assert tokens + 64 <= planned.stage.max_length, (planned.stage.name, entry)
+
+
 def test_the_new_rows_and_projections_train_and_nothing_else_before_stage_three(
     name: str, plans: dict[str, Plan]
 ) -> None:
@@ -184,7 +196,7 @@ def test_every_part_has_a_licence_and_a_source(name: str, plans: dict[str, Plan]
         assert entry.licence in licences.LICENCES, entry
     text = (PARTS / "README.md").read_text()
     for entry in plans[name].licences:
-        assert f"`{entry.weights}`" in text or entry.part in ("encoders.image", "encoders.video")
+        assert f"`{entry.weights}`" in text or entry.weights.startswith(OF_OPEN_CLIP), entry
 
 
 def test_every_folder_of_configs_says_where_it_is_from() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Image
+from mmllm.conversation import Image, Medium
 from mmllm.encoders.base import Features, ModalityEncoder
 from mmllm.encoders.loading import ModelFolder
 from mmllm.encoders.pooling import check_grid, pool_grid
@@ -33,6 +33,10 @@ class TransformersVisionConfig(PretrainedConfig):
     """Patches are averaged to grid x grid tokens; None keeps them all."""
     class_token: bool = False
     """Keep the class token, first; registers are always left out."""
+    max_tokens: int | None = None
+    """Of a model that sees patches in an image's own aspect (SigLIP 2, NaFlex): the patches of an
+    image at most, which then takes as many tokens as it has; None: those of its processor, in as
+    many tokens for every image."""
 
 
 class TransformersVisionEncoder(TransformersEncoder):
@@ -64,6 +68,8 @@ class TransformersVisionEncoder(TransformersEncoder):
             raise ConfigError(
                 f"{self.component}.class_token: a model of type {model_type!r} has none"
             )
+        if config.max_tokens is not None:
+            self._set_budget(config.max_tokens, model_type)
         # Stages of a convolutional network differ in width and size: only the last is offered.
         self.choose_layer(1 if is_convolutional else model.num_hidden_layers)
         wide, high = (
@@ -90,13 +96,18 @@ class TransformersVisionEncoder(TransformersEncoder):
     def to_tensor(self, medium: Image) -> Tensor:
         """An image -> float[3, H, W]; for SigLIP2 of any aspect float[1 + P, 3 * side^2], whose
         first row begins with the numbers of rows and columns of patches."""
-        inputs = self.processor(images=medium.to_pil(), return_tensors="pt")
-        pixels = inputs["pixel_values"][0].float()
         if not self._is_ragged:
-            return pixels
-        shape_row = torch.zeros(1, pixels.shape[1])
-        shape_row[0, :2] = torch.as_tensor(inputs["spatial_shapes"][0])
-        return torch.cat([shape_row, pixels])
+            inputs = self.processor(images=medium.to_pil(), return_tensors="pt")
+            return inputs["pixel_values"][0].float()
+        most = self.processor.max_num_patches
+        inputs = self.processor(
+            images=medium.to_pil(), max_num_patches=medium.tokens_within(most), return_tensors="pt"
+        )
+        pixels = inputs["pixel_values"][0].float()
+        sample = torch.zeros(1 + most, pixels.shape[1])
+        sample[0, :2] = torch.as_tensor(inputs["spatial_shapes"][0])
+        sample[1 : 1 + len(pixels)] = pixels
+        return sample
 
     def forward(self, samples: Tensor) -> Features:
         """float[M, *S] -> float[M, L, C]; a mask where images differ in their number of patches."""
@@ -125,6 +136,37 @@ class TransformersVisionEncoder(TransformersEncoder):
             for row, (h, w) in zip(states, shapes.tolist(), strict=True)
         ]
         return Features(torch.cat(pooled).float())
+
+    def _set_budget(self, max_tokens: int, model_type: str) -> None:
+        """Let images take as many tokens as they have patches."""
+        where = f"{self.component}.max_tokens"
+        if not self._is_ragged:
+            raise ConfigError(
+                f"{where}: a model of type {model_type!r} sees images of one size; for larger ones "
+                "wrap it in an encoder of type tiles, with its max_tokens"
+            )
+        if max_tokens < 1 or self.config.grid is not None:
+            raise ConfigError(
+                f"{where}: expected at least 1, and no grid, got {max_tokens}"
+                f"{'' if self.config.grid is None else f' with grid {self.config.grid}'}"
+            )
+        self.processor.max_num_patches = max_tokens
+        self.layout = ("", "", self._measure, False)
+
+    def _measure(self, medium: Medium) -> tuple[int, None]:
+        """The patches of an image, as the processor resizes it, and no grid."""
+        from transformers.models.siglip2.image_processing_siglip2 import (
+            get_image_size_for_max_num_patches,
+        )
+
+        assert isinstance(medium, Image)
+        height, width = get_image_size_for_max_num_patches(
+            image_height=medium.height,
+            image_width=medium.width,
+            patch_size=self.processor.patch_size,
+            max_num_patches=medium.tokens_within(self.processor.max_num_patches),
+        )
+        return (height // self.processor.patch_size) * (width // self.processor.patch_size), None
 
     def _check_size(self, got: tuple[int, int], expected: int, source: ModelFolder) -> None:
         if got != (expected, expected):

@@ -73,7 +73,6 @@ def counts_and_mask_agree(encoder, media) -> list[int]:
         assert torch.allclose(alone.tokens[0], features.tokens[row], atol=1e-5)
         assert torch.equal(alone.mask[0], features.mask[row])
         assert not features.mask[row, counts[row] :].any()
-        assert (features.tokens[row, counts[row] :] == 0).all()
     return counts
 
 
@@ -121,6 +120,29 @@ def test_budgets_and_encoders_that_do_not_fit_are_refused(tree):
         built({"type": "tiles", "encoder": tree("siglip2")})
     with pytest.raises(ConfigError, match=r"tiles\.encoder: .*own tower reads media of any size"):
         built({"type": "tiles", "encoder": {"type": "backbone"}})
+
+
+@torch.no_grad()
+def test_native_patches_keep_to_a_budget(tree, folder):
+    encoder = built(tree("siglip2", max_tokens=40))
+    wide = image(20, 90)
+    small = replace(wide, max_tokens=12)
+    counts = counts_and_mask_agree(encoder, [wide, image(64, 64), small])
+    assert 30 < counts[0] <= 40
+    assert counts[1] == 36
+    assert 6 < counts[2] <= 12
+    assert encoder.fingerprint != built(tree("siglip2")).fingerprint
+    twins.rewrite(folder("siglip2"), "preprocessor_config.json", max_num_patches=40)
+    expected = TWINS["siglip2"].tokens(folder("siglip2"), wide)
+    twins.rewrite(folder("siglip2"), "preprocessor_config.json", max_num_patches=20)
+    found = encoder.encode([wide]).tokens[0, : counts[0]]
+    assert torch.allclose(found, expected[: counts[0]], atol=1e-4)
+    with pytest.raises(
+        ConfigError, match=r"max_tokens: .*'clip.*' sees images of one size; .*tiles"
+    ):
+        built(tree("clip", max_tokens=40))
+    with pytest.raises(ConfigError, match=r"max_tokens: expected at least 1, and no grid"):
+        built(tree("siglip2", max_tokens=40, grid=2))
 
 
 # --- windows ------------------------------------------------------------------------------------
@@ -308,6 +330,24 @@ def test_cached_features_and_samples_give_the_same_states(model):
     for row, prompt in enumerate(prompts):
         alone = states(True, [prompt])[0]
         assert torch.allclose(sampled[row, : len(alone)], alone, atol=1e-4)
+
+
+def test_media_are_measured_after_the_weights_are_released(tree, tmp_path):
+    described = parts.system_tree(
+        tmp_path,
+        encoders={"image": {"type": "tiles", "encoder": tree("clip"), "max_tokens": 80}},
+        input_projections={"image": {"type": "linear"}},
+    )
+    own = models.build(config.parse_system(described))
+    cache = FeatureCache(own)
+    prompt = own.renderer.render([user(image(40, 64))])
+    cache.check(prompt)
+    encoder = own.encoders["image"]
+    own.unload_encoders()
+    assert all(parameter.is_meta for parameter in encoder.parameters())
+    assert spans(own, image(40, 64)) == [48]
+    batch = collate([prompt], cache, own.batch_layout, targets=False)
+    assert own.hidden(batch).isfinite().all()
 
 
 def test_a_track_is_a_part_of_what_is_cached(tmp_path):
