@@ -191,9 +191,7 @@ class AnyToAny(nn.Module):
 
     def unload_encoders(self) -> None:
         """Free the encoders' weights; only features that were computed before can be used then."""
-        for encoder in self.encoders.values():
-            if encoder.layout:  # what measures media for prompts is kept, without the weights
-                encoder.to("meta")
+        self.encoders.to("meta")  # what measures media is kept, without weights
         unloaded = {key: UnloadedEncoder(encoder) for key, encoder in self.encoders.items()}  # pyright: ignore
         self.encoders.update(unloaded)
 

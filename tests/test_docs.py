@@ -19,6 +19,7 @@ from mmllm.cli import app
 from mmllm.config import COMPONENTS, StageConfig, parse_component
 from mmllm.conversation import Medium
 from mmllm.inference.chat import Chat
+from mmllm.inference.options import INPUT_OPTIONS
 from mmllm.inference.replies import Reply
 from mmllm.inference.sampling import Sampling
 
@@ -149,6 +150,7 @@ def test_python_examples_name_what_exists(name: str, source: str) -> None:
             keywords = {entry.arg for entry in node.keywords}
             if node.func.attr in ("reply", "reply_many"):
                 known = set(inspect.signature(getattr(Chat, node.func.attr)).parameters)
+                known |= INPUT_OPTIONS
                 assert keywords <= known | set(inspect.signature(Sampling).parameters)
             elif node.func.attr == "load":
                 assert keywords <= set(inspect.signature(mmllm.load).parameters)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmllm.conversation import Medium, Text
+from mmllm.errors import ContextError
 
 if TYPE_CHECKING:
     from mmllm.data.rendering import MediaSpan, Renderer
@@ -103,6 +104,24 @@ def frame_media(
     assert isinstance(first, str)
     assert isinstance(last, str)
     return first, [piece for piece in pieces[1:-1] if piece != ""], last
+
+
+def check_budget(medium: Medium, num_tokens: int) -> None:
+    """Compare the tokens of an input medium with its `max_tokens`.
+
+    Args:
+        medium: the medium.
+        num_tokens: N.
+
+    Raises:
+        ContextError: it takes more.
+    """
+    if num_tokens > medium.tokens_within(num_tokens):
+        raise ContextError(
+            f"{medium!r} takes {num_tokens} tokens, but its max_tokens is {medium.max_tokens}: "
+            "raise it, or read the medium with an encoder that keeps to a budget (tiles, windows, "
+            "backbone)"
+        )
 
 
 def position_ids(spans: Iterable[MediaSpan], length: int) -> Tensor:

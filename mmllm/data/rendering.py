@@ -26,7 +26,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import Medium, Message, Text
-from mmllm.data.media_layout import Grid, MediaLayout, frame_media
+from mmllm.data.media_layout import Grid, MediaLayout, check_budget, frame_media
 from mmllm.data.references import ReferenceRules
 from mmllm.errors import CheckpointError, ConfigError, ContextError, quoted, wrap_errors
 from mmllm.tokens import TokenSpace
@@ -326,12 +326,7 @@ class Renderer:
         key, length = self.input_keys[medium.modality]
         layout = self.layouts.get(medium.modality)
         length, grid = layout.measure(medium) if layout else (length, None)
-        if length > medium.tokens_within(length):
-            raise ContextError(
-                f"{medium!r} takes {length} tokens, but its max_tokens is {medium.max_tokens}: "
-                "raise it, or read the medium with an encoder that keeps to a budget (tiles, "
-                "windows, backbone)"
-            )
+        check_budget(medium, length)
         rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length, grid))
         rendered.ids += [self.tokens.placeholder_id] * length
         rendered.labels += [UNSUPERVISED] * length

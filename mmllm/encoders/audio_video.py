@@ -85,16 +85,16 @@ class AudioVideoEncoder(ModalityEncoder):
         return self._compact(tokens, seen.mask, sounds, mask, has_track)
 
     def _compact(
-        self, tokens: Tensor, seen: Tensor | None, sounds: Tensor, heard: Tensor, track: Tensor
+        self, tokens: Tensor, seen: Tensor | None, sounds: Tensor, audible: Tensor, track: Tensor
     ) -> Features:
         """Both kinds of tokens, those that have a position first."""
         assert seen is not None
         placed_frames = seen if self.video_encoder.layout else torch.ones_like(seen)
-        placed_sounds = heard if self.audio_encoder.layout else track[:, None].expand_as(heard)
+        placed_sounds = audible if self.audio_encoder.layout else track[:, None].expand_as(audible)
         placed = torch.cat([placed_frames, placed_sounds], dim=1)
         order = (~placed).int().argsort(dim=1, stable=True)
         joined = torch.cat([tokens, sounds], dim=1)
-        mask = torch.cat([seen, heard], dim=1)
+        mask = torch.cat([seen, audible], dim=1)
         return Features(joined.gather(1, order[..., None].expand_as(joined)), mask.gather(1, order))
 
     def _measure(self, medium: Medium) -> tuple[int, None]:

@@ -180,8 +180,16 @@ class ModelFolder:
         return kind
 
     def load(self, cls: Any, dtype: str, part: ModelPart | None = None) -> Any:
-        """The model of a transformers class, or a part of the folder's model, on the meta device
-        where weights are skipped. Raises AssetError, for a missing weight, too."""
+        """Load the model, or a part of it, on the meta device where weights are skipped.
+
+        Args:
+            cls: the class of transformers.
+            dtype: of the weights.
+            part: the part of the folder's model that is read; None: all.
+
+        Raises:
+            AssetError: it cannot be loaded, or lacks a weight.
+        """
         if are_weights_skipped():
             config = self._read_config(cls, part)
             with torch.device("meta"):

@@ -19,6 +19,7 @@ class WindowsConfig:
     """Which encoder, on windows of which length, within which budget."""
 
     modality: Literal["audio", "video"] = "audio"
+    """What is cut into windows."""
     encoder: Mapping[str, Any] = field(default_factory=lambda: {"type": "aisfx"})
     """An encoder of that modality as a system's `encoders` has it: its `type` and its keys."""
     seconds: float = 30.0

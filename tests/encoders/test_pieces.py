@@ -215,11 +215,11 @@ def test_a_track_is_read_with_its_frames(tree, name):
     for film, count in zip(films[:2], counts, strict=False):
         seen = video.encode([film]).tokens[0]
         found = audio.encode([film.audio])
-        heard = found.tokens[0] if found.mask is None else found.tokens[0][found.mask[0]]
-        assert count == len(seen) + len(heard)
+        sounding = found.tokens[0] if found.mask is None else found.tokens[0][found.mask[0]]
+        assert count == len(seen) + len(sounding)
         tokens = encoder.encode([film]).tokens[0]
         assert torch.allclose(tokens[:8, :16], seen, atol=1e-5)
-        assert torch.allclose(tokens[8:count, 16:], heard, atol=1e-5)
+        assert torch.allclose(tokens[8:count, 16:], sounding, atol=1e-5)
         assert (tokens[:8, 16:] == 0).all()
         assert (tokens[8:count, :16] == 0).all()
 
