@@ -18,6 +18,7 @@ from mmllm.errors import ConfigError, ContextError, MediaError
 from mmllm.features.cache import FeatureCache, entry_name
 from mmllm.features.store import FeatureStore
 from mmllm.inference.inputs import as_messages, user
+from mmllm.insight.positions import PassReader
 from mmllm.planning import planner
 from tests import parts
 from tests.encoders import twins
@@ -365,3 +366,16 @@ def test_a_plan_names_the_tokens_of_a_medium(model):
     assert sum("at most, as many as it needs" in line for line in lines) == 1
     described = models.build(model.config, meta=True)
     assert planner.media_tokens(described) == {"image": (80, True), "audio": (75, True)}
+
+
+def test_insight_counts_media_of_any_number_of_tokens(model):
+    media = [image(64, 64), noise(0.5), image(20, 20)]
+    prompt = model.renderer.render([user("One ", media[0], " two ", media[1], " three ", media[2])])
+    batch = collate([prompt], FeatureCache(model), model.batch_layout, targets=False)
+    shape = (batch.ids.shape[0], batch.ids.shape[1])
+    found, _ = PassReader(model).read(shape, batch.sources, None, batch.positions, 0, ())
+    for number, span in enumerate(prompt.inputs):
+        where = slice(span.start, span.start + span.length)
+        assert set(found.medium[where]) == {number}
+        assert set(found.kind[where]) == {span.medium.modality}
+    assert (found.medium >= 0).sum() == 80 + 7 + 16
