@@ -17,7 +17,8 @@ from mmllm.encoders.pieces import time_channels
 from mmllm.errors import ConfigError, ContextError, MediaError
 from mmllm.features.cache import FeatureCache, entry_name
 from mmllm.features.store import FeatureStore
-from mmllm.inference.inputs import as_messages, user
+from mmllm.inference.chat import Chat
+from mmllm.inference.inputs import as_messages, assistant, user
 from mmllm.insight.positions import PassReader
 from mmllm.planning import planner
 from tests import parts
@@ -379,3 +380,36 @@ def test_insight_counts_media_of_any_number_of_tokens(model):
         assert set(found.medium[where]) == {number}
         assert set(found.kind[where]) == {span.medium.modality}
     assert (found.medium >= 0).sum() == 80 + 7 + 16
+
+
+def test_a_reply_keeps_to_the_budget_and_is_the_same_in_a_batch(model):
+    chat = Chat(model)
+    options = {"max_new_tokens": 4, "modalities": ["text"]}
+    whole, less, own = (
+        chat.reply("What? ", image=given, **options, **more)
+        for given, more in (
+            (image(40, 64), {}),
+            (image(40, 64), {"media_tokens": 16}),
+            (replace(image(40, 64), max_tokens=16), {}),
+        )
+    )
+    assert whole.usage.prompt - less.usage.prompt == 32
+    assert (less.ids, less.usage.prompt) == (own.ids, own.usage.prompt)
+    conversations = [[user("What? ", image(40, 64))], [user("And? ", noise(2.3), image(9, 9))]]
+    together = chat.reply_many(conversations, **options)
+    alone = [chat.reply(conversation, **options) for conversation in conversations]
+    assert [reply.ids for reply in together] == [reply.ids for reply in alone]
+
+
+@torch.no_grad()
+def test_packs_have_the_states_of_padded_rows(model):
+    prompts = [
+        model.renderer.render([user("What? ", image(40, 64)), assistant("A drum.")]),
+        model.renderer.render([user("What? ", noise(1.5), image(9, 9)), assistant("Two of them.")]),
+    ]
+    padded, packed = (
+        collate(prompts, FeatureCache(model), model.batch_layout, targets=False, pack=pack)
+        for pack in (False, True)
+    )
+    states = [model.hidden(batch).flatten(0, 1)[batch.target_indices] for batch in (padded, packed)]
+    assert torch.allclose(*states, atol=1e-4)
