@@ -191,9 +191,8 @@ class AnyToAny(nn.Module):
 
     def unload_encoders(self) -> None:
         """Free the encoders' weights; only features that were computed before can be used then."""
-        self.encoders.to("meta")  # what measures media is kept, without weights
-        unloaded = {key: UnloadedEncoder(encoder) for key, encoder in self.encoders.items()}  # pyright: ignore
-        self.encoders.update(unloaded)
+        parts = self.encoders.to("meta").items()  # what measures media is kept, without weights
+        self.encoders.update({key: UnloadedEncoder(encoder) for key, encoder in parts})  # pyright: ignore
 
     def forward(self, batch: Batch, *, liger_loss: bool = False) -> Output:
         """Compute what the losses of every stage read, for any mix of modalities or none.

@@ -106,22 +106,24 @@ def frame_media(
     return first, [piece for piece in pieces[1:-1] if piece != ""], last
 
 
-def check_budget(medium: Medium, num_tokens: int) -> None:
-    """Compare the tokens of an input medium with its `max_tokens`.
+def measure(medium: Medium, layout: MediaLayout | None, num_tokens: int) -> tuple[int, Grid | None]:
+    """Return N of an input medium, and its grid.
 
     Args:
         medium: the medium.
-        num_tokens: N.
+        layout: that of its modality, if there is one.
+        num_tokens: N of a modality without.
 
     Raises:
-        ContextError: it takes more.
+        ContextError: it takes more than its `max_tokens`.
     """
-    if num_tokens > medium.tokens_within(num_tokens):
+    num, grid = layout.measure(medium) if layout else (num_tokens, None)
+    if num > medium.tokens_within(num):
         raise ContextError(
-            f"{medium!r} takes {num_tokens} tokens, but its max_tokens is {medium.max_tokens}: "
-            "raise it, or read the medium with an encoder that keeps to a budget (tiles, windows, "
-            "backbone)"
+            f"{medium!r} takes {num} tokens, but its max_tokens is {medium.max_tokens}: raise it, "
+            "or read the medium with an encoder that keeps to a budget (tiles, windows, backbone)"
         )
+    return num, grid
 
 
 def position_ids(spans: Iterable[MediaSpan], length: int) -> Tensor:

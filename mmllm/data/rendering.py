@@ -26,7 +26,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from mmllm.conversation import Medium, Message, Text
-from mmllm.data.media_layout import Grid, MediaLayout, check_budget, frame_media
+from mmllm.data.media_layout import Grid, MediaLayout, frame_media, measure
 from mmllm.data.references import ReferenceRules
 from mmllm.errors import CheckpointError, ConfigError, ContextError, quoted, wrap_errors
 from mmllm.tokens import TokenSpace
@@ -324,9 +324,7 @@ class Renderer:
                 f"{', '.join(sorted(self.input_keys)) or 'text only'}"
             )
         key, length = self.input_keys[medium.modality]
-        layout = self.layouts.get(medium.modality)
-        length, grid = layout.measure(medium) if layout else (length, None)
-        check_budget(medium, length)
+        length, grid = measure(medium, self.layouts.get(medium.modality), length)
         rendered.inputs.append(MediaSpan(key, medium, len(rendered.ids), length, grid))
         rendered.ids += [self.tokens.placeholder_id] * length
         rendered.labels += [UNSUPERVISED] * length
