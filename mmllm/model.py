@@ -21,6 +21,7 @@ from mmllm.data.batch import Batch, BatchLayout, InputMedia
 from mmllm.data.media_layout import layouts_of, same_width, whole_media
 from mmllm.data.references import ReferenceRules
 from mmllm.data.rendering import Renderer, first_of_each_modality
+from mmllm.decoders.adapters import decoder_lora
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.encoders.base import Features, ModalityEncoder, UnloadedEncoder
 from mmllm.errors import AssetError, ConfigError, wrap_errors
@@ -70,12 +71,10 @@ class AnyToAny(nn.Module):
             encoders: by key.
             decoders: by key.
             seed: of the projections and of the signal tokens' embeddings.
-            sizes: how many numbers a checkpoint holds of each group of projections and of the
-                signal tokens' embeddings (`rows`).
+            sizes: how many numbers a checkpoint holds of each group of projections, and `rows`.
 
         Raises:
-            ConfigError: the config describes more numbers than `sizes`, found before they are
-                allocated.
+            ConfigError: the config describes more numbers than `sizes`.
         """
         super().__init__()
         self.config = config
@@ -83,10 +82,9 @@ class AnyToAny(nn.Module):
         for encoder in encoders.values():
             encoder.attach(llm)
         self.encoders = nn.ModuleDict({key: encoder.freeze() for key, encoder in encoders.items()})
-        self.decoders = dict(decoders)
-        signal_tokens: dict[str, int] = {
-            key: entry.signal_tokens for key, entry in config.output_projections.items()
-        }
+        self.decoders, self.decoder_loras = dict(decoders), nn.ModuleDict()
+        projections = config.output_projections
+        signal_tokens = {key: entry.signal_tokens for key, entry in projections.items()}
         if sizes is not None:
             with torch.device("meta"):
                 projections = _projections(config, llm, encoders, decoders)
@@ -161,16 +159,19 @@ class AnyToAny(nn.Module):
         return self.output_projections[key]  # pyright: ignore[reportReturnType]
 
     def trainable_candidates(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter that may train, by the names of `StageConfig.learning_rates`:
-        input_projections.KEY.…, output_projections.KEY.…, llm.signal_embeddings, llm.signal_head,
-        llm.lora.…"""
+        """Every parameter that may train, by the names of `StageConfig.learning_rates`: projections
+        by key, llm.signal_embeddings, llm.signal_head, llm.lora.…, decoders.KEY.lora.…"""
         for group in PROJECTIONS:
-            for name, parameter in getattr(self, group).named_parameters():
-                yield f"{group}.{name}", parameter
+            yield from getattr(self, group).named_parameters(prefix=group)
+        yield from self.decoder_loras.named_parameters(prefix="decoders")
         yield "llm.signal_embeddings", self.llm.signal_embeddings
         yield "llm.signal_head", self.llm.signal_head
         for name, parameter in self.llm.lora_parameters():
             yield f"llm.lora.{name.removeprefix('base_model.model.')}", parameter
+
+    def attach_decoder_lora(self, key: str) -> None:
+        """Give a decoder a LoRA that can train, unless it has one. Raises ConfigError."""
+        self.decoder_loras[key] = decoder_lora(self.decoders[key], f"decoders.{key}", self.device)
 
     def prepare_for_training(self, *, gradient_checkpointing: bool, compile_layers: bool) -> None:
         """Set how the LLM computes while it trains, once it is known what trains.
@@ -203,11 +204,10 @@ class AnyToAny(nn.Module):
         """
         hidden = self.hidden(batch)
         flat = hidden.flatten(0, 1)  # [B * T, D]
+        supervised = flat[batch.target_indices]
         return Output(
             hidden=hidden,
-            token_nll=self.llm.token_nll(
-                flat[batch.target_indices], batch.labels, liger=liger_loss
-            ),
+            token_nll=self.llm.token_nll(supervised, batch.labels, liger=liger_loss),
             conditions=self.condition(
                 {key: media.select_states(flat) for key, media in batch.outputs.items()},
                 {key: media.targets for key, media in batch.outputs.items()},

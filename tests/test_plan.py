@@ -130,7 +130,8 @@ def test_an_encoder_without_weights_has_the_shapes_of_the_loaded_one(
 def test_a_pipeline_without_weights_has_the_parameters_of_the_loaded_one(
     family: str, tmp_path: Path
 ) -> None:
-    from mmllm.decoders.loading import load_pipeline, meta_components
+    from mmllm.decoders.loading import load_pipeline
+    from mmllm.decoders.networks import meta_components
 
     folder = tiny.save(family, tmp_path / family)
     loaded = {

@@ -18,11 +18,25 @@ def saved_parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
     """File -> name -> parameter, for all that is saved as plain safetensors. (Adapters are saved in
     peft's own format.)"""
     llm = model.llm
-    return {
+    loras: dict[str, dict[str, Tensor]] = {
+        lora_file(key): dict(decoder.lora.named_weights())
+        for key, decoder in model.decoders.items()
+        if decoder.lora is not None
+    }
+    return loras | {
         "input_projections.safetensors": dict(model.input_projections.named_parameters()),
         "output_projections.safetensors": dict(model.output_projections.named_parameters()),
         "rows.safetensors": {"rows": llm.signal_embeddings, "head_rows": llm.signal_head},
     }
+
+
+def lora_file(key: str) -> str:
+    """The file in a checkpoint with the LoRA of a decoder, by the name that diffusers looks for.
+
+    Args:
+        key: the decoder's.
+    """
+    return f"decoders/{key}/pytorch_lora_weights.safetensors"
 
 
 def saved_sizes(source: Checkpoint) -> dict[str, int]:

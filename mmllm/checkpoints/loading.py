@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmllm import licences
 from mmllm import model as models
-from mmllm.checkpoints.contents import fingerprints, saved_parameters, saved_sizes
+from mmllm.checkpoints.contents import fingerprints, lora_file, saved_parameters, saved_sizes
 from mmllm.checkpoints.manifest import Checkpoint, verify
 from mmllm.config import SystemConfig
 from mmllm.errors import CheckpointError, quoted, wrap_errors
@@ -92,6 +92,9 @@ def load_weights(model: AnyToAny, source: Checkpoint, *, replaced: Collection[st
             f"{quoted(saved[part])}, this system has {own}; use the same weights and "
             f"preprocessing{remedy}"
         )
+    for key in model.decoders:
+        if (source.folder / lora_file(key)).is_file() and f"decoders.{key}" not in replaced:
+            model.attach_decoder_lora(key)
     for file, parameters in saved_parameters(model).items():
         copy_tensors(parameters, source.folder / file, remedy=_REMEDY)
     if (source.folder / "adapter").is_dir():

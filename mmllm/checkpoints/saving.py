@@ -139,8 +139,9 @@ def write_errors(folder: Path) -> Iterator[None]:
 
 
 def _write_weights(draft: Path, model: AnyToAny, dtype: torch.dtype | None) -> None:
-    """Projections and signal tables as safetensors, adapters in peft's format."""
+    """Projections, signal tables and LoRA of decoders as safetensors, adapters in peft's format."""
     for file, parameters in saved_parameters(model).items():
+        (draft / file).parent.mkdir(parents=True, exist_ok=True)
         save_tensors(
             {
                 name: value.detach().to("cpu", dtype or value.dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+import contextlib
+from collections.abc import Container, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -34,17 +35,13 @@ def callback_kwargs(
         strength: the share of the steps that are run, 1 unless it starts from media.
 
     Returns:
-        The keyword arguments; empty without callbacks.
+        The keyword arguments; empty without callbacks, and for pipelines that take none.
     """
     if on_step is None and on_preview is None:
         return {}
 
     def report(step: int, steps: int, latents: Tensor) -> None:
-        with_preview = {steps * part // _NUM_PREVIEWS for part in range(1, _NUM_PREVIEWS)}
-        if on_preview and step in with_preview and (images := decoder.decode_preview(latents)):
-            on_preview(images)
-        if on_step:
-            on_step(step, steps)
+        _report(decoder, on_step, on_preview, step, steps, latents)
 
     def callback(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         # Solvers of a higher order call more often than `num_inference_steps`.
@@ -57,7 +54,61 @@ def callback_kwargs(
 
     if "callback_on_step_end" in parameters:
         return {"callback_on_step_end": callback}
-    return {"callback": legacy_callback}
+    return {"callback": legacy_callback} if "callback" in parameters else {}
+
+
+@contextlib.contextmanager
+def scheduler_reports(
+    decoder: DecoderContract,
+    pipeline: Any,
+    parameters: Container[str],
+    on_step: OnStep | None,
+    on_preview: OnPreview | None,
+) -> Iterator[None]:
+    """Inside the block the steps of the scheduler call the callbacks, for pipelines that take none.
+
+    Args:
+        decoder: makes the previews.
+        pipeline: whose scheduler makes one step after each denoising step.
+        parameters: the names of the parameters of the pipeline's call; if there is a callback among
+            them, nothing is done here.
+        on_step: as for `callback_kwargs`.
+        on_preview: as for `callback_kwargs`.
+    """
+    takes_one = "callback_on_step_end" in parameters or "callback" in parameters
+    if takes_one or (on_step is None and on_preview is None):
+        yield
+        return
+    scheduler, done = pipeline.scheduler, 0
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        result = type(scheduler).step(scheduler, *args, **kwargs)
+        done += 1
+        _report(decoder, on_step, on_preview, done, len(scheduler.timesteps), result[0])
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+def _report(
+    decoder: DecoderContract,
+    on_step: OnStep | None,
+    on_preview: OnPreview | None,
+    step: int,
+    steps: int,
+    latents: Tensor,
+) -> None:
+    """Call the callbacks after a step, from 1."""
+    with_preview = {steps * part // _NUM_PREVIEWS for part in range(1, _NUM_PREVIEWS)}
+    if on_preview and step in with_preview and (images := decoder.decode_preview(latents)):
+        on_preview(images)
+    if on_step:
+        on_step(step, steps)
 
 
 def step_of_batch(on_step: OnStep, row: int, num: int) -> OnStep:

@@ -5,6 +5,8 @@ Legend: M media, P positions of a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,3 +45,16 @@ def binary_mask(mask: Tensor) -> Tensor:
     best = F.one_hot(mask.argmax(-1), mask.shape[-1]).bool()
     real = real | (best & ~real.any(-1, keepdim=True))
     return real.to(mask.dtype) + 0.0 * mask
+
+
+def zero_masked(condition: Condition, masks: Mapping[str, str]) -> Condition:
+    """Return a condition in float32, with zeros where a mask is 0.
+
+    Args:
+        condition: M conditions.
+        masks: sequence tensor -> the mask over its positions.
+    """
+    condition = {name: value.float() for name, value in condition.items()}
+    for sequence, mask in masks.items():
+        condition[sequence] = condition[sequence] * condition[mask][..., None]
+    return condition

@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from mmllm.config import RENAMED_OPTIONS
+from mmllm.decoders.lora_config import DecoderLoraConfig
 from mmllm.errors import ConfigError, quoted
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ CALL_OPTIONS = (
 SAMPLING_FIELDS = (
     *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
     *("references", "noise", "keep", "cache", "cache_threshold", "offload", "text_encoder"),
+    *("quantization", "compile", "lora", "lora_scale", "train_lora", "vae_slicing"),
 )
 """Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
 
@@ -44,14 +46,22 @@ class DecoderConfig:
         cache: step caching (mmllm.decoders.caching).
         cache_threshold: the change up to which `first_block` reuses a step.
         offload: components of the pipeline are on the accelerator only while they compute: `model`
-            one after the other, `sequential` layer by layer, with the least memory and the most
-            time.
+            one after the other, `group` block by block, the next one while one computes,
+            `sequential` layer by layer, with the least memory and the most time.
         noise: `last` begins with the noise of the newest medium of the conversation that this
             decoder made, if there is one; `new`: with its own.
         keep: the share of the condition of that medium that is kept, from 0 to 1; known of media
             that the same process has made and still holds.
         text_encoder: `llm` where the pipeline's text encoder is the very model that is the system's
             LLM: its weights are then used, the pipeline's copy is not loaded; `own`: that copy.
+        quantization: `fp8` stores the denoiser's large weights in 8 bits and computes in `dtype`.
+        vae_tiling: the codec works in tiles: less memory for large media, and seams that are
+            blended.
+        vae_slicing: the codec takes the media of a batch one by one.
+        compile: the denoiser's blocks are compiled, at the first step of each size.
+        lora: a `.safetensors` file with a LoRA of the denoiser, which is added to its weights.
+        lora_scale: the factor of what it adds.
+        train_lora: a LoRA of the denoiser that a stage can train, as `decoders.KEY.lora.*`.
     """
 
     weights: str
@@ -62,10 +72,17 @@ class DecoderConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cache: Literal["first_block", "pyramid_attention", "taylorseer"] | None = None
     cache_threshold: float = 0.05
-    offload: Literal["none", "model", "sequential"] = "none"
+    offload: Literal["none", "model", "group", "sequential"] = "none"
     text_encoder: Literal["own", "llm"] = "own"
     noise: Literal["new", "last"] = "new"
     keep: float = 0.0
+    quantization: Literal["fp8"] | None = None
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    compile: bool = False
+    lora: str | None = None
+    lora_scale: float = 1.0
+    train_lora: DecoderLoraConfig | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError unless every count is at least 1 and every length is positive, of the

@@ -55,6 +55,8 @@ class DecoderContract(ABC):
     passes_sigmas: ClassVar[bool] = False
     """Whether the pipeline passes noise levels of its own to the scheduler, which only Euler's
     accepts."""
+    samples_one_by_one: ClassVar[bool] = False
+    """Whether the pipeline makes one medium a call, so that batches are split."""
     img2img_class: str = ""
     """Name of the diffusers class with the same components that starts from a medium."""
     init_modality: str = ""
@@ -78,6 +80,8 @@ class DecoderContract(ABC):
 
     # --- Provided by ModalityDecoder ----------------------------------------------------------
 
+    lora: Any = None
+    """The `DecoderLora` of the denoiser, if one trains or was trained."""
     config: Any
     """The family's config, with the options of the current call."""
     folder: Path
@@ -117,6 +121,23 @@ class DecoderContract(ABC):
 
         Raises:
             AssetError: the pipeline has no such component, or its config cannot be read.
+        """
+
+    @abstractmethod
+    def check_folder(self) -> str:
+        """Check the folder without reading weights, and return the name of its pipeline's class.
+
+        Raises:
+            AssetError: it is incomplete, holds another pipeline, or code that is not run.
+        """
+
+    @abstractmethod
+    def load_folder(self, dtype: torch.dtype, text_encoder: Any) -> Any:
+        """Load the pipeline, with the options of the config. Raises AssetError and ConfigError.
+
+        Args:
+            dtype: the dtype of its weights.
+            text_encoder: takes the place of the folder's own; None: that.
         """
 
     # --- Required ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -17,14 +17,20 @@ from torch import Tensor
 
 from mmllm.conversation import MEDIA, Image, Medium
 from mmllm.decoders.caching import check_cache, step_cache, usable_caches
-from mmllm.decoders.callbacks import callback_kwargs, step_of_batch
-from mmllm.decoders.condition import binary_mask, check_condition
+from mmllm.decoders.callbacks import callback_kwargs, scheduler_reports, step_of_batch
+from mmllm.decoders.condition import binary_mask, check_condition, zero_masked
 from mmllm.decoders.config import CALL_OPTIONS, DecoderConfig, current_option_name
 from mmllm.decoders.contract import Condition, DecoderContract, OnPreview, OnStep
 from mmllm.decoders.editing import EditMedia, denoise_each
 from mmllm.decoders.fingerprints import pipeline_fingerprint
 from mmllm.decoders.img2img import check_strength
-from mmllm.decoders.loading import PipelineRuntime, check_pipeline_folder, resolve_folder
+from mmllm.decoders.loading import (
+    PipelineRuntime,
+    check_pipeline_folder,
+    load_pipeline,
+    resolve_folder,
+)
+from mmllm.decoders.options import apply_options, check_gradient
 from mmllm.decoders.schedules import add_training_noise, find_solver
 from mmllm.errors import AssetError, ConfigError, MediaError, wrap_errors
 from mmllm.media.preprocessing import preprocessing
@@ -42,7 +48,7 @@ class ModalityDecoder(DecoderContract):
         ConfigError."""
         self.config: Any = config
         self.folder = resolve_folder(config.weights)
-        self.pipeline_class = check_pipeline_folder(self.folder, self.pipelines)
+        self.pipeline_class = self.check_folder()
         check_cache(config.cache, self.pipeline_class)
         self.runtime = PipelineRuntime(
             self.folder,
@@ -52,11 +58,20 @@ class ModalityDecoder(DecoderContract):
             solver=self._solver(),
             on_loaded=self.on_loaded,
             needs_llm=config.text_encoder == "llm",
+            load=self.load_folder,
         )
         self._negative: dict[str, Condition] = {}  # the latest negative prompt, encoded
         self.configure()
 
     # --- The pipeline ----------------------------------------------------------------------------
+
+    def check_folder(self) -> str:
+        return check_pipeline_folder(self.folder, self.pipelines)
+
+    def load_folder(self, dtype: torch.dtype, text_encoder: Any) -> Any:
+        pipeline = load_pipeline(self.folder, dtype, text_encoder=text_encoder)
+        apply_options(pipeline, self.config, self.lora)
+        return pipeline
 
     @property
     def pipeline(self) -> Any:
@@ -114,8 +129,7 @@ class ModalityDecoder(DecoderContract):
 
     @property
     def fingerprint(self) -> str:
-        """The hash of everything that decides how captions and media are encoded; not of where the
-        folder lies, nor of how the decoder samples."""
+        """The hash of all that decides how captions and media are encoded, not how they are made."""
         return pipeline_fingerprint(type(self).__name__, self.config, self.folder)
 
     @property
@@ -134,12 +148,9 @@ class ModalityDecoder(DecoderContract):
     def request_options(self) -> tuple[str, ...]:
         """Fields of the config that one call of `sample` may override."""
         fields = {entry.name for entry in dataclasses.fields(self.config)}
-        if not self.init_modality:
-            fields -= {"init_media", "strength"}
-        if not self.max_references:
-            fields -= {"references"}
-        if not usable_caches(self.pipeline_class):
-            fields -= {"cache"}
+        fields -= set() if self.init_modality else {"init_media", "strength"}
+        fields -= set() if self.max_references else {"references"}
+        fields -= set() if usable_caches(self.pipeline_class) else {"cache"}
         return tuple(name for name in CALL_OPTIONS if name in fields)
 
     def with_overrides(self, **options: Any) -> Self:
@@ -183,8 +194,7 @@ class ModalityDecoder(DecoderContract):
         return decoder
 
     def _solver(self) -> tuple[str, dict[str, Any]] | None:
-        """Class and settings of the config's scheduler; None for the pipeline's own. Raises
-        ConfigError for one that cannot replace it."""
+        """Class and settings of the config's scheduler; None: the pipeline's own; or ConfigError."""
         if self.config.scheduler is None:
             return None
         own = self.component_config("scheduler")
@@ -192,6 +202,7 @@ class ModalityDecoder(DecoderContract):
 
     # --- Encoding --------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> Condition:
         """Encode captions by the pipeline's own text encoders: the targets of alignment.
 
@@ -201,14 +212,15 @@ class ModalityDecoder(DecoderContract):
         if not captions:
             raise ValueError(f"{self.modality}: no captions; expected at least one")
         with self.runtime.offload_scope():
-            return self._zero_masked(self.encode_prompt, list(captions))
+            return zero_masked(self.encode_prompt(list(captions)), self.masks)
 
+    @torch.no_grad()
     def unconditional(self, num: int) -> Condition:
         """The condition of the negative prompt, for guidance: float32[num, ...]."""
         prompt: str = self.config.negative_prompt
         if prompt not in self._negative:
             with self.runtime.offload_scope():
-                encoded = self._zero_masked(self.encode_negative_prompt, prompt)
+                encoded = zero_masked(self.encode_negative_prompt(prompt), self.masks)
             self._negative.clear()
             self._negative[prompt] = encoded
         condition = self._negative[prompt]
@@ -272,11 +284,8 @@ class ModalityDecoder(DecoderContract):
             references: of each medium the latents of its references, float[R, *S], R may be 0;
                 None: no medium has any.
         """
-        if self.config.offload != "none" and torch.is_grad_enabled():
-            raise ConfigError(
-                f"{self.modality}: offload {self.config.offload!r} takes weights away that the "
-                "gradient needs; train with offload none, or without the loss 'denoise'"
-            )
+        if torch.is_grad_enabled():
+            check_gradient(self.modality, self.config, lambda: self.pipeline)
         latents, noise, times = (
             tensor.to(self.device, torch.float32) for tensor in (latents, noise, times)
         )
@@ -350,7 +359,7 @@ class ModalityDecoder(DecoderContract):
             if each is not None:
                 check_condition(self, each, num)
         media.check(self, num)
-        if num > 1 and media.is_one_by_one(self):
+        if num > 1 and (self.samples_one_by_one or media.is_one_by_one(self)):
             return [
                 medium
                 for row in range(num)
@@ -373,8 +382,10 @@ class ModalityDecoder(DecoderContract):
                 config.guidance, lambda: negative or self.unconditional(num)
             )
             strength = init_kwargs.get("strength", 1.0)
-            one_generator = media.is_one_by_one(self)
-            with step_cache(pipeline, config.cache, config.cache_threshold):
+            with (
+                step_cache(pipeline, config.cache, config.cache_threshold),
+                scheduler_reports(self, pipeline, parameters, on_step, on_preview),
+            ):
                 output = pipeline(
                     **self.condition_kwargs(condition),
                     **guidance,
@@ -382,16 +393,8 @@ class ModalityDecoder(DecoderContract):
                     **init_kwargs,
                     **callback_kwargs(self, parameters, on_step, on_preview, strength),
                     num_inference_steps=config.steps,
-                    generator=generators[0] if one_generator else list(generators),
+                    generator=generators[0] if media.is_one_by_one(self) else list(generators),
                     output_type="np",
                 )
             made = self.to_media(output)
         return self.keep_unmasked(made, media.init, media.masks) if media.masks else made
-
-    @torch.no_grad()
-    def _zero_masked(self, encode: Callable[[Any], Condition], text: Any) -> Condition:
-        """Encode, in float32, with zeros where a mask is 0."""
-        condition = {name: value.float() for name, value in encode(text).items()}
-        for sequence, mask in self.masks.items():
-            condition[sequence] = condition[sequence] * condition[mask][..., None]
-        return condition

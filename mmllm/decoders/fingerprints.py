@@ -28,6 +28,8 @@ def pipeline_fingerprint(kind: str, config: Any, folder: Path) -> str:
         settings.pop(name, None)
     if settings["dtype"] == "float32":  # fingerprints are older than this field
         del settings["dtype"]
+    if not settings["vae_tiling"]:  # or than this one
+        del settings["vae_tiling"]
     former = {new: old for old, new in RENAMED_OPTIONS.items()}  # and than these names
     settings = {former.get(name, name): value for name, value in settings.items()}
     digest = hashlib.sha256(repr((kind, settings)).encode())

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mmllm.decoders.options import enable_offload
 from mmllm.decoders.schedules import with_solver
 from mmllm.decoders.shared_text_encoder import (
     COMPONENT,
@@ -36,7 +37,7 @@ _CONVERT = (
     "Pipeline.from_pretrained({folder!r}, use_safetensors=False).save_pretrained({folder!r})"
 )
 
-_OWN = ("mmllm.mini.codecs", "mmllm.mini.caption_encoder", "mmllm.mini.clip_transformer")
+OWN_MODULES = ("mmllm.mini.codecs", "mmllm.mini.caption_encoder", "mmllm.mini.clip_transformer")
 """Modules with components that diffusers and transformers do not have."""
 
 
@@ -52,6 +53,7 @@ class PipelineRuntime:
         dtype: torch.dtype,
         offload: str,
         solver: tuple[str, dict[str, Any]] | None,
+        load: Callable[[torch.dtype, Any], Any],
         on_loaded: Callable[[Any], None],
         needs_llm: bool = False,
     ):
@@ -63,6 +65,7 @@ class PipelineRuntime:
             dtype: of the weights.
             offload: see DecoderConfig.
             solver: class and settings of the scheduler that replaces the pipeline's own, if any.
+            load: called with the dtype and the text encoder that replaces the folder's, if any.
             on_loaded: called with the pipeline once it is loaded.
             needs_llm: whether `text_encoder` has to be set before the pipeline is loaded.
         """
@@ -75,6 +78,7 @@ class PipelineRuntime:
         self._solver = solver
         self._on_loaded = on_loaded
         self._needs_llm = needs_llm
+        self._load_with = load
         self._pipeline: Any = None
         self._siblings: dict[str, Any] = {}
         self._own_scheduler: Any = None
@@ -142,7 +146,7 @@ class PipelineRuntime:
             parts, options = cls._get_signature_keys(cls)
             components = {name: own.components[name] for name in parts if name in own.components}
             settings = {name: own.config[name] for name in options if name in own.config}
-            with LOADING, _quiet():
+            with LOADING, quiet_loading():
                 sibling = cls(**components, **settings)
             sibling.set_progress_bar_config(disable=True)
             self._siblings[class_name] = sibling
@@ -180,11 +184,11 @@ class PipelineRuntime:
             )
         # Weights created in inference mode could never take part in a training step.
         with torch.inference_mode(False):
-            pipeline = load_pipeline(self.folder, self.dtype, text_encoder=self.text_encoder)
+            pipeline = self._load_with(self.dtype, self.text_encoder)
             if self.offload == "none":
                 pipeline.to(self.device)
             else:
-                getattr(pipeline, f"enable_{self.offload}_cpu_offload")(device=self.device)
+                enable_offload(pipeline, self.offload, self.device)
             self._on_loaded(pipeline)
         self._own_scheduler = pipeline.scheduler
         self._pipeline = pipeline
@@ -244,7 +248,21 @@ def check_pipeline_folder(folder: Path, pipelines: Sequence[str]) -> str:
             f"{folder}: holds a {class_name}, but this type of decoder takes "
             f"{' or '.join(pipelines)}"
         )
-    for name, (_, component_class) in pipeline_components(index, folder).items():
+    check_components(folder, pipeline_components(index, folder))
+    return class_name
+
+
+def check_components(folder: Path, components: dict[str, tuple[str, str]]) -> None:
+    """Check that a pipeline's components are there, without pickles or settings that run code.
+
+    Args:
+        folder: of the pipeline.
+        components: as `pipeline_components` returns them.
+
+    Raises:
+        AssetError: one is missing, or has pickles only.
+    """
+    for name, (_, component_class) in components.items():
         part = folder / name
         if not part.is_dir():
             raise AssetError(
@@ -261,14 +279,18 @@ def check_pipeline_folder(folder: Path, pipelines: Sequence[str]) -> str:
                 "if you trust them, convert the pipeline once:\n  python -c "
                 + shlex.quote(_CONVERT.format(folder=str(folder.resolve())))
             )
-    return class_name
 
 
-def read_model_index(folder: Path) -> dict[str, Any]:
-    """The `model_index.json` of a pipeline's folder. Raises AssetError."""
-    file = folder / "model_index.json"
+def read_model_index(folder: Path, name: str = "model_index.json") -> dict[str, Any]:
+    """Read the index of a pipeline's folder. Raises AssetError.
+
+    Args:
+        folder: the folder.
+        name: of the file.
+    """
+    file = folder / name
     if not file.is_file():
-        raise AssetError(f"{folder}: no model_index.json; expected the folder of a pipeline")
+        raise AssetError(f"{folder}: no {name}; expected the folder of a pipeline")
     with wrap_errors(AssetError, file):
         index = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(index, dict):
@@ -291,10 +313,11 @@ def pipeline_components(index: dict[str, Any], folder: Path) -> dict[str, tuple[
     for name, entry in index.items():
         if not isinstance(entry, list) or entry[:1] in ([], [None]):
             continue
-        if len(entry) != 2 or not all(isinstance(word, str) for word in (name, *entry)):
+        # A third entry is a modular pipeline's, where a component came from.
+        if len(entry) not in (2, 3) or not all(isinstance(word, str) for word in entry[:2]):
             continue
-        library, class_name = entry
-        is_known = library in _OWN or library.isidentifier()
+        library, class_name = entry[:2]
+        is_known = library in OWN_MODULES or library.isidentifier()
         if not (is_known and name.isidentifier() and class_name.isidentifier()):
             raise AssetError(
                 f"{folder}: {quoted(name)} is {quoted(class_name)} of {quoted(library)}, which is "
@@ -329,10 +352,10 @@ def load_pipeline(
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     components = pipeline_components(read_model_index(folder), folder)
-    for library in {library for library, _ in components.values()} & set(_OWN):
+    for library in {library for library, _ in components.values()} & set(OWN_MODULES):
         importlib.import_module(library)
     message = f"{folder}: the pipeline cannot be loaded"
-    with wrap_errors(AssetError, message), _quiet(), remote_code_disabled():
+    with wrap_errors(AssetError, message), quiet_loading(), remote_code_disabled():
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder),
             use_safetensors=True,
@@ -349,43 +372,7 @@ def load_pipeline(
     return pipeline
 
 
-def meta_components(folder: Path) -> dict[str, torch.nn.Module]:
-    """Every network of a pipeline's folder by name, on the meta device: configs are read, weights
-    are not. (mmllm's codecs, which are small, compute tables in their constructors: they are on the
-    CPU.) Raises AssetError for a component that its config does not build."""
-    import diffusers
-    import transformers
-
-    networks: dict[str, torch.nn.Module] = {}
-    components = pipeline_components(read_model_index(folder), folder)
-    for name, (library, class_name) in components.items():
-        cls: Any
-        if library in _OWN:
-            cls = getattr(importlib.import_module(library), class_name)
-        elif library == "transformers":
-            cls = getattr(transformers, class_name)
-        else:  # some components are named by the package of their pipeline
-            cls = getattr(diffusers, class_name, None) or getattr(
-                importlib.import_module(f"diffusers.pipelines.{library}"), class_name
-            )
-        if not issubclass(cls, torch.nn.Module):
-            continue
-        try:
-            with torch.device("cpu" if library in _OWN else "meta"):
-                networks[name] = _from_config(cls, str(folder / name))
-        except (OSError, ValueError, TypeError) as error:
-            raise AssetError(f"{folder / name}: makes no {class_name}: {error}") from error
-    return networks
-
-
-def _from_config(cls: Any, folder: str) -> torch.nn.Module:
-    """An untrained network of a transformers or diffusers class, from a folder's config."""
-    if hasattr(cls, "config_class"):
-        return cls(cls.config_class.from_pretrained(folder))
-    return cls.from_config(cls.load_config(folder))
-
-
-def _quiet() -> contextlib.AbstractContextManager[None]:
+def quiet_loading() -> contextlib.AbstractContextManager[None]:
     """Suppress progress bars, and the warnings that a codec is mmllm's own or that diffusers stops
     developing a pipeline. Other warnings, such as of weights that do not fit, stay. These switches
     are the whole process's: within the package one thread at a time uses them (LOADING)."""
@@ -394,4 +381,5 @@ def _quiet() -> contextlib.AbstractContextManager[None]:
 
 def _is_expected(message: str) -> bool:
     is_own_codec = "Expected types for" in message and "mmllm." in message
+    is_own_codec |= message.startswith("Guiders are currently an experimental feature")
     return is_own_codec or "has been deprecated and will not receive" in message

@@ -34,7 +34,27 @@ class QwenImageConfig(ImageConfig, SequenceConfig, Img2ImgConfig, ReferenceConfi
     max_caption_tokens: int = 256
 
 
-class QwenImageDecoder(ImageDecoder):
+class QwenCodec(ImageDecoder):
+    """A decoder of images whose codec is Qwen-Image's, one of video: an image is a video of one
+    frame. A family also says how many latents its tokens have on a side."""
+
+    @property
+    def patch_size(self) -> int:
+        """Latents along a side of one token."""
+        return 2
+
+    def compute_size(self) -> tuple[int, int]:
+        scale = 2 ** len(self.component_config("vae")["temperal_downsample"])
+        return self.resolve_size((128 * scale, 128 * scale), self.patch_size * scale)
+
+    def encode_latents(self, samples: Tensor) -> Tensor:
+        return super().encode_latents(samples[:, :, None])[:, :, 0]
+
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        return standardize(self.pipeline.vae, latents)
+
+
+class QwenImageDecoder(QwenCodec):
     """Condition: `prompt_embeds` [P, E] and `prompt_embeds_mask` [P].
 
     The text encoder of the pipelines for editing also reads the references. Here it reads captions
@@ -70,10 +90,6 @@ class QwenImageDecoder(ImageDecoder):
         width = self.component_config("transformer")["joint_attention_dim"]
         return {"prompt_embeds": (tokens, width), "prompt_embeds_mask": (tokens,)}
 
-    def compute_size(self) -> tuple[int, int]:
-        scale = 2 ** len(self.component_config("vae")["temperal_downsample"])
-        return self.resolve_size((128 * scale, 128 * scale), 2 * scale)
-
     def encode_prompt(self, captions: Sequence[str]) -> Condition:
         tokens = self.config.max_caption_tokens
         embeds, mask = self.pipeline.encode_prompt(
@@ -86,13 +102,6 @@ class QwenImageDecoder(ImageDecoder):
             "prompt_embeds": F.pad(embeds, (0, 0, 0, padding)),
             "prompt_embeds_mask": F.pad(mask, (0, padding)),
         }
-
-    def encode_latents(self, samples: Tensor) -> Tensor:
-        """Its codec is one of video: an image is a video of one frame."""
-        return super().encode_latents(samples[:, :, None])[:, :, 0]
-
-    def normalize_latents(self, latents: Tensor) -> Tensor:
-        return standardize(self.pipeline.vae, latents)
 
     def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return self.denoise_with_references(condition, noisy, timesteps, noisy[:0])

@@ -26,17 +26,9 @@ class SanaConfig(ImageConfig, SequenceConfig):
     max_caption_tokens: int = 300
 
 
-class SanaDecoder(MaskedPrompt, ImageDecoder):
+class GemmaPrompt(MaskedPrompt):
     """Condition: `prompt_embeds` [P, E] and `prompt_attention_mask` [P]: Gemma's states of a
     caption after the pipeline's own instruction; the negative prompt has no instruction."""
-
-    pipelines: ClassVar = ["SanaPipeline"]
-
-    def compute_size(self) -> tuple[int, int]:
-        transformer = self.component_config("transformer")
-        scale = 2 ** (len(self.component_config("vae")["encoder_block_out_channels"]) - 1)
-        side = transformer["sample_size"] * scale
-        return self.resolve_size((side, side), max(32, scale * transformer["patch_size"]))
 
     def encode_prompt(self, captions: Sequence[str]) -> Condition:
         call = inspect.signature(self.pipeline.__call__).parameters
@@ -45,6 +37,23 @@ class SanaDecoder(MaskedPrompt, ImageDecoder):
 
     def encode_negative_prompt(self, caption: str) -> Condition:
         return encode_with_mask(self, [caption], complex_human_instruction=None)
+
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        # The default negative prompt "" would run the text encoder: ours is encoded already.
+        own = {"negative_prompt": None, "use_resolution_binning": False}
+        return own | super().pipeline_kwargs()
+
+
+class SanaDecoder(GemmaPrompt, ImageDecoder):
+    """A decoder of images."""
+
+    pipelines: ClassVar = ["SanaPipeline"]
+
+    def compute_size(self) -> tuple[int, int]:
+        transformer = self.component_config("transformer")
+        scale = 2 ** (len(self.component_config("vae")["encoder_block_out_channels"]) - 1)
+        side = transformer["sample_size"] * scale
+        return self.resolve_size((side, side), max(32, scale * transformer["patch_size"]))
 
     def encode_latents(self, samples: Tensor) -> Tensor:
         return self.pipeline.vae.encode(samples).latent  # its codec has no distribution
@@ -58,11 +67,6 @@ class SanaDecoder(MaskedPrompt, ImageDecoder):
             timestep=timesteps * transformer.config.timestep_scale,
             return_dict=False,
         )[0]
-
-    def pipeline_kwargs(self) -> dict[str, Any]:
-        # The default negative prompt "" would run the text encoder: ours is encoded already.
-        own = {"negative_prompt": None, "use_resolution_binning": False}
-        return own | super().pipeline_kwargs()
 
 
 def build(config: SanaConfig) -> SanaDecoder:

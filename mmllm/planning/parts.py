@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmllm.decoders.decoder import ModalityDecoder
-from mmllm.decoders.loading import meta_components
+from mmllm.decoders.networks import meta_components
 from mmllm.decoders.shared_text_encoder import COMPONENT
 from mmllm.llm.language_model import LanguageModel
 from mmllm.model import AnyToAny
@@ -67,7 +67,7 @@ def parts_of(model: AnyToAny) -> list[Part]:
         parts.append(_decoder_part(key, decoder))
     candidates: dict[str, int] = {}
     for name, parameter in model.trainable_candidates():
-        group = ".".join(name.split(".")[:2])
+        group = ".".join(name.split(".")[: 3 if name.startswith("decoders.") else 2])
         candidates[group] = candidates.get(group, 0) + parameter.numel()
     return parts + [
         Part(group, {"": count}, count * FLOAT_BYTES, trained=True)

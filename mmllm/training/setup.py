@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from mmllm import model as models
 from mmllm.config import PrealignConfig, RunConfig, StageConfig
 from mmllm.data.mixture import Mixture
 from mmllm.data.text_corpus import TextCorpus
+from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
 from mmllm.losses import Loss, build_losses
 from mmllm.model import AnyToAny
@@ -181,6 +182,7 @@ def build_training(
         replaced = () if begin.resumes else replaceable_decoders(model, stage.learning_rates)
         checkpoints.load_weights(model, source, replaced=replaced)
     groups = choose_trainable(model, stage.learning_rates)
+    _check_decoder_lora(stage, groups, accelerator.num_processes)
     model.prepare_for_training(
         gradient_checkpointing=stage.gradient_checkpointing,
         compile_layers=stage.compile,
@@ -249,6 +251,23 @@ def build_training(
         _warn_about_words(model)
     training.wrapped, training.optimizer = accelerator.prepare(model, optimizer)
     return training
+
+
+def _check_decoder_lora(
+    stage: StageConfig, groups: Sequence[ParameterGroup], num_processes: int
+) -> None:
+    """Raise ConfigError where a decoder's LoRA would get no gradient, or not in every process."""
+    trained = [group.pattern for group in groups if group.pattern.startswith("decoders.")]
+    if trained and not stage.losses.get("denoise"):
+        raise ConfigError(
+            f"stage.learning_rates: {trained[0]}: only the loss denoise trains a decoder's LoRA; "
+            "give it a weight in stage.losses"
+        )
+    if trained and num_processes > 1:
+        raise ConfigError(
+            f"stage.learning_rates: {trained[0]}: a decoder's LoRA trains in one process, because "
+            f"a step may have no media for it; this run has {num_processes}"
+        )
 
 
 def _prepare_connectors(training: TrainingRun) -> None:

@@ -55,7 +55,8 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Parame
     """Unfreeze exactly the parameters that the table names.
 
     Args:
-        model: its trainable candidates are matched; LoRA is attached if a pattern asks for it.
+        model: its trainable candidates are matched; LoRA of the language model and of decoders is
+            attached if a pattern asks for it.
         table: pattern of parameter names (shell wildcards) -> learning rate.
 
     Returns:
@@ -66,6 +67,9 @@ def choose_trainable(model: AnyToAny, table: Mapping[str, float]) -> list[Parame
     """
     if _matches_any("llm.lora.", table):
         model.llm.attach_lora()
+    for key in model.decoders:
+        if _matches_any(f"decoders.{key}.lora.", table):
+            model.attach_decoder_lora(key)
     candidates = dict(model.trainable_candidates())
     owner: dict[str, str] = {}
     groups = []

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_PIPELINES = "diffusers.pipelines.pipeline_utils"
+_LOADERS = ("diffusers.pipelines.pipeline_utils", "diffusers.guiders.guider_utils")
 
 
 @contextlib.contextmanager
@@ -45,9 +45,10 @@ def quiet_libraries(
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
         if drop is not None:
-            logger, keep = logging.getLogger(_PIPELINES), _Keep(drop)
-            stack.callback(logger.removeFilter, keep)
-            logger.addFilter(keep)
+            for logger in map(logging.getLogger, _LOADERS):
+                keep = _Keep(drop)
+                stack.callback(logger.removeFilter, keep)
+                logger.addFilter(keep)
         yield
 
 

@@ -9,6 +9,8 @@ from mmllm.decoders.decoder import ModalityDecoder
 from tests.decoders import tiny
 
 CAPTIONS = ["a red apple", "a blue dog runs ."]
+QUOTING = ['a red "apple"', 'a "blue" dog runs .']
+"""Captions with words that are to be seen."""
 CALL = {
     "image": {"max_sequence_length": tiny.TOKENS, "use_resolution_binning": False},
     "video": {
@@ -23,6 +25,16 @@ CALL = {
     "flux2_klein": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
+    "krea2": {"max_sequence_length": 16, **tiny.SQUARE},
+    "sana_video": {
+        "max_sequence_length": tiny.TOKENS,
+        "use_resolution_binning": False,
+        "frames": tiny.FRAMES,
+        "height": 32,
+        "width": 32,
+    },
+    "stable_audio3": {"duration": 0.256},
+    "hunyuan_video15": {"num_frames": tiny.FRAMES, **tiny.SQUARE},
     "ltx": {
         "max_sequence_length": tiny.TOKENS,
         "num_frames": tiny.FRAMES,
@@ -72,6 +84,9 @@ def guiding(family: str, pipeline, guidance: float, negative: str) -> dict:
     if family == "flux2_klein" and negative:  # which it takes as embeddings only
         words, _ = pipeline.encode_prompt([negative] * 2, max_sequence_length=tiny.TOKENS)
         return {"guidance_scale": guidance, "negative_prompt_embeds": words}
+    if family == "hunyuan_video15":  # a component guides
+        pipeline.guider.guidance_scale = max(guidance, 1.0)
+        return {"negative_prompt": [negative] * 2}
     words = {"negative_prompt": [negative] * 2} if negative else {}
     if family == "qwen_image":  # without a negative caption it would not be guided
         return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}

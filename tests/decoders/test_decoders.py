@@ -28,6 +28,7 @@ from tests.decoders.comparing import (
     CALL,
     CAPTIONS,
     OUTPUT,
+    QUOTING,
     arrays,
     close,
     guiding,
@@ -88,6 +89,8 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
     captions = CAPTIONS
     if family == "audioldm2":  # reads all captions of a call as if they were equally long
         captions, negative = ["a red apple", "a blue dog"], "a dog ." if guidance > 1 else ""
+    if family == "hunyuan_video15":  # and without quotation marks in the negative prompt
+        captions = QUOTING
     if family in ("flux", "flux2"):  # guidance is an input: no negative prompt
         negative = ""
     decoder = make(family, guidance=guidance, negative_prompt=negative)
@@ -161,7 +164,10 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family
     for sequence, mask in decoder.masks.items():
         assert shapes[mask] == shapes[sequence][:1]
         assert not condition[sequence][condition[mask] == 0].any()
-        words = {"audioldm2": [4, 6], "qwen_image": [35, 37]}  # one end token; a template before
+        # Audioldm2: one end token; others: a template before, or after.
+        words = {"audioldm2": [4, 6], "qwen_image": [35, 37], "krea2": [9, 11]}
+        if mask == "glyph_mask":  # nothing between quotation marks
+            words[family] = [0, 0]
         assert condition[mask].sum(1).tolist() == words.get(family, [5, 7])  # a token on each side
 
 
@@ -287,7 +293,7 @@ def test_the_gradient_reaches_the_condition_and_no_weight(make, family):
     latents, noising = training_inputs(decoder)
     condition = {
         name: value.clone().requires_grad_()
-        for name, value in decoder.encode_captions(CAPTIONS).items()
+        for name, value in decoder.encode_captions(QUOTING).items()
     }
     losses = decoder.denoising_loss(condition, latents, **noising)
     assert losses.shape == (2,)

@@ -34,7 +34,10 @@ PIPELINES = {
     "text_to_video": "VideoToVideoSDPipeline",
 }
 """Family in tests -> what starts from a medium in diffusers."""
-NO_SOURCE = ("audio", "audioldm", "audioldm2", "latte", "sana")
+NO_SOURCE = (
+    *("audio", "audioldm", "audioldm2", "sana", "krea2", "sana_video", "stable_audio3"),
+    *("hunyuan_video15", "latte"),
+)
 STARTING = pytest.mark.parametrize("family", [*PIPELINES, "image"])
 
 

@@ -27,6 +27,8 @@ CLASSES = {
     "flux2": "Mistral3ForConditionalGeneration",
     "qwen_image": "Qwen2_5_VLForConditionalGeneration",
     "sana": "Gemma2ForCausalLM",
+    "sana_video": "Gemma2ForCausalLM",
+    "krea2": "Qwen3VLForConditionalGeneration",
     "ltx2": "Gemma3ForConditionalGeneration",
 }
 """Family -> the class in which a system would hold the language model that it reads."""

@@ -6,7 +6,7 @@ is that our code and diffusers' own must agree on them. Other tests take them to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,7 @@ def audioldm_pipeline() -> Any:
     )
     unet = {**UNET, "sample_size": 16, "block_out_channels": (8, 16), "attention_head_dim": 4}
     return diffusers.AudioLDMPipeline(
-        tokenizer=_tokenizer(),
+        tokenizer=word_tokenizer(),
         text_encoder=encoder,
         vae=picture_codec(in_channels=1, out_channels=1, scaling_factor=8.0),
         unet=diffusers.UNet2DConditionModel(
@@ -376,7 +376,7 @@ def ltx_pipeline() -> Any:
 
 
 def ltx2_pipeline() -> Any:
-    text = {**_qwen(), "model_type": "gemma3_text", "num_hidden_layers": 1}
+    text = {**language_model(), "model_type": "gemma3_text", "num_hidden_layers": 1}
     encoder = transformers.Gemma3ForConditionalGeneration(
         transformers.Gemma3Config(
             text_config=text,
@@ -429,7 +429,7 @@ def ltx2_pipeline() -> Any:
         (f"{kind}_connector_num_learnable_registers" for kind in ("video", "audio")), TOKENS
     )
     return diffusers.LTX2Pipeline(
-        tokenizer=_tokenizer(padding_side="left"),
+        tokenizer=word_tokenizer(padding_side="left"),
         text_encoder=encoder,
         vae=codec,
         audio_vae=audio_codec,
@@ -534,8 +534,8 @@ def latte_pipeline() -> Any:
     )
 
 
-def sana_pipeline() -> Any:
-    encoder = transformers.Gemma2Model(
+def _gemma() -> Any:
+    return transformers.Gemma2Model(
         transformers.Gemma2Config(
             vocab_size=len(WORDS),
             hidden_size=WIDTH,
@@ -547,6 +547,10 @@ def sana_pipeline() -> Any:
             pad_token_id=0,
         )
     )
+
+
+def sana_pipeline() -> Any:
+    encoder = _gemma()
     blocks = {"block_types": ("ResBlock", "ResBlock"), "block_out_channels": (8, 8)}
     codec = diffusers.AutoencoderDC(
         latent_channels=4,
@@ -560,7 +564,7 @@ def sana_pipeline() -> Any:
         scaling_factor=0.5,
     )
     return diffusers.SanaPipeline(
-        tokenizer=_tokenizer(),
+        tokenizer=word_tokenizer(),
         text_encoder=encoder,
         vae=codec,
         transformer=diffusers.SanaTransformer2DModel(
@@ -581,8 +585,8 @@ def sana_pipeline() -> Any:
 
 def z_image_pipeline() -> Any:
     return diffusers.ZImagePipeline(
-        tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
-        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**_qwen())),
+        tokenizer=word_tokenizer(chat_template="{{ messages[0]['content'] }}"),
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**language_model())),
         vae=picture_codec(shift_factor=0.1, latent_channels=4),
         transformer=diffusers.ZImageTransformer2DModel(
             in_channels=4,
@@ -601,7 +605,7 @@ def z_image_pipeline() -> Any:
 
 def qwen_image_pipeline() -> Any:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
-    text = {**_qwen(), "rope_scaling": rope}
+    text = {**language_model(), "rope_scaling": rope}
     vision = {
         "depth": 1,
         "hidden_size": 16,
@@ -613,17 +617,9 @@ def qwen_image_pipeline() -> Any:
         transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     )
     return diffusers.QwenImagePipeline(
-        tokenizer=_tokenizer(),
+        tokenizer=word_tokenizer(),
         text_encoder=encoder,
-        vae=diffusers.AutoencoderKLQwenImage(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[0.1, 0.0, -0.1, 0.2],
-            latents_std=[0.5, 1.0, 0.8, 0.6],
-        ),
+        vae=qwen_codec(),
         transformer=diffusers.QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
@@ -637,8 +633,172 @@ def qwen_image_pipeline() -> Any:
     )
 
 
+def qwen_codec() -> Any:
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, 0.0, -0.1, 0.2],
+        latents_std=[0.5, 1.0, 0.8, 0.6],
+    )
+
+
+def krea2_pipeline() -> Any:
+    # The template is as long as Qwen's: 34 tokens before the caption, 5 after it.
+    words = [*WORDS, "rel", "##ation", "##ships"]
+    tokenizer = word_tokenizer(words, additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    text = {**language_model(), "vocab_size": len(tokenizer), "rope_parameters": rope}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+        "deepstack_visual_indexes": [0],
+    }
+    return diffusers.Krea2Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.Qwen3VLModel(
+            transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+        ),
+        vae=qwen_codec(),
+        transformer=diffusers.Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            timestep_embed_dim=8,
+            text_hidden_dim=WIDTH,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=32,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        text_encoder_select_layers=(1, 2),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def sana_video_pipeline() -> Any:
+    return diffusers.SanaVideoPipeline(
+        tokenizer=word_tokenizer(),
+        text_encoder=_gemma(),
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[True],
+            latents_mean=[0.1, 0.0, -0.1, 0.2],
+            latents_std=[0.5, 1.0, 0.8, 0.6],
+            scale_factor_temporal=2,
+            scale_factor_spatial=2,
+        ),
+        transformer=diffusers.SanaVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            num_layers=1,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=12,
+            cross_attention_dim=24,
+            caption_channels=WIDTH,
+            rope_max_seq_len=64,
+        ),
+        scheduler=flow_scheduler(prediction_type="flow_prediction"),
+    )
+
+
+def stable_audio3_pipeline() -> Any:
+    from transformers.models.t5gemma import T5GemmaConfig, T5GemmaEncoderModel
+    from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+
+    parts = {part: T5GemmaModuleConfig(**language_model()) for part in ("encoder", "decoder")}
+    transformer = diffusers.StableAudio3DiTModel(
+        io_channels=8,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        cond_token_dim=WIDTH,
+        global_cond_dim=WIDTH,
+        local_add_cond_dim=9,
+        timestep_features_dim=8,
+        num_memory_tokens=2,
+    )
+    torch.nn.init.normal_(transformer.prompt_padding_embedding)
+    codec = diffusers.AutoencoderSAME(
+        audio_channels=1,
+        patch_size=8,
+        encoder_channels=8,
+        encoder_c_mults=[2],
+        encoder_strides=[4],
+        encoder_transformer_depths=[1],
+        latent_dim=8,
+        dim_heads=8,
+        sampling_rate=8000,
+    )
+    for name, weight in codec.named_parameters():
+        if name.endswith(("_out.weight", "new_tokens")):  # zeros, which let nothing through
+            torch.nn.init.normal_(weight, std=0.2)
+    return diffusers.StableAudio3Pipeline(
+        tokenizer=word_tokenizer(),
+        text_encoder=T5GemmaEncoderModel(T5GemmaConfig(**parts, is_encoder_decoder=False)),
+        duration_embedder=diffusers.StableAudio3DurationEmbedder(WIDTH, 8),
+        vae=codec,
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1),
+    )
+
+
+def hunyuan_video15_pipeline() -> Any:
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    encoder_config = transformers.models.qwen2_5_vl.configuration_qwen2_5_vl.Qwen2_5_VLTextConfig(
+        **language_model() | {"num_hidden_layers": 3}, rope_parameters=rope
+    )
+    glyphs = _text(transformers.T5EncoderModel, transformers.T5Config, vocab_size=384, d_model=12)
+    # The template is as long as the real one: 108 tokens before the caption.
+    template = "a " * 108 + "{{ messages[-1]['content'] }} . ."
+    return diffusers.HunyuanVideo15Pipeline(
+        tokenizer=word_tokenizer(chat_template=template),
+        text_encoder=transformers.Qwen2_5_VLTextModel(encoder_config),
+        tokenizer_2=transformers.ByT5Tokenizer(),
+        text_encoder_2=glyphs[1],
+        guider=diffusers.ClassifierFreeGuidance(guidance_scale=3.0),
+        vae=diffusers.AutoencoderKLHunyuanVideo15(
+            latent_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            spatial_compression_ratio=2,
+            temporal_compression_ratio=2,
+            scaling_factor=0.5,
+        ),
+        transformer=diffusers.HunyuanVideo15Transformer3DModel(
+            in_channels=9,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=WIDTH,
+            text_embed_2_dim=12,
+            image_embed_dim=8,
+            rope_axes_dim=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 def flux2_pipeline() -> Any:
-    text = {**_qwen(), "num_hidden_layers": 30, "hidden_size": 8, "head_dim": 4}
+    text = {**language_model(), "num_hidden_layers": 30, "hidden_size": 8, "head_dim": 4}
     vision = {
         "hidden_size": 8,
         "intermediate_size": 8,
@@ -655,20 +815,20 @@ def flux2_pipeline() -> Any:
         )
     )
     # Behind the system's message, which is as long as it is.
-    tokenizer = _tokenizer(chat_template="{{ messages[-1]['content'][0]['text'] }}")
+    tokenizer = word_tokenizer(chat_template="{{ messages[-1]['content'][0]['text'] }}")
     return diffusers.Flux2Pipeline(tokenizer=tokenizer, text_encoder=encoder, **_flux2(True))
 
 
 def flux2_klein_pipeline() -> Any:
-    text = {**_qwen(), "num_hidden_layers": 27, "hidden_size": 8, "head_dim": 4}
+    text = {**language_model(), "num_hidden_layers": 27, "hidden_size": 8, "head_dim": 4}
     return diffusers.Flux2KleinPipeline(
-        tokenizer=_tokenizer(chat_template="{{ messages[0]['content'] }}"),
+        tokenizer=word_tokenizer(chat_template="{{ messages[0]['content'] }}"),
         text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**text)),
         **_flux2(False),
     )
 
 
-def _flux2(guided: bool) -> dict[str, Any]:
+def flux2_codec() -> Any:
     codec = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -679,8 +839,12 @@ def _flux2(guided: bool) -> dict[str, Any]:
     )
     codec.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 12))
     codec.bn.running_var.copy_(torch.linspace(0.2, 1, 12))
+    return codec
+
+
+def _flux2(guided: bool) -> dict[str, Any]:
     return {
-        "vae": codec,
+        "vae": flux2_codec(),
         "transformer": diffusers.Flux2Transformer2DModel(
             in_channels=12,
             num_layers=1,
@@ -739,6 +903,22 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "flux2_klein": ("flux2", flux2_klein_pipeline, CAPTIONS | SQUARE),
     "z_image": ("z_image", z_image_pipeline, CAPTIONS | SQUARE),
     "qwen_image": ("qwen_image", qwen_image_pipeline, {"max_caption_tokens": 64, **SQUARE}),
+    "krea2": ("krea2", krea2_pipeline, {"max_caption_tokens": 16, **SQUARE}),
+    "sana_video": (
+        "sana_video",
+        sana_video_pipeline,
+        CAPTIONS | CLIPS | {"height": 32, "width": 32},
+    ),
+    "stable_audio3": (
+        "stable_audio3",
+        stable_audio3_pipeline,
+        CAPTIONS | {"seconds": 0.256, "guidance": 3.0},
+    ),
+    "hunyuan_video15": (
+        "hunyuan_video15",
+        hunyuan_video15_pipeline,
+        CLIPS | {"max_caption_tokens": 16},
+    ),
 }
 """Key in tests -> type in a config, how its pipeline is made, its own settings."""
 MODALITIES = ("image", "video", "audio")
@@ -801,6 +981,12 @@ DIALECTS = {
         ),
         answer=_joined,
     ),
+    "krea2": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
+        clock=lambda times: times * 1000,
+    ),
+    "stable_audio3": Dialect(clock=lambda times: times * 1000),
+    "hunyuan_video15": Dialect(read=lambda given: given[:, :4]),
     "ltx": Dialect(pack=lambda pipeline, latents: pipeline._pack_latents(latents)),
     "latte": Dialect(  # the second half is a variance
         write=lambda answer: Transformer2DModelOutput(sample=torch.cat([answer, answer], 1)),
@@ -864,12 +1050,12 @@ def denoiser(pipeline: Any) -> Any:
     return pipeline.components.get("transformer") or pipeline.unet
 
 
-def _tokenizer(**changes: Any) -> BertTokenizer:
-    words = {word: index for index, word in enumerate(WORDS)}
-    return BertTokenizer(vocab=words, model_max_length=TOKENS, **changes)
+def word_tokenizer(words: Sequence[str] = WORDS, **changes: Any) -> BertTokenizer:
+    vocab = {word: index for index, word in enumerate(words)}
+    return BertTokenizer(vocab=vocab, model_max_length=TOKENS, **changes)
 
 
-def _qwen() -> dict[str, Any]:
+def language_model() -> dict[str, Any]:
     return {
         "vocab_size": len(WORDS),
         "hidden_size": WIDTH,
@@ -902,7 +1088,7 @@ def _text(kind: type, settings: type, **changes: Any) -> tuple[BertTokenizer, An
             }
         )
     )
-    return _tokenizer(), encoder
+    return word_tokenizer(), encoder
 
 
 def _clip(kind: str = "CLIPTextModel", **changes: Any) -> tuple[BertTokenizer, Any]:
@@ -917,4 +1103,4 @@ def _clip(kind: str = "CLIPTextModel", **changes: Any) -> tuple[BertTokenizer, A
         pad_token_id=0,
         **{"hidden_size": WIDTH, **changes},
     )
-    return _tokenizer(), getattr(transformers, kind)(settings)
+    return word_tokenizer(), getattr(transformers, kind)(settings)
