@@ -129,7 +129,7 @@ class ModalityDecoder(DecoderContract):
 
     @property
     def fingerprint(self) -> str:
-        """The hash of all that decides how captions and media are encoded, not how they are made."""
+        """The hash of all that decides how captions and media are encoded, not how it samples."""
         return pipeline_fingerprint(type(self).__name__, self.config, self.folder)
 
     @property
@@ -194,7 +194,7 @@ class ModalityDecoder(DecoderContract):
         return decoder
 
     def _solver(self) -> tuple[str, dict[str, Any]] | None:
-        """Class and settings of the config's scheduler; None: the pipeline's own; or ConfigError."""
+        """Class and settings of the scheduler; None: the pipeline's own. Raises ConfigError."""
         if self.config.scheduler is None:
             return None
         own = self.component_config("scheduler")
