@@ -23,11 +23,12 @@ def saved_parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
         for key, decoder in model.decoders.items()
         if decoder.lora is not None
     }
-    return loras | {
+    own: dict[str, dict[str, Tensor]] = {
         "input_projections.safetensors": dict(model.input_projections.named_parameters()),
         "output_projections.safetensors": dict(model.output_projections.named_parameters()),
         "rows.safetensors": {"rows": llm.signal_embeddings, "head_rows": llm.signal_head},
     }
+    return loras | own
 
 
 def lora_file(key: str) -> str:

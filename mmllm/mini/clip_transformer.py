@@ -58,7 +58,8 @@ class ClipTransformer(LatteTransformer3DModel, ModelMixin):  # diffusers looks f
             torch_dtype: Of the weights; None: as they are created.
         """
         folder = Path(pretrained_model_name_or_path)
-        model: Any = cls.from_config(cls.load_config(folder))
+        config: Any = cls.load_config(folder)
+        model: Any = cls.from_config(config)
         weights = load_file(folder / _WEIGHTS)
         if (folder / _IMAGES).is_file():
             source = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))["images_from"]
