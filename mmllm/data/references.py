@@ -53,7 +53,7 @@ class ReferenceRules:
 
     @classmethod
     def of(cls, decoders: Mapping[str, Any]) -> ReferenceRules:
-        """Return the rules of a system.
+        """Return the rules of a system. Media that start from one of the conversation have none.
 
         Args:
             decoders: key -> `ModalityDecoder`.
@@ -62,7 +62,9 @@ class ReferenceRules:
             {
                 key: (decoder.config.references, decoder.max_references)
                 for key, decoder in decoders.items()
-                if decoder.max_references and decoder.config.references != "none"
+                if decoder.max_references
+                and decoder.config.references != "none"
+                and getattr(decoder.config, "init_media", "none") == "none"
             }
         )
 

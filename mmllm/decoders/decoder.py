@@ -34,6 +34,7 @@ from mmllm.decoders.options import apply_options, check_gradient
 from mmllm.decoders.schedules import add_training_noise, find_solver
 from mmllm.errors import AssetError, ConfigError, MediaError, wrap_errors
 from mmllm.media.preprocessing import preprocessing
+from mmllm.utils.hints import did_you_mean
 
 
 class ModalityDecoder(DecoderContract):
@@ -169,9 +170,10 @@ class ModalityDecoder(DecoderContract):
             current_option_name(name): value for name, value in options.items() if value is not None
         }
         for name in options.keys() - set(self.request_options):
+            known = [*self.request_options, *(["mask"] if self.takes_mask else [])]
             raise ConfigError(
                 f"{self.modality}: unknown option {name!r}; this decoder takes "
-                f"{', '.join(self.request_options)}"
+                f"{', '.join(known)}{did_you_mean(name, known)}"
             )
         try:
             config = dataclasses.replace(self.config, **options)

@@ -62,9 +62,9 @@ class EditMedia:
             num: M.
 
         Raises:
-            ConfigError: the decoder takes no such media, or not as many.
+            ConfigError: the decoder takes no such media, not as many, or not together.
             MediaError: a mask has another size than its picture.
-            ValueError: there are not M of them, or one has another modality.
+            ValueError: there are not M of them.
         """
         if self.init is not None:
             check_init_media(decoder, self.init, num)
@@ -79,9 +79,12 @@ class EditMedia:
                 f"{decoder.modality}: {decoder.pipeline_class} edits pictures, and there is none: "
                 "put one into the conversation, or give it as references"
             )
-        if self.masks is not None and self.references is not None and not decoder.masks_references:
+        if self.init is None or self.references is None:
+            return
+        if self.masks is None or not decoder.masks_references:
+            given = "an initial picture" if self.masks is None else "a mask"
             raise ConfigError(
-                f"{decoder.modality}: {decoder.pipeline_class} takes a mask or references, not "
+                f"{decoder.modality}: {decoder.pipeline_class} takes {given} or references, not "
                 "both; leave one of them out"
             )
 
@@ -111,7 +114,7 @@ class EditMedia:
             )
         for mask, medium in zip(masks, self.init, strict=True):
             if not isinstance(mask, Image) or not isinstance(medium, Image):
-                raise ValueError(
+                raise ConfigError(
                     f"{decoder.modality}: expected a mask and a picture, got {mask!r} of {medium!r}"
                 )
             if mask.size != medium.size:
@@ -143,7 +146,7 @@ def _check_references(
                 f"got {len(each)}"
             )
         if wrong := [medium for medium in each if medium.modality != "image"]:
-            raise ValueError(f"{decoder.modality}: expected images as references, got {wrong}")
+            raise ConfigError(f"{decoder.modality}: expected images as references, got {wrong}")
 
 
 def check_takes_mask(decoder: DecoderContract) -> None:

@@ -19,8 +19,7 @@ def check_init_media(decoder: DecoderContract, media: Sequence[Medium], num: int
         num: the number of conditions.
 
     Raises:
-        ConfigError: the decoder cannot start from media.
-        ValueError: their number or a modality is wrong.
+        ConfigError: the decoder cannot start from media, or their number or a modality is wrong.
     """
     if not decoder.init_modality:
         raise ConfigError(
@@ -29,7 +28,7 @@ def check_init_media(decoder: DecoderContract, media: Sequence[Medium], num: int
         )
     wrong = [medium for medium in media if medium.modality != decoder.init_modality]
     if wrong or len(media) != num:
-        raise ValueError(
+        raise ConfigError(
             f"{decoder.modality}: expected {num} initial media of modality "
             f"{decoder.init_modality}, got {list(media)}"
         )

@@ -5,8 +5,8 @@ of the decoder's config over the media of the conversation."""
 # pyright: reportUnnecessaryIsInstance=false
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmllm.conversation import Image, Medium, Message
@@ -35,6 +35,7 @@ class EditSources:
             unless a share of it is kept.
         keep: that share.
         num_dropped: how many references were left out.
+        lacks_references: whether nothing can be made, because the decoder needs a reference.
     """
 
     init: Medium | None = None
@@ -44,15 +45,28 @@ class EditSources:
     condition: Condition | None = None
     keep: float = 0.0
     num_dropped: int = 0
+    lacks_references: bool = False
 
     @property
     def kind(self) -> tuple[bool, bool, bool]:
         """What there is; media of one kind can be rendered in one batch."""
         return self.init is not None, self.mask is not None, bool(self.references)
 
+    def decoded(self) -> EditSources:
+        """Return the same sources with their pictures decoded: once, and with the provenance that
+        their files have. Raises MediaError."""
+        return replace(
+            self,
+            init=self.init.decoded() if isinstance(self.init, Image) else self.init,
+            mask=self.mask and self.mask.decoded(),
+            references=tuple(medium.decoded() for medium in self.references),
+        )
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the caller should know."""
+        if self.lacks_references:
+            return ("the decoder only edits pictures, and there is none: it could make nothing",)
         if not self.num_dropped:
             return ()
         return (f"the decoder takes {len(self.references)} references: the oldest "
@@ -101,18 +115,21 @@ def split_options(
         Options of `decoder.with_overrides`, and what holds media, by name.
 
     Raises:
-        ConfigError: a mask is no image, or a reference no medium.
+        ConfigError: they are no mapping, a mask is no image, or a reference no medium.
     """
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{modality}: expected options by name, got {quoted(options)}")
     values, media = dict(options), dict[str, Any]()
     for name in _MEDIA_OPTIONS:
         given = values.get(name)
         if given is None or isinstance(given, str):
             continue
-        each = [given] if isinstance(given, Medium) else list(given)
-        if name != "references" and len(each) != 1:
-            raise ConfigError(f"{modality}: {name}: expected one medium, got {len(each)}")
-        if wrong := [one for one in each if not isinstance(one, Medium)]:
-            raise ConfigError(f"{modality}: {name}: expected media, got {quoted(wrong[0])}")
+        several = name == "references" and isinstance(given, Iterable)
+        each = [given] if isinstance(given, Medium) or not several else list(given)
+        if wrong := [one for one in each if not (isinstance(one, Medium) and one.has_data)]:
+            raise ConfigError(
+                f"{modality}: {name}: expected media such as Image(...), got {quoted(wrong[0])}"
+            )
         media[name] = each if name == "references" else each[0]
         del values[name]
     mask = media.get("mask", values.pop("mask", None))
@@ -130,6 +147,7 @@ def resolve_sources(
     *,
     conditions: ConditionMemory | None = None,
     names_references: bool = False,
+    is_forced: bool = False,
 ) -> EditSources:
     """Find what the media of one reply are made from, and check that the decoder can take it.
 
@@ -140,8 +158,9 @@ def resolve_sources(
         messages: the conversation in front of the reply.
         media: media among the options, as from `split_options`.
         conditions: those of media that were made; None: none are known.
-        names_references: whether the call has the option `references`. Otherwise a mask goes
-            without those of the config, where the decoder cannot take both.
+        names_references: whether the call has the option `references`. Otherwise a mask or an
+            initial medium goes without those of the config, where the decoder cannot take both.
+        is_forced: whether media must be made: a decoder that edits only needs a picture then.
 
     Raises:
         ConfigError: the decoder takes no such media, or there is no picture for a mask.
@@ -162,20 +181,24 @@ def resolve_sources(
         )
     references, num_dropped = media.get("references"), 0
     most = decoder.max_references
-    is_free = mask is None or decoder.masks_references or names_references
+    is_free = init is None or (mask is not None and decoder.masks_references)
+    is_free = is_free or names_references
     if references is None and most and is_free:
         references, num_dropped = find_references(messages, config.references, most)
+    if decoder.needs_references and not references and not is_forced:
+        return EditSources(lacks_references=True)
+    own = [medium for medium in found if medium.modality == decoder.modality]
     sources = EditSources(
         init,
         mask,
         tuple(references or ()),
-        _noise_seed(found, key, model) if config.noise == "last" else None,
-        conditions.newest(found, key) if conditions and config.keep else None,
+        _noise_seed(own, key, model) if config.noise == "last" else None,
+        conditions.newest(own, key) if conditions and config.keep else None,
         config.keep,
         num_dropped,
     )
     together([sources]).check(decoder, 1)
-    return sources
+    return sources.decoded()
 
 
 def _noise_seed(media: Sequence[Medium], key: str, model: str) -> int | None:
@@ -184,7 +207,7 @@ def _noise_seed(media: Sequence[Medium], key: str, model: str) -> int | None:
         mark = medium.decoded().provenance or {}
         seed = mark.get("noise_seed")
         is_own = mark.get("decoder") == key and mark.get("model") == model
-        if is_own and isinstance(seed, int) and 0 <= seed < 2**63:
+        if is_own and type(seed) is int and 0 <= seed < 2**63:
             return seed
     return None
 
@@ -199,6 +222,6 @@ def _origin(medium: Medium) -> dict[str, Any]:
         name: value for name, value in texts.items() if isinstance(value, str) and len(value) < 100
     }
     found |= {
-        name: value for name, value in seeds.items() if isinstance(value, int) and value < 2**63
+        name: value for name, value in seeds.items() if type(value) is int and 0 <= value < 2**63
     }
     return found or {"given": True}

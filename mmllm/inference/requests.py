@@ -156,20 +156,30 @@ class ReplyRequest:
         """Render the prompts, and make a sequence for each that is to be generated."""
         max_length = self._model.llm.max_length
         reserve = min(_REPLY_RESERVE, max_length // 2)
-        for conversation in self._conversations:
+        for number, conversation in enumerate(self._conversations):
             prompt, num_dropped = self._model.renderer.fit(
                 conversation, max_length, reserve=reserve
             )
             note = f"the context is full: the oldest {num_dropped} message(s) were left out"
             self._prompts.append(prompt)
             self._notes.append((note,) if num_dropped else ())
+            for key in self.settings.impossible(number):
+                self._note(number, key)
         sampling = self.settings.sampling
         for group in self._groups():
             first = group[0]
             num_left = max(max_length - len(self._prompts[first]), 1)
+            forbidden = {
+                self._model.decoders[key].modality: "forbid"
+                for key in self.settings.impossible(first)
+            }
             sequence = SequenceState(
                 self._model,
-                replace(sampling, max_new_tokens=min(sampling.max_new_tokens, num_left)),
+                replace(
+                    sampling,
+                    max_new_tokens=min(sampling.max_new_tokens, num_left),
+                    modalities={**sampling.modalities, **forbidden},
+                ),
                 torch.Generator().manual_seed(self.settings.seeds[first]),
                 self._pieces,
             )
@@ -282,12 +292,15 @@ class ReplyRequest:
                 made = replace(medium, provenance=self._provenance(key, place))
                 condition = {name: value[row] for name, value in rendered.condition.items()}
                 self._engine.conditions.keep(made, key, condition)
-                self._notes[place.conversation] = _merged(
-                    self._notes[place.conversation],
-                    self.settings.sources[place.conversation, key].notes,
-                )
+                self._note(place.conversation, key)
                 self.streams[place.conversation].parts[place.part_index] = made
                 self._sink(place.conversation, MediumReady(place.part_index, made))
+
+    def _note(self, conversation: int, key: str) -> None:
+        """Add what the caller should know of the sources of a decoder, once."""
+        notes = self._notes[conversation]
+        more = self.settings.sources[conversation, key].notes
+        self._notes[conversation] = (*notes, *(note for note in more if note not in notes))
 
     def _provenance(self, key: str, place: PendingMedium) -> dict[str, Any]:
         return {
@@ -337,7 +350,3 @@ class ReplyRequest:
             )
             for number, stream in enumerate(self.streams)
         ]
-
-
-def _merged(notes: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
-    return (*notes, *(note for note in more if note not in notes))

@@ -49,6 +49,18 @@ class RequestSettings:
     previews: bool = False
     render_media: bool = True
 
+    def impossible(self, conversation: int) -> list[str]:
+        """Return the keys of the decoders that can make nothing in a conversation.
+
+        Args:
+            conversation: its number.
+        """
+        return [
+            key
+            for (number, key), sources in self.sources.items()
+            if number == conversation and sources.lacks_references
+        ]
+
 
 def resolve_settings(
     model: AnyToAny,
@@ -94,6 +106,10 @@ def resolve_settings(
             )
     sources: dict[tuple[int, str], EditSources] = {}
     for key, decoder in model.decoders.items():
+        choice = choices.get(decoder.modality, "auto")
+        if choice == "forbid" or not render_media:
+            sources |= {(number, key): EditSources() for number in range(len(conversations))}
+            continue
         values, media = given.get(key, ({}, {}))
         current, named = decoder.with_overrides(**values), "references" in values
         for number, messages in enumerate(conversations):
@@ -105,6 +121,7 @@ def resolve_settings(
                 media,
                 conditions=conditions,
                 names_references=named,
+                is_forced=choice == "force",
             )
     options = {key: values for key, (values, _) in given.items()}
     return RequestSettings(settings, options, sources, seeds, previews, render_media)

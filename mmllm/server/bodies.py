@@ -136,8 +136,9 @@ def _edit_form(content_type: str, data: bytes, lenient: bool) -> EditForm:
     masks = files.pop("mask", [])
     if not images:
         raise bad_request("image: expected at least one file, got none", "image")
-    if len(masks) > 1:
-        raise bad_request(f"mask: expected one file, got {len(masks)}", "mask")
+    if len(masks) > 1 or "mask" in fields:  # also where unknown fields are ignored
+        got = "a text" if "mask" in fields else len(masks)
+        raise bad_request(f"mask: expected one file, got {got}", "mask")
     body = _fields(api.EditRequest, fields, files, lenient)
     return EditForm(body, images, masks[0] if masks else None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,9 @@ def test_what_cannot_be_is_refused_before_any_work(chat, tiny_model):
         ask("image", original, mask=clip(1))
     with pytest.raises(ConfigError, match="Pipeline takes no references"):
         ask("image", references=[original])
-    with pytest.raises(ConfigError, match="references: expected media, got 3"):
+    with pytest.raises(
+        ConfigError, match=r"references: expected media such as Image\(...\), got 3"
+    ):
         ask("image", references=[3])
     with pytest.raises(ConfigError, match="noise: expected new or last, got 'old'"):
         ask("image", noise="old")
@@ -126,6 +129,56 @@ def test_the_same_but_different_begins_with_the_same_noise(chat, tiny_model, tmp
     assert seeds[-1] != first
     chat.reply([user("one")], seed=6, decoders=same, **ONE)  # there is nothing to begin from
     assert seeds[-1] != first
+
+
+@pytest.mark.parametrize("name", ["mask", "init_media", "references"])
+@pytest.mark.parametrize("value", [3, [], [None], np.zeros((4, 4, 3)), Image(caption="no data")])
+def test_what_holds_no_medium_is_refused_by_the_name_of_the_option(chat, tiny_model, name, value):
+    turns = [user("one", canvas(tiny_model))]
+    options = {"image": {name: value}}
+    if name == "references" and isinstance(value, list) and not value:
+        assert chat.reply(turns, decoders=options, **ONE).image  # there are none
+        return
+    with pytest.raises(ConfigError, match=f"image: {name}: expected"):
+        chat.reply(turns, decoders=options, **ONE)
+
+
+def test_media_of_other_kinds_and_near_names_are_refused(chat, tiny_model):
+    turns = [user("one", canvas(tiny_model))]
+    for options, wrong in (
+        ({"init_media": clip(1)}, "expected 1 initial media of modality image"),
+        ({"masks": 1}, "unknown option 'masks'.*, mask; did you mean 'mask'"),
+        ({"nois": "last"}, "did you mean 'noise'"),
+        (3, "image: expected options by name, got 3"),
+    ):
+        with pytest.raises(ConfigError, match=wrong):
+            chat.reply(turns, decoders={"image": options}, **ONE)
+
+
+def test_a_file_is_known_by_what_its_file_says(chat, tiny_model, tmp_path):
+    """Where a picture comes from is in what is made of it, also when it comes back as a file."""
+    drawn = chat.reply([user("one")], seed=5, **ONE).image
+    files = [Image(drawn.save(tmp_path / f"drawn.{kind}")) for kind in ("png", "webp", "jpg")]
+    options = {"image": {"init_media": "last", "strength": 0.5}}
+    for source in (drawn, *files):
+        reply = chat.reply([user("one", source)], seed=6, decoders=options, **ONE)
+        found = reply.image.provenance["made_from"]["init_media"]
+        assert found == {
+            name: drawn.provenance[name] for name in ("model", "decoder", "seed", "noise_seed")
+        }
+    mark = {"model": 3, "seed": True, "noise_seed": -1, "decoder": "x" * 1000}
+    strange = Image(drawn.to_numpy(), provenance=mark)
+    reply = chat.reply([user("one", strange)], seed=6, decoders=options, **ONE)
+    assert reply.image.provenance["made_from"]["init_media"] == {"given": True}
+
+
+def test_noise_is_looked_for_in_media_of_the_decoders_modality(chat):
+    """A clip that follows does not count, whatever it says."""
+    drawn = chat.reply([user("one")], seed=5, **ONE)
+    mark = {**drawn.image.provenance, "noise_seed": 7}
+    turns = [user("one"), drawn.message, user("at night", replace(clip(1), provenance=mark))]
+    reply = chat.reply(turns, seed=6, decoders={"image": {"noise": "last"}}, **ONE)
+    assert reply.image.provenance["noise_seed"] == drawn.image.provenance["noise_seed"]
 
 
 @pytest.fixture
@@ -224,3 +277,49 @@ def test_blending_conditions():
     assert mixed["mask"].tolist() == [[1, 1], [1, 0], [0, 1]]
     assert new["embeds"].sum() == 0
     assert blend(new, [(old, 0.0), (None, 1.0), (None, 0.0)]) is new
+
+
+def test_an_initial_picture_goes_before_the_configs_references(referring):
+    """FLUX.2 takes one or the other: what the request names counts, and both are refused."""
+    chat, calls = referring
+    one, two = canvas_of(1), canvas_of(2)
+    made = [
+        chat.reply([user("a", two)], seed=1, decoders={"image": {"init_media": each}}, **ONE).image
+        for each in (one, two)
+    ]
+    assert calls == [None, None]
+    assert not np.array_equal(made[0].to_numpy(), made[1].to_numpy())
+    both = {"image": {"init_media": one, "references": [two]}}
+    with pytest.raises(ConfigError, match="takes an initial picture or references, not both"):
+        chat.reply([user("a")], seed=1, decoders=both, **ONE)
+
+
+def canvas_of(seed: int) -> Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    return Image.from_numpy(pixels)
+
+
+def test_a_decoder_that_only_edits_leaves_conversations_without_pictures_alone(
+    referring, monkeypatch
+):
+    """It makes nothing there, and says so; with a picture, or if it must, it is as ever."""
+    chat, _ = referring
+    decoder = chat.model.decoders["image"]
+    monkeypatch.setattr(type(decoder), "needs_references", True)
+    auto: dict[str, Any] = {"modalities": {"audio": "forbid", "video": "forbid"}}
+    turns = [[user("one")], [user("two", picture(10))]]
+    batch = chat.reply_many(turns, seeds=[1, 2], max_new_tokens=4, **auto)
+    for turn, seed, reply in zip(turns, (1, 2), batch, strict=True):
+        alone = chat.reply(turn, seed=seed, max_new_tokens=4, **auto)
+        assert alone.text == reply.text
+        assert alone.notes == reply.notes
+        noted = any("only edits pictures" in note for note in reply.notes)
+        assert noted == (turn is turns[0])
+    assert not batch[0].media
+    with pytest.raises(ConfigError, match="edits pictures, and there is none"):
+        chat.reply(turns[0], seed=1, **ONE)
+    for choice in ({"image": "forbid"}, ["audio"]):
+        reply = chat.reply(turns[0], seed=1, modalities=choice, max_new_tokens=4, max_media=1)
+        assert reply.notes == ()
+    (reply,) = chat.reply_many([turns[0]], seeds=[1], render_media=False, **ONE)
+    assert [medium.has_data for medium in reply.media] == [False]
