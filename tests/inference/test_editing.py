@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from mmllm.conversation import Image, assistant, user
-from mmllm.data.references import find_references
+from mmllm.data.references import ReferenceRules, find_references
 from mmllm.errors import ConfigError, MediaError
 from mmllm.inference.chat import Chat
 from mmllm.inference.conditions import ConditionMemory, blend
@@ -50,6 +51,16 @@ def test_the_rule_of_references():
     assert find_references(turns, "all", 3) == ([drawn, two, three], 1)
     assert find_references(turns, "none", 4) == ([], 0)
     assert find_references([user("a")], "auto", 4) == ([], 0)
+
+
+def test_media_that_start_from_a_picture_train_without_references():
+    """As they are sampled."""
+    configs = [{"references": "auto", "init_media": start} for start in ("none", "last")]
+    decoders = {
+        config["init_media"]: SimpleNamespace(max_references=1, config=SimpleNamespace(**config))
+        for config in configs
+    }
+    assert ReferenceRules.of(decoders).by_key == {"none": ("auto", 1)}
 
 
 def test_a_mask_changes_its_part_of_the_newest_picture_and_nothing_else(chat, tiny_model):

@@ -18,6 +18,7 @@ from mmllm.errors import ConfigError, MediaError
 from mmllm.media import read_provenance
 from mmllm.server.settings import ServerSettings
 from tests.server.conftest import Served
+from tests.server.files import PNG
 
 ASKED = [{"role": "user", "content": "one two"}]
 CHAT = {"messages": ASKED, "max_tokens": 4, "seed": 1, "modalities": ["text"]}
@@ -194,3 +195,14 @@ def test_cors_is_allowed_for_configured_origins(
 def test_origins_are_checked(origin: str) -> None:
     with pytest.raises(ConfigError, match="allow_origins: expected"):
         ServerSettings(allow_origins=frozenset({origin}))
+
+
+def test_a_mask_that_is_no_file_is_not_dropped(lenient: Served) -> None:
+    """The whole picture would change."""
+    files = {"image": ("cat.png", PNG, "image/png")}
+    with lenient.http() as soft:
+        form = {"prompt": "one", "mask": "mask.png"}
+        response = soft.post("/v1/images/edits", files=files, data=form)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "mask"
+    assert "expected one file, got a text" in response.json()["error"]["message"]
