@@ -171,10 +171,8 @@ class ModalityDecoder(DecoderContract):
         }
         for name in options.keys() - set(self.request_options):
             known = [*self.request_options, *(["mask"] if self.takes_mask else [])]
-            raise ConfigError(
-                f"{self.modality}: unknown option {name!r}; this decoder takes "
-                f"{', '.join(known)}{did_you_mean(name, known)}"
-            )
+            takes = f"this decoder takes {', '.join(known)}{did_you_mean(name, known)}"
+            raise ConfigError(f"{self.modality}: unknown option {name!r}; {takes}")
         try:
             config = dataclasses.replace(self.config, **options)
         except TypeError as error:
