@@ -231,12 +231,8 @@ def test_each_reference_changes_what_is_made(build, family):
         assert all(np.abs(one - other).max() > 1e-3 for other in made[:index])
 
 
-@pytest.mark.parametrize("family", REFERRING)
-def test_the_denoising_loss_conditions_on_references_as_sampling_does(build, family, monkeypatch):
-    """The pipeline's first call of its transformer, and ours with the same noise and time."""
-    decoder = build(family, guidance=1.0)
-    references = [picture(decoder, seed) for seed in range(min(decoder.max_references, 2))]
-    condition = decoder.encode_captions(["a dog"])
+def recorded_calls(decoder, monkeypatch):
+    """What the transformer is given from now on, and its answers."""
     transformer, calls = decoder.pipeline.transformer, []
     forward = transformer.forward
 
@@ -246,6 +242,16 @@ def test_the_denoising_loss_conditions_on_references_as_sampling_does(build, fam
         return answer
 
     monkeypatch.setattr(transformer, "forward", recorded)
+    return calls
+
+
+@pytest.mark.parametrize("family", REFERRING)
+def test_the_denoising_loss_conditions_on_references_as_sampling_does(build, family, monkeypatch):
+    """The pipeline's first call of its transformer, and ours with the same noise and time."""
+    decoder = build(family, guidance=1.0)
+    references = [picture(decoder, seed) for seed in range(min(decoder.max_references, 2))]
+    condition = decoder.encode_captions(["a dog"])
+    calls = recorded_calls(decoder, monkeypatch)
     decoder.sample(condition, generators=seeded(0), references=[references])
     given, answer = calls[0]
     latents = decoder.encode_media(torch.stack([decoder.preprocess(each) for each in references]))
@@ -449,15 +455,7 @@ def test_qwens_references_are_of_consequence_and_needed(editor):
 def test_qwen_trains_with_references_as_it_samples(editor, monkeypatch):
     references = [picture(editor, seed) for seed in range(editor.max_references)]
     condition = editor.encode_captions(["a dog"])
-    transformer, calls = editor.pipeline.transformer, []
-    forward = transformer.forward
-
-    def recorded(**given):
-        answer = forward(**given)
-        calls.append((given, answer[0]))
-        return answer
-
-    monkeypatch.setattr(transformer, "forward", recorded)
+    calls = recorded_calls(editor, monkeypatch)
     options = {"guidance": 1.0}
     editor.sample(condition, generators=seeded(0), references=[references], options=options)
     given, answer = calls[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,26 +26,12 @@ from tests.encoders.twins import TWINS
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of a twin, written once."""
-    written: dict[str, Path] = {}
-
-    def write(name: str) -> Path:
-        if name not in written:
-            written[name] = tmp_path_factory.mktemp(name)
-            TWINS[name].write(written[name])
-        return written[name]
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def tree(folder):
+def tree(folders):
     """The config of a twin's encoder."""
 
     def make(name: str, **options) -> dict:
         twin = TWINS[name]
-        return {"type": twin.type, "weights": str(folder(name)), **twin.options, **options}
+        return {"type": twin.type, "weights": str(folders(name)), **twin.options, **options}
 
     return make
 
@@ -125,7 +110,7 @@ def test_budgets_and_encoders_that_do_not_fit_are_refused(tree):
 
 
 @torch.no_grad()
-def test_native_patches_keep_to_a_budget(tree, folder):
+def test_native_patches_keep_to_a_budget(tree, folders):
     encoder = built(tree("siglip2", max_tokens=40))
     wide = image(20, 90)
     small = replace(wide, max_tokens=12)
@@ -134,9 +119,9 @@ def test_native_patches_keep_to_a_budget(tree, folder):
     assert counts[1] == 36
     assert 6 < counts[2] <= 12
     assert encoder.fingerprint != built(tree("siglip2")).fingerprint
-    twins.rewrite(folder("siglip2"), "preprocessor_config.json", max_num_patches=40)
-    expected = TWINS["siglip2"].tokens(folder("siglip2"), wide)
-    twins.rewrite(folder("siglip2"), "preprocessor_config.json", max_num_patches=20)
+    twins.rewrite(folders("siglip2"), "preprocessor_config.json", max_num_patches=40)
+    expected = TWINS["siglip2"].tokens(folders("siglip2"), wide)
+    twins.rewrite(folders("siglip2"), "preprocessor_config.json", max_num_patches=20)
     found = encoder.encode([wide]).tokens[0, : counts[0]]
     assert torch.allclose(found, expected[: counts[0]], atol=1e-4)
     with pytest.raises(

@@ -29,20 +29,6 @@ names = pytest.mark.parametrize("name", TWINS)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The folder of a twin, written once."""
-    written: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in written:
-            written[name] = tmp_path_factory.mktemp(name)
-            TWINS[name].write(written[name])
-        return written[name]
-
-    return folder
-
-
-@pytest.fixture(scope="module")
 def built(folders):
     """The encoder of a twin, with options; built once."""
     made: dict[tuple, object] = {}
