@@ -33,11 +33,11 @@ def teach(
         Path,
         typer.Option(metavar="FOLDER", help="Keeps what encoders read, for the next time."),
     ] = Path("runs/mini/cache"),
-    steps: Annotated[int, typer.Option(help="Of the classifier that chooses a word.")] = 300,
+    steps: Annotated[int, typer.Option(help="Of the classifier that chooses its words.")] = 150,
     seed: Annotated[int, typer.Option(help="Of the order and of dropout.")] = 0,
     trust: Trust = None,
 ) -> None:
-    """Teach a model to name your own images, sounds or clips, in under a minute."""
+    """Teach a model to name your own images, sounds or clips, in about a minute."""
     check_at_least_one(steps=steps)
     out = expand_user(out)
     check_target(out, "manifest.json")

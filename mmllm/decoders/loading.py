@@ -10,6 +10,7 @@ import importlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,7 @@ import torch
 
 from mmllm.decoders.options import enable_offload
 from mmllm.decoders.schedules import with_solver
-from mmllm.decoders.shared_text_encoder import (
-    COMPONENT,
-    share_text_encoder,
-)
+from mmllm.decoders.shared_text_encoder import COMPONENT, check_first_layers, share_text_encoder
 from mmllm.errors import AssetError, ConfigError, quoted, wrap_errors
 from mmllm.utils.quiet import quiet_libraries
 from mmllm.weights import (
@@ -69,7 +67,8 @@ class PipelineRuntime:
             on_loaded: called with the pipeline once it is loaded.
             needs_llm: whether `text_encoder` has to be set before the pipeline is loaded.
         """
-        self.text_encoder: Any = None
+        self._text_encoder: Any = None
+        self._make_text_encoder: Callable[[], Any] | None = None
         self.folder = folder
         self.name = name
         self.dtype = dtype
@@ -96,6 +95,13 @@ class PipelineRuntime:
                 if self._pipeline is None:  # else another thread was first
                     self._load()
         return self._pipeline
+
+    @property
+    def text_encoder(self) -> Any:
+        """What the language model reads captions with, made once; None: the folder's own does."""
+        if self._text_encoder is None and self._make_text_encoder is not None:
+            self._text_encoder = self._make_text_encoder()
+        return self._text_encoder
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the pipeline if it is loaded.
@@ -128,7 +134,13 @@ class PipelineRuntime:
             ConfigError: it is another model.
         """
         components = pipeline_components(read_model_index(self.folder), self.folder)
-        self.text_encoder = share_text_encoder(self.folder, components[COMPONENT], llm, where)
+        component = components[COMPONENT]
+        self._make_text_encoder = partial(share_text_encoder, self.folder, component, llm, where)
+        if component[0] == "transformers":
+            self._text_encoder = self._make_text_encoder()
+        else:  # a class that imports diffusers, which replies of text do not need
+            check_first_layers(self.folder / COMPONENT, llm, where)
+            self._text_encoder = None
 
     def release(self) -> None:
         """Drop the loaded pipeline; the next use loads it again."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,26 +168,46 @@ def _share_layers(part: Path, library: Any, llm: Any, where: str) -> nn.Module:
     """Mini's caption encoder, reading with the first layers of the language model."""
     from transformers import AutoModel
 
+    check_first_layers(part, llm, where)
     with wrap_errors(AssetError, part):
         encoder = library.CaptionEncoder.from_pretrained(part).eval()
     models: Any = AutoModel
     config = copy.deepcopy(llm.base_model.config.get_text_config())
-    own = _slots(llm.base_model)
-    row = own["embed_tokens.weight"].read().detach()[encoder.config.sink]
-    if row.shape != encoder.sink_row.shape or not (
-        row.is_meta or torch.allclose(row.float().cpu(), encoder.sink_row, rtol=1e-2, atol=1e-3)
-    ):
-        raise ConfigError(
-            f"{where}.text_encoder: llm, but llm.weights {quoted(llm.config.weights)} is another "
-            f"model than {quoted(encoder.config.weights)}, whose first {encoder.config.layers} "
-            "layers the pipeline reads captions with; give that model as llm.weights, or set "
-            "text_encoder to own"
-        )
     with torch.device("meta"):
         network = models.from_config(encoder.cut(config))
     network.norm = nn.Identity()
-    encoder.read_with(SharedTextEncoder(network, own))
+    encoder.read_with(SharedTextEncoder(network, _slots(llm.base_model)))
     return encoder
+
+
+def check_first_layers(part: Path, llm: Any, where: str) -> None:
+    """Check that a caption encoder of mini reads with the language model, by one embedding, without
+    an import of its classes.
+
+    Args:
+        part: the text encoder's folder.
+        llm: the `LanguageModel`; it may be on the meta device.
+        where: the decoder's key in the config, for errors.
+
+    Raises:
+        ConfigError: the language model is another one, is quantised, or is spread over devices.
+        AssetError: the folder cannot be read.
+    """
+    _check_shareable(llm, where)
+    with wrap_errors(AssetError, part):
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        with safe_open(next(part.glob("*.safetensors")), "pt") as file:
+            expected = file.get_tensor("sink_row")
+        sink, weights, layers = config["sink"], config["weights"], config["layers"]
+    row = _slots(llm.base_model)["embed_tokens.weight"].read().detach()[sink]
+    if row.shape != expected.shape or not (
+        row.is_meta or torch.allclose(row.float().cpu(), expected.float(), rtol=1e-2, atol=1e-3)
+    ):
+        raise ConfigError(
+            f"{where}.text_encoder: llm, but llm.weights {quoted(llm.config.weights)} is another "
+            f"model than {quoted(weights)}, whose first {layers} layers the pipeline reads "
+            "captions with; give that model as llm.weights, or set text_encoder to own"
+        )
 
 
 def _check_shareable(llm: Any, where: str) -> None:

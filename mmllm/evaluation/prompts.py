@@ -195,14 +195,16 @@ def generate_responses(
 @contextlib.contextmanager
 def captions_blocked(model: AnyToAny) -> Iterator[None]:
     """Raise AssertionError from the text encoders of the decoders' pipelines within this context:
-    conditions must come from signal tokens alone. Unconditional conditions are computed before it
-    is entered."""
+    conditions must come from signal tokens alone, but for decoders whose output projection reads
+    captions too. Unconditional conditions are computed before it is entered."""
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("a caption reached a decoder: only signal tokens may cross")
 
     hooks = []
-    for decoder in model.decoders.values():
+    for key, decoder in model.decoders.items():
+        if model.output_projections[key].reads_captions:
+            continue
         decoder.unconditional(1)
         for name, part in decoder.pipeline.components.items():
             if name.startswith("text_encoder") and part is not None:

@@ -79,6 +79,16 @@ def test_no_caption_reaches_a_decoder(tiny_model: AnyToAny) -> None:
     assert decoder.encode_captions(["a dog"])  # as before
 
 
+def test_a_decoder_whose_projection_reads_captions_may_have_them(
+    tiny_model: AnyToAny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model.output_projections["image"], "reads_captions", True)
+    with captions_blocked(tiny_model):
+        assert tiny_model.decoders["image"].encode_captions(["a dog"])
+        with pytest.raises(AssertionError, match="a caption reached a decoder"):
+            tiny_model.decoders["video"].encode_captions(["a dog"])
+
+
 def test_media_that_are_not_rendered_have_a_modality_and_no_data(tiny_model: AnyToAny) -> None:
     """The same text and the same places as with media, and no decoder runs."""
     chat = Chat(tiny_model)

@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import nn
 
 from mmllm.config import registry
 from mmllm.evaluation.everyday_judges import load_judges
 from mmllm.mini.caption_encoder import CaptionEncoder, CaptionTokenizer
-from mmllm.mini.clip_transformer import ClipTransformer
+from mmllm.mini.clip_transformer import ClipFrameCodec, ClipTransformer
 from tests import parts
 from tools.mini.world import clip_judge, decoders, judge, pool, soundscape_judge
+from tools.mini.world.cards import write_card
 from tools.mini.world.denoisers import DENOISERS, pipeline, predict_frames
 from tools.mini.world.pipelines import ship
 from tools.mini.world.run import Progress, Run
@@ -236,6 +238,31 @@ def test_a_clip_denoiser_is_saved_without_the_layers_of_images(tmp_path: Path) -
     assert loaded.images_from == clips.images_from
     for name, value in clips.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_neighbours_among_the_layers_over_time_are_one() -> None:
+    clips: Any = DENOISERS["video"].build(torch.Size((16, 9, 8, 8)), 16)["transformer"]
+    blocks = clips.temporal_transformer_blocks
+    assert [blocks[index + 1] is blocks[index] for index in range(5)] == [True, False] * 2 + [True]
+
+
+def test_the_codec_of_clips_is_that_of_images_and_is_not_saved_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2)
+    images.save_pretrained(tmp_path / "images" / "vae")
+    ClipFrameCodec.of(str(tmp_path / "images")).save_pretrained(tmp_path / "clips" / "vae")
+    assert not list((tmp_path / "clips").rglob("*.safetensors"))
+    loaded = ClipFrameCodec.from_pretrained(tmp_path / "clips" / "vae", torch_dtype=torch.float16)
+    for name, value in images.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half())
+
+
+def test_a_card_names_what_is_in_the_folder(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "part.safetensors")
+    write_card(tmp_path, "video", "LattePipeline", 20, 12_000, Progress(step=9, seconds=120.0))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for part in ("`LattePipeline`", "22 in", "12,000 clips", "9 steps in 2 minutes", "Licence"):
+        assert part in card
 
 
 def test_clips_and_images_train_the_same_layers(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from mmllm.mini.world.hearing import (
     refuse_sound,
     replay,
 )
-from mmllm.mini.world.questions import describe_scene, read, reread
+from mmllm.mini.world.questions import describe_picture, describe_scene, read, reread
 from mmllm.mini.world.talk import Talk
 from mmllm.mini.world.things import COLOURS, things
 from mmllm.mini.world.wordings import Split, wording
@@ -212,6 +212,7 @@ def refuse(talk: Talk) -> bool:
 KINDS: dict[str, tuple[Exchange, ...]] = {
     "draw": (draw,),
     "describe": (describe_scene,),
+    "picture": (describe_picture,),
     "read": (read,),
     "animate": (animate,),
     "watch": (watch,),
@@ -231,7 +232,8 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
 _SHARES = {
     "draw": 0.16,
     "describe": 0.02,
-    "read": 0.12,
+    "picture": 0.03,
+    "read": 0.11,
     "animate": 0.08,
     "watch": 0.04,
     "play": 0.09,
@@ -239,7 +241,7 @@ _SHARES = {
     "across": 0.06,
     "refuse": 0.08,
     "talk": 0.03,
-    "edits": 0.15,
+    "edits": 0.13,
     "replay": 0.03,
     "mixed": 0.09,
 }

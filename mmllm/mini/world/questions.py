@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import replace
 
 from mmllm.conversation import Image
 from mmllm.mini.world import wordings
 from mmllm.mini.world.captions import NUMBERS, describe, phrase
+from mmllm.mini.world.rendering import place_picture
 from mmllm.mini.world.scenes import Scene
 from mmllm.mini.world.talk import Talk, name_of
-from mmllm.mini.world.things import things
+from mmllm.mini.world.things import DATA, things
 from mmllm.mini.world.wordings import wording
+
+STYLES = ("fluent-3d", "fluent-flat", "noto")
+"""Of the pictures that training may see."""
+HELDOUT_STYLES = ("twemoji",)
 
 
 def read(talk: Talk) -> bool:
@@ -30,6 +37,24 @@ def describe_scene(talk: Talk) -> bool:
     talk.answer(f"I see {describe(replace(scene, ground=None))}.")
     talk.scene = scene
     return True
+
+
+def describe_picture(talk: Talk) -> bool:
+    """The user shows one thing in another style, anywhere and of any size, and asks what it is."""
+    entry = talk.rng.choice(_concepts())
+    styles = HELDOUT_STYLES if talk.is_heldout else STYLES
+    file = DATA / "pictures" / talk.rng.choice(styles) / f"{entry['id']}.webp"
+    shown = Image(array=place_picture(file, talk.rng))
+    talk.ask(wording("questions", "what", talk.split, talk.rng), shown)
+    talk.answer(f"I see {entry['caption']}.")
+    return True
+
+
+@functools.cache
+def _concepts() -> list[dict[str, str]]:
+    """Things that have pictures of several styles, but those that are held out."""
+    rows = json.loads((DATA / "concepts.json").read_text(encoding="utf-8"))
+    return [row for row in rows if row["split"] == "train"]
 
 
 def reread(talk: Talk) -> bool:

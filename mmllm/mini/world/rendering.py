@@ -9,6 +9,7 @@ import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,24 @@ def paint(placed: list[Placed], ground: tuple[float, float, float]) -> NDArray[n
     canvas[:] = ground
     for item in placed:
         _draw(canvas, item)
+    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def place_picture(file: Path, rng: random.Random) -> NDArray[np.uint8]:
+    """A picture on white somewhere on a white or grey ground, from half to all of its side,
+    uint8[P, P, 3].
+
+    Args:
+        file: The picture.
+        rng: Chooses the ground, the size and the place.
+    """
+    canvas = np.empty((SIDE, SIDE, 3), np.float32)
+    canvas[:] = GROUNDS[rng.choice(("white", "white", "grey"))]
+    side = rng.randint(SIDE // 2, SIDE)
+    x, y = rng.randint(0, SIDE - side), rng.randint(0, SIDE - side)
+    with Image.open(file) as opened:
+        small = opened.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    canvas[y : y + side, x : x + side] *= np.asarray(small, np.float32) / 255  # white is clear
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -34,11 +34,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mmllm.mini.clip_transformer import ClipFrameCodec
 from mmllm.mini.world.captions import caption, clip_caption
 from mmllm.mini.world.clips import draw_heldout_clip
 from mmllm.mini.world.scenes import draw_heldout_scene, draw_training_scene
 from mmllm.mini.world.sounds import draw_heldout_soundscape, soundscape_caption
 from tools.mini.world import pool
+from tools.mini.world.cards import write_card
 from tools.mini.world.denoisers import (
     DENOISERS,
     TEXT_PATH,
@@ -49,7 +51,7 @@ from tools.mini.world.denoisers import (
 )
 from tools.mini.world.pipelines import scheduler, ship, text_parts
 from tools.mini.world.run import Run, load_run, parse_run, train
-from tools.mini.world.text import CaptionReader, CaptionStates, standardised
+from tools.mini.world.text import LAYERS, CaptionReader, CaptionStates, standardised
 
 logger = logging.getLogger("decoders")
 
@@ -247,7 +249,19 @@ def main() -> None:
         run.load_averages(network)
         transformer: Any = network["transformer"]
         transformer.images_from = arguments.images_from
-        ship(pipeline(arguments.modality, network, codec, text_parts(captions)), arguments.ship)
+        if arguments.images_from:
+            codec = ClipFrameCodec.of(arguments.images_from)
+        made = pipeline(arguments.modality, network, codec, text_parts(captions))
+        ship(made, arguments.ship)
+        items = len(pool.latents(arguments.pool))
+        write_card(
+            arguments.ship,
+            arguments.modality,
+            type(made).__name__,
+            LAYERS,
+            items,
+            run.progress,
+        )
         return
     count = sum(weight.numel() for weight in run.weights.values())
     logger.info("%d captions, %s parameters", len(captions.offsets) - 1, f"{count:,}")

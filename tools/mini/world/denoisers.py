@@ -110,21 +110,23 @@ def _predict_image(network: nn.ModuleDict, noisy: Tensor, level: Tensor, text: T
 
 
 def _clip_transformer(shape: torch.Size, width: int) -> nn.ModuleDict:
-    transformer: Any = ClipTransformer(
-        num_attention_heads=4,
-        attention_head_dim=64,
-        in_channels=shape[0],
-        num_layers=6,
-        cross_attention_dim=256,
-        sample_size=shape[-1],
-        patch_size=_patch(shape),
-        activation_fn="gelu-approximate",
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        norm_eps=1e-6,
-        attention_bias=True,
-        caption_channels=width,
-        video_length=shape[1],
+    transformer: Any = ClipTransformer.from_config(
+        {
+            "num_attention_heads": 4,
+            "attention_head_dim": 64,
+            "in_channels": shape[0],
+            "num_layers": 6,
+            "cross_attention_dim": 256,
+            "sample_size": shape[-1],
+            "patch_size": _patch(shape),
+            "activation_fn": "gelu-approximate",
+            "norm_type": "ada_norm_single",
+            "norm_elementwise_affine": False,
+            "norm_eps": 1e-6,
+            "attention_bias": True,
+            "caption_channels": width,
+            "video_length": shape[1],
+        }
     )
     for block in transformer.temporal_transformer_blocks:  # at first they do nothing
         for layer in (block.attn1.to_out[0], block.ff.net[2]):
