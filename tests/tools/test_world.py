@@ -240,6 +240,19 @@ def test_a_clip_denoiser_is_saved_without_the_layers_of_images(tmp_path: Path) -
         assert torch.equal(loaded.state_dict()[name], value)
 
 
+def test_layers_of_images_stay_while_clips_train(tmp_path: Path) -> None:
+    network = DENOISERS["video"].build(torch.Size((16, 9, 8, 8)), 16)
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    decoders.keep_images(network)
+    run = Run(tmp_path, network, Progress(steps=2), 1e-2)
+    noisy, level = torch.randn(2, 16, 9, 8, 8), torch.tensor([0.3, 0.7])
+    text = torch.randn(2, 3, 16), torch.ones(2, 3)
+    run.update(DENOISERS["video"].predict(network, noisy, level, text).square().mean())
+    changed = {n for n, weight in network.named_parameters() if not torch.equal(weight, before[n])}
+    assert changed
+    assert all("temporal" in name for name in changed)
+
+
 def test_neighbours_among_the_layers_over_time_are_one() -> None:
     clips: Any = DENOISERS["video"].build(torch.Size((16, 9, 8, 8)), 16)["transformer"]
     blocks = clips.temporal_transformer_blocks

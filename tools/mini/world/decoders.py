@@ -7,9 +7,10 @@
     python -m tools.mini.world.decoders image --run runs/decoders/image --pool runs/pool/image \\
         --ship my/decoder
 
-`video --after runs/decoders/image --images runs/pool/image` trains the decoder of clips, which goes
-on with the image decoder's layers. Of that run `image --ship` writes the one, `video --ship` with
-`--images-from` the other.
+`video --after runs/decoders/image --images runs/pool/image` trains the decoder of clips: layers
+over time between those of the image decoder, which stay as they are. With `--joint` both train,
+on clips and on images: of that run `image --ship` writes the one. `video --ship` with
+`--images-from` writes the layers over time alone.
 
 A transformer denoises the latents; it reads the caption as states of the frozen language model.
 Targets are clean samples (Li & He 2025, "Back to basics") on the straight path
@@ -22,6 +23,7 @@ Dimensions: B samples, L... latents of one, T caption tokens, D = 576 channels o
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import random
 import re
@@ -107,6 +109,12 @@ class Loss:
             made = self.denoiser.predict(self.network, noisy, level, text)
         error = (made.float() - clean).square().flatten(1).mean(1)
         return (error / level.clamp(min=0.1).square()).mean()
+
+
+def keep_images(network: nn.ModuleDict) -> None:
+    """Let only the layers over time of a denoiser of clips train."""
+    for name, weight in network.named_parameters():
+        weight.requires_grad_("temporal" in name)
 
 
 class JointLoss:
@@ -201,7 +209,7 @@ class Sheet:
 
     def __call__(self, run: Run) -> None:
         denoiser = DENOISERS[self.modality]
-        network = denoiser.build(self.shape, self.text[0].shape[-1]).eval()
+        network: Any = copy.deepcopy(run.model).eval()
         run.load_averages(network)
         latents = sample(denoiser, network, self.shape, self.text, seed=0)
         pictures = picture(self.modality, decode(self.modality, self.codec, latents))
@@ -220,7 +228,15 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, help="what tools.mini.codec wrote, if not shipped")
     parser.add_argument("--after", type=Path, help="a run whose weights a new one begins with")
     parser.add_argument(
-        "--images", type=Path, metavar="POOL", help="of clips: go on with images at the same time"
+        "--images",
+        type=Path,
+        metavar="POOL",
+        help="of clips, with --after: what the image decoder was trained on",
+    )
+    parser.add_argument(
+        "--joint",
+        action="store_true",
+        help="of clips: train the layers of images, too, on both; else they stay as they are",
     )
     parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write the pipeline of a run")
     parser.add_argument(
@@ -237,6 +253,8 @@ def main() -> None:
     network = denoiser.build(shape, captions.states.shape[-1]).train()
     if arguments.after:
         load_run(arguments.after, network)
+        if arguments.images and not arguments.joint:
+            keep_images(network)
     run = Run(
         arguments.run,
         network,
@@ -267,7 +285,7 @@ def main() -> None:
     logger.info("%d captions, %s parameters", len(captions.offsets) - 1, f"{count:,}")
     sheet = Sheet(arguments.modality, codec, captions, shape)
     loss: Any = Loss(denoiser, network, arguments.pool, arguments.seed, captions)
-    if arguments.images:
+    if arguments.joint:
         still = replace(DENOISERS["image"], predict=predict_frames, batch=IMAGES_WITH_CLIPS)
         loss = JointLoss(loss, Loss(still, network, arguments.images, arguments.seed))
     train(run, loss, sheet, arguments.every)
