@@ -33,25 +33,28 @@ def teach(
         Path,
         typer.Option(metavar="FOLDER", help="Keeps what encoders read, for the next time."),
     ] = Path("runs/mini/cache"),
-    steps: Annotated[int, typer.Option(help="Of the classifier that chooses its words.")] = 150,
+    steps: Annotated[
+        int | None, typer.Option(help="Of the classifier that chooses its words.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order and of dropout.")] = 0,
     trust: Trust = None,
 ) -> None:
     """Teach a model to name your own images, sounds or clips, in about a minute."""
-    check_at_least_one(steps=steps)
+    if steps is not None:
+        check_at_least_one(steps=steps)
     out = expand_user(out)
     check_target(out, "manifest.json")
-    from mmllm.training.teaching import TeachingOptions, teach
+    from mmllm.training.teaching import teach
     from mmllm.utils.quiet import quiet_libraries
 
-    options = TeachingOptions(steps=steps, seed=seed)
     with quiet_libraries():
         lessons, media = teach(
             source,
             out,
             model=model or "mini",
             rehearse=rehearse,
-            options=options,
+            steps=steps,
+            seed=seed,
             cache=expand_user(cache),
         )
     for line in media.skipped:

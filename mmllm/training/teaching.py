@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from mmllm.features.cache import FeatureCache
 from mmllm.features.store import FeatureStore
 from mmllm.model import AnyToAny
 from mmllm.projections.ctc import CTCConfig
+from mmllm.projections.input import WordsConfig
 from mmllm.training.learners import LEARNERS
 from mmllm.training.rehearsal import rehearsed_media
 
@@ -42,10 +43,10 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class TeachingOptions:
-    """How the classifier is trained. The values were chosen on `mini` with 20 things that it had
-    never seen (docs/tutorial.md): rehearsal by the spelling alone keeps 0.78 of the held-out scenes
-    as they were, by the scores 0.88, and with twice the weight 0.91; training the last layer too
-    names no more and keeps as much."""
+    """How the classifier is trained. The values, for a projection of `type: ctc`, were chosen on
+    an interim `mini` with 20 things that it had never seen: rehearsal by the spelling alone keeps
+    0.78 of the held-out scenes as they were, by the scores 0.88, and with twice the weight 0.91;
+    training the last layer too names no more and keeps as much."""
 
     steps: int = 150
     batch_size: int = 64
@@ -69,6 +70,15 @@ class TeachingOptions:
                 "teaching: rehearsal: expected a share of a batch that leaves one new medium, "
                 f"got {self.rehearsal}"
             )
+
+
+_DEFAULTS: dict[type, TeachingOptions] = {
+    CTCConfig: TeachingOptions(),
+    WordsConfig: TeachingOptions(
+        steps=300, batch_size=128, rehearsal=0.5, keep=1.0, learning_rate=3e-4, dropout=0.2
+    ),
+}
+"""Config of a projection that can be taught -> how it is taught."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,8 @@ def teach(
     model: str = "mini",
     rehearse: str | Path | None = None,
     options: TeachingOptions | None = None,
+    steps: int | None = None,
+    seed: int = 0,
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[list[Lesson], LabelledMedia]:
@@ -109,7 +121,10 @@ def teach(
             input projection of `type: ctc` or `type: words`.
         rehearse: a folder or table of media that the model already names, which it is to keep;
             `mini`, and what was trained on its data, rehearses its own training media.
-        options: steps, learning rate, seed.
+        options: how the classifier is trained; None: as the type of its projection asks for, with
+            `steps` and `seed`.
+        steps: how many, if not as many as the type of the projection asks for.
+        seed: of the order and of dropout.
         cache: folder of a feature cache (mmllm.features.store), from which media are taken that an
             encoder has read before; None keeps their features in memory.
         progress: show one progress bar, where there is a terminal.
@@ -122,7 +137,6 @@ def teach(
         CheckpointError: `model` is no checkpoint, or the disk does not take the new one.
         CacheError: `cache` cannot be written.
     """
-    options = options or TeachingOptions()
     own = read_labelled(source)
     found = checkpoints.open_checkpoint(model)
     system = found.system()
@@ -135,7 +149,11 @@ def teach(
             items = [item for item in own.items if item.medium.modality == modality]
             spells = isinstance(system.input_projections[key], CTCConfig)
             rehearsed = rehearsed_media(system.name, modality, rehearse, scenes=spells)
-            teacher = _Teacher(joined, features, key, items, rehearsed, options, bar)
+            chosen = options
+            if chosen is None:
+                default = _DEFAULTS[type(system.input_projections[key])]
+                chosen = replace(default, steps=steps or default.steps, seed=seed)
+            teacher = _Teacher(joined, features, key, items, rehearsed, chosen, bar)
             lessons.append(teacher.teach())
     if features.store:
         features.store.flush()
@@ -252,7 +270,8 @@ class _Teacher:
             if num_old:
                 with torch.no_grad():
                     scores = before(rehearsed)
-                loss = loss + options.keep * _divergence(scores, logits[num_own:])
+                kept = self.learner.rehearsal_loss(logits[num_own:], scores)
+                loss = loss + options.keep * kept
             optimizer.param_groups[0]["lr"] = options.learning_rate * (1 - step / options.steps)
             optimizer.zero_grad()
             loss.backward()
@@ -260,13 +279,6 @@ class _Teacher:
             optimizer.step()
             self.bar.update()
         classifier.requires_grad_(False)
-
-
-def _divergence(before: Tensor, now: Tensor) -> Tensor:
-    """The mean KL divergence of the scores now from those before: logits float[..., K + R] and
-    float[..., K]."""
-    was, is_now = before.log_softmax(-1), now.log_softmax(-1)[..., : before.shape[-1]]
-    return (was.exp() * (was - is_now)).sum(-1).mean()
 
 
 def _caption(item: LabelledMedium) -> str:
