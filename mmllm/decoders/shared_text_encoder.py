@@ -142,10 +142,10 @@ def share_text_encoder(folder: Path, component: tuple[str, str], llm: Any, where
     """
     import transformers
 
-    _check_shareable(llm, where)
     library, class_name = component
-    if library != "transformers":
+    if library != "transformers":  # checked there
         return _share_layers(folder / COMPONENT, importlib.import_module(library), llm, where)
+    _check_shareable(llm, where)
     part, cls = folder / COMPONENT, getattr(transformers, class_name)
     with wrap_errors(AssetError, part):
         config = cls.config_class.from_pretrained(str(part))

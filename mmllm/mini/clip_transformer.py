@@ -55,7 +55,7 @@ class ClipTransformer(LatteTransformer3DModel, ModelMixin):  # diffusers looks f
             del own[name]
         if self.images_from is not None:
             _refer(folder, self.images_from)
-            own = {name: value for name, value in own.items() if _is_over_time(name)}
+            own = {name: value for name, value in own.items() if is_over_time(name)}
         save_file({name: value.contiguous() for name, value in own.items()}, folder / _WEIGHTS)
 
     @classmethod
@@ -165,6 +165,10 @@ def _referred(folder: Path) -> tuple[str, Path]:
     return source, folder_of(source)
 
 
-def _is_over_time(name: str) -> bool:
-    """Whether a weight is one that images do not have."""
+def is_over_time(name: str) -> bool:
+    """Whether a weight is one that images do not have.
+
+    Args:
+        name: The weight's, within the transformer.
+    """
     return name.startswith("temporal_transformer_blocks.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from safetensors import safe_open
@@ -77,10 +78,7 @@ def write_card(
         size += file.stat().st_size
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
-                count = 1
-                for length in tensors.get_slice(name).get_shape():
-                    count *= length
-                parameters += count
+                parameters += math.prod(tensors.get_slice(name).get_shape())
     card = CARD.format(
         modality=modality,
         pipeline=pipeline,

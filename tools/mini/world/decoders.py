@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmllm.mini.clip_transformer import ClipFrameCodec
+from mmllm.mini.clip_transformer import ClipFrameCodec, is_over_time
 from mmllm.mini.world.captions import caption, clip_caption
 from mmllm.mini.world.clips import draw_heldout_clip
 from mmllm.mini.world.scenes import draw_heldout_scene, draw_training_scene
@@ -113,8 +113,8 @@ class Loss:
 
 def keep_images(network: nn.ModuleDict) -> None:
     """Let only the layers over time of a denoiser of clips train."""
-    for name, weight in network.named_parameters():
-        weight.requires_grad_("temporal" in name)
+    for name, weight in network["transformer"].named_parameters():
+        weight.requires_grad_(is_over_time(name))
 
 
 class JointLoss:
@@ -246,6 +246,10 @@ def main() -> None:
         "written again",
     )
     arguments, progress = parse_run(parser, minutes=120)
+    if arguments.joint and not arguments.images:
+        parser.error("--joint needs --images POOL, the images that it trains on")
+    if arguments.images and not (arguments.after or arguments.joint):
+        parser.error("--images needs --after RUN, whose layers stay as they are, or --joint")
     arguments.run.mkdir(parents=True, exist_ok=True)
     denoiser = DENOISERS[arguments.modality]
     captions, shape = pool.captions(arguments.images or arguments.pool), pool.shape(arguments.pool)
