@@ -68,6 +68,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "modular": "mmllm.decoders.modular:ModularImageConfig",
         "modular_video": "mmllm.decoders.modular:ModularVideoConfig",
         "sana_video": "mmllm.decoders.sana_video:SanaVideoConfig",
+        "kandinsky5": "mmllm.decoders.kandinsky5:Kandinsky5Config",
+        "kandinsky5_video": "mmllm.decoders.kandinsky5:Kandinsky5VideoConfig",
         "krea2": "mmllm.decoders.krea2:Krea2Config",
         "hunyuan_video15": "mmllm.decoders.hunyuan_video15:HunyuanVideo15Config",
         "stable_audio3": "mmllm.decoders.stable_audio3:StableAudio3Config",

@@ -47,6 +47,19 @@ def binary_mask(mask: Tensor) -> Tensor:
     return real.to(mask.dtype) + 0.0 * mask
 
 
+def unpadded(sequence: Tensor, mask: Tensor) -> Tensor:
+    """Cut one sequence to the positions of its mask, for pipelines that read every position.
+
+    Args:
+        sequence: float[1, P, E].
+        mask: [1, P], 0 or 1.
+
+    Returns:
+        float[1, positions where the mask is 1, E], tied to the mask by a gradient of zero.
+    """
+    return (sequence * mask[..., None])[:, mask[0] > 0.5]
+
+
 def zero_masked(condition: Condition, masks: Mapping[str, str]) -> Condition:
     """Return a condition in float32, with zeros where a mask is 0.
 

@@ -56,7 +56,8 @@ class DecoderContract(ABC):
     """Whether the pipeline passes noise levels of its own to the scheduler, which only Euler's
     accepts."""
     samples_one_by_one: ClassVar[bool] = False
-    """Whether the pipeline makes one medium a call, so that batches are split."""
+    """Whether the pipeline makes one medium a call, so that batches are split, those of the
+    denoising loss included."""
     img2img_class: str = ""
     """Name of the diffusers class with the same components that starts from a medium."""
     init_modality: str = ""

@@ -292,7 +292,7 @@ class ModalityDecoder(DecoderContract):
         check_condition(self, condition, len(latents))
         step = add_training_noise(self.pipeline.scheduler, latents, noise, times)
         ready, inputs = self.prepare_condition(condition), step.inputs.to(self.dtype)
-        if references is None:
+        if references is None and not self.samples_one_by_one:
             predicted = self.denoise(ready, inputs, step.timesteps)
         else:
             predicted = denoise_each(self, ready, inputs, step.timesteps, references)

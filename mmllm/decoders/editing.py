@@ -176,7 +176,7 @@ def denoise_each(
     condition: Condition,
     noisy: Tensor,
     timesteps: Tensor,
-    references: Sequence[Tensor],
+    references: Sequence[Tensor] | None,
 ) -> Tensor:
     """Call the denoiser for one medium after the other: each has its own number of references.
 
@@ -185,13 +185,13 @@ def denoise_each(
         condition: as `prepare_condition` returns it, of M rows.
         noisy: [M, *S].
         timesteps: [M].
-        references: of each medium float[R, *S], R may be 0.
+        references: of each medium float[R, *S], R may be 0; None: no medium has any.
 
     Returns:
         [M, *S], the raw predictions.
     """
     rows: list[Tensor] = []
-    for row, latents in enumerate(references):
+    for row, latents in enumerate(references or [()] * len(noisy)):
         one = slice(row, row + 1)
         ready = {name: value[one] for name, value in condition.items()}
         call = (ready, noisy[one], timesteps[one])

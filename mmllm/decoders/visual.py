@@ -137,7 +137,7 @@ class ImageDecoder(VisualDecoder):
         return torch.from_numpy(self.center_crop(medium.to_pil())).permute(2, 0, 1) / 127.5 - 1
 
     def to_media(self, output: Any) -> list[Medium]:
-        return [Image.from_numpy(image) for image in _to_uint8(output.images)]
+        return [Image.from_numpy(image) for image in to_uint8(output.images)]
 
 
 class VideoDecoder(VisualDecoder):
@@ -170,7 +170,7 @@ class VideoDecoder(VisualDecoder):
         return {"num_frames": self.config.frames, **super().pipeline_kwargs()}
 
     def to_media(self, output: Any) -> list[Medium]:
-        videos = _to_uint8(output.frames)
+        videos = to_uint8(output.frames)
         return [Video.from_numpy(frames, fps=self.config.fps) for frames in videos]
 
 
@@ -237,6 +237,13 @@ def check_frames(frames: int, group: int) -> None:
         )
 
 
-def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """float[..., 3] in [0, 1] -> uint8."""
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Round the pixels that a pipeline returned to bytes.
+
+    Args:
+        pixels: float[..., 3] in [0, 1].
+
+    Returns:
+        uint8[..., 3].
+    """
     return (pixels * 255).round().astype(np.uint8)

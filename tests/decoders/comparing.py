@@ -35,6 +35,8 @@ CALL = {
     },
     "stable_audio3": {"duration": 0.256},
     "hunyuan_video15": {"num_frames": tiny.FRAMES, **tiny.SQUARE},
+    "kandinsky5": {"max_sequence_length": 16, "height": 32, "width": 32},
+    "kandinsky5_video": {"max_sequence_length": 16, "num_frames": tiny.FRAMES, **tiny.SQUARE},
     "ltx": {
         "max_sequence_length": tiny.TOKENS,
         "num_frames": tiny.FRAMES,
@@ -60,6 +62,8 @@ CALL = {
     "flux": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
 }
 OUTPUT = {"image": "images", "video": "frames", "audio": "audios"}
+OUTPUTS = {"kandinsky5": "image"}
+"""Families whose output has another name."""
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -79,17 +83,38 @@ def close(media: list, expected: np.ndarray) -> None:
     np.testing.assert_allclose(made, expected.reshape(made.shape), rtol=0, atol=1e-4 + rounding)
 
 
-def guiding(family: str, pipeline, guidance: float, negative: str) -> dict:
-    """Guidance as a user would ask the pipeline for it."""
+def own_outputs(
+    family: str, decoder: ModalityDecoder, captions: list[str], seeds: list[int], **guide
+) -> list:
+    """What the pipeline itself returns for captions and a seed each, after four steps: one output
+    of all, or one each where media are made one by one."""
+    whole = list(range(len(captions)))
+    return [
+        decoder.pipeline(
+            prompt=[captions[row] for row in call],
+            **CALL.get(family, {}),
+            **guiding(family, decoder.pipeline, **guide, num=len(call)),
+            num_inference_steps=4,
+            generator=seeded(*(seeds[row] for row in call)),
+            output_type="np",
+        )
+        for call in ([[row] for row in whole] if decoder.samples_one_by_one else [whole])
+    ]
+
+
+def guiding(family: str, pipeline, guidance: float, negative: str, num: int = 2) -> dict:
+    """Guidance as a user would ask the pipeline for it, of `num` media."""
     if family == "flux2_klein" and negative:  # which it takes as embeddings only
-        words, _ = pipeline.encode_prompt([negative] * 2, max_sequence_length=tiny.TOKENS)
+        words, _ = pipeline.encode_prompt([negative] * num, max_sequence_length=tiny.TOKENS)
         return {"guidance_scale": guidance, "negative_prompt_embeds": words}
     if family == "hunyuan_video15":  # a component guides
         pipeline.guider.guidance_scale = max(guidance, 1.0)
-        return {"negative_prompt": [negative] * 2}
-    words = {"negative_prompt": [negative] * 2} if negative else {}
+        return {"negative_prompt": [negative] * num}
+    words = {"negative_prompt": [negative] * num} if negative else {}
+    if family.startswith("kandinsky5"):  # without one, a prompt of its own is negative
+        return {"guidance_scale": guidance, "negative_prompt": [negative] * num}
     if family == "qwen_image":  # without a negative caption it would not be guided
-        return {"true_cfg_scale": guidance, "negative_prompt": [negative] * 2}
+        return {"true_cfg_scale": guidance, "negative_prompt": [negative] * num}
     if family == "ltx2":  # of the other kinds of guidance, which are off without guidance
         words["spatio_temporal_guidance_blocks"] = [1]
         if guidance <= 1:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import Kandinsky5T2IPipeline
 
 from mmllm import config
+from mmllm.decoders import kandinsky5
 from mmllm.decoders.decoder import ModalityDecoder
 from tests.decoders import tiny
 
@@ -31,10 +33,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 @pytest.fixture
-def make(folders: Folders) -> Callable[..., ModalityDecoder]:
+def make(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModalityDecoder]:
     """`make("image", guidance=1.0)`: a decoder, nothing loaded yet."""
 
     def build(family: str, **changes: Any) -> ModalityDecoder:
+        if family == "kandinsky5":  # its pipeline makes pictures of a million pixels only
+            sizes = [(32, 32)]
+            fixed = property(lambda _: sizes, lambda _, value: None)
+            monkeypatch.setattr(Kandinsky5T2IPipeline, "resolutions", fixed, raising=False)
+            monkeypatch.setattr(kandinsky5, "IMAGE_SIZES", sizes)
         return config.build(tiny.entry(family, folders[family], **changes))
 
     return build

@@ -42,11 +42,11 @@ UNET: dict[str, Any] = {
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "apple", "dog", "runs", "."]
 
 
-def picture_codec(**changes: Any) -> diffusers.AutoencoderKL:
+def picture_codec(channels: tuple[int, ...] = (4, 8), **changes: Any) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         norm_num_groups=2,
         mid_block_add_attention=False,
         **{"scaling_factor": 0.5, "latent_channels": 3, **changes},
@@ -797,6 +797,75 @@ def hunyuan_video15_pipeline() -> Any:
     )
 
 
+def kandinsky5_pipeline() -> Any:
+    words = [*WORDS, "rel", "##ation", "##ships"]
+    codec = picture_codec((4, 4, 4, 8), latent_channels=4)
+    return diffusers.Kandinsky5T2IPipeline(vae=codec, **_kandinsky5(words))
+
+
+def kandinsky5_video_pipeline() -> Any:
+    words = [*WORDS, "post", "##process", "##ing", "trans", "##ition", "##s", "engine", "##er"]
+    codec = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 3,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 3,
+        block_out_channels=(4, 4, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+        scaling_factor=0.5,
+    )
+    return diffusers.Kandinsky5T2VPipeline(vae=codec, **_kandinsky5(words, visual_cond=True))
+
+
+def _kandinsky5(words: Sequence[str], **changes: Any) -> dict[str, Any]:
+    """All but the codec. The templates are as long as the real ones, which have 40 and 128 tokens
+    before the caption: with these words, of which some are several tokens."""
+    special = [f"<|{name}|>" for name in ("im_start", "im_end", "image_pad", "video_pad")]
+    tokenizer = word_tokenizer(words, additional_special_tokens=special, model_max_length=1024)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    text = {**language_model(), "vocab_size": len(tokenizer), "rope_scaling": rope}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    transformer = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=WIDTH,
+        in_text_dim2=12,
+        time_dim=16,
+        model_dim=32,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 6, 6),
+        **changes,
+    )
+    for name, weight in transformer.named_parameters():
+        if "modulation" in name:  # zeros, which let nothing through
+            torch.nn.init.normal_(weight, std=0.2)
+    _, clip = _clip(hidden_size=12, max_position_embeddings=77)
+    return {
+        "tokenizer": transformers.Qwen2VLProcessor(
+            image_processor=transformers.Qwen2VLImageProcessor(),
+            tokenizer=tokenizer,
+            video_processor=transformers.Qwen2VLVideoProcessor(),
+        ),
+        "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(
+            transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        ),
+        "tokenizer_2": word_tokenizer(model_input_names=["input_ids", "attention_mask"]),
+        "text_encoder_2": clip,
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+    }
+
+
 def flux2_pipeline() -> Any:
     text = {**language_model(), "num_hidden_layers": 30, "hidden_size": 8, "head_dim": 4}
     vision = {
@@ -919,6 +988,12 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         hunyuan_video15_pipeline,
         CLIPS | {"max_caption_tokens": 16},
     ),
+    "kandinsky5": ("kandinsky5", kandinsky5_pipeline, {"max_caption_tokens": 16}),
+    "kandinsky5_video": (
+        "kandinsky5_video",
+        kandinsky5_video_pipeline,
+        CLIPS | {"max_caption_tokens": 16, "negative_prompt": ""},
+    ),
 }
 """Key in tests -> type in a config, how its pipeline is made, its own settings."""
 MODALITIES = ("image", "video", "audio")
@@ -986,6 +1061,15 @@ DIALECTS = {
         clock=lambda times: times * 1000,
     ),
     "stable_audio3": Dialect(clock=lambda times: times * 1000),
+    "kandinsky5": Dialect(
+        pack=lambda _pipeline, latents: latents[:, :, None].movedim(1, -1),
+        answer=lambda frames: frames[None],  # a tensor, which was unpacked
+    ),
+    "kandinsky5_video": Dialect(
+        pack=lambda _pipeline, latents: latents.movedim(1, -1),
+        read=lambda given: given[..., :4],
+        answer=lambda frames: frames[None],
+    ),
     "hunyuan_video15": Dialect(read=lambda given: given[:, :4]),
     "ltx": Dialect(pack=lambda pipeline, latents: pipeline._pack_latents(latents)),
     "latte": Dialect(  # the second half is a variance
@@ -1052,7 +1136,7 @@ def denoiser(pipeline: Any) -> Any:
 
 def word_tokenizer(words: Sequence[str] = WORDS, **changes: Any) -> BertTokenizer:
     vocab = {word: index for index, word in enumerate(words)}
-    return BertTokenizer(vocab=vocab, model_max_length=TOKENS, **changes)
+    return BertTokenizer(vocab=vocab, **{"model_max_length": TOKENS, **changes})
 
 
 def language_model() -> dict[str, Any]:
@@ -1097,10 +1181,9 @@ def _clip(kind: str = "CLIPTextModel", **changes: Any) -> tuple[BertTokenizer, A
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=TOKENS,
         bos_token_id=2,
         eos_token_id=3,
         pad_token_id=0,
-        **{"hidden_size": WIDTH, **changes},
+        **{"hidden_size": WIDTH, "max_position_embeddings": TOKENS, **changes},
     )
     return word_tokenizer(), getattr(transformers, kind)(settings)
