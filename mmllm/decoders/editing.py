@@ -191,7 +191,7 @@ def denoise_each(
         [M, *S], the raw predictions.
     """
     rows: list[Tensor] = []
-    for row, latents in enumerate(references or [()] * len(noisy)):
+    for row, latents in enumerate(references or [noisy[:0]] * len(noisy)):
         one = slice(row, row + 1)
         ready = {name: value[one] for name, value in condition.items()}
         call = (ready, noisy[one], timesteps[one])
