@@ -68,6 +68,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "modular": "mmllm.decoders.modular:ModularImageConfig",
         "modular_video": "mmllm.decoders.modular:ModularVideoConfig",
         "sana_video": "mmllm.decoders.sana_video:SanaVideoConfig",
+        "ace_step": "mmllm.decoders.ace_step:AceStepConfig",
         "kandinsky5": "mmllm.decoders.kandinsky5:Kandinsky5Config",
         "kandinsky5_video": "mmllm.decoders.kandinsky5:Kandinsky5VideoConfig",
         "krea2": "mmllm.decoders.krea2:Krea2Config",

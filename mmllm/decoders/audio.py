@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from mmllm.conversation import Audio, Medium
 from mmllm.decoders.decoder import ModalityDecoder
 
@@ -33,6 +37,24 @@ class AudioDecoder(ModalityDecoder):
 
     def output_spec(self) -> dict[str, float]:
         return {"seconds": self.seconds}
+
+    def fit_wave(self, medium: Audio, channels: int, length: int) -> Tensor:
+        """Resample a sound, truncate it to `seconds` and pad it with silence.
+
+        Args:
+            medium: the sound.
+            channels: C of the codec.
+            length: N of the codec's input.
+
+        Returns:
+            float[C, N].
+        """
+        rate = self.sample_rate
+        wave = torch.from_numpy(medium.resample(rate, mono=channels == 1).to_numpy())
+        if len(wave) < channels:
+            wave = wave[:1].expand(channels, -1)
+        wave = wave[:channels, : int(self.seconds * rate)]
+        return F.pad(wave, (0, length - wave.shape[-1]))
 
     def to_media(self, output: Any) -> list[Medium]:
         waves = output.audios.clip(-1, 1)  # float32[M, N] or [M, C, N]

@@ -47,6 +47,21 @@ def binary_mask(mask: Tensor) -> Tensor:
     return real.to(mask.dtype) + 0.0 * mask
 
 
+def padded(sequence: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Pad sequences that have no padding with zeros.
+
+    Args:
+        sequence: float[M, up to P, E].
+        tokens: P.
+
+    Returns:
+        float[M, P, E], and the mask [M, P] of what was there.
+    """
+    padding = tokens - sequence.shape[1]
+    mask = sequence.new_ones(sequence.shape[:2])
+    return F.pad(sequence, (0, 0, 0, padding)), F.pad(mask, (0, padding))
+
+
 def unpadded(sequence: Tensor, mask: Tensor) -> Tensor:
     """Cut one sequence to the positions of its mask, for pipelines that read every position.
 

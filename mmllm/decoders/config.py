@@ -23,7 +23,8 @@ CALL_OPTIONS = (
 SAMPLING_FIELDS = (
     *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
     *("references", "noise", "keep", "cache", "cache_threshold", "offload", "text_encoder"),
-    *("quantization", "compile", "lora", "lora_scale", "train_lora", "vae_slicing"),
+    *("quantization", "compile", "lora", "lora_scale", "train_lora", "vae_slicing", "shift"),
+    *("lyrics", "vocal_language"),
 )
 """Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
 

@@ -14,10 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmllm.conversation import Image, Medium
-from mmllm.decoders.condition import unpadded
+from mmllm.decoders.condition import padded, unpadded
 from mmllm.decoders.config import ImageConfig, SequenceConfig, VideoConfig
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.visual import ImageDecoder, VideoDecoder, VisualDecoder, check_frames, to_uint8
@@ -97,10 +96,10 @@ class _Kandinsky5(VisualDecoder):
         embeds, pooled, _ = self.pipeline.encode_prompt(
             [caption], max_sequence_length=tokens, device=self.device
         )
-        mask, padding = embeds.new_ones(embeds.shape[:2]), tokens - embeds.shape[1]
+        embeds, mask = padded(embeds, tokens)
         return {
-            "prompt_embeds": F.pad(embeds, (0, 0, 0, padding)),
-            "prompt_embeds_mask": F.pad(mask, (0, padding)),
+            "prompt_embeds": embeds,
+            "prompt_embeds_mask": mask,
             "pooled_prompt_embeds": pooled,
         }
 

@@ -76,14 +76,9 @@ class StableAudioDecoder(AudioDecoder):
         return self.zero_condition(num)
 
     def to_tensor(self, medium: Audio) -> Tensor:
-        """Resampled, truncated to `seconds`, padded to the codec's length -> float[C, N]."""
-        codec = self.pipeline.vae.config
-        rate, channels = codec.sampling_rate, codec.audio_channels
-        wave = torch.from_numpy(medium.resample(rate, mono=channels == 1).to_numpy())
-        if len(wave) < channels:
-            wave = wave[:1].expand(channels, -1)
-        wave = wave[:channels, : int(self.seconds * rate)]
-        return F.pad(wave, (0, self._num_samples - wave.shape[-1]))
+        """Padded to the codec's length: float[C, N]."""
+        channels = self.pipeline.vae.config.audio_channels
+        return self.fit_wave(medium, channels, self._num_samples)
 
     def normalize_latents(self, latents: Tensor) -> Tensor:
         return latents

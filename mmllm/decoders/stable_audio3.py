@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,15 +83,10 @@ class StableAudio3Decoder(AudioDecoder):
         return encode_with_t5(self, captions)
 
     def to_tensor(self, medium: Audio) -> Tensor:
-        """Resampled, truncated to `seconds`, padded to whole latents -> float[C, N]."""
-        vae, rate = self.component_config("vae"), self.sample_rate
-        channels = vae["audio_channels"]
-        wave = torch.from_numpy(medium.resample(rate, mono=channels == 1).to_numpy())
-        if len(wave) < channels:
-            wave = wave[:1].expand(channels, -1)
-        wave = wave[:channels, : int(self.seconds * rate)]
+        """Padded to whole latents: float[C, N]."""
+        vae = self.component_config("vae")
         ratio = vae["patch_size"] * math.prod(vae["encoder_strides"])
-        return F.pad(wave, (0, self._num_latents * ratio - wave.shape[-1]))
+        return self.fit_wave(medium, vae["audio_channels"], self._num_latents * ratio)
 
     def encode_latents(self, samples: Tensor) -> Tensor:
         return self.pipeline.vae.encode(samples).latents  # its codec has no distribution

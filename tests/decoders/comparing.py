@@ -35,6 +35,7 @@ CALL = {
     },
     "stable_audio3": {"duration": 0.256},
     "hunyuan_video15": {"num_frames": tiny.FRAMES, **tiny.SQUARE},
+    "ace_step": {"audio_duration": 0.256, "max_text_length": 96},
     "kandinsky5": {"max_sequence_length": 16, "height": 32, "width": 32},
     "kandinsky5_video": {"max_sequence_length": 16, "num_frames": tiny.FRAMES, **tiny.SQUARE},
     "ltx": {

@@ -92,7 +92,7 @@ def test_sampling_from_encoded_captions_is_the_pipeline_on_captions(
         captions, negative = ["a red apple", "a blue dog"], "a dog ." if guidance > 1 else ""
     if family == "hunyuan_video15":  # and without quotation marks in the negative prompt
         captions = QUOTING
-    if family in ("flux", "flux2"):  # guidance is an input: no negative prompt
+    if family in ("flux", "flux2", "ace_step"):  # guided by an input or a learned vector
         negative = ""
     decoder = make(family, guidance=guidance, negative_prompt=negative)
     media = decoder.sample(decoder.encode_captions(captions), generators=seeded(1, 2))
@@ -161,6 +161,7 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family
         assert not condition[sequence][condition[mask] == 0].any()
         # Audioldm2: one end token; others: a template before, or after.
         words = {"audioldm2": [4, 6], "qwen_image": [35, 37], "krea2": [9, 11]}
+        words["ace_step"] = [50, 52]  # of the duration, too
         if mask == "glyph_mask":  # nothing between quotation marks
             words[family] = [0, 0]
         assert condition[mask].sum(1).tolist() == words.get(family, [5, 7])  # a token on each side
@@ -185,7 +186,8 @@ def test_the_loss_calls_the_transformer_as_the_pipeline_does(make, family, monke
     num = 2 if decoder.samples_one_by_one else 1
     assert len(calls) == 5 * num
     for call, times in zip(calls, calls.times, strict=True):
-        assert torch.equal(call.pop("sigma", times), times)  # LTX-2 takes its times twice
+        for twice in ("sigma", "timestep_r"):  # of LTX-2 and ACE-Step
+            assert torch.equal(call.pop(twice, times), times)
     assert all(map(same, calls[4 * num :], calls[: 4 * num : 4]))
 
 

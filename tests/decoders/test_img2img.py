@@ -36,7 +36,7 @@ PIPELINES = {
 """Family in tests -> what starts from a medium in diffusers."""
 NO_SOURCE = (
     *("audio", "audioldm", "audioldm2", "sana", "krea2", "sana_video", "stable_audio3"),
-    *("hunyuan_video15", "latte", "kandinsky5", "kandinsky5_video"),
+    *("hunyuan_video15", "latte", "kandinsky5", "kandinsky5_video", "ace_step"),
 )
 STARTING = pytest.mark.parametrize("family", [*PIPELINES, "image"])
 

@@ -201,6 +201,9 @@ def decoded(decoder: ModalityDecoder, latents: Tensor) -> np.ndarray:
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
     if decoder.modality == "audio" and hasattr(pipeline, "vocoder"):
         return pipeline.mel_spectrogram_to_waveform(vae.decode(latents).sample)[:, None].numpy()
+    if isinstance(pipeline, diffusers.AceStepPipeline):  # as loud as a peak of -1 dB
+        waves = vae.decode(latents).sample.numpy()
+        return waves * 10**-0.05 / np.abs(waves).max((1, 2), keepdims=True)
     if decoder.modality == "audio":
         return vae.decode(latents).sample.numpy()
     if isinstance(vae, diffusers.AutoencoderKL) and latents.ndim == 5:  # frame by frame

@@ -797,6 +797,47 @@ def hunyuan_video15_pipeline() -> Any:
     )
 
 
+def ace_step_pipeline() -> Any:
+    from diffusers.pipelines.ace_step import AceStepConditionEncoder
+
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "sliding_window": 4,
+    }
+    encoder = AceStepConditionEncoder(
+        **sizes,
+        text_hidden_dim=WIDTH,
+        timbre_hidden_dim=8,
+        num_lyric_encoder_hidden_layers=1,
+        num_timbre_encoder_hidden_layers=1,
+    )
+    torch.nn.init.normal_(encoder.silence_latent)  # zeros, which a converter fills
+    words = [*WORDS, "0", "31"]  # durations
+    text = {**language_model(), "vocab_size": len(words)}
+    return diffusers.AceStepPipeline(
+        tokenizer=word_tokenizer(words),
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**text)),
+        condition_encoder=encoder,
+        vae=diffusers.AutoencoderOobleck(
+            encoder_hidden_size=16,
+            downsampling_ratios=[4, 8, 8],
+            channel_multiples=[1, 1, 1],
+            decoder_channels=8,
+            decoder_input_channels=8,
+            audio_channels=1,
+            sampling_rate=8000,
+        ),
+        transformer=diffusers.AceStepTransformer1DModel(
+            **sizes, num_hidden_layers=2, in_channels=24, audio_acoustic_hidden_dim=8
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1),
+    )
+
+
 def kandinsky5_pipeline() -> Any:
     words = [*WORDS, "rel", "##ation", "##ships"]
     codec = picture_codec((4, 4, 4, 8), latent_channels=4)
@@ -994,6 +1035,11 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         kandinsky5_video_pipeline,
         CLIPS | {"max_caption_tokens": 16, "negative_prompt": ""},
     ),
+    "ace_step": (
+        "ace_step",
+        ace_step_pipeline,
+        {"max_caption_tokens": 96, "seconds": 0.256, "guidance": 3.0},
+    ),
 }
 """Key in tests -> type in a config, how its pipeline is made, its own settings."""
 MODALITIES = ("image", "video", "audio")
@@ -1061,6 +1107,10 @@ DIALECTS = {
         clock=lambda times: times * 1000,
     ),
     "stable_audio3": Dialect(clock=lambda times: times * 1000),
+    "ace_step": Dialect(
+        pack=lambda _pipeline, latents: latents.transpose(1, 2),
+        clock=lambda times: times * 1000,
+    ),
     "kandinsky5": Dialect(
         pack=lambda _pipeline, latents: latents[:, :, None].movedim(1, -1),
         answer=lambda frames: frames[None],  # a tensor, which was unpacked
