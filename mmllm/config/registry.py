@@ -71,6 +71,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "ace_step": "mmllm.decoders.ace_step:AceStepConfig",
         "kandinsky5": "mmllm.decoders.kandinsky5:Kandinsky5Config",
         "kandinsky5_video": "mmllm.decoders.kandinsky5:Kandinsky5VideoConfig",
+        "kandinsky6": "mmllm.decoders.kandinsky6:Kandinsky6Config",
         "krea2": "mmllm.decoders.krea2:Krea2Config",
         "hunyuan_video15": "mmllm.decoders.hunyuan_video15:HunyuanVideo15Config",
         "stable_audio3": "mmllm.decoders.stable_audio3:StableAudio3Config",

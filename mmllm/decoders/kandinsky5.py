@@ -31,10 +31,11 @@ _POSITIONS = 128
 """The end of the tables of rotary positions, along each axis of a picture."""
 _CAPTION_POSITIONS = 1024
 """The end of that of captions."""
-_STATIC = (
+NEGATIVE_PROMPT = (
     "Static, 2D cartoon, cartoon, 2d animation, paintings, images, worst quality, low quality, "
     "ugly, deformed, walking backwards"
 )
+"""The pipelines of video guide away from this, unless they are given another."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Kandinsky5VideoConfig(VideoConfig, SequenceConfig):
 
     steps: int = 50
     guidance: float = 5.0
-    negative_prompt: str = _STATIC
+    negative_prompt: str = NEGATIVE_PROMPT
     max_caption_tokens: int = 256
     frames: int = 121
     fps: float = 24.0

@@ -48,4 +48,10 @@ def _from_config(cls: Any, folder: str) -> torch.nn.Module:
     """An untrained network of a transformers or diffusers class, from a folder's config."""
     if hasattr(cls, "config_class"):
         return cls(cls.config_class.from_pretrained(folder))
-    return cls.from_config(cls.load_config(folder))
+    try:
+        return cls.from_config(cls.load_config(folder))
+    except RuntimeError:  # it computes a table by the values of tensors, which meta tensors lack
+        from accelerate import init_empty_weights
+
+        with torch.device("cpu"), init_empty_weights():
+            return cls.from_config(cls.load_config(folder))

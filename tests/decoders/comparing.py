@@ -35,6 +35,12 @@ CALL = {
     },
     "stable_audio3": {"duration": 0.256},
     "hunyuan_video15": {"num_frames": tiny.FRAMES, **tiny.SQUARE},
+    "kandinsky6": {
+        "max_sequence_length": 16,
+        "num_frames": tiny.FRAMES,
+        "frame_rate": 4.0,
+        **tiny.SQUARE,
+    },
     "ace_step": {"audio_duration": 0.256, "max_text_length": 96},
     "kandinsky5": {"max_sequence_length": 16, "height": 32, "width": 32},
     "kandinsky5_video": {"max_sequence_length": 16, "num_frames": tiny.FRAMES, **tiny.SQUARE},
@@ -112,7 +118,7 @@ def guiding(family: str, pipeline, guidance: float, negative: str, num: int = 2)
         pipeline.guider.guidance_scale = max(guidance, 1.0)
         return {"negative_prompt": [negative] * num}
     words = {"negative_prompt": [negative] * num} if negative else {}
-    if family.startswith("kandinsky5"):  # without one, a prompt of its own is negative
+    if family.startswith("kandinsky"):  # without one, a prompt of its own is negative
         return {"guidance_scale": guidance, "negative_prompt": [negative] * num}
     if family == "qwen_image":  # without a negative caption it would not be guided
         return {"true_cfg_scale": guidance, "negative_prompt": [negative] * num}

@@ -34,6 +34,7 @@ GOLDEN = {
     "stable_audio3": "2929e28b450ba237",
     "hunyuan_video15": "9c557b24afb028cf",
     "ace_step": "e9f83cf3005c5b1f",
+    "kandinsky6": "38ebcef8c054bf66",
     "kandinsky5": "0303b3dd9add09d9",
     "kandinsky5_video": "bb82ee324448d886",
 }

@@ -28,6 +28,7 @@ PIPELINES = {
     "flux2_klein": "Flux2KleinPipeline",
     "ltx": "LTXImageToVideoPipeline",
     "ltx2": "LTX2ImageToVideoPipeline",
+    "kandinsky6": "Kandinsky6TI2VAPipeline",
     "wan_image": "WanImageToVideoPipeline",
     "video": "WanVideoToVideoPipeline",
     "cogvideox": "CogVideoXVideoToVideoPipeline",

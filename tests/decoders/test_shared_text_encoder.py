@@ -29,6 +29,7 @@ CLASSES = {
     "sana": "Gemma2ForCausalLM",
     "sana_video": "Gemma2ForCausalLM",
     "krea2": "Qwen3VLForConditionalGeneration",
+    "kandinsky6": "Qwen2_5_VLForConditionalGeneration",
     "kandinsky5": "Qwen2_5_VLForConditionalGeneration",
     "kandinsky5_video": "Qwen2_5_VLForConditionalGeneration",
     "ltx2": "Gemma3ForConditionalGeneration",

@@ -39,6 +39,7 @@ UNET: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
+KANDINSKY_VIDEO = ["post", "##process", "##ing", "trans", "##ition", "##s", "engine", "##er"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "apple", "dog", "runs", "."]
 
 
@@ -845,8 +846,12 @@ def kandinsky5_pipeline() -> Any:
 
 
 def kandinsky5_video_pipeline() -> Any:
-    words = [*WORDS, "post", "##process", "##ing", "trans", "##ition", "##s", "engine", "##er"]
-    codec = diffusers.AutoencoderKLHunyuanVideo(
+    parts = _kandinsky5([*WORDS, *KANDINSKY_VIDEO], visual_cond=True)
+    return diffusers.Kandinsky5T2VPipeline(vae=hunyuan_codec(), **parts)
+
+
+def hunyuan_codec() -> Any:
+    return diffusers.AutoencoderKLHunyuanVideo(
         latent_channels=4,
         down_block_types=("HunyuanVideoDownBlock3D",) * 3,
         up_block_types=("HunyuanVideoUpBlock3D",) * 3,
@@ -857,23 +862,11 @@ def kandinsky5_video_pipeline() -> Any:
         temporal_compression_ratio=4,
         scaling_factor=0.5,
     )
-    return diffusers.Kandinsky5T2VPipeline(vae=codec, **_kandinsky5(words, visual_cond=True))
 
 
 def _kandinsky5(words: Sequence[str], **changes: Any) -> dict[str, Any]:
     """All but the codec. The templates are as long as the real ones, which have 40 and 128 tokens
-    before the caption: with these words, of which some are several tokens."""
-    special = [f"<|{name}|>" for name in ("im_start", "im_end", "image_pad", "video_pad")]
-    tokenizer = word_tokenizer(words, additional_special_tokens=special, model_max_length=1024)
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
-    text = {**language_model(), "vocab_size": len(tokenizer), "rope_scaling": rope}
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": WIDTH,
-    }
+    before the caption (Kandinsky 6's 129): with these words, of which some are several tokens."""
     transformer = diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4,
         out_visual_dim=4,
@@ -890,20 +883,89 @@ def _kandinsky5(words: Sequence[str], **changes: Any) -> dict[str, Any]:
     for name, weight in transformer.named_parameters():
         if "modulation" in name:  # zeros, which let nothing through
             torch.nn.init.normal_(weight, std=0.2)
-    _, clip = _clip(hidden_size=12, max_position_embeddings=77)
+    processor, encoders = _kandinsky_text(words)
     return {
-        "tokenizer": transformers.Qwen2VLProcessor(
-            image_processor=transformers.Qwen2VLImageProcessor(),
-            tokenizer=tokenizer,
-            video_processor=transformers.Qwen2VLVideoProcessor(),
+        "tokenizer": transformers.Qwen2VLProcessor(**processor),
+        **encoders,
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+    }
+
+
+def kandinsky6_pipeline() -> Any:
+    words = [*WORDS, *KANDINSKY_VIDEO, "dynam", "##ism"]
+    processor, encoders = _kandinsky_text(words)
+    audio_codec = diffusers.MMAudioVAE(
+        mel_bins=16,
+        latent_channels=4,
+        hidden_channels=16,
+        channel_multipliers=(1, 2),
+        layers_per_block=1,
+        sample_rate=8000,
+        n_fft=256,
+        hop_length=64,
+    )
+    vocoder = diffusers.MMAudioVocoder(
+        num_mels=16,
+        upsample_initial_channel=16,
+        upsample_rates=(8, 8),
+        upsample_kernel_sizes=(16, 16),
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1,),),
+    )
+    return diffusers.Kandinsky6TI2VAPipeline(
+        tokenizer=transformers.Qwen2_5_VLProcessor(**processor),
+        **encoders,
+        vae=hunyuan_codec(),
+        audio_vae=audio_codec,
+        vocoder=vocoder,
+        transformer=diffusers.Kandinsky6Transformer3DModel(
+            in_visual_dim=4,
+            out_visual_dim=4,
+            in_text_dim=WIDTH,
+            in_text_dim2=12,
+            time_dim=16,
+            model_dim=32,
+            ff_dim=32,
+            num_text_blocks=1,
+            num_visual_blocks=2,
+            axes_dims=(4, 6, 6),
+            in_audio_dim=4,
+            out_audio_dim=4,
+            ca_rope=True,
+            cross_gates=True,
+            fix_modulation=True,
+            visual_token_type_num_embeddings=2,
         ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+    )
+
+
+def _kandinsky_text(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts of a processor, and the text encoders with a tokenizer."""
+    special = [f"<|{name}|>" for name in ("im_start", "im_end", "image_pad", "video_pad")]
+    tokenizer = word_tokenizer(words, additional_special_tokens=special, model_max_length=1024)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    text = {**language_model(), "vocab_size": len(tokenizer), "rope_scaling": rope}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    _, clip = _clip(hidden_size=12, max_position_embeddings=77)
+    processor = {
+        "image_processor": transformers.Qwen2VLImageProcessor(),
+        "tokenizer": tokenizer,
+        "video_processor": transformers.Qwen2VLVideoProcessor(),
+    }
+    return processor, {
         "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(
             transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
         ),
         "tokenizer_2": word_tokenizer(model_input_names=["input_ids", "attention_mask"]),
         "text_encoder_2": clip,
-        "transformer": transformer,
-        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
     }
 
 
@@ -1035,6 +1097,11 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         kandinsky5_video_pipeline,
         CLIPS | {"max_caption_tokens": 16, "negative_prompt": ""},
     ),
+    "kandinsky6": (
+        "kandinsky6",
+        kandinsky6_pipeline,
+        CLIPS | {"max_caption_tokens": 16, "negative_prompt": ""},
+    ),
     "ace_step": (
         "ace_step",
         ace_step_pipeline,
@@ -1069,6 +1136,12 @@ def _both_packed(pipeline: Any, latents: Tensor) -> Tensor:
     """LTX-2's latents as its transformer has them: 3 x 4 x 4 tokens of pictures, 31 of sound."""
     pictures = pipeline._pack_latents(latents[:, :384].unflatten(1, (8, 3, 4, 4)))
     return torch.cat([pictures.flatten(1), latents[:, 384:]], dim=1)
+
+
+def _channels_last(_pipeline: Any, latents: Tensor) -> Tensor:
+    """Kandinsky 6's latents: 4 channels of 2 x 4 x 4 places in a clip, of 79 in its sound."""
+    pictures = latents[:, :128].unflatten(1, (4, 2, 4, 4)).movedim(1, -1)
+    return _joined(pictures, latents[:, 128:].unflatten(1, (4, 79)).transpose(1, 2))
 
 
 def _joined(pictures: Tensor, sound: Tensor) -> Tensor:
@@ -1107,6 +1180,16 @@ DIALECTS = {
         clock=lambda times: times * 1000,
     ),
     "stable_audio3": Dialect(clock=lambda times: times * 1000),
+    "kandinsky6": Dialect(
+        pack=_channels_last,
+        noisy=("hidden_states", "audio_hidden_states"),
+        read=lambda pictures, sound: _joined(pictures[..., :4], sound),
+        write=lambda answer: (
+            answer[:, :128].unflatten(1, (2, 4, 4, 4)),
+            answer[:, 128:].unflatten(1, (79, 4)),
+        ),
+        answer=_joined,
+    ),
     "ace_step": Dialect(
         pack=lambda _pipeline, latents: latents.transpose(1, 2),
         clock=lambda times: times * 1000,
