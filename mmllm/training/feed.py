@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -251,6 +252,7 @@ def render_all_items(
     sources: Mapping[str, DataSource],
     variants: int = 1,
     skipped: list[tuple[str, str]] | None = None,
+    rows: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[Rendered]:
     """Render every item whose frozen features training will need.
 
@@ -259,15 +261,31 @@ def render_all_items(
         sources: the datasets by name.
         variants: phrasings of each item.
         skipped: (name, error) of each unusable row is appended to it; they are left out.
+        rows: the rows of each dataset; None: all.
     """
     for name, source in sources.items():
-        for index in range(len(source)):
+        for index in range(len(source)) if rows is None else rows.get(name, ()):
             try:
                 for variant in range(variants):
                     yield render_item(renderer, source, index, variant)
             except MediaError as error:
                 if skipped is not None:
                     skipped.append((f"{name}/{source.name(index)}", str(error)))
+
+
+def drawn_rows(mixture: Mixture, stage: StageConfig, start: int = 0) -> dict[str, list[int]] | None:
+    """The rows of each dataset that the steps from `start` on draw; None if they are as many draws
+    as there are rows, or more."""
+    window = stage.length_window or 1
+    stop = math.ceil(stage.steps / window) * window
+    draws = range(start // window * window * stage.batch_size, stop * stage.batch_size)
+    if len(draws) >= sum(map(len, mixture.sources.values())):
+        return None
+    rows: dict[str, set[int]] = {name: set() for name in mixture.sources}
+    for number in draws:
+        draw = mixture.draw(number)
+        rows[draw.source].add(draw.index)
+    return {name: sorted(indices) for name, indices in rows.items()}
 
 
 def render_item(renderer: Renderer, source: DataSource, index: int, variant: int = 0) -> Rendered:

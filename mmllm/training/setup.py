@@ -27,6 +27,7 @@ from mmllm.training.ema import MovingAverage, without_trained
 from mmllm.training.feed import (
     StepData,
     TrainingStepDataset,
+    drawn_rows,
     open_sources,
     render_all_items,
 )
@@ -167,7 +168,7 @@ def build_training(
         begin: what the weights come from.
         lock: holds the run's folder.
         progress: show progress bars.
-        precompute: run the frozen parts over all data now, not when a step asks for an item.
+        precompute: run the frozen parts now over all data that the steps draw, not when one asks.
     """
     stage, output = run.stage, lock.folder
     source = begin.checkpoint
@@ -298,11 +299,15 @@ def _warn_about_words(model: AnyToAny) -> None:
 
 
 def _prepare_features(training: TrainingRun, precompute: bool, progress: bool) -> None:
-    """Fill the cache, or release the encoders where it is complete. A complete cache is trusted:
-    its millions of items are not looked up before the first step."""
-    complete = training.stage.cache_complete
-    sources = {} if complete or not precompute else training.mixture.sources
-    items = render_all_items(training.model.renderer, sources)
+    """Fill the cache with what the steps draw, and pre-alignment reads, or release the encoders
+    where it is complete. A complete cache is trusted: its millions of items are not looked up
+    before the first step."""
+    stage, mixture = training.stage, training.mixture
+    complete = stage.cache_complete
+    sources = {} if complete or not precompute else mixture.sources
+    aligns = stage.prealign or stage.realign
+    rows = None if aligns else drawn_rows(mixture, stage, training.start)
+    items = render_all_items(training.model.renderer, sources, rows=rows)
     unreadable = precompute_features(training.cache, items, training.accelerator, progress)
     for name, error in unreadable:
         logger.warning("cannot be read, will be skipped: %s: %s", name, error)

@@ -14,9 +14,11 @@ from mmllm import config
 from mmllm import model as models
 from mmllm.data.batch import Batch
 from mmllm.data.mixture import Mixture
+from mmllm.data.rendering import Rendered
 from mmllm.features.cache import FeatureCache
 from mmllm.training import feed as feeding
 from mmllm.training.feed import TrainingStepDataset, open_sources
+from mmllm.training.trainer import train
 
 TALKS, BATCH, STEPS = 60, 48, 3
 Talk = tuple[int, ...]
@@ -160,3 +162,32 @@ def test_unreadable_items_are_skipped_by_the_rank_that_has_them(
         assert lengths == [BATCH // 8] * 8
     assert skipped == ["talks/0"] * drawn
     assert drawn
+
+
+def test_rows_that_steps_draw(make_feed):
+    """Fewer draws than rows name theirs; as many or more name none."""
+    feed = make_feed(steps=1)
+    drawn = {draw.index for draw in feed.mixture.batch(0, BATCH)}
+    assert feeding.drawn_rows(feed.mixture, feed.stage) == {"talks": sorted(drawn)}
+    assert feeding.drawn_rows(feed.mixture, replace(feed.stage, steps=2)) is None
+    rest = feeding.drawn_rows(feed.mixture, replace(feed.stage, steps=2), start=1)
+    assert rest == {"talks": sorted({draw.index for draw in feed.mixture.batch(1, BATCH)})}
+    grouped = replace(feed.stage, length_window=2, batch_size=12)  # draws of two steps are sorted
+    both = {draw.index for step in range(2) for draw in feed.mixture.batch(step, 12)}
+    assert feeding.drawn_rows(feed.mixture, grouped) == {"talks": sorted(both)}
+
+
+def test_a_short_run_computes_the_features_of_what_it_draws(make_run, monkeypatch):
+    computed: list[Rendered] = []
+    real = FeatureCache.precompute
+
+    def spy(self, items, **options):
+        computed.extend(items := list(items))
+        return real(self, items, **options)
+
+    monkeypatch.setattr(FeatureCache, "precompute", spy)
+    train(make_run(steps=1, batch_size=2, cache="memory"), progress=False)
+    assert 1 <= len(computed) <= 2
+    computed.clear()
+    train(make_run(output="long", steps=12, batch_size=2, cache="memory"), progress=False)
+    assert len(computed) == 24
