@@ -274,8 +274,13 @@ def render_all_items(
 
 
 def drawn_rows(mixture: Mixture, stage: StageConfig, start: int = 0) -> dict[str, list[int]] | None:
-    """The rows of each dataset that the steps from `start` on draw; None if they are as many draws
-    as there are rows, or more."""
+    """The rows of each dataset that steps draw; None if they are as many draws as rows, or more.
+
+    Args:
+        mixture: the datasets and their order.
+        stage: number of steps, batch size and length window.
+        start: the first step.
+    """
     window = stage.length_window or 1
     stop = math.ceil(stage.steps / window) * window
     draws = range(start // window * window * stage.batch_size, stop * stage.batch_size)

@@ -38,8 +38,8 @@ def train(
         run: the system and the stage.
         resume: go on from the newest checkpoint exactly as if nothing had happened.
         progress: show progress bars.
-        precompute: run the frozen parts before the first step over all data that the steps draw, not
-            when a step asks.
+        precompute: run the frozen parts before the first step over what the steps draw, not when a
+            step asks.
 
     Returns:
         The output folder.

@@ -83,12 +83,17 @@ def test_an_encoder_of_mini_gives_the_tokens_of_the_cpu(name: str, second: torch
     encoders_alike(build, media(), second)
 
 
-STEP_WAITS = {"audio": 8, "cogvideox": 3, "qwen_image": 2, "hunyuan_video15": 50} | dict.fromkeys(
-    ("stable_diffusion", "audioldm", "audioldm2", "text_to_video"), 6
-)
+STEP_WAITS = {
+    "audio": 8,
+    "cogvideox": 3,
+    "qwen_image": 2,
+    "hunyuan_video15": 50,
+    **{"kandinsky5": 2, "kandinsky5_video": 2, "kandinsky6": 11, "ace_step": 1},
+} | dict.fromkeys(("stable_diffusion", "audioldm", "audioldm2", "text_to_video"), 6)
 """What diffusers itself asks the device, or copies to it, in one step: DDIM's scheduler reads its
 tables by numbers from the device; Stable Audio and Qwen-Image move tables of angles; HunyuanVideo
-1.5 sorts the positions of each caption by its mask. Elsewhere nothing does."""
+1.5 sorts the positions of each caption by its mask; Kandinsky and ACE-Step cut each caption to its
+mask, and make tables of positions. Elsewhere nothing does."""
 
 
 def decoders(family: str, folder: Path, device: torch.device, **changes: Any) -> list[Any]:
