@@ -88,12 +88,12 @@ STEP_WAITS = {
     "cogvideox": 3,
     "qwen_image": 2,
     "hunyuan_video15": 50,
-    **{"kandinsky5": 2, "kandinsky5_video": 2, "kandinsky6": 11, "ace_step": 1},
+    **dict.fromkeys(("kandinsky5", "kandinsky5_video", "kandinsky6", "ace_step"), 20),
 } | dict.fromkeys(("stable_diffusion", "audioldm", "audioldm2", "text_to_video"), 6)
 """What diffusers itself asks the device, or copies to it, in one step: DDIM's scheduler reads its
 tables by numbers from the device; Stable Audio and Qwen-Image move tables of angles; HunyuanVideo
-1.5 sorts the positions of each caption by its mask; Kandinsky and ACE-Step cut each caption to its
-mask, and make tables of positions. Elsewhere nothing does."""
+1.5 sorts the positions of each caption by its mask; Kandinsky and ACE-Step make one medium after
+the other, and prepare each between two steps. Elsewhere nothing does."""
 
 
 def decoders(family: str, folder: Path, device: torch.device, **changes: Any) -> list[Any]:
