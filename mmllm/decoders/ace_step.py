@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmllm.conversation import Audio
 from mmllm.decoders.audio import AudioDecoder
-from mmllm.decoders.condition import padded, unpadded
+from mmllm.decoders.condition import encode_each, padded, unpadded
 from mmllm.decoders.config import SequenceConfig
 from mmllm.decoders.contract import Condition
 from mmllm.errors import ConfigError
@@ -67,6 +67,8 @@ class AceStepDecoder(AudioDecoder):
     masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
     passes_sigmas: ClassVar[bool] = True
     samples_one_by_one: ClassVar[bool] = True
+    _lyrics: tuple[object, Tensor, Tensor] | None = None
+    """What the lyrics were encoded for, their states and mask: every step asks for the same."""
 
     def configure(self) -> None:
         config, transformer = self.config, self.component_config("transformer")
@@ -131,8 +133,7 @@ class AceStepDecoder(AudioDecoder):
         pipeline.encode_prompt = encode_prompt
 
     def encode_prompt(self, captions: Sequence[str]) -> Condition:
-        rows = [self._encode_one(caption) for caption in captions]
-        return {name: torch.cat([row[name] for row in rows]) for name in self.condition_shapes}
+        return encode_each(captions, self._encode_one)
 
     def _encode_one(self, caption: str) -> Condition:
         tokens = self.config.max_caption_tokens
@@ -191,10 +192,14 @@ class AceStepDecoder(AudioDecoder):
     def _states(self, condition: Condition) -> tuple[Tensor, ...]:
         """What `encode_prompt` returns of one medium: the text's states and mask, the lyrics'."""
         text = unpadded(condition["prompt_embeds"], condition["prompt_embeds_mask"])
-        with torch.no_grad():
-            _, _, lyrics, lyrics_mask = self.pipeline.encode_prompt(
-                [""], [self.config.lyrics], self.device, vocal_language=self.config.vocal_language
-            )
+        key = (self.config.lyrics, self.config.vocal_language, self.device)
+        if self._lyrics is None or self._lyrics[0] != key:
+            with torch.no_grad():
+                _, _, *encoded = self.pipeline.encode_prompt(
+                    [""], [key[0]], self.device, vocal_language=key[1]
+                )
+            self._lyrics = (key, *encoded)
+        _, lyrics, lyrics_mask = self._lyrics
         return text, lyrics_mask.new_ones(text.shape[:2]), lyrics.to(text.dtype), lyrics_mask
 
 

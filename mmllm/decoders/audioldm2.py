@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmllm.decoders.condition import encode_each
 from mmllm.decoders.config import SequenceConfig
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.mel import MelConfig, MelDecoder
@@ -60,14 +60,13 @@ class AudioLDM2Decoder(MelDecoder):
             with_head.requires_grad_(False).eval()
 
     def encode_prompt(self, captions: Sequence[str]) -> Condition:
-        names, encoded = tuple(self.condition_shapes), []
-        for caption in captions:
-            embeds, mask, generated = self.pipeline.encode_prompt([caption], self.device, 1, False)
-            padding = self.config.max_caption_tokens - embeds.shape[1]  # if negative, it truncates
-            encoded.append(
-                (F.pad(embeds, (0, 0, 0, padding)), F.pad(mask, (0, padding)), generated)
-            )
-        return dict(zip(names, map(torch.cat, zip(*encoded, strict=True)), strict=True))
+        return encode_each(captions, self._encode_one)
+
+    def _encode_one(self, caption: str) -> Condition:
+        embeds, mask, generated = self.pipeline.encode_prompt([caption], self.device, 1, False)
+        padding = self.config.max_caption_tokens - embeds.shape[1]  # if negative, it truncates
+        tensors = F.pad(embeds, (0, 0, 0, padding)), F.pad(mask, (0, padding)), generated
+        return dict(zip(self.condition_shapes, tensors, strict=True))
 
     def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return self.pipeline.unet(

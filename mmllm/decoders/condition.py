@@ -5,8 +5,9 @@ Legend: M media, P positions of a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,6 +46,20 @@ def binary_mask(mask: Tensor) -> Tensor:
     best = F.one_hot(mask.argmax(-1), mask.shape[-1]).bool()
     real = real | (best & ~real.any(-1, keepdim=True))
     return real.to(mask.dtype) + 0.0 * mask
+
+
+def encode_each(captions: Sequence[str], encode: Callable[[str], Condition]) -> Condition:
+    """Encode captions one by one, for pipelines that cannot read captions of different lengths.
+
+    Args:
+        captions: M >= 1 captions.
+        encode: encodes one to tensors of one row.
+
+    Returns:
+        The tensors of all, each of M rows.
+    """
+    rows = [encode(caption) for caption in captions]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def padded(sequence: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

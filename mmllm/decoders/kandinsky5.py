@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmllm.conversation import Image, Medium
-from mmllm.decoders.condition import padded, unpadded
+from mmllm.decoders.condition import encode_each, padded, unpadded
 from mmllm.decoders.config import ImageConfig, SequenceConfig, VideoConfig
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.visual import ImageDecoder, VideoDecoder, VisualDecoder, check_frames, to_uint8
@@ -29,8 +29,6 @@ IMAGE_SIZES = (
 the nearest of these."""
 _POSITIONS = 128
 """The end of the tables of rotary positions, along each axis of a picture."""
-_CAPTION_POSITIONS = 1024
-"""The end of that of captions."""
 NEGATIVE_PROMPT = (
     "Static, 2D cartoon, cartoon, 2d animation, paintings, images, worst quality, low quality, "
     "ugly, deformed, walking backwards"
@@ -60,21 +58,23 @@ class Kandinsky5VideoConfig(VideoConfig, SequenceConfig):
     fps: float = 24.0
 
 
-class _Kandinsky5(VisualDecoder):
+class KandinskyDecoder(VisualDecoder):
     """Condition: `prompt_embeds` [P, E] of the Qwen2.5-VL, `prompt_embeds_mask` [P] and
     `pooled_prompt_embeds` [E2] of the CLIP.
 
-    The transformer attends to all positions that it is given, and knows no mask. So captions are
-    read, and media made, one by one, each with its caption's own length.
+    The transformer attends to all positions that it is given, and knows no mask. So media are made
+    one by one, each with its caption's own length.
     """
 
     masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
     samples_one_by_one: ClassVar[bool] = True
+    caption_positions: ClassVar[int]
+    """The end of the table of rotary positions of captions."""
 
     def configure(self) -> None:
-        if self.config.max_caption_tokens > _CAPTION_POSITIONS:
+        if self.config.max_caption_tokens > self.caption_positions:
             raise ConfigError(
-                f"max_caption_tokens: expected at most {_CAPTION_POSITIONS}, got "
+                f"max_caption_tokens: expected at most {self.caption_positions}, got "
                 f"{self.config.max_caption_tokens}"
             )
         super().configure()
@@ -88,9 +88,14 @@ class _Kandinsky5(VisualDecoder):
             "pooled_prompt_embeds": (transformer["in_text_dim2"],),
         }
 
+
+class _Kandinsky5(KandinskyDecoder):
+    """Captions are read one by one, too."""
+
+    caption_positions: ClassVar[int] = 1024
+
     def encode_prompt(self, captions: Sequence[str]) -> Condition:
-        rows = [self._encode_one(caption) for caption in captions]
-        return {name: torch.cat([row[name] for row in rows]) for name in self.condition_shapes}
+        return encode_each(captions, self._encode_one)
 
     def _encode_one(self, caption: str) -> Condition:
         tokens = self.config.max_caption_tokens

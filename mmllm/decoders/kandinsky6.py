@@ -20,7 +20,7 @@ from mmllm.conversation import Audio, Medium, Video
 from mmllm.decoders.condition import unpadded
 from mmllm.decoders.config import InitMediaConfig, SequenceConfig, VideoConfig
 from mmllm.decoders.contract import Condition
-from mmllm.decoders.kandinsky5 import NEGATIVE_PROMPT
+from mmllm.decoders.kandinsky5 import NEGATIVE_PROMPT, KandinskyDecoder
 from mmllm.decoders.visual import VideoDecoder, check_frames
 from mmllm.errors import ConfigError
 
@@ -41,18 +41,13 @@ class Kandinsky6Config(VideoConfig, SequenceConfig, InitMediaConfig):
     fps: float = 24.0
 
 
-class Kandinsky6Decoder(VideoDecoder):
-    """Condition: `prompt_embeds` [P, E] of the Qwen2.5-VL, `prompt_embeds_mask` [P] and
-    `pooled_prompt_embeds` [E2] of the CLIP. The pipeline takes embeddings without a mask, so media
-    are made one by one, each with its caption's own length.
-
-    Media and latents are flat: all of the frames, then all of the audio. A video without an audio
-    track counts as silent.
+class Kandinsky6Decoder(KandinskyDecoder, VideoDecoder):
+    """Media and latents are flat: all of the frames, then all of the audio. A video without an
+    audio track counts as silent.
     """
 
     pipelines: ClassVar = ["Kandinsky6TI2VAPipeline"]
-    masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
-    samples_one_by_one: ClassVar[bool] = True
+    caption_positions: ClassVar[int] = _SEQUENCE_POSITIONS
     init_one_by_one = True
 
     def __init__(self, config: Kandinsky6Config):
@@ -65,11 +60,6 @@ class Kandinsky6Decoder(VideoDecoder):
 
     def configure(self) -> None:
         config = self.config
-        if config.max_caption_tokens > _SEQUENCE_POSITIONS:
-            raise ConfigError(
-                f"max_caption_tokens: expected at most {_SEQUENCE_POSITIONS}, got "
-                f"{config.max_caption_tokens}"
-            )
         if self.component_config("scheduler")["_class_name"] == "PiflowScheduler":
             if config.guidance > 1:
                 raise ConfigError(
@@ -87,15 +77,6 @@ class Kandinsky6Decoder(VideoDecoder):
                 f"fps: {config.frames} frames at {config.fps:g} a second have audio of "
                 f"{self.audio_length} latents; expected at most {_SEQUENCE_POSITIONS}"
             )
-
-    @property
-    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        tokens, transformer = self.config.max_caption_tokens, self.component_config("transformer")
-        return {
-            "prompt_embeds": (tokens, transformer["in_text_dim"]),
-            "prompt_embeds_mask": (tokens,),
-            "pooled_prompt_embeds": (transformer["in_text_dim2"],),
-        }
 
     @property
     def _scales(self) -> tuple[int, int]:

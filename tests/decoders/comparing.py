@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mmllm.decoders.adapters import decoder_lora
 from mmllm.decoders.decoder import ModalityDecoder
 from tests.decoders import tiny
 
@@ -137,3 +138,14 @@ def training_inputs(decoder: ModalityDecoder, num: int = 2):
     latents = decoder.encode_media(samples)
     noise = torch.randn(latents.shape, generator=seeded(0)[0])
     return latents, {"noise": noise, "times": torch.linspace(0.2, 0.8, num)}
+
+
+def lora_gradients(decoder: ModalityDecoder) -> list[bool]:
+    """Whether each second matrix of a decoder's LoRA gets a gradient of the denoising loss."""
+    lora = decoder_lora(decoder, f"decoders.{decoder.modality}", torch.device("cpu"))
+    lora.requires_grad_()
+    latents, noising = training_inputs(decoder)
+    decoder.denoising_loss(decoder.encode_captions(CAPTIONS), latents, **noising).sum().backward()
+    gradients = [weight.grad for name, weight in lora.named_weights() if ".lora_B." in name]
+    assert gradients
+    return [gradient is not None and bool(gradient.any()) for gradient in gradients]

@@ -88,7 +88,7 @@ STEP_WAITS = {
     "cogvideox": 3,
     "qwen_image": 2,
     "hunyuan_video15": 50,
-    **dict.fromkeys(("kandinsky5", "kandinsky5_video", "kandinsky6", "ace_step"), 20),
+    **{"kandinsky5": 13, "kandinsky5_video": 13, "kandinsky6": 11, "ace_step": 13},
 } | dict.fromkeys(("stable_diffusion", "audioldm", "audioldm2", "text_to_video"), 6)
 """What diffusers itself asks the device, or copies to it, in one step: DDIM's scheduler reads its
 tables by numbers from the device; Stable Audio and Qwen-Image move tables of angles; HunyuanVideo
