@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from tokenizers.normalizers import Lowercase
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
@@ -27,7 +28,8 @@ from mmllm.utils.quiet import quiet_libraries
 
 
 class CaptionTokenizer(PreTrainedTokenizerFast):
-    """The tokenizer of a language model, padding on the right up to a pipeline's own length."""
+    """The tokenizer of a language model in small letters, as pipelines of diffusers make captions
+    before they read them, padding on the right up to a pipeline's own length."""
 
     @classmethod
     def from_pretrained(
@@ -48,6 +50,7 @@ class CaptionTokenizer(PreTrainedTokenizerFast):
         """
         folder = folder_of(weights)
         tokenizer: Any = super().from_pretrained(folder, padding_side="right")
+        tokenizer.backend_tokenizer.normalizer = Lowercase()
         tokenizer.model_max_length, tokenizer.weights = length, weights
         return tokenizer
 

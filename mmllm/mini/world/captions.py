@@ -208,8 +208,13 @@ def caption(scene: Scene, rng: random.Random, wording: Wording = "training") -> 
 
 def announce(scene: Scene) -> str:
     """What a reply says before the picture of a scene: "Here is a red cat."."""
-    verb = "are" if scene.groups[0].count > 1 else "is"
-    return f"Here {verb} {describe(scene)}."
+    return f"Here {'are' if is_plural(scene.groups[0]) else 'is'} {describe(scene)}."
+
+
+def is_plural(group: Group) -> bool:
+    """Whether a verb that follows it is one of several: two cats, some grapes, but some bread."""
+    thing = things()[group.thing]
+    return group.count > 1 or (thing.caption == f"some {thing.plural}" and thing.plural[-1] == "s")
 
 
 def announce_clip(clip: Clip) -> str:

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from mmllm.mini import assets
+from mmllm.mini.caption_encoder import CaptionTokenizer
 
 LAYERS = 20
 """Layers of the language model that read a caption, of 30."""
@@ -40,7 +41,7 @@ class CaptionReader:
 
     def __init__(self) -> None:
         folder = assets.fetch("smollm2-135m-instruct")
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = CaptionTokenizer.of(str(folder), MAX_TOKENS)
         self.model = base_model()
         self.model.layers = self.model.layers[:LAYERS]
         self.model.norm = torch.nn.Identity()
