@@ -44,7 +44,10 @@ from mmllm.mini.world.hearing import (
     refuse_sound,
     replay,
 )
+from mmllm.mini.world.memory import remember
+from mmllm.mini.world.negations import negate
 from mmllm.mini.world.questions import describe_picture, describe_scene, read, reread
+from mmllm.mini.world.scenes import Group, Scene
 from mmllm.mini.world.talk import Talk
 from mmllm.mini.world.things import COLOURS, things
 from mmllm.mini.world.wordings import Split, wording
@@ -145,17 +148,6 @@ def watch(talk: Talk) -> bool:
     return True
 
 
-def remember(talk: Talk) -> bool:
-    """The user asks what was made first or last."""
-    if not talk.made:
-        return False
-    kind = talk.rng.choice(list(wordings.tables()["memory"]))
-    talk.ask(wording("memory", kind, talk.split, talk.rng))
-    verb, words = talk.made[0 if kind == "first" else -1]
-    talk.answer(f"First I {verb} {words}." if kind == "first" else f"I {verb} {words}.")
-    return True
-
-
 def small_talk(talk: Talk) -> bool:
     """Greetings, thanks, and what it is and can do."""
     tables = wordings.tables()["talk"]
@@ -185,7 +177,7 @@ def refuse(talk: Talk) -> bool:
         talk.ask(pick(unknown.LANGUAGES))
         talk.answer("I only understand English. Try: draw a cat.")
         return True
-    known = things()[rng.choice(list(things()))]
+    known, offer = things()[rng.choice(list(things()))], None
     if kind == "thing":
         word = pick(list(unknown.things()))
         near = things()[unknown.things()[word]]
@@ -193,6 +185,7 @@ def refuse(talk: Talk) -> bool:
         if asked != word and rng.random() < 0.3:
             asked = with_article(f"{rng.choice(list(COLOURS))} {word}")
         reply = f"I cannot draw {asked} yet. The nearest that I know is {near.caption}."
+        offer = Scene((Group(near.id),))
     elif kind == "number":
         word = pick(list(unknown.NUMBERS))
         if not known.countable:
@@ -200,12 +193,24 @@ def refuse(talk: Talk) -> bool:
         asked = f"{word} {known.plural}"
         many = f"{unknown.NUMBERS[word]} {known.plural}"
         reply = f"I cannot draw {many}: I can count to four. Shall I draw four {known.plural}?"
+        offer = Scene((Group(known.id, 4),))
     else:
         word = pick(unknown.COLOURS)
         asked = with_article(f"{word} {known.label}")
         reply = f"I do not know the colour {word}. Shall I draw {known.caption} in another colour?"
     talk.ask(wordings.request("draw", asked, talk.split, rng))
     talk.answer(reply)
+    talk.offer = offer
+    return True
+
+
+def accept(talk: Talk) -> bool:
+    """The user takes what was offered instead."""
+    offer = talk.offer
+    if offer is None or not talk.allowed(offer):
+        return False
+    talk.ask(talk.rng.choice(wordings.tables()["accept"][talk.split]))
+    talk.show(offer)
     return True
 
 
@@ -219,31 +224,42 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
     "play": (play,),
     "hear": (hear,),
     "across": (hear_scene, draw_sound, draw_and_play),
-    "refuse": (refuse, refuse, refuse_sound),
+    "refuse": (refuse, refuse, refuse, refuse_sound),
+    "accept": (refuse, accept),
+    "negate": (negate,),
+    "memory": (draw, draw, draw, edit, edit, animate, play, remember, remember, remember),
     "talk": (small_talk,),
     "edits": (draw, edit, edit, edit),
     "replay": (play, replay),
     "mixed": (
         *(draw, edit, edit, animate, read, reread, remember, small_talk, refuse),
-        *(play, replay, play_scene, hear, watch),
+        *(play, replay, play_scene, hear, watch, negate, accept),
     ),
 }
-"""Kind of conversation -> what may happen in it; "edits" and "replay" begin with the first."""
+"""Kind of conversation -> what may happen in it; those in _BEGINNING begin with the
+first, those in _ENDING end with the last."""
+_BEGINNING = ("edits", "replay", "memory", "accept")
+_ENDING = ("memory", "accept")
+_TRIES = 20
+_LENGTHS = {"edits": (2, 4), "replay": (2, 3), "memory": (2, 6), "accept": (2, 2), "mixed": (3, 8)}
 _SHARES = {
-    "draw": 0.16,
+    "draw": 0.15,
     "describe": 0.02,
     "picture": 0.03,
-    "read": 0.11,
-    "animate": 0.08,
-    "watch": 0.04,
-    "play": 0.09,
-    "hear": 0.05,
-    "across": 0.06,
-    "refuse": 0.08,
-    "talk": 0.03,
-    "edits": 0.13,
+    "read": 0.10,
+    "animate": 0.07,
+    "watch": 0.03,
+    "play": 0.08,
+    "hear": 0.04,
+    "across": 0.05,
+    "refuse": 0.07,
+    "accept": 0.02,
+    "negate": 0.05,
+    "memory": 0.05,
+    "talk": 0.05,
+    "edits": 0.12,
     "replay": 0.03,
-    "mixed": 0.09,
+    "mixed": 0.08,
 }
 
 
@@ -261,15 +277,26 @@ def converse(kind: str, split: Split, rng: random.Random, *, targets: bool = Tru
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of conversation {kind!r}; known are {', '.join(KINDS)}")
-    talk = Talk(rng, split, targets)
-    exchanges = KINDS[kind]
-    lengths = {"edits": (2, 4), "replay": (2, 3), "mixed": (3, 8)}
-    length = rng.randint(*lengths.get(kind, (1, 1)))
-    while len(talk.messages) < 2 * length:
-        first = kind in ("edits", "replay") and not talk.messages
-        exchange = exchanges[0] if first else rng.choice(exchanges)
-        exchange(talk)
+    length = rng.randint(*_LENGTHS.get(kind, (1, 1)))
+    talk = None
+    while talk is None:
+        talk = _attempt(kind, length, Talk(rng, split, targets))
     return talk
+
+
+def _attempt(kind: str, length: int, talk: Talk) -> Talk | None:
+    """Write so many exchanges; None where the conversation took a turn that allows no next one."""
+    exchanges = KINDS[kind]
+    for _ in range(_TRIES * length):
+        if len(talk.messages) == 2 * length:
+            return talk
+        exchange = talk.rng.choice(exchanges)
+        if kind in _BEGINNING and not talk.messages:
+            exchange = exchanges[0]
+        elif kind in _ENDING and len(talk.messages) == 2 * length - 2:
+            exchange = exchanges[-1]
+        exchange(talk)
+    return None
 
 
 class Conversations:

@@ -31,6 +31,7 @@ class Talk:
         self.messages: list[Message] = []
         self.scene: Scene | None = None  # what was drawn or shown last
         self.scape: Soundscape | None = None  # what was played last
+        self.offer: Scene | None = None  # what was offered instead of what cannot be drawn
         self.made: list[tuple[str, str]] = []  # (verb in the past, caption) of all that was made
         # Place of a reply among the messages -> what its medium is to show.
         self.shown: dict[int, Scene | Clip | Soundscape] = {}
@@ -47,6 +48,7 @@ class Talk:
 
     def ask(self, text: str, *media: Medium) -> None:
         """A turn of the user; a medium stands before or after the words."""
+        self.offer = None
         parts = [roughen(text, self.rng), *media]
         if self.rng.random() < 0.5:
             parts.reverse()

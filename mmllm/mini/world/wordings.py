@@ -24,9 +24,6 @@ def tables() -> dict[str, Any]:
     return yaml.safe_load((DATA / "wordings.yaml").read_text(encoding="utf-8"))
 
 
-_SLIPS = {"a": "s", "e": "r", "i": "o", "o": "p", "t": "r", "n": "m", "r": "t", "s": "d", "c": "v"}
-
-
 def wording(group: str, kind: str, split: Split, rng: random.Random) -> str:
     """One of the wordings of a table, such as "edits" and "recolour"."""
     return rng.choice(tables()[group][kind][split])
@@ -48,15 +45,15 @@ def request(kind: str, x: str, split: Split, rng: random.Random) -> str:
     if kind == "draw" and rng.random() < 0.3:
         text = wording("requests", "wish", split, rng).format(x=x)
         closer = part("closers") if "?" not in text and rng.random() < 0.3 else ""
-        return _sentence(text + closer)
+        return as_sentence(text + closer)
     opener, closer = part("openers"), part("closers")
     body = wording("requests", kind, split, rng).format(x=x)
     if body.endswith("?") or body.startswith("I"):
         opener, closer = "", ""
-    return _sentence(opener + body + closer)
+    return as_sentence(opener + body + closer)
 
 
-def _sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
     """With a capital letter and a mark at the end."""
     text = text.strip()
     asks = text.lower().startswith(("can you", "could you", "would you", "will you", "might you"))
@@ -64,35 +61,52 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + end
 
 
+_NEIGHBOURS = {
+    key: row[max(0, at - 1) : at] + row[at + 1 : at + 2]
+    for row in ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+    for at, key in enumerate(row)
+}
+"""Letter -> those next to it on a keyboard."""
+_SHORT = {"you": "u", "please": "pls", "picture": "pic", "and": "&", "thanks": "thx", "are": "r"}
+
+
 def roughen(text: str, rng: random.Random) -> str:
-    """A request as it is typed: half of them as they are, others careless."""
+    """A request as it is typed: two in five of them as they are, others careless."""
     chance = rng.random()
-    if chance < 0.45:
+    if chance < 0.40:
         return text
-    if chance < 0.75:
+    if chance < 0.66:
         text = text.rstrip(".!")
         return text.lower() if rng.random() < 0.7 else text
-    if chance < 0.80:
+    if chance < 0.70:
         return text.upper()
-    if chance < 0.85:
-        return text.rstrip(".") + rng.choice(("!", "!!", "...", " :)"))
-    words = text.split()
-    place = rng.randrange(len(words))
-    words[place] = _slip(words[place], rng)
+    if chance < 0.75:
+        return text.rstrip(".") + rng.choice(("!", "!!", "...", " :)", " ..", "??"))
+    words = text.rstrip(".").split() if rng.random() < 0.6 else text.split()
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        place = rng.randrange(len(words))
+        words[place] = _slip(words[place], rng)
     text = " ".join(words)
-    return text.lower() if rng.random() < 0.5 else text
+    if rng.random() < 0.1:  # a missing space
+        text = text.replace(" ", "", 1) if text.count(" ") > 1 else text
+    return text.lower() if rng.random() < 0.6 else text
 
 
 def _slip(word: str, rng: random.Random) -> str:
-    """A word of four letters or more with one of four slips of the finger."""
-    if len(word) < 4 or not word.isalpha():
+    """A word of three letters or more with a slip of the finger, or cut short."""
+    if short := _SHORT.get(word.lower()):
+        return short
+    if len(word) < 3 or not word.isalpha():
         return word
-    place = rng.randrange(1, len(word) - 1)
-    kind = rng.randrange(4)
-    if kind == 0:  # two letters change places
+    place = rng.randrange(len(word) > 3, len(word) - 1)
+    kind = rng.randrange(6)
+    if kind <= 1:  # two letters change places
         return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-    if kind == 1:  # one is missing
+    if kind == 2:  # one is missing
         return word[:place] + word[place + 1 :]
-    if kind == 2:  # one is doubled
+    if kind == 3:  # one is doubled
         return word[:place] + word[place] + word[place:]
-    return word[:place] + _SLIPS.get(word[place], word[place]) + word[place + 1 :]
+    wrong = rng.choice(_NEIGHBOURS.get(word[place].lower(), word[place]))
+    if kind == 4:  # a neighbour is hit instead
+        return word[:place] + wrong + word[place + 1 :]
+    return word[:place] + wrong + word[place:]  # or as well

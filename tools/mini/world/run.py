@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mmllm.kernels.allocator import keep_freed_memory
+
 
 @dataclass
 class Progress:
@@ -160,6 +162,7 @@ def train(
         look: Called after every checkpoint, to write samples.
         every: Minutes between checkpoints.
     """
+    keep_freed_memory()
     progress = run.progress
     stopped: list[int] = []  # Ctrl-C or a polite kill: finish the step, save, end
     for name in (signal.SIGINT, signal.SIGTERM):
