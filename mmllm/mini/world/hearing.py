@@ -11,7 +11,9 @@ from mmllm.mini.world.sounds import (
     Voice,
     announce_soundscape,
     describe_soundscape,
+    draw_heldout_soundscape,
     draw_soundscape,
+    draw_training_soundscape,
     is_training,
     sounds,
     soundscape_caption,
@@ -46,6 +48,8 @@ _SOUNDS = {
     "game-controller": "video-game",
 }
 """Thing -> the sound of another name that it makes."""
+_PLAIN = 0.4
+"""Share of the requests that are for one sound as it is."""
 
 
 def sound_of(thing: str) -> str | None:
@@ -56,11 +60,11 @@ def sound_of(thing: str) -> str | None:
 
 def play(talk: Talk) -> bool:
     """The user asks for sounds."""
-    scape = Soundscape((Voice(talk.rng.choice(list(sounds()))),))
-    while talk.rng.random() < 0.6:
-        scape = draw_soundscape(talk.rng)
-        if is_training(scape) is not talk.is_heldout or len(scape.voices) == 1:
-            break
+    if talk.rng.random() < _PLAIN:
+        scape = Soundscape((Voice(talk.rng.choice(list(sounds()))),))
+    else:
+        draw = draw_heldout_soundscape if talk.is_heldout else draw_training_soundscape
+        scape = draw(talk.rng)
     words = soundscape_caption(scape, talk.rng, talk.wording)
     talk.ask(wordings.request("sound", words, talk.split, talk.rng))
     _answer(talk, scape)
