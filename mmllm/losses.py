@@ -53,6 +53,11 @@ class Loss(Protocol):
         """The factor of this loss in the sum that is minimised."""
         ...
 
+    @property
+    def reads_conditions(self) -> bool:
+        """Whether it reads the conditions of output media."""
+        ...
+
     def num_targets(self, batch: Batch) -> int:
         """Return how many targets `compute` sums over; known before the forward pass."""
         ...
@@ -76,6 +81,7 @@ class TextNLL:
 
     weight: float
     name: str = "text"
+    reads_conditions: bool = False
 
     def num_targets(self, batch: Batch) -> int:
         return len(batch.labels)
@@ -92,6 +98,7 @@ class KLToBase:
 
     weight: float
     name: str = "kl"
+    reads_conditions: bool = False
 
     def num_targets(self, batch: Batch) -> int:
         return 0 if batch.text_windows is None else batch.text_windows.numel()
@@ -116,6 +123,7 @@ class Align:
     weight: float
     masks: Mapping[str, str]
     distance: str = "mse"
+    reads_conditions: bool = True
 
     @property
     def name(self) -> str:
@@ -152,6 +160,7 @@ class Denoise:
     projection: OutputProjection
     times: TimeDistribution = UNIFORM
     min_snr: float | None = None
+    reads_conditions: bool = True
 
     @property
     def name(self) -> str:

@@ -195,22 +195,24 @@ class AnyToAny(nn.Module):
         parts = self.encoders.to("meta").items()  # what measures media is kept, without weights
         self.encoders.update({key: UnloadedEncoder(encoder) for key, encoder in parts})  # pyright: ignore
 
-    def forward(self, batch: Batch, *, liger_loss: bool = False) -> Output:
+    def forward(self, batch: Batch, *, liger_loss: bool = False, conditions: bool = True) -> Output:
         """Compute what the losses of every stage read, for any mix of modalities or none.
 
         Args:
             batch: the conversations.
             liger_loss: compute `token_nll` by Liger's kernel, which needs CUDA.
+            conditions: compute the decoders' conditions, which not every loss reads.
         """
         hidden = self.hidden(batch)
         flat = hidden.flatten(0, 1)  # [B * T, D]
         supervised = flat[batch.target_indices]
+        made = batch.outputs.items() if conditions else ()
         return Output(
             hidden=hidden,
             token_nll=self.llm.token_nll(supervised, batch.labels, liger=liger_loss),
             conditions=self.condition(
-                {key: media.select_states(flat) for key, media in batch.outputs.items()},
-                {key: media.targets for key, media in batch.outputs.items()},
+                {key: media.select_states(flat) for key, media in made},
+                {key: media.targets for key, media in made},
             ),
             kl_to_base=None if batch.text_windows is None else self.kl_to_base(batch.text_windows),
         )
@@ -278,15 +280,13 @@ class AnyToAny(nn.Module):
         return projection(features.tokens, features.mask)
 
     def add_signal_embeddings(self, key: str, states: Tensor) -> Tensor:
-        """Add the signal tokens' embeddings to their last hidden states, and select the layers that
-        the output projection reads.
-
-        NExT-GPT's code adds them too; it gives the new embeddings a short path to the loss.
+        """Add the signal tokens' embeddings to their last hidden states, which gives them a short
+        path to the loss (NExT-GPT's code does so), and select the layers that the output
+        projection reads.
 
         Args:
             key: the modality of the decoder.
-            states: float[M, W + K, D * (1 + tapped layers)], hidden states of words and signal
-                spans.
+            states: float[M, W + K, D * (1 + tapped layers)] of words and signal spans.
 
         Returns:
             float32[M, W + K, D * n], the input of the output projection.
@@ -306,8 +306,8 @@ class AnyToAny(nn.Module):
         """Compute the decoders' conditions, by key and by name.
 
         Args:
-            signals: Hidden states of words and signal spans by key, float[M, W + K, …].
-            captions: The captions' own conditions, for output projections that read them.
+            signals: hidden states of words and signal spans by key, float[M, W + K, …].
+            captions: the captions' own conditions, for output projections that read them.
         """
         conditions = {}
         for key, states in signals.items():

@@ -45,6 +45,7 @@ class FeatureCache:
         model: the model whose frozen encoders and decoders are run.
         enabled: whether outputs are kept; if not, samples go through the encoders in every step.
         denoise: whether latents are needed, for the denoising loss.
+        captions: whether embeddings of captions are needed; without them there are no targets.
         store: the cache on disk; None keeps all outputs in memory.
         dtype: of features and conditions as they are kept; what is returned is float32.
     """
@@ -55,12 +56,14 @@ class FeatureCache:
         *,
         enabled: bool = True,
         denoise: bool = False,
+        captions: bool = True,
         store: FeatureStore | None = None,
         dtype: torch.dtype = torch.float32,
     ):
         self.model = model
         self.enabled = enabled
         self.denoise = denoise
+        self.captions = captions
         self.store = store
         self.dtype = dtype
         self._namespaces: dict[
@@ -84,6 +87,8 @@ class FeatureCache:
 
     def targets(self, key: str, media: Sequence[Medium]) -> dict[str, Tensor]:
         """See FeatureProvider. Raises MediaError for a medium without a caption."""
+        if not self.captions:
+            return {}
         captions = [_caption(medium) for medium in media]
         names = [_hash(caption) for caption in captions]
         entries = self._entries(CONDITIONS, key, names, lambda: self._embed(key, captions))
@@ -207,7 +212,8 @@ class FeatureCache:
         for span in item.inputs:
             yield FEATURES, span.key, span.medium
         for span in item.outputs:
-            yield CONDITIONS, span.key, span.medium
+            if self.captions:
+                yield CONDITIONS, span.key, span.medium
             if self.denoise and span.medium.has_data:
                 yield LATENTS, span.key, span.medium
             for medium in span.references if self.denoise else ():

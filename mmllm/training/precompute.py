@@ -32,16 +32,19 @@ def build_feature_cache(model: AnyToAny, stage: StageConfig) -> FeatureCache:
 
     Args:
         model: the model, whose frozen parts compute the features.
-        stage: names the cache; latents are kept if it has a denoising loss.
+        stage: names the cache; latents are kept if it has a denoising loss, and captions are
+            embedded if one of its losses, or pre-alignment, reads their embeddings.
 
     Raises:
         CacheError: the cache on disk cannot be used.
     """
     on_disk = stage.cache not in ("memory", "none")
+    denoise = bool(stage.losses.get("denoise"))
     return FeatureCache(
         model,
         enabled=stage.cache != "none",
-        denoise=bool(stage.losses.get("denoise")),
+        denoise=denoise,
+        captions=bool(denoise or "align" in stage.losses or stage.prealign or stage.realign),
         store=FeatureStore(stage.cache, complete=stage.cache_complete) if on_disk else None,
         dtype=getattr(torch, stage.cache_dtype),
     )

@@ -82,7 +82,9 @@ def forward_losses(
         losses: the losses of the stage.
         liger_loss: compute the head's loss by Liger's kernel, which needs CUDA.
     """
-    return compute_losses(losses, model(batch, liger_loss=liger_loss), batch)
+    conditions = any(loss.reads_conditions for loss in losses)
+    output = model(batch, liger_loss=liger_loss, conditions=conditions)
+    return compute_losses(losses, output, batch)
 
 
 @torch.no_grad()

@@ -92,6 +92,17 @@ def test_the_denoising_loss_takes_latents_from_the_cache(make_run, filled, monke
     assert losses(train(run, progress=False)) == fresh
 
 
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_captions_that_no_loss_reads_are_not_encoded(make_run, monkeypatch, cache: str):
+    unweighted = {"text": 1.0, "align": 0.0}
+    measured = losses(train(make_run(output="measured", losses=unweighted), progress=False))
+    for name in ("encode_captions", "pipeline"):
+        monkeypatch.delattr(ModalityDecoder, name)
+    run = make_run(output="alone", cache=cache, losses={"text": 1.0})
+    alone = losses(train(run, progress=False))
+    assert [row["text"] for row in alone] == [row["text"] for row in measured]
+
+
 def test_another_encoder_is_refused_with_both_fingerprints(make_run, filled, monkeypatch):
     run = make_run(output="other", cache=str(filled), cache_complete=True)
     monkeypatch.setattr(parts.ColourEncoder, "fingerprint", "something-else")

@@ -176,7 +176,7 @@ MADE = [("drew", "a cat"), ("played", "rain"), ("drew", "two dogs")]
 def test_memory_tells_what_was_made(kind: str, answer: str) -> None:
     asked = wordings.tables()["memory"][kind]["training"]
     answers = set()
-    for seed in range(400):
+    for seed in range(1200):
         talk = Talk(random.Random(seed), "training")
         talk.made = list(MADE)
         if remember(talk):
@@ -264,7 +264,7 @@ def test_sounds_are_named_and_nothing_held_out_is_played() -> None:
 
 def test_a_change_of_sounds_changes_what_it_names() -> None:
     seen = set()
-    for seed in range(400):
+    for seed in range(1200):
         talk = Talk(random.Random(seed), "training", targets=False)
         talk.scape = Soundscape((Voice("cat"),))
         if not replay(talk):
