@@ -278,7 +278,8 @@ class CTCProjection(InputProjection):
         """See InputProjection."""
         if len(self.name_ids):
             ids = self.name_ids.clamp(min=0).long()
-            used: Tensor = ids.flatten().unique()  # pyright: ignore[reportUnknownMemberType] - sorted
+            tokens = {0, *(token for name in self.names() for token in name)}
+            used = torch.tensor(sorted(tokens), device=ids.device)
             self.name_places = torch.searchsorted(used, ids)
             self.name_table = embed(used)[:, : len(self.rest)].detach().to(self.table)
 
