@@ -28,7 +28,7 @@ from mmllm.errors import AssetError, ConfigError, wrap_errors
 from mmllm.kernels.backend import use_kernels
 from mmllm.kernels.forward_hooks import has_forward_hooks
 from mmllm.llm.language_model import LanguageModel
-from mmllm.projections.base import OutputProjection, check_sizes, zero_rows
+from mmllm.projections.base import OutputProjection, check_sizes, saved_tensors, zero_rows
 
 PROJECTIONS = ("input_projections", "output_projections")
 """The groups of modules that train around the LLM."""
@@ -90,7 +90,7 @@ class AnyToAny(nn.Module):
                 projections = _projections(config, llm, encoders, decoders)
             groups = dict(zip(PROJECTIONS, projections, strict=True))
             needed = {
-                name: sum(weight.numel() for weight in group.parameters())
+                name: sum(tensor.numel() for tensor in saved_tensors(group).values())
                 for name, group in groups.items()
             }
             check_sizes({**needed, "rows": sum(signal_tokens.values()) * llm.width}, sizes)

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     # Runs the frozen parts of a model once per item.
     "features": {"conversation", "data", "kernels", "media", "model", "weights"},
     "losses": {"config", "data", "decoders", "kernels", "model", "projections"},
-    "checkpoints": {"config", "licences", "llm", "mini", "model", "weights"},
+    "checkpoints": {"config", "licences", "llm", "mini", "model", "projections", "weights"},
     "convert": {"checkpoints", "config", "weights"},
     # Programs over any chat model, which is a protocol: it needs no model of ours.
     "reasoning": {"conversation"},

@@ -20,7 +20,7 @@ Files: `manifest` (the Checkpoint and its hashes), `contents` (what is saved of 
 `discovery` (finding one), `saving`, `loading`, `exporting`.
 """
 
-from mmllm.checkpoints.contents import fingerprints
+from mmllm.checkpoints.contents import fingerprints, saved_names
 from mmllm.checkpoints.discovery import MODELS, latest, open_checkpoint, prune, step_folder
 from mmllm.checkpoints.exporting import export, export_transformers, merge
 from mmllm.checkpoints.loading import load_model, load_weights, training_state
@@ -43,6 +43,7 @@ __all__ = [
     "prune",
     "require_free_space",
     "save",
+    "saved_names",
     "step_folder",
     "training_state",
     "verify",

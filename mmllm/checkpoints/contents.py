@@ -10,13 +10,14 @@ from torch import Tensor
 
 from mmllm.checkpoints.manifest import Checkpoint
 from mmllm.model import PROJECTIONS, AnyToAny
+from mmllm.projections.base import saved_tensors
 from mmllm.utils.hashing import sha256
 from mmllm.weights import tensor_shapes
 
 
 def saved_parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
-    """File -> name -> parameter, for all that is saved as plain safetensors. (Adapters are saved in
-    peft's own format.)"""
+    """File -> name -> parameter or persistent buffer, for all that is saved as plain safetensors.
+    (Adapters are saved in peft's own format.)"""
     llm = model.llm
     loras: dict[str, dict[str, Tensor]] = {
         lora_file(key): dict(decoder.lora.named_weights())
@@ -24,8 +25,8 @@ def saved_parameters(model: AnyToAny) -> dict[str, dict[str, Tensor]]:
         if decoder.lora is not None
     }
     own: dict[str, dict[str, Tensor]] = {
-        "input_projections.safetensors": dict(model.input_projections.named_parameters()),
-        "output_projections.safetensors": dict(model.output_projections.named_parameters()),
+        "input_projections.safetensors": saved_tensors(model.input_projections),
+        "output_projections.safetensors": saved_tensors(model.output_projections),
         "rows.safetensors": {"rows": llm.signal_embeddings, "head_rows": llm.signal_head},
     }
     return loras | own
@@ -47,6 +48,14 @@ def saved_sizes(source: Checkpoint) -> dict[str, int]:
     shapes = {kind: tensor_shapes(file) for kind, file in files.items()}
     shapes["rows"].pop("head_rows", None)
     return {kind: sum(map(math.prod, entry.values())) for kind, entry in shapes.items()}
+
+
+def saved_names(source: Checkpoint) -> dict[str, int]:
+    """How many names a checkpoint's input projections know (`CTCConfig.names`), by key, without
+    those that know none."""
+    shapes = tensor_shapes(source.folder / "input_projections.safetensors")
+    ids = ".name_ids"
+    return {name.removesuffix(ids): shapes[name][0] for name in shapes if name.endswith(ids)}
 
 
 def fingerprints(model: AnyToAny) -> dict[str, str]:

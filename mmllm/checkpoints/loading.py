@@ -99,6 +99,9 @@ def load_weights(model: AnyToAny, source: Checkpoint, *, replaced: Collection[st
         copy_tensors(parameters, source.folder / file, remedy=_REMEDY)
     if (source.folder / "adapter").is_dir():
         model.llm.load_lora(source.folder / "adapter")
+    with torch.no_grad(), wrap_errors(CheckpointError, source.folder):
+        for projection in model.input_projections.values():
+            projection.embed_names(model.llm.embed)  # pyright: ignore[reportCallIssue]
     verify(source, without=("llm", "training"))  # last: an error that names a tensor says more
 
 

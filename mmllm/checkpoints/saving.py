@@ -144,7 +144,9 @@ def _write_weights(draft: Path, model: AnyToAny, dtype: torch.dtype | None) -> N
         (draft / file).parent.mkdir(parents=True, exist_ok=True)
         save_tensors(
             {
-                name: value.detach().to("cpu", dtype or value.dtype)
+                name: value.detach().to(
+                    "cpu", dtype if dtype and value.is_floating_point() else value.dtype
+                )
                 for name, value in parameters.items()
             },
             draft / file,

@@ -6,7 +6,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -77,6 +77,14 @@ class InputProjection(nn.Module):
                 "another encoder?"
             )
         return self.dropout(features if self.bare else self.norm(features) + self.position)
+
+    def embed_names(self, embed: Callable[[Tensor], Tensor]) -> None:
+        """Look up the LLM's embeddings of the names that the projection knows, if it knows any:
+        once its weights are loaded.
+
+        Args:
+            embed: int[U] token ids -> float[U, D], the LLM's embeddings of them.
+        """
 
     def finish(self, tokens: Tensor) -> Tensor:
         """Scale to the RMS of LLM embeddings: float[M, N, D] -> float[M, N, D]."""
@@ -155,6 +163,33 @@ class OutputProjection(nn.Module):
             float[M, *shape] by name.
         """
         return None
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Average over the tokens that count.
+
+    Args:
+        values: float[M, L, X].
+        mask: bool[M, L], True for tokens that count; None: all.
+
+    Returns:
+        float[M, X].
+    """
+    if mask is None:
+        return values.mean(dim=1)
+    weights = mask.to(values.dtype)[..., None]
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+
+
+def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return what a checkpoint holds of a module, by name: parameters, and buffers that persist.
+
+    Args:
+        module: projections.
+    """
+    state = module.state_dict(keep_vars=True)
+    buffers = {name: state[name] for name, _ in module.named_buffers() if name in state}
+    return {**dict(module.named_parameters()), **buffers}
 
 
 def zero_rows(module: nn.Module, shape: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.errors import ConfigError
-from mmllm.projections.base import InputProjection
+from mmllm.projections.base import InputProjection, masked_mean
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class WordsProjection(InputProjection):
         Returns:
             float[M, K], averaged over the tokens that count.
         """
-        return _masked_mean(self.classifier(self.prepare(features)), mask)
+        return masked_mean(self.classifier(self.prepare(features)), mask)
 
     def mean_feature(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the classifier's input, averaged over encoder tokens.
@@ -190,7 +190,7 @@ class WordsProjection(InputProjection):
         Returns:
             float[M, C].
         """
-        return _masked_mean(self.prepare(features), mask)
+        return masked_mean(self.prepare(features), mask)
 
     @torch.no_grad()
     def set_words(self, embeddings: Tensor) -> None:
@@ -323,14 +323,6 @@ class ResamplerProjection(TokenPool):
         for layer in self.layers:
             queries = layer(queries, tokens, memory_key_padding_mask=padding)
         return queries
-
-
-def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """float[M, L, X], bool[M, L] -> float[M, X]"""
-    if mask is None:
-        return values.mean(dim=1)
-    weights = mask.to(values.dtype)[..., None]
-    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
 
 
 _CLASSES: dict[type, type] = {

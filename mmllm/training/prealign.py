@@ -318,5 +318,5 @@ class _Speller(_ReplyMatcher):
 
     def nearest(self, media: list[Medium]) -> Tensor:
         place = {reply: index for index, reply in enumerate(self.replies)}
-        spelled = self.projection.spell(*self.features(media))
+        spelled = self.projection.read(self.projection.scores(*self.features(media)))
         return torch.tensor([place.get(reply, -1) for reply in spelled])

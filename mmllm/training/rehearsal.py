@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmllm import config as configs
-from mmllm.data.formats.labelled import LabelledMedium, read_labelled
+from mmllm.data.formats.labelled import LabelledMedia, LabelledMedium, read_labelled
 from mmllm.data.sources import medium, read_rows, select
 from mmllm.errors import ConfigError
 
@@ -19,31 +19,36 @@ _DESCRIPTION = re.compile(r"I (?:see|hear) (.*)\.")
 
 
 def rehearsed_media(
-    name: str, modality: str, source: str | Path | None, *, scenes: bool = True
+    name: str, modality: str, source: str | Path | LabelledMedia | None, *, with_scenes: bool = True
 ) -> list[LabelledMedium]:
     """Read the media that a model is to keep.
 
     Args:
         name: the model's; `mini` has media of its own.
         modality: of the media.
-        source: a folder or table of labelled media; None: the model's own.
-        scenes: whether several things at once are among its own media.
+        source: labelled media, or a folder or table of them; None: the model's own.
+        with_scenes: whether several things at once are among its own media.
 
     Raises:
         ConfigError: the model has none of its own, and none are named.
     """
     if source is not None:
-        return [item for item in read_labelled(source).items if item.medium.modality == modality]
+        found = source if isinstance(source, LabelledMedia) else read_labelled(source)
+        return [item for item in found.items if item.medium.modality == modality]
     if name != "mini":
         raise ConfigError(
             f"{name}: teaching needs media that the model already names, or it would forget them; "
             "name a folder or table of them with --rehearse"
         )
-    return _single_things(modality) + (_scenes(modality) if scenes else [])
+    return single_things(modality) + (scenes(modality) if with_scenes else [])
 
 
-def _single_things(modality: str) -> list[LabelledMedium]:
-    """The media of one thing that mini was trained on."""
+def single_things(modality: str) -> list[LabelledMedium]:
+    """Return the media of one thing that mini was trained on.
+
+    Args:
+        modality: of the media.
+    """
     rows, root = read_rows(_PAIRS, None, "rehearsal")
     rows = select(rows, {"modality": modality, "split": "train"}, "rehearsal")
     return [
@@ -52,9 +57,15 @@ def _single_things(modality: str) -> list[LabelledMedium]:
     ]
 
 
-def _scenes(modality: str) -> list[LabelledMedium]:
-    """Scenes, soundscapes or clips that mini was trained on, with their descriptions."""
-    tree = {"type": "scenes", "count": _SCENES[modality], "kinds": [_KINDS[modality]]}
+def scenes(modality: str, count: int | None = None) -> list[LabelledMedium]:
+    """Return scenes, soundscapes or clips that mini was trained on, with their descriptions.
+
+    Args:
+        modality: of the media.
+        count: how many; None: as many as teaching rehearses.
+    """
+    count = count or _SCENES[modality]
+    tree = {"type": "scenes", "count": count, "kinds": [_KINDS[modality]]}
     dataset = configs.build(configs.parse_component("data", tree, "rehearsal"), where="rehearsal")
     found = []
     for index in range(len(dataset)):

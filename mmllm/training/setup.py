@@ -15,13 +15,14 @@ from accelerate import Accelerator
 from mmllm import checkpoints
 from mmllm import config as configs
 from mmllm import model as models
-from mmllm.config import PrealignConfig, RunConfig, StageConfig
+from mmllm.config import PrealignConfig, RunConfig, StageConfig, SystemConfig
 from mmllm.data.mixture import Mixture
 from mmllm.data.text_corpus import TextCorpus
 from mmllm.errors import ConfigError
 from mmllm.features.cache import FeatureCache
 from mmllm.losses import Loss, build_losses
 from mmllm.model import AnyToAny
+from mmllm.projections.ctc import CTCConfig
 from mmllm.training.connectors import prepare_connectors, report_gates
 from mmllm.training.ema import MovingAverage, without_trained
 from mmllm.training.feed import (
@@ -172,6 +173,8 @@ def build_training(
     """
     stage, output = run.stage, lock.folder
     source = begin.checkpoint
+    if source:
+        run = replace(run, system=with_saved_names(run.system, source))
     settings = dict(source.manifest["chosen"]) if source and begin.resumes else {}
     precision = settings.setdefault("precision", choose_precision(stage.precision))
     accelerator = make_accelerator(stage, precision)
@@ -252,6 +255,20 @@ def build_training(
         _warn_about_words(model)
     training.wrapped, training.optimizer = accelerator.prepare(model, optimizer)
     return training
+
+
+def with_saved_names(system: SystemConfig, source: checkpoints.Checkpoint) -> SystemConfig:
+    """Return a system whose input projections have capacity for the names that a checkpoint's know.
+
+    Args:
+        system: the system of a stage, whose config may have been written before teaching.
+        source: the checkpoint that the stage starts from.
+    """
+    saved, projections = checkpoints.saved_names(source), dict(system.input_projections)
+    for key, entry in projections.items():
+        if isinstance(entry, CTCConfig) and saved.get(key, 0) > entry.names:
+            projections[key] = replace(entry, names=saved[key])
+    return replace(system, input_projections=projections)
 
 
 def _check_decoder_lora(

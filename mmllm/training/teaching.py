@@ -1,13 +1,13 @@
 """Teach a trained model the names of one's own images, sounds or clips, in about a minute.
 
-Two types of input projections choose what they say of a medium from a vocabulary that the language
-model can already say: `words` (mmllm.projections.input.WordsProjection) one word, `ctc`
-(mmllm.projections.ctc.CTCProjection) the tokens of a description. Teaching adds what the new names
-lack, with the language model's own embeddings, and trains the classifier that chooses, on the new
-media together with those that the model was trained on (rehearsal; Robins 1995), whose scores are
-to stay as they were (distillation; Li & Hoiem 2016). Everything else stays as it is: the layers in
-front of the classifier, whose output is computed once for each medium, the language model and its
-LoRA. Nothing new can be drawn: the decoders are frozen.
+Two types of input projections choose a name of a medium by a linear classifier: `words`
+(mmllm.projections.input.WordsProjection) one of its words, `ctc` (mmllm.projections.ctc) one of its
+names, or none, and then it spells a description. Teaching appends the new names, in the language
+model's own embeddings, and trains the classifier, on the new media together with those that the
+model was trained on (rehearsal; Robins 1995), which are to be read as they were. Everything else
+stays as it is: what is in front of the classifier, whose input is computed once for each medium,
+how descriptions are spelled, the language model and its LoRA. Nothing new can be drawn: the
+decoders are frozen.
 
 Legend: M media.
 """
@@ -43,19 +43,16 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class TeachingOptions:
-    """How the classifier is trained. The values, for a projection of `type: ctc`, were chosen on
-    an interim `mini` with 20 things that it had never seen: rehearsal by the spelling alone keeps
-    0.78 of the held-out scenes as they were, by the scores 0.88, and with twice the weight 0.91;
-    training the last layer too names no more and keeps as much."""
+    """How the classifier is trained. The values are for a projection of `type: ctc`."""
 
-    steps: int = 150
-    batch_size: int = 64
-    rehearsal: float = 0.75
+    steps: int = 300
+    batch_size: int = 128
+    rehearsal: float = 0.5
     """Share of a batch that is rehearsed media."""
-    keep: float = 12.8
-    """Weight of the divergence of the scores of rehearsed media from what they were."""
+    keep: float = 1.0
+    """Weight of the loss of rehearsed media, which are to be read as they were."""
     learning_rate: float = 1e-3
-    dropout: float = 0.0
+    dropout: float = 0.2
     """Dropout of the classifier's inputs."""
     seed: int = 0
 
@@ -74,9 +71,7 @@ class TeachingOptions:
 
 _DEFAULTS: dict[type, TeachingOptions] = {
     CTCConfig: TeachingOptions(),
-    WordsConfig: TeachingOptions(
-        steps=300, batch_size=128, rehearsal=0.5, keep=1.0, learning_rate=3e-4, dropout=0.2
-    ),
+    WordsConfig: TeachingOptions(learning_rate=3e-4),
 }
 """Config of a projection that can be taught -> how it is taught."""
 
@@ -89,37 +84,37 @@ class Lesson:
     new: list[str]
     """Captions that the projection did not have."""
     known: list[str]
-    """Captions that it had: a word of their own, or the spelling of all rehearsed media with the
-    caption."""
+    """Captions that had a word, or were a name, before."""
     num_media: int
     accuracy: float
-    """Share of the taught media that are read as their word or spelled exactly: of training media,
-    so no estimate for others."""
+    """Share of the taught media that are read as their word or name: of training media, so no
+    estimate for others."""
     kept: float | None
-    """Share of the rehearsed media that are read as the same word or spelled as before; None
-    without any."""
+    """Share of the rehearsed media that are read as the same word or name as before, or spelled as
+    before; None without any. Those of a caption that is new are not rehearsed."""
 
 
 def teach(
-    source: str | Path,
+    source: str | Path | LabelledMedia,
     output: str | Path,
     *,
     model: str = "mini",
-    rehearse: str | Path | None = None,
+    rehearse: str | Path | LabelledMedia | None = None,
     options: TeachingOptions | None = None,
     steps: int | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[list[Lesson], LabelledMedia]:
-    """Teach a model the names of the media in a folder or table, and save it as a checkpoint.
+    """Teach a model the names of labelled media, and save it as a checkpoint.
 
     Args:
-        source: a folder or table of labelled media (mmllm.data.formats.labelled.read_labelled).
+        source: the media, or a folder or table of them (read_labelled of
+            mmllm.data.formats.labelled).
         output: where the checkpoint is written; what stands there is replaced whole.
         model: a checkpoint folder or a known name. The encoders of the media's modalities need an
             input projection of `type: ctc` or `type: words`.
-        rehearse: a folder or table of media that the model already names, which it is to keep;
+        rehearse: media that the model already names and is to keep, or a folder or table of them;
             `mini`, and what was trained on its data, rehearses its own training media.
         options: how the classifier is trained; None: as the type of its projection asks for, with
             `steps` and `seed`.
@@ -137,7 +132,7 @@ def teach(
         CheckpointError: `model` is no checkpoint, or the disk does not take the new one.
         CacheError: `cache` cannot be written.
     """
-    own = read_labelled(source)
+    own = source if isinstance(source, LabelledMedia) else read_labelled(source)
     found = checkpoints.open_checkpoint(model)
     system = found.system()
     keys = {entry: _encoder_of(system, entry) for entry in _modalities(own.items)}
@@ -148,7 +143,7 @@ def teach(
         for modality, key in keys.items():
             items = [item for item in own.items if item.medium.modality == modality]
             spells = isinstance(system.input_projections[key], CTCConfig)
-            rehearsed = rehearsed_media(system.name, modality, rehearse, scenes=spells)
+            rehearsed = rehearsed_media(system.name, modality, rehearse, with_scenes=spells)
             chosen = options
             if chosen is None:
                 default = _DEFAULTS[type(system.input_projections[key])]
@@ -217,6 +212,8 @@ class _Teacher:
         captions = list(dict.fromkeys(_caption(item) for item in self.items))
         classifier = copy.deepcopy(self.learner.classifier)
         readings, new = self.learner.add(captions, by_caption)
+        same = [i for i, item in enumerate(self.rehearsed) if _caption(item) not in new]
+        old, before = old[same], [before[i] for i in same]
         wanted = [readings[_caption(item)] for item in self.items]
         self._fit(own, wanted, old, classifier)
         return Lesson(

@@ -56,7 +56,8 @@ def copy_tensors(targets: Mapping[str, Tensor], file: Path, *, remedy: str) -> N
 
     Args:
         targets: The tensors to fill, by name.
-        file: Holds the same names and shapes, of finite real numbers.
+        file: Holds the same names and shapes, of finite real numbers, or of whole numbers where
+            the target has them.
         remedy: The end of the message where they differ.
 
     Raises:
@@ -77,9 +78,11 @@ def copy_tensors(targets: Mapping[str, Tensor], file: Path, *, remedy: str) -> N
                 )
         for name in targets:
             tensor = saved.get_tensor(name)
-            if not tensor.is_floating_point():
+            real = targets[name].is_floating_point()
+            if tensor.is_floating_point() != real or tensor.is_complex():
                 raise CheckpointError(
-                    f"{file}: entry {quoted(name)}: expected real numbers, got {tensor.dtype}"
+                    f"{file}: entry {quoted(name)}: expected {'real' if real else 'whole'} "
+                    f"numbers, got {tensor.dtype}"
                 )
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Teaching a tiny model whose projection chooses words, or spells."""
+"""Teaching a tiny model whose projection chooses words, or names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from mmllm import checkpoints, config
 from mmllm.checkpoints import load_model, open_checkpoint
 from mmllm.conversation import Image
+from mmllm.data.formats.labelled import read_labelled
 from mmllm.errors import ConfigError
 from mmllm.projections.ctc import CTCConfig, CTCProjection
-from mmllm.training.learners import SpellingLearner
+from mmllm.training.learners import NameLearner
 from mmllm.training.teaching import Lesson, TeachingOptions, teach
 
 WORDS = {"type": "words", "words": 6, "num_tokens": 2}
@@ -95,22 +96,33 @@ def test_new_things_are_read_by_name_and_the_others_as_before(
     changed = {
         name
         for name, value in new.items()
-        if value.shape != old[name].shape or not torch.equal(value, old[name])
+        if name not in old or value.shape != old[name].shape or not torch.equal(value, old[name])
     }
     head = "input_projections.image."
-    assert changed == {head + name for name in ("table", "classifier.weight", "classifier.bias")}
+    own = {
+        "words": ("table", "classifier.weight", "classifier.bias"),
+        "ctc": ("name_ids", "namer.weight", "namer.bias"),
+    }
+    assert changed == {head + name for name in own[kind["type"]]}
     rows = len(old[head + "table"])
     assert torch.equal(new[head + "table"][:rows], old[head + "table"])
     if kind is CTC:
-        image = Image(tmp_path / "own" / "hour" / "0.png").decoded()
-        samples = after.encoders["image"].preprocess(image)[None]  # pyright: ignore
-        tokens = after.encoders["image"](samples).tokens
-        learner = SpellingLearner(after, "image")
-        (read,) = learner.read(learner.inputs(tokens, None))
+        assert after.config.input_projections["image"].names == 2
+        features = features_of(after, tmp_path / "own" / "hour" / "0.png")
+        projection: Any = after.input_projections["image"]
+        (read,) = projection.spell(features)
         assert after.llm.tokenizer.decode(read) == " an hour"
+        tokens = projection(features)[0, : len(read)]
+        assert torch.equal(tokens, after.llm.embed(torch.tensor(read)))
 
 
-def test_a_caption_that_all_its_media_are_spelled_as_is_known(
+def features_of(model: Any, file: Path) -> torch.Tensor:
+    """float[1, L, C] of an image."""
+    encoder = model.encoders["image"]
+    return encoder(encoder.preprocess(Image(file).decoded())[None]).tokens
+
+
+def test_a_caption_that_is_a_name_is_known_and_new_ones_are_not_rehearsed(
     make_model: Any, system_tree: dict, tmp_path: Path
 ) -> None:
     source = written_model(make_model, system_tree, tmp_path, CTC)
@@ -120,37 +132,70 @@ def test_a_caption_that_all_its_media_are_spelled_as_is_known(
         tmp_path / "again-taught",
         model=str(tmp_path / "taught"),
         rehearse=write(tmp_path / "both", "hour", "rocket"),
-        options=TeachingOptions(steps=1),
+        options=TeachingOptions(steps=300, batch_size=16, learning_rate=3e-2),
         progress=False,
     )
     assert (lessons[0].known, lessons[0].new) == (["an hour"], ["a rocket"])
+    assert (lessons[0].accuracy, lessons[0].kept) == (1.0, 1.0)
+    (found,) = checkpoints.saved_names(open_checkpoint(tmp_path / "again-taught")).values()
+    assert found == 3
 
 
-def spelling(make_model: Any, system_tree: dict, ids: Any = None, **changes: Any) -> Any:
+def test_what_is_rehearsed_without_a_name_stays_spelled(
+    make_model: Any, system_tree: dict, tmp_path: Path
+) -> None:
+    source = written_model(make_model, system_tree, tmp_path, CTC)
+    taught(tmp_path, source)
+    before, after = (load_model(open_checkpoint(path)) for path in (source, tmp_path / "taught"))
+    for label in ("rocket", "violin", "world"):
+        features = features_of(after, tmp_path / "known" / label / "0.png")
+        was, now = (model.input_projections["image"](features) for model in (before, after))
+        assert torch.equal(was, now)
+
+
+def test_media_in_memory_are_taught_as_those_of_a_folder(
+    make_model: Any, system_tree: dict, tmp_path: Path
+) -> None:
+    source = written_model(make_model, system_tree, tmp_path, CTC)
+    taught(tmp_path, source)
+    lessons, media = teach(
+        read_labelled(tmp_path / "own"),
+        tmp_path / "memory",
+        model=str(source),
+        rehearse=read_labelled(tmp_path / "known"),
+        options=TeachingOptions(steps=500, batch_size=16, learning_rate=3e-2, keep=5.0),
+        progress=False,
+    )
+    assert len(media.items) == lessons[0].num_media == 6
+    one, other = (load_model(open_checkpoint(tmp_path / name)) for name in ("taught", "memory"))
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+
+
+def naming(make_model: Any, system_tree: dict, **changes: Any) -> NameLearner:
     projections = {**system_tree["input_projections"], "image": {**CTC, **changes}}
-    model = make_model(input_projections=projections)
-    ids = ids(model.llm.tokenizer) if ids else []
-    if ids:
-        rows = model.llm.embedding.weight[torch.tensor(ids)]
-        model.input_projections["image"].set_vocabulary(ids, rows)
-    return SpellingLearner(model, "image")
+    return NameLearner(make_model(input_projections=projections), "image")
 
 
-def test_words_that_all_replies_have_are_not_spelled(make_model: Any, system_tree: dict) -> None:
-    learner = spelling(make_model, system_tree)
+def test_names_are_tokenized_as_within_a_text_and_none_has_two(
+    make_model: Any, system_tree: dict
+) -> None:
+    learner = naming(make_model, system_tree)
     encode = learner.model.llm.tokenizer.encode
-    readings, new = learner.add(["a red apple"], {"a rocket": [()], "a violin": [()]})
-    assert readings["a red apple"] == tuple(encode(" red apple"))
-    assert new == ["a red apple"]
-    learner = spelling(make_model, system_tree, lambda tokenizer: tokenizer.encode(" a"))
-    readings, _ = learner.add(["a red apple"], {"a rocket": [()], "a violin": [()]})
-    assert readings["a red apple"] == tuple(encode(" a red apple"))
+    assert learner.add(["a rocket", "an hour"], {}) == (
+        {"a rocket": 1, "an hour": 2},
+        ["a rocket", "an hour"],
+    )
+    readings, new = learner.add(["a red apple", "a rocket"], {"a violin": [0]})
+    assert (readings, new) == ({"a red apple": 3, "a rocket": 1}, ["a red apple"])
+    captions = (" a rocket", " an hour", " a red apple")
+    assert learner.projection.names() == [tuple(encode(caption)) for caption in captions]
 
 
 def test_a_caption_that_is_too_long_is_refused(make_model: Any, system_tree: dict) -> None:
-    learner = spelling(make_model, system_tree, num_tokens=1)
-    with pytest.raises(ConfigError, match="spells 1 to 1 tokens in 12 steps; choose a shorter"):
-        learner.add(["a red apple"], {"a rocket": [()], "an hour": [()]})
+    learner = naming(make_model, system_tree, num_tokens=1)
+    with pytest.raises(ConfigError, match=r"has 3 tokens, but .* spells 1 to 1; choose a shorter"):
+        learner.add(["a red apple"], {})
 
 
 def test_a_projection_of_another_type_is_refused(
@@ -169,16 +214,3 @@ def test_the_vocabulary_of_trained_weights_is_found_again() -> None:
     projection.ids = torch.full((5,), -1)
     projection.find_ids(table)
     assert projection.ids.tolist() == [7, 30, 31, -1, -1]
-
-
-def test_an_appended_vocabulary_changes_nothing_that_is_spelled() -> None:
-    torch.manual_seed(0)
-    projection = CTCProjection(CTCConfig(**SMALL), (3, 8), 16, 0.5).eval()
-    features = torch.randn(20, 3, 8)
-    before, scores = projection(features), projection.scores(features)
-    rows = torch.randn(2, 16)
-    projection.add_vocabulary([70, 80], rows)
-    assert (projection.vocabulary, projection.ids[5:].tolist()) == (7, [70, 80])
-    assert torch.allclose(projection.table[5:] * projection.gain, rows)
-    torch.testing.assert_close(projection.scores(features)[..., :6], scores)
-    torch.testing.assert_close(projection(features), before)
