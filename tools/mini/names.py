@@ -1,6 +1,7 @@
 """Teaches a run the names of mini's own single media: pictures, sounds and clips of one thing.
 
     python -m tools.mini.names RUN OUT
+    python -m tools.mini.names RUN OUT --also FOLDER
 
 For input projections of `type: ctc`. Pictures are those of training styles; scenes, soundscapes and
 clips with descriptions are rehearsed, and stay spelled.
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmllm import checkpoints
-from mmllm.data.formats.labelled import LabelledMedia, LabelledMedium
+from mmllm.data.formats.labelled import LabelledMedia, LabelledMedium, read_labelled
 from mmllm.projections.ctc import CTCConfig
 from mmllm.training import teaching
 from mmllm.training.rehearsal import scenes, single_things
@@ -43,6 +44,15 @@ def modalities(run: str | Path) -> list[str]:
     )
 
 
+def own_media(run: str | Path) -> list[LabelledMedium]:
+    """Mini's own single media of the modalities that a run spells.
+
+    Args:
+        run: a checkpoint, or a run with several.
+    """
+    return [item for modality in modalities(run) for item in single_things(modality)]
+
+
 def teach(
     run: str | Path,
     output: str | Path,
@@ -65,11 +75,10 @@ def teach(
         cache: folder of a feature cache.
         progress: show a progress bar.
     """
-    known = modalities(run)
     if media is None:
-        media = [item for modality in known for item in single_things(modality)]
+        media = own_media(run)
     if rehearse is None:
-        rehearse = [item for modality in known for item in scenes(modality)]
+        rehearse = [item for modality in modalities(run) for item in scenes(modality)]
     lessons, _ = teaching.teach(
         LabelledMedia(list(media), []),
         output,
@@ -86,10 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, help="a checkpoint, or a run with several")
     parser.add_argument("out", type=Path, help="where the checkpoint is written")
+    parser.add_argument("--also", type=Path, help="a folder or table of further labelled media")
     parser.add_argument("--cache", type=Path, help="folder of a feature cache")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    for lesson in teach(arguments.run, arguments.out, cache=arguments.cache):
+    media = own_media(arguments.run)
+    if arguments.also:
+        media += read_labelled(arguments.also).items
+    for lesson in teach(arguments.run, arguments.out, media, cache=arguments.cache):
         logger.info(
             "%s: %d media of %d names; %.3f of them read right, %.3f of the scenes as before",
             lesson.encoder,
