@@ -24,7 +24,7 @@ from mmllm.mini.clip_transformer import ClipFrameCodec, ClipTransformer
 from tests import parts
 from tools.mini.world import clip_judge, decoders, judge, pool, soundscape_judge
 from tools.mini.world.cards import write_card
-from tools.mini.world.denoisers import DENOISERS, pipeline, predict_frames
+from tools.mini.world.denoisers import DENOISERS, finer, pipeline, predict_frames
 from tools.mini.world.pipelines import ship
 from tools.mini.world.run import Progress, Run
 from tools.mini.world.text import MAX_TOKENS, CaptionStates, standardised
@@ -153,6 +153,30 @@ def test_pool_and_decoder(tmp_path: Path) -> None:
     swapped = decoders.sample(denoiser, network, shape, flipped, seed=0, steps=2)
     assert first.shape == (16, 16, 16)
     assert not torch.allclose(first, swapped[0], atol=1e-3)
+
+
+def test_a_decoder_begins_as_one_for_images_of_half_the_size(tmp_path: Path) -> None:
+    """Where all latents of a place are alike, it predicts what the smaller one does."""
+    pool.encode(pool.KINDS["image"], tmp_path, None, takes=1, count=8, half=True)
+    assert pool.shape(tmp_path) == (16, 8, 8)
+    torch.manual_seed(0)
+    denoiser = DENOISERS["image"]
+    small, large = (denoiser.build(torch.Size((16, side, side)), 16) for side in (8, 16))
+    for name, weight in small.named_parameters():
+        nn.init.normal_(weight, std=0.1)
+        grown = dict(large.named_parameters())[name]
+        grown.data.copy_(finer(weight.detach(), grown.shape))
+    noisy, text = torch.randn(2, 16, 8, 8), (torch.randn(2, 3, 16), torch.ones(2, 3))
+    with torch.no_grad():
+        made = [
+            denoiser.predict(network.eval(), latents, torch.tensor([0.3, 0.8]), text)
+            for network, latents in ((small, noisy), (large, _doubled(noisy)))
+        ]
+    torch.testing.assert_close(made[1], _doubled(made[0]), rtol=1e-4, atol=1e-4)
+
+
+def _doubled(latents: torch.Tensor) -> torch.Tensor:
+    return latents.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 SHAPES = {"image": (16, 16, 16), "video": (16, 9, 16, 16), "audio": (192, 64)}

@@ -7,6 +7,9 @@
     python -m tools.mini.world.decoders image --run runs/decoders/image --pool runs/pool/image \\
         --ship my/decoder
 
+An image decoder may begin with one for images of half the size, whose pool `latents --half` makes:
+`image --after runs/decoders/half`.
+
 `video --after runs/decoders/image --images runs/pool/image` trains the decoder of clips: layers
 over time between those of the image decoder, which stay as they are. With `--joint` both train,
 on clips and on images: of that run `image --ship` writes the one. `video --ship` with
@@ -48,6 +51,7 @@ from tools.mini.world.denoisers import (
     TEXT_PATH,
     Denoiser,
     Text,
+    finer,
     pipeline,
     predict_frames,
 )
@@ -256,7 +260,7 @@ def main() -> None:
     codec: Any = pool.KINDS[arguments.modality].codec(arguments.codec)
     network = denoiser.build(shape, captions.states.shape[-1]).train()
     if arguments.after:
-        load_run(arguments.after, network)
+        load_run(arguments.after, network, finer)
         if arguments.images and not arguments.joint:
             keep_images(network)
     run = Run(

@@ -97,6 +97,23 @@ def _pixart(shape: torch.Size, width: int) -> nn.ModuleDict:
     return nn.ModuleDict({"transformer": initialised(transformer)})
 
 
+def finer(weights: Tensor, shape: torch.Size) -> Tensor:
+    """Weights of a transformer for images of half the size, for tokens of twice as many latents in
+    width and height: each is repeated over the latents of its place.
+
+    Args:
+        weights: of the first layer, float[D, C, p, p], of the last, float[p * p * C, ...], or of
+            any other layer, which stay as they are.
+        shape: what they have in the larger transformer.
+    """
+    if len(shape) == 4 and shape[-1] == 2 * weights.shape[-1]:
+        return weights.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
+    if shape and shape[0] == 4 * weights.shape[0]:
+        places = weights.unflatten(0, (2, 2, -1))  # a token of an image of 64 pixels is 2 x 2
+        return places.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten(0, 2)
+    return weights
+
+
 def _predict_image(network: nn.ModuleDict, noisy: Tensor, level: Tensor, text: Text) -> Tensor:
     states, mask = text
     return network["transformer"](

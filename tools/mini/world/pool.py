@@ -24,6 +24,7 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from mmllm.mini import locate
@@ -156,8 +157,11 @@ def captions(folder: Path) -> CaptionStates:
 
 
 @torch.inference_mode()
-def encode(kind: Kind, out: Path, codec: Path | None, takes: int, count: int) -> None:
-    """Write the latents of renderings, a file for every SHARD of items."""
+def encode(
+    kind: Kind, out: Path, codec: Path | None, takes: int, count: int, half: bool = False
+) -> None:
+    """Write the latents of renderings, a file for every SHARD of items; `half`: of images of half
+    the width and height."""
     vae: Any = kind.codec(codec)
     for start in range(0, count, SHARD):
         file = out / f"latents-{start}.safetensors"
@@ -166,6 +170,8 @@ def encode(kind: Kind, out: Path, codec: Path | None, takes: int, count: int) ->
         parts = []
         for index in tqdm(range(start, min(start + SHARD, count), 8), mininterval=20):
             rendered = torch.cat([renderings(kind, i, takes) for i in range(index, index + 8)])
+            if half:
+                rendered = functional.avg_pool2d(rendered, 2)
             with torch.autocast("cpu", torch.bfloat16):
                 latents = over_frames(lambda x: vae.encode(x).latent_dist.mode(), rendered)
             parts.append((latents.float() * kind.scale(vae)).unflatten(0, (8, takes)))
@@ -204,15 +210,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40_000, help="items, a multiple of 8")
     parser.add_argument("--codec", type=Path, help="what tools.mini.codec wrote, if not shipped")
     parser.add_argument("--takes", type=int, default=1, help="renderings of an item")
+    parser.add_argument("--half", action="store_true", help="images of half the size, latents")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    if arguments.half and (arguments.modality, arguments.what) != ("image", "latents"):
+        parser.error("--half is for image latents")
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     kind = KINDS[arguments.modality]
     if arguments.what == "captions":
         read_captions(kind, arguments.out, arguments.count)
     else:
-        encode(kind, arguments.out, arguments.codec, arguments.takes, arguments.count)
+        encode(
+            *(kind, arguments.out, arguments.codec, arguments.takes, arguments.count),
+            half=arguments.half,
+        )
 
 
 if __name__ == "__main__":

@@ -138,13 +138,24 @@ class Run:
                 weight.data.copy_(self.averages[name])
 
 
-def load_run(folder: Path, model: nn.Module) -> None:
-    """Copy the averaged weights of a run into a model, but layers that it lacks."""
+def load_run(
+    folder: Path,
+    model: nn.Module,
+    fit: Callable[[Tensor, torch.Size], Tensor] = lambda average, shape: average,
+) -> None:
+    """Copy the averaged weights of a run into a model, but layers that it lacks.
+
+    Args:
+        folder: of the run.
+        model: what gets them.
+        fit: (averaged weights, shape that the model has) -> weights; of another shape, they are
+            left out.
+    """
     progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     state = load_file(folder / f"state-{progress['step']}.safetensors")
     for name, weight in model.named_parameters():
         average = state.get(f"average/{name}")
-        if average is not None and average.shape == weight.shape:
+        if average is not None and (average := fit(average, weight.shape)).shape == weight.shape:
             weight.data.copy_(average)
 
 
