@@ -55,6 +55,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "decoders": {
         "pixart": "mmllm.decoders.pixart:PixArtConfig",
         "wan": "mmllm.decoders.wan:WanConfig",
+        "wan_i2v": "mmllm.decoders.wan_i2v:WanI2VConfig",
+        "wan_vace": "mmllm.decoders.wan_vace:WanVACEConfig",
         "stable_audio": "mmllm.decoders.stable_audio:StableAudioConfig",
         "stable_diffusion": "mmllm.decoders.stable_diffusion:StableDiffusionConfig",
         "sd3": "mmllm.decoders.sd3:SD3Config",

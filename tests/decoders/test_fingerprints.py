@@ -33,6 +33,7 @@ GOLDEN = {
     "sana_video": "31e47a60e9d8d3bd",
     "stable_audio3": "2929e28b450ba237",
     "hunyuan_video15": "9c557b24afb028cf",
+    "wan_vace": "0587e8d8aa42ef4c",
     "ace_step": "e9f83cf3005c5b1f",
     "kandinsky6": "38ebcef8c054bf66",
     "kandinsky5": "0303b3dd9add09d9",

@@ -105,6 +105,75 @@ def wan_pipeline() -> diffusers.WanPipeline:
     )
 
 
+def _wan_parts() -> dict[str, Any]:
+    """All but the transformer of a Wan whose codec is causal: 4 channels, 4 frames and 4 x 4 pixels
+    a latent."""
+    tokenizer, encoder = _text(transformers.UMT5EncoderModel, transformers.UMT5Config)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "vae": diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[True, True],
+            latents_mean=[0.1, 0.0, -0.1, 0.2],
+            latents_std=[0.5, 1.0, 0.8, 0.6],
+            scale_factor_temporal=4,
+            scale_factor_spatial=4,
+        ),
+        "scheduler": diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    }
+
+
+def _wan_transformer(kind: type, in_channels: int, **changes: Any) -> Any:
+    return kind(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=in_channels,
+        out_channels=4,
+        text_dim=WIDTH,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=16,
+        **changes,
+    )
+
+
+def wan_i2v_pipeline(
+    *, with_image_encoder: bool = False, num_pictures: int = 1, **settings: Any
+) -> diffusers.WanImageToVideoPipeline:
+    """Of Wan 2.1 with an image encoder, for one or two pictures; else of Wan 2.2, whose `settings`
+    are `boundary_ratio` or `expand_timesteps`."""
+    parts, images = _wan_parts(), dict[str, Any]()
+    if with_image_encoder:
+        vision = transformers.CLIPVisionConfig(
+            hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            image_size=8, patch_size=4,
+        )  # fmt: skip
+        parts["image_encoder"] = transformers.CLIPVisionModel(vision)
+        side = {"height": 8, "width": 8}
+        parts["image_processor"] = transformers.CLIPImageProcessor(size=side, crop_size=side)
+        images = {"image_dim": 8, "added_kv_proj_dim": 24}
+        images["pos_embed_seq_len"] = 2 * 5 if num_pictures > 1 else None
+    channels = 4 if settings.get("expand_timesteps") else 4 + 4 + 4  # noise, mask, given frames
+    for name in ("transformer", "transformer_2"):
+        if name == "transformer" or settings.get("boundary_ratio"):
+            parts[name] = _wan_transformer(diffusers.WanTransformer3DModel, channels, **images)
+    return diffusers.WanImageToVideoPipeline(**parts, **settings)
+
+
+def wan_vace_pipeline() -> diffusers.WanVACEPipeline:
+    control = 2 * 4 + 4 * 4  # what is kept, what is not, and a mask of 4 x 4 pixels
+    transformer = _wan_transformer(
+        diffusers.WanVACETransformer3DModel, 4, vace_layers=[0, 1], vace_in_channels=control
+    )
+    return diffusers.WanVACEPipeline(**_wan_parts(), transformer=transformer)
+
+
 def stable_audio_pipeline() -> diffusers.StableAudioPipeline:
     tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
     codec = MelAutoencoder(
@@ -1102,6 +1171,7 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         kandinsky6_pipeline,
         CLIPS | {"max_caption_tokens": 16, "negative_prompt": ""},
     ),
+    "wan_vace": ("wan_vace", wan_vace_pipeline, CAPTIONS | CLIPS),
     "ace_step": (
         "ace_step",
         ace_step_pipeline,
