@@ -26,6 +26,7 @@ CALL = {
     "flux2_klein": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
+    "nucleus_image": {"max_sequence_length": 96, **tiny.SQUARE},
     "krea2": {"max_sequence_length": 16, **tiny.SQUARE},
     "sana_video": {
         "max_sequence_length": tiny.TOKENS,

@@ -676,15 +676,8 @@ def z_image_pipeline() -> Any:
 def qwen_image_pipeline() -> Any:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
     text = {**language_model(), "rope_scaling": rope}
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": WIDTH,
-    }
     encoder = transformers.Qwen2_5_VLForConditionalGeneration(
-        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=_QWEN3_VISION)
     )
     return diffusers.QwenImagePipeline(
         tokenizer=word_tokenizer(),
@@ -713,6 +706,15 @@ def qwen_codec() -> Any:
         latents_mean=[0.1, 0.0, -0.1, 0.2],
         latents_std=[0.5, 1.0, 0.8, 0.6],
     )
+
+
+_QWEN3_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": WIDTH,
+}
 
 
 def krea2_pipeline() -> Any:
@@ -753,6 +755,54 @@ def krea2_pipeline() -> Any:
             axes_dims_rope=(4, 6, 6),
         ),
         text_encoder_select_layers=(1, 2),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def nucleus_image_pipeline() -> Any:
+    # The pipeline reads the last layer but seven. Words of its instruction are unknown ones.
+    words = [*WORDS, "user", "assistant", "system"]
+    special = ["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
+    special += ["<|vision_start|>", "<|vision_end|>"]
+    tokenizer = word_tokenizer(words, additional_special_tokens=special, model_max_length=1024)
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+        "{% for part in message['content'] %}{{ part if part is string else part['text'] }}"
+        "{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant"
+    )
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    text = {**language_model(), "vocab_size": len(tokenizer), "rope_parameters": rope}
+    transformer = diffusers.NucleusMoEImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        dense_moe_strategy="all_moe",
+        num_experts=2,
+        moe_intermediate_dim=8,
+        capacity_factors=1.0,
+    )
+    for name, parameter in transformer.named_parameters():
+        if ".experts." in name:  # which are left empty
+            torch.nn.init.normal_(parameter, std=0.2)
+    return diffusers.NucleusMoEImagePipeline(
+        processor=transformers.Qwen3VLProcessor(
+            transformers.Qwen2VLImageProcessor(patch_size=16, min_pixels=1024, max_pixels=1024),
+            tokenizer,
+            transformers.Qwen3VLVideoProcessor(),
+            chat_template=template,
+        ),
+        text_encoder=transformers.Qwen3VLForConditionalGeneration(
+            transformers.Qwen3VLConfig(
+                text_config=text | {"num_hidden_layers": 8}, vision_config=_QWEN3_VISION
+            )
+        ),
+        vae=qwen_codec(),
+        transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )
 
@@ -1144,6 +1194,11 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "flux2_klein": ("flux2", flux2_klein_pipeline, CAPTIONS | SQUARE),
     "z_image": ("z_image", z_image_pipeline, CAPTIONS | SQUARE),
     "qwen_image": ("qwen_image", qwen_image_pipeline, {"max_caption_tokens": 64, **SQUARE}),
+    "nucleus_image": (
+        "nucleus_image",
+        nucleus_image_pipeline,
+        {"max_caption_tokens": 96, **SQUARE},
+    ),
     "krea2": ("krea2", krea2_pipeline, {"max_caption_tokens": 16, **SQUARE}),
     "sana_video": (
         "sana_video",
@@ -1244,6 +1299,12 @@ DIALECTS = {
             answer[:, 384:].unflatten(1, (31, 4)),
         ),
         answer=_joined,
+    ),
+    "nucleus_image": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape, 2),
+        clock=lambda times: times * 1000,
+        write=lambda answer: (-answer,),
+        answer=lambda written: -written,
     ),
     "krea2": Dialect(
         pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
