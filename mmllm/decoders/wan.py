@@ -80,7 +80,7 @@ class WanBase(VideoDecoder):
 
     @property
     def max_latent_frames(self) -> int:
-        """How many latents in time the table of rotary positions has room for."""
+        """The end of the table of rotary positions, in latents in time."""
         return self._positions * self._patch[0]
 
     @property

@@ -62,8 +62,8 @@ class WanVACEDecoder(WanReferenceBase):
     def configure(self) -> None:
         super().configure()
         # A reference is one more latent in time; the pipeline makes their masks of a video's.
-        room = self.max_latent_frames - self.latent_frames
-        self.max_references = min(self.latent_frames, room)
+        free = self.max_latent_frames - self.latent_frames
+        self.max_references = min(self.latent_frames, free)
 
     def fit_reference(self, medium: Image) -> PILImage.Image:
         """The whole picture on white, as the pipeline itself brings it to a size."""

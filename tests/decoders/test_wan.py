@@ -131,7 +131,7 @@ def test_each_picture_changes_the_video(animate, kind):
 
 
 @KINDS
-def test_without_a_picture_nothing_is_made_and_that_is_said(animate, kind):
+def test_without_a_picture_nothing_is_made_and_the_error_names_it(animate, kind):
     decoder = animate(kind)
     condition = decoder.encode_captions(["a dog"])
     missing = "WanImageToVideoPipeline needs a picture, and there is none: put one into"
@@ -442,7 +442,7 @@ def test_what_vace_does_not_take_is_refused_by_name(make):
         decoder.with_overrides(strength=0.5)
 
 
-def test_the_longest_video_of_vace_leaves_room_for_its_references(make):
+def test_the_longest_video_of_vace_has_positions_for_its_references(make):
     """The table of positions has 16 latents in time."""
     frames = {5: 2, 29: 8, 33: 7, 61: 0}
     assert {n: make("wan_vace", frames=n).max_references for n in frames} == frames
