@@ -55,6 +55,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "decoders": {
         "pixart": "mmllm.decoders.pixart:PixArtConfig",
         "wan": "mmllm.decoders.wan:WanConfig",
+        "wan_i2v": "mmllm.decoders.wan_i2v:WanI2VConfig",
+        "wan_vace": "mmllm.decoders.wan_vace:WanVACEConfig",
         "stable_audio": "mmllm.decoders.stable_audio:StableAudioConfig",
         "stable_diffusion": "mmllm.decoders.stable_diffusion:StableDiffusionConfig",
         "sd3": "mmllm.decoders.sd3:SD3Config",
@@ -72,6 +74,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "kandinsky5": "mmllm.decoders.kandinsky5:Kandinsky5Config",
         "kandinsky5_video": "mmllm.decoders.kandinsky5:Kandinsky5VideoConfig",
         "kandinsky6": "mmllm.decoders.kandinsky6:Kandinsky6Config",
+        "nucleus_image": "mmllm.decoders.nucleus_image:NucleusImageConfig",
         "krea2": "mmllm.decoders.krea2:Krea2Config",
         "hunyuan_video15": "mmllm.decoders.hunyuan_video15:HunyuanVideo15Config",
         "stable_audio3": "mmllm.decoders.stable_audio3:StableAudio3Config",

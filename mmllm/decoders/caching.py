@@ -1,4 +1,5 @@
-"""Step caching: a denoising step reuses activations of the previous step that hardly change.
+"""Step caching: a denoising step reuses activations of the previous step that hardly change, or, as
+the keys and values of a caption to which a transformer only attends, not at all.
 
 The techniques are diffusers'. They are enabled for one call of a pipeline: nothing cached reaches
 the next call or the denoising loss.
@@ -34,10 +35,17 @@ def _taylorseer(_pipeline: Any, _threshold: float) -> Any:
     return TaylorSeerCacheConfig()
 
 
+def _text_kv(_pipeline: Any, _threshold: float) -> Any:
+    from diffusers import TextKVCacheConfig
+
+    return TextKVCacheConfig()
+
+
 CACHES: dict[str, Callable[[Any, float], Any]] = {
     "first_block": _first_block,
     "pyramid_attention": _pyramid_attention,
     "taylorseer": _taylorseer,
+    "text_kv": _text_kv,
 }
 """Name in a config -> diffusers' config, from the pipeline and the threshold."""
 
@@ -56,6 +64,8 @@ PIPELINES = {
     "pyramid_attention": _GUIDED_TOGETHER | {"FluxPipeline"},
     # It finds attention layers by name, and does nothing where there are none.
     "taylorseer": _JOINT | {"Flux2KleinPipeline"},
+    # Exact. diffusers 0.42 knows the blocks of this transformer only, and hooks no others.
+    "text_kv": {"NucleusMoEImagePipeline"},
 }
 """Name in a config -> the diffusers pipelines in which it works as intended."""
 

@@ -24,7 +24,7 @@ SAMPLING_FIELDS = (
     *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
     *("references", "noise", "keep", "cache", "cache_threshold", "offload", "text_encoder"),
     *("quantization", "compile", "lora", "lora_scale", "train_lora", "vae_slicing", "shift"),
-    *("lyrics", "vocal_language"),
+    *("lyrics", "vocal_language", "conditioning_scale"),
 )
 """Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
 
@@ -44,7 +44,7 @@ class DecoderConfig:
         negative_prompt: the caption to guide away from.
         scheduler: the name of another solver (mmllm.decoders.schedules); None: the pipeline's own.
         dtype: of the pipeline's weights.
-        cache: step caching (mmllm.decoders.caching).
+        cache: what is kept from step to step (mmllm.decoders.caching).
         cache_threshold: the change up to which `first_block` reuses a step.
         offload: components of the pipeline are on the accelerator only while they compute: `model`
             one after the other, `group` block by block, the next one while one computes,
@@ -71,7 +71,7 @@ class DecoderConfig:
     negative_prompt: str = ""
     scheduler: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    cache: Literal["first_block", "pyramid_attention", "taylorseer"] | None = None
+    cache: Literal["first_block", "pyramid_attention", "taylorseer", "text_kv"] | None = None
     cache_threshold: float = 0.05
     offload: Literal["none", "model", "group", "sequential"] = "none"
     text_encoder: Literal["own", "llm"] = "own"

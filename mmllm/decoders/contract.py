@@ -69,10 +69,14 @@ class DecoderContract(ABC):
     in a medium."""
     max_references: int = 0
     """How many pictures the pipeline can be conditioned on besides the caption; 0: none."""
+    min_references: int = 1
+    """How many it takes at least, where it takes any."""
     needs_references: bool = False
     """Whether it makes nothing without one."""
     masks_references: bool = False
     """Whether it takes a mask and references in one call."""
+    starts_with_references: bool = False
+    """Whether it takes a medium to start from, without a mask, and references in one call."""
 
     @property
     def takes_mask(self) -> bool:
@@ -346,8 +350,8 @@ class DecoderContract(ABC):
         """Prepare sampling that repaints a part of media. Needed where `takes_mask` is true.
 
         Args:
-            media: M images.
-            masks: M masks of their sizes, white where they may change.
+            media: M media of `init_modality`.
+            masks: M masks of their sizes, white where they may change; of a video in all frames.
 
         Returns:
             The pipeline that repaints them, and the additional arguments of its call.
@@ -361,8 +365,8 @@ class DecoderContract(ABC):
         black. Needed where `takes_mask` is true.
 
         Args:
-            made: M images in our size.
-            media: the M images that they were made from.
+            made: M media in our size.
+            media: the M media that they were made from.
             masks: M masks of their sizes.
         """
         raise NotImplementedError

@@ -359,7 +359,7 @@ class ModalityDecoder(DecoderContract):
             if each is not None:
                 check_condition(self, each, num)
         media.check(self, num)
-        if num > 1 and (self.samples_one_by_one or media.is_one_by_one(self)):
+        if num > 1 and media.is_one_by_one(self):
             return [
                 medium
                 for row in range(num)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmllm.conversation import Image, Medium
+from mmllm.conversation import Image, Medium, Video
 from mmllm.decoders.contract import Condition, DecoderContract
 from mmllm.decoders.img2img import check_init_media, check_strength
 from mmllm.errors import ConfigError, MediaError
@@ -52,7 +52,8 @@ class EditMedia:
         Args:
             decoder: the decoder.
         """
-        return self.references is not None or (self.init is not None and decoder.init_one_by_one)
+        starts_one_by_one = self.init is not None and decoder.init_one_by_one
+        return decoder.samples_one_by_one or self.references is not None or starts_one_by_one
 
     def check(self, decoder: DecoderContract, num: int) -> None:
         """Check that a decoder can make media from these.
@@ -76,13 +77,14 @@ class EditMedia:
             _check_references(decoder, self.references, num)
         elif decoder.needs_references:
             raise ConfigError(
-                f"{decoder.modality}: {decoder.pipeline_class} edits pictures, and there is none: "
+                f"{decoder.modality}: {decoder.pipeline_class} needs a picture, and there is none: "
                 "put one into the conversation, or give it as references"
             )
         if self.init is None or self.references is None:
             return
-        if self.masks is None or not decoder.masks_references:
-            given = "an initial picture" if self.masks is None else "a mask"
+        has_mask = self.masks is not None
+        if not (decoder.masks_references if has_mask else decoder.starts_with_references):
+            given = "a mask" if has_mask else f"an initial {named(decoder.init_modality)}"
             raise ConfigError(
                 f"{decoder.modality}: {decoder.pipeline_class} takes {given} or references, not "
                 "both; leave one of them out"
@@ -113,14 +115,14 @@ class EditMedia:
                 f"{len(masks)} of {len(self.init or ())}"
             )
         for mask, medium in zip(masks, self.init, strict=True):
-            if not isinstance(mask, Image) or not isinstance(medium, Image):
+            if not isinstance(mask, Image) or not isinstance(medium, Image | Video):
                 raise ConfigError(
                     f"{decoder.modality}: expected a mask and a picture, got {mask!r} of {medium!r}"
                 )
-            if mask.size != medium.size:
+            if mask.size != (size := _size_of(medium)):
                 raise MediaError(
-                    "mask: expected the size of its picture, {}x{}, got {}x{}".format(
-                        *medium.size, *mask.size
+                    "mask: expected the size of its {}, {}x{}, got {}x{}".format(
+                        named(medium.modality), *size, *mask.size
                     )
                 )
 
@@ -139,7 +141,13 @@ def _check_references(
             f"{decoder.modality}: expected at least one reference for each of {num} media, got "
             f"{[len(each) for each in references]}"
         )
+    least = decoder.min_references
     for each in references:
+        if len(each) < least:
+            raise ConfigError(
+                f"{decoder.modality}: {decoder.pipeline_class} takes at least {least} references "
+                f"by the configs in {decoder.folder}, got {len(each)}"
+            )
         if len(each) > most:
             raise ConfigError(
                 f"{decoder.modality}: {decoder.pipeline_class} takes at most {most} reference(s), "
@@ -147,6 +155,23 @@ def _check_references(
             )
         if wrong := [medium for medium in each if medium.modality != "image"]:
             raise ConfigError(f"{decoder.modality}: expected images as references, got {wrong}")
+
+
+def named(modality: str) -> str:
+    """Return what messages call a medium of a modality.
+
+    Args:
+        modality: such as `image`.
+    """
+    return "picture" if modality == "image" else modality
+
+
+def _size_of(medium: Image | Video) -> tuple[int, int]:
+    """Width and height in pixels; of a video by one frame, so that it is not decoded whole."""
+    if isinstance(medium, Image):
+        return medium.size
+    height, width = medium.sample_frames(1).shape[1:3]
+    return width, height
 
 
 def check_takes_mask(decoder: DecoderContract) -> None:

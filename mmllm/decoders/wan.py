@@ -9,8 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+import torch
+from PIL import Image as PILImage
 from torch import Tensor
 
+from mmllm.conversation import Image, Medium
 from mmllm.decoders.config import Img2ImgConfig, SequenceConfig, VideoConfig
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.latents import standardize
@@ -18,6 +22,7 @@ from mmllm.decoders.loading import read_model_index
 from mmllm.decoders.prompts import encode_with_t5
 from mmllm.decoders.visual import VideoDecoder, check_frames, check_size
 from mmllm.errors import ConfigError
+from mmllm.media.preprocessing import preprocessing
 
 
 @dataclass(frozen=True)
@@ -34,32 +39,8 @@ class WanConfig(VideoConfig, SequenceConfig, Img2ImgConfig):
     width: int = 832
 
 
-class WanDecoder(VideoDecoder):
+class WanBase(VideoDecoder):
     """Condition: `prompt_embeds` [P, E], zero after the caption; there is no mask."""
-
-    pipelines: ClassVar = ["WanPipeline"]
-
-    def __init__(self, config: WanConfig):
-        super().__init__(config)
-        index = read_model_index(self.folder)
-        self.img2img_class, self.init_modality = "WanVideoToVideoPipeline", "video"
-        if index.get("expand_timesteps"):  # the first frame can be given
-            self.img2img_class, self.init_modality = "WanImageToVideoPipeline", "image"
-            self.init_one_by_one = True
-        elif index.get("boundary_ratio") is not None:
-            self.img2img_class = self.init_modality = ""
-            if config.init_media != "none":
-                raise ConfigError(
-                    f"video: init_media {config.init_media!r}: {self.folder} has two "
-                    "transformers and starts from noise alone; leave it out"
-                )
-
-    @property
-    def request_options(self) -> tuple[str, ...]:
-        names = super().request_options
-        if self.init_modality == "image":  # a given first frame has no strength
-            return tuple(name for name in names if name != "strength")
-        return names
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -77,20 +58,15 @@ class WanDecoder(VideoDecoder):
     def normalize_latents(self, latents: Tensor) -> Tensor:
         return standardize(self.pipeline.vae, latents)
 
-    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        pipeline = self.pipeline
-        if pipeline.config.boundary_ratio is not None or pipeline.config.expand_timesteps:
+    def check_trainable(self) -> None:
+        """Raise ConfigError if the pipeline has no denoising loss of one network and one time."""
+        config = self.pipeline.config
+        if config.get("boundary_ratio") is not None or config.get("expand_timesteps"):
             raise ConfigError(
                 "video: the denoising loss supports Wan pipelines with one transformer and one "
                 "time per video; this one has two, or times per token. Train its output "
                 "projection by alignment alone (losses without 'denoise')"
             )
-        return pipeline.transformer(
-            hidden_states=noisy,
-            timestep=timesteps,
-            encoder_hidden_states=condition["prompt_embeds"],
-            return_dict=False,
-        )[0]
 
     @property
     def max_side(self) -> int:
@@ -100,7 +76,17 @@ class WanDecoder(VideoDecoder):
 
     @property
     def max_frames(self) -> int:
-        return (self._positions * self._patch[0] - 1) * self._temporal_scale + 1
+        return (self.max_latent_frames - 1) * self._temporal_scale + 1
+
+    @property
+    def max_latent_frames(self) -> int:
+        """The end of the table of rotary positions, in latents in time."""
+        return self._positions * self._patch[0]
+
+    @property
+    def latent_frames(self) -> int:
+        """How many latents in time a video of the config has."""
+        return (self.config.frames - 1) // self._temporal_scale + 1
 
     @property
     def _positions(self) -> int:
@@ -129,6 +115,76 @@ class WanDecoder(VideoDecoder):
         check_size(size, (16, 16))  # WanPipeline.check_inputs
         check_size(size, (scale * patch[0], scale * patch[1]))
         return size
+
+
+class WanDecoder(WanBase):
+    """Video from captions, or from a medium where the folder's weights can start from one."""
+
+    pipelines: ClassVar = ["WanPipeline"]
+
+    def __init__(self, config: WanConfig):
+        super().__init__(config)
+        index = read_model_index(self.folder)
+        self.img2img_class, self.init_modality = "WanVideoToVideoPipeline", "video"
+        if index.get("expand_timesteps"):  # the first frame can be given
+            self.img2img_class, self.init_modality = "WanImageToVideoPipeline", "image"
+            self.init_one_by_one = True
+        elif index.get("boundary_ratio") is not None:
+            self.img2img_class = self.init_modality = ""
+            if config.init_media != "none":
+                raise ConfigError(
+                    f"video: init_media {config.init_media!r}: {self.folder} has two "
+                    "transformers and starts from noise alone; leave it out"
+                )
+
+    @property
+    def request_options(self) -> tuple[str, ...]:
+        names = super().request_options
+        if self.init_modality == "image":  # a given first frame has no strength
+            return tuple(name for name in names if name != "strength")
+        return names
+
+    def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        self.check_trainable()
+        return self.pipeline.transformer(
+            hidden_states=noisy,
+            timestep=timesteps,
+            encoder_hidden_states=condition["prompt_embeds"],
+            return_dict=False,
+        )[0]
+
+
+class WanReferenceBase(WanBase):
+    """References are kept as pixels, float[3, H, W] in [-1, 1], where other families keep latents:
+    what the codec makes of a picture depends on the frames around it, and an image encoder reads
+    it, too."""
+
+    def fit_reference(self, medium: Image) -> PILImage.Image:
+        """Bring a reference to our size.
+
+        Args:
+            medium: the reference.
+        """
+        return self.fit(medium)
+
+    def preprocess(self, medium: Medium) -> Tensor:
+        """A video, or an image that is a reference: float[3, H, W]."""
+        if not isinstance(medium, Image):
+            return super().preprocess(medium)
+        with preprocessing(medium, "the video decoder"):
+            pixels = torch.from_numpy(np.array(self.fit_reference(medium)))
+            return pixels.permute(2, 0, 1) / 127.5 - 1
+
+    def encode_latents(self, samples: Tensor) -> Tensor:
+        return samples if _are_pictures(samples) else super().encode_latents(samples)
+
+    def normalize_latents(self, latents: Tensor) -> Tensor:
+        return latents if _are_pictures(latents) else super().normalize_latents(latents)
+
+
+def _are_pictures(samples: Tensor) -> bool:
+    """Whether a batch is of references: videos and their latents also have an axis of time."""
+    return samples.ndim == 4
 
 
 def build(config: WanConfig) -> WanDecoder:

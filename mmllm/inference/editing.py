@@ -14,7 +14,7 @@ from mmllm.data.references import find_references
 from mmllm.decoders.config import InitMediaConfig
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.decoder import ModalityDecoder
-from mmllm.decoders.editing import EditMedia, check_takes_mask
+from mmllm.decoders.editing import EditMedia, check_takes_mask, named
 from mmllm.errors import ConfigError, quoted
 from mmllm.inference.conditions import ConditionMemory
 
@@ -66,7 +66,7 @@ class EditSources:
     def notes(self) -> tuple[str, ...]:
         """What the caller should know."""
         if self.lacks_references:
-            return ("the decoder only edits pictures, and there is none: it could make nothing",)
+            return ("the decoder needs a picture, and there is none: it could make nothing",)
         if not self.num_dropped:
             return ()
         return (f"the decoder takes {len(self.references)} references: the oldest "
@@ -177,12 +177,13 @@ def resolve_sources(
         init = fitting[-1] if fitting else None
     if mask is not None and init is None:
         raise ConfigError(
-            f"{decoder.modality}: mask: there is no picture in the conversation that it could be of"
+            f"{decoder.modality}: mask: there is no {named(decoder.init_modality)} in the "
+            "conversation that it could be of"
         )
     references, num_dropped = media.get("references"), 0
     most = decoder.max_references
-    is_free = init is None or (mask is not None and decoder.masks_references)
-    is_free = is_free or names_references
+    both = decoder.starts_with_references if mask is None else decoder.masks_references
+    is_free = init is None or both or names_references
     if references is None and most and is_free:
         references, num_dropped = find_references(messages, config.references, most)
     if decoder.needs_references and not references and not is_forced:

@@ -26,6 +26,7 @@ CALL = {
     "flux2_klein": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "z_image": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
     "qwen_image": {"max_sequence_length": 64, **tiny.SQUARE},
+    "nucleus_image": {"max_sequence_length": 96, **tiny.SQUARE},
     "krea2": {"max_sequence_length": 16, **tiny.SQUARE},
     "sana_video": {
         "max_sequence_length": tiny.TOKENS,
@@ -69,6 +70,7 @@ CALL = {
     },
     "flux": {"max_sequence_length": tiny.TOKENS, **tiny.SQUARE},
 }
+CALL["wan_vace"] = CALL["video"]
 OUTPUT = {"image": "images", "video": "frames", "audio": "audios"}
 OUTPUTS = {"kandinsky5": "image"}
 """Families whose output has another name."""
@@ -99,15 +101,25 @@ def own_outputs(
     whole = list(range(len(captions)))
     return [
         decoder.pipeline(
-            prompt=[captions[row] for row in call],
+            **as_taken(
+                family,
+                prompt=[captions[row] for row in call],
+                generator=seeded(*(seeds[row] for row in call)),
+                **guiding(family, decoder.pipeline, **guide, num=len(call)),
+            ),
             **CALL.get(family, {}),
-            **guiding(family, decoder.pipeline, **guide, num=len(call)),
             num_inference_steps=4,
-            generator=seeded(*(seeds[row] for row in call)),
             output_type="np",
         )
         for call in ([[row] for row in whole] if decoder.samples_one_by_one else [whole])
     ]
+
+
+def as_taken(family: str, **call) -> dict:
+    """Arguments of a call, without lists where the pipeline takes none."""
+    if family != "wan_vace":
+        return call
+    return {name: value[0] if isinstance(value, list) else value for name, value in call.items()}
 
 
 def guiding(family: str, pipeline, guidance: float, negative: str, num: int = 2) -> dict:

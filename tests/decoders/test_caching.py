@@ -16,9 +16,15 @@ CACHED = {
     "first_block": ("flux", "qwen_image", "ltx", "cogvideox", "video"),
     "pyramid_attention": ("flux", "ltx", "cogvideox"),
     "taylorseer": ("flux", "flux2_klein", "qwen_image"),
+    "text_kv": ("nucleus_image",),
 }
 """Cache -> the families in tests that have it."""
-PAIRS = [(name, family) for name, families in CACHED.items() for family in families]
+PAIRS = [
+    (name, family)
+    for name, families in CACHED.items()
+    for family in families
+    if name != "text_kv"  # which changes nothing that is made
+]
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -65,6 +71,33 @@ def test_a_cache_does_something_and_reaches_no_later_call(make, name, family):
     losses = [each.denoising_loss(condition, latents, **noising) for each in (decoder, plain)]
     assert torch.equal(*losses)
     assert decoder.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+def test_keys_and_values_of_captions_are_computed_once(make, monkeypatch, guidance):
+    """What is made is the same; each caption and negative caption passes each block once a call."""
+    decoder = make("nucleus_image", guidance=guidance, cache="text_kv")
+    plain = make("nucleus_image", guidance=guidance)
+    block, calls = decoder.pipeline.transformer.transformer_blocks[0], []
+    block.encoder_proj.register_forward_hook(lambda *_: calls.append(1))
+    for captions in (CAPTIONS, CAPTIONS[::-1], ["a dog", "a"]):
+        calls.clear()
+        condition = plain.encode_captions(captions)
+        made, expected = (
+            arrays(each.sample(condition, generators=seeded(0, 1))) for each in (decoder, plain)
+        )
+        np.testing.assert_allclose(made, expected, rtol=0, atol=1e-4 + 1 / 255)
+        assert (made != expected).mean() < 0.01
+        assert len(calls) == (2 if guidance > 1 else 1)
+    assert not decoder.pipeline.transformer.is_cache_enabled
+    latents, noising = training_inputs(plain)
+    losses = [each.denoising_loss(condition, latents, **noising) for each in (decoder, plain)]
+    assert torch.equal(*losses)
+    calls.clear()
+    decoder.sample(condition, generators=seeded(0, 1), options={"steps": 6})
+    assert len(calls) == (2 if guidance > 1 else 1)
+    call = plain.sample(condition, generators=seeded(0, 1), options={"cache": "text_kv"})
+    np.testing.assert_allclose(arrays(call), expected, rtol=0, atol=1e-4 + 1 / 255)
 
 
 @pytest.mark.parametrize("name", ["pyramid_attention", "taylorseer"])

@@ -162,7 +162,10 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family
         assert not condition[sequence][condition[mask] == 0].any()
         # Audioldm2: one end token; others: a template before, or after.
         words = {"audioldm2": [4, 6], "qwen_image": [35, 37], "krea2": [9, 11]}
-        words["ace_step"] = [50, 52]  # of the duration, too
+        words |= {
+            "ace_step": [50, 52],
+            "nucleus_image": [66, 68],
+        }  # the first: of the duration, too
         if mask == "glyph_mask":  # nothing between quotation marks
             words[family] = [0, 0]
         assert condition[mask].sum(1).tolist() == words.get(family, [5, 7])  # a token on each side

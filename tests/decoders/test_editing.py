@@ -446,7 +446,7 @@ def test_qwens_references_are_of_consequence_and_needed(editor):
         for seed in range(2)
     )
     assert np.abs(first - second).max() > 1e-3
-    with pytest.raises(ConfigError, match="edits pictures, and there is none"):
+    with pytest.raises(ConfigError, match="needs a picture, and there is none"):
         editor.sample(condition, generators=seeded(0))
     with pytest.raises(ConfigError, match="makes media from noise alone"):
         editor.sample(condition, generators=seeded(0), init_media=[picture(editor)])

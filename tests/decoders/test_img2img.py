@@ -15,7 +15,16 @@ from mmllm.decoders.contract import Cancelled
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.errors import ConfigError
 from tests.decoders import tiny
-from tests.decoders.comparing import CALL, CAPTIONS, OUTPUT, arrays, close, guiding, seeded
+from tests.decoders.comparing import (
+    CALL,
+    CAPTIONS,
+    OUTPUT,
+    arrays,
+    as_taken,
+    close,
+    guiding,
+    seeded,
+)
 
 PIPELINES = {
     "stable_diffusion": "StableDiffusionImg2ImgPipeline",
@@ -31,6 +40,7 @@ PIPELINES = {
     "kandinsky6": "Kandinsky6TI2VAPipeline",
     "wan_image": "WanImageToVideoPipeline",
     "video": "WanVideoToVideoPipeline",
+    "wan_vace": "WanVACEPipeline",
     "cogvideox": "CogVideoXVideoToVideoPipeline",
     "text_to_video": "VideoToVideoSDPipeline",
 }
@@ -38,6 +48,7 @@ PIPELINES = {
 NO_SOURCE = (
     *("audio", "audioldm", "audioldm2", "sana", "krea2", "sana_video", "stable_audio3"),
     *("hunyuan_video15", "latte", "kandinsky5", "kandinsky5_video", "ace_step"),
+    "nucleus_image",
 )
 STARTING = pytest.mark.parametrize("family", [*PIPELINES, "image"])
 
@@ -101,9 +112,8 @@ def test_a_source_is_the_pipelines_own(build, family, guidance):
         if family.startswith("flux2"):
             call |= {"height": 64, "width": 64}
         expected = pipeline(
-            prompt=[caption],
+            **as_taken(family, prompt=[caption], **guide),
             **call,
-            **guide,
             num_inference_steps=4,
             generator=seeded(row + 1)[0],
             output_type="np",

@@ -28,6 +28,7 @@ CLASSES = {
     "qwen_image": "Qwen2_5_VLForConditionalGeneration",
     "sana": "Gemma2ForCausalLM",
     "sana_video": "Gemma2ForCausalLM",
+    "nucleus_image": "Qwen3VLForConditionalGeneration",
     "krea2": "Qwen3VLForConditionalGeneration",
     "kandinsky6": "Qwen2_5_VLForConditionalGeneration",
     "kandinsky5": "Qwen2_5_VLForConditionalGeneration",

@@ -105,6 +105,75 @@ def wan_pipeline() -> diffusers.WanPipeline:
     )
 
 
+def _wan_parts() -> dict[str, Any]:
+    """All but the transformer of a Wan whose codec is causal: 4 channels, 4 frames and 4 x 4 pixels
+    a latent."""
+    tokenizer, encoder = _text(transformers.UMT5EncoderModel, transformers.UMT5Config)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "vae": diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[True, True],
+            latents_mean=[0.1, 0.0, -0.1, 0.2],
+            latents_std=[0.5, 1.0, 0.8, 0.6],
+            scale_factor_temporal=4,
+            scale_factor_spatial=4,
+        ),
+        "scheduler": diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    }
+
+
+def _wan_transformer(kind: type, in_channels: int, **changes: Any) -> Any:
+    return kind(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=in_channels,
+        out_channels=4,
+        text_dim=WIDTH,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=16,
+        **changes,
+    )
+
+
+def wan_i2v_pipeline(
+    *, with_image_encoder: bool = False, num_pictures: int = 1, **settings: Any
+) -> diffusers.WanImageToVideoPipeline:
+    """Of Wan 2.1 with an image encoder, for one or two pictures; else of Wan 2.2, whose `settings`
+    are `boundary_ratio` or `expand_timesteps`."""
+    parts, images = _wan_parts(), dict[str, Any]()
+    if with_image_encoder:
+        vision = transformers.CLIPVisionConfig(
+            hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            image_size=8, patch_size=4,
+        )  # fmt: skip
+        parts["image_encoder"] = transformers.CLIPVisionModel(vision)
+        side = {"height": 8, "width": 8}
+        parts["image_processor"] = transformers.CLIPImageProcessor(size=side, crop_size=side)
+        images = {"image_dim": 8, "added_kv_proj_dim": 24}
+        images["pos_embed_seq_len"] = 2 * 5 if num_pictures > 1 else None
+    channels = 4 if settings.get("expand_timesteps") else 4 + 4 + 4  # noise, mask, given frames
+    for name in ("transformer", "transformer_2"):
+        if name == "transformer" or settings.get("boundary_ratio"):
+            parts[name] = _wan_transformer(diffusers.WanTransformer3DModel, channels, **images)
+    return diffusers.WanImageToVideoPipeline(**parts, **settings)
+
+
+def wan_vace_pipeline() -> diffusers.WanVACEPipeline:
+    control = 2 * 4 + 4 * 4  # what is kept, what is not, and a mask of 4 x 4 pixels
+    transformer = _wan_transformer(
+        diffusers.WanVACETransformer3DModel, 4, vace_layers=[0, 1], vace_in_channels=control
+    )
+    return diffusers.WanVACEPipeline(**_wan_parts(), transformer=transformer)
+
+
 def stable_audio_pipeline() -> diffusers.StableAudioPipeline:
     tokenizer, encoder = _text(transformers.T5EncoderModel, transformers.T5Config)
     codec = MelAutoencoder(
@@ -607,15 +676,8 @@ def z_image_pipeline() -> Any:
 def qwen_image_pipeline() -> Any:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
     text = {**language_model(), "rope_scaling": rope}
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": WIDTH,
-    }
     encoder = transformers.Qwen2_5_VLForConditionalGeneration(
-        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=_QWEN3_VISION)
     )
     return diffusers.QwenImagePipeline(
         tokenizer=word_tokenizer(),
@@ -644,6 +706,15 @@ def qwen_codec() -> Any:
         latents_mean=[0.1, 0.0, -0.1, 0.2],
         latents_std=[0.5, 1.0, 0.8, 0.6],
     )
+
+
+_QWEN3_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": WIDTH,
+}
 
 
 def krea2_pipeline() -> Any:
@@ -684,6 +755,54 @@ def krea2_pipeline() -> Any:
             axes_dims_rope=(4, 6, 6),
         ),
         text_encoder_select_layers=(1, 2),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def nucleus_image_pipeline() -> Any:
+    # The pipeline reads the last layer but seven. Words of its instruction are unknown ones.
+    words = [*WORDS, "user", "assistant", "system"]
+    special = ["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
+    special += ["<|vision_start|>", "<|vision_end|>"]
+    tokenizer = word_tokenizer(words, additional_special_tokens=special, model_max_length=1024)
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+        "{% for part in message['content'] %}{{ part if part is string else part['text'] }}"
+        "{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant"
+    )
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    text = {**language_model(), "vocab_size": len(tokenizer), "rope_parameters": rope}
+    transformer = diffusers.NucleusMoEImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        dense_moe_strategy="all_moe",
+        num_experts=2,
+        moe_intermediate_dim=8,
+        capacity_factors=1.0,
+    )
+    for name, parameter in transformer.named_parameters():
+        if ".experts." in name:  # which are left empty
+            torch.nn.init.normal_(parameter, std=0.2)
+    return diffusers.NucleusMoEImagePipeline(
+        processor=transformers.Qwen3VLProcessor(
+            transformers.Qwen2VLImageProcessor(patch_size=16, min_pixels=1024, max_pixels=1024),
+            tokenizer,
+            transformers.Qwen3VLVideoProcessor(),
+            chat_template=template,
+        ),
+        text_encoder=transformers.Qwen3VLForConditionalGeneration(
+            transformers.Qwen3VLConfig(
+                text_config=text | {"num_hidden_layers": 8}, vision_config=_QWEN3_VISION
+            )
+        ),
+        vae=qwen_codec(),
+        transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )
 
@@ -1075,6 +1194,11 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "flux2_klein": ("flux2", flux2_klein_pipeline, CAPTIONS | SQUARE),
     "z_image": ("z_image", z_image_pipeline, CAPTIONS | SQUARE),
     "qwen_image": ("qwen_image", qwen_image_pipeline, {"max_caption_tokens": 64, **SQUARE}),
+    "nucleus_image": (
+        "nucleus_image",
+        nucleus_image_pipeline,
+        {"max_caption_tokens": 96, **SQUARE},
+    ),
     "krea2": ("krea2", krea2_pipeline, {"max_caption_tokens": 16, **SQUARE}),
     "sana_video": (
         "sana_video",
@@ -1102,6 +1226,7 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         kandinsky6_pipeline,
         CLIPS | {"max_caption_tokens": 16, "negative_prompt": ""},
     ),
+    "wan_vace": ("wan_vace", wan_vace_pipeline, CAPTIONS | CLIPS),
     "ace_step": (
         "ace_step",
         ace_step_pipeline,
@@ -1174,6 +1299,12 @@ DIALECTS = {
             answer[:, 384:].unflatten(1, (31, 4)),
         ),
         answer=_joined,
+    ),
+    "nucleus_image": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape, 2),
+        clock=lambda times: times * 1000,
+        write=lambda answer: (-answer,),
+        answer=lambda written: -written,
     ),
     "krea2": Dialect(
         pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),

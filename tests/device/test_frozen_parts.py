@@ -88,12 +88,16 @@ STEP_WAITS = {
     "cogvideox": 3,
     "qwen_image": 2,
     "hunyuan_video15": 50,
+    "wan_vace": 12,
+    "nucleus_image": 12,
     **{"kandinsky5": 13, "kandinsky5_video": 13, "kandinsky6": 11, "ace_step": 13},
 } | dict.fromkeys(("stable_diffusion", "audioldm", "audioldm2", "text_to_video"), 6)
 """What diffusers itself asks the device, or copies to it, in one step: DDIM's scheduler reads its
 tables by numbers from the device; Stable Audio and Qwen-Image move tables of angles; HunyuanVideo
-1.5 sorts the positions of each caption by its mask; Kandinsky and ACE-Step make one medium after
-the other, and prepare each between two steps. Elsewhere nothing does."""
+1.5 sorts the positions of each caption by its mask; UniPC, which the twin of Wan VACE has, copies
+its coefficients there; Nucleus-Image counts the tokens of its experts and builds its positions;
+Kandinsky, ACE-Step and Wan VACE make one medium after the other, and prepare each between two
+steps. Elsewhere nothing does."""
 
 
 def decoders(family: str, folder: Path, device: torch.device, **changes: Any) -> list[Any]:

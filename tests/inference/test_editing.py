@@ -324,10 +324,10 @@ def test_a_decoder_that_only_edits_leaves_conversations_without_pictures_alone(
         alone = chat.reply(turn, seed=seed, max_new_tokens=4, **auto)
         assert alone.text == reply.text
         assert alone.notes == reply.notes
-        noted = any("only edits pictures" in note for note in reply.notes)
+        noted = any("needs a picture" in note for note in reply.notes)
         assert noted == (turn is turns[0])
     assert not batch[0].media
-    with pytest.raises(ConfigError, match="edits pictures, and there is none"):
+    with pytest.raises(ConfigError, match="needs a picture, and there is none"):
         chat.reply(turns[0], seed=1, **ONE)
     for choice in ({"image": "forbid"}, ["audio"]):
         reply = chat.reply(turns[0], seed=1, modalities=choice, max_new_tokens=4, max_media=1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmllm.conversation import Image, Text
+from mmllm.conversation import Image, Text, assistant, user
 from mmllm.data.batch import collate
 from mmllm.errors import ConfigError, MediaError
 from mmllm.features.cache import LATENTS, FeatureCache
@@ -103,6 +103,42 @@ def test_the_sources_latents_reach_the_denoising_loss(make_model, edits: str) ->
     assert len(names) == 3
     fresh.precompute(items, progress=False)
     assert [fresh.missing(item) for item in items] == [[], []]
+
+
+def test_the_picture_that_a_video_begins_with_reaches_the_loss(
+    make_model, system_tree: dict, tmp_path: Path
+) -> None:
+    """As pixels, through the cache; where the conversation has none, the error names what lacks."""
+    tiny.wan_i2v_pipeline().save_pretrained(tmp_path / "wan")
+    tree = {"type": "wan_i2v", "weights": str(tmp_path / "wan"), "steps": 2}
+    tree |= {"max_caption_tokens": tiny.TOKENS, **tiny.CLIPS}
+    model = make_model(decoders={**system_tree["decoders"], "video": tree})
+    decoder, first = model.decoders["video"], tiny.medium("image")
+    video = replace(tiny.medium("video"), caption="a dog runs .")
+    items = [
+        model.renderer.render([user("make it run", *given), assistant(video)])
+        for given in ([first], [])
+    ]
+    loss = Denoise("video", 1.0, decoder, model.output_projection("video"))
+    losses = []
+    for item in items:
+        cache = FeatureCache(model, denoise=True)
+        batch = collate([item], cache, model.batch_layout)
+        media = batch.outputs["video"]
+        if media.references is None:
+            with (
+                torch.no_grad(),
+                pytest.raises(ConfigError, match="no picture in front of a video"),
+            ):
+                loss.compute(model(batch), batch)
+            continue
+        assert torch.equal(media.references[0][0], decoder.preprocess(first))
+        with torch.no_grad():
+            output = model(batch)
+            losses.append(loss.compute(output, batch).total)
+            media.reference_latents = -media.reference_latents
+            losses.append(loss.compute(output, batch).total)
+    assert (losses[0] - losses[1]).abs() > 1e-5
 
 
 def test_a_decoder_without_references_trains_on_edits_as_on_pairs(make_model, system_tree, edits):
