@@ -31,16 +31,16 @@ def remember(talk: Talk) -> bool:
 
 
 def _answer(kind: str, made: list[tuple[str, str]], are_drawn: bool) -> str:
-    told = [f"I {verb} {words}" for verb, words in made]
+    acts = [f"I {verb} {words}" for verb, words in made]
     if kind == "first":
-        return f"First {told[0]}."
+        return f"First {acts[0]}."
     if kind == "second":
-        return f"Second {told[1]}."
+        return f"Second {acts[1]}."
     if kind == "before":
-        return f"Before that {told[-2]}."
+        return f"Before that {acts[-2]}."
     if kind == "last":
-        return f"{told[-1]}."
+        return f"{acts[-1]}."
     if kind == "all":
-        return f"First {', then '.join(told)}."
+        return f"First {', then '.join(acts)}."
     things = "picture" if are_drawn else "thing"
     return f"I have made {_NUMBERS[len(made)]} {things}{'s' if len(made) > 1 else ''}."
