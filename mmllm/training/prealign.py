@@ -311,12 +311,12 @@ class _Speller(_ReplyMatcher):
         self.projection.set_vocabulary(ids, table[torch.tensor(ids, device=table.device)].float())
         place = {token: index for index, token in enumerate(ids)}
         self.targets = [[place[token] for token in reply] for reply in self.replies]
+        self.places = {reply: index for index, reply in enumerate(self.replies)}
 
     def loss(self, media: list[Medium], owners: Tensor) -> Tensor:
         features, mask = self.features(media)
         return self.projection.loss(features, mask, [self.targets[i] for i in owners.tolist()])
 
     def nearest(self, media: list[Medium]) -> Tensor:
-        place = {reply: index for index, reply in enumerate(self.replies)}
         spelled = self.projection.read(self.projection.scores(*self.features(media)))
-        return torch.tensor([place.get(reply, -1) for reply in spelled])
+        return torch.tensor([self.places.get(reply, -1) for reply in spelled])
