@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmllm import checkpoints
@@ -25,7 +26,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six media of each modality, two scenes, and one step."""
     singles, scenes = names.single_things, names.scenes
     monkeypatch.setattr(names, "single_things", lambda modality: singles(modality)[:6])
-    monkeypatch.setattr(names, "scenes", lambda modality: scenes(modality, 2))
+    monkeypatch.setattr(names, "scenes", lambda modality, count: scenes(modality, 2))
+    monkeypatch.setattr(names, "placed", lambda count: singles("image")[:1])
     monkeypatch.setattr(names, "OPTIONS", TeachingOptions(steps=1))
 
 
@@ -60,3 +62,10 @@ def test_what_is_taught_by_default_is_what_training_may_see() -> None:
         for modality in ("image", "audio", "video")
     }
     assert counts == {"image": 351, "audio": 80, "video": 129}
+
+
+def test_placed_pictures_have_the_names_of_single_ones() -> None:
+    own = {(item.medium.caption, item.label) for item in names.single_things("image")}
+    found = names.placed(20)
+    assert {(item.medium.caption, item.label) for item in found} <= own
+    assert len({np.asarray(item.medium).tobytes() for item in found}) == 20
