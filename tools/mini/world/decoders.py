@@ -249,6 +249,7 @@ def main() -> None:
         help="with --ship, of clips: the pipeline of images of the same run, whose layers are not "
         "written again",
     )
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="at its highest")
     arguments, progress = parse_run(parser, minutes=120)
     if arguments.joint and not arguments.images:
         parser.error("--joint needs --images POOL, the images that it trains on")
@@ -267,7 +268,7 @@ def main() -> None:
         arguments.run,
         network,
         progress,
-        LEARNING_RATE,
+        arguments.learning_rate,
         paces=lambda name: 2.0 if re.search(TEXT_PATH, name) else 1.0,
         weight_decay=0.01,
     )
