@@ -6,16 +6,14 @@ Legend: M media, P caption tokens, E their width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmllm.decoders.config import ImageConfig, SequenceConfig
 from mmllm.decoders.contract import Condition
-from mmllm.decoders.qwen_image import QwenCodec
+from mmllm.decoders.qwen_image import QwenCaptions
 from mmllm.errors import ConfigError
 
 _CAPTION_UNIT = 8
@@ -32,11 +30,10 @@ class NucleusImageConfig(ImageConfig, SequenceConfig):
     max_caption_tokens: int = 512
 
 
-class NucleusImageDecoder(QwenCodec):
+class NucleusImageDecoder(QwenCaptions):
     """Condition: `prompt_embeds` [P, E] and `prompt_embeds_mask` [P]."""
 
     pipelines: ClassVar = ["NucleusMoEImagePipeline"]
-    masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
     passes_sigmas: ClassVar[bool] = True
 
     def configure(self) -> None:
@@ -49,25 +46,6 @@ class NucleusImageDecoder(QwenCodec):
     @property
     def patch_size(self) -> int:
         return self.component_config("transformer").get("patch_size", 2)
-
-    @property
-    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        tokens = self.config.max_caption_tokens
-        width = self.component_config("transformer")["joint_attention_dim"]
-        return {"prompt_embeds": (tokens, width), "prompt_embeds_mask": (tokens,)}
-
-    def encode_prompt(self, captions: Sequence[str]) -> Condition:
-        tokens = self.config.max_caption_tokens
-        embeds, mask = self.pipeline.encode_prompt(
-            list(captions), self.device, max_sequence_length=tokens
-        )
-        if mask is None:  # every caption is as long as the longest
-            mask = embeds.new_ones(embeds.shape[:2])
-        padding = tokens - embeds.shape[1]
-        return {
-            "prompt_embeds": F.pad(embeds, (0, 0, 0, padding)),
-            "prompt_embeds_mask": F.pad(mask, (0, padding)),
-        }
 
     def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         pipeline, patch = self.pipeline, self.patch_size

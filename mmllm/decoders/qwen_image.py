@@ -54,35 +54,11 @@ class QwenCodec(ImageDecoder):
         return standardize(self.pipeline.vae, latents)
 
 
-class QwenImageDecoder(QwenCodec):
-    """Condition: `prompt_embeds` [P, E] and `prompt_embeds_mask` [P].
+class QwenCaptions(QwenCodec):
+    """A decoder of images that reads captions as Qwen-Image does. Condition: `prompt_embeds` [P, E]
+    and `prompt_embeds_mask` [P]."""
 
-    The text encoder of the pipelines for editing also reads the references. Here it reads captions
-    alone, as the condition is the system's to predict, whose encoder has read the pictures; their
-    latents reach the transformer.
-    """
-
-    pipelines: ClassVar = [
-        *("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
-    ]
     masks: ClassVar = {"prompt_embeds": "prompt_embeds_mask"}
-    passes_sigmas: ClassVar[bool] = True
-    img2img_class = "QwenImageImg2ImgPipeline"
-    inpaint_class = "QwenImageInpaintPipeline"
-    init_modality = "image"
-
-    def __init__(self, config: QwenImageConfig):
-        super().__init__(config)
-        if self.pipeline_class != "QwenImagePipeline":
-            self.img2img_class = self.inpaint_class = self.init_modality = ""
-            self.needs_references = True
-            self.max_references = 3 if self.pipeline_class == "QwenImageEditPlusPipeline" else 1
-
-    def on_loaded(self, pipeline: Any) -> None:
-        """Take the picture out of the template of `QwenImageEditPipeline`: captions have none."""
-        if self.pipeline_class == "QwenImageEditPipeline":
-            template = pipeline.prompt_template_encode
-            pipeline.prompt_template_encode = template.replace(_PICTURE, "")
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -102,6 +78,36 @@ class QwenImageDecoder(QwenCodec):
             "prompt_embeds": F.pad(embeds, (0, 0, 0, padding)),
             "prompt_embeds_mask": F.pad(mask, (0, padding)),
         }
+
+
+class QwenImageDecoder(QwenCaptions):
+    """Condition: `prompt_embeds` [P, E] and `prompt_embeds_mask` [P].
+
+    The text encoder of the pipelines for editing also reads the references. Here it reads captions
+    alone, as the condition is the system's to predict, whose encoder has read the pictures; their
+    latents reach the transformer.
+    """
+
+    pipelines: ClassVar = [
+        *("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
+    ]
+    passes_sigmas: ClassVar[bool] = True
+    img2img_class = "QwenImageImg2ImgPipeline"
+    inpaint_class = "QwenImageInpaintPipeline"
+    init_modality = "image"
+
+    def __init__(self, config: QwenImageConfig):
+        super().__init__(config)
+        if self.pipeline_class != "QwenImagePipeline":
+            self.img2img_class = self.inpaint_class = self.init_modality = ""
+            self.needs_references = True
+            self.max_references = 3 if self.pipeline_class == "QwenImageEditPlusPipeline" else 1
+
+    def on_loaded(self, pipeline: Any) -> None:
+        """Take the picture out of the template of `QwenImageEditPipeline`: captions have none."""
+        if self.pipeline_class == "QwenImageEditPipeline":
+            template = pipeline.prompt_template_encode
+            pipeline.prompt_template_encode = template.replace(_PICTURE, "")
 
     def denoise(self, condition: Condition, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return self.denoise_with_references(condition, noisy, timesteps, noisy[:0])
