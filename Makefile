@@ -82,22 +82,28 @@ $(RUN)/gallery/index.html: $(RUN)/evaluation.json demos/gallery.py
 # --- the shipped model --------------------------------------------------------------------------
 
 LONG := runs/mini-long
-LONG_1 ?= stage.steps=100
-LONG_2 ?= stage.steps=60 stage.prealign.steps=800
-LONG_3 ?= stage.steps=1050 stage.realign.steps=1500 stage.realign.conversations=null \
-	$(patsubst %,stage.data.%,read.share=0.21 make.share=0.18 precise.share=0.05 across.share=0.19 \
-	both.share=0.11 turns.share=0.1 talk.share=0.08 describe.share=0.08)
+LONG_1 ?= stage.prealign.steps=3500 stage.data.pictures.count=40000 \
+	stage.data.sounds.count=12000 stage.data.clips.count=8000
+LONG_2 ?= stage.steps=900
+LONG_3 ?= stage.steps=680
+# Pictures that stand for unknown things: their names are learned before stage 3 and forgotten after it.
+STAND_INS = stage.data.stand_ins='{type: labelled, source: $(LONG)/stand_ins, modality: image, \
+	direction: understand, prompts: "mini:data/prompts.json\#ask_image.train", \
+	replies: ["I see {caption}."], share: 0.16}'
 
 mini: $(RUN)/assets  ## train as `demo` does, for longer, measure and export: what is shipped
 	$(LAUNCH) train/train.py configs/mini/1_encoder_alignment.yaml --resume \
 		stage.output=$(LONG)/1_encoder_alignment $(LONG_1)
+	$(BIN)/python -m tools.mini.stand_ins $(LONG)/stand_ins
+	$(BIN)/python -m tools.mini.names $(LONG)/1_encoder_alignment $(LONG)/1_named \
+		--also $(LONG)/stand_ins
 	$(LAUNCH) train/train.py configs/mini/2_decoder_alignment.yaml --resume \
-		stage.output=$(LONG)/2_decoder_alignment \
-		stage.init_from=$(LONG)/1_encoder_alignment $(LONG_2)
+		stage.output=$(LONG)/2_decoder_alignment stage.init_from=$(LONG)/1_named $(LONG_2)
 	$(LAUNCH) train/train.py configs/mini/3_instruction_tuning.yaml --resume \
 		stage.output=$(LONG)/3_instruction_tuning \
-		stage.init_from=$(LONG)/2_decoder_alignment $(LONG_3)
-	$(BIN)/mmllm export $(LONG)/3_instruction_tuning mmllm/mini/checkpoint
+		stage.init_from=$(LONG)/2_decoder_alignment $(STAND_INS) $(LONG_3)
+	$(BIN)/python -m tools.mini.names $(LONG)/3_instruction_tuning $(LONG)/named --anew
+	$(BIN)/mmllm export $(LONG)/named mmllm/mini/checkpoint
 	$(BIN)/mmllm evaluate mini --json $(LONG)/evaluation.json \
 		--summary mmllm/mini/evaluation.json
 

@@ -18,7 +18,8 @@ from mmllm.gallery import GalleryEntry, write_comparison
 
 PROMPTS = (
     "Draw a red apple.",
-    "Draw a cat.",
+    "Draw two cats.",
+    "Draw a blue car and a tree.",
     "Show me a rocket.",
     "Please draw a guitar.",
     "Animate a rocket.",

@@ -18,17 +18,17 @@ from mmllm.gallery import spectrogram
 
 PROMPTS = (
     "Draw a dog.",
-    "Draw a goat.",
-    "Paint a rainbow.",
-    "I'd like to see a microphone.",
-    "Sketch a tractor, please.",
-    "Show me a pumpkin.",
-    "Animate a penguin.",
+    "Two red apples, please.",
+    "Draw a cat to the left of a tree.",
+    "Can I see a blue guitar?",
+    "Sketch three penguins.",
+    "A purple car above a house.",
+    "Animate a rocket moving up.",
     "Play the sound of a trumpet.",
-    "Draw a clown.",
-    "Animate an alarm clock.",
-    "Play the sound of an ambulance.",
-    "Draw a magnet.",
+    "Paint a pumpkin and a carrot.",
+    "Make a clip of a fish moving to the right.",
+    "Let me hear a church bell and then a dog.",
+    "Draw a green dinosaur.",
 )
 COLUMNS, CELL, LINE = 6, 168, 34
 FRAMES, FPS = 16, 8

@@ -2,7 +2,7 @@
 
 python demos/train_decoder.py my/images/teach my/decoder --steps 300
 
-starts from mini's image decoder (a PixArt pipeline of 4 million parameters), reads the images and
+starts from mini's image decoder (a PixArt pipeline of 7 million parameters), reads the images and
 captions once, trains the denoiser by the pipeline's own loss, and writes a diffusers folder that
 `system.decoders.image.weights` names.
 """
@@ -24,12 +24,13 @@ CAPTION_DROPOUT = 0.1
 
 def train(source: Path, output: Path, steps: int, batch_size: int, learning_rate: float) -> float:
     """Train and save; returns the mean loss of the last tenth of the steps."""
-    entry = {"type": "pixart", "weights": "mini:decoders/image"}
+    entry = {"type": "pixart", "weights": "mini:decoders/image", "max_caption_tokens": 40}
     decoder = build(parse_component("decoders", entry, "decoder"))
     items = read_labelled(source).items
     with torch.no_grad():
         latents = decoder.encode_media(torch.stack([decoder.preprocess(i.medium) for i in items]))
-        captions = decoder.encode_captions([item.medium.caption or item.label for item in items])
+        named = [item.medium.caption or item.label for item in items]
+        captions = decoder.encode_captions([f"Here is {name}." for name in named])  # as replies say
         empty = decoder.unconditional(1)
 
     denoiser = decoder.pipeline.transformer.requires_grad_(True).train()

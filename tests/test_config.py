@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -349,9 +350,15 @@ def test_a_key_under_both_names_is_refused() -> None:
 
 
 def test_a_checkpoint_keeps_the_former_names_without_a_warning(
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint = open_checkpoint("mini")
-    assert "negative" in checkpoint.config()["system"]["decoders"]["image"]
-    checkpoint.system()
+    shutil.copytree(open_checkpoint("mini").folder, tmp_path / "old")
+    settings = tmp_path / "old" / "config.yaml"
+    text = settings.read_text(encoding="utf-8")
+    assert "negative_prompt: ''" in text
+    settings.write_text(
+        text.replace("negative_prompt: ''", "negative: 'blurred'"), encoding="utf-8"
+    )
+    decoders: Any = open_checkpoint(tmp_path / "old").system().decoders
+    assert decoders["image"].negative_prompt == "blurred"
     assert "is now called" not in caplog.text

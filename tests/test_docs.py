@@ -73,7 +73,8 @@ def test_a_command_exists(line: str) -> None:
         command = COMMANDS[words.pop(0)]
         arguments = [word for word in words if word != "…"]
         if arguments or "`" not in line:
-            command.make_context(command.name, arguments or ["X"] * bool(command.params))
+            takes_one = any(param.param_type_name == "argument" for param in command.params)
+            command.make_context(command.name, arguments or ["X"] * takes_one)
     elif program == "python":
         module = words[1].replace(".", "/") if words[0] == "-m" else ""
         places = [f"{module}.py", f"{module}/__main__.py"] if module else words[:1]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
 from mmllm.cli import main
 from mmllm.mini.concepts import known_concepts
+from tests.demo.browser import shot
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -172,7 +175,7 @@ ROWS: dict[str, list[str]] = {
     "T4: it forgets": [
         "training/test_teaching.py::test_only_the_projection_that_was_taught_differs",
         "training/test_teaching.py::"
-        "test_a_thing_that_is_known_gets_no_second_word_and_what_was_read_is_not_read_again",
+        "test_a_thing_that_is_known_gets_no_second_name_and_what_was_read_is_not_read_again",
     ],
     "T5: a stage starts from mini by name": [
         "training/test_trainer.py::test_mini_is_accepted_as_a_checkpoint_everywhere"
@@ -227,11 +230,24 @@ def test_what_mini_knows_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["concepts"]) == 0
     printed = capsys.readouterr().out
     known = known_concepts()
-    assert {modality: len(names) for modality, names in known.items()} == {
-        **{"image": 351, "audio": 80, "video": 129}
+    assert {kind: len(names) for kind, names in known.items()} == {
+        **{"image": 323, "colour": 10, "motion": 9, "audio": 80}
     }
     for names in known.values():
         assert ", ".join(names) in printed
     assert "dog" in known["image"]
     assert "piano" in known["audio"]
     assert "`mmllm concepts`" in README
+
+
+def test_what_mini_knows_is_shown(tmp_path: Path, browse: Callable[..., Any]) -> None:
+    file = tmp_path / "new" / "known.html"
+    assert main(["concepts", "--page", str(file)]) == 0
+    for width in (1280, 390):
+        page = browse(width, 800)
+        page.goto(file.as_uri())
+        things = page.locator("ul.things li")
+        assert things.count() == len(known_concepts()["image"])
+        assert things.first.locator("img").evaluate("e => e.complete && e.naturalWidth") == 112
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        shot(page, f"known-{width}")

@@ -126,6 +126,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "demo": {
         "conversation",
+        "gallery",
         "inference",
         "media",
         "mini",

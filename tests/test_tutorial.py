@@ -20,6 +20,7 @@ SHORTER = {
     "steps: 300, batch_size: 64": "steps: 3, batch_size: 8",
     "conversations: 600": "conversations: 8",
     "steps: 12\n": "steps: 2\n",
+    "steps: 24\n": "steps: 2\n",
     "--out runs/taught": "--out runs/taught --steps 100",
 }
 EXPECTED = {

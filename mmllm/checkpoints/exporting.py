@@ -3,7 +3,8 @@ folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from mmllm.checkpoints.loading import load_model, load_whole_model
 from mmllm.checkpoints.manifest import Checkpoint
 from mmllm.checkpoints.saving import save, write_errors
-from mmllm.config import StageConfig
-from mmllm.errors import ConfigError
+from mmllm.config import StageConfig, SystemConfig
 from mmllm.llm.export import merge_lora, save_transformers
 from mmllm.utils import files
+
+logger = logging.getLogger(__name__)
 
 
 def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -49,7 +51,8 @@ def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None
 def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
     """Write a checkpoint that contains its language model, with LoRA merged into it.
 
-    LoRA is merged in float32, from whole weights even where it was trained on quantised ones.
+    LoRA is merged in float32, from whole weights even where it was trained on quantised ones. A
+    decoder with `text_encoder: llm`, whose captions merging would change, gets `own`.
 
     Args:
         source: the checkpoint.
@@ -61,13 +64,11 @@ def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the folder cannot be written.
-        ConfigError: a decoder reads captions with the language model as it was.
     """
-    _check_text_encoders(source)
     model = load_whole_model(source)
     merge_lora(model.llm)
     model.llm.model.to(dtype)  # as its files will be, so that its fingerprint is theirs
-    model.config = source.system()
+    model.config = _with_own_text_encoders(source.system())
     return save(
         folder,
         model,
@@ -109,14 +110,16 @@ def _stage(source: Checkpoint) -> StageConfig | None:
     return source.run().stage if "stage" in source.config() else None
 
 
-def _check_text_encoders(source: Checkpoint) -> None:
-    """Raise ConfigError where a decoder's text encoder is the language model, which merging would
-    change."""
-    decoders: Mapping[str, Any] = source.system().decoders
-    shared = [key for key, decoder in decoders.items() if decoder.text_encoder == "llm"]
-    if shared:
-        raise ConfigError(
-            f"decoders.{shared[0]}.text_encoder: llm: its captions are those of the language model "
-            "without LoRA, which merging would change; keep LoRA separate (mmllm export), or set "
-            "text_encoder to own in the checkpoint's config, so that the pipeline's is loaded"
-        )
+def _with_own_text_encoders(system: SystemConfig) -> SystemConfig:
+    """The system whose decoders read captions by their pipelines' own text encoders, since merging
+    changes the language model that others read them by."""
+    decoders: dict[str, Any] = dict(system.decoders)
+    for key, decoder in decoders.items():
+        if decoder.text_encoder == "llm":
+            logger.warning(
+                "decoders.%s: its captions are those of the language model without LoRA; it gets "
+                "text_encoder: own, and the pipeline's is loaded next to the merged model",
+                key,
+            )
+            decoders[key] = replace(decoder, text_encoder="own")
+    return replace(system, decoders=decoders)

@@ -48,13 +48,25 @@ def assets(
     console.note(f"kept in {store.cache_folder()}")
 
 
-def concepts() -> None:
-    """List the things that `mini` knows by name: what it draws, plays and animates."""
+def concepts(
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with their pictures instead.")
+    ] = None,
+) -> None:
+    """List what `mini` knows: the things it draws, their colours and motions, and its sounds."""
     from mmllm.mini.concepts import known_concepts
 
-    verbs = {"image": "names and draws", "audio": "hears and plays", "video": "animates"}
-    for modality, names in known_concepts().items():
-        console.echo(f"{verbs[modality]} ({len(names)}): {', '.join(names)}\n")
+    if page:
+        from mmllm.demo.known import write_page
+
+        console.echo(str(write_page(page)))
+        return
+    verbs = {
+        **{"image": "draws, names and animates", "colour": "colours"},
+        **{"motion": "motions", "audio": "plays and hears"},
+    }
+    for kind, names in known_concepts().items():
+        console.echo(f"{verbs[kind]} ({len(names)}): {', '.join(names)}\n")
 
 
 def version() -> None:

@@ -11,31 +11,32 @@ from mmllm.mini.concepts import known_concepts
 
 _KNOWS = """## What it knows
 
-It names and draws {num} everyday things, plays the sounds of some and animates others, asked for
-in plain English, one thing at a time.
+It draws, names and animates {num} everyday things, asked for in plain English: one to four in a
+picture, most of them in any of ten colours, in numbers up to four, and in places. It changes what
+it drew, plays sounds one after another or together, and answers questions about pictures.
 
-<details><summary>All things that it names and draws</summary>
+<details><summary>All things that it draws, names and animates</summary>
 
-{pictures}
-
-</details>
-
-<details><summary>Things whose sound it plays and hears</summary>
-
-{sounds}
+{image}
 
 </details>
 
-<details><summary>Things that it animates</summary>
+<details><summary>Colours and motions</summary>
 
-{clips}
+{colour}; {motion}
+
+</details>
+
+<details><summary>Sounds that it plays and hears</summary>
+
+{audio}
 
 </details>"""
 _CANNOT = """## What it cannot do
 
-Count, place things next to one another, change a colour on request, draw what is not on the lists,
-read text in pictures, speak or write down speech, and remember a long conversation. It does not say
-so when it fails: check what it makes."""
+Draw what is not on the lists (it is trained to say so, and to offer the nearest thing), count
+beyond four, read text in pictures, speak or write down speech, or speak another language than
+English. Pictures of three and more things often go wrong: check what it makes."""
 
 
 def about(chat: Chat, card: str) -> str:
@@ -91,10 +92,5 @@ def is_mini(chat: Chat) -> bool:
 def _known() -> dict[str, str]:
     """The fields of `_KNOWS`."""
     known = known_concepts()
-    names = {modality: ", ".join(entries) for modality, entries in known.items()}
-    return {
-        "num": str(len(known["image"])),
-        "pictures": names["image"],
-        "sounds": names["audio"],
-        "clips": names["video"],
-    }
+    names = {kind: ", ".join(entries) for kind, entries in known.items()}
+    return {"num": str(len(known["image"])), **names}

@@ -23,12 +23,7 @@ from mmllm.evaluation.everyday_judges import load_judges
 from mmllm.evaluation.metrics import Metric, accuracy_metric, with_limit, with_threshold
 from mmllm.evaluation.prompts import MAX_NEW_TOKENS
 from mmllm.mini.world import wordings
-from mmllm.mini.world.captions import (
-    caption,
-    clip_caption,
-    describe,
-    describe_clip,
-)
+from mmllm.mini.world.captions import caption, clip_caption, describe, describe_clip
 from mmllm.mini.world.clips import Clip, draw_heldout_clip
 from mmllm.mini.world.conversations import animate, converse, draw, refuse
 from mmllm.mini.world.hearing import play
@@ -57,6 +52,19 @@ _PLAIN_PAIR = "pair"
 def judges() -> dict[str, MediumJudge]:
     """Those of `everyday` by modality."""
     return load_judges()
+
+
+def missing_judges(name: str) -> list[str]:
+    """The modalities whose judge a row needs and that have none.
+
+    Args:
+        name: of a row; any other needs none.
+
+    Raises:
+        AssetError: there is no judge at all.
+    """
+    needed = [_MAKING[name][0]] if name in _MAKING else _JUDGED.get(name, [])
+    return [modality for modality in needed if modality not in judges()]
 
 
 def heldout_item(modality: str, kinds: Sequence[str], rng: random.Random) -> Described:
@@ -251,9 +259,8 @@ def measure_turns(chat: Any, data: Path, num: int, on_progress: OnProgress) -> I
             if len(talk.messages) >= 2 * (TURNS - 1):
                 break
         del talk.messages[2 * (TURNS - 1) :]
-        talk.shown = {
-            place: item for place, item in talk.shown.items() if place < len(talk.messages)
-        }
+        last = len(talk.messages)
+        talk.shown = {place: item for place, item in talk.shown.items() if place < last}
         talk.scene = None  # the last request is to stand alone
         while not rng.choice((draw, animate, play, read, refuse))(talk):
             pass
@@ -372,6 +379,8 @@ _MAKING: dict[str, tuple[str, tuple[str, ...], float, float]] = {
     "composing/sound": ("audio", (), 0.70, 0.90),
 }
 """Row -> modality, kinds of scenes, bar of the decoder and share of it for the whole model."""
+_JUDGED = {"composing/edits": ["image"], "composing/turns": ["image", "audio", "video"]}
+"""Other rows -> modalities of what is judged."""
 ROWS: dict[str, tuple[Callable[..., Iterator[Metric]], int]] = {
     **{
         name: (

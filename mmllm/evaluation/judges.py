@@ -2,7 +2,7 @@
 
 The gallery holds one real item of every trained concept. No part of `mini` uses these features:
 - images: EfficientNet-Lite1 (the encoder of mini is Lite0) on a 2 x 2 grid, and coarse colours by
-  position; a video is the mean of three of its frames;
+  position, of what stands out from the background; a video is the mean of three of its frames;
 - audio: statistics of MFCC and log-mel frames and the modulation spectrum of their loudness,
   whitened by the within-concept covariance over the training takes (Hatch et al. 2006, WCCN).
 `Judge.validate` measures a judge on altered real items.
@@ -34,8 +34,13 @@ FeatureFunction = Callable[[Sequence[Medium]], np.ndarray]
 
 RATE = 16_000
 SIDE = 64
-"""Pixels, as mini generates: real items are compared at the same rate and size, because otherwise
-sharpness would separate them from generated ones."""
+"""Pixels at which things are compared, because otherwise sharpness would separate real items from
+generated ones."""
+
+_STANDS_OUT = 24
+"""Levels of 255 by which a pixel differs from the background in one channel at least."""
+_MARGIN = 0.06
+"""Of the side, around what stands out."""
 
 _COLOUR_WEIGHT = 0.2
 """Weight of the colours relative to the network's features."""
@@ -43,8 +48,9 @@ _NUM_FRAMES = 3
 _SHRINKAGE = 0.2
 _POWER_FLOOR = 0.1
 """Added to mel power before the logarithm (peak amplitude 1), so that faint noise has no effect."""
-_GALLERY = {"image": {"style": "fluent-3d"}, "video": {}, "audio": {"take": 0}}
-"""Modality -> fields of the one training item of a concept that is in the gallery."""
+_GALLERY = {"image": {"style": "fluent-3d"}, "video": {"style": "fluent-3d"}, "audio": {"take": 0}}
+"""Modality -> fields of the one training item of a concept that is in the gallery: of clips, whose
+things are those of pictures and move in many ways, the picture."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,9 @@ def build_judge(modality: str, *, data: Path | None = None, num: int | None = No
     """
     data = data or mini.locate("data")
     items = [item for item in read_items(data, modality) if item["split"] == "train"]
+    if modality == "video":
+        moving = {item["concept"] for item in items}
+        items = [item for item in read_items(data, "image") if item["concept"] in moving]
     fields = _GALLERY[modality].items()
     chosen = [item for item in items if all(item[key] == value for key, value in fields)][:num]
     gallery = {item["concept"]: open_item(data, item) for item in chosen}
@@ -116,8 +125,9 @@ def altered_items(
 ) -> list[tuple[str, Medium]]:
     """Return (concept, item) pairs that validate a judge.
 
-    They are its gallery mirrored, shifted, rescaled, darker or brighter; for audio its gallery
-    shifted in time, softer and noisy, and one held-out take of each concept.
+    They are its gallery mirrored, shifted, rescaled, darker or brighter, for video moving across
+    the frames, too; for audio its gallery shifted in time, softer and noisy, and one held-out take
+    of each concept.
 
     Args:
         modality: image, audio or video.
@@ -205,13 +215,38 @@ def _network() -> Any:
 
 
 def _frames(medium: Medium) -> list[PILImage.Image]:
-    """An image, or three frames of a video, at 64 px."""
+    """What stands out in an image, or in three frames of a video, at 64 px."""
     if isinstance(medium, Video):
-        frames = [PILImage.fromarray(f) for f in medium.sample_frames(_NUM_FRAMES)]
+        frames = [*medium.sample_frames(_NUM_FRAMES)]
     else:
         assert isinstance(medium, Image)
-        frames = [medium.to_pil()]
-    return [frame.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS) for frame in frames]
+        frames = [medium.to_numpy()]
+    cut = [PILImage.fromarray(cut_out(frame)) for frame in frames]
+    return [frame.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS) for frame in cut]
+
+
+def cut_out(image: np.ndarray) -> np.ndarray:
+    """Cut what stands out from a plain background: it fills a white square.
+
+    Args:
+        image: uint8[H, W, 3]; its background is the median of its outermost pixels.
+
+    Returns:
+        uint8[S, S, 3].
+    """
+    edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    ground = np.median(edge, axis=0)
+    stands_out = np.abs(image - ground).max(axis=-1) > _STANDS_OUT
+    rows, columns = np.flatnonzero(stands_out.any(1)), np.flatnonzero(stands_out.any(0))
+    if not len(rows):
+        return np.full((SIDE, SIDE, 3), 255, np.uint8)
+    (top, bottom), (left, right) = (line[[0, -1]] + (0, 1) for line in (rows, columns))
+    white = np.where(stands_out[..., None], image, 255)[top:bottom, left:right]
+    side = round(max(white.shape[:2]) * (1 + 2 * _MARGIN))
+    square = np.full((side, side, 3), 255, np.uint8)
+    y, x = (side - white.shape[0]) // 2, (side - white.shape[1]) // 2
+    square[y : y + white.shape[0], x : x + white.shape[1]] = white
+    return square
 
 
 def _colours(frames: Sequence[PILImage.Image]) -> np.ndarray:
@@ -221,16 +256,18 @@ def _colours(frames: Sequence[PILImage.Image]) -> np.ndarray:
 
 
 def _alter_image(image: Medium, rng: np.random.Generator) -> Image:
-    return Image.from_pil(_alteration(rng)(_frames(image)[0]))
+    assert isinstance(image, Image)
+    return Image.from_pil(_alteration(rng)(image.to_pil().resize((SIDE, SIDE))))
 
 
-def _alter_video(video: Medium, rng: np.random.Generator) -> Video:
-    """All frames in the same way; the loop starts at another frame."""
-    assert isinstance(video, Video)
-    alter = _alteration(rng)
-    frames = [np.asarray(alter(frame.resize((SIDE, SIDE)))) for frame in video.to_pil()]
-    frames = np.roll(np.stack(frames), int(rng.integers(len(frames))), axis=0)
-    return Video.from_numpy(frames, video.fps or 8.0)
+def _alter_video(image: Medium, rng: np.random.Generator) -> Video:
+    """An altered picture that moves across the frames."""
+    picture = _alter_image(image, rng).to_pil()
+    way = [(round(8 * x), round(8 * y)) for x, y in np.linspace(rng.uniform(-1, 1, 2), (0, 0), 9)]
+    frames = [PILImage.new("RGB", (SIDE + 16, SIDE + 16), "white") for _ in way]
+    for frame, (x, y) in zip(frames, way, strict=True):
+        frame.paste(picture, (8 + x, 8 + y))
+    return Video.from_numpy(np.stack([np.asarray(frame) for frame in frames]), 8.0)
 
 
 def _alteration(rng: np.random.Generator) -> Callable[[PILImage.Image], PILImage.Image]:

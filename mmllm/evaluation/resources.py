@@ -18,7 +18,7 @@ from mmllm.evaluation.prompts import EvalItem, evenly_spaced, read_test_items
 from mmllm.evaluation.report import EvaluationReport
 from mmllm.evaluation.tasks import JUDGE_THRESHOLD, Task
 
-SHORT_RUN_ITEMS = 40
+SHORT_RUN_ITEMS = 24
 """Items per task at most after a few minutes' training, so that `make demo` stays short."""
 
 

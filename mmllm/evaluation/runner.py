@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 import time
@@ -28,6 +29,8 @@ from mmllm.inference.chat import Chat
 from mmllm.inference.loading import load
 from mmllm.utils.progress import progress_bar
 from mmllm.version import __version__
+
+logger = logging.getLogger(__name__)
 
 _OTHER_TASKS = ("perplexity", "batch of 8")
 _PROGRAMS = reasoning.ROWS | insight.ROWS | composing.ROWS
@@ -101,6 +104,10 @@ def measure(
     chat = load(model)
     measurement = ModelMeasurement(resources, model, chat)
     programs = {name: row for name, row in _PROGRAMS.items() if name in resources.selected}
+    for name in [*programs]:
+        if missing := composing.missing_judges(name):
+            logger.warning("%s: left out, no judge of %s", name, " and ".join(missing))
+            del programs[name]
     total = sum(len(resources.items_of(task)) for task in tasks)
     total += sum(resources.num_items(row[1]) for row in programs.values()) + len(requests)
     with progress_bar("evaluation", total=total, unit="item") as bar:

@@ -73,8 +73,10 @@ ROUTING_THRESHOLD = 0.98
 PROBE_THRESHOLD = 0.5
 JUDGE_THRESHOLD = 0.9
 MAX_PERPLEXITY_RATIO = 1.02
-MOTION_RANGE = (0.5, 2.0)
-"""Motion of generated clips relative to real ones."""
+LEAST_MOTION = 0.005
+"""Mean difference of neighbouring frames, 0 to 1, of a clip that moves: each of 200 real renderings
+has more."""
+MOTION_THRESHOLD = 0.9
 MEDIA_TOLERANCE = 1e-4
 """Largest difference of media made in a batch and alone, on the scale 0 to 1."""
 

@@ -13,7 +13,7 @@ from mmllm.errors import AssetError
 
 FOLDER = Path(__file__).parent
 MADE_HERE = {
-    "decoders": "train it with `python -m tools.mini.decoders` of the repository",
+    "decoders": "train it with `python -m tools.mini.world.decoders` of the repository",
     "checkpoint": "train it with `make mini`",
 }
 """What a script of the repository makes, and which."""

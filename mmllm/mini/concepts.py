@@ -1,30 +1,22 @@
-"""The concepts of mini's data: the everyday things that the shipped model knows by name."""
+"""What the shipped model knows: things, their colours and motions, and sounds."""
 
 from __future__ import annotations
 
-import gzip
-import json
-
-from mmllm.mini import locate
+from mmllm.mini.world.clips import MOTIONS
+from mmllm.mini.world.sounds import sounds
+from mmllm.mini.world.things import COLOURS, things
 
 
 def known_concepts() -> dict[str, list[str]]:
-    """List the names of the concepts that the shipped model was trained on, sorted.
+    """List what the shipped model was trained on, sorted.
 
     Returns:
-        Modality -> names: of images, of sounds and of clips.
+        "image": names of the things that it draws, names and animates; "colour": the colours that
+        it gives them; "motion": how they move in clips; "audio": names of the sounds.
     """
-    data = locate("data")
-    visible = json.loads((data / "concepts.json").read_text(encoding="utf-8"))
-    visible = [concept for concept in visible if concept["split"] == "train"]
-    with gzip.open(data / "sounds.json.gz", "rt", encoding="utf-8") as file:
-        sounding = json.load(file)["concepts"]
-    of_modality = {
-        "image": visible,
-        "audio": sounding,
-        "video": [concept for concept in visible if concept["clip"]],
-    }
     return {
-        modality: sorted(concept["label"] for concept in concepts)
-        for modality, concepts in of_modality.items()
+        "image": sorted(thing.label for thing in things().values()),
+        "colour": sorted(COLOURS),
+        "motion": sorted(MOTIONS),
+        "audio": sorted(sound.label for sound in sounds().values()),
     }

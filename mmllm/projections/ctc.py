@@ -99,11 +99,9 @@ class CTCProjection(InputProjection):
         self.rest = nn.Parameter(torch.zeros(width))
         # The LLM's ids of the vocabulary, -1 where there is none. They are not saved: `find_ids`.
         self.register_buffer("ids", torch.full((config.vocabulary,), -1), persistent=False)
-        self.namer = None
-        no_names = torch.full((0, config.num_tokens), -1, dtype=torch.int32)
-        self.register_buffer("name_ids", no_names, persistent=False)
+        self.forget_names()
         if config.names:
-            self._set_names(no_names.new_full((config.names, config.num_tokens), -1))
+            self._set_names(self.name_ids.new_full((config.names, config.num_tokens), -1))
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         soft = self.scores(features, mask).float().softmax(-1)  # [M, T, 1 + K]
@@ -273,6 +271,12 @@ class CTCProjection(InputProjection):
                 now[: len(before)] = before
                 now[len(before) :] += before.mean(0)
         self.embed_names(embed)
+
+    def forget_names(self) -> None:
+        """Know no names."""
+        self.namer = None
+        none = torch.full((0, self.num_tokens), -1, dtype=torch.int32, device=self.rest.device)
+        self.register_buffer("name_ids", none, persistent=False)
 
     def embed_names(self, embed: Callable[[Tensor], Tensor]) -> None:
         """See InputProjection."""

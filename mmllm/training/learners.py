@@ -174,6 +174,11 @@ class NameLearner(Learner):
         number = {name: index for index, name in enumerate(names, 1)}
         return {caption: number[name] for caption, name in spelled.items()}, added
 
+    def forget(self) -> None:
+        """Begin anew: no names. `add` comes before `classifier` is read again."""
+        self.projection.forget_names()
+        self._set_config(names=0)
+
 
 LEARNERS: dict[type, type[Learner]] = {WordsConfig: WordLearner, CTCConfig: NameLearner}
 """Config of a projection that can be taught -> its learner."""

@@ -42,14 +42,14 @@ GOLDEN = {
 }
 """Family in tests -> its fingerprint over an empty folder: the decoder's name and its config."""
 MINI = {
-    "image": "c5aff515215c5d13",
-    "video": "70d893033c1586c4",
-    "audio": "95a9a6db2e079484",
+    "image": "c6f9594cd8fc7fff",
+    "video": "af9e7a36488e3595",
+    "audio": "4267a1a694a99975",
 }
 """Modality -> the fingerprint of mini's decoder, whose files are always the same."""
 MINI_CONFIGS = {
     "image": {"type": "pixart"},
-    "video": {"type": "wan", "frames": 9, "height": 64, "width": 64},
+    "video": {"type": "latte", "frames": 9, "height": 128, "width": 128},
     "audio": {"type": "stable_audio"},
 }
 
@@ -63,6 +63,6 @@ def test_fingerprints_are_those_of_the_first_release(make, family: str, tmp_path
 
 @pytest.mark.parametrize("modality", MINI)
 def test_fingerprints_of_minis_decoders(modality: str) -> None:
-    tree = {"weights": f"mini:decoders/{modality}", "max_caption_tokens": 24}
+    tree = {"weights": f"mini:decoders/{modality}", "max_caption_tokens": 40}
     entry = config.parse_component("decoders", tree | MINI_CONFIGS[modality], modality)
     assert config.build(entry).fingerprint == MINI[modality]

@@ -40,6 +40,6 @@ def test_mini_is_accessible(mini: Demo, browse: Callable[..., Any], scheme: str)
     page.get_by_role("tab", name="About").click()
     page.wait_for_selector("text=What it knows")
     lists = page.locator("#about details")
-    for index, thing in enumerate(("avocado", "trumpet", "ghost")):  # image, audio, video
+    for index, thing in enumerate(("avocado", "yellow; appear", "trumpet")):
         assert thing in lists.nth(index).text_content()
     check_accessibility(page)

@@ -128,3 +128,15 @@ def test_a_reply_is_right_with_one_medium_of_the_kind(monkeypatch: pytest.Monkey
     assert not is_right(assistant(image, image), cat)
     assert not is_right(assistant(image), Soundscape((Voice("cat"),)))
     assert is_right(assistant(Audio(caption="a cat")), Soundscape((Voice("cat"),)))
+
+
+def test_a_row_names_the_judges_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composing, "judges", lambda: {"image": ByCaption()})
+    lacking = {
+        name: missing for name in composing.ROWS if (missing := composing.missing_judges(name))
+    }
+    assert lacking == {
+        "composing/clip": ["video"],
+        "composing/sound": ["audio"],
+        "composing/turns": ["audio", "video"],
+    }

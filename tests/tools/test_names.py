@@ -40,18 +40,23 @@ def test_one_command_teaches_the_names_of_whatever_a_run_spells(
 ) -> None:
     kinds = {**system_tree["input_projections"], "image": CTC, "audio": CTC}
     run = checkpoints.save(tmp_path / "run", make_model(input_projections=kinds), step=0)
-    assert names.modalities(run) == ["audio", "image"]
+    assert names.modalities(run) == ["image"]
     monkeypatch.setattr(sys, "argv", ["names", str(run), str(tmp_path / "out")])
     names.main()
     taught = open_checkpoint(tmp_path / "out")
     decode = load_model(taught).llm.tokenizer.decode
-    for key, modality in (("image", "image"), ("audio", "audio")):
-        captions = dict.fromkeys(
-            item.medium.caption for item in rehearsal.single_things(modality)[:6]
-        )
-        projection: Any = load_model(taught).input_projections[key]
-        assert [decode(name) for name in projection.names()] == [f" {each}" for each in captions]
-    assert checkpoints.saved_names(taught)["image"] == 6
+    captions = dict.fromkeys(item.medium.caption for item in rehearsal.single_things("image")[:6])
+    projection: Any = load_model(taught).input_projections["image"]
+    assert [decode(name) for name in projection.names()] == [f" {each}" for each in captions]
+    assert checkpoints.saved_names(taught) == {"image": 6}
+
+    singles = names.single_things
+    monkeypatch.setattr(names, "single_things", lambda modality: singles(modality)[3:5])
+    for options, expected in (([], 6), (["--anew"], 3)):  # two and the one that is placed
+        arguments = ["names", str(tmp_path / "out"), str(tmp_path / "again"), *options]
+        monkeypatch.setattr(sys, "argv", arguments)
+        names.main()
+        assert checkpoints.saved_names(open_checkpoint(tmp_path / "again"))["image"] == expected
 
 
 def test_what_is_taught_by_default_is_what_training_may_see() -> None:

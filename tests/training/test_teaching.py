@@ -104,12 +104,12 @@ def test_only_the_projection_that_was_taught_differs(lesson: Path) -> None:
         if value.shape != before[name].shape or not torch.equal(value, before[name])
     }
     head = "input_projections.image"
-    assert changed == {f"{head}.table", f"{head}.classifier.weight", f"{head}.classifier.bias"}
-    words = before[f"{head}.table"].shape[0]
-    assert torch.equal(after[f"{head}.table"][:words], before[f"{head}.table"])
+    assert changed == {f"{head}.name_ids", f"{head}.namer.weight", f"{head}.namer.bias"}
+    names = before[f"{head}.name_ids"].shape[0]
+    assert torch.equal(after[f"{head}.name_ids"][:names], before[f"{head}.name_ids"])
 
 
-def test_a_thing_that_is_known_gets_no_second_word_and_what_was_read_is_not_read_again(
+def test_a_thing_that_is_known_gets_no_second_name_and_what_was_read_is_not_read_again(
     lesson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, preprocess = [], EfficientNetEncoder.preprocess
@@ -131,8 +131,8 @@ def test_a_thing_that_is_known_gets_no_second_word_and_what_was_read_is_not_read
     )
     assert [Path(medium.source).name for medium in read] == ["1.webp"]
     assert (lessons[0].new, lessons[0].known) == ([], ["a dog"])
-    words = open_checkpoint("mini").system().input_projections["image"]
-    assert open_checkpoint(tmp_path / "taught").system().input_projections["image"] == words
+    known = open_checkpoint("mini").system().input_projections["image"]
+    assert open_checkpoint(tmp_path / "taught").system().input_projections["image"] == known
 
 
 def test_options_that_cannot_train_are_refused() -> None:

@@ -5,7 +5,7 @@
 An AutoencoderKL of diffusers, 8 x 8 pixels to one latent of 16 numbers, learns the 3-D pictures and
 the frames of the clips from random crops, with the loss of Rombach et al. 2022, sec. 3.1, less its
 adversary: the error of pixels and of their differences, and a slight pull towards N(0, 1).
-`--out` is then given to `tools.mini.decoders image|video` as `--codec`.
+`--out` is then given to `tools.mini.world.pool` and `tools.mini.world.decoders` as `--codec`.
 
 Dimensions: B crops of C x C pixels, N pictures, h x w latents.
 """

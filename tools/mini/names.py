@@ -1,11 +1,13 @@
-"""Teaches a run the names of mini's own single media: pictures, sounds and clips of one thing.
+"""Teaches a run the names of mini's own single media: pictures and clips of one thing.
 
     python -m tools.mini.names RUN OUT
     python -m tools.mini.names RUN OUT --also FOLDER
+    python -m tools.mini.names RUN OUT --anew
 
 For input projections of `type: ctc`. Pictures are those of training styles, as they are and
-anywhere in a larger one; scenes, soundscapes and clips with descriptions are rehearsed, and stay
-spelled.
+anywhere in a larger one; scenes and clips with descriptions are rehearsed, and stay spelled. Sounds
+are spelled alone: with names, which hide how loud, high and often they are, 0.57 of 60 held-out
+soundscapes were read rightly, and 0.75 without.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from mmllm.data.formats.labelled import LabelledMedia, LabelledMedium, read_labe
 from mmllm.mini.world.conversations import converse
 from mmllm.projections.ctc import CTCConfig
 from mmllm.training import teaching
+from mmllm.training.learners import NameLearner
 from mmllm.training.rehearsal import scenes, single_things
 from mmllm.training.teaching import Lesson, TeachingOptions
 
@@ -30,6 +33,8 @@ logger = logging.getLogger("names")
 OPTIONS = TeachingOptions(learning_rate=1e-2, steps=1000)
 """Of images in a style that teaching leaves out, 0.53 are named at this learning rate, 0.50 at 3e-3
 and 0.46 at 1e-3."""
+NAMED = ("image", "video")
+"""Modalities whose single things are named."""
 PLACED = 3000
 """Pictures anywhere in a larger one: without them 0.36 of 100 such in the unseen style are read."""
 REHEARSED = {"image": 5000}
@@ -38,7 +43,7 @@ which a name would lose."""
 
 
 def modalities(run: str | Path) -> list[str]:
-    """The modalities that a run spells.
+    """Those of NAMED that a run spells.
 
     Args:
         run: a checkpoint, or a run with several.
@@ -48,7 +53,7 @@ def modalities(run: str | Path) -> list[str]:
         {
             encoder.modality
             for key, encoder in system.encoders.items()
-            if isinstance(system.input_projections[key], CTCConfig)
+            if encoder.modality in NAMED and isinstance(system.input_projections[key], CTCConfig)
         }
     )
 
@@ -119,18 +124,41 @@ def teach(
     return lessons
 
 
+def without_names(run: str | Path, output: str | Path) -> Path:
+    """Save a run without the names that its projections know.
+
+    Args:
+        run: a checkpoint, or a run with several.
+        output: where the checkpoint is written.
+    """
+    found = checkpoints.open_checkpoint(run)
+    model = checkpoints.load_model(found)
+    for key, config in found.system().input_projections.items():
+        if isinstance(config, CTCConfig):
+            NameLearner(model, key).forget()
+    stage = found.run().stage if "stage" in found.config() else None
+    chosen = found.manifest["chosen"]
+    return checkpoints.save(
+        Path(output), model, step=found.step, stage=stage, resolved_settings=chosen
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, help="a checkpoint, or a run with several")
     parser.add_argument("out", type=Path, help="where the checkpoint is written")
     parser.add_argument("--also", type=Path, help="a folder or table of further labelled media")
+    parser.add_argument("--anew", action="store_true", help="without the names that RUN knows")
     parser.add_argument("--cache", type=Path, help="folder of a feature cache")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    media = own_media(arguments.run)
+    run = arguments.run
+    if arguments.anew:
+        run = without_names(run, arguments.out)
+    media = own_media(run)
     if arguments.also:
         media += read_labelled(arguments.also).items
-    for lesson in teach(arguments.run, arguments.out, media, cache=arguments.cache):
+    for lesson in teach(run, arguments.out, media, cache=arguments.cache):
         logger.info(
             "%s: %d media of %d names; %.3f of them read right, %.3f of the scenes as before",
             lesson.encoder,

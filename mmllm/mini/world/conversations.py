@@ -103,7 +103,15 @@ Exchange = Callable[[Talk], bool]
 
 def draw(talk: Talk) -> bool:
     """The user asks for a scene."""
-    scene = talk.draw_scene()
+    return _draw(talk, talk.draw_scene())
+
+
+def draw_thing(talk: Talk) -> bool:
+    """The user asks for one thing, as it is: what is unknown is mostly asked for like this."""
+    return _draw(talk, Scene((Group(talk.rng.choice(list(things()))),)))
+
+
+def _draw(talk: Talk, scene: Scene) -> bool:
     words = caption(scene, talk.rng, talk.wording)
     for frame in ("a picture of ", "an image of ", "a drawing of ", "a photo of "):
         words = words.removeprefix(frame)
@@ -216,6 +224,7 @@ def accept(talk: Talk) -> bool:
 
 KINDS: dict[str, tuple[Exchange, ...]] = {
     "draw": (draw,),
+    "single": (draw_thing,),
     "describe": (describe_scene,),
     "picture": (describe_picture,),
     "read": (read,),
@@ -243,7 +252,8 @@ _ENDING = ("memory", "accept")
 _TRIES = 20
 _LENGTHS = {"edits": (2, 4), "replay": (2, 3), "memory": (2, 6), "accept": (2, 2), "mixed": (3, 8)}
 _SHARES = {
-    "draw": 0.15,
+    "draw": 0.11,
+    "single": 0.04,
     "describe": 0.02,
     "picture": 0.03,
     "read": 0.10,

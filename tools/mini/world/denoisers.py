@@ -170,7 +170,7 @@ def _stable_audio(shape: torch.Size, width: int) -> nn.ModuleDict:
         sample_size=shape[-1],
         in_channels=shape[0],
         out_channels=shape[0],
-        num_layers=6,
+        num_layers=4,
         attention_head_dim=32,
         num_attention_heads=6,
         num_key_value_attention_heads=6,
