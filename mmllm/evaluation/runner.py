@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from mmllm.version import __version__
 
 logger = logging.getLogger(__name__)
 
+_ABSOLUTE = re.compile(r"(?<![^=])/(?:[^/]+/)*")
+"""The folder of an absolute path, alone or after `--option=`."""
 _OTHER_TASKS = ("perplexity", "batch of 8")
 _PROGRAMS = reasoning.ROWS | insight.ROWS | composing.ROWS
 """Rows that are measured only where they are asked for."""
@@ -156,10 +159,11 @@ def _load_report(path: str) -> EvaluationReport:
 
 
 def _facts(chat: Chat) -> dict[str, Any]:
-    """Command, versions, device, precision and fingerprints of the frozen parts."""
+    """Command without folders of this machine, versions, device, precision and fingerprints of the
+    frozen parts."""
     model = chat.model
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(_ABSOLUTE.sub("", word) for word in sys.argv),
         "versions": {
             "mmllm": __version__,
             "python": platform.python_version(),

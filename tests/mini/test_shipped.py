@@ -91,8 +91,9 @@ def test_every_judge_has_a_card_and_its_scores() -> None:
 
 
 def test_nothing_that_ships_names_a_folder_of_the_machine_that_made_it() -> None:
-    for part in ("decoders", "checkpoint"):
-        for path in (mini.FOLDER / part).rglob("*.*"):
+    for part in ("decoders", "checkpoint", "judges", "evaluation.json"):
+        folder = mini.FOLDER / part
+        for path in folder.rglob("*.*") if folder.is_dir() else [folder]:
             if path.suffix in (".json", ".yaml", ".md"):
                 assert not re.search(r'["\s](/[a-z]+){2}', path.read_text("utf-8")), path
 
@@ -144,4 +145,4 @@ def test_a_mask_changes_one_half_of_a_drawing() -> None:
     assert image is not None
     away = np.abs(image.to_numpy() - before)
     assert away[:, 64:].max() == 0
-    assert away[:, :64].mean() > 30  # 59 of 255 levels
+    assert away[:, :64].mean() > 30  # 39 of 255 levels
