@@ -13,7 +13,7 @@ import torch
 from mmllm.checkpoints.loading import load_model, load_whole_model
 from mmllm.checkpoints.manifest import Checkpoint
 from mmllm.checkpoints.saving import save, write_errors
-from mmllm.config import StageConfig, SystemConfig
+from mmllm.config import SystemConfig
 from mmllm.llm.export import merge_lora, save_transformers
 from mmllm.utils import files
 
@@ -41,7 +41,7 @@ def export(source: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None
         folder,
         model,
         step=source.step,
-        stage=_stage(source),
+        stage=source.stage(),
         resolved_settings=source.resolved_settings,
         dtype=dtype,
         with_llm=source.holds_llm,
@@ -73,7 +73,7 @@ def merge(source: Checkpoint, folder: Path, *, dtype: torch.dtype) -> Path:
         folder,
         model,
         step=source.step,
-        stage=_stage(source),
+        stage=source.stage(),
         resolved_settings=source.resolved_settings,
         with_llm=True,
     )
@@ -103,11 +103,6 @@ def export_transformers(source: Checkpoint, folder: Path, *, dtype: torch.dtype)
             save_transformers(model.llm, draft, signals=True)
         files.move_files(folder / "transformers", folder)
     return folder
-
-
-def _stage(source: Checkpoint) -> StageConfig | None:
-    """The stage that wrote a checkpoint, if one did."""
-    return source.run().stage if "stage" in source.config() else None
 
 
 def _with_own_text_encoders(system: SystemConfig) -> SystemConfig:

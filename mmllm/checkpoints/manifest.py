@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm import config as configs
-from mmllm.config import RunConfig, SystemConfig
+from mmllm.config import RunConfig, StageConfig, SystemConfig
 from mmllm.errors import CheckpointError, quoted, wrap_errors
 from mmllm.utils.hashing import sha256_file
 from mmllm.version import __version__
@@ -73,6 +73,10 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: holds a model but no stage of training")
         with self._errors_of_config():
             return configs.parse_run(tree, str(self.folder / "config.yaml"), warn=False)
+
+    def stage(self) -> StageConfig | None:
+        """The stage that wrote the checkpoint, if one did."""
+        return self.run().stage if "stage" in self.config() else None
 
     def _errors_of_config(self) -> AbstractContextManager[None]:
         return wrap_errors(CheckpointError, self.folder / "config.yaml")

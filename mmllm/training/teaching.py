@@ -152,12 +152,11 @@ def teach(
             lessons.append(teacher.teach())
     if features.store:
         features.store.flush()
-    stage = found.run().stage if "stage" in found.config() else None
     checkpoints.save(
         Path(output),
         joined,
         step=found.step,
-        stage=stage,
+        stage=found.stage(),
         resolved_settings=found.manifest["chosen"],
         with_llm=found.holds_llm,
     )

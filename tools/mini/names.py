@@ -136,10 +136,12 @@ def without_names(run: str | Path, output: str | Path) -> Path:
     for key, config in found.system().input_projections.items():
         if isinstance(config, CTCConfig):
             NameLearner(model, key).forget()
-    stage = found.run().stage if "stage" in found.config() else None
-    chosen = found.manifest["chosen"]
     return checkpoints.save(
-        Path(output), model, step=found.step, stage=stage, resolved_settings=chosen
+        Path(output),
+        model,
+        step=found.step,
+        stage=found.stage(),
+        resolved_settings=found.resolved_settings,
     )
 
 
