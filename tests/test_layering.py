@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "encoders",
         "features",
         "gallery",
+        "kernels",
         "mini",
         "model",
         "tokens",

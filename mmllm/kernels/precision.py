@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -37,6 +38,12 @@ def fast_dtype(device_type: str) -> torch.dtype:
     seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     is_faster = seconds[torch.bfloat16] < seconds[torch.float32] / 1.3
     return torch.bfloat16 if is_faster else torch.float32
+
+
+def fast_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return autocast to `fast_dtype`; a context that does nothing where that is float32."""
+    dtype = fast_dtype(device_type)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device_type, dtype)
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from mmllm import mini
 from mmllm.data.sources import read_text
+from mmllm.kernels.precision import fast_autocast
 
 logger = logging.getLogger("mini_codec")
 
@@ -112,7 +113,7 @@ def train(model: Any, samples: Tensor, minutes: float, seed: int) -> int:
     bar = tqdm(unit="step", mininterval=20)
     while share < 1:
         real = crops(samples, generator).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             posterior = model.encode(real).latent_dist
             made = model.decode(posterior.sample(generator)).sample.float()
             loss = reconstruction_loss(made, real)

@@ -28,6 +28,7 @@ from mmllm.insight.dictionary.autoencoder import (
     random_directions,
 )
 from mmllm.insight.dictionary.calibration import calibrate
+from mmllm.kernels.precision import fast_autocast
 from mmllm.utils import files
 from mmllm.utils.hashing import fingerprint
 from mmllm.utils.progress import progress_bar
@@ -188,8 +189,7 @@ class _DictionaryTrainer:
         """One step of Adam on the batch of `step`."""
         config = self.config
         x, y = self._normalized_batch(step)
-        # CPUs and GPUs have units for products in bfloat16 that are several times faster.
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_autocast(self.device.type):
             pre = self._pre_activations(x)
             active, penalty = self._activate(pre)
             loss, residual = self._reconstruction(active, y)

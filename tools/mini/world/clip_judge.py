@@ -28,6 +28,7 @@ from mmllm.evaluation.clip_judge import (
     shows_clip,
 )
 from mmllm.evaluation.scene_judge import OWN
+from mmllm.kernels.precision import fast_autocast
 from mmllm.mini.world.clips import Clip, draw_clip, is_training, render_clip
 from mmllm.mini.world.rendering import Placed, place
 from tools.mini.world.detection import blurred, class_loss, middles_loss, place_of
@@ -64,7 +65,7 @@ class Loss:
         third = BATCH // 3
         damaged = blurred(frames[:third].flatten(0, 1), rng, generator)
         frames[:third] = damaged.unflatten(0, (third, -1)).clamp(-1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             presence, names, colours, motions = self.detector(frames)
         items = [
             (index, item, motion)

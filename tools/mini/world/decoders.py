@@ -39,6 +39,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mmllm.kernels.precision import fast_autocast
 from mmllm.mini.clip_transformer import ClipFrameCodec, is_over_time
 from mmllm.mini.world.captions import caption, clip_caption
 from mmllm.mini.world.clips import draw_heldout_clip
@@ -108,7 +109,7 @@ class Loss:
         noise = torch.randn(clean.shape, generator=generator)
         wide = level.view(-1, *[1] * (clean.ndim - 1))
         # The fused attention kernel is slow backward on CPUs.
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+        with sdpa_kernel(SDPBackend.MATH), fast_autocast("cpu"):
             noisy = (1 - wide) * clean + wide * noise
             made = self.denoiser.predict(self.network, noisy, level, text)
         error = (made.float() - clean).square().flatten(1).mean(1)
@@ -153,7 +154,7 @@ def sample(
     solver.set_timesteps(steps)
     for time in solver.timesteps:
         level = (time / 1000).expand(2 * size).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             made = denoiser.predict(network, torch.cat([latents, latents]), level, both).float()
         without, with_text = made.chunk(2)
         made = without + guidance * (with_text - without)

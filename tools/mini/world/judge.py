@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmllm.evaluation.scene_judge import OWN, UNIT, Detector, SceneJudge, Verdict, shows
+from mmllm.kernels.precision import fast_autocast
 from mmllm.mini.world.rendering import SIDE, Placed, ground_of, paint, place
 from mmllm.mini.world.scenes import Scene, draw
 from tools.mini.world.detection import at_places, blurred, class_loss, middles_loss, place_of
@@ -77,7 +78,7 @@ class Loss:
         kinds = rng.choices(list(KINDS), list(KINDS.values()), k=BATCH)
         scenes = [drawn(kind, rng, filled=True) for kind in kinds]
         images = self.damaged(torch.stack([image for _, _, image in scenes]), rng, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             presence, sides, names, colours = self.detector(
                 images.to(memory_format=torch.channels_last)
             )
@@ -98,7 +99,7 @@ class Loss:
         """In some batches a third through the codec; in all a third blurred and noisy."""
         third = BATCH // 3
         if rng.random() < 1 / 3:
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_autocast("cpu"):
                 latents = self.codec.encode(images[:THROUGH_CODEC]).latent_dist.mode()
                 shaken = torch.randn(latents.shape, generator=generator) * latents.std()
                 made = self.codec.decode(latents + 0.15 * rng.random() * shaken).sample

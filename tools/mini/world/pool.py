@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from mmllm.kernels.precision import fast_autocast
 from mmllm.mini import locate
 from mmllm.mini.codecs import MelAutoencoder
 from mmllm.mini.world.captions import announce, announce_clip, caption, clip_caption
@@ -172,7 +173,7 @@ def encode(
             rendered = torch.cat([renderings(kind, i, takes) for i in range(index, index + 8)])
             if half:
                 rendered = functional.avg_pool2d(rendered, 2)
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_autocast("cpu"):
                 latents = over_frames(lambda x: vae.encode(x).latent_dist.mode(), rendered)
             parts.append((latents.float() * kind.scale(vae)).unflatten(0, (8, takes)))
         save_file({"latents": torch.cat(parts).bfloat16().contiguous()}, file)

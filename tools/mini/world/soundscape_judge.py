@@ -29,6 +29,7 @@ from mmllm.evaluation.soundscape_judge import (
     SoundscapeJudge,
     log_mel,
 )
+from mmllm.kernels.precision import fast_autocast
 from mmllm.mini.world.sounds import Soundscape, Voice, draw_soundscape, render_soundscape
 from tools.mini.world.judge_weights import ship
 from tools.mini.world.run import Run, parse_run, train
@@ -61,7 +62,7 @@ class Loss:
         for spectrogram in spectrograms:
             lowest = rng.randrange(60)
             spectrogram[lowest : lowest + rng.randrange(6)] = spectrogram.mean()
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             logits = self.classifier(spectrograms)
         layouts = torch.tensor([LAYOUTS.index(scape.layout) for scape in scapes])
         alone = layouts == LAYOUTS.index("alone")
