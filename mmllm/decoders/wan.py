@@ -5,9 +5,9 @@ Legend: M media, F frames, H x W pixels, P caption tokens, E their width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,19 @@ from mmllm.media.preprocessing import preprocessing
 
 
 @dataclass(frozen=True)
-class WanConfig(VideoConfig, SequenceConfig, Img2ImgConfig):
+class ExpertsConfig:
+    """Of pipelines that may have two transformers (Wan 2.2 A14B), for noisier and cleaner steps.
+
+    Attributes:
+        guidance_2: guidance of the second transformer, diffusers' `guidance_scale_2`; by default
+            that of the first.
+    """
+
+    guidance_2: float | None = None
+
+
+@dataclass(frozen=True)
+class WanConfig(ExpertsConfig, VideoConfig, SequenceConfig, Img2ImgConfig):
     """A `WanPipeline`. The weights do not fix the size; the defaults are the pipeline's.
 
     The transformer attends to the padding too, so `max_caption_tokens` must be the length that it
@@ -57,6 +69,25 @@ class WanBase(VideoDecoder):
 
     def normalize_latents(self, latents: Tensor) -> Tensor:
         return standardize(self.pipeline.vae, latents)
+
+    def configure(self) -> None:
+        if self.config.guidance_2 is not None and not self.has_two_experts:
+            raise ConfigError(
+                f"guidance_2: the pipeline in {self.folder} has one transformer, whose guidance is "
+                "`guidance`; leave guidance_2 out"
+            )
+        super().configure()
+
+    @property
+    def has_two_experts(self) -> bool:
+        """Whether cleaner steps have a transformer of their own."""
+        return read_model_index(self.folder).get("boundary_ratio") is not None
+
+    def guidance_kwargs(self, scale: float, negative: Callable[[], Condition]) -> dict[str, Any]:
+        kwargs = super().guidance_kwargs(scale, negative)
+        if self.config.guidance_2 is not None and scale > 1:
+            kwargs["guidance_scale_2"] = self.config.guidance_2
+        return kwargs
 
     def check_trainable(self) -> None:
         """Raise ConfigError if the pipeline has no denoising loss of one network and one time."""
@@ -129,7 +160,7 @@ class WanDecoder(WanBase):
         if index.get("expand_timesteps"):  # the first frame can be given
             self.img2img_class, self.init_modality = "WanImageToVideoPipeline", "image"
             self.init_one_by_one = True
-        elif index.get("boundary_ratio") is not None:
+        elif self.has_two_experts:
             self.img2img_class = self.init_modality = ""
             if config.init_media != "none":
                 raise ConfigError(

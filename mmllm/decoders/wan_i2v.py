@@ -18,7 +18,7 @@ from mmllm.decoders.config import ReferenceConfig, SequenceConfig, VideoConfig
 from mmllm.decoders.contract import Condition
 from mmllm.decoders.loading import read_model_index
 from mmllm.decoders.visual import to_uint8
-from mmllm.decoders.wan import WanReferenceBase
+from mmllm.decoders.wan import ExpertsConfig, WanReferenceBase
 from mmllm.errors import ConfigError
 
 _CAPTION_TOKENS = 512
@@ -26,7 +26,7 @@ _CAPTION_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class WanI2VConfig(VideoConfig, SequenceConfig, ReferenceConfig):
+class WanI2VConfig(ExpertsConfig, VideoConfig, SequenceConfig, ReferenceConfig):
     """A `WanImageToVideoPipeline`: Wan 2.1 with an image encoder, for a first frame or for a first
     and a last one, and Wan 2.2. The defaults are the pipeline's."""
 

@@ -17,19 +17,20 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
+from torch.nn import functional
 
 from mmllm.conversation import Image, Medium, Video
 from mmllm.decoders.condition import check_condition
 from mmllm.decoders.config import InitMediaConfig, ReferenceConfig, SequenceConfig, VideoConfig
 from mmllm.decoders.contract import Condition
-from mmllm.decoders.wan import WanReferenceBase
+from mmllm.decoders.wan import ExpertsConfig, WanReferenceBase
 
 _GREY = 128
 """Of the pixels that are to be made anew, as in the example of diffusers."""
 
 
 @dataclass(frozen=True)
-class WanVACEConfig(VideoConfig, SequenceConfig, InitMediaConfig, ReferenceConfig):
+class WanVACEConfig(ExpertsConfig, VideoConfig, SequenceConfig, InitMediaConfig, ReferenceConfig):
     """A `WanVACEPipeline`; the defaults are the pipeline's.
 
     Attributes:
@@ -54,6 +55,10 @@ class WanVACEDecoder(WanReferenceBase):
     init_modality = "video"
     masks_references = True
     starts_with_references = True
+
+    def __init__(self, config: WanVACEConfig):
+        super().__init__(config)
+        self._empty: tuple[tuple[Any, ...], Tensor] | None = None
 
     @property
     def takes_mask(self) -> bool:
@@ -171,17 +176,16 @@ class WanVACEDecoder(WanReferenceBase):
             The raw prediction, of the shape of `noisy`.
         """
         self.check_trainable()
-        pipeline, device = self.pipeline, noisy.device
-        pictures = [list(references)]
-        with torch.no_grad():
-            video, mask, _ = pipeline.preprocess_conditions(
-                None, None, None, 1, *self.size, self.config.frames, torch.float32, device
-            )
-            latents = pipeline.prepare_video_latents(video, mask, pictures, None, device)
-            control = torch.cat([latents, pipeline.prepare_masks(mask, pictures)], dim=1)
+        transformer = self.pipeline.transformer
+        control = self._empty_control(noisy.device)
+        if len(references):
+            front = self._encode_references(references).to(control)
+            more = control.shape[1] - front.shape[1]  # what is kept of a reference, and its mask
+            front = functional.pad(front, (0, 0) * 3 + (0, more))
+            control = torch.cat([front, control], dim=2)
         control = control.to(noisy.dtype)
-        layers = len(pipeline.transformer.config.vace_layers)
-        return pipeline.transformer(
+        layers = len(transformer.config.vace_layers)
+        return transformer(
             hidden_states=noisy,
             timestep=timesteps,
             encoder_hidden_states=condition["prompt_embeds"],
@@ -189,6 +193,21 @@ class WanVACEDecoder(WanReferenceBase):
             control_hidden_states_scale=control.new_full([layers], self.config.conditioning_scale),
             return_dict=False,
         )[0]
+
+    @torch.no_grad()
+    def _empty_control(self, device: torch.device) -> Tensor:
+        """What the second stream reads of no video: float[1, channels, *S without channels]. It is
+        the same at every step, so the codec makes it once."""
+        size = (*self.size, self.config.frames)
+        if self._empty is None or self._empty[0] != (size, device):
+            pipeline, no_pictures = self.pipeline, [list[Tensor]()]
+            video, mask, _ = pipeline.preprocess_conditions(
+                None, None, None, 1, *size, torch.float32, device
+            )
+            latents = pipeline.prepare_video_latents(video, mask, no_pictures, None, device)
+            masks = pipeline.prepare_masks(mask, no_pictures)
+            self._empty = (size, device), torch.cat([latents, masks], dim=1)
+        return self._empty[1]
 
     @torch.no_grad()
     def _encode_references(self, pictures: Tensor) -> Tensor:

@@ -117,6 +117,31 @@ def test_a_video_from_pictures_is_the_pipelines_own(animate, kind, guidance):
     assert np.ptp(arrays(made)) > 0.01
 
 
+def test_the_second_transformer_has_a_guidance_of_its_own(animate):
+    """The steps of 4 that the second of two transformers makes are guided as diffusers does."""
+    decoder = animate("2.2", guidance=3.0, guidance_2=1.5)
+    (picture,) = pictures(0)
+    condition = decoder.encode_captions(["a dog"])
+    made = decoder.sample(condition, generators=seeded(0), references=[[picture]])
+    calls = CALL["video"] | {"guidance_scale": 3.0, "num_inference_steps": 4}
+    own = tiny.load(decoder.folder)
+    expected = own(
+        picture.to_pil(),
+        "a dog",
+        **calls,
+        guidance_scale_2=1.5,
+        generator=seeded(0)[0],
+        output_type="np",
+    )
+    close(made, expected.frames)
+    alike = animate("2.2", guidance=3.0).sample(
+        condition, generators=seeded(0), references=[[picture]]
+    )
+    assert np.abs(arrays(alike)[0] - arrays(made)[0]).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"guidance_2: the pipeline in .* has one transformer"):
+        animate("2.1", guidance_2=1.5)
+
+
 @KINDS
 def test_each_picture_changes_the_video(animate, kind):
     decoder = animate(kind)
@@ -416,6 +441,19 @@ def test_the_loss_of_vace_is_of_the_references_too(make, monkeypatch):
     assert torch.equal(again, losses)
     losses.sum().backward()
     assert all(row.abs().max() > 0 for row in condition["prompt_embeds"].grad)
+
+
+def test_the_loss_of_vace_encodes_no_video_twice(make, monkeypatch):
+    decoder = make("wan_vace")
+    latents, noising = noisy_clips(decoder)
+    condition = decoder.encode_captions(CAPTIONS)
+    codec, encoded = decoder.pipeline.vae, []
+    encode = codec.encode
+    monkeypatch.setattr(codec, "encode", lambda x: (encoded.append(x.shape), encode(x))[1])
+    first = decoder.denoising_loss(condition, latents, **noising)
+    assert len(encoded) == 2  # of the empty video, what is kept and what is not
+    assert torch.equal(decoder.denoising_loss(condition, latents, **noising), first)
+    assert len(encoded) == 2
 
 
 def test_what_vace_does_not_take_is_refused_by_name(make):
