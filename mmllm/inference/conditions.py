@@ -5,9 +5,10 @@ Legend: M media.
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,9 +16,13 @@ from torch import Tensor
 from mmllm.conversation import Medium
 from mmllm.decoders.contract import Condition
 
+MARK = "condition"
+"""The key of a medium's provenance that names its condition."""
+
 
 class ConditionMemory:
-    """The conditions of the media that a process has made, each as long as its medium is in memory.
+    """The conditions of the media that a process has made, by a name in their provenance, so that
+    a medium which comes back as a file finds its own.
 
     The oldest ones are forgotten once all take more than `max_bytes`; one of more than an eighth of
     that is not kept.
@@ -25,32 +30,37 @@ class ConditionMemory:
 
     def __init__(self, max_bytes: int = 2**29) -> None:
         self.max_bytes = max_bytes
-        self._conditions: WeakKeyDictionary[Medium, tuple[str, Condition]] = WeakKeyDictionary()
+        self._conditions: OrderedDict[str, Condition] = OrderedDict()
+        self._num_bytes = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._conditions)
 
-    def keep(self, medium: Medium, key: str, condition: Condition) -> None:
-        """Remember under which condition a medium was made.
+    def keep(self, key: str, condition: Condition) -> str | None:
+        """Remember a condition.
 
         Args:
-            medium: the medium, this very object.
             key: of its decoder.
-            condition: its condition, without an axis of media.
+            condition: the condition of one medium, without an axis of media.
+
+        Returns:
+            Its name, the same for equal ones; None if it is too large to be kept.
         """
-        if _num_bytes(condition) > self.max_bytes // 8:
-            return
+        size = _num_bytes(condition)
+        if size > self.max_bytes // 8:
+            return None
         own = {name: value.detach().cpu().clone() for name, value in condition.items()}
+        mark = _digest(key, own)
         with self._lock:
-            self._conditions[medium] = key, own
-            kept = list(self._conditions.items())
-            total = sum(_num_bytes(each) for _, (_, each) in kept)
-            for former, (_, each) in kept:
-                if total <= self.max_bytes:
-                    break
-                total -= _num_bytes(each)
-                del self._conditions[former]
+            if mark not in self._conditions:
+                self._num_bytes += size
+            self._conditions[mark] = own
+            self._conditions.move_to_end(mark)
+            while self._num_bytes > self.max_bytes:
+                _, oldest = self._conditions.popitem(last=False)
+                self._num_bytes -= _num_bytes(oldest)
+        return mark
 
     def newest(self, media: Sequence[Medium], key: str) -> Condition | None:
         """Return the condition of the newest medium of a decoder; None if none is known.
@@ -59,11 +69,14 @@ class ConditionMemory:
             media: in order.
             key: of the decoder.
         """
-        with self._lock:
-            for medium in reversed(media):
-                found = self._conditions.get(medium)
-                if found is not None and found[0] == key:
-                    return found[1]
+        for medium in reversed(media):
+            provenance = medium.decoded().provenance or {}
+            mark = provenance.get(MARK)
+            if isinstance(mark, str) and provenance.get("decoder") == key:
+                with self._lock:
+                    found = self._conditions.get(mark)
+                if found is not None:
+                    return found
         return None
 
 
@@ -94,3 +107,11 @@ def _mixed(new: Tensor, old: Tensor, share: float, *, is_mask: bool) -> Tensor:
 
 def _num_bytes(condition: Condition) -> int:
     return sum(value.nbytes for value in condition.values())
+
+
+def _digest(key: str, condition: Condition) -> str:
+    digest = hashlib.sha256(key.encode())
+    for name, value in sorted(condition.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

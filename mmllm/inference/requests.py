@@ -28,6 +28,7 @@ from mmllm.conversation import MEDIA, Message, Text
 from mmllm.data.protocol import FeatureProvider
 from mmllm.data.rendering import Rendered
 from mmllm.inference.cancel import CancelToken
+from mmllm.inference.conditions import MARK
 from mmllm.inference.engine import Engine
 from mmllm.inference.events import EventSink, MediumReady
 from mmllm.inference.media_queue import MediaRequest, MediaThreads, RenderedMedia
@@ -289,9 +290,10 @@ class ReplyRequest:
             key, batch = self._rendering.pop(future)
             self._media_seconds[key] = self._media_seconds.get(key, 0.0) + rendered.seconds
             for row, (place, medium) in enumerate(zip(batch, rendered.media, strict=True)):
-                made = replace(medium, provenance=self._provenance(key, place))
                 condition = {name: value[row] for name, value in rendered.condition.items()}
-                self._engine.conditions.keep(made, key, condition)
+                mark = self._engine.conditions.keep(key, condition)
+                named = {} if mark is None else {MARK: mark}
+                made = replace(medium, provenance=self._provenance(key, place) | named)
                 self._note(place.conversation, key)
                 self.streams[place.conversation].parts[place.part_index] = made
                 self._sink(place.conversation, MediumReady(place.part_index, made))

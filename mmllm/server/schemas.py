@@ -221,6 +221,12 @@ class DecoderOptions(Strict):
     noise: Literal["new", "last"] | None = Field(
         default=None, description="last: begin with the noise of the newest medium it has made."
     )
+    keep: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="The share of the condition of the newest medium it has made that is kept.",
+    )
     seconds: float | None = Field(default=None, gt=0)
     frames: int | None = Field(default=None, ge=1)
     fps: float | None = Field(default=None, ge=0.1, le=240)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ from mmllm.conversation import Image, assistant, user
 from mmllm.data.references import ReferenceRules, find_references
 from mmllm.errors import ConfigError, MediaError
 from mmllm.inference.chat import Chat
-from mmllm.inference.conditions import ConditionMemory, blend
+from mmllm.inference.conditions import MARK, ConditionMemory, blend
 from tests.decoders import tiny
 from tests.samples import clip, picture
 
@@ -241,7 +240,7 @@ def test_more_references_than_the_decoder_takes_are_noted(referring):
         chat.reply([user("a")], decoders={"image": {"references": many}}, **ONE)
 
 
-def test_a_share_of_the_former_condition_is_kept(chat, tiny_model):
+def test_a_share_of_the_former_condition_is_kept(chat, tmp_path):
     """All of it, and the former noise, is the former picture; a part is in between."""
     drawn = chat.reply([user("one")], seed=5, **ONE)
     turns = [user("one"), drawn.message, user("two three")]
@@ -256,28 +255,37 @@ def test_a_share_of_the_former_condition_is_kept(chat, tiny_model):
     away = [np.abs(each.to_numpy() - first).mean() for each in (half, none)]
     assert 0 < away[0] < away[1]
     assert half.provenance["made_from"] == {"kept_condition": 0.5}
-    # Another object, such as the file of the picture, has none.
-    copy = Image(drawn.image.to_numpy(), provenance=drawn.image.provenance)
-    parts = [copy if part is drawn.image else part for part in drawn.message.parts]
-    turns = [user("one"), drawn.message.with_parts(parts), user("two three")]
-    assert np.array_equal(made(keep=1.0).to_numpy(), none.to_numpy())
+    for earlier, is_known in (
+        (Image(drawn.image.save(tmp_path / "drawn.png")), True),
+        (Image(drawn.image.to_numpy(), provenance={**drawn.image.provenance, MARK: "x"}), False),
+        (Image(drawn.image.to_numpy(), provenance={**drawn.image.provenance, MARK: 3}), False),
+    ):
+        parts = [earlier if part is drawn.image else part for part in drawn.message.parts]
+        turns = [user("one"), drawn.message.with_parts(parts), user("two three")]
+        expected = whole if is_known else none
+        assert np.array_equal(made(keep=1.0).to_numpy(), expected.to_numpy())
     with pytest.raises(ConfigError, match=r"keep: expected from 0 to 1, got 1\.5"):
         made(keep=1.5)
 
 
-def test_conditions_are_forgotten_with_their_media_and_within_bounds():
+def test_conditions_are_forgotten_beyond_bounds():
     memory = ConditionMemory(max_bytes=8 * 16)
-    media = [picture(level) for level in range(10)]
-    for number, medium in enumerate(media):
-        memory.keep(medium, "image", {"embeds": torch.full((4,), float(number))})
+
+    def medium(decoder: str, value: float, num: int = 4) -> Image:
+        mark = memory.keep(decoder, {"embeds": torch.full((num,), value)})
+        return Image(canvas_of(1).to_numpy(), provenance={"decoder": decoder, MARK: mark})
+
+    media = [medium("image", float(number)) for number in range(10)]
+    assert len(memory) == 8
     assert memory.newest(media[:2], "image") is None  # the oldest of ten, where eight fit
     assert memory.newest(media[:3], "image")["embeds"][0] == 2
     assert memory.newest(media, "video") is None
-    memory.keep(media[0], "image", {"embeds": torch.zeros(5)})  # more than an eighth
-    assert memory.newest(media[:2], "image") is None
-    del media, medium
-    gc.collect()
-    assert len(memory) == 0
+    assert medium("image", 2.0).provenance == media[2].provenance  # which is now the newest
+    assert medium("video", 2.0).provenance[MARK] != media[2].provenance[MARK]
+    assert memory.newest(media[:3], "image")["embeds"][0] == 2
+    assert memory.newest(media[:4], "image")["embeds"][0] == 2
+    assert medium("image", 0.0, num=5).provenance[MARK] is None  # more than an eighth
+    assert memory.newest([picture(3)], "image") is None
 
 
 def test_blending_conditions():

@@ -17,6 +17,7 @@ from mmllm.inference.chat import Chat
 from mmllm.server import schemas as api
 from mmllm.server.errors import ApiError
 from tests.server.conftest import Served
+from tests.server.exchange import CHAT, asking, error_of
 from tests.server.files import PNG, WAV, file_of
 
 ASKED: dict[str, Any] = {"model": "tiny", "prompt": "one", "extra_body": {"seed": 3}}
@@ -151,3 +152,30 @@ def test_a_model_that_cannot_start_from_a_picture_says_so(
     response = http.post("/v1/images/edits", files=FILE, data=FORM)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "not_supported"
+
+
+def test_the_same_picture_is_made_again_from_what_came_back(http: httpx2.Client) -> None:
+    """By the noise and the condition that the file's provenance names; a part changes it."""
+
+    def made(messages: list[dict[str, Any]], seed: int, **options: Any) -> dict[str, Any]:
+        body = {"messages": messages, "seed": seed, "max_tokens": 2, "max_media": 1}
+        body |= {"modalities": {"image": "force", "audio": "forbid", "video": "forbid"}}
+        response = http.post(CHAT, json={**body, "decoders": {"image": options}})
+        assert response.status_code == 200, response.text
+        return response.json()["choices"][0]["message"]
+
+    def pixels(message: dict[str, Any]) -> np.ndarray:
+        url = next(part for part in message["parts"] if part["type"] == "image_url")["image_url"]
+        return Image(base64.b64decode(url["url"].partition(",")[2])).to_numpy().astype(int)
+
+    asked = {"role": "user", "content": "one"}
+    first = made([asked], seed=5)
+    talk = [asked, {"role": "assistant", "content": first["parts"]}]
+    talk.append({"role": "user", "content": "two three"})
+    whole, half, new = (
+        pixels(made(talk, seed=6, noise="last", keep=share)) for share in (1.0, 0.5, 0.0)
+    )
+    assert np.array_equal(whole, pixels(first))
+    assert 0 < np.abs(half - whole).mean() < np.abs(new - whole).mean()
+    wrong = asking({"type": "text", "text": "one"}, decoders={"image": {"keep": 2}})
+    assert error_of(http.post(CHAT, json=wrong))["param"] == "decoders.image.keep"
