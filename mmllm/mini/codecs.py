@@ -1,10 +1,9 @@
-"""Codecs in the VAE slot of mini's decoders of clips and sounds.
+"""The codec in the VAE slot of mini's decoder of sounds.
 
-Pictures need none of ours: theirs is a plain AutoencoderKL. `import mmllm.mini.codecs` before
-`DiffusionPipeline.from_pretrained(folder)`.
+Images and clips need none of ours: theirs is a plain AutoencoderKL. `import mmllm.mini.codecs`
+before `DiffusionPipeline.from_pretrained(folder)`.
 
-Dimensions: B samples, H x W pixels, h x w latents, C channels of a latent, F frames, N waveform
-samples, M mel bands, K latent tokens.
+Dimensions: B samples, N waveform samples, M mel bands, K latent tokens.
 """
 
 # diffusers types `self.config` as a plain dict, but it answers to attributes.
@@ -13,10 +12,10 @@ samples, M mel bands, K latent tokens.
 import math
 
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoderOutput
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
@@ -28,78 +27,6 @@ def _exactly(latents: Tensor) -> AutoencoderKLOutput:
     """The distribution without spread that diffusers expects of `vae.encode`."""
     parameters = torch.cat([latents, torch.zeros_like(latents)], dim=1)
     return AutoencoderKLOutput(DiagonalGaussianDistribution(parameters, deterministic=True))
-
-
-class ClipAutoencoder(ModelMixin, ConfigMixin):
-    """An AutoencoderKL of pictures for each frame, its latents folded as Wan counts frames: the
-    first alone, then groups of four.
-
-    float[B, 3, 1 + 4k, H, W] in -1..1 <-> float[B, 4C, 1 + k, H / 8, W / 8] with the C channels and
-    8 x 8 pixels of a picture's latent. The first latent frame holds the first frame four times;
-    decoding takes their mean. Causal layout: Wan 2025, sec. 4.1.
-
-    `frame_codec` is the config of the AutoencoderKL, and the folded sizes follow from it.
-    """
-
-    @register_to_config
-    def __init__(
-        self,
-        frame_codec: dict,
-        z_dim: int = 64,
-        scale_factor_temporal: int = 4,
-        scale_factor_spatial: int = 8,
-        latents_mean: tuple[float, ...] = (0.0,) * 64,
-        latents_std: tuple[float, ...] = (1.0,) * 64,
-    ):
-        super().__init__()
-        self.frames = AutoencoderKL.from_config(frame_codec)
-
-    @classmethod
-    def around(cls, frames: AutoencoderKL) -> "ClipAutoencoder":
-        """A codec of clips with the weights of a codec of pictures."""
-        config, group = frames.config, 4
-        channels = group * config.latent_channels
-        codec = cls(
-            frame_codec={k: v for k, v in config.items() if not k.startswith("_")},
-            z_dim=channels,
-            scale_factor_spatial=2 ** (len(config.block_out_channels) - 1),
-            latents_mean=(0.0,) * channels,
-            latents_std=(1 / config.scaling_factor,) * channels,
-        )
-        codec.frames.load_state_dict(frames.state_dict())
-        return codec
-
-    @property
-    def temperal_downsample(self) -> list[int]:
-        """Halvings in time by each halving in space, from which Wan's pipelines count (in this
-        spelling): only their number and their sum are read."""
-        levels = round(math.log2(self.config.scale_factor_spatial))
-        return [round(math.log2(self.config.scale_factor_temporal)), *[0] * (levels - 1)]
-
-    @apply_forward_hook
-    def encode(self, x: Tensor) -> AutoencoderKLOutput:
-        """float[B, 3, 1 + 4k, H, W] -> float[B, 4C, 1 + k, H / 8, W / 8]."""
-        group = self.config.scale_factor_temporal
-        if x.shape[2] % group != 1:
-            raise ValueError(
-                f"a clip has {x.shape[2]} frames but 1 + {group}k are expected; drop or repeat some"
-            )
-        flat = x.transpose(1, 2).flatten(0, 1)  # [B (1 + 4k), 3, H, W]
-        z = self.frames.encode(flat).latent_dist.mode().unflatten(0, (len(x), -1)).transpose(1, 2)
-        z = torch.cat([z[:, :, :1].expand(-1, -1, group - 1, -1, -1), z], dim=2)
-        z = z.unflatten(2, (-1, group))  # [B, C, 1 + k, 4, h, w]
-        return _exactly(z.transpose(2, 3).flatten(1, 2))
-
-    @apply_forward_hook
-    def decode(self, z: Tensor, return_dict: bool = True, **_: object) -> DecoderOutput | tuple:
-        """float[B, 4C, 1 + k, H / 8, W / 8] -> float[B, 3, 1 + 4k, H, W]."""
-        group = self.config.scale_factor_temporal
-        z = z.unflatten(1, (-1, group)).transpose(2, 3)  # [B, C, 1 + k, 4, h, w]
-        first = z[:, :, 0].mean(dim=2, keepdim=True)
-        z = torch.cat([first, z[:, :, 1:].flatten(2, 3)], dim=2).transpose(1, 2)
-        flat = self.frames.decode(z.flatten(0, 1)).sample  # pyright: ignore - [B (1 + 4k), 3, H, W]
-        x = flat.unflatten(0, (len(z), -1)).transpose(1, 2)
-        return DecoderOutput(sample=x) if return_dict else (x,)
 
 
 class MelAutoencoder(ModelMixin, ConfigMixin):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from mmllm.mini.caption_encoder import CaptionEncoder, CaptionTokenizer
 from mmllm.mini.clip_transformer import ClipFrameCodec, ClipTransformer
-from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder
+from mmllm.mini.codecs import MelAutoencoder
 
 __all__ = [
     "CaptionEncoder",
     "CaptionTokenizer",
-    "ClipAutoencoder",
     "ClipFrameCodec",
     "ClipTransformer",
     "MelAutoencoder",

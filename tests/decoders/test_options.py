@@ -74,8 +74,8 @@ def test_a_codec_in_slices_makes_the_same_and_one_in_tiles_nearly(make):
 
 
 def test_a_codec_without_tiles_is_refused(make):
-    with pytest.raises(ConfigError, match="vae_tiling: a ClipAutoencoder has no tiling"):
-        _ = make("video", vae_tiling=True).pipeline
+    with pytest.raises(ConfigError, match="vae_tiling: a MelAutoencoder has no tiling"):
+        _ = make("audio", vae_tiling=True).pipeline
 
 
 def test_compiled_blocks_make_the_same(make, monkeypatch):

@@ -22,7 +22,7 @@ from transformers import BertTokenizer
 
 from mmllm import config
 from mmllm.conversation import Audio, Image, Medium, Video
-from mmllm.mini.codecs import ClipAutoencoder, MelAutoencoder
+from mmllm.mini.codecs import MelAutoencoder
 
 TOKENS = 8
 WIDTH = 16
@@ -77,31 +77,9 @@ def pixart_pipeline() -> diffusers.PixArtAlphaPipeline:
 
 
 def wan_pipeline() -> diffusers.WanPipeline:
-    tokenizer, encoder = _text(transformers.UMT5EncoderModel, transformers.UMT5Config)
-    transformer = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=12,
-        out_channels=12,
-        text_dim=WIDTH,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=16,
-    )
-    codec = ClipAutoencoder(
-        frame_codec={k: v for k, v in picture_codec().config.items() if not k.startswith("_")},
-        z_dim=12,
-        scale_factor_spatial=2,
-        latents_mean=tuple(0.1 * channel - 0.5 for channel in range(12)),
-        latents_std=tuple(1 + 0.1 * channel for channel in range(12)),
-    )
+    parts = _wan_parts() | {"scheduler": flow_scheduler()}
     return diffusers.WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=encoder,
-        vae=codec,
-        transformer=transformer,
-        scheduler=flow_scheduler(),
+        **parts, transformer=_wan_transformer(diffusers.WanTransformer3DModel, 4)
     )
 
 
