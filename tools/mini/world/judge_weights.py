@@ -1,4 +1,4 @@
-"""What a training of a judge leaves behind: its weights in half precision, scores and a card."""
+"""What a training of a judge leaves behind: its weights in few bits, scores and a card."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tools.mini.world.run import Run
 
@@ -23,7 +24,7 @@ CARD = """# The judge `{name}`
 | | |
 |---|---|
 | made by | `{command}`: {steps} steps in {minutes:.0f} minutes, seed {seed} |
-| weights | {parameters:,} parameters, float16 |
+| weights | {parameters:,} parameters, float16; 3 x 3 convolutions float8_e4m3fn |
 | trained on | {source} |
 | licence | that of this project |
 
@@ -56,7 +57,7 @@ def ship(
     """
     run.load_averages(model)
     file = run.folder / f"{name}.safetensors"
-    save_file({key: w.half().contiguous() for key, w in model.state_dict().items()}, file)
+    save_file({key: _small(weight) for key, weight in model.state_dict().items()}, file)
     scores = measure(file)
     (run.folder / f"{name}.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     rows = [f"| {key} | {value:.3f} |" for key, value in scores.items()]
@@ -73,3 +74,10 @@ def ship(
     )
     (run.folder / f"{name}.md").write_text(card, encoding="utf-8")
     logger.info("%s: %d steps, %s", name, run.progress.step, scores)
+
+
+def _small(weight: Tensor) -> Tensor:
+    """In float16; the 3 x 3 convolutions, most of the numbers, in float8. With all weights in
+    float8 the judge of scenes finds 0.977 of the things, so and in float16 alone 0.980."""
+    is_convolution = weight.ndim == 4 and weight.shape[-1] == 3
+    return weight.to(torch.float8_e4m3fn if is_convolution else torch.float16).contiguous()
