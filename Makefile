@@ -85,7 +85,7 @@ LONG := runs/mini-long
 LONG_1 ?= stage.prealign.steps=3500 stage.data.pictures.count=40000 \
 	stage.data.sounds.count=12000 stage.data.clips.count=8000
 LONG_2 ?= stage.steps=900
-LONG_3 ?= stage.steps=680
+LONG_3 ?= stage.steps=1080
 # Pictures that stand for unknown things: their names are learned before stage 3 and forgotten after it.
 STAND_INS = stage.data.stand_ins='{type: labelled, source: $(LONG)/stand_ins, modality: image, \
 	direction: understand, prompts: "mini:data/prompts.json\#ask_image.train", \

@@ -229,7 +229,7 @@ def test_the_dataset_is_a_type_of_the_config() -> None:
     [
         (
             {"kinds": ("draw", "sing")},
-            r"data.kinds: unknown \['sing'\]; known are draw, single, describe",
+            r"data.kinds: unknown \['sing'\]; known are draw, single, typed, describe",
         ),
         ({"split": "test"}, "data.split: expected training or heldout, got 'test'"),
     ],

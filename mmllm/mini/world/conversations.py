@@ -18,6 +18,13 @@ import numpy as np
 from mmllm.conversation import Message
 from mmllm.errors import ConfigError
 from mmllm.mini.world import unknown, wordings
+from mmllm.mini.world.across import (
+    animate_picture,
+    draw_and_animate,
+    draw_and_play,
+    draw_sound,
+    hear_picture,
+)
 from mmllm.mini.world.captions import (
     announce_clip,
     caption,
@@ -33,18 +40,8 @@ from mmllm.mini.world.clips import (
     draw_heldout_clip,
     draw_training_clip,
 )
-from mmllm.mini.world.clips import is_training as is_training_clip
-from mmllm.mini.world.hearing import (
-    draw_and_play,
-    draw_sound,
-    hear,
-    hear_scene,
-    play,
-    play_scene,
-    refuse_sound,
-    replay,
-)
-from mmllm.mini.world.memory import remember
+from mmllm.mini.world.hearing import hear, play, play_scene, refuse_sound, replay
+from mmllm.mini.world.memory import name_last, remember
 from mmllm.mini.world.negations import negate
 from mmllm.mini.world.questions import describe_picture, describe_scene, read, reread
 from mmllm.mini.world.scenes import Group, Scene
@@ -111,12 +108,20 @@ def draw_thing(talk: Talk) -> bool:
     return _draw(talk, Scene((Group(talk.rng.choice(list(things()))),)))
 
 
-def _draw(talk: Talk, scene: Scene) -> bool:
+def draw_typed(talk: Talk) -> bool:
+    """The user asks for one thing, or a scene, and misspells what matters."""
+    if talk.rng.random() < 0.6:
+        return _draw(talk, Scene((Group(talk.rng.choice(list(things()))),)), typed=True)
+    return _draw(talk, talk.draw_scene(), typed=True)
+
+
+def _draw(talk: Talk, scene: Scene, *, typed: bool = False) -> bool:
     words = caption(scene, talk.rng, talk.wording)
     for frame in ("a picture of ", "an image of ", "a drawing of ", "a photo of "):
         words = words.removeprefix(frame)
     words = words.removeprefix("an illustration of ")
-    talk.ask(wordings.request("draw", words, talk.split, talk.rng))
+    text = wordings.request("draw", words, talk.split, talk.rng)
+    talk.ask(wordings.misspell(text, words, talk.rng) if typed else text, typed=typed)
     talk.show(scene)
     return True
 
@@ -136,7 +141,7 @@ def animate(talk: Talk) -> bool:
         clip = draw_clip(talk.rng)
         words = clip_caption(clip, talk.rng, talk.wording)
         text = wordings.request("animate", words, talk.split, talk.rng)
-    if talk.split == "training" and not is_training_clip(clip):
+    if not talk.allowed_clip(clip):
         return False
     talk.ask(text)
     talk.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
@@ -225,6 +230,7 @@ def accept(talk: Talk) -> bool:
 KINDS: dict[str, tuple[Exchange, ...]] = {
     "draw": (draw,),
     "single": (draw_thing,),
+    "typed": (draw_typed,),
     "describe": (describe_scene,),
     "picture": (describe_picture,),
     "read": (read,),
@@ -232,11 +238,12 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
     "watch": (watch,),
     "play": (play,),
     "hear": (hear,),
-    "across": (hear_scene, draw_sound, draw_and_play),
+    "across": (hear_picture, draw_sound, animate_picture, draw_and_play, draw_and_animate),
     "refuse": (refuse, refuse, refuse, refuse_sound),
     "accept": (refuse, accept),
     "negate": (negate,),
     "memory": (draw, draw, draw, edit, edit, animate, play, remember, remember, remember),
+    "last": (draw, draw_thing, play, animate, name_last),
     "talk": (small_talk,),
     "edits": (draw, edit, edit, edit),
     "replay": (play, replay),
@@ -248,28 +255,37 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
 """Kind of conversation -> what may happen in it; those in _BEGINNING begin with the
 first, those in _ENDING end with the last."""
 _BEGINNING = ("edits", "replay", "memory", "accept")
-_ENDING = ("memory", "accept")
+_ENDING = ("memory", "last", "accept")
 _TRIES = 20
-_LENGTHS = {"edits": (2, 4), "replay": (2, 3), "memory": (2, 6), "accept": (2, 2), "mixed": (3, 8)}
+_LENGTHS = {
+    "edits": (2, 4),
+    "replay": (2, 3),
+    "memory": (2, 6),
+    "last": (2, 3),
+    "accept": (2, 2),
+    "mixed": (3, 8),
+}
 _SHARES = {
-    "draw": 0.11,
+    "draw": 0.07,
     "single": 0.04,
+    "typed": 0.15,
     "describe": 0.02,
     "picture": 0.03,
-    "read": 0.10,
-    "animate": 0.07,
-    "watch": 0.03,
-    "play": 0.08,
-    "hear": 0.04,
-    "across": 0.05,
-    "refuse": 0.07,
+    "read": 0.06,
+    "animate": 0.04,
+    "watch": 0.02,
+    "play": 0.05,
+    "hear": 0.03,
+    "across": 0.10,
+    "refuse": 0.05,
     "accept": 0.02,
-    "negate": 0.05,
-    "memory": 0.05,
-    "talk": 0.05,
-    "edits": 0.12,
+    "negate": 0.04,
+    "memory": 0.04,
+    "last": 0.03,
+    "talk": 0.03,
+    "edits": 0.08,
     "replay": 0.03,
-    "mixed": 0.08,
+    "mixed": 0.07,
 }
 
 

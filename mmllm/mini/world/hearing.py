@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmllm.mini.world import unknown, wordings
-from mmllm.mini.world.scenes import Group, Scene
 from mmllm.mini.world.sounds import (
     Soundscape,
     Voice,
@@ -110,17 +109,7 @@ def play_scene(talk: Talk) -> bool:
         return False
     thing = scene.groups[0].thing
     talk.ask(wording("edits", "sound", talk.split, talk.rng))
-    return _sound_or_refusal(talk, thing)
-
-
-def hear_scene(talk: Talk) -> bool:
-    """The user shows a thing and asks what it sounds like."""
-    known = [thing for thing in things() if sound_of(thing)]
-    thing = talk.rng.choice(known if talk.rng.random() < 0.7 else list(things()))
-    scene = Scene((Group(thing),))
-    talk.ask(wording("edits", "sound", talk.split, talk.rng), talk.image(scene))
-    talk.scene = scene
-    return _sound_or_refusal(talk, thing)
+    return sound_or_refusal(talk, thing)
 
 
 def hear(talk: Talk) -> bool:
@@ -134,31 +123,6 @@ def hear(talk: Talk) -> bool:
     return True
 
 
-def draw_sound(talk: Talk) -> bool:
-    """The user plays the sound of a thing and asks for its picture."""
-    known = {name: thing for thing in things() if (name := sound_of(thing))}
-    name = talk.rng.choice(list(known))
-    sound = talk.audio(Soundscape((Voice(name),)))
-    talk.ask(wording("shown", "draw sound", talk.split, talk.rng), sound)
-    talk.show(Scene((Group(known[name]),)))
-    return True
-
-
-def draw_and_play(talk: Talk) -> bool:
-    """The user asks for the picture and the sound of a thing at once."""
-    thing = talk.rng.choice([thing for thing in things() if sound_of(thing)])
-    scene, scape = Scene((Group(thing),)), Soundscape((Voice(sound_of(thing) or ""),))
-    words = things()[thing].caption
-    text = talk.rng.choice(wordings.tables()["both"][talk.split]).format(x=words)
-    talk.ask(text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else "."))
-    talk.show(scene)
-    sounding = describe_soundscape(scape)
-    shown = talk.messages.pop().parts
-    talk.answer(*shown, f"And here is the sound of {sounding}.", talk.audio(scape, sounding))
-    talk.made.append(("played", sounding))
-    return True
-
-
 def refuse_sound(talk: Talk) -> bool:
     """The user asks for a sound that is not in the world."""
     words = [word for word in unknown.SOUNDS if unknown.is_heldout(word) is talk.is_heldout]
@@ -169,7 +133,8 @@ def refuse_sound(talk: Talk) -> bool:
     return True
 
 
-def _sound_or_refusal(talk: Talk, thing: str) -> bool:
+def sound_or_refusal(talk: Talk, thing: str) -> bool:
+    """Answer with the sound of a thing, or that it is unknown."""
     name = sound_of(thing)
     if name is None:
         talk.answer(f"I do not know what {things()[thing].caption} sounds like.")

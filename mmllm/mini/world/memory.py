@@ -6,7 +6,7 @@ import re
 
 from mmllm.mini.world import wordings
 from mmllm.mini.world.talk import Talk
-from mmllm.mini.world.wordings import wording
+from mmllm.mini.world.wordings import prompt, wording
 
 _MOST = 4  # of what one answer lists
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -27,6 +27,19 @@ def remember(talk: Talk) -> bool:
         return False
     talk.ask(asked)
     talk.answer(_answer(kind, made, are_drawn))
+    return True
+
+
+_ASKED = {"drew": "draw", "played": "play", "animated": "animate"}
+
+
+def name_last(talk: Talk) -> bool:
+    """The user asks what it was that was made just now, as in "What did you draw?"."""
+    if not talk.made:
+        return False
+    verb, words = talk.made[-1]
+    talk.ask(prompt(f"what_did_you_{_ASKED[verb]}", talk.split, talk.rng))
+    talk.answer(f"I {verb} {words}.")
     return True
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mmllm.conversation import Audio, Image, Medium, Message, Video, assistant, user
 from mmllm.mini.world.captions import Wording, announce, describe
 from mmllm.mini.world.clips import FPS, Clip, render_clip
+from mmllm.mini.world.clips import is_training as is_training_clip
 from mmllm.mini.world.rendering import render
 from mmllm.mini.world.scenes import Scene, draw_heldout_scene, draw_training_scene, is_training
 from mmllm.mini.world.sounds import RATE, Soundscape, render_soundscape
@@ -46,10 +47,16 @@ class Talk:
         """How scenes are put by the user."""
         return "heldout" if self.split == "heldout" else "training"
 
-    def ask(self, text: str, *media: Medium) -> None:
-        """A turn of the user; a medium stands before or after the words."""
+    def ask(self, text: str, *media: Medium, typed: bool = False) -> None:
+        """A turn of the user; a medium stands before or after the words.
+
+        Args:
+            text: what is asked.
+            *media: what is shown with it.
+            typed: whether `text` is as it is typed already, slips and all.
+        """
         self.offer = None
-        parts = [roughen(text, self.rng), *media]
+        parts = [text if typed else roughen(text, self.rng), *media]
         if self.rng.random() < 0.5:
             parts.reverse()
         self.messages.append(user(*parts))
@@ -95,6 +102,10 @@ class Talk:
     def allowed(self, scene: Scene) -> bool:
         """Whether a scene may occur: in training none that is held out."""
         return self.split == "heldout" or is_training(scene)
+
+    def allowed_clip(self, clip: Clip) -> bool:
+        """The same of a clip."""
+        return self.split == "heldout" or is_training_clip(clip)
 
 
 def name_of(scene: Scene, index: int) -> str:

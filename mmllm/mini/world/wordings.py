@@ -8,12 +8,15 @@ typed: small letters, no full stop, capitals, a slip of the finger.
 from __future__ import annotations
 
 import functools
+import json
 import random
+import re
 from typing import Any, Literal
 
 import yaml
 
-from mmllm.mini.world.things import DATA
+from mmllm.mini.world import unknown
+from mmllm.mini.world.things import DATA, things
 
 Split = Literal["training", "heldout"]
 
@@ -27,6 +30,16 @@ def tables() -> dict[str, Any]:
 def wording(group: str, kind: str, split: Split, rng: random.Random) -> str:
     """One of the wordings of a table, such as "edits" and "recolour"."""
     return rng.choice(tables()[group][kind][split])
+
+
+@functools.cache
+def _prompts() -> dict[str, dict[str, list[str]]]:
+    return json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))
+
+
+def prompt(kind: str, split: Split, rng: random.Random) -> str:
+    """One of the wordings of a kind in `prompts.json`, such as "picture_to_sound"."""
+    return rng.choice(_prompts()[kind]["train" if split == "training" else split])
 
 
 def request(kind: str, x: str, split: Split, rng: random.Random) -> str:
@@ -90,6 +103,59 @@ def roughen(text: str, rng: random.Random) -> str:
     if rng.random() < 0.1:  # a missing space
         text = text.replace(" ", "", 1) if text.count(" ") > 1 else text
     return text.lower() if rng.random() < 0.6 else text
+
+
+def misspell(text: str, words: str, rng: random.Random) -> str:
+    """A request with slips in most of the words that matter, and in some of the others.
+
+    Args:
+        text: the request.
+        words: what it asks for: "a red cat".
+        rng: where chance comes from.
+    """
+    meant = set(words.lower().split())
+
+    def slipped(match: re.Match[str]) -> str:
+        word = match[0]
+        if rng.random() > (0.75 if word.lower() in meant else 0.2):
+            return word
+        tries = [(_by_ear if rng.random() < 0.35 else _slip)(word, rng) for _ in range(4)]
+        return next((other for other in tries if other.lower() not in _known_words()), word)
+
+    text = re.sub(r"[A-Za-z]{3,}", slipped, text)
+    if rng.random() < 0.7:
+        text = text.rstrip(".")
+    return text.lower() if rng.random() < 0.7 else text
+
+
+@functools.cache
+def _known_words() -> frozenset[str]:
+    """All words of names, which a slip must not become."""
+    rows = [name for thing in things().values() for name in (thing.label, thing.plural)]
+    rows += [name for thing in things().values() for name in thing.synonyms]
+    return frozenset(" ".join((*rows, *unknown.things())).lower().split())
+
+
+_EARS = (
+    *(("ph", "f"), ("ck", "k"), ("c", "k"), ("qu", "kw"), ("x", "ks"), ("gh", ""), ("wh", "w")),
+    *(("ei", "ie"), ("ie", "ei"), ("ea", "ee"), ("ee", "ea"), ("ou", "u"), ("ai", "ay")),
+    *(("er", "or"), ("or", "er"), ("ar", "er"), ("le", "el"), ("ey", "y"), ("y", "ie")),
+    *(("a", "e"), ("e", "a"), ("i", "e"), ("o", "u"), ("u", "a"), ("s", "c"), ("g", "j")),
+    *(("tt", "t"), ("ll", "l"), ("nn", "n"), ("pp", "p"), ("rr", "r"), ("ss", "s"), ("bb", "b")),
+    *(("t", "tt"), ("l", "ll"), ("n", "nn"), ("p", "pp"), ("r", "rr"), ("mb", "m"), ("kn", "n")),
+)
+"""How letters are taken for others that sound alike."""
+
+
+def _by_ear(word: str, rng: random.Random) -> str:
+    """A word as one might think that it is spelled: "elefant", "gitar", "bananna"."""
+    if word[-1] == "e" and rng.random() < 0.15:
+        return word[:-1]
+    options = [(at.start(), len(old), new) for old, new in _EARS for at in re.finditer(old, word)]
+    if not options:
+        return _slip(word, rng)
+    start, length, new = rng.choice(options)
+    return word[:start] + new + word[start + length :]
 
 
 def _slip(word: str, rng: random.Random) -> str:
