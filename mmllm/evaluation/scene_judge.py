@@ -151,8 +151,9 @@ def peaks(presence: Tensor) -> list[tuple[int, int, int, float]]:
         Image, row, column and probability of each.
     """
     probability = presence.sigmoid()
-    highest = functional.max_pool2d(probability[:, None], 3, stride=1, padding=1)[:, 0]
-    cells = ((probability == highest) & (probability > _THRESHOLD)).nonzero().tolist()
+    # Of logits: probabilities of 1.0 are equal.
+    highest = functional.max_pool2d(presence[:, None], 3, stride=1, padding=1)[:, 0]
+    cells = ((presence == highest) & (probability > _THRESHOLD)).nonzero().tolist()
     return [
         (image, row, column, probability[image, row, column].item()) for image, row, column in cells
     ]

@@ -81,7 +81,7 @@ def test_every_part_has_a_card_that_says_how_it_was_made() -> None:
             assert word in card, f"{folder}: {word}"
 
 
-JUDGES = {"scene": "thing", "soundscape": "plain"}
+JUDGES = {"clip": "things", "scene": "thing", "soundscape": "plain"}
 """Judge -> its score for the simplest of what it judges."""
 
 
