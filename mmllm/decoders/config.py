@@ -24,7 +24,7 @@ SAMPLING_FIELDS = (
     *("weights", "steps", "guidance", "negative_prompt", "scheduler", "init_media", "strength"),
     *("references", "noise", "keep", "cache", "cache_threshold", "offload", "text_encoder"),
     *("quantization", "compile", "lora", "lora_scale", "train_lora", "vae_slicing", "shift"),
-    *("lyrics", "vocal_language", "conditioning_scale"),
+    *("lyrics", "vocal_language", "conditioning_scale", "guidance_2"),
 )
 """Fields that change neither the encoding of captions nor that of media; fingerprints omit them."""
 
