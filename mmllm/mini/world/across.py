@@ -7,7 +7,6 @@ import PIL.Image
 
 from mmllm.conversation import Image
 from mmllm.mini.world import wordings
-from mmllm.mini.world.captions import announce_clip, describe_clip
 from mmllm.mini.world.clips import Clip
 from mmllm.mini.world.hearing import sound_of, sound_or_refusal
 from mmllm.mini.world.scenes import Group, Scene, draw_training_scene
@@ -66,7 +65,7 @@ def animate_picture(talk: Talk) -> bool:
     if not talk.allowed_clip(clip):
         return False
     talk.ask(prompt("picture_to_clip", talk.split, talk.rng), picture)
-    _animate(talk, clip)
+    talk.show_clip(clip)
     talk.scene = scene
     return True
 
@@ -97,22 +96,12 @@ def draw_and_animate(talk: Talk) -> bool:
         return False
     talk.ask(_both(talk, "draw_and_animate", scene.groups[0].thing))
     talk.show(scene)
-    drawn = talk.messages.pop().parts
-    _animate(talk, clip, *drawn)
+    talk.show_clip(clip, *talk.messages.pop().parts)
     return True
 
 
 def _both(talk: Talk, kind: str, thing: str) -> str:
     return prompt(kind, talk.split, talk.rng).format(caption=things()[thing].caption)
-
-
-def _animate(talk: Talk, clip: Clip, *before: object) -> None:
-    words = describe_clip(clip)
-    announced = announce_clip(clip)
-    if before:
-        announced = f"And h{announced[1:]}"
-    talk.answer(*before, announced, talk.video(clip, words))
-    talk.made.append(("animated", words))
 
 
 def _either(talk: Talk, group: str, kind: str, prompts: str) -> str:

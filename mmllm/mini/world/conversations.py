@@ -26,7 +26,6 @@ from mmllm.mini.world.across import (
     hear_picture,
 )
 from mmllm.mini.world.captions import (
-    announce_clip,
     caption,
     clip_caption,
     describe_clip,
@@ -145,10 +144,7 @@ def animate(talk: Talk) -> bool:
         return False
     talk.ask(text)
     talk.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
-    words = describe_clip(clip)
-    talk.shown[len(talk.messages)] = clip
-    talk.answer(announce_clip(clip), talk.video(clip, words))
-    talk.made.append(("animated", words))
+    talk.show_clip(clip)
     return True
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from mmllm.conversation import Audio, Image, Medium, Message, Video, assistant, user
-from mmllm.mini.world.captions import Wording, announce, describe
+from mmllm.conversation import Audio, ContentPart, Image, Medium, Message, Video, assistant, user
+from mmllm.mini.world.captions import (
+    Wording,
+    announce,
+    announce_clip,
+    describe,
+    describe_clip,
+)
 from mmllm.mini.world.clips import FPS, Clip, render_clip
 from mmllm.mini.world.clips import is_training as is_training_clip
 from mmllm.mini.world.rendering import render
@@ -72,6 +78,20 @@ class Talk:
         self.answer(announce(scene), self.image(scene, words))
         self.scene, self.scape = scene, None
         self.made.append(("drew", words))
+
+    def show_clip(self, clip: Clip, *before: ContentPart) -> None:
+        """Answer with a clip: in words, then as a video.
+
+        Args:
+            clip: what it shows.
+            *before: what the reply holds in front of them.
+        """
+        words, announced = describe_clip(clip), announce_clip(clip)
+        self.shown[len(self.messages)] = clip
+        if before:
+            announced = f"And h{announced[1:]}"
+        self.answer(*before, announced, self.video(clip, words))
+        self.made.append(("animated", words))
 
     def image(self, scene: Scene, words: str | None = None) -> Image:
         """The image of a scene; with its caption for a reply."""
