@@ -53,14 +53,15 @@ def draw_sound(talk: Talk) -> bool:
 
 def animate_picture(talk: Talk) -> bool:
     """The user shows a thing, or a coloured one, and asks for it to move: it bounces."""
-    thing = talk.rng.choice(list(things()))
-    scene, picture = Scene((Group(thing),)), shown(talk, thing)
     if talk.rng.random() < 0.3:
-        drawn = draw_training_scene(talk.rng)
-        group = drawn.groups[0]
-        if len(drawn.groups) > 1 or group.count > 1 or group.size:
+        scene = Scene(draw_training_scene(talk.rng).groups)
+        group = scene.groups[0]
+        if len(scene.groups) > 1 or group.count > 1 or group.size:
             return False
-        scene, picture = Scene(drawn.groups), talk.image(drawn)
+        picture = talk.image(scene)
+    else:
+        thing = talk.rng.choice(list(things()))
+        scene, picture = Scene((Group(thing),)), shown(talk, thing)
     clip = Clip(scene, ("bounce",))
     if not talk.allowed_clip(clip):
         return False
