@@ -12,6 +12,7 @@ import base64
 import inspect
 import io
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,13 +185,20 @@ def html(thing: Any) -> str:
 
 @pytest.fixture(scope="module")
 def mini() -> Chat:
-    return mmllm.load("mini", device="cpu", dtype="float32")
+    """The shipped model; in four denoising steps, for what is tested is not how well it draws."""
+    chat = mmllm.load("mini", device="cpu", dtype="float32")
+    for decoder in chat.model.decoders.values():
+        decoder.config = replace(decoder.config, steps=4)
+    return chat
 
 
 @pytest.fixture(scope="module")
 def replies(mini: Chat) -> dict[str, Reply]:
     asked = {"image": "Draw a red apple.", "audio": "Play a bell.", "video": "Animate a rocket."}
-    return {kind: mini.reply(words, seed=0, modalities=[kind]) for kind, words in asked.items()}
+    return {
+        kind: mini.reply(words, seed=0, modalities=[kind], decoders={kind: {"steps": 20}})
+        for kind, words in asked.items()
+    }
 
 
 @pytest.fixture

@@ -100,7 +100,8 @@ def test_captions_that_no_loss_reads_are_not_encoded(make_run, monkeypatch, cach
         monkeypatch.delattr(ModalityDecoder, name)
     run = make_run(output="alone", cache=cache, losses={"text": 1.0})
     alone = losses(train(run, progress=False))
-    assert [row["text"] for row in alone] == [row["text"] for row in measured]
+    expected = [row["text"] for row in measured]
+    assert [row["text"] for row in alone] == pytest.approx(expected, abs=1e-5)
 
 
 def test_another_encoder_is_refused_with_both_fingerprints(make_run, filled, monkeypatch):
