@@ -86,10 +86,26 @@ def test_the_plan_counts_what_training_prints_and_what_it_writes(
     assert found.checkpoint <= written <= found.checkpoint + headers
 
 
+Built = Callable[[config.SystemConfig], tuple[models.AnyToAny, models.AnyToAny]]
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    """A system without weights and with them; both are built once, for all stages have the same."""
+    made: dict[str, tuple[models.AnyToAny, models.AnyToAny]] = {}
+
+    def build(system: config.SystemConfig) -> tuple[models.AnyToAny, models.AnyToAny]:
+        if repr(system) not in made:
+            made[repr(system)] = models.build(system, meta=True), models.build(system)
+        return made[repr(system)]
+
+    return build
+
+
 @pytest.mark.parametrize("path", MINI, ids=lambda path: path.stem)
-def test_the_plan_of_mini_counts_its_real_parts(path: Path) -> None:
+def test_the_plan_of_mini_counts_its_real_parts(path: Path, built: Built) -> None:
     run = config.load_run(path)
-    meta, real = models.build(run.system, meta=True), models.build(run.system)
+    meta, real = built(run.system)
     for model in (meta, real):
         with torch.device(model.llm.embedding.weight.device):
             choose_trainable(model, run.stage.learning_rates)
@@ -143,6 +159,19 @@ def test_a_pipeline_without_weights_has_the_parameters_of_the_loaded_one(
         file.unlink()
     meta = meta_components(folder)
     assert {n: {k: p.shape for k, p in m.named_parameters()} for n, m in meta.items()} == loaded
+
+
+def test_a_packed_decoder_is_planned_as_it_is_loaded(system_tree: dict, tmp_path: Path) -> None:
+    folder = tiny.save("flux", tmp_path / "flux")
+    packed = tiny.entry("flux", folder, quantization="8bit")
+    tree = {**system_tree, "decoders": {**system_tree["decoders"], "image": packed}}
+    model = models.build(config.parse_system(tree))
+    parts_of_system = {part.name: part for part in planning.parts_of(model)}
+    loaded = model.decoders["image"].pipeline.components.values()
+    weights_of = [
+        p for each in loaded if isinstance(each, torch.nn.Module) for p in each.parameters()
+    ]
+    assert parts_of_system["decoders.image"].bytes == sum(p.nbytes for p in weights_of)
 
 
 def test_a_decoder_loads_in_the_dtype_of_its_config(tmp_path: Path) -> None:

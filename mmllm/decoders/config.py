@@ -55,7 +55,8 @@ class DecoderConfig:
             that the same process has made and still holds.
         text_encoder: `llm` where the pipeline's text encoder is the very model that is the system's
             LLM: its weights are then used, the pipeline's copy is not loaded; `own`: that copy.
-        quantization: `fp8` stores the denoiser's large weights in 8 bits and computes in `dtype`.
+        quantization: `fp8` stores the denoiser's large weights in 8 bits and computes in `dtype`;
+            `4bit` (NF4) and `8bit` (LLM.int8) pack its linear layers by bitsandbytes.
         vae_tiling: the codec works in tiles: less memory for large media, and seams that are
             blended.
         vae_slicing: the codec takes the media of a batch one by one.
@@ -77,7 +78,7 @@ class DecoderConfig:
     text_encoder: Literal["own", "llm"] = "own"
     noise: Literal["new", "last"] = "new"
     keep: float = 0.0
-    quantization: Literal["fp8"] | None = None
+    quantization: Literal["fp8", "4bit", "8bit"] | None = None
     vae_tiling: bool = False
     vae_slicing: bool = False
     compile: bool = False

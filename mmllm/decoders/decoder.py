@@ -31,6 +31,7 @@ from mmllm.decoders.loading import (
     resolve_folder,
 )
 from mmllm.decoders.options import apply_options, check_gradient
+from mmllm.decoders.quantization import check_quantization
 from mmllm.decoders.schedules import add_training_noise, find_solver
 from mmllm.errors import AssetError, ConfigError, MediaError, wrap_errors
 from mmllm.media.preprocessing import preprocessing
@@ -38,19 +39,18 @@ from mmllm.utils.hints import did_you_mean
 
 
 class ModalityDecoder(DecoderContract):
-    """A frozen diffusion pipeline that turns a condition into media.
+    """A frozen diffusion pipeline that turns a condition into media, one `sample` at a time.
 
-    Not an nn.Module: its weights never train and stay out of the model's checkpoint. The pipeline
-    is loaded on first use. It serves one call of `sample` at a time.
+    No nn.Module, for its weights are in no checkpoint. The pipeline is loaded on first use.
     """
 
     def __init__(self, config: DecoderConfig):
-        """Check the folder and the config; weights are not read yet. Raises AssetError and
-        ConfigError."""
+        """Check the folder and the config, but no weights. Raises AssetError and ConfigError."""
         self.config: Any = config
         self.folder = resolve_folder(config.weights)
         self.pipeline_class = self.check_folder()
         check_cache(config.cache, self.pipeline_class)
+        check_quantization(config, self.modality)
         self.runtime = PipelineRuntime(
             self.folder,
             name=self.modality,

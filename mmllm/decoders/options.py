@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmllm.decoders.quantization import DENOISERS, pack
 from mmllm.errors import AssetError, ConfigError, quoted, wrap_errors
 
 COMPILE_OPTIONS: dict[str, Any] = {}
 """Arguments of torch.compile."""
 
-_DENOISERS = ("transformer", "transformer_2", "unet")
 _SUFFIX = ".safetensors"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -45,6 +45,8 @@ def apply_options(pipeline: Any, config: Any, trained: Any = None) -> None:
             denoiser.enable_layerwise_casting(
                 storage_dtype=torch.float8_e4m3fn, compute_dtype=denoiser.dtype
             )
+        elif config.quantization is not None:
+            pack(denoiser, config.quantization)
         if config.compile:
             _compile(denoiser)
 
@@ -55,7 +57,7 @@ def denoisers(pipeline: Any) -> list[Any]:
     Args:
         pipeline: the pipeline of diffusers.
     """
-    parts = (pipeline.components.get(name) for name in _DENOISERS)
+    parts = (pipeline.components.get(name) for name in DENOISERS)
     return [part for part in parts if isinstance(part, nn.Module)]
 
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from mmllm.decoders.decoder import ModalityDecoder
 from mmllm.decoders.networks import meta_components
+from mmllm.decoders.quantization import DENOISERS, PACKED
 from mmllm.decoders.shared_text_encoder import COMPONENT
 from mmllm.llm.language_model import LanguageModel
 from mmllm.model import AnyToAny
 from mmllm.training.trainable import ParameterGroup
 
 FLOAT_BYTES = 4
-_QUANTIZED = {"4bit": 4.127 / 8, "8bit": 1.0}
-"""Bytes of a packed weight; 0.127 bits are the constants (Dettmers et al. 2023, section 3)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def parts_of(model: AnyToAny) -> list[Part]:
 
 def _llm_bytes(llm: LanguageModel, frozen: Iterable[Tensor]) -> int:
     """Bytes of the LLM as it is loaded: `quantization` packs all linear layers but the head."""
-    packed = _QUANTIZED.get(llm.config.quantization or "")
+    packed = PACKED.get(llm.config.quantization or "")
     head = llm.model.get_output_embeddings().weight
     linear = {id(m.weight) for m in llm.model.modules() if isinstance(m, nn.Linear)} - {id(head)}
     sizes = (
@@ -89,8 +88,10 @@ def _llm_bytes(llm: LanguageModel, frozen: Iterable[Tensor]) -> int:
 def _decoder_part(key: str, decoder: ModalityDecoder) -> Part:
     networks, size = dict(_networks(decoder.folder)), decoder.dtype.itemsize
     shared = networks.pop(COMPONENT) if decoder.config.text_encoder == "llm" else 0
-    total = sum(networks.values())
-    return Part(f"decoders.{key}", networks, size * total, bytes_saved=size * shared)
+    packed = PACKED.get(decoder.config.quantization or "", size)
+    linear = sum(_linear_weights(decoder.folder).values())
+    loaded = size * (sum(networks.values()) - linear) + packed * linear
+    return Part(f"decoders.{key}", networks, round(loaded), bytes_saved=size * shared)
 
 
 @functools.cache
@@ -98,6 +99,16 @@ def _networks(folder: Path) -> dict[str, int]:
     """Parameters of a pipeline by network, cached for the stages of a recipe."""
     networks = meta_components(folder)
     return {name: count_parameters(network.parameters()) for name, network in networks.items()}
+
+
+@functools.cache
+def _linear_weights(folder: Path) -> dict[str, int]:
+    """Of them the weights of linear layers of denoisers, which `quantization` packs."""
+    networks = {n: each for n, each in meta_components(folder).items() if n in DENOISERS}
+    return {
+        name: sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))
+        for name, network in networks.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,52 @@ def test_fp8_computes_with_weights_that_were_rounded(make, family):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
+def unpacked(layer: Any) -> torch.Tensor:
+    """The weights that a layer of bitsandbytes computes with."""
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    if hasattr(layer.weight, "quant_state"):
+        return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    return int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB).float()
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_packed_weights_are_computed_with(make, family, bits):
+    """Exactly those of the unpacked weights in 4 bits; in 8 bits the inputs are rounded, too."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    stored, plain = make(family, quantization=bits), make(family)
+    (part,), (own,) = options.denoisers(stored.pipeline), options.denoisers(plain.pipeline)
+    before = sampled(plain)
+    packed = {n: m for n, m in part.named_modules() if isinstance(m, (Linear4bit, Linear8bitLt))}
+    assert len(packed) > 0.5 * sum(isinstance(m, torch.nn.Linear) for m in own.modules())
+    for name, layer in packed.items():
+        weight = own.get_submodule(name).weight
+        weight.data.copy_(unpacked(layer).reshape(weight.shape))
+    rounded = sampled(plain)
+    assert np.abs(rounded - before).max() > 0
+    difference = np.abs(sampled(stored) - rounded)
+    assert difference.max() < 1e-3 if bits == "4bit" else difference.mean() < 0.05
+    latents, noising = training_inputs(plain)
+    condition = plain.encode_captions(CAPTIONS)
+    condition["prompt_embeds"].requires_grad_()
+    stored.denoising_loss(condition, latents, **noising).sum().backward()
+    assert condition["prompt_embeds"].grad.any()
+
+
+@pytest.mark.parametrize("offload", ["group", "sequential"])
+def test_packed_weights_are_not_moved_layer_by_layer(make, offload):
+    with pytest.raises(ConfigError, match=f"offload {offload} moves single layers"):
+        make("flux", quantization="4bit", offload=offload)
+
+
+def test_without_bitsandbytes_the_remedy_is_named(make, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"pip install 'mmllm\[quantization\]'"):
+        make("flux", quantization="4bit")
+
+
 @pytest.mark.parametrize("family", ["sd3", "flux", "sana"])
 def test_group_offload_makes_the_same(make, family):
     grouped = make(family)
