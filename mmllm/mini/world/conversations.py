@@ -17,7 +17,7 @@ import numpy as np
 
 from mmllm.conversation import Message
 from mmllm.errors import ConfigError
-from mmllm.mini.world import unknown, wordings
+from mmllm.mini.world import wordings
 from mmllm.mini.world.across import (
     animate_picture,
     draw_and_animate,
@@ -29,7 +29,7 @@ from mmllm.mini.world.captions import (
     caption,
     clip_caption,
     describe_clip,
-    with_article,
+    phrase,
 )
 from mmllm.mini.world.change_requests import edit
 from mmllm.mini.world.clips import (
@@ -40,13 +40,14 @@ from mmllm.mini.world.clips import (
     draw_training_clip,
 )
 from mmllm.mini.world.hearing import hear, play, play_scene, refuse_sound, replay
-from mmllm.mini.world.memory import name_last, remember
+from mmllm.mini.world.memory import name_last, recall, remember
 from mmllm.mini.world.negations import negate
 from mmllm.mini.world.questions import describe_picture, describe_scene, read, reread
+from mmllm.mini.world.refusals import accept, refuse, refuse_thing
 from mmllm.mini.world.scenes import Group, Scene
 from mmllm.mini.world.talk import Talk
-from mmllm.mini.world.things import COLOURS, things
-from mmllm.mini.world.wordings import Split, wording
+from mmllm.mini.world.things import things
+from mmllm.mini.world.wordings import Split, prompt, wording
 
 _GERUNDS = {
     "left": "moving to the left",
@@ -104,7 +105,12 @@ def draw(talk: Talk) -> bool:
 
 def draw_thing(talk: Talk) -> bool:
     """The user asks for one thing, as it is: what is unknown is mostly asked for like this."""
-    return _draw(talk, Scene((Group(talk.rng.choice(list(things()))),)))
+    scene = Scene((Group(talk.rng.choice(list(things()))),))
+    if talk.rng.random() < wordings.BARE:
+        talk.ask(things()[scene.groups[0].thing].label)
+        talk.show(scene)
+        return True
+    return _draw(talk, scene)
 
 
 def draw_typed(talk: Talk) -> bool:
@@ -137,15 +143,26 @@ def animate(talk: Talk) -> bool:
             clip = replace(clip, motions=("bounce",))  # what moves for no stated reason bounces
         text = words[0].upper() + words[1:]
     else:
-        clip = draw_clip(talk.rng)
-        words = clip_caption(clip, talk.rng, talk.wording)
-        text = wordings.request("animate", words, talk.split, talk.rng)
+        clip, words = _clip(talk)
+        if talk.rng.random() < 0.5:
+            text = prompt("animate", talk.split, talk.rng).format(caption=words)
+        else:
+            text = wordings.request("animate", words, talk.split, talk.rng)
     if not talk.allowed_clip(clip):
         return False
     talk.ask(text)
     talk.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
     talk.show_clip(clip)
     return True
+
+
+def _clip(talk: Talk) -> tuple[Clip, str]:
+    """A clip and its caption; in one of four a thing bounces without a word of its motion."""
+    if talk.rng.random() < 0.25:
+        scene = Scene((Group(talk.rng.choice(list(things()))),))
+        return Clip(scene, ("bounce",)), phrase(scene.groups[0], talk.rng, talk.wording)
+    clip = draw_clip(talk.rng)
+    return clip, clip_caption(clip, talk.rng, talk.wording)
 
 
 def watch(talk: Talk) -> bool:
@@ -166,63 +183,6 @@ def small_talk(talk: Talk) -> bool:
     return True
 
 
-def _noun_phrase(word: str) -> str:
-    """An unknown thing as it is asked for: "a scooter", "ice skates", "the Great Wall"."""
-    if word[0].isupper():
-        return f"the {word}"
-    is_plural = word.endswith("s") and not word.endswith(("ss", "us", "is"))
-    return word if is_plural else with_article(word)
-
-
-def refuse(talk: Talk) -> bool:
-    """The user asks for what is not in the world: one honest sentence, and the nearest thing."""
-    rng = talk.rng
-
-    def pick(words: Sequence[str]) -> str:
-        return rng.choice([word for word in words if unknown.is_heldout(word) is talk.is_heldout])
-
-    kind = rng.choice(("thing", "thing", "thing", "number", "colour", "language"))
-    if kind == "language":
-        talk.ask(pick(unknown.LANGUAGES))
-        talk.answer("I only understand English. Try: draw a cat.")
-        return True
-    known, offer = things()[rng.choice(list(things()))], None
-    if kind == "thing":
-        word = pick(list(unknown.things()))
-        near = things()[unknown.things()[word]]
-        asked = _noun_phrase(word)
-        if asked != word and rng.random() < 0.3:
-            asked = with_article(f"{rng.choice(list(COLOURS))} {word}")
-        reply = f"I cannot draw {asked} yet. The nearest that I know is {near.caption}."
-        offer = Scene((Group(near.id),))
-    elif kind == "number":
-        word = pick(list(unknown.NUMBERS))
-        if not known.countable:
-            return False
-        asked = f"{word} {known.plural}"
-        many = f"{unknown.NUMBERS[word]} {known.plural}"
-        reply = f"I cannot draw {many}: I can count to four. Shall I draw four {known.plural}?"
-        offer = Scene((Group(known.id, 4),))
-    else:
-        word = pick(unknown.COLOURS)
-        asked = with_article(f"{word} {known.label}")
-        reply = f"I do not know the colour {word}. Shall I draw {known.caption} in another colour?"
-    talk.ask(wordings.request("draw", asked, talk.split, rng))
-    talk.answer(reply)
-    talk.offer = offer
-    return True
-
-
-def accept(talk: Talk) -> bool:
-    """The user takes what was offered instead."""
-    offer = talk.offer
-    if offer is None or not talk.allowed(offer):
-        return False
-    talk.ask(talk.rng.choice(wordings.tables()["accept"][talk.split]))
-    talk.show(offer)
-    return True
-
-
 KINDS: dict[str, tuple[Exchange, ...]] = {
     "draw": (draw,),
     "single": (draw_thing,),
@@ -236,28 +196,31 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
     "hear": (hear,),
     "across": (hear_picture, draw_sound, animate_picture, draw_and_play, draw_and_animate),
     "refuse": (refuse, refuse, refuse, refuse_sound),
+    "unknown": (refuse_thing,),
     "accept": (refuse, accept),
     "negate": (negate,),
     "memory": (draw, draw, draw, edit, edit, animate, play, remember, remember, remember),
     "last": (draw, draw_thing, play, animate, name_last),
+    "recall": (draw, draw_thing, draw, play, small_talk, edit, recall),
     "talk": (small_talk,),
     "edits": (draw, edit, edit, edit),
     "replay": (play, replay),
     "mixed": (
         *(draw, edit, edit, animate, read, reread, remember, small_talk, refuse),
-        *(play, replay, play_scene, hear, watch, negate, accept),
+        *(play, replay, play_scene, hear, watch, negate, accept, small_talk, recall),
     ),
 }
 """Kind of conversation -> what may happen in it; those in _BEGINNING begin with the
 first, those in _ENDING end with the last."""
-_BEGINNING = ("edits", "replay", "memory", "accept")
-_ENDING = ("memory", "last", "accept")
+_BEGINNING = ("edits", "replay", "memory", "accept", "recall")
+_ENDING = ("memory", "last", "recall", "accept")
 _TRIES = 20
 _LENGTHS = {
     "edits": (2, 4),
     "replay": (2, 3),
     "memory": (2, 6),
     "last": (2, 3),
+    "recall": (2, 5),
     "accept": (2, 2),
     "mixed": (3, 8),
 }
@@ -268,16 +231,18 @@ _SHARES = {
     "describe": 0.02,
     "picture": 0.03,
     "read": 0.06,
-    "animate": 0.04,
+    "animate": 0.05,
     "watch": 0.02,
     "play": 0.05,
     "hear": 0.03,
-    "across": 0.10,
-    "refuse": 0.05,
+    "across": 0.08,
+    "refuse": 0.04,
+    "unknown": 0.03,
     "accept": 0.02,
     "negate": 0.04,
     "memory": 0.04,
-    "last": 0.03,
+    "last": 0.02,
+    "recall": 0.03,
     "talk": 0.03,
     "edits": 0.08,
     "replay": 0.03,

@@ -66,6 +66,10 @@ def request(kind: str, x: str, split: Split, rng: random.Random) -> str:
     return as_sentence(opener + body + closer)
 
 
+BARE = 0.08
+"""Share of the requests for one thing that are its name alone: "mailbox"."""
+
+
 def as_sentence(text: str) -> str:
     """With a capital letter and a mark at the end."""
     text = text.strip()
