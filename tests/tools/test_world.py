@@ -228,6 +228,13 @@ def test_the_pipeline_samples_what_training_samples(
     condition = decoder.encode_captions(captions)
     torch.testing.assert_close(condition["prompt_embeds"], states, rtol=0, atol=1e-5)
 
+    goes_on = denoiser.build(shape, 32)
+    assert decoders.is_pipeline(str(tmp_path / "whole"))
+    statistics = decoders.load_pipeline(str(tmp_path / "whole"), goes_on)
+    assert torch.equal(statistics["mean"], encoder.mean)
+    for name, weight in goes_on.named_parameters():
+        torch.testing.assert_close(weight, network.get_parameter(name).float())
+
 
 def test_a_clip_denoiser_without_time_is_the_image_denoiser() -> None:
     """The same weights, captions of several lengths; new layers over time change nothing."""

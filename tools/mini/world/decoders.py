@@ -8,7 +8,8 @@
         --ship my/decoder
 
 An image decoder may begin with one for images of half the size, whose pool `latents --half` makes:
-`image --after runs/decoders/half`.
+`image --after runs/decoders/half`. Any decoder may go on from a pipeline: `audio --after
+mini:decoders/audio`.
 
 `video --after runs/decoders/image --images runs/pool/image` trains the decoder of clips: layers
 over time between those of the image decoder, which stay as they are. With `--joint` both train,
@@ -35,11 +36,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmllm.kernels.precision import fast_autocast
+from mmllm.mini import folder_of
 from mmllm.mini.clip_transformer import ClipFrameCodec, is_over_time
 from mmllm.mini.world.captions import caption, clip_caption
 from mmllm.mini.world.clips import draw_heldout_clip
@@ -114,6 +118,23 @@ class Loss:
             made = self.denoiser.predict(self.network, noisy, level, text)
         error = (made.float() - clean).square().flatten(1).mean(1)
         return (error / level.clamp(min=0.1).square()).mean()
+
+
+def is_pipeline(folder: str) -> bool:
+    """Whether a folder, or one of mini's (`mini:decoders/audio`), holds a pipeline of diffusers."""
+    return (folder_of(folder) / "model_index.json").exists()
+
+
+def load_pipeline(folder: str, network: nn.ModuleDict) -> dict[str, Tensor]:
+    """Copy the weights of a pipeline into a network of its shape.
+
+    Returns:
+        mean and std of the states of captions, by which that pipeline standardises them.
+    """
+    made = DiffusionPipeline.from_pretrained(folder_of(folder))
+    for name, part in network.items():
+        part.load_state_dict(getattr(made, name).float().state_dict())
+    return {"mean": made.text_encoder.mean.float(), "std": made.text_encoder.std.float()}
 
 
 def keep_images(network: nn.ModuleDict) -> None:
@@ -231,7 +252,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="an existing one goes on")
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--codec", type=Path, help="what tools.mini.codec wrote, if not shipped")
-    parser.add_argument("--after", type=Path, help="a run whose weights a new one begins with")
+    parser.add_argument(
+        "--after",
+        metavar="FOLDER",
+        help="what a new run begins with: another run, or a pipeline (mini:decoders/audio)",
+    )
     parser.add_argument(
         "--images",
         type=Path,
@@ -261,10 +286,17 @@ def main() -> None:
     captions, shape = pool.captions(arguments.images or arguments.pool), pool.shape(arguments.pool)
     codec: Any = pool.KINDS[arguments.modality].codec(arguments.codec)
     network = denoiser.build(shape, captions.states.shape[-1]).train()
-    if arguments.after:
-        load_run(arguments.after, network, finer)
-        if arguments.images and not arguments.joint:
-            keep_images(network)
+    statistics = arguments.run / "captions.safetensors"  # those that the run began with
+    if arguments.after and is_pipeline(arguments.after):
+        own = load_pipeline(arguments.after, network)
+        if not statistics.exists():
+            save_file(own, statistics)
+    elif arguments.after:
+        load_run(Path(arguments.after), network, finer)
+    if arguments.after and arguments.modality == "video" and not arguments.joint:
+        keep_images(network)
+    if statistics.exists():
+        captions = replace(captions, **load_file(statistics))
     run = Run(
         arguments.run,
         network,
