@@ -88,9 +88,9 @@ def _llm_bytes(llm: LanguageModel, frozen: Iterable[Tensor]) -> int:
 def _decoder_part(key: str, decoder: ModalityDecoder) -> Part:
     networks, size = dict(_networks(decoder.folder)), decoder.dtype.itemsize
     shared = networks.pop(COMPONENT) if decoder.config.text_encoder == "llm" else 0
-    packed = PACKED.get(decoder.config.quantization or "", size)
-    linear = sum(_linear_weights(decoder.folder).values())
-    loaded = size * (sum(networks.values()) - linear) + packed * linear
+    loaded = size * sum(networks.values())
+    if packed := PACKED.get(decoder.config.quantization or ""):
+        loaded += (packed - size) * _linear_weights(decoder.folder)
     return Part(f"decoders.{key}", networks, round(loaded), bytes_saved=size * shared)
 
 
@@ -102,13 +102,11 @@ def _networks(folder: Path) -> dict[str, int]:
 
 
 @functools.cache
-def _linear_weights(folder: Path) -> dict[str, int]:
-    """Of them the weights of linear layers of denoisers, which `quantization` packs."""
-    networks = {n: each for n, each in meta_components(folder).items() if n in DENOISERS}
-    return {
-        name: sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))
-        for name, network in networks.items()
-    }
+def _linear_weights(folder: Path) -> int:
+    """Weights of linear layers of its denoisers, which `quantization` packs."""
+    networks = meta_components(folder)
+    layers = (m for name in DENOISERS if name in networks for m in networks[name].modules())
+    return sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
 
 
 @dataclass(frozen=True)
