@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from torch import nn
 
 from mmllm.errors import ConfigError
+from mmllm.utils.extras import import_extra
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 """Components that a pipeline calls at each step."""
@@ -27,11 +27,8 @@ def check_quantization(config: Any, where: str) -> None:
     """
     if config.quantization not in PACKED:
         return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"{where}: quantization {config.quantization} needs bitsandbytes, which is not "
-            "installed; pip install 'mmllm[quantization]', or set quantization to fp8 or null"
-        )
+    needed_by = f"{where}: quantization {config.quantization}"
+    import_extra("bitsandbytes", extra="quantization", needed_by=needed_by)
     if config.offload in ("group", "sequential"):
         raise ConfigError(
             f"{where}: offload {config.offload} moves single layers, which packed weights do not "

@@ -7,7 +7,6 @@ Code that lies with weights is never run, and pickles are never read.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from mmllm.llm.logit_check import check_logit_transform
 from mmllm.llm.memory import MemoryOptions, check_memory
 from mmllm.llm.templates import check_template
 from mmllm.utils import sandbox
+from mmllm.utils.extras import import_extra
 from mmllm.utils.imports import deferred_imports
 from mmllm.weights import are_weights_skipped, locate, remote_code_disabled
 
@@ -225,11 +225,8 @@ def _quantization(config: CausalLMConfig, dtype: torch.dtype, *, is_gguf: bool) 
         return {"quantization_config": GgufConfig(dequantize=True)}
     if config.quantization is None:
         return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"llm.quantization: {config.quantization} needs bitsandbytes, which is not installed; "
-            "pip install 'mmllm[quantization]', or leave it out"
-        )
+    needed_by = f"llm.quantization: {config.quantization}"
+    import_extra("bitsandbytes", extra="quantization", needed_by=needed_by)
     from transformers import BitsAndBytesConfig
 
     four_bits = config.quantization == "4bit"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mmllm.config import RENAMED_PARAMETERS, StageConfig
-from mmllm.errors import CheckpointError, ConfigError
+from mmllm.errors import CheckpointError
 from mmllm.training.trainable import ParameterGroup
+from mmllm.utils.extras import import_extra
 
 
 def make_optimizer(stage: StageConfig, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
@@ -31,14 +31,10 @@ def make_optimizer(stage: StageConfig, groups: Sequence[ParameterGroup]) -> torc
     options: dict[str, Any] = {"betas": stage.betas, "weight_decay": stage.weight_decay}
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(table, fused=True, **options)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"stage.optimizer: {stage.optimizer} needs bitsandbytes, which is not installed; "
-            "pip install 'mmllm[quantization]', or leave it out"
-        )
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
-
-    kind = AdamW8bit if stage.optimizer == "adamw_8bit" else PagedAdamW8bit
+    needed_by = f"stage.optimizer: {stage.optimizer}"
+    optimizers = import_extra("bitsandbytes", extra="quantization", needed_by=needed_by).optim
+    is_paged = stage.optimizer == "paged_adamw_8bit"
+    kind = optimizers.PagedAdamW8bit if is_paged else optimizers.AdamW8bit
     return kind(table, **options)
 
 

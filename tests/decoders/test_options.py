@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_packed_weights_are_not_moved_layer_by_layer(make, offload):
 
 
 def test_without_bitsandbytes_the_remedy_is_named(make, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"pip install 'mmllm\[quantization\]'"):
         make("flux", quantization="4bit")
 

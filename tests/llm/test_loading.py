@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -70,12 +69,7 @@ def test_what_was_trained_on_four_bits_is_merged_into_whole_weights(system_tree,
 
 
 def test_quantisation_without_bitsandbytes_says_what_to_install(folders, monkeypatch):
-    find = importlib.util.find_spec
-
-    def without(name: str, *package: str) -> Any:
-        return None if name == "bitsandbytes" else find(name, *package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", without)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"pip install 'mmllm\[quantization\]'"):
         with_outputs(folders("llama3"), quantization="4bit")
 
