@@ -80,6 +80,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "stable_audio3": "mmllm.decoders.stable_audio3:StableAudio3Config",
         "z_image": "mmllm.decoders.z_image:ZImageConfig",
         "qwen_image": "mmllm.decoders.qwen_image:QwenImageConfig",
+        "qwen_image21": "mmllm.decoders.qwen_image21:QwenImage21Config",
         "flux2": "mmllm.decoders.flux2:Flux2Config",
         "sdxl": "mmllm.decoders.sdxl:SDXLConfig",
         "audioldm": "mmllm.decoders.audioldm:AudioLDMConfig",

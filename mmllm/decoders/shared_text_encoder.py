@@ -85,6 +85,11 @@ class SharedTextEncoder(nn.Module):
         return self.network.config
 
     @property
+    def model(self) -> Any:
+        """The network without its head, for pipelines that look inside."""
+        return self.network.model
+
+    @property
     def device(self) -> torch.device:
         """The device of the language model."""
         return self.network.get_input_embeddings().weight.device

@@ -60,7 +60,8 @@ def spy(family: str, decoder: ModalityDecoder, monkeypatch) -> Calls:
         calls.noisy.append({name: given.pop(name) for name in names or [next(iter(given))]})
         calls.clock = "timestep" if "timestep" in given else "t"
         calls.times.append(given.pop(calls.clock))
-        given.pop("return_dict", None)
+        for name in ("return_dict", "kv_cache", "kv_cache_mode"):  # of Qwen-Image 2.1
+            given.pop(name, None)
         calls.append(given)
         return forward(*args, **kwargs)
 
@@ -163,6 +164,7 @@ def test_condition_shapes_need_no_weights_and_are_those_of_captions(make, family
         # Audioldm2: one end token; others: a template before, or after.
         words = {"audioldm2": [4, 6], "qwen_image": [35, 37], "krea2": [9, 11]}
         words |= {
+            "qwen_image21": [8, 10],
             "ace_step": [50, 52],
             "nucleus_image": [66, 68],
         }  # the first: of the duration, too

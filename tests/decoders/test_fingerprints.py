@@ -29,6 +29,7 @@ GOLDEN = {
     "flux2_klein": "b250594550675f2f",
     "z_image": "95f2edba46521159",
     "qwen_image": "7dab00259e61ae7c",
+    "qwen_image21": "df09eec918976e92",
     "nucleus_image": "12ccac0368dfb03c",
     "krea2": "9687f66bb579654d",
     "sana_video": "31e47a60e9d8d3bd",

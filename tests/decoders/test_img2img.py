@@ -48,7 +48,7 @@ PIPELINES = {
 NO_SOURCE = (
     *("audio", "audioldm", "audioldm2", "sana", "krea2", "sana_video", "stable_audio3"),
     *("hunyuan_video15", "latte", "kandinsky5", "kandinsky5_video", "ace_step"),
-    "nucleus_image",
+    *("nucleus_image", "qwen_image21"),
 )
 STARTING = pytest.mark.parametrize("family", [*PIPELINES, "image"])
 

@@ -203,9 +203,12 @@ def decoded(decoder: ModalityDecoder, latents: Tensor) -> np.ndarray:
         latents = latents * torch.as_tensor(std).view(wide) + torch.as_tensor(mean).view(wide)
     else:
         latents = latents / scale + shift
-    if isinstance(vae, diffusers.AutoencoderKLQwenImage):  # a codec of clips
-        pixels = vae.decode(latents[:, :, None]).sample[:, :, 0].movedim(1, -1)
-        return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
+    if isinstance(vae, diffusers.AutoencoderKLQwenImage | diffusers.AutoencoderKLQwenImage21):
+        pixels = vae.decode(latents[:, :, None]).sample[:, :, 0].movedim(1, -1)  # of clips
+        pixels = (pixels / 2 + 0.5).clamp(0, 1)
+        if pixels.shape[-1] == 4:  # the last is opacity
+            pixels = pixels[..., :3] * pixels[..., 3:] + (1 - pixels[..., 3:])
+        return (pixels * 255).round().numpy()
     if decoder.modality == "audio" and hasattr(pipeline, "vocoder"):
         return pipeline.mel_spectrogram_to_waveform(vae.decode(latents).sample)[:, None].numpy()
     if isinstance(pipeline, diffusers.AceStepPipeline):  # as loud as a peak of -1 dB

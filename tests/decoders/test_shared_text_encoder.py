@@ -26,6 +26,7 @@ CLASSES = {
     "flux2_klein": "Qwen3ForCausalLM",
     "flux2": "Mistral3ForConditionalGeneration",
     "qwen_image": "Qwen2_5_VLForConditionalGeneration",
+    "qwen_image21": "Qwen3VLForConditionalGeneration",
     "sana": "Gemma2ForCausalLM",
     "sana_video": "Gemma2ForCausalLM",
     "nucleus_image": "Qwen3VLForConditionalGeneration",

@@ -737,6 +737,55 @@ def krea2_pipeline() -> Any:
     )
 
 
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+def qwen_image21_pipeline() -> Any:
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    text = {**language_model(), "rope_parameters": rope}
+    vision = {**_QWEN3_VISION, "deepstack_visual_indexes": [0]}
+    names = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
+    special = [f"<|{name}|>" for name in names]
+    words = word_tokenizer(
+        [*WORDS, *special], additional_special_tokens=special, model_max_length=512
+    )
+    text["vocab_size"] = len(words)
+    channels = 4
+    return diffusers.QwenImage21Pipeline(
+        processor=transformers.Qwen3VLProcessor(
+            image_processor=transformers.Qwen2VLImageProcessor(),
+            tokenizer=words,
+            video_processor=transformers.Qwen3VLVideoProcessor(),
+            chat_template=_CHATML,
+        ),
+        text_encoder=transformers.Qwen3VLForConditionalGeneration(
+            transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+        ),
+        vae=diffusers.AutoencoderKLQwenImage21(
+            base_dim=4,
+            decoder_base_dim=4,
+            z_dim=channels,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1, 0.0, -0.1, 0.2],
+            latents_std=[0.5, 1.0, 0.8, 0.6],
+        ),
+        transformer=diffusers.QwenImage21Transformer2DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            context_in_dim=WIDTH,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
 def nucleus_image_pipeline() -> Any:
     # The pipeline reads the last layer but seven. Words of its instruction are unknown ones.
     words = [*WORDS, "user", "assistant", "system"]
@@ -1172,6 +1221,11 @@ FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "flux2_klein": ("flux2", flux2_klein_pipeline, CAPTIONS | SQUARE),
     "z_image": ("z_image", z_image_pipeline, CAPTIONS | SQUARE),
     "qwen_image": ("qwen_image", qwen_image_pipeline, {"max_caption_tokens": 64, **SQUARE}),
+    "qwen_image21": (
+        "qwen_image21",
+        qwen_image21_pipeline,
+        {"max_caption_tokens": 24, "guidance": 4.0, "height": 32, "width": 64},
+    ),
     "nucleus_image": (
         "nucleus_image",
         nucleus_image_pipeline,
@@ -1283,6 +1337,11 @@ DIALECTS = {
         clock=lambda times: times * 1000,
         write=lambda answer: (-answer,),
         answer=lambda written: -written,
+    ),
+    "qwen_image21": Dialect(
+        pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),
+        clock=lambda times: times * 1000,
+        answer=lambda tokens: tokens[:, -8:],  # without those of the text
     ),
     "krea2": Dialect(
         pack=lambda pipeline, latents: pipeline._pack_latents(latents, *latents.shape),

@@ -90,14 +90,15 @@ STEP_WAITS = {
     "hunyuan_video15": 50,
     "wan_vace": 12,
     "nucleus_image": 12,
+    "qwen_image21": 29,
     **{"kandinsky5": 13, "kandinsky5_video": 13, "kandinsky6": 11, "ace_step": 13},
 } | dict.fromkeys(("stable_diffusion", "audioldm", "audioldm2", "text_to_video"), 6)
 """What diffusers itself asks the device, or copies to it, in one step: DDIM's scheduler reads its
 tables by numbers from the device; Stable Audio and Qwen-Image move tables of angles; HunyuanVideo
 1.5 sorts the positions of each caption by its mask; UniPC, which the twin of Wan VACE has, copies
 its coefficients there; Nucleus-Image counts the tokens of its experts and builds its positions;
-Kandinsky, ACE-Step and Wan VACE make one medium after the other, and prepare each between two
-steps. Elsewhere nothing does."""
+so does Qwen-Image 2.1, from its mask; like Kandinsky, ACE-Step and Wan VACE it makes one medium
+after the other, and prepares each between two steps. Elsewhere nothing does."""
 
 
 def decoders(family: str, folder: Path, device: torch.device, **changes: Any) -> list[Any]:
