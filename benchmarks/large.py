@@ -142,6 +142,7 @@ def _batch(model: AnyToAny, features: dict[str, tuple[int, int]], *, speaks: boo
         positions=torch.arange(length).repeat(CONVERSATIONS)[None],
         target_indices=supervised,
         labels=ids[supervised + 1],
+        first_tokens=torch.arange(0, len(supervised), length // 2 - 40),
         inputs=inputs,
         outputs=outputs,
         seq_lens=(length,) * CONVERSATIONS,

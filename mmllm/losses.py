@@ -9,8 +9,7 @@ Legend: P supervised positions, M media of one key, L positions of a condition.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +87,23 @@ class TextNLL:
 
     def compute(self, output: Output, batch: Batch) -> LossTerm:
         return LossTerm(output.token_nll.sum(), self.num_targets(batch))
+
+
+@dataclass(frozen=True)
+class FirstTokenNLL(TextNLL):
+    """Cross-entropy of the tokens that begin a reply or follow a medium, in addition to `text`.
+
+    They decide what a reply is: an answer or a refusal, one medium or two. Among the twenty or so
+    tokens of a reply they have little weight in `text`.
+    """
+
+    name: str = "first_token"
+
+    def num_targets(self, batch: Batch) -> int:
+        return len(batch.first_tokens)
+
+    def compute(self, output: Output, batch: Batch) -> LossTerm:
+        return LossTerm(output.token_nll[batch.first_tokens].sum(), self.num_targets(batch))
 
 
 @dataclass(frozen=True)
@@ -231,15 +247,12 @@ def build_losses(
 
     Args:
         model: its outputs are what `align` and `denoise` are computed for.
-        weights: `text`, `kl`, `align`, `denoise` -> weight, as in `StageConfig.losses`.
+        weights: name -> weight, as in `StageConfig.losses`.
         align_loss: distance of `align`: mse, smooth_l1 or cosine.
         denoise: noise levels of `denoise`; None: drawn uniformly, and all count alike.
     """
-    losses: list[Loss] = []
-    if "text" in weights:
-        losses.append(TextNLL(weights["text"]))
-    if "kl" in weights:
-        losses.append(KLToBase(weights["kl"]))
+    of_text = {"text": TextNLL, "first_token": FirstTokenNLL, "kl": KLToBase}
+    losses: list[Loss] = [of_text[name](weights[name]) for name in of_text if name in weights]
     for key in model.num_signal_tokens:
         decoder = model.decoders[key]
         if "align" in weights:
@@ -255,17 +268,14 @@ def build_losses(
     return losses
 
 
-def num_targets(losses: Sequence[Loss], batches: Iterable[Batch]) -> dict[str, int]:
+def num_targets(losses: Sequence[Loss], batches: Sequence[Batch]) -> dict[str, int]:
     """Count the targets of each loss, by name.
 
     Args:
         losses: the losses of the stage.
         batches: micro-batches.
     """
-    counts = Counter({loss.name: 0 for loss in losses})
-    for batch in batches:
-        counts.update({loss.name: loss.num_targets(batch) for loss in losses})
-    return dict(counts)
+    return {loss.name: sum(loss.num_targets(batch) for batch in batches) for loss in losses}
 
 
 def compute(losses: Sequence[Loss], output: Output, batch: Batch) -> dict[str, LossTerm]:

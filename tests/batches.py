@@ -14,7 +14,7 @@ from mmllm.losses import LossTerm
 from mmllm.model import AnyToAny
 from tests.samples import clip, picture, sound
 
-WEIGHTS = {"text": 1.0, "align": 0.5, "denoise": 0.1}
+WEIGHTS = {"text": 1.0, "first_token": 0.3, "align": 0.5, "denoise": 0.1}
 MIXED = [
     [user(picture(30), "what is this?"), assistant("a red apple")],
     [user("draw"), assistant("here", picture(90, caption="a red apple"))],

@@ -267,6 +267,14 @@ def test_another_encoder_grid_is_refused(tiny_model: AnyToAny) -> None:
         tiny_model(batch)
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_first_tokens_begin_replies_or_follow_media(tiny_model: AnyToAny, pack: bool) -> None:
+    batch = batch_of(tiny_model, MIXED, pack=pack)
+    spoken = [tiny_model.llm.tokenizer.decode(label) for label in batch.labels[batch.first_tokens]]
+    firsts = [token if token == "<|im_end|>" else token[0] for token in spoken]
+    assert firsts == ["a", "h", "<|im_end|>", "o", "t", "<|im_end|>", "t", "o"]
+
+
 def test_noise_belongs_to_the_item(tiny_model: AnyToAny) -> None:
     latents = torch.zeros(3, 2, 4)
     noise, times = losses.draw_noise(latents, [5, 6, 7])

@@ -11,7 +11,7 @@ from mmllm.config.registry import parse_component
 from mmllm.config.renamed import with_current_names
 from mmllm.errors import ConfigError, quoted
 
-LOSSES = ("text", "align", "denoise", "kl")
+LOSSES = ("text", "first_token", "align", "denoise", "kl")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class StageConfig:
         name: what the stage is called in logs and reports.
         learning_rates: pattern of parameter names (shell wildcards) -> learning rate. The only
             place that declares what trains.
-        losses: `text`, `align`, `denoise`, `kl` -> weight.
+        losses: `text`, `first_token`, `align`, `denoise`, `kl` -> weight (mmllm.losses).
         data: name -> dataset; `share` of a dataset is its part of every batch.
         output: folder of the run.
         init_from: checkpoint whose weights the stage continues from (None: untrained).
@@ -256,8 +256,8 @@ def _check(stage: StageConfig) -> None:
     unknown = set(stage.losses) - set(LOSSES)
     if unknown:
         raise ConfigError(
-            f"stage.losses: unknown loss {quoted(sorted(unknown))}; known are text, align, "
-            "denoise and kl"
+            f"stage.losses: unknown loss {quoted(sorted(unknown))}; known are text, "
+            "first_token, align, denoise and kl"
         )
     if ("kl" in stage.losses) != (stage.kl is not None):
         raise ConfigError(

@@ -126,6 +126,7 @@ class Batch:
         positions: int[B, T], position ids; int[B, T, 3] where media have a grid (M-RoPE).
         target_indices: int[P], flat positions whose hidden states predict `labels`.
         labels: int[P], rows of the output head (`mmllm.tokens`).
+        first_tokens: int[F], places among `labels` of what begins a reply or follows a medium.
         inputs: media by encoder key; every key of the model is present.
         outputs: media by decoder key; every key of the model is present.
         prefix_len: length of the text prefix that all conversations share. A pack holds it once, at
@@ -141,6 +142,7 @@ class Batch:
     positions: Tensor
     target_indices: Tensor
     labels: Tensor
+    first_tokens: Tensor
     inputs: dict[str, InputMedia]
     outputs: dict[str, OutputMedia]
     prefix_len: int = 0
@@ -239,15 +241,19 @@ def collate(
     mask = torch.zeros(rows * total, dtype=torch.bool)
     target_indices: list[int] = []
     labels: list[int] = []
+    first_tokens: list[int] = []
     for item, length, offset, own in zip(items, lengths, offsets, own_positions, strict=True):
         begin = prefix_len if pack and offset else 0  # the first conversation holds the prefix
         where = slice(offset + begin, offset + length)
         ids[where] = torch.tensor(item.ids[begin:length])
         positions[where] = own[begin:] if own.ndim > len(axes) else own[begin:, None]
         mask[where] = True
+        after_media = {span.start + span.length for span in item.outputs}
         for index, label in enumerate(item.labels):
             if label != UNSUPERVISED:  # the state before a token predicts it
                 state = index - 1
+                if item.labels[state] == UNSUPERVISED or index in after_media:
+                    first_tokens.append(len(labels))
                 target_indices.append(state if pack and state < prefix_len else offset + state)
                 labels.append(label)
     if padding:
@@ -272,6 +278,7 @@ def collate(
         positions=positions.view(rows, total, *axes),
         target_indices=torch.tensor(target_indices, dtype=torch.long),
         labels=torch.tensor(labels, dtype=torch.long),
+        first_tokens=torch.tensor(first_tokens, dtype=torch.long),
         inputs=inputs,
         outputs=outputs,
         prefix_len=prefix_len,
