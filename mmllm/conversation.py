@@ -59,8 +59,13 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text without the media."""
-        return "".join(part.text for part in self.parts if isinstance(part, Text))
+        """The text without the media; a space stands where a medium alone parted it."""
+        text, is_parted = "", False
+        for part in self.parts:
+            if isinstance(part, Text):
+                text += spaced(text, part.text) if is_parted else part.text
+            is_parted = not isinstance(part, Text)
+        return text
 
     @property
     def media(self) -> list[Medium]:
@@ -73,6 +78,17 @@ class Message:
 
 
 Conversation: TypeAlias = Sequence[Message]
+
+
+def spaced(before: str, after: str) -> str:
+    """`after` as it reads behind `before`: with a space, where a medium alone stood between them.
+
+    Args:
+        before: text that ends where the other begins.
+        after: the other text.
+    """
+    has_space = before[-1:].isspace() or after[:1].isspace()
+    return f" {after}" if before and after and not has_space else after
 
 
 def message(role: Role, *parts: str | ContentPart) -> Message:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmllm.conversation import Medium, Text
+from mmllm.conversation import Medium, Text, spaced
 from mmllm.inference.events import Done, Event, MediumReady, MediumStarted, Progress, TextDelta
 from mmllm.inference.replies import Reply
 from mmllm.server import encoding, markdown
@@ -94,11 +94,17 @@ class ChatResponseWriter:
         state = _MessageState()
         content = markdown.Content()
         in_order = self.encoder.media_format != "parts"
+        last: TextDelta | None = None
         yield self._chunk({"role": "assistant", "content": ""})
         async for event in events:
             if isinstance(event, TextDelta):
                 part = {"type": "text", "text": event.text}
-                text = content.text(event.part_index, event.text) if in_order else event.text
+                if in_order:
+                    text = content.text(event.part_index, event.text)
+                else:
+                    is_new = last is not None and last.part_index != event.part_index
+                    text = spaced(last.text, event.text) if last and is_new else event.text
+                    last = event
                 delta = {"content": text} if text else {}
                 yield self._chunk({**delta, **_parts(event.part_index, part, state)})
             elif isinstance(event, MediumStarted):

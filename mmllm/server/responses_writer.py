@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmllm.conversation import Medium, Text
+from mmllm.conversation import Medium, Text, spaced
 from mmllm.inference.events import Done, Event, MediumReady, MediumStarted, Progress, TextDelta
 from mmllm.inference.replies import Reply
 from mmllm.server import encoding, markdown
@@ -40,9 +40,11 @@ class ResponsesWriter:
         """The body of a response that is not streamed."""
         output: list[dict[str, Any]] = []
         media: list[dict[str, Any]] = []
+        before = ""  # the text of the message before
         for part in reply.message.parts:
             if isinstance(part, Text):
-                output.append(_message(encoding.new_id("msg_"), part.text))
+                output.append(_message(encoding.new_id("msg_"), spaced(before, part.text)))
+                before = part.text
                 continue
             item, medium, link = await self._medium(part, encoding.new_id("ig_"))
             output += [item] if item else []
@@ -63,6 +65,7 @@ class ResponsesWriter:
         index_of: dict[int, int] = {}
         """Part -> its place in `output`."""
         text_part: int | None = None  # the part of the text that is being written
+        before = ""  # the text that was written last
 
         def add(part_index: int, item: dict[str, Any]) -> dict[str, Any]:
             index_of[part_index] = len(output)
@@ -79,7 +82,9 @@ class ResponsesWriter:
         yield {"type": "response.in_progress", "response": self._started()}
         async for event in events:
             if isinstance(event, TextDelta):
+                delta = event.text
                 if event.part_index not in index_of:
+                    delta = spaced(before, delta)
                     for ending in end_text():
                         yield ending
                     place = add(event.part_index, _message(encoding.new_id("msg_"), ""))
@@ -88,13 +93,14 @@ class ResponsesWriter:
                     text_part = event.part_index
                 index = index_of[event.part_index]
                 item = output[index]
-                item["content"][0]["text"] += event.text
+                item["content"][0]["text"] += delta
+                before = delta
                 yield {
                     "type": "response.output_text.delta",
                     "item_id": item["id"],
                     "output_index": index,
                     "content_index": 0,
-                    "delta": event.text,
+                    "delta": delta,
                     "logprobs": [],
                 }
             elif isinstance(event, MediumStarted):

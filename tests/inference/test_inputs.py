@@ -114,6 +114,13 @@ def test_images_are_accepted_in_every_form(
     assert same(chat.reply([{"role": "user", "content": content}], **QUICK), expected)
 
 
+def test_text_that_a_medium_parts_is_joined_by_a_space(red: Path) -> None:
+    assert assistant("A cat.", Image(red), "A dog.").text == "A cat. A dog."
+    assert assistant("A cat.", Image(red), Image(red), "\nA dog.").text == "A cat.\nA dog."
+    assert assistant("A", "b").text == "Ab"
+    assert assistant(Image(red), "A dog.").text == "A dog."
+
+
 def test_a_file_name_as_text_is_refused_with_a_remedy(chat: Chat, red: Path) -> None:
     for ask in (lambda: user("what?", str(red)), lambda: chat.reply("what?", str(red))):
         with pytest.raises(ConfigError, match=r"is the name of a file: write Image\("):
