@@ -88,10 +88,9 @@ class AnyToAny(nn.Module):
         if sizes is not None:
             with torch.device("meta"):
                 projections = _projections(config, llm, encoders, decoders)
-            groups = dict(zip(PROJECTIONS, projections, strict=True))
             needed = {
                 name: sum(tensor.numel() for tensor in saved_tensors(group).values())
-                for name, group in groups.items()
+                for name, group in zip(PROJECTIONS, projections, strict=True)
             }
             check_sizes({**needed, "rows": sum(signal_tokens.values()) * llm.width}, sizes)
         with torch.random.fork_rng(devices=[]):
@@ -122,6 +121,7 @@ class AnyToAny(nn.Module):
             template=llm.chat_template,
             template_options=llm.config.template_options,
             system_prompt=llm.config.system_prompt,
+            rereads_media=config.rereads_media,
         )
         self.renderer.layouts = layouts_of(self.renderer.input_keys, encoders)
         self.renderer.references = ReferenceRules.of(decoders)

@@ -22,6 +22,9 @@ class SystemConfig:
         input_projections: key of an encoder -> Config of the projection that follows it.
         decoders: key -> Config of a frozen decoder.
         output_projections: key of a decoder -> Config of the projection in front of it.
+        rereads_media: whether what a reply made is encoded and read in front of the next request.
+            A model that was trained on replies without their media (`targets: false`) has not
+            learned to look at them, and does better from the words of its replies alone.
         licences: licences of the user's own parts (`encoders.image: MIT`).
         accept_licences: licences that forbid commercial use and are accepted (mmllm.licences).
         kernels: auto takes mmllm's own fast paths wherever they apply, reference takes none
@@ -34,6 +37,7 @@ class SystemConfig:
     input_projections: Mapping[str, Any] = field(default_factory=dict)
     decoders: Mapping[str, Any] = field(default_factory=dict)
     output_projections: Mapping[str, Any] = field(default_factory=dict)
+    rereads_media: bool = True
     licences: Mapping[str, str] = field(default_factory=dict)
     accept_licences: tuple[str, ...] = ()
     kernels: Literal["auto", "reference"] | None = None
@@ -66,9 +70,8 @@ def parse_system(tree: Any, *, warn: bool = True) -> SystemConfig:
     where = "system"
     tree = dict(as_mapping(tree, where))
     check_keys(SystemConfig, tree, where)
-    parsed: dict[str, Any] = {
-        key: tree[key] for key in ("name", "licences", "accept_licences", "kernels") if key in tree
-    }
+    plain = ("name", "rereads_media", "licences", "accept_licences", "kernels")
+    parsed: dict[str, Any] = {key: tree[key] for key in plain if key in tree}
     parsed["llm"] = parse_component("llm", tree["llm"], "llm", default="causal_lm")
     for group in ("encoders", "input_projections", "decoders", "output_projections"):
         entries = as_mapping(tree.get(group, {}), group)

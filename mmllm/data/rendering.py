@@ -106,6 +106,7 @@ class Renderer:
         template: the chat template, in jinja.
         template_options: variables of the template other than the messages.
         system_prompt: the system message of conversations that have none.
+        rereads_media: whether the media of replies are read in front of the user's next turn.
 
     Raises:
         CheckpointError: the tokenizer fails on a short text.
@@ -122,6 +123,7 @@ class Renderer:
         template: str,
         template_options: Mapping[str, Any] | None = None,
         system_prompt: str = "",
+        rereads_media: bool = True,
     ):
         self.layouts: Mapping[str, MediaLayout] = {}  # by modality
         self.references = ReferenceRules()
@@ -130,7 +132,7 @@ class Renderer:
         self.end_ids = end_ids
         self.input_keys = dict(input_keys)
         self.output_keys = dict(output_keys)
-        self.system_prompt = system_prompt
+        self.system_prompt, self.rereads_media = system_prompt, rereads_media
         self.template = template
         self.template_options = dict(template_options or {})
         self._pieces: dict[tuple[str, bool], list[int]] = {}
@@ -154,8 +156,8 @@ class Renderer:
 
         Raises:
             ContextError: the conversation is empty.
-            ConfigError: the model lacks an encoder or decoder for a medium, or the chat template
-                rejects the roles or takes too long.
+            ConfigError: the model cannot read or make a medium, or the chat template rejects the
+                roles or takes too long.
         """
         messages = list(conversation)
         if not messages:
@@ -169,10 +171,9 @@ class Renderer:
         before, role = pieces[0], None
         for slot, piece in zip(pieces[1::2], pieces[2::2], strict=True):
             message = messages[int(slot)]
-            shown: list[Medium] = []
-            if message.role == "user":
-                shown = [m for m in made if m.has_data and m.modality in self.input_keys]
-                made = []
+            rereads = self.rereads_media and message.role == "user"
+            shown = [m for m in made if rereads and m.has_data and m.modality in self.input_keys]
+            made = [] if rereads else made
             parts = [part for part in (*shown, *message.parts) if part != Text("")]
             before, parts = _lend_space(before, parts, message.role)
             head, framed, tail = frame_media(parts, message.role, self.layouts)

@@ -29,6 +29,7 @@ def renderer(system: SystemConfig) -> Renderer:
         template=chat_template(llm.chat_template, tokenizer),
         template_options=llm.template_options,
         system_prompt=llm.system_prompt,
+        rereads_media=system.rereads_media,
     )
     rendering.layouts = model.renderer.layouts
     return rendering

@@ -40,6 +40,7 @@ from mmllm.training.precompute import build_feature_cache, precompute_features
 from mmllm.training.processes import choose_precision, make_accelerator, uses_liger
 from mmllm.training.resume import CheckpointSaver, StartingPoint
 from mmllm.training.trainable import ParameterGroup, choose_trainable, replaceable_decoders
+from mmllm.training.unread_media import warn_of_unread_media
 from mmllm.utils import files
 from mmllm.utils.progress import progress_bar
 
@@ -253,6 +254,8 @@ def build_training(
         training.align_projections(stage.prealign)
     elif start == 0 and stage.init_from is None:
         _warn_about_words(model)
+    if start == 0:
+        warn_of_unread_media(model.renderer, training.mixture.sources)
     training.wrapped, training.optimizer = accelerator.prepare(model, optimizer)
     return training
 

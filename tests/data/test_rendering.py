@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from mmllm.conversation import Image, assistant, system, user
@@ -60,6 +62,17 @@ def test_made_media_are_shown_at_the_next_user_turn(tiny_model: AnyToAny) -> Non
     # What was generated before is a prefix of the later rendering: a cache stays valid.
     before = tiny_model.renderer.render(first)
     assert rendered.ids[: len(before)] == before.ids
+
+
+def test_a_system_may_leave_made_media_out_of_the_history(
+    make_model: Callable[..., AnyToAny],
+) -> None:
+    model, shown = make_model(rereads_media=False), picture()
+    before = [user("draw"), assistant("here", picture(9, caption="a cat"))]
+    rendered = model.renderer.render([*before, user(shown, "what is it?")])
+    assert [place.medium for place in rendered.inputs] == [shown]
+    alone = [user("draw"), assistant("here", Image(caption="a cat"))]
+    assert model.renderer.render([*alone, user(shown, "what is it?")]).ids == rendered.ids
 
 
 def test_a_medium_known_by_caption_only_is_not_shown(tiny_model: AnyToAny) -> None:
