@@ -82,7 +82,7 @@ def exchange(scene: Scene, seed: int) -> tuple[str, str] | None:
 def test_edits_change_what_they_name() -> None:
     scene = Scene((Group("cat"), Group("car")), "left")
     seen = set()
-    for seed in range(300):
+    for seed in range(1500):
         written = exchange(scene, seed)
         if not written:
             continue
@@ -229,7 +229,7 @@ def test_the_dataset_is_a_type_of_the_config() -> None:
     [
         (
             {"kinds": ("draw", "sing")},
-            r"data.kinds: unknown \['sing'\]; known are draw, single, typed, describe",
+            r"data.kinds: unknown \['sing'\]; known are draw, single, colour, few, typed",
         ),
         ({"split": "test"}, "data.split: expected training or heldout, got 'test'"),
     ],

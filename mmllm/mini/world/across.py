@@ -36,19 +36,40 @@ def hear_picture(talk: Talk) -> bool:
     thing = talk.rng.choice(known if talk.rng.random() < _KNOWN else list(things()))
     picture = shown(talk, thing)
     talk.ask(_either(talk, "edits", "sound", "picture_to_sound"), picture)
-    talk.scene = Scene((Group(thing),))
+    talk.turn_to(Scene((Group(thing),)))
     return sound_or_refusal(talk, thing)
 
 
 def draw_sound(talk: Talk) -> bool:
     """The user plays the sound of a thing, as it is, louder or softer, and asks for its picture."""
-    known = {name: thing for thing in things() if (name := sound_of(thing))}
+    known = _makers()
     name = talk.rng.choice(list(known))
     voice = Voice(name, loudness=talk.rng.choice((None, None, "loud", "soft")))
     sound = talk.audio(Soundscape((voice,)))
     talk.ask(_either(talk, "shown", "draw sound", "sound_to_picture"), sound)
     talk.show(Scene((Group(known[name]),)))
     return True
+
+
+def draw_made(talk: Talk) -> bool:
+    """The user asks for a picture of what moved or sounded last."""
+    if talk.clip and talk.scene:
+        scene = talk.scene
+    elif talk.scape and len(talk.scape.voices) == 1:
+        thing = _makers().get(talk.scape.voices[0].sound)
+        if thing is None:
+            return False
+        scene = Scene((Group(thing),))
+    else:
+        return False
+    talk.ask(wording("edits", "still", talk.split, talk.rng))
+    talk.show(scene)
+    return True
+
+
+def _makers() -> dict[str, str]:
+    """Sound -> the thing that makes it."""
+    return {name: thing for thing in things() if (name := sound_of(thing))}
 
 
 def animate_picture(talk: Talk) -> bool:
@@ -67,7 +88,6 @@ def animate_picture(talk: Talk) -> bool:
         return False
     talk.ask(prompt("picture_to_clip", talk.split, talk.rng), picture)
     talk.show_clip(clip)
-    talk.scene = scene
     return True
 
 
@@ -91,7 +111,7 @@ def draw_and_play(talk: Talk) -> bool:
 
 def draw_and_animate(talk: Talk) -> bool:
     """The user asks for the picture and a clip of a thing at once."""
-    scene = Scene((Group(talk.rng.choice(list(things()))),))
+    scene = talk.draw_thing()
     clip = Clip(scene, ("bounce",))
     if not talk.allowed_clip(clip):
         return False

@@ -22,55 +22,22 @@ from mmllm.mini.world.across import (
     animate_picture,
     draw_and_animate,
     draw_and_play,
+    draw_made,
     draw_sound,
     hear_picture,
 )
-from mmllm.mini.world.captions import (
-    caption,
-    clip_caption,
-    describe_clip,
-    phrase,
-)
+from mmllm.mini.world.captions import caption, describe
 from mmllm.mini.world.change_requests import edit
-from mmllm.mini.world.clips import (
-    MOTIONS,
-    Clip,
-    draw_clip,
-    draw_heldout_clip,
-    draw_training_clip,
-)
 from mmllm.mini.world.hearing import hear, play, play_scene, refuse_sound, replay
 from mmllm.mini.world.memory import name_last, recall, remember
+from mmllm.mini.world.motions import animate, change_motion, reverse, watch
 from mmllm.mini.world.negations import negate
 from mmllm.mini.world.questions import describe_picture, describe_scene, read, reread
-from mmllm.mini.world.refusals import accept, refuse, refuse_thing
+from mmllm.mini.world.refusals import accept, refuse, refuse_number, refuse_thing
 from mmllm.mini.world.scenes import Group, Scene
 from mmllm.mini.world.talk import Talk
-from mmllm.mini.world.things import things
-from mmllm.mini.world.wordings import Split, prompt, wording
-
-_GERUNDS = {
-    "left": "moving to the left",
-    "right": "moving to the right",
-    "up": "moving up",
-    "down": "moving down",
-    "grow": "growing",
-    "shrink": "shrinking",
-    "spin": "spinning",
-    "bounce": "bouncing",
-    "appear": "appearing",
-}
-_VERBS = {
-    "left": "move to the left",
-    "right": "move to the right",
-    "up": "rise",
-    "down": "fall",
-    "grow": "grow",
-    "shrink": "shrink",
-    "spin": "spin",
-    "bounce": "bounce",
-    "appear": "appear",
-}
+from mmllm.mini.world.things import COLOURS, things
+from mmllm.mini.world.wordings import Split, wording
 
 
 @dataclass(frozen=True)
@@ -105,7 +72,7 @@ def draw(talk: Talk) -> bool:
 
 def draw_thing(talk: Talk) -> bool:
     """The user asks for one thing, as it is: what is unknown is mostly asked for like this."""
-    scene = Scene((Group(talk.rng.choice(list(things()))),))
+    scene = talk.draw_thing()
     if talk.rng.random() < wordings.BARE:
         talk.ask(things()[scene.groups[0].thing].label)
         talk.show(scene)
@@ -113,64 +80,38 @@ def draw_thing(talk: Talk) -> bool:
     return _draw(talk, scene)
 
 
+def draw_coloured(talk: Talk) -> bool:
+    """The user asks for one thing in a colour, its own or any other."""
+    group = Group(talk.rng.choice(talk.paintable), colour=talk.rng.choice(list(COLOURS)))
+    return talk.allowed(Scene((group,))) and _draw(talk, Scene((group,)))
+
+
 def draw_typed(talk: Talk) -> bool:
     """The user asks for one thing, or a scene, and misspells what matters."""
     if talk.rng.random() < 0.6:
-        return _draw(talk, Scene((Group(talk.rng.choice(list(things()))),)), typed=True)
+        return _draw(talk, talk.draw_thing(), typed=True)
     return _draw(talk, talk.draw_scene(), typed=True)
 
 
-def _draw(talk: Talk, scene: Scene, *, typed: bool = False) -> bool:
-    words = caption(scene, talk.rng, talk.wording)
+def draw_few(talk: Talk) -> bool:
+    """The user asks for two or three things, in the fewest words: a cat and a dog."""
+    scene = replace(talk.draw_scene(), ground=None)
+    if not 2 <= len(scene.groups) <= 3:
+        return False
+    if talk.rng.random() < 0.7:
+        scene = replace(scene, layout="pair" if len(scene.groups) == 2 else "row")
+    words = describe(scene) if talk.split == "training" else None
+    return _draw(talk, scene, words)
+
+
+def _draw(talk: Talk, scene: Scene, words: str | None = None, *, typed: bool = False) -> bool:
+    words = words or caption(scene, talk.rng, talk.wording)
     for frame in ("a picture of ", "an image of ", "a drawing of ", "a photo of "):
         words = words.removeprefix(frame)
     words = words.removeprefix("an illustration of ")
     text = wordings.request("draw", words, talk.split, talk.rng)
     talk.ask(wordings.misspell(text, words, talk.rng) if typed else text, typed=typed)
     talk.show(scene)
-    return True
-
-
-def animate(talk: Talk) -> bool:
-    """The user asks for a clip, or for what was drawn to move."""
-    scene = talk.scene
-    if scene and len(scene.groups) == 1 and scene.groups[0].count == 1 and talk.rng.random() < 0.5:
-        motion = talk.rng.choice(list(MOTIONS))
-        clip = Clip(replace(scene, groups=(replace(scene.groups[0], size=None),)), (motion,))
-        slots = {"motion": _GERUNDS[motion], "motion_verb": _VERBS[motion]}
-        words = wording("edits", "animate", talk.split, talk.rng).format(**slots)
-        if _VERBS[motion] not in words and _GERUNDS[motion] not in words:
-            clip = replace(clip, motions=("bounce",))  # what moves for no stated reason bounces
-        text = words[0].upper() + words[1:]
-    else:
-        clip, words = _clip(talk)
-        if talk.rng.random() < 0.5:
-            text = prompt("animate", talk.split, talk.rng).format(caption=words)
-        else:
-            text = wordings.request("animate", words, talk.split, talk.rng)
-    if not talk.allowed_clip(clip):
-        return False
-    talk.ask(text)
-    talk.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
-    talk.show_clip(clip)
-    return True
-
-
-def _clip(talk: Talk) -> tuple[Clip, str]:
-    """A clip and its caption; in one of four a thing bounces without a word of its motion."""
-    if talk.rng.random() < 0.25:
-        scene = Scene((Group(talk.rng.choice(list(things()))),))
-        return Clip(scene, ("bounce",)), phrase(scene.groups[0], talk.rng, talk.wording)
-    clip = draw_clip(talk.rng)
-    return clip, clip_caption(clip, talk.rng, talk.wording)
-
-
-def watch(talk: Talk) -> bool:
-    """The user shows a clip and asks what happens."""
-    clip = (draw_heldout_clip if talk.is_heldout else draw_training_clip)(talk.rng)
-    talk.ask(wording("shown", "watch", talk.split, talk.rng), talk.video(clip))
-    plain = replace(clip, scene=replace(clip.scene, ground=None))
-    talk.answer(f"I see {describe_clip(plain)}.")
     return True
 
 
@@ -183,9 +124,17 @@ def small_talk(talk: Talk) -> bool:
     return True
 
 
+def follow(talk: Talk) -> bool:
+    """The user goes on with what was made last: changes it, or asks for it in another medium."""
+    made = (edit, play_scene, draw_made, change_motion, reverse, replay)
+    return any(exchange(talk) for exchange in talk.rng.sample(made, len(made)))
+
+
 KINDS: dict[str, tuple[Exchange, ...]] = {
     "draw": (draw,),
     "single": (draw_thing,),
+    "colour": (draw_coloured,),
+    "few": (draw_few,),
     "typed": (draw_typed,),
     "describe": (describe_scene,),
     "picture": (describe_picture,),
@@ -197,6 +146,7 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
     "across": (hear_picture, draw_sound, animate_picture, draw_and_play, draw_and_animate),
     "refuse": (refuse, refuse, refuse, refuse_sound),
     "unknown": (refuse_thing,),
+    "number": (refuse_number,),
     "accept": (refuse, accept),
     "negate": (negate,),
     "memory": (draw, draw, draw, edit, edit, animate, play, remember, remember, remember),
@@ -204,19 +154,21 @@ KINDS: dict[str, tuple[Exchange, ...]] = {
     "recall": (draw, draw_thing, draw, play, small_talk, edit, recall),
     "talk": (small_talk,),
     "edits": (draw, edit, edit, edit),
+    "follow": (draw_thing, draw_few, animate, play, edit, follow),
     "replay": (play, replay),
     "mixed": (
         *(draw, edit, edit, animate, read, reread, remember, small_talk, refuse),
-        *(play, replay, play_scene, hear, watch, negate, accept, small_talk, recall),
+        *(play, replay, play_scene, hear, watch, negate, accept, small_talk, recall, follow),
     ),
 }
 """Kind of conversation -> what may happen in it; those in _BEGINNING begin with the
 first, those in _ENDING end with the last."""
 _BEGINNING = ("edits", "replay", "memory", "accept", "recall")
-_ENDING = ("memory", "last", "recall", "accept")
+_ENDING = ("memory", "last", "recall", "accept", "follow")
 _TRIES = 20
 _LENGTHS = {
     "edits": (2, 4),
+    "follow": (2, 4),
     "replay": (2, 3),
     "memory": (2, 6),
     "last": (2, 3),
@@ -225,27 +177,31 @@ _LENGTHS = {
     "mixed": (3, 8),
 }
 _SHARES = {
-    "draw": 0.07,
+    "draw": 0.05,
     "single": 0.04,
-    "typed": 0.15,
+    "colour": 0.04,
+    "few": 0.05,
+    "typed": 0.12,
     "describe": 0.02,
-    "picture": 0.03,
+    "picture": 0.02,
     "read": 0.06,
     "animate": 0.05,
     "watch": 0.02,
-    "play": 0.05,
+    "play": 0.04,
     "hear": 0.03,
-    "across": 0.08,
+    "across": 0.06,
     "refuse": 0.04,
     "unknown": 0.03,
+    "number": 0.02,
     "accept": 0.02,
     "negate": 0.04,
-    "memory": 0.04,
+    "memory": 0.03,
     "last": 0.02,
     "recall": 0.03,
     "talk": 0.03,
     "edits": 0.08,
-    "replay": 0.03,
+    "follow": 0.06,
+    "replay": 0.02,
     "mixed": 0.07,
 }
 

@@ -6,6 +6,7 @@ take (a fifth thing, a colour for something of many hues) is an EditError that s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mmllm.mini.world.scenes import MOST, Group, Layout, Scene, Size
@@ -16,10 +17,19 @@ class EditError(ValueError):
     """Why a scene cannot be changed so."""
 
 
-def recolour(scene: Scene, index: int, colour: str | None) -> Scene:
-    """The scene with one group in another colour; None gives back the colours of the thing."""
+def recolour(
+    scene: Scene, index: int, colour: str | None, paintable: Sequence[str] | None = None
+) -> Scene:
+    """The scene with one group in another colour; None gives back the colours of the thing.
+
+    Args:
+        scene: what there is.
+        index: of the group.
+        colour: one of COLOURS, or None.
+        paintable: the things that take a colour; those that are rendered in one by default.
+    """
     group = _group(scene, index)
-    if colour is not None and group.thing not in colourable():
+    if colour is not None and group.thing not in (paintable or colourable()):
         raise EditError(f"{things()[group.thing].caption} keeps its colours")
     return _with(scene, index, replace(group, colour=colour))
 

@@ -147,5 +147,5 @@ def _answer(talk: Talk, scape: Soundscape) -> None:
     words = describe_soundscape(scape)
     talk.shown[len(talk.messages)] = scape
     talk.answer(announce_soundscape(scape), talk.audio(scape, words))
-    talk.scape = scape
+    talk.scape, talk.clip = scape, None
     talk.made.append(("played", words))

@@ -35,7 +35,7 @@ def describe_scene(talk: Talk) -> bool:
         scene = replace(scene, layout="left")
     talk.ask(wording("questions", "what", talk.split, talk.rng), talk.image(scene))
     talk.answer(f"I see {describe(replace(scene, ground=None))}.")
-    talk.scene = scene
+    talk.turn_to(scene)
     return True
 
 
@@ -81,7 +81,8 @@ def question(talk: Talk, scene: Scene, kind: str | None = None, *shown: Image) -
     asked = wording("questions", kind, talk.split, talk.rng).format(**slots)
     talk.ask(asked[0].upper() + asked[1:], *shown)
     talk.answer(answer)
-    talk.scene = scene
+    if shown:
+        talk.turn_to(scene)
     return True
 
 

@@ -15,7 +15,7 @@ _COMPANY = ("{known} and {unknown}", "{unknown} and {known}", "{unknown} next to
 
 def refuse(talk: Talk) -> bool:
     """The user asks for an unknown thing, number, colour or in an unknown language."""
-    kind = talk.rng.choice((refuse_thing, refuse_thing, _number, _colour, _language))
+    kind = talk.rng.choice((refuse_thing, refuse_thing, refuse_number, _colour, _language))
     return kind(talk)
 
 
@@ -44,12 +44,20 @@ def refuse_thing(talk: Talk) -> bool:
     return True
 
 
-def _number(talk: Talk) -> bool:
-    known = _known(talk)
+def refuse_number(talk: Talk) -> bool:
+    """The user asks for more than four of a thing, or for so many of what was drawn."""
+    scene, known = talk.scene, _known(talk)
+    is_change = scene is not None and len(scene.groups) == 1 and talk.rng.random() < 0.5
+    if scene and is_change:
+        known = things()[scene.groups[0].thing]
     word = _pick(talk, list(unknown.NUMBERS))
     if not known.countable:
         return False
-    talk.ask(wordings.request("draw", f"{word} {known.plural}", talk.split, talk.rng))
+    if is_change:
+        text = wordings.wording("edits", "count", talk.split, talk.rng)
+        talk.ask(text.format(number=word, many=known.plural))
+    else:
+        talk.ask(wordings.request("draw", f"{word} {known.plural}", talk.split, talk.rng))
     many = f"{unknown.NUMBERS[word]} {known.plural}"
     talk.answer(f"I cannot draw {many}: I can count to four. Shall I draw four {known.plural}?")
     talk.offer = Scene((Group(known.id, 4),))

@@ -16,9 +16,15 @@ from mmllm.mini.world.captions import (
 from mmllm.mini.world.clips import FPS, Clip, render_clip
 from mmllm.mini.world.clips import is_training as is_training_clip
 from mmllm.mini.world.rendering import render
-from mmllm.mini.world.scenes import Scene, draw_heldout_scene, draw_training_scene, is_training
+from mmllm.mini.world.scenes import (
+    Group,
+    Scene,
+    draw_heldout_scene,
+    draw_training_scene,
+    is_training,
+)
 from mmllm.mini.world.sounds import RATE, Soundscape, render_soundscape
-from mmllm.mini.world.things import things
+from mmllm.mini.world.things import colourable, things
 from mmllm.mini.world.wordings import Split, roughen
 
 
@@ -38,6 +44,7 @@ class Talk:
         self.messages: list[Message] = []
         self.scene: Scene | None = None  # what was drawn or shown last
         self.scape: Soundscape | None = None  # what was played last
+        self.clip: Clip | None = None  # the last medium, where it is a clip
         self.offer: Scene | None = None  # what was offered instead of what cannot be drawn
         self.made: list[tuple[str, str]] = []  # (verb in the past, caption) of all that was made
         # Place of a reply among the messages -> what its medium is to show.
@@ -52,6 +59,12 @@ class Talk:
     def wording(self) -> Wording:
         """How scenes are put by the user."""
         return "heldout" if self.split == "heldout" else "training"
+
+    @property
+    def paintable(self) -> tuple[str, ...]:
+        """The things that may be asked for in a colour; all, where nothing is rendered: the image
+        decoder paints cars blue, though it has learned colours on things of one hue alone."""
+        return colourable() if self.targets else tuple(things())
 
     def ask(self, text: str, *media: Medium, typed: bool = False) -> None:
         """A turn of the user; a medium stands before or after the words.
@@ -71,12 +84,16 @@ class Talk:
         """A turn of the assistant: words and media."""
         self.messages.append(assistant(*parts))
 
+    def turn_to(self, scene: Scene) -> None:
+        """Make a scene what the conversation is about."""
+        self.scene, self.scape, self.clip = scene, None, None
+
     def show(self, scene: Scene) -> None:
         """Answer with a scene: in words, then as an image."""
         words = describe(scene)
         self.shown[len(self.messages)] = scene
         self.answer(announce(scene), self.image(scene, words))
-        self.scene, self.scape = scene, None
+        self.turn_to(scene)
         self.made.append(("drew", words))
 
     def show_clip(self, clip: Clip, *before: ContentPart) -> None:
@@ -91,6 +108,8 @@ class Talk:
         if before:
             announced = f"And h{announced[1:]}"
         self.answer(*before, announced, self.video(clip, words))
+        self.scape, self.clip = None, clip
+        self.scene = clip.scene if len(clip.scene.groups) == 1 else None  # what "it" is now
         self.made.append(("animated", words))
 
     def image(self, scene: Scene, words: str | None = None) -> Image:
@@ -111,6 +130,10 @@ class Talk:
             return Audio(caption=words)
         wave = render_soundscape(scape, self.rng, heldout_takes=self.is_heldout)
         return Audio.from_numpy(wave, RATE, caption=words)
+
+    def draw_thing(self) -> Scene:
+        """A scene of one thing, as it is."""
+        return Scene((Group(self.rng.choice(list(things()))),))
 
     def draw_scene(self) -> Scene:
         """A scene of the split."""
