@@ -94,7 +94,7 @@ class ChatResponseWriter:
         state = _MessageState()
         content = markdown.Content()
         in_order = self.encoder.media_format != "parts"
-        last: TextDelta | None = None
+        before, place = "", -1  # the text that was written last, and its part
         yield self._chunk({"role": "assistant", "content": ""})
         async for event in events:
             if isinstance(event, TextDelta):
@@ -102,9 +102,9 @@ class ChatResponseWriter:
                 if in_order:
                     text = content.text(event.part_index, event.text)
                 else:
-                    is_new = last is not None and last.part_index != event.part_index
-                    text = spaced(last.text, event.text) if last and is_new else event.text
-                    last = event
+                    is_same = event.part_index == place
+                    text = event.text if is_same else spaced(before, event.text)
+                    before, place = text or before, event.part_index
                 delta = {"content": text} if text else {}
                 yield self._chunk({**delta, **_parts(event.part_index, part, state)})
             elif isinstance(event, MediumStarted):

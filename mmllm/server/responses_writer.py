@@ -44,7 +44,7 @@ class ResponsesWriter:
         for part in reply.message.parts:
             if isinstance(part, Text):
                 output.append(_message(encoding.new_id("msg_"), spaced(before, part.text)))
-                before = part.text
+                before = part.text or before
                 continue
             item, medium, link = await self._medium(part, encoding.new_id("ig_"))
             output += [item] if item else []
@@ -94,7 +94,7 @@ class ResponsesWriter:
                 index = index_of[event.part_index]
                 item = output[index]
                 item["content"][0]["text"] += delta
-                before = delta
+                before = delta or before
                 yield {
                     "type": "response.output_text.delta",
                     "item_id": item["id"],

@@ -137,10 +137,7 @@ def guiding(family: str, pipeline, guidance: float, negative: str, num: int = 2)
     words = {"negative_prompt": [negative] * num} if negative else {}
     if family.startswith("kandinsky"):  # without one, a prompt of its own is negative
         return {"guidance_scale": guidance, "negative_prompt": [negative] * num}
-    if family in (
-        "qwen_image",
-        "qwen_image21",
-    ):  # without a negative caption it would not be guided
+    if family.startswith("qwen_image"):  # without a negative caption it would not be guided
         return {"true_cfg_scale": guidance, "negative_prompt": [negative] * num}
     if family == "ltx2":  # of the other kinds of guidance, which are off without guidance
         words["spatio_temporal_guidance_blocks"] = [1]

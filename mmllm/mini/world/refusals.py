@@ -46,14 +46,13 @@ def refuse_thing(talk: Talk) -> bool:
 
 def refuse_number(talk: Talk) -> bool:
     """The user asks for more than four of a thing, or for so many of what was drawn."""
-    scene, known = talk.scene, _known(talk)
-    is_change = scene is not None and len(scene.groups) == 1 and talk.rng.random() < 0.5
-    if scene and is_change:
-        known = things()[scene.groups[0].thing]
+    known, drawn = _known(talk), None
+    if talk.scene and len(talk.scene.groups) == 1 and talk.rng.random() < 0.5:
+        known = drawn = things()[talk.scene.groups[0].thing]
     word = _pick(talk, list(unknown.NUMBERS))
     if not known.countable:
         return False
-    if is_change:
+    if drawn:
         text = wordings.wording("edits", "count", talk.split, talk.rng)
         talk.ask(text.format(number=word, many=known.plural))
     else:
